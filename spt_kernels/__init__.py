@@ -1,0 +1,99 @@
+"""The public verbs and nouns of `spt_kernels`, each loaded on first use so that importing costs nothing.
+
+Neither a GPU, nor Triton, nor the compiled module is needed to import; `backends()` says which
+of them are present.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# public name -> module that defines it, in the order in which data flows
+_HOME = {
+    "Sensitivity": "sensitivity",
+    "measure_sensitivity": "sensitivity",
+    "AdapterSpec": "allocation",
+    "LoraSpec": "allocation",
+    "Plan": "allocation",
+    "allocate": "allocation",
+    "apply": "tuning",
+    "AdapterLinear": "layers",
+    "LoraLinear": "layers",
+    "SparseDeltaConv2d": "layers",
+    "SparseDeltaLinear": "layers",
+    "SparseDeltaNorm": "layers",
+    "SparseAdamW": "optim",
+    "param_groups": "optim",
+    "load_delta": "delta",
+    "merge": "delta",
+    "save_delta": "delta",
+    "unload": "delta",
+    "MemoryEstimate": "memory",
+    "estimate_memory": "memory",
+    "BaseModelMismatch": "errors",
+    "DeltaFormatError": "errors",
+    "backends": "backends",
+}
+
+__all__ = [
+    "AdapterLinear",
+    "AdapterSpec",
+    "BaseModelMismatch",
+    "DeltaFormatError",
+    "LoraLinear",
+    "LoraSpec",
+    "MemoryEstimate",
+    "Plan",
+    "Sensitivity",
+    "SparseAdamW",
+    "SparseDeltaConv2d",
+    "SparseDeltaLinear",
+    "SparseDeltaNorm",
+    "__version__",
+    "allocate",
+    "apply",
+    "backends",
+    "estimate_memory",
+    "load_delta",
+    "measure_sensitivity",
+    "merge",
+    "ops",
+    "param_groups",
+    "save_delta",
+    "unload",
+]
+
+if TYPE_CHECKING:
+    from . import ops as ops
+    from .allocation import AdapterSpec, LoraSpec, Plan, allocate
+    from .backends import backends
+    from .delta import load_delta, merge, save_delta, unload
+    from .errors import BaseModelMismatch, DeltaFormatError
+    from .layers import (
+        AdapterLinear,
+        LoraLinear,
+        SparseDeltaConv2d,
+        SparseDeltaLinear,
+        SparseDeltaNorm,
+    )
+    from .memory import MemoryEstimate, estimate_memory
+    from .optim import SparseAdamW, param_groups
+    from .sensitivity import Sensitivity, measure_sensitivity
+    from .tuning import apply
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return importlib.import_module(".ops", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value  # the next access is an ordinary one
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
