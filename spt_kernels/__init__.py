@@ -35,7 +35,7 @@ _HOME = {
     "estimate_memory": "memory",
     "BaseModelMismatch": "errors",
     "DeltaFormatError": "errors",
-    "backends": "backends",
+    "backends": "environment",
 }
 
 __all__ = [
@@ -69,7 +69,7 @@ __all__ = [
 if TYPE_CHECKING:
     from . import ops as ops
     from .allocation import AdapterSpec, LoraSpec, Plan, allocate
-    from .backends import backends
+    from .environment import backends
     from .delta import load_delta, merge, save_delta, unload
     from .errors import BaseModelMismatch, DeltaFormatError
     from .layers import (

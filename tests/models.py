@@ -13,7 +13,12 @@ def tiny_vit(seed: int = 0, *, num_classes: int = 5, depth: int = 2, width: int 
     """A timm ViT of 16×16 images, 16 patches, three heads; weights spread so that no gradient is zero."""
     torch.manual_seed(seed)
     model = VisionTransformer(
-        img_size=16, patch_size=4, embed_dim=width, depth=depth, num_heads=3, num_classes=num_classes
+        img_size=16,
+        patch_size=4,
+        embed_dim=width,
+        depth=depth,
+        num_heads=3,
+        num_classes=num_classes,
     )
     return _spread(model)
 
@@ -34,9 +39,11 @@ def tiny_swin(seed: int = 0, *, num_classes: int = 5) -> nn.Module:
 
 
 def tiny_convnext(seed: int = 0, *, num_classes: int = 5) -> nn.Module:
-    """A timm ConvNeXt of 32×32 images with two stages: depthwise convolutions, layer scale."""
+    """A timm ConvNeXt of 32×32 images with four stages: depthwise convolutions, layer scale."""
     torch.manual_seed(seed)
-    model = ConvNeXt(depths=(1, 1), dims=(8, 16), num_classes=num_classes, ls_init_value=0.5)
+    model = ConvNeXt(
+        depths=(1, 1, 1, 1), dims=(8, 12, 16, 20), num_classes=num_classes, ls_init_value=0.5
+    )
     return _spread(model)
 
 

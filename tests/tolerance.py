@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def assert_within_budget(actual: Tensor, plain: Tensor, truth: Tensor, *, factor: float = 2.0) -> None:
+def assert_within_budget(
+    actual: Tensor, plain: Tensor, truth: Tensor, *, factor: float = 2.0
+) -> None:
     """Fail unless `actual` is about as close to `truth` as `plain`, the ordinary computation in the same dtype.
 
     Args:
@@ -15,7 +17,9 @@ def assert_within_budget(actual: Tensor, plain: Tensor, truth: Tensor, *, factor
         truth: the same computation in float64.
         factor: how many times the plain error is allowed.
     """
-    assert actual.shape == truth.shape, f"shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
+    assert actual.shape == truth.shape, (
+        f"shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
+    )
     assert not actual.isnan().any(), "NaN in the result"
     if truth.numel() == 0:
         return
