@@ -1,4 +1,4 @@
-"""The public verbs and nouns of `spt_kernels`, each loaded on first use so that importing costs nothing.
+"""The public verbs and nouns of `spt_kernels`, each loaded on first use: importing is free.
 
 Neither a GPU, nor Triton, nor the compiled module is needed to import; `backends()` says which
 of them are present.
@@ -69,8 +69,8 @@ __all__ = [
 if TYPE_CHECKING:
     from . import ops as ops
     from .allocation import AdapterSpec, LoraSpec, Plan, allocate
-    from .environment import backends
     from .delta import load_delta, merge, save_delta, unload
+    from .environment import backends
     from .errors import BaseModelMismatch, DeltaFormatError
     from .layers import (
         AdapterLinear,

@@ -1,4 +1,4 @@
-"""What every test process sets: pinned Triton defaults, two threads, GPU tests skipped where there is no GPU."""
+"""What every test process sets: Triton defaults, two threads, GPU tests skipped without a GPU."""
 
 from __future__ import annotations
 

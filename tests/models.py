@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def tiny_vit(seed: int = 0, *, num_classes: int = 5, depth: int = 2, width: int = 24) -> nn.Module:
-    """A timm ViT of 16×16 images, 16 patches, three heads; weights spread so that no gradient is zero."""
+    """A timm ViT of 16×16 images, 16 patches, three heads; no parameter left at a constant."""
     torch.manual_seed(seed)
     model = VisionTransformer(
         img_size=16,

@@ -1,4 +1,4 @@
-"""The one error budget: against float64, at most twice the plain computation's error, plus one rounding."""
+"""The one error budget: at most twice the plain computation's error, plus one rounding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def assert_within_budget(
     actual: Tensor, plain: Tensor, truth: Tensor, *, factor: float = 2.0
 ) -> None:
-    """Fail unless `actual` is about as close to `truth` as `plain`, the ordinary computation in the same dtype.
+    """Fail unless `actual` is about as close to `truth` as `plain` is.
 
     Args:
         actual: what is under test, any floating dtype.

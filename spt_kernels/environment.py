@@ -1,0 +1,53 @@
+"""What this installation and machine offer: `backends()`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Backends:
+    """Which implementations of the ops can run here; `None` means absent.
+
+    Attributes:
+        native: `"available"` when the compiled C++ module for CPU tensors is there.
+        triton: the version of Triton, which the kernels for CUDA tensors need.
+        cuda: the name of the first CUDA device.
+        missing: for each absent backend, one sentence that says why and what to do.
+    """
+
+    native: str | None
+    triton: str | None
+    cuda: str | None
+    missing: dict[str, str]
+
+    def __str__(self) -> str:
+        rows = [("reference", "available")]
+        for name in ("native", "triton", "cuda"):
+            present = getattr(self, name)
+            rows.append((name, present if present else f"absent: {self.missing[name]}"))
+        return "\n".join(f"{name:<10} {state}" for name, state in rows)
+
+
+def backends() -> Backends:
+    """Say which backends are present. On a CPU, `native` comes before `reference`."""
+    import torch
+
+    from . import native
+
+    missing = {}
+    if not native.available():
+        missing["native"] = native.why_unavailable()
+    triton = None
+    if importlib.util.find_spec("triton") is None:
+        missing["triton"] = "install it with `pip install triton` (CUDA ops need it)"
+    else:
+        triton = importlib.metadata.version("triton")
+    cuda = None
+    if not torch.cuda.is_available():
+        missing["cuda"] = "torch sees no CUDA device"
+    else:
+        cuda = torch.cuda.get_device_name(0)
+    return Backends("available" if native.available() else None, triton, cuda, missing)
