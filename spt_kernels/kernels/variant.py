@@ -1,0 +1,53 @@
+"""What one shipped specialisation of a Triton kernel is: enough to compile it without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# Triton's spelling of a pointer to each element type
+POINTER: Mapping[torch.dtype, str] = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+# The dtypes that activations, gradients and weights come in
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def short_name(dtype: torch.dtype) -> str:
+    """`fp32`, `bf16`, `fp16`, ...: how a variant's name spells its dtypes."""
+    return POINTER[dtype].removeprefix("*")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel with everything that Triton specialises on, as the launcher would pass it.
+
+    Attributes:
+        name: unique within its file, e.g. `"tiles-bf16-64x64"`.
+        kernel: the `@triton.jit` function.
+        signature: run-time argument -> Triton type (`"*bf16"`, `"i32"`), constexprs left out.
+        constexprs: value of every `tl.constexpr` argument, and of run-time integers that are
+            always 1 at launch (a unit stride), which Triton folds in as constants too.
+        num_warps: warps per program.
+        num_stages: depth of software pipelining.
+        aligned: run-time arguments that Triton finds divisible by 16 at launch: pointers from the
+            allocator, sizes and strides that are multiples of 16.
+        load_bits: the width that global loads must reach in the compiled code; 0 promises nothing.
+    """
+
+    name: str
+    kernel: Any
+    signature: Mapping[str, str]
+    constexprs: Mapping[str, Any]
+    num_warps: int = 4
+    num_stages: int = 1
+    aligned: tuple[str, ...] = ()
+    load_bits: int = 0
