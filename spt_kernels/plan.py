@@ -1,4 +1,4 @@
-"""The `Plan`: which parameters of a model are trained one by one, and which matrices get a LoRA or an Adapter."""
+"""The `Plan`: which entries of a model are trained, and which matrices get a LoRA or an Adapter."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], unstructured: Mapping[str, Tensor]) -> Plan:
-        """The plan that `to_json` described, with its positions; `ValueError` if they do not fit."""
+        """The plan that `to_json` described; `ValueError` if it and the positions do not fit."""
         from .anatomy import ParameterInfo
 
         values = dict(document)
@@ -226,7 +226,7 @@ class Plan:
             raise ValueError(f"not the description of a plan: {error!r}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file; an older file at `path` stays whole until the new one is complete."""
+        """Write a safetensors file, whole or not at all."""
         tensors = {
             # int32 holds every position of a parameter below 2^31 elements, at half the size
             name: positions.to(torch.int32 if self.info[name].numel < 2**31 else torch.int64)
@@ -236,7 +236,7 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
-        """Read what `save` wrote; `DeltaFormatError` if anything in the file is not as it should be."""
+        """Read what `save` wrote; `DeltaFormatError` if anything in it is not as it should be."""
         document, tensors = plan_file.read(path)
         try:
             return cls.from_json(document, {name: t.to(torch.int64) for name, t in tensors.items()})

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -14,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .errors import DeltaFormatError
+from .task_file.atomic import write_atomically
 
 FORMAT = "spt-plan"
 FORMAT_VERSION = 1
@@ -22,7 +22,7 @@ FORMAT_VERSION = 1
 def write(
     path: str | os.PathLike[str], document: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Write the file whole or not at all: an older one at `path` is replaced in one step at the end."""
+    """Write the file whole or not at all; an older one at `path` stays until the end."""
     text = json.dumps(document, sort_keys=True)
     header = {
         "format": FORMAT,
@@ -32,16 +32,7 @@ def write(
     }
     # one key, because safetensors writes several in an order that differs from run to run
     data = save(dict(tensors), metadata={"spt": json.dumps(header, sort_keys=True)})
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, data)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
