@@ -1,0 +1,176 @@
+"""What one parameter of a model is: its kind, the operations of its rows, and its block."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+Kind = Literal["linear", "conv2d", "norm", "bias", "other"]
+
+_FUSED = {"qkv": ("q", "k", "v"), "kv": ("k", "v"), "qk": ("q", "k")}
+_SEPARATE = {
+    **dict.fromkeys(("q_proj", "query", "to_q", "q_linear"), "q"),
+    **dict.fromkeys(("k_proj", "key", "to_k", "k_linear"), "k"),
+    **dict.fromkeys(("v_proj", "value", "to_v", "v_linear"), "v"),
+}
+_BLOCK = re.compile(
+    r"(?:(?:blocks|layers?|stages?|resblocks|h)\d*\.\d+|encoder_layer_\d+|features\.\d+\.\d+)$"
+)
+_NORM_NAME = re.compile(r"norm|(?:^|[._])(?:bn|ln)\d*(?:$|[._])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Rows `start:stop` (along dimension 0) of a parameter that serve one operation."""
+
+    operation: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """What one parameter is, as far as allocation and tuning need to know.
+
+    Attributes:
+        kind: `linear` or `conv2d` (the weight of such a module), `norm` (weight or bias of a norm),
+            `bias` (of a Linear or Conv2d), or `other` (tokens, tables, layer scales, ...).
+        shape: the parameter's shape.
+        row_blocks: its rows by operation; several for a fused matrix (q, k, v), otherwise one.
+        groups: of a convolution.
+        block: the block of the model that owns it, as `blocks.0` or `stages.2.blocks.1`; or "".
+    """
+
+    kind: Kind
+    shape: tuple[int, ...]
+    row_blocks: tuple[RowBlock, ...]
+    groups: int = 1
+    block: str = ""
+
+    @property
+    def operation(self) -> str:
+        """The operations of all rows, joined: `qkv`, `proj`, `fc1`."""
+        return "".join(rows.operation for rows in self.row_blocks)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is the weight of a Linear or Conv2d."""
+        return self.kind in ("linear", "conv2d")
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it holds."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values; `from_json` reads it back."""
+        return {
+            "kind": self.kind,
+            "shape": list(self.shape),
+            "rows": [[rows.operation, rows.start, rows.stop] for rows in self.row_blocks],
+            "groups": self.groups,
+            "block": self.block,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ParameterInfo:
+        """Read what `to_json` wrote; ValueError when it is not that."""
+        try:
+            if value["kind"] not in get_args(Kind):
+                raise ValueError(f"kind {value['kind']!r}")
+            return cls(
+                kind=value["kind"],
+                shape=tuple(int(size) for size in value["shape"]),
+                row_blocks=tuple(
+                    RowBlock(str(operation), int(start), int(stop))
+                    for operation, start, stop in value["rows"]
+                ),
+                groups=int(value["groups"]),
+                block=str(value["block"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not the description of a parameter: {value!r} ({error})") from error
+
+
+def describe(model: nn.Module) -> dict[str, ParameterInfo]:
+    """Describe every named parameter of a model, in order; a shared one under its first name."""
+    owners = {
+        id(parameter): (module, local)
+        for module in reversed(list(model.modules()))
+        for local, parameter in module._parameters.items()
+        if parameter is not None
+    }
+    result = {}
+    for name, parameter in model.named_parameters():
+        module, local = owners[id(parameter)]
+        kind = _kind(module, local, parameter.ndim, parameter.is_floating_point())
+        shape = tuple(parameter.shape)
+        groups = module.groups if kind == "conv2d" and isinstance(module, nn.Conv2d) else 1
+        fused = isinstance(module, nn.Linear)
+        rows = _row_blocks(name, shape, fused)
+        result[name] = ParameterInfo(kind, shape, rows, groups, _block(name))
+    return result
+
+
+def guess(name: str, shape: Sequence[int]) -> ParameterInfo:
+    """Describe a parameter of which only the name and shape are known.
+
+    Two dimensions make a Linear and four a Conv2d (depthwise when it has one input channel); a
+    vector is a norm's when its module is called one, else a bias.
+    """
+    shape = tuple(shape)
+    module_name = name.rpartition(".")[0]
+    kind: Kind = "other"
+    if name.endswith(("_table", "_embed", "_embedding", "_token", "_tokens")):
+        pass
+    elif len(shape) == 2:
+        kind = "linear"
+    elif len(shape) == 4:
+        kind = "conv2d"
+    elif len(shape) == 1:
+        kind = "norm" if _NORM_NAME.search(module_name) else "bias"
+    groups = shape[0] if kind == "conv2d" and shape[1] == 1 else 1
+    fused = kind in ("linear", "bias")
+    return ParameterInfo(kind, shape, _row_blocks(name, shape, fused), groups, _block(name))
+
+
+def _kind(module: nn.Module, local: str, ndim: int, is_floating: bool) -> Kind:
+    if local not in ("weight", "bias") or not is_floating:
+        return "other"
+    if isinstance(module, nn.Linear):
+        return "linear" if local == "weight" else "bias"
+    if isinstance(module, nn.Conv2d):
+        return "conv2d" if local == "weight" else "bias"
+    # timm and others write their own norms: what they share is the word, and one number per channel
+    is_norm = isinstance(module, nn.LayerNorm) or "norm" in type(module).__name__.lower()
+    return "norm" if is_norm and (ndim == 1 or isinstance(module, nn.LayerNorm)) else "other"
+
+
+def _row_blocks(name: str, shape: tuple[int, ...], fused: bool) -> tuple[RowBlock, ...]:
+    rows = shape[0] if shape else 1
+    module_name, _, local = name.rpartition(".")
+    parts = module_name.split(".") if local in ("weight", "bias") and module_name else [local]
+    operation = parts[-1]
+    if operation.isdigit() and len(parts) > 1:  # a member of a Sequential has no name of its own
+        operation = f"{parts[-2]}.{operation}"
+    members = _FUSED.get(operation.removeprefix("to_"), ()) if fused else ()
+    if members and rows % len(members) == 0:
+        size = rows // len(members)
+        return tuple(RowBlock(m, i * size, (i + 1) * size) for i, m in enumerate(members))
+    return (RowBlock(_SEPARATE.get(operation, operation), 0, rows),)
+
+
+def _block(name: str) -> str:
+    parts = name.split(".")
+    for stop in range(len(parts) - 1, 0, -1):
+        prefix = ".".join(parts[:stop])
+        if _BLOCK.search(prefix):
+            return prefix
+    return ""
