@@ -1,0 +1,160 @@
+"""The op that computes a layer's input a second time, from what LayerNorm or GELU already kept.
+
+A linear layer that follows a LayerNorm or a GELU need not save its input for the backward pass: the
+autograd graph holds the producer's input (and statistics) anyway, and one elementwise pass over it
+gives the activation back.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..reference import rebuild_input as reference
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def rebuild_layer_norm(
+    input: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    normalized_ndim: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What `F.layer_norm` returned, from its input and the statistics that its backward keeps.
+
+    Computed in fp32 and rounded once to the dtype of `input`, as the forward does: what is rebuilt
+    differs from the forward's value by an fp32 rounding at most. (ATen's CPU forward keeps the
+    statistics of a wholly bf16 or fp16 LayerNorm in that dtype; there it is a rounding of that.)
+
+    Args:
+        input: `[..., *normalized]`, fp32, bf16 or fp16; any strides.
+        mean: one per row, `_saved_result1` of the autograd node.
+        rstd: one per row, `_saved_result2`.
+        weight: `[*normalized]`, or None.
+        bias: `[*normalized]`, or None.
+        normalized_ndim: how many trailing dimensions are normalized.
+        dtype: of the result: another than that of `input` where autocast had cast the activation.
+
+    Returns:
+        Contiguous tensor of the shape of `input`.
+
+    Raises:
+        TypeError: a dtype is not one of fp32, bf16, fp16.
+        ValueError: a shape does not fit.
+    """
+    _require_floats(input=input, mean=mean, rstd=rstd, weight=weight, bias=bias)
+    _require_float_dtype(dtype)
+    if not 1 <= normalized_ndim <= input.dim():
+        raise ValueError(
+            f"normalized_ndim: expected 1 to {input.dim()}, the dimensions of input, "
+            f"got {normalized_ndim}"
+        )
+    rows = input.shape[: input.dim() - normalized_ndim].numel()
+    for name, statistic in (("mean", mean), ("rstd", rstd)):
+        if statistic.numel() != rows:
+            raise ValueError(
+                f"{name}: expected {rows} values, one per row, got {statistic.numel()}"
+            )
+    normalized = input.shape[input.dim() - normalized_ndim :]
+    for name, affine in (("weight", weight), ("bias", bias)):
+        if affine is not None and affine.shape != normalized:
+            raise ValueError(
+                f"{name}: expected shape {tuple(normalized)}, got {tuple(affine.shape)}"
+            )
+    return torch.ops.spt.rebuild_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
+
+
+def rebuild_gelu(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
+    """What `F.gelu` returned, from its input.
+
+    Args:
+        input: any shape and strides, fp32, bf16 or fp16.
+        approximate: `"none"` or `"tanh"`, as `F.gelu` was called.
+        dtype: of the result: another than that of `input` where autocast had cast the activation.
+
+    Returns:
+        Tensor of the shape, and where they are dense the strides, of `input`.
+
+    Raises:
+        TypeError: a dtype is not one of fp32, bf16, fp16.
+        ValueError: `approximate` is neither of its two values.
+    """
+    _require_floats(input=input)
+    _require_float_dtype(dtype)
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"approximate: expected 'none' or 'tanh', got {approximate!r}")
+    return torch.ops.spt.rebuild_gelu(input, approximate, dtype)
+
+
+def _require_floats(**tensors: Tensor | None) -> None:
+    device = next(tensor.device for tensor in tensors.values() if tensor is not None)
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.dtype not in _FLOATS:
+            raise TypeError(f"{name}: expected fp32, bf16 or fp16, got {tensor.dtype}")
+        if tensor.device != device:
+            raise ValueError(f"{name}: expected device {device}, got {tensor.device}")
+
+
+def _require_float_dtype(dtype: torch.dtype) -> None:
+    if dtype not in _FLOATS:
+        raise TypeError(f"dtype: expected fp32, bf16 or fp16, got {dtype}")
+
+
+torch.library.define(
+    "spt::rebuild_layer_norm",
+    "(Tensor input, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, "
+    "int normalized_ndim, ScalarType dtype) -> Tensor",
+)
+torch.library.define(
+    "spt::rebuild_gelu", "(Tensor input, str approximate, ScalarType dtype) -> Tensor"
+)
+torch.library.register_kernel("spt::rebuild_layer_norm", "cpu", reference.rebuild_layer_norm)
+torch.library.register_kernel("spt::rebuild_gelu", "cpu", reference.rebuild_gelu)
+
+
+@torch.library.register_kernel("spt::rebuild_layer_norm", "cuda")
+def _rebuild_layer_norm_cuda(
+    input: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    normalized_ndim: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    from ..kernels import rebuild_input as kernels
+
+    with torch.cuda.device(input.device):  # Triton launches on the current device
+        return kernels.rebuild_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
+
+
+@torch.library.register_kernel("spt::rebuild_gelu", "cuda")
+def _rebuild_gelu_cuda(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
+    from ..kernels import rebuild_input as kernels
+
+    with torch.cuda.device(input.device):
+        return kernels.rebuild_gelu(input, approximate, dtype)
+
+
+@torch.library.register_fake("spt::rebuild_layer_norm")
+def _rebuild_layer_norm_fake(
+    input: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    normalized_ndim: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return torch.empty(input.shape, dtype=dtype, device=input.device)
+
+
+@torch.library.register_fake("spt::rebuild_gelu")
+def _rebuild_gelu_fake(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(input, dtype=dtype)
