@@ -1,8 +1,8 @@
 """A safetensors file in which every bit is covered by a checksum.
 
-It opens with `<u64 header length>{"__metadata__":{"checksum":"<64 hex digits>",`: the checksum lies at a
-fixed place, and is the BLAKE2b-256 of every byte of the file but its own 64 digits. So it is
-verified before anything else is believed, and any safetensors reader can open the file all the same.
+It opens with `<u64 header length>{"__metadata__":{"checksum":"<64 hex digits>",`: the checksum
+lies at a fixed place, and is the BLAKE2b-256 of every byte of the file but its own 64 digits. So it
+is verified before anything else is believed, and any safetensors reader can open the file as well.
 The order of everything is fixed: the same content gives the same bytes.
 """
 
@@ -143,7 +143,7 @@ def _parse(text: bytes) -> dict[str, Any]:
 
 
 def _is_sizes(value: object) -> bool:
-    # at most eight: torch refuses more than 64 dimensions, and a shape of zeros could have any number
+    # at most eight: torch refuses more than 64 dimensions, which a shape of zeros could have
     return (
         isinstance(value, list)
         and len(value) <= 8

@@ -1,4 +1,4 @@
-"""The fingerprint of a base weight: enough to tell the very tensor a task was trained on from any other."""
+"""The fingerprint of a base weight: tells the tensor that a task was trained on from any other."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..atomic import write_atomically
 from ..errors import DeltaFormatError
 from ..plan import AdapterSpec, LoraSpec, Plan
-from .atomic import write_atomically
 from .container import pack, unpack
 from .fingerprint import Fingerprint
 from .positions import decode_positions, encode_positions
@@ -95,8 +95,8 @@ def decode(file: bytes, source: str = "task file") -> TaskFile:
         source: what the file is called in messages.
 
     Raises:
-        DeltaFormatError: the file is another kind of file, cut, damaged, of a newer format, or holds
-            something that must not be loaded.
+        DeltaFormatError: the file is another kind of file, cut, damaged, of a newer format, or
+            holds something that must not be loaded.
     """
     try:
         metadata, tensors = unpack(file)
@@ -112,7 +112,7 @@ def read(path: str | os.PathLike[str]) -> TaskFile:
 
 
 def write(task: TaskFile, path: str | os.PathLike[str]) -> int:
-    """Put the task at `path`, whole or not at all, and return the number of bytes; `OSError` if not."""
+    """Put the task at `path`, whole or not at all, and return the number of bytes."""
     file = encode(task)
     write_atomically(path, file)
     return len(file)

@@ -3,7 +3,7 @@
 A gap below 128 takes one byte, below 16,384 two. At most one gap in 16,384 elements can take three,
 so `n` positions among `numel` elements never need more than `2 n + numel / 16384` bytes: at 0.4M of
 ViT-B's 86M that is 2.02 bytes each at worst, wherever the positions lie. A gap counts the
-elements *between* two positions, so that no sequence of bytes stands for an unsorted or repeated one.
+elements *between* two positions, so that no bytes stand for an unsorted or repeated one.
 """
 
 from __future__ import annotations
