@@ -93,7 +93,8 @@ def allocate(
     try:
         selected = (_select if rule == "paper" else _select_by_cost)(segments, budget)
     except ValueError:
-        _explain(segments, budget)
+        # the usual reason, in the caller's terms; the op itself names the scores at fault
+        _check_spendable(segments, budget)
         raise
     unstructured, rows, counts = _assign(segments, selected, sensitivity)
     specs: dict[str, LoraSpec | AdapterSpec] = {}
@@ -167,7 +168,9 @@ def _select(segments: Sequence[Segment], budget: int) -> list[Tensor]:
 
     Under the paper's rule the threshold is the cost, so this spends the budget exactly.
     """
-    return top_tau([s.scores for s in segments], budget, [s.threshold for s in segments])
+    scores = [s.scores for s in segments]
+    names = [f"sensitivity[{s.name!r}]" for s in segments]
+    return top_tau(scores, budget, [s.threshold for s in segments], names=names)
 
 
 def _select_by_cost(segments: Sequence[Segment], budget: int) -> list[Tensor]:
@@ -177,11 +180,10 @@ def _select_by_cost(segments: Sequence[Segment], budget: int) -> list[Tensor]:
     nothing above it. As no entry up to a threshold is free, the prefix lies within the one that
     `_select` finds, and only that one is sorted.
     """
-    counts = [int(torch.count_nonzero(s.scores)) for s in segments]
-    if budget > _most_that_can_be_spent(segments, counts):
-        raise ValueError("budget")
-    reachable = sum(min(n, s.threshold) for n, s in zip(counts, segments, strict=True))
+    reachable = sum(min(int((s.scores > 0).sum()), s.threshold) for s in segments)
     positions = _select(segments, min(budget, reachable))
+    if reachable < budget:
+        _check_spendable(segments, budget)
 
     device = positions[0].device
     sizes = torch.tensor([p.numel() for p in positions], device=device)
@@ -229,21 +231,9 @@ def _assign(
     return {name: torch.cat(p) for name, p in parts.items()}, rows, counts
 
 
-def _most_that_can_be_spent(segments: Sequence[Segment], counts: Sequence[int]) -> int:
-    return sum(s.cost if n >= s.threshold else n for n, s in zip(counts, segments, strict=True))
-
-
-def _explain(segments: Sequence[Segment], budget: int) -> None:
-    """After a failed selection: raise in the caller's terms if the scores or the budget are why."""
-    counts = []
-    for segment in segments:
-        scores = segment.scores
-        if not bool(torch.isfinite(scores).all()):
-            raise ValueError(f"sensitivity[{segment.name!r}] must be finite, it has NaN or inf")
-        if bool((scores < 0).any()):
-            raise ValueError(f"sensitivity[{segment.name!r}] must not be negative")
-        counts.append(int(torch.count_nonzero(scores)))
-    most = _most_that_can_be_spent(segments, counts)
+def _check_spendable(segments: Sequence[Segment], budget: int) -> None:
+    counts = [int((s.scores > 0).sum()) for s in segments]
+    most = sum(s.cost if n >= s.threshold else n for n, s in zip(counts, segments, strict=True))
     if budget > most:
         raise ValueError(
             f"budget={budget:,} is more than can be spent: at most {most:,} parameters, those with "

@@ -6,16 +6,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import plan_file, plan_table
+from .anatomy import ParameterInfo
 from .errors import DeltaFormatError
-
-if TYPE_CHECKING:
-    from .anatomy import ParameterInfo
 
 
 @dataclass(frozen=True)
@@ -214,8 +212,6 @@ class Plan:
     @classmethod
     def from_json(cls, document: Mapping[str, Any], unstructured: Mapping[str, Tensor]) -> Plan:
         """The plan that `to_json` described; `ValueError` if it and the positions do not fit."""
-        from .anatomy import ParameterInfo
-
         values = dict(document)
         try:
             values["structured"] = {n: _spec(d) for n, d in document["structured"].items()}

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .atomic import write_atomically
 from .errors import DeltaFormatError
-from .task_file.atomic import write_atomically
 
 FORMAT = "spt-plan"
 FORMAT_VERSION = 1

@@ -1,0 +1,255 @@
+"""How much memory a training step needs, counted on fake tensors: no GPU, no arithmetic."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_iter
+
+from .allocation import LoraSpec, Plan
+from .anatomy import candidate_names, describe, head_names
+from .memory_ledger import Ledger
+
+METHODS = ("full", "linear", "bias", "lora", "spt")
+DTYPES = ("fp32", "bf16-autocast", "bf16")
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Accounted memory at the moment of a step when it is highest.
+
+    Attributes:
+        peak_bytes: all live tensors at that moment.
+        by_category: the same bytes as `weights` (parameters and buffers), `optimizer` (its state),
+            `gradients` (of parameters), `activations` (the batch, and what the forward keeps for
+            the backward) and `temporary` (everything else).
+        method: what is trained.
+        batch_shape: shape of the input.
+        dtype: `"fp32"`, `"bf16-autocast"` or `"bf16"`.
+        training: whether it is a training step or a forward without gradients.
+        num_trainable: parameters that are trained, head included.
+    """
+
+    peak_bytes: int
+    by_category: Mapping[str, int]
+    method: str
+    batch_shape: tuple[int, ...]
+    dtype: str
+    training: bool
+    num_trainable: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_category", MappingProxyType(dict(self.by_category)))
+
+    def summary(self) -> str:
+        """A text table of the peak by category, in MiB."""
+        step = "training step" if self.training else "inference"
+        shape = " × ".join(map(str, self.batch_shape))
+        lines = [f"{self.method}, {step} on {shape}, {self.dtype} (accounted, not measured)"]
+        rows = [*self.by_category.items(), ("peak", self.peak_bytes)]
+        lines += [f"{name:<12}{count / 2**20:>12,.1f} MiB" for name, count in rows]
+        return "\n".join(lines)
+
+
+def estimate_memory(
+    model: nn.Module,
+    batch_shape: Sequence[int],
+    plan: Plan | None = None,
+    *,
+    method: str | None = None,
+    dtype: str = "fp32",
+    optimizer: str | Callable[[nn.Module], torch.optim.Optimizer] = "adamw",
+    training: bool = True,
+    loss_fn: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
+    rank: int = 8,
+    checkpointing: bool = False,
+) -> MemoryEstimate:
+    """Account for the peak memory of a training step (or of inference) without running one.
+
+    Forward, backward and optimizer step run twice on fake tensors, which have shapes but no
+    storage, while every storage that comes and goes is counted at its nominal size. The second
+    step meets the optimizer state of the first, as any later one does. Not counted: what kernels
+    allocate within themselves, the allocator's rounding and fragmentation, the CUDA context.
+
+    Args:
+        model: any module, plain or tuned already; neither changed nor copied.
+        batch_shape: shape of the input, `(batch, 3, height, width)`.
+        plan: tune the (plain) model so, then train that; implies `method="spt"`.
+        method: `"full"`, `"linear"` (the head), `"bias"` (biases and the head), `"lora"` (a LoRA
+            of `rank` on every Linear outside stem and head, and the head), `"spt"`; None trains
+            what `requires_grad` says.
+        dtype: `"fp32"`, `"bf16-autocast"` (fp32 weights under autocast), or `"bf16"` (weights too).
+        optimizer: `"adamw"`, `"sgd"` (with momentum), `"none"`, or a function that makes one.
+        training: False for a forward pass without gradients.
+        loss_fn: takes the model's output and an int64 target `[batch]` of zeros.
+        rank: of `method="lora"`.
+        checkpointing: recompute blocks in the backward (the model's `set_grad_checkpointing`).
+
+    Raises:
+        ValueError: an argument out of range, or nothing to train.
+    """
+    shape = tuple(int(size) for size in batch_shape)
+    if not shape or min(shape) < 1:
+        raise ValueError(f"batch_shape must hold sizes of at least 1, got {tuple(batch_shape)}")
+    _check_choices(method, dtype, optimizer)
+    if plan is not None and method not in (None, "spt"):
+        raise ValueError(f"method must be 'spt' or None with a plan, got {method!r}")
+    if method == "spt" and plan is None and not hasattr(model, "spt_tuning"):
+        raise ValueError("method='spt' needs a plan, or a model that is tuned already")
+
+    # real tensors (constants that a model makes for itself) are let in, and not counted
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    twin = _fake_copy(model, fakes, torch.bfloat16 if dtype == "bf16" else None)
+    if method == "lora":
+        plan = _lora_everywhere(twin, rank)
+    if plan is not None:
+        from .tuning import apply
+
+        apply(twin, plan)
+        twin = _fake_copy(twin, fakes)  # what tuning has added is still real
+    _choose_trainable(twin, method)
+    if checkpointing:
+        _checkpoint(twin)
+    trainable = [p for p in twin.parameters() if p.requires_grad]
+    if training and not trainable:
+        raise ValueError("no parameter of the model requires a gradient, there is nothing to train")
+
+    ledger = Ledger()
+    with fakes, ledger:
+        ledger.mark(itertools.chain(twin.parameters(), twin.buffers()), "weights")
+        batch = torch.empty(shape)
+        if dtype == "bf16":
+            batch = batch.bfloat16()
+        ledger.mark([batch], "activations")
+        if training:
+            made = _make_optimizer(twin, trainable, optimizer)
+            for _ in range(2):
+                _train_once(twin, batch, loss_fn, made, ledger, dtype == "bf16-autocast")
+        else:
+            _infer_once(twin, batch, dtype == "bf16-autocast")
+    by_category = ledger.peak()
+    return MemoryEstimate(
+        peak_bytes=sum(by_category.values()),
+        by_category=by_category,
+        method=_label(method, plan),
+        batch_shape=shape,
+        dtype=dtype,
+        training=training,
+        num_trainable=sum(p.numel() for p in trainable),
+    )
+
+
+def _fake_copy(model: nn.Module, fakes: FakeTensorMode, dtype: torch.dtype | None = None) -> Any:
+    """A deep copy with fakes of the same shape for parameters and buffers: no data is read."""
+    memo: dict[int, Any] = {}
+    tensors = {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
+    for key, tensor in tensors.items():
+        fake = tensor.detach()
+        if not isinstance(tensor, FakeTensor):
+            fake = fakes.from_tensor(fake)
+        if dtype is not None and fake.is_floating_point():
+            fake = fake.to(dtype)
+        if isinstance(tensor, nn.Parameter):
+            fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+        memo[key] = fake
+    return copy.deepcopy(model, memo)
+
+
+def _lora_everywhere(model: nn.Module, rank: int) -> Plan:
+    info = describe(model)
+    specs = {
+        name: LoraSpec(rank, ((0, info[name].shape[0]),), info[name].shape[1])
+        for name in candidate_names(model)
+        if info[name].kind == "linear"
+    }
+    of_specs = {name: info[name] for name in specs}
+    return Plan({}, specs, of_specs, head=head_names(model), kind="lora", rank=rank)
+
+
+def _choose_trainable(model: nn.Module, method: str | None) -> None:
+    if method not in ("full", "linear", "bias"):
+        return  # as the model's owner or the tuning has set it
+    head = set(head_names(model))
+    for name, parameter in model.named_parameters():
+        chosen = method == "full" or name in head
+        chosen = chosen or (method == "bias" and name.rpartition(".")[2] == "bias")
+        parameter.requires_grad_(chosen and parameter.is_floating_point())
+
+
+def _checkpoint(model: nn.Module) -> None:
+    if not hasattr(model, "set_grad_checkpointing"):
+        raise ValueError(
+            f"checkpointing=True needs a model with set_grad_checkpointing, as timm's have; "
+            f"{type(model).__name__} has none"
+        )
+    model.set_grad_checkpointing(True)
+
+
+def _make_optimizer(
+    model: nn.Module,
+    trainable: list[nn.Parameter],
+    optimizer: str | Callable[[nn.Module], torch.optim.Optimizer],
+) -> torch.optim.Optimizer | None:
+    # fused: the step makes no temporary tensors of its own
+    if optimizer == "adamw":
+        return torch.optim.AdamW(trainable, lr=1e-3, fused=True)
+    if optimizer == "sgd":
+        return torch.optim.SGD(trainable, lr=1e-3, momentum=0.9, fused=True)
+    return optimizer(model) if callable(optimizer) else None
+
+
+def _train_once(
+    model: nn.Module,
+    batch: Tensor,
+    loss_fn: Callable[[Any, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer | None,
+    ledger: Ledger,
+    autocast: bool,
+) -> None:
+    model.train()
+    model.zero_grad(set_to_none=True)
+    ledger.begin_forward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = model(batch)
+        target = torch.zeros(batch.shape[0], dtype=torch.int64)
+        loss = loss_fn(output, target)
+    ledger.end_forward()
+    loss.backward()
+    ledger.mark((parameter.grad for parameter in model.parameters()), "gradients")
+    if optimizer is not None:
+        optimizer.step()
+        ledger.mark(tree_iter(list(optimizer.state.values())), "optimizer")
+
+
+@torch.no_grad()
+def _infer_once(model: nn.Module, batch: Tensor, autocast: bool) -> None:
+    model.eval()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        model(batch)
+
+
+def _label(method: str | None, plan: Plan | None) -> str:
+    if plan is not None and method != "lora":
+        return f"spt-{plan.kind or 'unstructured'}"
+    return method or "as given"
+
+
+def _check_choices(method: Any, dtype: Any, optimizer: Any) -> None:
+    if method is not None and method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)} or None, got {method!r}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if not callable(optimizer) and optimizer not in ("adamw", "sgd", "none"):
+        raise ValueError(
+            "optimizer must be 'adamw', 'sgd', 'none' or a function of the model, "
+            f"got {optimizer!r}"
+        )
