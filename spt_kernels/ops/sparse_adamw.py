@@ -30,7 +30,7 @@ class AdamWEntry:
     """One parameter of an update, and the weight it is a delta of, if it is one.
 
     Attributes:
-        param: fp32, contiguous, mutated: a delta `[nnz]`, or with no target a parameter of any shape.
+        param: fp32, contiguous, mutated: a delta `[nnz]`, or without target of any shape.
         grad: fp32, like `param`.
         exp_avg: running mean of the gradient, like `param`, mutated.
         exp_avg_sq: running mean of its square, like `param`, mutated.
@@ -184,10 +184,6 @@ def _cpu(
     seed: int,
 ) -> None:
     columns = [params, grads, exp_avgs, exp_avg_sqs, targets, indices, originals]
-    taken = (hyper[:, _STEP] >= 1).tolist()
-    if not all(taken):
-        columns = [[t for t, yes in zip(c, taken, strict=True) if yes] for c in columns]
-        hyper = hyper[torch.tensor(taken)]
     backend = native if native.available() else reference
     backend.sparse_adamw(*columns, hyper, stochastic_rounding, seed)
     mark_mutated([*params, *exp_avgs, *exp_avg_sqs, *targets])

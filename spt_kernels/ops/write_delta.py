@@ -108,7 +108,7 @@ def _check_layout(name: str, target: Tensor) -> None:
 
 def _check_index(name: str, index: Tensor, target: Tensor) -> None:
     if index.dtype != torch.int32:
-        raise TypeError(f"{name} must be int32, got {index.dtype}")
+        raise TypeError(f"{name} must be torch.int32, got {index.dtype}")
     if index.dim() != 1 or not index.is_contiguous():
         raise ValueError(f"{name} must be a contiguous vector, got shape {tuple(index.shape)}")
     if index.device != target.device:
