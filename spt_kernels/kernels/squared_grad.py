@@ -1,0 +1,287 @@
+"""Triton kernels that square each sample's gradient while it is still in registers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """How much of the score one program owns, and how it walks the tokens."""
+
+    out: int
+    cols: int
+    tokens: int
+    num_warps: int
+    num_stages: int
+
+
+# Two fp32 accumulators live in registers at once: the sample's gradient and the sum of squares. In
+# fp32 the operands are there three times over as well (tf32x3 splits each), hence smaller tiles.
+_LARGE = _Tile(out=128, cols=128, tokens=32, num_warps=8, num_stages=3)
+_LARGE_FP32 = _Tile(out=128, cols=64, tokens=16, num_warps=8, num_stages=3)
+_SMALL = _Tile(out=64, cols=64, tokens=32, num_warps=4, num_stages=3)
+_SMALL_FP32 = _Tile(out=64, cols=64, tokens=16, num_warps=4, num_stages=3)
+# From here on the large tiles alone fill the cards of today, and reuse each load more often.
+_LARGE_FROM_TILES = 96
+_GROUP = 8  # rows of tiles visited together, so that their inputs are still in L2
+
+_VECTOR_TOKENS, _VECTOR_CHANNELS, _VECTOR_WARPS = 32, 64, 4
+
+
+@triton.jit
+def matrix_kernel(
+    score_ptr,
+    grad_ptr,
+    input_ptr,
+    scale,
+    n_samples,
+    n_tokens,
+    n_out,
+    n_in,
+    score_out_stride,
+    score_in_stride,
+    grad_sample_stride,
+    grad_token_stride,
+    grad_out_stride,
+    input_sample_stride,
+    input_token_stride,
+    input_in_stride,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    GROUP: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """One tile of the score: every sample's gradient in turn, squared, summed, written once."""
+    out_blocks = tl.cdiv(n_out, BLOCK_OUT)
+    in_blocks = tl.cdiv(n_in, BLOCK_IN)
+    group = tl.program_id(0) // (GROUP * in_blocks)
+    group_rows = min(out_blocks - group * GROUP, GROUP)
+    within = tl.program_id(0) % (GROUP * in_blocks)
+    outs = (group * GROUP + within % group_rows) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    ins = (within // group_rows) * BLOCK_IN + tl.arange(0, BLOCK_IN)
+    out_mask = outs < n_out
+    in_mask = ins < n_in
+    outs = outs.to(tl.int64)
+    ins = ins.to(tl.int64)
+    block_tokens = tl.arange(0, BLOCK_TOKENS)
+    # pointers, not values, are transposed: so the copy to shared memory can be asynchronous
+    grad_ptrs = grad_ptr + outs[:, None] * grad_out_stride
+    input_ptrs = input_ptr + ins[None, :] * input_in_stride
+
+    squares = tl.zeros((BLOCK_OUT, BLOCK_IN), dtype=tl.float32)
+    gradient = tl.zeros((BLOCK_OUT, BLOCK_IN), dtype=tl.float32)
+    # one flat loop over (sample, token block), so that the pipeline of loads never drains
+    token_blocks = tl.cdiv(n_tokens, BLOCK_TOKENS)
+    for step in range(n_samples * token_blocks):
+        sample = (step // token_blocks).to(tl.int64)
+        tokens = (step % token_blocks) * BLOCK_TOKENS + block_tokens
+        token_mask = tokens < n_tokens
+        tokens = tokens.to(tl.int64)
+        grad = tl.load(
+            grad_ptrs + (sample * grad_sample_stride + tokens * grad_token_stride)[None, :],
+            mask=out_mask[:, None] & token_mask[None, :],
+            other=0.0,
+        )
+        x = tl.load(
+            input_ptrs + (sample * input_sample_stride + tokens * input_token_stride)[:, None],
+            mask=token_mask[:, None] & in_mask[None, :],
+            other=0.0,
+        )
+        if UPCAST:
+            grad = grad.to(tl.float32)
+            x = x.to(tl.float32)
+        gradient = tl.dot(grad, x, gradient, input_precision="tf32x3")
+        if step % token_blocks == token_blocks - 1:
+            gradient *= scale
+            squares += gradient * gradient
+            gradient = tl.zeros((BLOCK_OUT, BLOCK_IN), dtype=tl.float32)
+
+    score_ptrs = score_ptr + outs[:, None] * score_out_stride + ins[None, :] * score_in_stride
+    mask = out_mask[:, None] & in_mask[None, :]
+    tl.store(score_ptrs, tl.load(score_ptrs, mask=mask, other=0.0) + squares, mask=mask)
+
+
+@triton.jit
+def vector_kernel(
+    partial_ptr,
+    grad_ptr,
+    input_ptr,
+    scale,
+    n_tokens,
+    n_channels,
+    grad_sample_stride,
+    grad_token_stride,
+    grad_channel_stride,
+    input_sample_stride,
+    input_token_stride,
+    input_channel_stride,
+    HAS_INPUT: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """One sample's squared gradient on a block of channels."""
+    channel_blocks = tl.cdiv(n_channels, BLOCK_CHANNELS)
+    sample = (tl.program_id(0) // channel_blocks).to(tl.int64)
+    block = tl.program_id(0) % channel_blocks
+    channels = block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    channel_mask = channels < n_channels
+    channels = channels.to(tl.int64)
+    block_tokens = tl.arange(0, BLOCK_TOKENS)
+    grad_ptrs = grad_ptr + sample * grad_sample_stride + channels[None, :] * grad_channel_stride
+    input_ptrs = input_ptr + sample * input_sample_stride + channels[None, :] * input_channel_stride
+
+    sums = tl.zeros((BLOCK_TOKENS, BLOCK_CHANNELS), dtype=tl.float32)
+    for start in range(0, n_tokens, BLOCK_TOKENS):
+        tokens = start + block_tokens
+        mask = (tokens < n_tokens)[:, None] & channel_mask[None, :]
+        tokens = tokens.to(tl.int64)[:, None]
+        product = tl.load(grad_ptrs + tokens * grad_token_stride, mask=mask, other=0.0)
+        product = product.to(tl.float32)
+        if HAS_INPUT:
+            x = tl.load(input_ptrs + tokens * input_token_stride, mask=mask, other=0.0)
+            product *= x.to(tl.float32)
+        sums += product
+
+    gradient = tl.sum(sums, axis=0) * scale
+    tl.store(partial_ptr + sample * n_channels + channels, gradient * gradient, mask=channel_mask)
+
+
+def _tiles(dtype: torch.dtype) -> tuple[_Tile, _Tile]:
+    return (_LARGE_FP32, _SMALL_FP32) if dtype == torch.float32 else (_LARGE, _SMALL)
+
+
+def accumulate_squared_grad(
+    score: Tensor, grad_output: Tensor, input: Tensor, scale: float
+) -> None:
+    """See `spt_kernels.ops.squared_grad.accumulate_squared_grad`."""
+    n_samples, n_tokens, n_out = grad_output.shape
+    n_in = input.shape[2]
+    if score.numel() == 0 or n_samples * n_tokens == 0:
+        return
+    large, small = _tiles(grad_output.dtype)
+    large_tiles = triton.cdiv(n_out, large.out) * triton.cdiv(n_in, large.cols)
+    tile = large if large_tiles >= _LARGE_FROM_TILES else small
+    grid = (triton.cdiv(n_out, tile.out) * triton.cdiv(n_in, tile.cols),)
+    matrix_kernel[grid](
+        score,
+        grad_output,
+        input,
+        scale,
+        n_samples,
+        n_tokens,
+        n_out,
+        n_in,
+        *score.stride(),
+        *grad_output.stride(),
+        *input.stride(),
+        BLOCK_OUT=tile.out,
+        BLOCK_IN=tile.cols,
+        BLOCK_TOKENS=tile.tokens,
+        GROUP=_GROUP,
+        UPCAST=triton.knobs.runtime.interpret,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+
+
+def accumulate_squared_vector_grad(
+    score: Tensor, grad_output: Tensor, input: Tensor | None, scale: float
+) -> None:
+    """See `spt_kernels.ops.squared_grad.accumulate_squared_vector_grad`."""
+    n_samples, n_tokens, n_channels = grad_output.shape
+    if n_samples * n_tokens * n_channels == 0:
+        return
+    partial = torch.empty(n_samples, n_channels, device=score.device)  # fp32 squares per sample
+    x = grad_output if input is None else input
+    # a program per sample too, since the channels alone (12 blocks at width 768) leave a card idle
+    grid = (triton.cdiv(n_channels, _VECTOR_CHANNELS) * n_samples,)
+    vector_kernel[grid](
+        partial,
+        grad_output,
+        x,
+        scale,
+        n_tokens,
+        n_channels,
+        *grad_output.stride(),
+        *x.stride(),
+        HAS_INPUT=input is not None,
+        BLOCK_TOKENS=_VECTOR_TOKENS,
+        BLOCK_CHANNELS=_VECTOR_CHANNELS,
+        num_warps=_VECTOR_WARPS,
+    )
+    score += partial.sum(0)
+
+
+def shipped_variants() -> list[Variant]:
+    """Both tiles in each dtype; the vector kernel with an input (norm weight), without (bias)."""
+    return [_matrix_variant(dtype, tile) for dtype in FLOAT_DTYPES for tile in _tiles(dtype)] + [
+        _vector_variant(dtype, has_input) for dtype in FLOAT_DTYPES for has_input in (True, False)
+    ]
+
+
+def _matrix_variant(dtype: torch.dtype, tile: _Tile) -> Variant:
+    pointers = {"score_ptr": "*fp32", "grad_ptr": POINTER[dtype], "input_ptr": POINTER[dtype]}
+    sizes = ("n_samples", "n_tokens", "n_out", "n_in")
+    strides = (
+        "score_out_stride",
+        "grad_sample_stride",
+        "grad_token_stride",
+        "input_sample_stride",
+        "input_token_stride",
+    )
+    return Variant(
+        name=f"matrix-{short_name(dtype)}-{tile.out}x{tile.cols}",
+        kernel=matrix_kernel,
+        signature=pointers | {"scale": "fp32"} | dict.fromkeys((*sizes, *strides), "i32"),
+        constexprs={
+            "score_in_stride": 1,
+            "grad_out_stride": 1,
+            "input_in_stride": 1,
+            "BLOCK_OUT": tile.out,
+            "BLOCK_IN": tile.cols,
+            "BLOCK_TOKENS": tile.tokens,
+            "GROUP": _GROUP,
+            "UPCAST": False,
+        },
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        aligned=(*pointers, "n_out", "n_in", *strides),
+        load_bits=128,
+    )
+
+
+def _vector_variant(dtype: torch.dtype, has_input: bool) -> Variant:
+    pointers = {"partial_ptr": "*fp32", "grad_ptr": POINTER[dtype], "input_ptr": POINTER[dtype]}
+    strides = (
+        "grad_sample_stride",
+        "grad_token_stride",
+        "input_sample_stride",
+        "input_token_stride",
+    )
+    return Variant(
+        name=f"vector-{short_name(dtype)}-{'input' if has_input else 'ones'}",
+        kernel=vector_kernel,
+        signature=pointers
+        | {"scale": "fp32"}
+        | dict.fromkeys(("n_tokens", "n_channels", *strides), "i32"),
+        constexprs={
+            "grad_channel_stride": 1,
+            "input_channel_stride": 1,
+            "HAS_INPUT": has_input,
+            "BLOCK_TOKENS": _VECTOR_TOKENS,
+            "BLOCK_CHANNELS": _VECTOR_CHANNELS,
+        },
+        num_warps=_VECTOR_WARPS,
+        num_stages=3,
+        aligned=(*pointers, "n_channels", *strides),
+        load_bits=128,
+    )

@@ -1,0 +1,147 @@
+"""The op that adds each sample's squared gradient to a sensitivity score (the paper's Algorithm 1).
+
+Neither the gradients of a batch's samples nor their squares are ever in memory together: a tile of
+one sample's gradient is computed, squared and summed over the samples before the score is written.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..reference import squared_grad as reference
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def accumulate_squared_grad(
+    score: Tensor, grad_output: Tensor, input: Tensor, scale: float = 1.0
+) -> None:
+    """`score[o, i] += Σ_b (scale · Σ_t grad_output[b, t, o] · input[b, t, i])²`.
+
+    The products are summed in fp32 and in a fixed order: the same bits in every run.
+
+    Args:
+        score: `[out, in]` fp32, any strides; mutated.
+        grad_output: `[samples, tokens, out]`, fp32, bf16 or fp16; any strides, without a copy.
+        input: `[samples, tokens, in]`, the dtype of `grad_output`; any strides.
+        scale: factor on each sample's gradient before it is squared: the number of samples that
+            the loss was averaged over, say.
+
+    Raises:
+        TypeError: a dtype is not one of those above.
+        ValueError: a shape or a device does not fit.
+    """
+    _require_score(score, 2)
+    _require_activation("grad_output", grad_output, score)
+    _require_activation("input", input, score)
+    if input.dtype != grad_output.dtype:
+        raise TypeError(
+            f"input: expected {grad_output.dtype}, the dtype of grad_output, got {input.dtype}"
+        )
+    samples, tokens = grad_output.shape[:2]
+    n_out, n_in = score.shape
+    _require_shape("grad_output", grad_output, (samples, tokens, n_out))
+    _require_shape("input", input, (samples, tokens, n_in))
+    torch.ops.spt.accumulate_squared_grad(score, grad_output, input, scale)
+
+
+def accumulate_squared_vector_grad(
+    score: Tensor, grad_output: Tensor, input: Tensor | None, scale: float = 1.0
+) -> None:
+    """`score[c] += Σ_b (scale · Σ_t grad_output[b, t, c] · input[b, t, c])²`.
+
+    This is the squared gradient of a bias (`input` is None, standing for ones) and of a norm's
+    weight (`input` is the normalized activation).
+
+    Args:
+        score: `[channels]` fp32; mutated.
+        grad_output: `[samples, tokens, channels]`, fp32, bf16 or fp16; any strides.
+        input: `[samples, tokens, channels]`, fp32, bf16 or fp16, or None; any strides.
+        scale: factor on each sample's gradient before it is squared.
+
+    Raises:
+        TypeError: a dtype is not one of those above.
+        ValueError: a shape or a device does not fit.
+    """
+    _require_score(score, 1)
+    _require_activation("grad_output", grad_output, score)
+    _require_shape("grad_output", grad_output, (*grad_output.shape[:2], score.shape[0]))
+    if input is not None:
+        _require_activation("input", input, score)
+        _require_shape("input", input, tuple(grad_output.shape))
+    torch.ops.spt.accumulate_squared_vector_grad(score, grad_output, input, scale)
+
+
+def _require_score(score: Tensor, ndim: int) -> None:
+    if score.dtype != torch.float32:
+        raise TypeError(f"score: expected torch.float32, got {score.dtype}")
+    if score.dim() != ndim:
+        raise ValueError(f"score: expected {ndim} dimensions, got shape {tuple(score.shape)}")
+    if score.requires_grad:
+        raise ValueError("score: expected a tensor that needs no gradient, got one that does")
+
+
+def _require_activation(name: str, tensor: Tensor, score: Tensor) -> None:
+    if tensor.dtype not in _FLOATS:
+        raise TypeError(f"{name}: expected fp32, bf16 or fp16, got {tensor.dtype}")
+    if tensor.device != score.device:
+        raise ValueError(
+            f"{name}: expected device {score.device}, where score is, got {tensor.device}"
+        )
+    if tensor.dim() != 3:
+        raise ValueError(
+            f"{name}: expected [samples, tokens, features], got shape {tuple(tensor.shape)}"
+        )
+
+
+def _require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
+
+
+torch.library.define(
+    "spt::accumulate_squared_grad",
+    "(Tensor(a!) score, Tensor grad_output, Tensor input, float scale) -> ()",
+)
+torch.library.define(
+    "spt::accumulate_squared_vector_grad",
+    "(Tensor(a!) score, Tensor grad_output, Tensor? input, float scale) -> ()",
+)
+
+
+@torch.library.register_kernel("spt::accumulate_squared_grad", "cpu")
+def _matrix_cpu(score: Tensor, grad_output: Tensor, input: Tensor, scale: float) -> None:
+    reference.accumulate_squared_grad(score, grad_output, input, scale)
+
+
+@torch.library.register_kernel("spt::accumulate_squared_vector_grad", "cpu")
+def _vector_cpu(score: Tensor, grad_output: Tensor, input: Tensor | None, scale: float) -> None:
+    reference.accumulate_squared_vector_grad(score, grad_output, input, scale)
+
+
+@torch.library.register_kernel("spt::accumulate_squared_grad", "cuda")
+def _matrix_cuda(score: Tensor, grad_output: Tensor, input: Tensor, scale: float) -> None:
+    from ..kernels import squared_grad as kernels
+
+    with torch.cuda.device(score.device):  # Triton launches on the current device
+        kernels.accumulate_squared_grad(score, grad_output, input, scale)
+    torch.autograd.graph.increment_version(score)  # autograd does not see what Triton writes
+
+
+@torch.library.register_kernel("spt::accumulate_squared_vector_grad", "cuda")
+def _vector_cuda(score: Tensor, grad_output: Tensor, input: Tensor | None, scale: float) -> None:
+    from ..kernels import squared_grad as kernels
+
+    with torch.cuda.device(score.device):
+        kernels.accumulate_squared_vector_grad(score, grad_output, input, scale)
+
+
+@torch.library.register_fake("spt::accumulate_squared_grad")
+def _matrix_fake(score: Tensor, grad_output: Tensor, input: Tensor, scale: float) -> None:
+    return None
+
+
+@torch.library.register_fake("spt::accumulate_squared_vector_grad")
+def _vector_fake(score: Tensor, grad_output: Tensor, input: Tensor | None, scale: float) -> None:
+    return None
