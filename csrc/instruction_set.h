@@ -1,0 +1,29 @@
+// Decides at run time which vector instructions the kernels may use.
+#pragma once
+
+// A function marked with one of these may use the named instructions, whatever the build flags.
+#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
+#    define SPT_X86 1
+#    define SPT_TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
+#    define SPT_TARGET_AVX512 __attribute__((target("avx2,fma,f16c,avx512f")))
+#else
+#    define SPT_X86 0
+#endif
+
+#if defined(__GNUC__)
+#    define SPT_INLINE inline __attribute__((always_inline))
+#else
+#    define SPT_INLINE inline
+#endif
+
+namespace spt {
+
+enum class InstructionSet { portable = 0, avx2 = 1, avx512 = 2 };
+
+// The best set that this processor has, or the limit if that is lower.
+InstructionSet instruction_set();
+
+// Lowers the best set for the whole process, so that the other code paths can be tested.
+void limit_instruction_set(InstructionSet limit);
+
+}  // namespace spt

@@ -1,0 +1,180 @@
+"""The single door to the C++ module: dtype, layout and lifetime of tensors are settled here.
+
+Every function runs with the GIL released on `torch.get_num_threads()` threads and gives the same
+bits for any number of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+_native: ModuleType | None
+_import_error: ImportError | None = None
+try:
+    from . import _native as _native
+except ImportError as error:  # installed without a compiler, which is allowed
+    _native = None
+    _import_error = error
+
+# the numbers of DType in csrc/dtype.h
+_DTYPE_NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+# in the order of InstructionSet in csrc/instruction_set.h
+INSTRUCTION_SETS = ("portable", "avx2", "avx512")
+
+
+def available() -> bool:
+    """Whether the C++ module was built with this installation."""
+    return _native is not None
+
+
+def why_unavailable() -> str:
+    """One sentence on what is missing, or the empty string."""
+    if _native is not None:
+        return ""
+    return (
+        f"the C++ module is not there ({_import_error}): reinstall spt_kernels with a C++17 "
+        "compiler and without SPT_KERNELS_NO_NATIVE"
+    )
+
+
+def instruction_set() -> str:
+    """Which code path runs on this processor: one of `INSTRUCTION_SETS`."""
+    return INSTRUCTION_SETS[_module().instruction_set()]
+
+
+def limit_instruction_set(limit: str) -> None:
+    """Use no better code path than `limit` from now on, in the whole process: for tests and benches."""
+    _module().limit_instruction_set(INSTRUCTION_SETS.index(limit))
+
+
+def top_tau(tensors: Sequence[Tensor], k: int, caps: Sequence[int]) -> list[Tensor]:
+    """See `spt_kernels.ops.top_tau.top_tau`; tensors are contiguous, fp32 or bf16.
+
+    Raises:
+        ValueError: a score is NaN, infinite or negative, or the positive ones do not reach `k`.
+    """
+    if len(caps) != len(tensors):
+        raise ValueError(f"caps has {len(caps)} items, expected {len(tensors)}, one per tensor")
+    for m, tensor in enumerate(tensors):
+        _check(f"tensors[{m}]", tensor, (torch.float32, torch.bfloat16))
+    selection = _module().top_tau(
+        [t.data_ptr() for t in tensors],
+        [_DTYPE_NUMBERS[t.dtype] for t in tensors],
+        [t.numel() for t in tensors],
+        list(caps),
+        k,
+        torch.get_num_threads(),
+    )
+    positions = [torch.empty(n, dtype=torch.int64) for n in selection.counts()]  # [n] sorted
+    selection.copy_to([p.data_ptr() for p in positions])
+    return positions
+
+
+def write_delta(
+    targets: Sequence[Tensor],
+    indices: Sequence[Tensor],
+    originals: Sequence[Tensor],
+    deltas: Sequence[Tensor] | None,
+) -> None:
+    """See `spt_kernels.ops.write_delta.write_delta`; targets are mutated.
+
+    Raises:
+        ValueError: a layout, dtype or length does not fit, or a position is out of range. Nothing
+            has been written then.
+    """
+    for i, (target, index, original) in enumerate(zip(targets, indices, originals, strict=True)):
+        _check_target(i, target, index, original, index.numel())
+    for i, (index, delta) in enumerate(zip(indices, deltas or (), strict=deltas is not None)):
+        _check(f"deltas[{i}]", delta, (torch.float32,), index.numel())
+    _module().write_delta(
+        [t.data_ptr() for t in targets],
+        [_DTYPE_NUMBERS[t.dtype] for t in targets],
+        [t.numel() for t in targets],
+        [t.data_ptr() for t in indices],
+        [t.data_ptr() for t in originals],
+        [t.data_ptr() for t in deltas or ()],
+        [t.numel() for t in indices],
+        torch.get_num_threads(),
+    )
+
+
+def sparse_adamw(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    indices: Sequence[Tensor],
+    originals: Sequence[Tensor],
+    hyper: Tensor,
+    stochastic_rounding: bool,
+    seed: int,
+) -> None:
+    """See `spt_kernels.ops.sparse_adamw`; params, states and targets are mutated.
+
+    Args:
+        params: fp32, contiguous, any shape.
+        grads: fp32, like `params`.
+        exp_avgs: fp32, like `params`.
+        exp_avg_sqs: fp32, like `params`.
+        targets: the weights that hold base + delta; 0 elements for a parameter without one.
+        indices: int32 `[nnz]`; 0 elements without a target.
+        originals: `[nnz]` in the target's dtype; 0 elements without a target.
+        hyper: fp64 `[entries, 8]`: lr, beta1, beta2, eps, weight_decay, step (1 for the first, 0
+            skips the entry), maximize, entry_id.
+        stochastic_rounding: for bf16 and fp16 targets.
+        seed: of that; its low 32 bits are used.
+
+    Raises:
+        ValueError: a layout, dtype or length does not fit, or a position is out of range. Nothing
+            has been written then.
+    """
+    columns = [params, grads, exp_avgs, exp_avg_sqs, targets, indices, originals]
+    for i, row in enumerate(zip(*columns, strict=True)):
+        n = row[0].numel()
+        for name, tensor in zip(("params", "grads", "exp_avgs", "exp_avg_sqs"), row, strict=False):
+            _check(f"{name}[{i}]", tensor, (torch.float32,), n)
+        if row[4].numel() > 0:
+            _check_target(i, row[4], row[5], row[6], n)
+    _check("hyper", hyper, (torch.float64,), 8 * len(params))
+    _module().sparse_adamw(
+        [[t.data_ptr() for t in column] for column in columns],
+        [t.numel() for t in params],
+        [_DTYPE_NUMBERS.get(t.dtype, 0) for t in targets],
+        [t.numel() for t in targets],
+        hyper.data_ptr(),
+        stochastic_rounding,
+        seed & 0xFFFFFFFF,
+        torch.get_num_threads(),
+    )
+
+
+def _module() -> ModuleType:
+    if _native is None:
+        raise RuntimeError(why_unavailable())
+    return _native
+
+
+def _check_target(i: int, target: Tensor, index: Tensor, original: Tensor, nnz: int) -> None:
+    _check(f"targets[{i}]", target, tuple(_DTYPE_NUMBERS))
+    _check(f"indices[{i}]", index, (torch.int32,), nnz)
+    _check(f"originals[{i}]", original, (target.dtype,), nnz)
+
+
+def _check(
+    name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], numel: int | None = None
+) -> None:
+    if tensor.dtype in dtypes and tensor.is_cpu and tensor.is_contiguous():
+        if numel is None or tensor.numel() == numel:
+            return
+        raise ValueError(f"{name} must have {numel} elements, got {tensor.numel()}")
+    raise ValueError(
+        f"{name} must be a contiguous CPU tensor of {' or '.join(map(str, dtypes))}, got "
+        f"{tensor.dtype} on {tensor.device} with shape {tuple(tensor.shape)} and strides "
+        f"{tensor.stride()}"
+    )

@@ -1,0 +1,39 @@
+"""What the tests of the C++ module share: every code path of the processor, any number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from spt_kernels import native
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if native.available():
+        return
+    skip = pytest.mark.skip(reason=native.why_unavailable())
+    for item in items:
+        if "tests/native/" in item.nodeid:
+            item.add_marker(skip)
+
+
+@pytest.fixture(params=["portable", "avx2"])
+def code_path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once for each code path that every kernel has."""
+    best = native.INSTRUCTION_SETS[-1]
+    native.limit_instruction_set(request.param)
+    if native.instruction_set() != request.param:
+        native.limit_instruction_set(best)
+        pytest.skip(f"this processor has no {request.param}")
+    yield request.param
+    native.limit_instruction_set(best)
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    """Lets a test change the number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
