@@ -1,0 +1,448 @@
+"""SparseAdamW against `torch.optim.AdamW`, on the same values and on dense masked weights."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spt_kernels.ops.write_delta import gather_original, write_delta
+from spt_kernels.optim import SparseAdamW, param_groups
+
+from .models import tiny_vit
+
+# Both run the same fp32 arithmetic, up to fused multiply-adds, for tens of steps
+CLOSE = {"rtol": 2e-5, "atol": 2e-6}
+
+
+class Delta:
+    """What SparseAdamW needs to know of a delta: where it goes, and when it was last written."""
+
+    def __init__(self, weight: Tensor, nnz: int, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(weight.numel(), generator=generator)[:nnz]
+        self.target = weight
+        self.index = chosen.sort().values.int()
+        self.original = gather_original(weight, self.index)
+        self.delta = nn.Parameter(torch.zeros(nnz))
+        self.written = -1
+
+    def mark_written(self) -> None:
+        self.written = self.delta._version
+
+    def write(self) -> None:
+        write_delta([self.target], [self.index], [self.original], [self.delta.detach().float()])
+        self.mark_written()
+
+
+Register = Callable[..., Delta]
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Register:
+    """Make a delta of a weight, and let the optimizer find it."""
+    import spt_kernels.layers
+
+    known: dict[int, Delta] = {}
+    monkeypatch.setattr(
+        spt_kernels.layers, "delta_of", lambda param: known.get(id(param)), raising=False
+    )
+
+    def make(weight: Tensor, nnz: int, seed: int = 0) -> Delta:
+        delta = Delta(weight, nnz, seed)
+        known[id(delta.delta)] = delta
+        return delta
+
+    return make
+
+
+def grads_like(params: list[Tensor], steps: int, seed: int = 1) -> list[list[Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [[torch.randn(p.shape, generator=generator) for p in params] for _ in range(steps)]
+
+
+def train(
+    optimizer: torch.optim.Optimizer, params: list[Tensor], grads: list[list[Tensor]]
+) -> None:
+    for step in grads:
+        for param, grad in zip(params, step, strict=True):
+            param.grad = grad.to(param.dtype, copy=True)
+        optimizer.step()
+
+
+def parameters(seed: int = 0) -> list[Tensor]:
+    """A head, its bias, a LoRA matrix."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(5, 24), (5,), (8, 24)]
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+
+
+OPTIONS = [
+    {},
+    {"maximize": True},
+    {"weight_decay": 0.0},
+    {"betas": (0.0, 0.5), "eps": 1e-3, "lr": 0.1},
+    {"lr": torch.tensor(1e-2)},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["default", "maximize", "wd0", "betas", "lr"])
+def test_follows_torch_adamw(options: dict[str, Any]) -> None:
+    ours, theirs = parameters(), parameters()
+    grads = grads_like(ours, 30)
+    train(SparseAdamW(ours, **options), ours, grads)
+    train(torch.optim.AdamW(theirs, **options), theirs, grads)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_weight_holds_base_plus_delta_after_each_step(
+    register: Register, dtype: torch.dtype
+) -> None:
+    base = torch.randn(16, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
+    sparse, head = register(base.clone(), 50), nn.Parameter(torch.ones(3, 4))
+    expected = [nn.Parameter(torch.zeros(50)), nn.Parameter(torch.ones(3, 4))]
+    optimizer = SparseAdamW([sparse.delta, head], lr=1e-2)
+    theirs = torch.optim.AdamW(expected, lr=1e-2)
+    trained = torch.zeros(base.numel(), dtype=torch.bool)
+    trained[sparse.index.long()] = True
+
+    for step in grads_like(expected, 10):
+        train(optimizer, [sparse.delta, head], [step])
+        train(theirs, expected, [step])
+        weight = sparse.target.view(-1)
+        summed = (sparse.original.float() + sparse.delta.detach()).to(dtype)
+        assert torch.equal(weight[trained], summed)
+        assert torch.equal(weight[~trained], base.view(-1)[~trained])
+        assert sparse.written == sparse.delta._version, "a fresh delta was not marked as written"
+
+    torch.testing.assert_close(sparse.delta, expected[0], **CLOSE)
+    torch.testing.assert_close(head, expected[1], **CLOSE)
+
+
+def test_equals_dense_adamw_with_a_masked_gradient(register: Register) -> None:
+    # an ordinary dense training loop in which only the masked entries get a gradient, without decay
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.randn(32, 24, generator=generator), torch.randn(32, 16, generator=generator)
+    base = torch.randn(16, 24, generator=generator)
+    sparse = register(base.clone(), 60)
+    index = sparse.index.long()
+    mask = torch.zeros(base.numel()).index_fill_(0, index, 1.0).view_as(base)
+    dense = nn.Parameter(base.clone())
+    dense_optimizer = torch.optim.AdamW([dense], lr=1e-2, weight_decay=0.0)
+    optimizer = SparseAdamW([sparse.delta], lr=1e-2, weight_decay=0.0)
+
+    for _ in range(25):
+        loss = F.mse_loss(F.linear(x, dense), y)
+        (gradient,) = torch.autograd.grad(loss, dense)
+        dense.grad = gradient * mask
+        dense_optimizer.step()
+
+        weight = sparse.target.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.mse_loss(F.linear(x, weight), y), weight)
+        sparse.delta.grad = gradient.view(-1)[index]
+        optimizer.step()
+
+    torch.testing.assert_close(sparse.target, dense.detach(), rtol=1e-4, atol=1e-5)
+    assert float((sparse.target - base).abs().max()) > 0.1, "nothing was trained"
+
+
+def test_stochastic_rounding_keeps_small_updates_on_average(register: Register) -> None:
+    # each step moves the delta by 1e-3, an eighth of the gap between bf16 neighbours of 1
+    targets = {}
+    for stochastic in (False, True):
+        sparse = register(torch.ones(4000, dtype=torch.bfloat16), 4000)
+        optimizer = SparseAdamW(
+            [sparse.delta], lr=1e-3, weight_decay=0.0, stochastic_rounding=stochastic
+        )
+        train(optimizer, [sparse.delta], [[torch.full((4000,), -1.0)]])
+        targets[stochastic] = sparse.target.double().mean()
+    assert float(targets[False]) == 1.0
+    # the mean of 4,000 draws, each of deviation 2^-7 √(0.128 · 0.872): five deviations
+    assert abs(float(targets[True]) - 1.001) < 5 * 2**-7 * 0.334 / 4000**0.5
+
+
+def test_resumed_run_is_the_uninterrupted_run(register: Register) -> None:
+    def fresh() -> tuple[Delta, SparseAdamW]:
+        sparse = register(torch.ones(10, 10, dtype=torch.bfloat16), 30)
+        return sparse, SparseAdamW([sparse.delta], lr=1e-2, stochastic_rounding=True, seed=5)
+
+    whole, optimizer = fresh()
+    grads = grads_like([whole.delta], 8)
+    train(optimizer, [whole.delta], grads)
+
+    first, optimizer = fresh()
+    train(optimizer, [first.delta], grads[:4])
+    saved = pickle.loads(pickle.dumps((optimizer.state_dict(), first.delta.detach())))
+    second, optimizer = fresh()
+    with torch.no_grad():
+        second.delta.copy_(saved[1])
+    optimizer.load_state_dict(saved[0])
+    train(optimizer, [second.delta], grads[4:])
+
+    assert torch.equal(whole.delta, second.delta)
+    assert torch.equal(whole.target, second.target)
+
+
+@pytest.mark.parametrize("ours_first", [True, False], ids=["from-ours", "to-ours"])
+def test_state_dicts_move_between_torch_and_here(ours_first: bool) -> None:
+    kinds = [SparseAdamW, torch.optim.AdamW][:: 1 if ours_first else -1]
+    params, expected = parameters(), parameters()
+    grads = grads_like(params, 10)
+    train(torch.optim.AdamW(expected), expected, grads)
+
+    before = kinds[0](params)
+    train(before, params, grads[:5])
+    after = kinds[1](params)
+    after.load_state_dict(before.state_dict())
+    train(after, params, grads[5:])
+
+    for one, other in zip(params, expected, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+    assert set(after.state[params[0]]) == {"step", "exp_avg", "exp_avg_sq"}
+    assert after.state[params[0]]["exp_avg"].shape == params[0].shape
+
+
+def test_own_options_survive_a_state_dict_of_torch() -> None:
+    params = parameters()
+    optimizer = SparseAdamW(params, stochastic_rounding=True, seed=9)
+    optimizer.load_state_dict(torch.optim.AdamW(params).state_dict())
+    assert optimizer.param_groups[0]["stochastic_rounding"] is True
+    assert optimizer.param_groups[0]["seed"] == 9
+
+
+def test_amsgrad_state_is_refused() -> None:
+    params = parameters()
+    with pytest.raises(ValueError, match="amsgrad=True"):
+        SparseAdamW(params).load_state_dict(torch.optim.AdamW(params, amsgrad=True).state_dict())
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+def test_optimizer_can_be_copied_with_its_model(way: str) -> None:
+    params = parameters()
+    optimizer = SparseAdamW(params, lr=1e-2)
+    grads = grads_like(params, 6)
+    train(optimizer, params, grads[:3])
+    pair = (params, optimizer)
+    copies = copy.deepcopy(pair) if way == "deepcopy" else pickle.loads(pickle.dumps(pair))
+    train(optimizer, params, grads[3:])
+    train(copies[1], copies[0], grads[3:])
+    for one, other in zip(params, copies[0], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_learning_rate_schedules_and_groups() -> None:
+    results = []
+    for kind in (SparseAdamW, torch.optim.AdamW):
+        params = parameters()
+        optimizer = kind([{"params": params[:1], "lr": 0.05, "name": "head"}], lr=1e-2)
+        optimizer.add_param_group({"params": params[1:], "weight_decay": 0.3})
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=12)
+        for step in grads_like(params, 12):
+            train(optimizer, params, [step])
+            schedule.step()
+        results.append(params)
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+
+
+def test_accumulation_clipping_and_zero_grad() -> None:
+    results = []
+    for kind in (SparseAdamW, torch.optim.AdamW):
+        head, x = nn.Linear(6, 3), torch.arange(24.0).view(4, 6) / 10
+        with torch.no_grad():
+            for p in head.parameters():
+                p.fill_(0.1)
+        optimizer = kind(head.parameters(), lr=1e-2)
+        for _ in range(5):
+            optimizer.zero_grad(set_to_none=True)
+            for half in x.split(2):
+                head(half).square().sum().backward()
+            nn.utils.clip_grad_norm_(head.parameters(), 0.5)
+            optimizer.step()
+        results.append(list(head.parameters()))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+
+
+def test_closure_is_evaluated_with_gradients() -> None:
+    param = nn.Parameter(torch.tensor([2.0]))
+    optimizer = SparseAdamW([param], lr=0.1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = param.square().sum()
+        loss.backward()
+        return loss
+
+    assert float(optimizer.step(closure).detach()) == 4.0
+    assert float(param) < 2.0
+
+
+def test_parameters_without_gradient_are_left_alone() -> None:
+    params = parameters()
+    before = [p.detach().clone() for p in params]
+    optimizer = SparseAdamW(params)
+    params[1].grad = torch.ones_like(params[1])
+    optimizer.step()
+    assert torch.equal(params[0], before[0])
+    assert not torch.equal(params[1], before[1])
+    assert torch.equal(params[2], before[2])
+    assert len(optimizer.state) == 1
+
+
+def test_random_bits_do_not_depend_on_who_else_has_a_gradient(register: Register) -> None:
+    results = []
+    for alone in (True, False):
+        first = register(torch.ones(500, dtype=torch.bfloat16), 500)
+        second = register(torch.ones(500, dtype=torch.bfloat16), 500)
+        optimizer = SparseAdamW([first.delta, second.delta], stochastic_rounding=True)
+        if not alone:
+            first.delta.grad = torch.ones(500)
+        second.delta.grad = torch.ones(500)
+        optimizer.step()
+        results.append((first.target, second.target))
+    assert torch.equal(results[0][1], results[1][1])
+    assert not torch.equal(results[1][0], results[1][1]), "two parameters share their bits"
+
+
+@pytest.mark.parametrize("overflow", [False, True], ids=["finite", "overflow"])
+def test_grad_scaler(overflow: bool) -> None:
+    results = []
+    for kind in (SparseAdamW, torch.optim.AdamW):
+        param = nn.Parameter(torch.tensor([1.0, -2.0]))
+        optimizer = kind([param], lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        for step in range(4):
+            optimizer.zero_grad()
+            factor = float("inf") if overflow and step == 2 else 1.0
+            scaler.scale(param.pow(4).sum() * factor).backward()
+            if step % 2:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_([param], 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+        assert float(optimizer.state[param]["step"]) == (3.0 if overflow else 4.0)
+        results.append(param.detach())
+    torch.testing.assert_close(*results, **CLOSE)
+
+
+def test_overflow_found_on_the_device_skips_the_step() -> None:
+    # with capturable, what GradScaler found is never read on the host
+    param = nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = SparseAdamW([param], lr=0.1, capturable=True)
+    for found in (0.0, 1.0, 0.0):
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(found)
+        param.grad = torch.full((2,), float("nan") if found else 8.0)
+        optimizer.step()
+    expected = nn.Parameter(torch.tensor([1.0, -2.0]))
+    train(torch.optim.AdamW([expected], lr=0.1), [expected], [[torch.ones(2)]] * 2)
+    torch.testing.assert_close(param, expected, **CLOSE)
+    assert float(optimizer.state[param]["step"]) == 2.0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.ones(3, 4, dtype=torch.bfloat16),
+        lambda: torch.ones(3, 4, dtype=torch.float64),
+        lambda: torch.ones(4, 3).t(),
+        lambda: torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last),
+    ],
+    ids=["bf16", "fp64", "transposed", "channels-last"],
+)
+def test_other_parameters_go_through_torch(make: Callable[[], Tensor]) -> None:
+    results = []
+    for kind in (SparseAdamW, torch.optim.AdamW):
+        params = [nn.Parameter(make()), nn.Parameter(torch.ones(7))]
+        optimizer = kind(params, lr=1e-2)
+        train(optimizer, params, grads_like(params, 5))
+        assert optimizer.state[params[0]]["exp_avg"].stride() == params[0].stride()
+        results.append(params)
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+
+
+def test_delta_of_another_dtype_is_written_too(register: Register) -> None:
+    sparse = register(torch.ones(20, dtype=torch.bfloat16), 20)
+    sparse.delta.data = sparse.delta.data.bfloat16()  # as model.bfloat16() leaves it
+    optimizer = SparseAdamW([sparse.delta], lr=0.5, weight_decay=0.0)
+    train(optimizer, [sparse.delta], [[torch.ones(20)]])
+    assert float(sparse.delta.detach().max()) < -0.4
+    assert torch.equal(sparse.target, (1.0 + sparse.delta.detach().float()).bfloat16())
+
+
+def test_non_contiguous_gradient() -> None:
+    ours, theirs = (nn.Parameter(torch.ones(3, 4)) for _ in range(2))
+    for param, kind in ((ours, SparseAdamW), (theirs, torch.optim.AdamW)):
+        param.grad = torch.arange(12.0).view(4, 3).t()
+        kind([param]).step()
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+def test_sparse_gradient_is_refused() -> None:
+    embedding = nn.Embedding(10, 3, sparse=True)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match="needs dense gradients"):
+        SparseAdamW(embedding.parameters()).step()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, "lr must be at least 0"),
+        ({"eps": -1e-8}, "eps must be at least 0"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
+        ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\)"),
+        ({"lr": torch.ones(2)}, "lr must be a number or a scalar tensor"),
+    ],
+    ids=["lr", "eps", "weight-decay", "betas", "lr-vector"],
+)
+def test_bad_hyperparameters_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SparseAdamW(parameters(), **options)
+
+
+def test_param_groups_decay_matrices_only() -> None:
+    model = tiny_vit()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.startswith(("head", "cls", "pos", "norm", "blocks.1"))
+    names = {id(p): name for name, p in model.named_parameters()}
+
+    decayed, plain = param_groups(model, weight_decay=0.05)
+
+    assert (decayed["name"], decayed["weight_decay"]) == ("decayed", 0.05)
+    assert (plain["name"], plain["weight_decay"]) == ("not decayed", 0.0)
+    assert [names[id(p)] for p in decayed["params"]] == [
+        "blocks.1.attn.proj.weight",
+        "blocks.1.attn.qkv.weight",
+        "blocks.1.mlp.fc1.weight",
+        "blocks.1.mlp.fc2.weight",
+        "head.weight",
+    ]
+    found = [names[id(p)] for p in plain["params"]]
+    assert found == sorted(found)
+    assert {"cls_token", "pos_embed", "norm.weight", "blocks.1.attn.qkv.bias"} <= set(found)
+    assert len(found) + 5 == sum(p.requires_grad for p in model.parameters())
+
+
+def test_param_groups_fit_any_optimizer() -> None:
+    model = tiny_vit().requires_grad_(False)
+    model.head.requires_grad_(True)
+    torch.optim.SGD(param_groups(model), lr=0.1)
+    optimizer = SparseAdamW(param_groups(model))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-4, 0.0]
+    model.head.weight.requires_grad_(False)
+    assert SparseAdamW(param_groups(model)).param_groups[0]["params"] == []  # biases alone
+
+
+def test_param_groups_need_something_to_train() -> None:
+    with pytest.raises(ValueError, match="no trainable parameters"):
+        param_groups(tiny_vit().requires_grad_(False))
