@@ -19,7 +19,7 @@ from .allocation import LoraSpec, Plan
 from .anatomy import candidate_names, describe, head_names
 from .memory_ledger import Ledger
 
-METHODS = ("full", "linear", "bias", "lora", "spt")
+METHODS = ("full", "linear", "bias", "lora", "spt", "spt-lora", "spt-adapter", "spt-unstructured")
 DTYPES = ("fp32", "bf16-autocast", "bf16")
 
 
@@ -56,7 +56,7 @@ class MemoryEstimate:
         shape = " × ".join(map(str, self.batch_shape))
         lines = [f"{self.method}, {step} on {shape}, {self.dtype} (accounted, not measured)"]
         rows = [*self.by_category.items(), ("peak", self.peak_bytes)]
-        lines += [f"{name:<12}{count / 2**20:>12,.1f} MiB" for name, count in rows]
+        lines += [f"{name:<12}{count / 2**20:>12,.2f} MiB" for name, count in rows]
         return "\n".join(lines)
 
 
@@ -83,10 +83,10 @@ def estimate_memory(
     Args:
         model: any module, plain or tuned already; neither changed nor copied.
         batch_shape: shape of the input, `(batch, 3, height, width)`.
-        plan: tune the (plain) model so, then train that; implies `method="spt"`.
-        method: `"full"`, `"linear"` (the head), `"bias"` (biases and the head), `"lora"` (a LoRA
-            of `rank` on every Linear outside stem and head, and the head), `"spt"`; None trains
-            what `requires_grad` says.
+        plan: tune the (plain) model so, and train that; `method` is then only what to call it.
+        method: `"full"`, `"linear"` (the head), `"bias"` (biases and the head), or `"lora"` (a LoRA
+            of `rank` on every Linear outside stem and head, and the head). None, or `"spt"` and its
+            kinds, train what the plan says, or else what `requires_grad` says.
         dtype: `"fp32"`, `"bf16-autocast"` (fp32 weights under autocast), or `"bf16"` (weights too).
         optimizer: `"adamw"`, `"sgd"` (with momentum), `"none"`, or a function that makes one.
         training: False for a forward pass without gradients.
@@ -101,15 +101,20 @@ def estimate_memory(
     if not shape or min(shape) < 1:
         raise ValueError(f"batch_shape must hold sizes of at least 1, got {tuple(batch_shape)}")
     _check_choices(method, dtype, optimizer)
-    if plan is not None and method not in (None, "spt"):
-        raise ValueError(f"method must be 'spt' or None with a plan, got {method!r}")
-    if method == "spt" and plan is None and not hasattr(model, "spt_tuning"):
-        raise ValueError("method='spt' needs a plan, or a model that is tuned already")
+    tuned = hasattr(model, "spt_tuning")
+    if plan is None and not tuned and (method or "").startswith("spt"):
+        raise ValueError(f"method={method!r} needs a plan, or a model that is tuned already")
+    if tuned and (plan is not None or method in ("full", "linear", "bias", "lora")):
+        raise ValueError("the model is tuned already: give neither a plan nor another method")
 
     # real tensors (constants that a model makes for itself) are let in, and not counted
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
     twin = _fake_copy(model, fakes, torch.bfloat16 if dtype == "bf16" else None)
-    if method == "lora":
+    label = method or "as given"
+    if plan is not None:
+        label = method or f"spt-{plan.kind or 'unstructured'}"
+        method = "spt"
+    elif method == "lora":
         plan = _lora_everywhere(twin, rank)
     if plan is not None:
         from .tuning import apply
@@ -140,7 +145,7 @@ def estimate_memory(
     return MemoryEstimate(
         peak_bytes=sum(by_category.values()),
         by_category=by_category,
-        method=_label(method, plan),
+        method=label,
         batch_shape=shape,
         dtype=dtype,
         training=training,
@@ -235,12 +240,6 @@ def _infer_once(model: nn.Module, batch: Tensor, autocast: bool) -> None:
     model.eval()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         model(batch)
-
-
-def _label(method: str | None, plan: Plan | None) -> str:
-    if plan is not None and method != "lora":
-        return f"spt-{plan.kind or 'unstructured'}"
-    return method or "as given"
 
 
 def _check_choices(method: Any, dtype: Any, optimizer: Any) -> None:

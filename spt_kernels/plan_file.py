@@ -23,7 +23,7 @@ def write(
     path: str | os.PathLike[str], document: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> None:
     """Write the file whole or not at all; an older one at `path` stays until the end."""
-    text = json.dumps(document, sort_keys=True)
+    text = json.dumps(document)
     header = {
         "format": FORMAT,
         "version": FORMAT_VERSION,

@@ -73,7 +73,7 @@ def _title(plan: Plan) -> list[str]:
 def _cell(cells: list[Cell], mark: str) -> str:
     trainable = sum(cell.trainable for cell in cells)
     structured = any(cell.structured for cell in cells)
-    text = f"{trainable:,}" if trainable else "-"
+    text = f"{trainable:,}" if trainable else "-" if cells else ""
     return text + (mark if structured else " " * len(mark))
 
 
