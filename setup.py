@@ -1,4 +1,4 @@
-"""Builds the C++ module `spt_kernels._native` with CMake and Ninja; all metadata is in pyproject.toml."""
+"""Builds `spt_kernels._native` with CMake and Ninja; all metadata is in pyproject.toml."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def instruction_set() -> str:
 
 
 def limit_instruction_set(limit: str) -> None:
-    """Use no better code path than `limit` from now on, in the whole process: for tests and benches."""
+    """Use no better code path than `limit` in this process: for tests and benches."""
     _module().limit_instruction_set(INSTRUCTION_SETS.index(limit))
 
 

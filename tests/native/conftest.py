@@ -1,4 +1,4 @@
-"""What the tests of the C++ module share: every code path of the processor, any number of threads."""
+"""What the tests of the C++ module share: each code path, any number of threads."""
 
 from __future__ import annotations
 
