@@ -90,13 +90,21 @@ def allocate(
     _check_options(structured, rank, rule, scale, dropout)
     budget = _as_count(budget, sensitivity.backbone_numel)
     segments = _segments(sensitivity, structured, rank, rule)
-    try:
-        selected = (_select if rule == "paper" else _select_by_cost)(segments, budget)
-    except ValueError:
-        # the usual reason, in the caller's terms; the op itself names the scores at fault
-        _check_spendable(segments, budget)
-        raise
-    unstructured, rows, counts = _assign(segments, selected, sensitivity)
+    if rule == "paper":
+        try:
+            selected, counts = _select(segments, budget)
+        except ValueError:
+            # the usual reason, in the caller's terms; the op itself names the scores at fault
+            most = sum(min(int((s.scores > 0).sum()), s.threshold) for s in segments)
+            if budget > most:
+                raise _overspent(budget, most) from None
+            raise
+    else:
+        selected, counts = _select_by_cost(segments, budget)
+    unstructured, rows = _assign(segments, selected, counts, sensitivity)
+    by_name: dict[str, tuple[int, ...]] = {}
+    for segment, count in zip(segments, counts, strict=True):
+        by_name[segment.name] = (*by_name.get(segment.name, ()), count)
     specs: dict[str, LoraSpec | AdapterSpec] = {}
     for name, ranges in rows.items():
         if structured == "lora":
@@ -108,7 +116,7 @@ def allocate(
         unstructured=unstructured,
         structured=specs,
         info=sensitivity.info,
-        selected=counts,
+        selected=by_name,
         budget=budget,
         head=sensitivity.head,
         model_name=sensitivity.model_name,
@@ -163,31 +171,32 @@ def _segments(
     return segments
 
 
-def _select(segments: Sequence[Segment], budget: int) -> list[Tensor]:
-    """Positions per segment of the shortest prefix whose `min(count, threshold)` sum to `budget`.
+def _select(segments: Sequence[Segment], budget: int) -> tuple[list[Tensor], list[int]]:
+    """The shortest prefix of the ranking whose `min(count, threshold)` sum to `budget`.
 
     Under the paper's rule the threshold is the cost, so this spends the budget exactly.
+
+    Returns:
+        Per segment the selected positions, and how many they are.
     """
-    scores = [s.scores for s in segments]
-    names = [f"sensitivity[{s.name!r}]" for s in segments]
-    return top_tau(scores, budget, [s.threshold for s in segments], names=names)
+    positions = _top(segments, budget, [s.threshold for s in segments])
+    return positions, [p.numel() for p in positions]
 
 
-def _select_by_cost(segments: Sequence[Segment], budget: int) -> list[Tensor]:
-    """Positions per segment of the shortest prefix that costs the most that fits into `budget`.
+def _select_by_cost(segments: Sequence[Segment], budget: int) -> tuple[list[Tensor], list[int]]:
+    """The shortest prefix of the ranking that costs the most that fits into `budget`.
 
     An entry costs 1 below its segment's threshold, the rest of the segment's cost at it, and
-    nothing above it. As no entry up to a threshold is free, the prefix lies within the one that
-    `_select` finds, and only that one is sorted.
-    """
-    reachable = sum(min(int((s.scores > 0).sum()), s.threshold) for s in segments)
-    positions = _select(segments, min(budget, reachable))
-    if reachable < budget:
-        _check_spendable(segments, budget)
+    nothing above it. So only the highest entries of each segment, up to its threshold, need to be
+    walked, and where the threshold is out of reach, those among the `budget` highest of all.
 
-    device = positions[0].device
-    sizes = torch.tensor([p.numel() for p in positions], device=device)
-    values = torch.cat([s.scores[p] for s, p in zip(segments, positions, strict=True)])
+    Returns:
+        Per segment the selected positions up to its threshold, and how many are selected in all.
+    """
+    candidates = _walkable(segments, budget)
+    device = candidates[0].device
+    sizes = torch.tensor([p.numel() for p in candidates], device=device)
+    values = torch.cat([s.scores[p] for s, p in zip(segments, candidates, strict=True)])
     ranking = torch.argsort(values, descending=True, stable=True)  # [n], ties in model order
     owner = torch.repeat_interleave(sizes)[ranking]  # [n] the segment of each entry
     grouped = torch.argsort(owner, stable=True)
@@ -196,31 +205,66 @@ def _select_by_cost(segments: Sequence[Segment], budget: int) -> list[Tensor]:
     nth[grouped] = torch.arange(1, owner.numel() + 1, device=device) - start
     threshold = torch.tensor([s.threshold for s in segments], device=device)[owner]
     cost = torch.tensor([s.cost for s in segments], device=device)[owner]
-    price = torch.where(nth < threshold, 1, torch.where(nth == threshold, cost - nth + 1, 0))
-    total = price.cumsum(0)  # [n]
+    total = torch.where(nth < threshold, 1, cost - nth + 1).cumsum(0)  # [n] of the prefix up to it
 
-    fitting = int(torch.searchsorted(total, budget, right=True))
-    if fitting == 0:
+    length = int(torch.searchsorted(total, budget, right=True))
+    if length == 0:
         raise ValueError(f"budget={budget} buys nothing: the first step costs {int(total[0])}")
-    length = int(torch.searchsorted(total, int(total[fitting - 1]))) + 1
+    if length == total.numel() and int(total[-1]) < budget:
+        raise _overspent(budget, int(total[-1]))
     taken = torch.zeros_like(owner, dtype=torch.bool)
     taken[ranking[:length]] = True
-    return [p[t] for p, t in zip(positions, taken.split(sizes.tolist()), strict=True)]
+    positions = [p[t] for p, t in zip(candidates, taken.split(sizes.tolist()), strict=True)]
+    last = int(owner[length - 1])
+    return positions, _counts(segments, positions, last, values[ranking[length - 1]])
+
+
+def _walkable(segments: Sequence[Segment], budget: int) -> list[Tensor]:
+    """Positions per segment of the entries that can change what a prefix within `budget` costs."""
+    positives = [int((s.scores > 0).sum()) for s in segments]
+    bounded = [s.threshold < s.scores.numel() for s in segments]
+    free = [m for m, is_bounded in enumerate(bounded) if not is_bounded]
+    most = min(budget, sum(positives[m] for m in free))
+    chosen = dict(zip(free, _top([segments[m] for m in free], most), strict=True))
+    for m, segment in enumerate(segments):
+        if bounded[m]:
+            [chosen[m]] = _top([segment], min(segment.threshold, positives[m]))
+    return [chosen[m] for m in range(len(segments))]
+
+
+def _counts(
+    segments: Sequence[Segment], positions: Sequence[Tensor], last: int, value: Tensor
+) -> list[int]:
+    """How many entries of each segment are ranked no lower than the `last` one taken."""
+    counts = []
+    for m, (segment, taken) in enumerate(zip(segments, positions, strict=True)):
+        count = taken.numel()
+        if count >= segment.threshold and m != last:
+            # earlier segments win ties; the last segment itself has just reached its threshold
+            scores = segment.scores
+            count = int((scores >= value if m < last else scores > value).sum())
+        counts.append(count)
+    return counts
+
+
+def _top(segments: Sequence[Segment], k: int, caps: Sequence[int] | None = None) -> list[Tensor]:
+    names = [f"sensitivity[{s.name!r}]" for s in segments]
+    return top_tau([s.scores for s in segments], k, caps, names=names)
 
 
 def _assign(
-    segments: Sequence[Segment], selected: Sequence[Tensor], sensitivity: Sensitivity
-) -> tuple[dict[str, Tensor], dict[str, list[tuple[int, int]]], dict[str, tuple[int, ...]]]:
-    """Eq. 5: what is trained as entries, which rows are structured, and how many were selected."""
+    segments: Sequence[Segment],
+    selected: Sequence[Tensor],
+    counts: Sequence[int],
+    sensitivity: Sensitivity,
+) -> tuple[dict[str, Tensor], dict[str, list[tuple[int, int]]]]:
+    """Eq. 5: what is trained entry by entry, and which rows are structured."""
     parts: dict[str, list[Tensor]] = {}
     rows: dict[str, list[tuple[int, int]]] = {}
-    counts: dict[str, tuple[int, ...]] = {}
-    for segment, positions in zip(segments, selected, strict=True):
-        n = positions.numel()
-        counts[segment.name] = (*counts.get(segment.name, ()), n)
-        if n == 0:
+    for segment, positions, count in zip(segments, selected, counts, strict=True):
+        if count == 0:
             continue
-        if n < segment.threshold:
+        if count < segment.threshold:
             parts.setdefault(segment.name, []).append(positions.cpu() + segment.offset)
         elif segment.structured:
             block = sensitivity.info[segment.name].row_blocks[segment.block]
@@ -228,17 +272,14 @@ def _assign(
         else:
             whole = torch.arange(segment.offset, segment.offset + segment.scores.numel())
             parts.setdefault(segment.name, []).append(whole)
-    return {name: torch.cat(p) for name, p in parts.items()}, rows, counts
+    return {name: torch.cat(p) for name, p in parts.items()}, rows
 
 
-def _check_spendable(segments: Sequence[Segment], budget: int) -> None:
-    counts = [int((s.scores > 0).sum()) for s in segments]
-    most = sum(s.cost if n >= s.threshold else n for n, s in zip(counts, segments, strict=True))
-    if budget > most:
-        raise ValueError(
-            f"budget={budget:,} is more than can be spent: at most {most:,} parameters, those with "
-            "a sensitivity above 0, each structured matrix at the cost of its module"
-        )
+def _overspent(budget: int, most: int) -> ValueError:
+    return ValueError(
+        f"budget={budget:,} is more than can be spent: at most {most:,} parameters, those with a "
+        "sensitivity above 0, each structured matrix at the cost of its module"
+    )
 
 
 def _as_count(budget: int | float, backbone_numel: int) -> int:

@@ -234,8 +234,10 @@ class Plan:
     def load(cls, path: str | os.PathLike[str]) -> Plan:
         """Read what `save` wrote; `DeltaFormatError` if anything in it is not as it should be."""
         document, tensors = plan_file.read(path)
+        positions = {name: tensor.to(torch.int64) for name, tensor in tensors.items()}
+        in_order = {name: positions[name] for name in document.get("info", ()) if name in positions}
         try:
-            return cls.from_json(document, {name: t.to(torch.int64) for name, t in tensors.items()})
+            return cls.from_json(document, in_order | positions)
         except ValueError as error:
             raise DeltaFormatError(f"cannot load the plan {os.fspath(path)}: {error}") from error
 

@@ -18,7 +18,7 @@ def render(plan: Plan) -> str:
     operations = ordered(operation for _, operation in cells)
     mark = f" {_KINDS[plan.kind][0]}" if plan.kind else ""
 
-    def row(title: str, of_row: list[tuple[str, Cell]]) -> list[str]:
+    def row(title: str, of_row: list[tuple[str, Cell]], mark: str = mark) -> list[str]:
         by_operation: dict[str, list[Cell]] = {}
         for operation, cell in of_row:
             by_operation.setdefault(operation, []).append(cell)
@@ -30,7 +30,8 @@ def render(plan: Plan) -> str:
     for block in blocks:
         here = [(operation, cell) for (place, operation), cell in cells.items() if place == block]
         table.append(row(block or "(no block)", here))
-    table.append(row("all", [(operation, cell) for (_, operation), cell in cells.items()]))
+    every = [(operation, cell) for (_, operation), cell in cells.items()]
+    table.append(row("all", every, " " * len(mark)))
     shares = [
         _percent(sum(c.trainable for (_, o), c in cells.items() if o == op), plan.num_trainable)
         for op in operations

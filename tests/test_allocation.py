@@ -63,6 +63,10 @@ def toy_segments() -> list[tuple[str, int, int]]:
     return segments
 
 
+# trained entries, structured row ranges, and how many entries of each row block were selected
+Outcome = tuple[dict[str, set[int]], dict[str, list[tuple[int, int]]], dict[tuple[str, int], int]]
+
+
 def cost_of(name: str, rows: int, structured: str | None, rank: int) -> int:
     """σ: a LoRA has matrices [rank, in] and [rows, rank], an Adapter two and their biases."""
     if structured == "lora":
@@ -72,7 +76,7 @@ def cost_of(name: str, rows: int, structured: str | None, rank: int) -> int:
 
 def brute_force(
     sensitivity: Sensitivity, budget: int, structured: str | None, rank: int, rule: str = "paper"
-) -> tuple[dict[str, set[int]], dict[str, list[tuple[int, int]]]]:
+) -> Outcome:
     """Sort every score, walk down one by one, and cost each prefix from scratch."""
     segments = toy_segments()
     entries = []
@@ -121,13 +125,18 @@ def brute_force(
             unstructured.setdefault(name, set()).update(whole)
         elif best[m]:
             unstructured.setdefault(name, set()).update(best[m])
-    return unstructured, rows_of
+    counts = {}
+    for m, (name, first, _) in enumerate(segments):
+        if best[m]:
+            counts[name, first // 6 if "qkv" in name else 0] = len(best[m])
+    return unstructured, rows_of, counts
 
 
-def as_sets(plan: Plan) -> tuple[dict[str, set[int]], dict[str, list[tuple[int, int]]]]:
+def as_sets(plan: Plan) -> Outcome:
     return (
         {name: set(positions.tolist()) for name, positions in plan.unstructured.items()},
         {name: list(spec.rows) for name, spec in plan.structured.items()},
+        {(name, m): n for name, counts in plan.selected.items() for m, n in enumerate(counts) if n},
     )
 
 
@@ -154,7 +163,7 @@ def test_published_rule_is_the_walk(
 ) -> None:
     sensitivity = random_scores(budget, distinct_values=distinct_values)
     expected = brute_force(sensitivity, budget, structured, rank, "published-code")
-    if expected == ({}, {}):
+    if expected == ({}, {}, {}):
         with pytest.raises(ValueError, match="buys nothing"):
             allocate(sensitivity, budget, structured, rank, rule="published-code")
         return
@@ -185,7 +194,7 @@ choices_strategy = st.sampled_from(CHOICES)
 def test_property_exact_spend(
     sensitivity: Sensitivity, choice: tuple[str | None, int], budget: int
 ) -> None:
-    unstructured, rows = brute_force(sensitivity, 10**9, *choice)
+    unstructured, rows, _ = brute_force(sensitivity, 10**9, *choice)
     assert allocate(sensitivity, 1, *choice).num_trainable == 1
     every = sum(map(len, unstructured.values())) + sum(
         cost_of(name, last - first, *choice) for name, r in rows.items() for first, last in r
