@@ -49,7 +49,7 @@ Key = tuple[str, str, int]  # kernels file, variant name, compute capability
 def kernel_files() -> list[str]:
     """Names of the files of `spt_kernels.kernels` that hold kernels."""
     names = (module.name for module in pkgutil.iter_modules(kernels.__path__))
-    return [name for name in names if name != "variant"]
+    return [name for name in names if name not in ("variant", "tile_plan")]
 
 
 def variants_of(file: str) -> dict[str, Variant]:

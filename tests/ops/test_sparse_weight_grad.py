@@ -1,0 +1,206 @@
+"""`ops.sparse_weight_grad` against the dense gradient in float64, sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from spt_kernels import native
+from spt_kernels.ops.sparse_weight_grad import SparsePattern, sparse_weight_grad
+from spt_kernels.reference import sparse_weight_grad as reference
+
+from ..tolerance import assert_within_budget
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+has_native = native.available() and hasattr(native, "sparse_weight_grad")
+
+
+@pytest.fixture(
+    params=[
+        "reference",
+        pytest.param("native", marks=pytest.mark.skipif(not has_native, reason="no C++ module")),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ]
+)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where tensors live; on a CPU with the C++ module or without."""
+    if request.param == "reference":
+        monkeypatch.setattr(native, "available", lambda: False)
+    return "cuda" if request.param == "cuda" else "cpu"
+
+
+def noise(*shape: int, seed: int, dtype: torch.dtype, device: str) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).to(device, dtype)
+
+
+def positions(n: int, numel: int, device: str) -> Tensor:
+    order = torch.randperm(numel, generator=torch.Generator().manual_seed(7))
+    return order[:n].sort().values.int().to(device)
+
+
+def check(found: Tensor, grad_output: Tensor, x: Tensor, index: Tensor) -> None:
+    grad_output, x = grad_output.flatten(0, -2), x.flatten(0, -2)
+    truth = (grad_output.double().T @ x.double()).flatten()[index.long()]
+    plain = (grad_output.T @ x).flatten()[index.long()]
+    assert found.dtype == torch.float32
+    assert_within_budget(found, plain, truth)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "n_out", "n_in", "nnz"),
+    [
+        (1, 1, 1, 1),
+        (5, 8, 7, 0),
+        (0, 8, 7, 3),
+        (129, 65, 33, 40),
+        (70, 33, 130, 2000),
+        (9, 16, 32, 512),
+    ],
+    ids=["one-element", "no-entry", "no-token", "sparse", "half", "every-entry"],
+)
+@pytest.mark.parametrize("as_pattern", [False, True], ids=["index", "pattern"])
+def test_entries(
+    tokens: int, n_out: int, n_in: int, nnz: int, dtype: torch.dtype, as_pattern: bool, device: str
+) -> None:
+    grad_output = noise(tokens, n_out, seed=0, dtype=dtype, device=device)
+    x = noise(tokens, n_in, seed=1, dtype=dtype, device=device)
+    index = positions(nnz, n_out * n_in, device)
+    wanted = SparsePattern.build(index, n_out, n_in) if as_pattern else index
+    check(sparse_weight_grad(grad_output, x, wanted), grad_output, x, index)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("share", [0.001, 0.02, 0.5])
+def test_entries_of_a_vit_on_a_card(dtype: torch.dtype, share: float) -> None:
+    grad_output = noise(12608, 3072, seed=0, dtype=dtype, device="cuda")
+    x = noise(12608, 768, seed=1, dtype=dtype, device="cuda")
+    index = positions(int(share * 3072 * 768), 3072 * 768, "cuda")
+    pattern = SparsePattern.build(index, 3072, 768)
+    check(sparse_weight_grad(grad_output, x, pattern), grad_output, x, index)
+
+
+def test_leading_dimensions_views_and_entries_of_a_fused_slice(device: str) -> None:
+    grad_output = noise(3, 20, 48, seed=0, dtype=torch.float32, device=device)[:, :, 16:32]
+    x = noise(3, 24, 20, seed=1, dtype=torch.float32, device=device).transpose(1, 2)
+    index = positions(30, 16 * 24, device)
+    check(sparse_weight_grad(grad_output, x, index), grad_output, x, index)
+    vector = noise(24, seed=2, dtype=torch.float32, device=device)
+    found = sparse_weight_grad(grad_output[0, 0], vector, index)
+    torch.testing.assert_close(found, torch.outer(grad_output[0, 0], vector).flatten()[index])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_input_of_the_columns_that_occur(dtype: torch.dtype, device: str) -> None:
+    grad_output = noise(2, 30, 12, seed=0, dtype=dtype, device=device)
+    x = noise(2, 30, 50, seed=1, dtype=dtype, device=device)
+    index = positions(25, 12 * 50, device)
+    pattern = SparsePattern.build(index, 12, 50)
+    assert torch.equal(pattern.columns, torch.unique(index % 50))
+    assert torch.equal(pattern.rows, torch.unique(index // 50))
+    kept = x[..., pattern.columns]
+
+    check(sparse_weight_grad(grad_output, kept, pattern.compacted()), grad_output, x, index)
+    found = sparse_weight_grad(grad_output, kept, index, columns=pattern.columns, in_features=50)
+    check(found, grad_output, x, index)
+    assert pattern.compacted().compacted().in_features == len(pattern.columns)
+
+
+def test_one_column(device: str) -> None:
+    index = torch.tensor([3, 8, 13], dtype=torch.int32, device=device)
+    pattern = SparsePattern.build(index, 4, 5).compacted()
+    grad_output = torch.arange(8.0, device=device).view(2, 4)
+    x = torch.tensor([[2.0], [3.0]], device=device)
+    assert sparse_weight_grad(grad_output, x, pattern).tolist() == [12.0, 17.0, 22.0]
+
+
+def test_the_same_bits_every_run(device: str) -> None:
+    grad_output = noise(600, 64, seed=0, dtype=torch.bfloat16, device=device)
+    x = noise(600, 128, seed=1, dtype=torch.bfloat16, device=device)
+    pattern = SparsePattern.build(positions(900, 64 * 128, device), 64, 128)
+    found = [sparse_weight_grad(grad_output, x, pattern) for _ in range(3)]
+    assert all(torch.equal(other, found[0]) for other in found)
+
+
+def test_the_reference_works_in_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "_BLOCK_NUMEL", 64)
+    monkeypatch.setattr(reference, "_BLOCK_TOKENS", 7)
+    grad_output = noise(30, 20, seed=0, dtype=torch.float32, device="cpu")
+    x = noise(30, 40, seed=1, dtype=torch.float32, device="cpu")
+    index = positions(100, 800, "cpu")
+    check(reference.sparse_weight_grad(grad_output, x, index), grad_output, x, index)
+
+
+@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_opcheck(where: str) -> None:
+    grad_output = noise(12, 8, seed=0, dtype=torch.bfloat16, device=where)
+    x = noise(12, 16, seed=1, dtype=torch.bfloat16, device=where)
+    pattern = SparsePattern.build(positions(9, 128, where), 8, 16)
+    op = torch.ops.spt.sparse_weight_grad.default
+    torch.library.opcheck(op, (grad_output, x, pattern.index, (), 0))
+    torch.library.opcheck(op, (grad_output[:, ::2], x, pattern.index[:3], [], 0))
+    torch.library.opcheck(op, (grad_output, x, pattern.index, pattern._plan, pattern._block))
+
+
+INDEX = torch.tensor([0, 5, 11], dtype=torch.int32)
+GOOD = {"grad_output": torch.zeros(2, 3), "input": torch.zeros(2, 4), "index": INDEX}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"grad_output": torch.zeros(2, 3).double()}, TypeError, "grad_output: expected fp32"),
+        ({"input": torch.zeros(2, 4).half()}, TypeError, "input: expected torch.float32"),
+        ({"input": torch.zeros(3, 4)}, ValueError, "input: expected the leading dimensions"),
+        ({"index": INDEX.long()}, TypeError, "index: expected torch.int32, got torch.int64"),
+        ({"index": INDEX.view(1, 3)}, ValueError, r"index: expected shape \[nnz\]"),
+        ({"index": INDEX - 1}, ValueError, "expected positions in the 3×4 gradient, got -1"),
+        ({"index": INDEX + 1}, ValueError, "expected positions in the 3×4 gradient, got 12"),
+        ({"columns": INDEX}, ValueError, "expected both or neither"),
+        ({"in_features": 4}, ValueError, "expected both or neither"),
+        ({"columns": INDEX, "in_features": 12}, ValueError, "input: expected 3 columns"),
+        (
+            {"columns": INDEX, "in_features": 12, "input": torch.zeros(2, 3), "index": INDEX + 1},
+            ValueError,
+            "got -1",
+        ),
+        ({"index": SparsePattern.build(INDEX, 6, 2)}, ValueError, "grad_output: expected 6 feat"),
+        ({"index": SparsePattern.build(INDEX, 3, 5)}, ValueError, "input: expected 5 features"),
+        (
+            {"index": SparsePattern.build(INDEX, 3, 4), "in_features": 4},
+            ValueError,
+            "columns: a pattern knows its own",
+        ),
+        ({"index": INDEX.to("meta")}, ValueError, "expected one device"),
+    ],
+)
+def test_refuses(change: dict[str, object], error: type[Exception], message: str) -> None:
+    call: Callable[..., Tensor] = sparse_weight_grad
+    with pytest.raises(error, match=message):
+        call(**(GOOD | change))
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "message"),
+    [
+        (torch.tensor([0.5]), TypeError, "index: expected int32 or int64, got torch.float32"),
+        (torch.zeros(2, 2, dtype=torch.int32), ValueError, "index: expected shape"),
+        (torch.tensor([3, 3]), ValueError, "without repetition"),
+        (torch.tensor([4, 3]), ValueError, "ascending"),
+        (torch.tensor([-1, 3]), ValueError, r"in \[0, 12\)"),
+        (torch.tensor([3, 12]), ValueError, r"in \[0, 12\)"),
+    ],
+)
+def test_a_pattern_refuses(index: Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        SparsePattern.build(index, 3, 4)
+
+
+def test_a_pattern_refuses_a_weight_beyond_int32() -> None:
+    with pytest.raises(ValueError, match="fewer than 2³¹"):
+        SparsePattern.build(INDEX, 2**16, 2**15)
