@@ -1,7 +1,7 @@
 """The public functions of every op."""
 
-# Some ops share their name with the file that defines them. Importing all of them eagerly makes sure
-# that the package attribute is the function, whoever imports one of the files first.
+# Some ops share their name with the file that defines them. Importing all of them eagerly makes
+# sure that the package attribute is the function, whoever imports one of the files first.
 from .rebuild_input import rebuild_gelu, rebuild_layer_norm
 from .sparse_adamw import AdamWEntry, sparse_adamw
 from .sparse_weight_grad import sparse_weight_grad
