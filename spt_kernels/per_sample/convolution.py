@@ -1,0 +1,132 @@
+"""How each sample's gradient of a convolution follows from its output gradient and input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
+
+from .uses import Factors, Role, Use, on_axis
+
+_CHANNELS = -3
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Use | None:
+    """`F.conv2d`: a Linear on unfolded patches, or, in groups, a convolution of its own."""
+    if input.ndim != 4:
+        return None
+    geometry = _Geometry(weight, _pair(stride), padding, _pair(dilation), groups)
+    biases = Role(bias, "vector", on_axis(_CHANNELS), needs_input=False)
+    if groups > 1:
+        weights = Role(weight, "whole", geometry.gradients, samples_numel=4 * input[0].numel())
+    elif geometry.is_pointwise:
+        weights = Role(weight, "matrix", geometry.columns)
+    else:
+        height, width = geometry.output_size(input)
+        unfolded = height * width * weight[0].numel()
+        weights = Role(weight, "matrix", geometry.columns, samples_numel=unfolded)
+    return Use(input, (weights, biases), saves_as_computed=True)
+
+
+class _Geometry:
+    """Where a convolution's kernel goes."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        stride: tuple[int, int],
+        padding: Any,
+        dilation: tuple[int, int],
+        groups: int,
+    ) -> None:
+        self.kernel = (weight.shape[2], weight.shape[3])
+        self.weight_shape = weight.shape
+        self.stride, self.dilation, self.groups = stride, dilation, groups
+        self.pad_before, self.pad_after = self._padding(padding)
+        self.is_padded = any(self.pad_before + self.pad_after)
+        self.is_pointwise = self.kernel == (1, 1) and not self.is_padded
+        self.is_patches = self.kernel == stride and dilation == (1, 1) and not self.is_padded
+
+    def _padding(self, padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+        if padding == "same":
+            rows, columns = (d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True))
+            before = rows // 2, columns // 2
+            return before, (rows - before[0], columns - before[1])
+        pads = (0, 0) if padding == "valid" else _pair(padding)
+        return pads, pads
+
+    def output_size(self, input: Tensor) -> tuple[int, int]:
+        sizes = [
+            (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
+            for size, before, after, dilation, kernel, stride in zip(
+                input.shape[-2:],
+                self.pad_before,
+                self.pad_after,
+                self.dilation,
+                self.kernel,
+                self.stride,
+                strict=True,
+            )
+        ]
+        return sizes[0], sizes[1]
+
+    def columns(self, grad_output: Tensor, input: Tensor | None) -> Factors:
+        """Output gradients by position, and the patch of the input that each position saw."""
+        assert input is not None
+        samples, k = input.shape[:2]
+        columns = self._unfold(input.flatten(0, 1))  # [samples · k, positions, in · kernel]
+        grad_output, _ = on_axis(_CHANNELS)(grad_output, None)
+        return grad_output, columns.unflatten(0, (samples, k)).flatten(1, 2)
+
+    def _unfold(self, x: Tensor) -> Tensor:
+        if self.is_pointwise:
+            return x[..., :: self.stride[0], :: self.stride[1]].flatten(2).transpose(1, 2)
+        if self.is_patches:
+            (kh, kw), (height, width) = self.kernel, self.output_size(x)
+            x = x[..., : height * kh, : width * kw]
+            x = x.unflatten(-1, (width, kw)).unflatten(-3, (height, kh))
+            return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        x = self._pad(x)
+        return F.unfold(x, self.kernel, self.dilation, 0, self.stride).transpose(1, 2)
+
+    def gradients(self, grad_output: Tensor, input: Tensor | None) -> Factors:
+        """Weight gradients by sample: one convolution in which each sample is groups of its own."""
+        assert input is not None
+        samples, k = input.shape[:2]
+        x = self._pad(input.flatten(0, 1).float())
+        rows = samples * k
+        grad_output = grad_output.flatten(0, 1).float()
+        size = (rows * self.weight_shape[0], *self.weight_shape[1:])
+        gradients = conv2d_weight(
+            x.reshape(1, -1, *x.shape[2:]),
+            size,
+            grad_output.reshape(1, -1, *grad_output.shape[2:]),
+            stride=self.stride,
+            padding=0,
+            dilation=self.dilation,
+            groups=rows * self.groups,
+        )
+        return gradients.view(samples, k, *self.weight_shape).sum(1), None
+
+    def _pad(self, x: Tensor) -> Tensor:
+        if not self.is_padded:
+            return x
+        (top, left), (bottom, right) = self.pad_before, self.pad_after
+        return F.pad(x, (left, right, top, bottom))
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    return value[0], value[-1]

@@ -1,0 +1,225 @@
+"""How each sample's gradient of a parameter follows from one call's output gradient and input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Gradient of a parameter by sample: a matrix and a vector as two factors that are multiplied and
+# summed over tokens, a whole one as it is.
+Kind = Literal["matrix", "vector", "whole"]
+Factors = tuple[Tensor, Tensor | None]
+# (grad_output [samples, k, ...], input [samples, k, ...] | None) -> factors [samples, tokens, ...];
+# a batch of `samples · k` rows is what a model makes that works on k windows of each sample
+Rule = Callable[[Tensor, Tensor | None], Factors]
+
+_UNFOLDED_NUMEL = 1 << 24  # 64 MiB of fp32: what an unfolded convolution input may take at a time
+
+
+@dataclass(frozen=True)
+class Role:
+    """A parameter in its place in a call: `weight` of a Linear, `bias` of a norm, and so on."""
+
+    parameter: Tensor | None
+    kind: Kind
+    rule: Rule
+    needs_input: bool = True
+    samples_numel: int = 0  # numbers that `rule` makes of one row of the batch; 0: views
+
+    def samples_at_once(self, rows_per_sample: int) -> int | None:
+        """How many samples `rule` may take at a time, None for all."""
+        if not self.samples_numel:
+            return None
+        return max(1, _UNFOLDED_NUMEL // (self.samples_numel * rows_per_sample))
+
+
+@dataclass(frozen=True)
+class Use:
+    """One call that multiplies or shifts by parameters: its input, and each parameter's role."""
+
+    input: Tensor
+    roles: tuple[Role, ...]
+    saves_as_computed: bool = False  # whether the input may be kept in the output's dtype
+
+
+def _last(grad_output: Tensor, input: Tensor | None) -> Factors:
+    """Channels in the last dimension."""
+    grad_output = grad_output.flatten(1, -2)
+    return grad_output, None if input is None else input.flatten(1, -2)
+
+
+def on_axis(axis: int) -> Rule:
+    """Channels in dimension `axis` of a row, counted from its end."""
+
+    def rule(grad_output: Tensor, input: Tensor | None) -> Factors:
+        moved = None if input is None else input.movedim(axis, -1)
+        return _last(grad_output.movedim(axis, -1), moved)
+
+    return rule
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Use | None:
+    """`F.linear`."""
+    if input.ndim < 2:
+        return None
+    roles = (Role(weight, "matrix", _last), Role(bias, "vector", _last, needs_input=False))
+    return Use(input, roles, saves_as_computed=True)
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Use | None:
+    """`F.layer_norm`: what multiplies the weight is normalized again rather than kept."""
+    shape = tuple(normalized_shape)
+    n_dims = len(shape)
+
+    def normalize(x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), shape, None, None, eps)
+
+    return _norm_over_last(input, n_dims, weight, bias, normalize)
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Use | None:
+    """`F.rms_norm`."""
+    shape = tuple(normalized_shape)
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+
+    def normalize(x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), shape, None, eps)
+
+    return _norm_over_last(input, len(shape), weight, None, normalize)
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Use | None:
+    """`F.group_norm`."""
+
+    def normalize(x: Tensor) -> Tensor:
+        return F.group_norm(x.float(), num_groups, None, None, eps)
+
+    return _norm_over_channels(input, weight, bias, normalize)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Use | None:
+    """`F.batch_norm` by its running statistics; statistics of the batch are no sample's own."""
+    if training or running_mean is None or running_var is None:
+        return None
+    mean, rstd = running_mean.float(), (running_var.float() + eps).rsqrt()
+    shape = (-1, *(1,) * (input.ndim - 2))
+
+    def normalize(x: Tensor) -> Tensor:
+        return (x.float() - mean.view(shape)) * rstd.view(shape)
+
+    return _norm_over_channels(input, weight, bias, normalize)
+
+
+def _norm_over_last(
+    input: Tensor,
+    n_dims: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    normalize: Callable[[Tensor], Tensor],
+) -> Use | None:
+    if input.ndim <= n_dims:
+        return None
+
+    def rule(grad_output: Tensor, input: Tensor | None) -> Factors:
+        normalized = None if input is None else normalize(input).flatten(-n_dims)
+        return _last(grad_output.flatten(-n_dims), normalized)
+
+    numel = input[0].numel()
+    roles = (
+        Role(weight, "vector", rule, samples_numel=numel),
+        Role(bias, "vector", rule, needs_input=False),
+    )
+    return Use(input, roles)
+
+
+def _norm_over_channels(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    normalize: Callable[[Tensor], Tensor],
+) -> Use | None:
+    if input.ndim < 2:
+        return None
+    axis = 1 - input.ndim  # of the channels, from the end
+
+    def rule(grad_output: Tensor, input: Tensor | None) -> Factors:
+        if input is not None:
+            input = normalize(input.flatten(0, 1)).unflatten(0, input.shape[:2])
+        return on_axis(axis)(grad_output, input)
+
+    roles = (
+        Role(weight, "vector", rule, samples_numel=input[0].numel()),
+        Role(bias, "vector", rule, needs_input=False),
+    )
+    return Use(input, roles)
+
+
+def multiply(first: Any, second: Any, is_parameter: Callable[[Any], bool]) -> Use | None:
+    """`x * weight` with one weight per channel, as a layer scale has it."""
+    x, weight = (second, first) if is_parameter(first) else (first, second)
+    axis = _channel_axis(x, weight)
+    if axis is None or is_parameter(x):
+        return None
+    return Use(x, (Role(weight, "vector", on_axis(axis)),))
+
+
+def add(first: Any, second: Any, is_parameter: Callable[[Any], bool]) -> Use | None:
+    """`x + bias` with one bias per channel."""
+    x, bias = (second, first) if is_parameter(first) else (first, second)
+    axis = _channel_axis(x, bias)
+    if axis is None or is_parameter(x):
+        return None
+    return Use(x, (Role(bias, "vector", on_axis(axis), needs_input=False),))
+
+
+def multiply_add(bias: Any, weight: Any, x: Any) -> Use | None:
+    """`torch.addcmul(bias, weight, x)` with one weight and one bias per channel."""
+    axis = _channel_axis(x, weight)
+    if axis is None or axis != _channel_axis(x, bias):
+        return None
+    weights = Role(weight, "vector", on_axis(axis))
+    return Use(x, (weights, Role(bias, "vector", on_axis(axis), needs_input=False)))
+
+
+def _channel_axis(x: Any, vector: Any) -> int | None:
+    """The dimension of `x`, from its end, along which `vector` has one number each."""
+    if not isinstance(x, Tensor) or not isinstance(vector, Tensor) or vector.ndim >= x.ndim + 1:
+        return None
+    axes = [axis for axis in range(-vector.ndim, 0) if vector.shape[axis] != 1]
+    if len(axes) != 1 or axes[0] == -x.ndim or x.shape[axes[0]] != vector.numel():
+        return None
+    return axes[0]
