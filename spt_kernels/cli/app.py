@@ -1,0 +1,104 @@
+"""The commands of `spt-kernels` in one app, and what becomes of an error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..errors import BaseModelMismatch, DeltaFormatError
+from . import demo, evaluate, finetune, inspect, memory, merge, plan, sensitivity
+from .command import command
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+# What a user can cause and mend: a bad argument, file, image or model. Anything else is our mistake
+# and keeps its traceback.
+_USER_ERRORS = (ValueError, OSError, FloatingPointError, BaseModelMismatch, DeltaFormatError)
+_USAGE_ERROR: type = typer.BadParameter.__mro__[1]  # typer does not name it
+
+_HELP = """Adapt a pre-trained vision model with under 1 % of its parameters.
+
+[bold]A first look[/], three minutes, no GPU, no download:
+
+  spt-kernels demo
+
+[bold]Your own images[/], in train/<class>/ and test/<class>/:
+
+  spt-kernels finetune -m vit_base_patch16_224 --pretrained \\
+      -d photos -o runs/photos
+
+[bold]What is in a file[/], and what it does to the model:
+
+  spt-kernels inspect runs/photos/task.safetensors
+  spt-kernels evaluate runs/photos
+  spt-kernels merge runs/photos -o merged.safetensors
+
+Every command has --json for machines, and --help with examples.
+"""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    state = {"debug": "--debug" in (sys.argv if arguments is None else arguments)}
+    given = None if arguments is None else list(arguments)
+    try:
+        app = make_app()
+        code = app(given, standalone_mode=False, prog_name="spt-kernels", obj=state)
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("stopped; a run with an output folder goes on with --resume", INTERRUPTED)
+    except _USAGE_ERROR as error:
+        if state["debug"]:
+            raise
+        return _complain(f"{error.format_message()} (--help shows the options)", USER_ERROR)
+    except _USER_ERRORS as error:
+        if state["debug"]:
+            raise
+        return _complain(_one_line(error), USER_ERROR)
+
+
+def make_app() -> typer.Typer:
+    """The app with all its commands."""
+    app = typer.Typer(
+        help=_HELP, rich_markup_mode="rich", no_args_is_help=True, add_completion=False
+    )
+
+    @app.callback()
+    def root(
+        version: Annotated[
+            bool, typer.Option("--version", help="Show the version.", is_eager=True)
+        ] = False,
+    ) -> None:
+        if version:
+            print(__version__)
+            raise typer.Exit
+
+    for name, module in (
+        ("demo", demo),
+        ("finetune", finetune),
+        ("sensitivity", sensitivity),
+        ("plan", plan),
+        ("memory", memory),
+        ("inspect", inspect),
+        ("evaluate", evaluate),
+        ("merge", merge),
+    ):
+        command(app, name, help=module.HELP)(module.run)
+    return app
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"spt-kernels: {message}", file=sys.stderr)
+    return code
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}"
+    return " ".join(str(error).split())

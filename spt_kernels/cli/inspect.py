@@ -1,0 +1,216 @@
+"""`spt-kernels inspect`: what is in a file that this package wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .plan import plan_figures
+from .terminal import Terminal, count, facts, percent, size, table
+
+HELP = """Show what is in a file or folder that this package wrote.
+
+A task file, a plan, a sensitivity, a merged state dict, a run's folder:
+
+  spt-kernels inspect runs/photos
+  spt-kernels inspect runs/photos/task.safetensors
+  spt-kernels inspect runs/photos/plan.safetensors --json
+
+The file is checked on the way: a damaged one is an error.
+"""
+
+
+def run(
+    terminal: Terminal,
+    file: Annotated[Path, typer.Argument(help="The file or folder.", metavar="FILE")],
+    tensors: Annotated[
+        int, typer.Option("--tensors", help="Rows of the table of tensors.", show_default=True)
+    ] = 20,
+) -> None:
+    """Find out what it is and show it."""
+    if file.is_dir():
+        value, parts = _folder(file)
+    elif not file.is_file():
+        raise ValueError(f"no such file: {file}")
+    else:
+        kind = kind_of(file)
+        value, parts = _READERS[kind](file, tensors)
+        value = {"kind": kind, "file_bytes": file.stat().st_size, **value}
+    terminal.show(value, *parts)
+
+
+def kind_of(file: Path) -> str:
+    """`task`, `plan`, `sensitivity`, or `state-dict` for any other safetensors file.
+
+    Raises:
+        ValueError: it is no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            metadata = opened.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{file}: not a safetensors file, or damaged ({error})") from error
+    try:
+        own = json.loads(metadata.get("spt", "{}"))
+    except ValueError:
+        own = {}
+    name = metadata.get("format") or own.get("format", "")
+    known = {"spt_kernels.task": "task", "spt-plan": "plan", "spt-sensitivity": "sensitivity"}
+    return known.get(name, "state-dict")
+
+
+def _task(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
+    from ..task_file import read
+
+    task = read(file)
+    rows = [
+        {
+            "name": name,
+            "kind": "entries",
+            "shape": list(task.plan.info[name].shape),
+            "trained": values.numel(),
+            "dtype": str(values.dtype).removeprefix("torch."),
+        }
+        for name, values in task.values.items()
+    ]
+    for name, parts in task.structured.items():
+        spec = task.plan.structured[name]
+        rows.append(
+            {
+                "name": name,
+                "kind": f"{'lora' if hasattr(spec, 'in_features') else 'adapter'} {spec.rank}",
+                "shape": list(task.plan.info[name].shape),
+                "trained": spec.num_parameters,
+                "dtype": str(next(iter(parts.values())).dtype).removeprefix("torch."),
+            }
+        )
+    rows += [
+        {
+            "name": name,
+            "kind": "whole",
+            "shape": list(tensor.shape),
+            "trained": tensor.numel(),
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+        }
+        for name, tensor in task.dense.items()
+    ]
+    value = {
+        "model": task.model_name,
+        "trained_parameters": task.plan.num_trainable,
+        "unstructured_parameters": task.plan.num_unstructured,
+        "structured_parameters": task.plan.num_structured,
+        "head_parameters": sum(t.numel() for t in task.dense.values()),
+        "tensors": rows,
+    }
+    lines = [
+        ("task file", f"{file}, {size(file.stat().st_size)}, whole"),
+        ("base model", task.model_name),
+        ("trained parameters", count(task.plan.num_trainable)),
+        ("  entry by entry", count(task.plan.num_unstructured)),
+        ("  LoRA or Adapter", count(task.plan.num_structured)),
+        ("head", count(value["head_parameters"])),
+        ("fingerprinted tensors", count(len(task.base))),
+    ]
+    return value, [facts(lines), "", _tensor_table(rows, limit)]
+
+
+def _tensor_table(rows: list[dict[str, Any]], limit: int) -> Any:
+    shown = [
+        (r["name"], r["kind"], "×".join(map(str, r["shape"])), count(r["trained"]), r["dtype"])
+        for r in rows[:limit]
+    ]
+    if len(rows) > limit:
+        shown.append((f"… {len(rows) - limit} more (--tensors)", "", "", "", ""))
+    return table(("tensor", "how", "shape", "trained", "dtype"), shown)
+
+
+def _plan(file: Path, _limit: int) -> tuple[dict[str, Any], list[Any]]:
+    from ..plan import Plan
+
+    plan = Plan.load(file)
+    return plan_figures(plan), [plan.summary()]
+
+
+def _sensitivity(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
+    from ..sensitivity import Sensitivity
+
+    measured = Sensitivity.load(file)
+    sums = {name: float(scores.double().sum()) for name, scores in measured.items()}
+    total = sum(sums.values()) or 1.0
+    value = {
+        "model": measured.model_name,
+        "samples": measured.num_samples,
+        "parameters": sum(what.numel for what in measured.info.values()),
+        "share": {name: part / total for name, part in sums.items()},
+    }
+    lines = [
+        ("sensitivity", f"{file}, {size(file.stat().st_size)}, whole"),
+        ("model", measured.model_name),
+        ("images", count(measured.num_samples)),
+        ("candidate parameters", f"{count(value['parameters'])} in {len(sums)} tensors"),
+    ]
+    ranked = sorted(value["share"].items(), key=lambda item: -item[1])[:limit]
+    rows = [
+        (name, "×".join(map(str, measured.info[name].shape)), percent(share, 2))
+        for name, share in ranked
+    ]
+    return value, [facts(lines), "", table(("tensor", "shape", "share of Σ g²"), rows)]
+
+
+def _state_dict(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
+    from safetensors.torch import load_file
+
+    state = load_file(file)
+    rows = [
+        {"name": name, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
+        for name, t in state.items()
+    ]
+    numel = sum(tensor.numel() for tensor in state.values())
+    lines = [
+        ("state dict", f"{file}, {size(file.stat().st_size)}"),
+        ("parameters", f"{count(numel)} in {len(state)} tensors"),
+    ]
+    shown = [(r["name"], "×".join(map(str, r["shape"])), r["dtype"]) for r in rows[:limit]]
+    if len(rows) > limit:
+        shown.append((f"… {len(rows) - limit} more (--tensors)", "", ""))
+    parts = [facts(lines), "", table(("tensor", "shape", "dtype"), shown)]
+    return {"parameters": numel, "tensors": rows}, parts
+
+
+def _folder(path: Path) -> tuple[dict[str, Any], list[Any]]:
+    from ..finetuning.run_folder import FILES, RunFolder
+
+    folder = RunFolder(path)
+    config, result = folder.read_json("config"), folder.read_json("result")
+    if config is None:
+        raise ValueError(f"{path}: no run in this folder ({FILES['config']} is not there)")
+    state = "finished" if result is not None else "unfinished; finetune --resume goes on with it"
+    job = config["job"]
+    files = {name: folder[name].stat().st_size for name in FILES if folder[name].is_file()}
+    value = {"kind": "run", "finished": result is not None, **config, "result": result}
+    lines = [
+        ("run", f"{path}, {state}"),
+        ("model", f"{job['model']['name']} with {job['model']['weights'] or 'timm weights'}"),
+        ("images", f"{job['images']['root']}: {', '.join(config['classes'][:8])}"),
+        ("method", job["method"]["name"]),
+    ]
+    if result is not None:
+        lines += [
+            ("test accuracy", percent(result["test_accuracy"])),
+            ("trained parameters", count(result["trained_parameters"])),
+        ]
+    rows = [(FILES[name], size(bytes_)) for name, bytes_ in files.items()]
+    return value, [facts(lines), "", table(("file", "size"), rows)]
+
+
+_READERS = {
+    "task": _task,
+    "plan": _plan,
+    "sensitivity": _sensitivity,
+    "state-dict": _state_dict,
+}

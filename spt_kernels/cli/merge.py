@@ -1,0 +1,62 @@
+"""`spt-kernels merge`: a task folded into its base weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import ModelOptions, described
+from .terminal import Terminal, count, facts, size
+
+HELP = """Fold a task into its base model: one plain state dict.
+
+  spt-kernels merge runs/photos -o merged.safetensors
+  spt-kernels merge photos.safetensors -m vit_base_patch16_224 \\
+      -w vit.safetensors -o merged.safetensors
+
+Nothing is left to compute at inference.
+Load it with timm.create_model(name, num_classes=…) and load_state_dict, as any other.
+"""
+
+
+def run(
+    terminal: Terminal,
+    task: Annotated[Path, typer.Argument(help="A run's folder, or a task file.", metavar="RUN")],
+    model: ModelOptions,
+    output: Annotated[
+        Path, described("Run", "--output", "-o", metavar="FILE", help="Where to write it.")
+    ],
+    force: Annotated[bool, described("Run", "--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Load, merge, write."""
+    from safetensors.torch import save
+
+    from ..atomic import write_atomically
+    from ..delta import merge
+    from ..finetuning.saved_run import SavedRun
+
+    if output.exists() and not force:
+        raise ValueError(f"--output: {output} is there already; --force overwrites it")
+    saved = SavedRun.find(task, model.source())
+    if saved.is_whole_model:
+        raise ValueError(f"{saved.path} is a whole model already; there is nothing to merge")
+    merged = merge(saved.load())
+    state = {name: tensor.contiguous() for name, tensor in merged.state_dict().items()}
+    data = save(state)
+    write_atomically(output, data)
+    value = {
+        "output": str(output),
+        "file_bytes": len(data),
+        "tensors": len(state),
+        "parameters": sum(tensor.numel() for tensor in state.values()),
+        "model": saved.model.name,
+        "num_classes": saved.num_classes,
+    }
+    lines = [
+        ("model", f"{saved.model.name}, {saved.num_classes} classes"),
+        ("parameters", f"{count(value['parameters'])} in {len(state)} tensors"),
+        ("file", f"{output}, {size(len(data))}"),
+    ]
+    terminal.show(value, facts(lines))

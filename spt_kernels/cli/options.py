@@ -1,0 +1,246 @@
+"""The options that commands share, in groups that know what they describe.
+
+Nothing here imports torch before a command runs: `--help` must come at once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..finetuning.job import ModelSource
+    from ..finetuning.splits import ImageSource
+
+
+def described(panel: str, *flags: str, metavar: str | None = None, help: str) -> Any:
+    """An option under the heading `panel`; its help names the default in square brackets."""
+    help = help.replace("[", r"\[")  # not a tag of rich's markup
+    return typer.Option(
+        *flags, help=help, rich_help_panel=panel, metavar=metavar, show_default=False
+    )
+
+
+_MODEL = "Model"
+_IMAGES = "Images"
+_FORM = "Preprocessing"
+_RUN = "Run"
+_OUTPUT = "Output"
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How a command speaks."""
+
+    as_json: Annotated[
+        bool, described(_OUTPUT, "--json", help="One JSON object on stdout and nothing else there.")
+    ] = False
+    quiet: Annotated[bool, described(_OUTPUT, "--quiet", "-q", help="No progress on stderr.")] = (
+        False
+    )
+    debug: Annotated[bool, described(_OUTPUT, "--debug", help="Show where an error came from.")] = (
+        False
+    )
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The base model."""
+
+    model: Annotated[
+        str | None,
+        described(
+            _MODEL,
+            "--model",
+            "-m",
+            metavar="NAME",
+            help="Any timm architecture, as vit_base_patch16_224.",
+        ),
+    ] = None
+    model_arg: Annotated[
+        list[str] | None,
+        described(
+            _MODEL,
+            "--model-arg",
+            metavar="KEY=VALUE",
+            help="An argument of its constructor, as img_size=32; repeat for more.",
+        ),
+    ] = None
+    weights: Annotated[
+        Path | None,
+        described(
+            _MODEL,
+            "--weights",
+            "-w",
+            metavar="FILE",
+            help="State dict, .safetensors or .pt. A head for other classes is left out.",
+        ),
+    ] = None
+    pretrained: Annotated[
+        bool, described(_MODEL, "--pretrained", help="Let timm download its weights.")
+    ] = False
+
+    def source(self) -> ModelSource | None:
+        """The model described, `None` if none is."""
+        from ..finetuning.models import ModelSource
+
+        if self.model is None:
+            if self.model_arg or self.weights or self.pretrained:
+                raise ValueError(
+                    "--model: name the architecture that the other model options are for"
+                )
+            return None
+        weights = str(self.weights.resolve()) if self.weights is not None else None
+        return ModelSource(self.model, _parse_args(self.model_arg or []), weights, self.pretrained)
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """The images of a task."""
+
+    data: Annotated[
+        Path | None,
+        described(
+            _IMAGES,
+            "--data",
+            "-d",
+            metavar="FOLDER",
+            help="Folder with train/, and if you have them val/ and test/, each with a folder per "
+            "class; or what the paths in the lists start from.",
+        ),
+    ] = None
+    train_list: Annotated[
+        Path | None,
+        described(
+            _IMAGES, "--train-list", metavar="FILE", help="Lines 'path label' (VTAB), for train/."
+        ),
+    ] = None
+    val_list: Annotated[
+        Path | None, described(_IMAGES, "--val-list", metavar="FILE", help="Likewise for val/.")
+    ] = None
+    test_list: Annotated[
+        Path | None, described(_IMAGES, "--test-list", metavar="FILE", help="Likewise for test/.")
+    ] = None
+    classes: Annotated[
+        str | None,
+        described(
+            _IMAGES, "--classes", metavar="A,B,…", help="Use these classes alone, in this order."
+        ),
+    ] = None
+    train_images: Annotated[
+        int | None,
+        described(
+            _IMAGES,
+            "--train-images",
+            metavar="N",
+            help="Train on N images, as many of each class; --seed draws them.",
+        ),
+    ] = None
+    val_share: Annotated[
+        float | None,
+        described(
+            _IMAGES,
+            "--val-share",
+            metavar="SHARE",
+            help="Without val/, hold out this share of the training images [0.1]. test/ is only "
+            "ever used once, at the end.",
+        ),
+    ] = None
+
+    def source(self) -> ImageSource:
+        """The images described."""
+        from ..finetuning.splits import ImageSource
+
+        if self.data is None:
+            raise ValueError("--data: name the folder of the images")
+        lists = {
+            name: str(path.resolve())
+            for name in ("train_list", "val_list", "test_list")
+            if (path := getattr(self, name)) is not None
+        }
+        more: dict[str, Any] = {} if self.val_share is None else {"val_share": self.val_share}
+        return ImageSource(
+            str(self.data.resolve()),
+            classes=split_names(self.classes),
+            train_images=self.train_images,
+            **lists,
+            **more,
+        )
+
+
+@dataclass(frozen=True)
+class FormOptions:
+    """What happens to an image before the model sees it."""
+
+    image_size: Annotated[
+        int | None,
+        described(_FORM, "--image-size", metavar="N", help="Side in pixels [the model's]."),
+    ] = None
+    mean: Annotated[
+        str | None,
+        described(_FORM, "--mean", metavar="R,G,B", help="Of values in 0…1 [the model's]."),
+    ] = None
+    std: Annotated[
+        str | None, described(_FORM, "--std", metavar="R,G,B", help="Likewise [the model's].")
+    ] = None
+    fit: Annotated[
+        str | None,
+        described(
+            _FORM, "--fit", metavar="HOW", help="squash to a square, or crop the middle [squash]."
+        ),
+    ] = None
+
+    def overrides(self) -> dict[str, Any]:
+        """The fields of `Preprocessing` that were given."""
+        values = {
+            "size": self.image_size,
+            "mean": _parse_floats("--mean", self.mean),
+            "std": _parse_floats("--std", self.std),
+            "fit": self.fit,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """Where it runs; none of it changes the result on one machine."""
+
+    device: Annotated[
+        str, described(_RUN, "--device", metavar="NAME", help="auto, cpu, cuda or cuda:N [auto].")
+    ] = "auto"
+    workers: Annotated[
+        int,
+        described(_RUN, "--workers", metavar="N", help="Processes that read images [0: this one]."),
+    ] = 0
+
+
+def split_names(text: str | None) -> tuple[str, ...]:
+    """`a,b` as `("a", "b")`."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def _parse_args(pairs: list[str]) -> dict[str, Any]:
+    """`["img_size=32", "act_layer=relu"]` as a dict; values are JSON where they can be."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip():
+            raise ValueError(f"--model-arg: expected KEY=VALUE, got {pair!r}")
+        try:
+            values[name.strip()] = json.loads(text.lower() if text in ("True", "False") else text)
+        except ValueError:
+            values[name.strip()] = text
+    return values
+
+
+def _parse_floats(flag: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"{flag}: expected numbers apart by commas, got {text!r}") from error

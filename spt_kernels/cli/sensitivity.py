@@ -1,0 +1,93 @@
+"""`spt-kernels sensitivity`: measure once, plan as often as you like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from .options import FormOptions, ImageOptions, MachineOptions, ModelOptions, described
+from .terminal import Terminal, count, facts, percent, size, table
+
+HELP = """Measure how sensitive a task is to each parameter.
+
+The paper's Algorithm 1: the sum over images of the squared gradient.
+
+  spt-kernels sensitivity -m vit_base_patch16_224 --pretrained \\
+      -d photos -o photos.sensitivity
+  spt-kernels plan photos.sensitivity --budget 0.4M
+
+`finetune` measures by itself; this is for trying several budgets, or for a look.
+"""
+
+
+def run(
+    terminal: Terminal,
+    model: ModelOptions,
+    images: ImageOptions,
+    form: FormOptions,
+    output: Annotated[
+        Path, described("Run", "--output", "-o", metavar="FILE", help="Where to write it.")
+    ],
+    samples: Annotated[
+        int, described("Run", "--samples", metavar="N", help="Training images to measure on [800].")
+    ] = 800,
+    batch_size: Annotated[
+        int, described("Run", "--batch-size", metavar="N", help="[64]; does not change the result.")
+    ] = 64,
+    seed: Annotated[
+        int, described("Run", "--seed", metavar="N", help="Of the head and of what is drawn [0].")
+    ] = 0,
+    *,
+    machine: MachineOptions,
+) -> None:
+    """Measure, save, show where the sensitivity lies."""
+    from ..finetuning.job import FinetuneJob
+    from ..finetuning.recipe import Method, Recipe
+    from ..finetuning.setting import open_setting, sensitivity_of
+
+    if not output.resolve().parent.is_dir():
+        raise ValueError(f"--output: no such folder: {output.resolve().parent}")
+    recipe = Recipe(batch_size=batch_size, seed=seed)
+    source = model.source()
+    if source is None:
+        raise ValueError("--model: name a timm architecture")
+    job = FinetuneJob(source, images.source(), Method(samples=samples), recipe, form.overrides())
+    setting = open_setting(job, machine.device, machine.workers)
+    with terminal.progress() as progress:
+        measured = sensitivity_of(setting, progress)
+    measured.save(output)
+    value = {
+        "output": str(output),
+        "samples": measured.num_samples,
+        "parameters": sum(what.numel for what in measured.info.values()),
+        "file_bytes": output.stat().st_size,
+        "fallback": list(measured.fallback),
+        "share_by_operation": _shares(measured),
+    }
+    terminal.show(value, *_parts(value))
+
+
+def _shares(measured: Any) -> dict[str, float]:
+    """Share of the summed sensitivity by operation; biases and norms under one word each."""
+    sums: dict[str, float] = {}
+    for name, scores in measured.items():
+        info = measured.info[name]
+        for block in info.row_blocks:
+            operation = info.kind if info.kind in ("bias", "norm") else block.operation
+            part = float(scores[block.start : block.stop].double().sum())
+            sums[operation] = sums.get(operation, 0.0) + part
+    total = sum(sums.values()) or 1.0
+    return {name: part / total for name, part in sums.items()}
+
+
+def _parts(value: dict[str, Any]) -> list[Any]:
+    lines = [
+        ("images", count(value["samples"])),
+        ("candidate parameters", count(value["parameters"])),
+        ("file", f"{value['output']}, {size(value['file_bytes'])}"),
+    ]
+    if value["fallback"]:
+        lines.append(("one by one", ", ".join(value["fallback"])))
+    shares = sorted(value["share_by_operation"].items(), key=lambda item: -item[1])
+    rows = [(name, percent(share)) for name, share in shares]
+    return [facts(lines), "", table(("operation", "share of Σ g²"), rows)]

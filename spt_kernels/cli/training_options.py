@@ -1,0 +1,173 @@
+"""The options of what is trained, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated
+
+from ..finetuning.recipe import METHODS, Method, Recipe
+from .options import described
+
+_METHOD = "Method"
+_RECIPE = "Recipe (the defaults are the paper's)"
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """What is trained."""
+
+    method: Annotated[
+        str | None,
+        described(
+            _METHOD, "--method", metavar="NAME", help=f"{', '.join(METHODS)} [{METHODS[0]}]."
+        ),
+    ] = None
+    budget: Annotated[
+        str | None,
+        described(
+            _METHOD,
+            "--budget",
+            "-b",
+            metavar="N",
+            help="Trained parameters beside the head: 400000, 0.4M, or a share of the backbone, "
+            "0.005 or 0.5% [0.5%].",
+        ),
+    ] = None
+    rank: Annotated[
+        int | None,
+        described(
+            _METHOD,
+            "--rank",
+            metavar="R",
+            help="Of LoRA and Adapter [8; lora: what fits the budget].",
+        ),
+    ] = None
+    samples: Annotated[
+        int | None,
+        described(
+            _METHOD,
+            "--samples",
+            metavar="N",
+            help=f"Images that sensitivity is measured on [{Method.samples}].",
+        ),
+    ] = None
+    rule: Annotated[
+        str | None,
+        described(
+            _METHOD, "--rule", metavar="NAME", help=f"paper or published-code [{Method.rule}]."
+        ),
+    ] = None
+    dropout: Annotated[
+        float | None,
+        described(
+            _METHOD, "--dropout", metavar="P", help=f"LoRA's input dropout [{Method.dropout:g}]."
+        ),
+    ] = None
+
+    def chosen(self) -> Method:
+        """The method described."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["name"] = values.pop("method")
+        values["budget"] = parse_budget(self.budget)
+        return Method(**{name: value for name, value in values.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """How it is trained."""
+
+    epochs: Annotated[
+        int | None,
+        described(
+            _RECIPE,
+            "--epochs",
+            metavar="N",
+            help=f"Passes over the training images [{Recipe.epochs}].",
+        ),
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        described(
+            _RECIPE, "--batch-size", metavar="N", help=f"Images per step [{Recipe.batch_size}]."
+        ),
+    ] = None
+    lr: Annotated[
+        float | None,
+        described(_RECIPE, "--lr", metavar="X", help="Peak learning rate [1e-3; full: 1e-4]."),
+    ] = None
+    weight_decay: Annotated[
+        float | None,
+        described(
+            _RECIPE, "--weight-decay", metavar="X", help=f"Of matrices [{Recipe.weight_decay:g}]."
+        ),
+    ] = None
+    warmup_epochs: Annotated[
+        float | None,
+        described(
+            _RECIPE,
+            "--warmup-epochs",
+            metavar="N",
+            help="Linear, then a cosine [a tenth of the epochs].",
+        ),
+    ] = None
+    drop_path: Annotated[
+        float | None,
+        described(
+            _RECIPE,
+            "--drop-path",
+            metavar="P",
+            help="Stochastic depth [0.1 where the model has it].",
+        ),
+    ] = None
+    label_smoothing: Annotated[
+        float | None,
+        described(_RECIPE, "--label-smoothing", metavar="P", help=f"[{Recipe.label_smoothing:g}]"),
+    ] = None
+    clip_grad: Annotated[
+        float | None, described(_RECIPE, "--clip-grad", metavar="X", help="Largest norm [any].")
+    ] = None
+    val_every: Annotated[
+        int | None,
+        described(
+            _RECIPE,
+            "--val-every",
+            metavar="N",
+            help=f"Epochs between validations [{Recipe.val_every}].",
+        ),
+    ] = None
+    amp: Annotated[
+        str | None,
+        described(_RECIPE, "--amp", metavar="NAME", help=f"none or bf16 autocast [{Recipe.amp}]."),
+    ] = None
+    augment: Annotated[
+        str | None,
+        described(_RECIPE, "--augment", metavar="HOW", help="none, or crop-flip at random [none]."),
+    ] = None
+    seed: Annotated[
+        int | None,
+        described(_RECIPE, "--seed", metavar="N", help=f"Of everything drawn [{Recipe.seed}]."),
+    ] = None
+
+    def chosen(self) -> Recipe:
+        """The recipe described."""
+        values = {f.name: getattr(self, f.name) for f in fields(Recipe) if hasattr(self, f.name)}
+        return Recipe(**{name: value for name, value in values.items() if value is not None})
+
+
+def parse_budget(text: str | None) -> int | float | None:
+    """`400000`, `400k`, `0.4M`, `0.005` or `0.5%` as a number of parameters or a share below 1."""
+    if text is None:
+        return None
+    units = {"k": 1e3, "m": 1e6, "%": 1e-2}
+    unit = units.get(text[-1:].lower())
+    try:
+        number = float(text[:-1] if unit else text) * (unit or 1)
+    except ValueError:
+        number = float("nan")
+    is_share = unit == 1e-2 or (unit is None and 0 < number < 1)
+    if not number > 0 or (is_share and number >= 1) or (not is_share and number != round(number)):
+        raise ValueError(
+            "--budget: expected a number of parameters (400000, 0.4M) or a share of the backbone "
+            f"below 1 (0.005, 0.5%), got {text!r}"
+        )
+    return number if is_share else round(number)

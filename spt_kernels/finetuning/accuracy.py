@@ -1,0 +1,91 @@
+"""How often a model is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .device import autocast
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy on a set of images.
+
+    Attributes:
+        correct: images whose class got the highest score.
+        total: images seen.
+        loss: mean cross entropy.
+        correct_by_class: per class.
+        total_by_class: per class.
+        predictions: for each image the class with the highest score, in the order of the images.
+    """
+
+    correct: int
+    total: int
+    loss: float
+    correct_by_class: tuple[int, ...]
+    total_by_class: tuple[int, ...]
+    predictions: tuple[int, ...]
+
+    @property
+    def top1(self) -> float:
+        """Share in 0 to 1."""
+        return self.correct / self.total
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    amp: str = "none",
+    on_batch: Callable[[int], object] | None = None,
+) -> Accuracy:
+    """Measure the accuracy of `model`, which is left in the mode it was in.
+
+    Args:
+        model: gives scores `[B, classes]`.
+        batches: images and labels, on the model's device.
+        amp: `"none"` or `"bf16"`.
+        on_batch: called with the number of images after each batch.
+
+    Raises:
+        ValueError: there are no batches.
+    """
+    was_training = model.training
+    model.eval()
+    loss = 0.0
+    predicted: list[Tensor] = []
+    seen: list[Tensor] = []
+    classes = 0
+    try:
+        for images, labels in batches:
+            with autocast(images.device, amp):
+                scores = model(images).float()
+            loss += float(F.cross_entropy(scores, labels, reduction="sum"))
+            classes = scores.shape[1]
+            predicted.append(scores.argmax(1).cpu())
+            seen.append(labels.cpu())
+            if on_batch is not None:
+                on_batch(len(labels))
+    finally:
+        model.train(was_training)
+    if not seen:
+        raise ValueError("batches: expected at least one, got none")
+    labels, chosen = torch.cat(seen), torch.cat(predicted)
+    hits = chosen == labels
+    by_class = labels.bincount(minlength=classes)
+    right_by_class = labels[hits].bincount(minlength=classes)
+    return Accuracy(
+        correct=int(hits.sum()),
+        total=len(labels),
+        loss=loss / len(labels),
+        correct_by_class=tuple(right_by_class.tolist()),
+        total_by_class=tuple(by_class.tolist()),
+        predictions=tuple(chosen.tolist()),
+    )

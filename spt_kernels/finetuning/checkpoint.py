@@ -1,0 +1,133 @@
+"""The state of an unfinished training run on disk: all that the rest of the run depends on."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..atomic import write_atomically
+from ..layers import sparse_deltas
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run after `epoch` whole epochs.
+
+    Attributes:
+        epoch: how many are done.
+        tensors: the trained parameters by name, and the statistics of norms that are trained.
+        optimizer: its state dict.
+        scheduler: its state dict.
+        rng: states of every random generator.
+        history: the figures of the epochs so far.
+    """
+
+    epoch: int
+    tensors: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    rng: dict[str, Any]
+    history: list[dict[str, Any]]
+
+    @classmethod
+    def take(
+        cls,
+        epoch: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        history: list[dict[str, Any]],
+    ) -> Checkpoint:
+        """Of a run as it stands; shares its tensors, so save it before the next step."""
+        return cls(
+            epoch=epoch,
+            tensors=_state_of(model),
+            optimizer=optimizer.state_dict(),
+            scheduler=scheduler.state_dict(),
+            rng=_rng_states(),
+            history=history,
+        )
+
+    def restore(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+    ) -> None:
+        """Put a prepared model, its optimizer and scheduler, and the generators into this state."""
+        own = _state_of(model)
+        if own.keys() != self.tensors.keys():
+            differing = sorted(own.keys() ^ self.tensors.keys())
+            raise ValueError(f"the checkpoint is of another model: {differing[0]}")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(self.tensors[name])
+            for delta in sparse_deltas(model).values():
+                delta.write()
+        optimizer.load_state_dict(self.optimizer)
+        scheduler.load_state_dict(self.scheduler)
+        _set_rng_states(self.rng)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Replace the file at `path` in one step: a kill leaves the old or the new one, whole."""
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT_VERSION, **vars(self)}, buffer)
+        write_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Checkpoint:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is damaged or of another version.
+        """
+        try:
+            values = torch.load(Path(path), map_location="cpu", weights_only=True)
+            version = values.pop("format")
+        except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{path}: the checkpoint is damaged ({error})") from error
+        if version != FORMAT_VERSION:
+            raise ValueError(f"{path}: checkpoint of version {version}, expected {FORMAT_VERSION}")
+        return cls(**values)
+
+
+def _state_of(model: nn.Module) -> dict[str, Tensor]:
+    """The trained parameters, and the running statistics of norms that are in training mode."""
+    state = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and any(p.requires_grad for p in module.parameters()):
+            state |= {f"{name}.{local}": b for local, b in module.named_buffers(recurse=False)}
+    return state
+
+
+def _rng_states() -> dict[str, Any]:
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        # as plain values: a checkpoint is read without running any code from it
+        "numpy": [kind, keys.tolist(), position, has_gauss, gauss],
+    }
+
+
+def _set_rng_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    version, keys, gauss = states["python"]
+    random.setstate((version, tuple(keys), gauss))
+    kind, state, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((kind, np.array(state, dtype=np.uint32), position, has_gauss, cached))

@@ -1,0 +1,203 @@
+"""The base model: any timm architecture, with weights from a file or from timm."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..anatomy import head_names
+from .pixels import Preprocessing
+
+_UNREADABLE = (
+    SafetensorError,
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+    pickle.UnpicklingError,
+)
+_NESTS = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What to build.
+
+    Attributes:
+        name: a timm architecture.
+        args: its constructor's arguments beside the number of classes.
+        weights: a state dict, `.safetensors` or what `torch.save` wrote.
+        pretrained: let timm download the weights of `name`.
+    """
+
+    name: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    pretrained: bool = False
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and self.pretrained:
+            raise ValueError("weights, pretrained: expected one of them, got both")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A model as it is before tuning, and what became of its parts on the way.
+
+    Attributes:
+        model: in evaluation mode, on the CPU.
+        head_is_new: whether the head was initialised afresh, because the classes differ.
+        drop_path: the stochastic depth it was built with.
+    """
+
+    model: nn.Module
+    head_is_new: bool
+    drop_path: float
+
+
+def build(
+    source: ModelSource, num_classes: int, *, seed: int = 0, drop_path: float | None = 0.0
+) -> BaseModel:
+    """Build the model of `source` with a head for `num_classes`.
+
+    A head in the weights that has another number of classes is left out. `drop_path=None` is 0.1
+    where the architecture has stochastic depth, and none elsewhere.
+
+    Raises:
+        ValueError: an unknown architecture or argument, or weights that do not fit it.
+    """
+    torch.manual_seed(seed)  # of the head's initial values
+    model, rate = _create(source, num_classes, drop_path)
+    head_is_new = not source.pretrained
+    if source.weights is not None:
+        head_is_new = _load(model, read_weights(source.weights), source.weights)
+    return BaseModel(model.eval(), head_is_new, rate)
+
+
+def preprocessing_of(model: nn.Module, **overrides: Any) -> Preprocessing:
+    """The preprocessing that `model` was trained with; an override that is `None` changes nothing.
+
+    Raises:
+        ValueError: the model takes images of another size than asked for.
+    """
+    config = timm.data.resolve_model_data_config(model)
+    values: dict[str, Any] = {
+        "size": config["input_size"][-1],
+        "mean": tuple(config["mean"]),
+        "std": tuple(config["std"]),
+        "interpolation": config["interpolation"],
+    }
+    own_size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if own_size is not None:
+        values["size"] = own_size[0]
+    values.update({name: value for name, value in overrides.items() if value is not None})
+    strict = getattr(getattr(model, "patch_embed", None), "strict_img_size", False)
+    if own_size is not None and strict and values["size"] != own_size[0]:
+        raise ValueError(
+            f"image_size: this model takes {own_size[0]}, got {values['size']}; "
+            f"build it for another size with the model argument img_size={values['size']}"
+        )
+    return Preprocessing(**values)
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a state dict from a safetensors file or from what `torch.save` wrote.
+
+    Raises:
+        ValueError: no such file, or no state dict in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"weights: no such file: {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        raise ValueError(f"weights: cannot read {path} ({_first_line(error)})") from error
+    for nest in _NESTS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(nest), dict):
+            loaded = loaded[nest]
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise ValueError(f"weights: {path} holds no state dict (name -> tensor)")
+    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+
+
+def _create(
+    source: ModelSource, num_classes: int, drop_path: float | None
+) -> tuple[nn.Module, float]:
+    if not timm.is_model(source.name):
+        close = difflib.get_close_matches(source.name, timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else "; timm.list_models() lists them"
+        raise ValueError(f"model: timm has no {source.name!r}{hint}")
+    args = {"num_classes": num_classes, **source.args}
+    rate = drop_path if drop_path is not None else args.pop("drop_path_rate", 0.1)
+    try:
+        if rate:
+            try:
+                model = timm.create_model(
+                    source.name, pretrained=source.pretrained, **{**args, "drop_path_rate": rate}
+                )
+            except TypeError as error:
+                if drop_path is not None or "drop_path_rate" not in str(error):
+                    raise
+            else:
+                return model, rate
+        return timm.create_model(source.name, pretrained=source.pretrained, **args), 0.0
+    except (TypeError, AssertionError) as error:
+        raise ValueError(f"model: {source.name} cannot be built: {_first_line(error)}") from error
+    except (RuntimeError, OSError) as error:
+        if not source.pretrained:
+            raise
+        raise ValueError(
+            f"pretrained: the weights of {source.name} cannot be had ({_first_line(error)}); "
+            "download them elsewhere and name the file with weights"
+        ) from error
+
+
+def _load(model: nn.Module, weights: Mapping[str, Tensor], path: str) -> bool:
+    """Load `weights`, and say whether the head was left out."""
+    own = model.state_dict()
+    head = {name for name in own if name in head_names(model)}
+    # a file may hold a head that the model, built for features alone, has no place for
+    prefixes = tuple({f"{name.rpartition('.')[0]}." for name in head}) or ("head.",)
+    body = {n: t for n, t in weights.items() if n not in head and not n.startswith(prefixes)}
+    differing = [n for n in body if n in own and body[n].shape != own[n].shape]
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"weights: {path} is of another model: {name} is {tuple(body[name].shape)}, "
+            f"the model's is {tuple(own[name].shape)}{_and_more(differing)}"
+        )
+    unexpected = [name for name in body if name not in own]
+    missing = [name for name in own if name not in body and name not in head]
+    for what, names in (("lacks", missing), ("has, beyond the model,", unexpected)):
+        if names:
+            raise ValueError(
+                f"weights: {path} is of another model: it {what} {names[0]}{_and_more(names)}"
+            )
+    head_fits = all(n in weights and weights[n].shape == own[n].shape for n in head)
+    if head_fits:
+        body |= {name: weights[name] for name in head}
+    model.load_state_dict(body, strict=False)
+    return not head_fits
+
+
+def _and_more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:200]

@@ -1,0 +1,228 @@
+"""One fine-tuning run from images to a task file, which can be killed and resumed at any moment."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from .. import __version__
+from ..atomic import write_atomically
+from ..delta import save_delta
+from ..memory import estimate_memory
+from ..plan import Plan
+from ..sensitivity import Sensitivity
+from . import methods
+from .accuracy import evaluate
+from .device import reproducible, seed_everything
+from .job import FinetuneJob, plain
+from .pictures import draw_curves, draw_sensitivity
+from .progress import Progress, Silent
+from .run_folder import RunFolder
+from .setting import Setting, open_setting, sensitivity_of
+from .training import EpochFigures, median_step_ms, train
+
+
+def finetune(
+    job: FinetuneJob,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    device: str = "auto",
+    workers: int = 0,
+    checkpoint_seconds: float = 60.0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run `job` and write all it makes into the folder `output`; return what `result.json` holds.
+
+    A run that was killed and is resumed gives the same task file, to the byte, as one that was not,
+    on the same machine with the same number of threads.
+
+    Args:
+        job: what to do.
+        output: a folder, which must be empty or absent unless `resume` or `force`.
+        resume: go on with the run in `output`; one that is finished is returned as it is.
+        force: overwrite the run in `output`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        workers: processes that decode images; 0 decodes in this one.
+        checkpoint_seconds: least time between two checkpoints.
+        progress: told how far it is.
+
+    Raises:
+        ValueError: anything about the job that cannot be done.
+    """
+    progress = progress or Silent()
+    started = time.monotonic()
+    folder = RunFolder.open(output, resume=resume, force=force)
+    if resume:
+        finished = _finished(folder, job)
+        if finished is not None:
+            return finished
+    with reproducible():
+        setting = open_setting(job, device, workers)
+        if force:
+            folder.clear()  # not before the job is known to be possible
+        folder.write_json("config", _config(setting))
+        plan = _plan(setting, folder, progress)
+        model = setting.base.model
+        facts = _facts(setting, plan)
+        model = methods.prepare(model.to(setting.device), plan)
+        history = _train(setting, model, folder, checkpoint_seconds, progress)
+        size = _write_model(model, plan, folder)
+        accuracy = _test(setting, model, folder, progress)
+    last = history[-1]
+    result = {
+        "method": job.method.name,
+        "test_accuracy": accuracy,
+        "val_accuracy": last.val_accuracy,
+        "train_loss": last.train_loss,
+        "epochs": last.epoch,
+        **facts,
+        "task_bytes": size,
+        "step_ms": median_step_ms(history),
+        "measured_peak_bytes": _measured_bytes(setting),
+        "seconds": round(time.monotonic() - started, 1),
+        **_machine(setting),
+    }
+    if plan is not None and plan.selected:
+        draw_sensitivity(plan, folder["sensitivity_picture"])
+    draw_curves({job.method.name: history}, folder["curves_picture"])
+    folder.write_json("result", result)
+    folder["checkpoint"].unlink(missing_ok=True)
+    return result
+
+
+def _finished(folder: RunFolder, job: FinetuneJob) -> dict[str, Any] | None:
+    """The result of a run that is over; `ValueError` if the folder holds another job's."""
+    config = folder.read_json("config")
+    difference = None if config is None else job.difference_from(config.get("job", {}))
+    if difference is not None:
+        raise ValueError(f"output: {folder.path} holds another job ({difference})")
+    return folder.read_json("result")
+
+
+def _plan(setting: Setting, folder: RunFolder, progress: Progress) -> Plan | None:
+    job = setting.job
+    if folder["plan"].is_file():
+        return Plan.load(folder["plan"])
+    if job.plan is not None:
+        plan: Plan | None = Plan.load(job.plan)
+    else:
+        sensitivity = None
+        if job.sensitivity is not None:
+            sensitivity = Sensitivity.load(job.sensitivity)
+        elif job.method.is_sensitivity_aware:
+            sensitivity = sensitivity_of(setting, progress)
+            sensitivity.save(folder["sensitivity"])
+        plan = methods.make_plan(setting.base.model, job.method, sensitivity)
+    if plan is not None:
+        plan.save(folder["plan"])
+    return plan
+
+
+def _train(
+    setting: Setting,
+    model: nn.Module,
+    folder: RunFolder,
+    checkpoint_seconds: float,
+    progress: Progress,
+) -> list[EpochFigures]:
+    job = setting.job
+    batches = setting.batches("train", progress, train=True)
+    assert batches is not None
+    # afresh, so that training is the same whether sensitivities were measured or found on disk
+    seed_everything(job.recipe.seed)
+    return train(
+        model,
+        batches,
+        job.recipe,
+        lr=job.recipe.peak_lr(job.method),
+        val=setting.batches("val", progress),
+        checkpoint=folder["checkpoint"],
+        checkpoint_seconds=checkpoint_seconds,
+        on_epoch=lambda rows: folder.write_lines("metrics", [asdict(row) for row in rows]),
+        progress=progress,
+    )
+
+
+def _write_model(model: nn.Module, plan: Plan | None, folder: RunFolder) -> int:
+    """The task file; for full fine-tuning, which has none, the whole model. Returns its size."""
+    if plan is not None:
+        save_delta(model, folder["task"])
+        return folder["task"].stat().st_size
+    state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(folder["model"], save(state))
+    return folder["model"].stat().st_size
+
+
+def _test(
+    setting: Setting, model: nn.Module, folder: RunFolder, progress: Progress
+) -> float | None:
+    """Accuracy on the test images, whose predictions are written down; `None` without any."""
+    test, images = setting.batches("test", progress), setting.splits.test
+    if test is None or images is None:
+        return None
+    progress.start("testing", len(images))
+    seen = evaluate(model, test, amp=setting.job.recipe.amp, on_batch=progress.advance)
+    rows = [
+        {"image": str(path), "label": images.classes[label], "predicted": images.classes[chosen]}
+        for path, label, chosen in zip(images.paths, images.labels, seen.predictions, strict=True)
+    ]
+    folder.write_lines("predictions", rows)
+    return seen.top1
+
+
+def _facts(setting: Setting, plan: Plan | None) -> dict[str, Any]:
+    """What is trained, on what, at which cost; told from the plain model."""
+    model, recipe, form = setting.base.model, setting.job.recipe, setting.form
+    backbone = methods.backbone_numel(model)
+    estimate = estimate_memory(
+        model,
+        (recipe.batch_size, len(form.mean), form.size, form.size),
+        plan,
+        method="full" if plan is None else None,
+        dtype="bf16-autocast" if recipe.amp == "bf16" else "fp32",
+    )
+    return {
+        "trained_parameters": backbone if plan is None else plan.num_trainable,
+        "unstructured_parameters": None if plan is None else plan.num_unstructured,
+        "structured_parameters": None if plan is None else plan.num_structured,
+        "head_parameters": sum(p.numel() for p in model.parameters()) - backbone,
+        "backbone_parameters": backbone,
+        "budget": None if plan is None else plan.budget,
+        "lr": recipe.peak_lr(setting.job.method),
+        "drop_path": setting.base.drop_path,
+        "images": {name: len(s) for name, s in vars(setting.splits).items() if s is not None},
+        "accounted_peak_bytes": estimate.peak_bytes,
+    }
+
+
+def _measured_bytes(setting: Setting) -> int | None:
+    if setting.device.type != "cuda":
+        return None
+    return torch.cuda.max_memory_allocated(setting.device)
+
+
+def _machine(setting: Setting) -> dict[str, Any]:
+    on_gpu = setting.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(setting.device) if on_gpu else "cpu",
+        "threads": torch.get_num_threads(),
+        "versions": {"spt_kernels": __version__, "torch": torch.__version__},
+    }
+
+
+def _config(setting: Setting) -> dict[str, Any]:
+    return {
+        "job": setting.job.to_json(),
+        "classes": list(setting.splits.train.classes),
+        "preprocessing": plain(asdict(setting.form)),
+        "head_is_new": setting.base.head_is_new,
+        "version": __version__,
+    }

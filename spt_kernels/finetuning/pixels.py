@@ -1,0 +1,233 @@
+"""Images as tensors: decoded, brought to size, normalised, in an order that a seed gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .images import LabelledImages
+from .progress import Progress, Silent
+
+FITS = ("squash", "crop")
+AUGMENTATIONS = ("none", "crop-flip")
+CACHE_BYTES = 4 << 30  # decoded images up to this size are kept in memory
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What happens to an image before the model sees it.
+
+    Attributes:
+        size: side of the square image.
+        mean: per channel, of values in 0 to 1; one entry makes the images grey.
+        std: likewise.
+        interpolation: of the resize.
+        fit: `"squash"` resizes to the square (as the paper does), `"crop"` resizes the shorter side
+            and takes the middle.
+        augment: of training images: `"none"` (as the paper does), or `"crop-flip"`, a random crop
+            of at least half the area and a random mirror image.
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    fit: str = "squash"
+    augment: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"image_size: expected more than zero, got {self.size}")
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+            raise ValueError(
+                f"mean, std: expected 3 values each (1 for grey), got {self.mean} and {self.std}"
+            )
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"std: expected values above zero, got {self.std}")
+        for name, value, allowed in (
+            ("interpolation", self.interpolation, tuple(_FILTERS)),
+            ("fit", self.fit, FITS),
+            ("augment", self.augment, AUGMENTATIONS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+
+
+def decode(path: Path, form: Preprocessing, generator: torch.Generator | None = None) -> Tensor:
+    """Read one image as uint8 `[channels, size, size]`; with a generator, augmented.
+
+    Raises:
+        ValueError: the file is not an image, or damaged.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB" if len(form.mean) == 3 else "L")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(f"{path}: cannot read the image ({reason})") from error
+    box, mirror = _box(image.size, form, generator)
+    resized = image.resize((form.size, form.size), _FILTERS[form.interpolation], box=box)
+    if mirror:
+        resized = ImageOps.mirror(resized)
+    flat = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8)
+    return flat.view(form.size, form.size, len(form.mean)).permute(2, 0, 1).contiguous()
+
+
+class PixelSet(Dataset[tuple[Tensor, int]]):
+    """The decoded images of one split, kept in memory once `preload` has run.
+
+    Attributes:
+        labels: int64 `[n]`.
+        form: the preprocessing.
+        epoch: which augmentation of each image comes; the training loop sets it.
+    """
+
+    def __init__(self, images: LabelledImages, form: Preprocessing, seed: int = 0) -> None:
+        self.paths = images.paths
+        self.classes = images.classes
+        self.labels = torch.tensor(images.labels, dtype=torch.int64)
+        self.form = form
+        self.seed = seed
+        self.epoch = 0
+        self._pixels: Tensor | None = None  # uint8 [n, channels, size, size]
+
+    @classmethod
+    def from_tensors(
+        cls, pixels: Tensor, labels: Tensor, classes: Sequence[str], form: Preprocessing
+    ) -> PixelSet:
+        """Images already at hand: uint8 `[n, channels, size, size]` and int64 `[n]`."""
+        made = cls(LabelledImages((), (), tuple(classes)), form)
+        made.labels, made._pixels = labels, pixels
+        return made
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        label = int(self.labels[index])
+        if self._pixels is not None:
+            return self._pixels[index], label
+        generator = None
+        if self.form.augment != "none":
+            # by image and epoch, so that neither workers nor a resume change what comes
+            generator = torch.Generator().manual_seed(
+                (self.seed * 1_000_003 + self.epoch) * 1_000_003 + index
+            )
+        return decode(self.paths[index], self.form, generator), label
+
+    def preload(self, workers: int = 0, progress: Progress | None = None) -> PixelSet:
+        """Decode every image once: to keep it, where memory allows, and to find a bad one early."""
+        if self._pixels is not None:
+            return self
+        progress = progress or Silent()
+        keep = self.form.augment == "none" and self._num_bytes <= CACHE_BYTES
+        if not keep and workers == 0 and len(self) > 10_000:
+            return self  # a bad file among very many is found when its turn comes
+        progress.start("reading images", len(self))
+        parts = []
+        for pixels, _ in DataLoader(self, batch_size=64, num_workers=workers):
+            parts += [pixels] if keep else []
+            progress.advance(len(pixels))
+        self._pixels = torch.cat(parts) if keep else None
+        return self
+
+    @property
+    def _num_bytes(self) -> int:
+        return len(self) * len(self.form.mean) * self.form.size**2
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the images are in memory."""
+        return self._pixels is not None
+
+
+class Batches:
+    """Normalised batches `(float [B, C, size, size], int64 [B])` of a `PixelSet` on a device.
+
+    Iterating gives epoch 0; `epoch(n)` gives any. With a shuffle seed each epoch has its own order,
+    which depends on the seed and the number of the epoch alone.
+    """
+
+    def __init__(
+        self,
+        pixels: PixelSet,
+        batch_size: int,
+        device: torch.device,
+        *,
+        shuffle_seed: int | None = None,
+        workers: int = 0,
+    ) -> None:
+        self.pixels = pixels
+        self.batch_size = batch_size
+        self.device = device
+        self.shuffle_seed = shuffle_seed
+        self.workers = workers
+        shape = (1, -1, 1, 1)
+        self._mean = torch.tensor(pixels.form.mean, device=device).view(shape) * 255
+        self._std = torch.tensor(pixels.form.std, device=device).view(shape) * 255
+
+    def __len__(self) -> int:
+        return -(-len(self.pixels) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.epoch(0)
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one pass over the images."""
+        self.pixels.epoch = number
+        loader = DataLoader(
+            self.pixels,
+            batch_size=self.batch_size,
+            sampler=self.order(number),
+            num_workers=0 if self.pixels.is_loaded else self.workers,
+            pin_memory=self.device.type == "cuda",
+            # the loader draws a seed for its workers: from its own generator, not from the model's
+            generator=torch.Generator().manual_seed(0),
+        )
+        for pixels, labels in loader:
+            images = pixels.to(self.device, non_blocking=True).float()
+            yield (
+                images.sub_(self._mean).div_(self._std),
+                labels.to(self.device, non_blocking=True),
+            )
+
+    def order(self, number: int) -> list[int]:
+        """The order of the images in epoch `number`."""
+        if self.shuffle_seed is None:
+            return list(range(len(self.pixels)))
+        generator = torch.Generator().manual_seed(self.shuffle_seed * 1_000_003 + number)
+        return torch.randperm(len(self.pixels), generator=generator).tolist()
+
+
+def _box(
+    size: tuple[int, int], form: Preprocessing, generator: torch.Generator | None
+) -> tuple[tuple[float, float, float, float], bool]:
+    """The part of the image that is kept, and whether it is mirrored."""
+    width, height = size
+    if generator is None:
+        if form.fit == "squash":
+            return (0.0, 0.0, float(width), float(height)), False
+        side = float(min(width, height))
+        left, top = (width - side) / 2, (height - side) / 2
+        return (left, top, left + side, top + side), False
+    area, across, down, coin = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+    kept = (0.5 + 0.5 * area) ** 0.5  # at least half of the area
+    if form.fit == "squash":
+        box_width, box_height = width * kept, height * kept
+    else:
+        box_width = box_height = min(width, height) * kept
+    left, top = across * (width - box_width), down * (height - box_height)
+    return (left, top, left + box_width, top + box_height), coin < 0.5

@@ -1,0 +1,99 @@
+"""A tuned model found on disk: its task file, the base model it belongs to, its images."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from ..delta import load_delta
+from ..task_file import read
+from .job import FinetuneJob
+from .models import ModelSource, build
+from .pixels import Preprocessing
+from .run_folder import FILES, RunFolder
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What a run folder, or a task file alone, tells.
+
+    Attributes:
+        path: the task file; for full fine-tuning, which has none, the whole model.
+        model: how to build the base model.
+        num_classes: of the head.
+        classes: their names, empty if unknown.
+        form: the preprocessing, `None` if unknown.
+        job: what was asked for, `None` if unknown.
+    """
+
+    path: Path
+    model: ModelSource
+    num_classes: int
+    classes: tuple[str, ...] = ()
+    form: Preprocessing | None = None
+    job: FinetuneJob | None = None
+
+    @classmethod
+    def find(cls, path: str | os.PathLike[str], model: ModelSource | None = None) -> SavedRun:
+        """Find out about a run folder or a task file.
+
+        Args:
+            path: the folder, or the file. A `config.json` beside the file is read.
+            model: the base model; without it, the one in `config.json`.
+
+        Raises:
+            ValueError: no such file, or no way to know the base model.
+        """
+        path = Path(path)
+        folder = RunFolder(path if path.is_dir() else path.parent)
+        if path.is_dir():
+            path = folder["task"] if folder["task"].is_file() else folder["model"]
+            if not path.is_file():
+                raise ValueError(f"{folder.path}: no {FILES['task']} in this folder")
+        elif not path.is_file():
+            raise ValueError(f"no such file: {path}")
+        config = folder.read_json("config")
+        if config is None:
+            if model is None:
+                raise ValueError(
+                    f"model: {path} has no {FILES['config']} beside it; name the base model"
+                )
+            return cls(path, model, _classes_of_head(path))
+        job = FinetuneJob.from_json(config["job"])
+        form = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in config["preprocessing"].items()
+        }
+        classes = tuple(config["classes"])
+        return cls(path, model or job.model, len(classes), classes, Preprocessing(**form), job)
+
+    @property
+    def is_whole_model(self) -> bool:
+        """Whether `path` is a plain state dict, which needs no base weights."""
+        return self.path.name == FILES["model"]
+
+    def load(self) -> nn.Module:
+        """Build the base model and put the task on it: a tuned model in evaluation mode.
+
+        Raises:
+            ValueError: the base model cannot be built.
+            BaseModelMismatch: the task is of another base model.
+            DeltaFormatError: the task file is damaged.
+        """
+        if self.is_whole_model:
+            source = replace(self.model, weights=str(self.path), pretrained=False)
+            return build(source, self.num_classes).model
+        model = build(self.model, self.num_classes).model
+        load_delta(model, self.path)
+        return model.eval()
+
+
+def _classes_of_head(path: Path) -> int:
+    """Classes of the head in a task file: the rows of its last tensor, weight or bias."""
+    task = read(path)
+    heads = [task.dense[name] for name in task.plan.head if name in task.dense]
+    if not heads:
+        raise ValueError(f"{path}: the task file has no head, so its classes are unknown")
+    return heads[-1].shape[0]

@@ -1,0 +1,173 @@
+"""The training loop: epochs over batches, a look at the validation images, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..optim import SparseAdamW, param_groups
+from .accuracy import evaluate
+from .checkpoint import Checkpoint
+from .device import autocast
+from .pixels import Batches
+from .progress import Progress, Silent
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class EpochFigures:
+    """What one epoch of training was like.
+
+    Attributes:
+        epoch: counted from 1.
+        train_loss: mean over its images, in training mode.
+        lr: at its last step.
+        step_ms: mean time of a step, data and optimizer included.
+        val_loss: after it, where validation images were looked at.
+        val_accuracy: likewise, top-1 in 0 to 1.
+    """
+
+    epoch: int
+    train_loss: float
+    lr: float
+    step_ms: float
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+
+
+def train(
+    model: nn.Module,
+    batches: Batches,
+    recipe: Recipe,
+    *,
+    lr: float,
+    val: Batches | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    on_epoch: Callable[[list[EpochFigures]], None] | None = None,
+    progress: Progress | None = None,
+) -> list[EpochFigures]:
+    """Train what of `model` requires a gradient, in place; the last epoch's model is the result.
+
+    Args:
+        model: prepared by `methods.prepare`, on the device of `batches`.
+        batches: the training images.
+        recipe: how.
+        lr: the peak learning rate.
+        val: validation images, to report on; nothing is chosen by them.
+        checkpoint: a file to go on from if it is there, and to keep the state in.
+        checkpoint_seconds: least time between two checkpoints; the end of training always has one.
+        on_epoch: called after each epoch, and once when going on, with all figures so far.
+        progress: told of every step.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    progress = progress or Silent()
+    optimizer = make_optimizer(model, lr, recipe.weight_decay)
+    steps_per_epoch = len(batches)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: recipe.lr_factor(step, steps_per_epoch)
+    )
+    history: list[EpochFigures] = []
+    if checkpoint is not None and checkpoint.is_file():
+        state = Checkpoint.load(checkpoint)
+        state.restore(model, optimizer, scheduler)
+        history = [EpochFigures(**figures) for figures in state.history]
+        if on_epoch is not None:
+            on_epoch(history)
+    progress.start("training", recipe.epochs * steps_per_epoch)
+    progress.advance(len(history) * steps_per_epoch)
+    last_saved = time.monotonic()
+    for epoch in range(len(history), recipe.epochs):
+        figures = _train_epoch(model, batches, recipe, optimizer, scheduler, epoch, progress)
+        is_last = epoch + 1 == recipe.epochs
+        if val is not None and (is_last or (epoch + 1) % recipe.val_every == 0):
+            seen = evaluate(model, val, amp=recipe.amp)
+            values = asdict(figures) | {"val_loss": seen.loss, "val_accuracy": seen.top1}
+            figures = EpochFigures(**values)
+        history.append(figures)
+        if on_epoch is not None:
+            on_epoch(history)
+        due = is_last or time.monotonic() - last_saved >= checkpoint_seconds
+        if checkpoint is not None and due:
+            rows = [asdict(row) for row in history]
+            Checkpoint.take(epoch + 1, model, optimizer, scheduler, rows).save(checkpoint)
+            last_saved = time.monotonic()
+    model.eval()
+    return history
+
+
+def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """SparseAdamW for a tuned model, AdamW for a plain one; neither decays vectors."""
+    groups = param_groups(model, weight_decay=weight_decay)
+    if hasattr(model, "spt_tuning"):
+        return SparseAdamW(groups, lr=lr)
+    return torch.optim.AdamW(groups, lr=lr)
+
+
+def median_step_ms(history: list[EpochFigures]) -> float:
+    """Median over the epochs, the first one (which warms up) left out where there are others."""
+    times = sorted(row.step_ms for row in (history[1:] or history))
+    return times[len(times) // 2]
+
+
+def _train_epoch(
+    model: nn.Module,
+    batches: Batches,
+    recipe: Recipe,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    epoch: int,
+    progress: Progress,
+) -> EpochFigures:
+    _training_mode(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    total = torch.zeros((), device=batches.device)
+    started = time.perf_counter()
+    note = f"epoch {epoch + 1}/{recipe.epochs}"
+    for images, labels in batches.epoch(epoch):
+        lr = optimizer.param_groups[0]["lr"]
+        with autocast(images.device, recipe.amp):
+            scores = model(images)
+        loss = F.cross_entropy(scores.float(), labels, label_smoothing=recipe.label_smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if recipe.clip_grad is not None:
+            nn.utils.clip_grad_norm_(trained, recipe.clip_grad)
+        optimizer.step()
+        scheduler.step()
+        total += loss.detach() * len(labels)
+        progress.advance(1, note)
+    mean_loss = _finite(total / len(batches.pixels), epoch)  # waits for the device
+    step_ms = 1e3 * (time.perf_counter() - started) / len(batches)
+    progress.advance(0, f"{note} · loss {mean_loss:.3f}")
+    return EpochFigures(epoch + 1, mean_loss, lr, step_ms)
+
+
+def _training_mode(model: nn.Module) -> None:
+    """Training mode, but for norms with running statistics whose parameters are frozen.
+
+    Their statistics belong to the base model, which the task file relies on to be unchanged.
+    """
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+            module.eval()
+
+
+def _finite(loss: Tensor, epoch: int) -> float:
+    value = float(loss)
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"the loss is {value} in epoch {epoch + 1}: try a lower learning rate"
+        )
+    return value

@@ -1,0 +1,198 @@
+"""Folders and lists of images: what is found, in which order, drawn how, and what is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from spt_kernels.finetuning.images import (
+    LabelledImages,
+    draw_balanced,
+    draw_proportional,
+    read_folder,
+    read_list,
+)
+from spt_kernels.finetuning.splits import ImageSource, read_evaluation_images, read_splits
+
+from .pictures_on_disk import write_images, write_task
+
+
+def some(counts: dict[str, int]) -> LabelledImages:
+    labels = [label for label, count in enumerate(counts.values()) for _ in range(count)]
+    paths = tuple(Path(f"{place}.png") for place in range(len(labels)))
+    return LabelledImages(paths, tuple(labels), tuple(counts))
+
+
+def test_a_folder_is_read_in_alphabetical_order_at_any_depth(tmp_path: Path) -> None:
+    write_images(tmp_path, {"b": 2, "a": 1})
+    write_images(tmp_path / "a", {"deeper": 1})
+    (tmp_path / "a" / "notes.txt").write_text("not an image")
+    found = read_folder(tmp_path)
+    names = [str(path.relative_to(tmp_path)) for path in found.paths]
+    assert names == ["a/000.png", "a/deeper/000.png", "b/000.png", "b/001.png"]
+    assert found.labels == (0, 0, 1, 1)
+    assert found.classes == ("a", "b")
+
+
+def test_a_folder_without_classes_or_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        read_folder(tmp_path / "none")
+    with pytest.raises(ValueError, match="one folder per class, found none"):
+        read_folder(tmp_path)
+    (tmp_path / "frog").mkdir()
+    with pytest.raises(ValueError, match="frog: no images"):
+        read_folder(tmp_path)
+
+
+def test_restricting_gives_labels_in_the_order_asked_for() -> None:
+    kept = some({"a": 1, "b": 2, "c": 1}).restrict(("c", "b"))
+    assert kept.labels == (1, 1, 0)
+    assert [path.name for path in kept.paths] == ["1.png", "2.png", "3.png"]
+    with pytest.raises(ValueError, match="'d' is not among"):
+        kept.restrict(("d",))
+    with pytest.raises(ValueError, match="named twice"):
+        kept.restrict(("b", "b"))
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(6, [2, 2, 2]), (7, [3, 2, 2]), (11, [5, 4, 2]), (99, [9, 4, 2])]
+)
+def test_a_balanced_draw_takes_as_many_of_each_class_as_it_can(
+    count: int, expected: list[int]
+) -> None:
+    images = some({"a": 9, "b": 4, "c": 2})
+    chosen, rest = draw_balanced(images, count, seed=0)
+    assert chosen.counts() == expected
+    assert sorted(chosen.paths + rest.paths) == sorted(images.paths)
+    assert draw_balanced(images, count, seed=0)[0] == chosen
+
+
+def test_another_seed_draws_other_images() -> None:
+    images = some({"a": 50, "b": 50})
+    assert draw_balanced(images, 20, seed=0)[0] != draw_balanced(images, 20, seed=1)[0]
+
+
+def test_a_proportional_draw_leaves_something_of_each_class() -> None:
+    chosen, rest = draw_proportional(some({"a": 20, "b": 2, "c": 1}), 0.1, seed=0)
+    assert chosen.counts() == [2, 1, 0]
+    assert rest.counts() == [18, 1, 1]
+
+
+def test_a_list_of_numbers_or_names(tmp_path: Path) -> None:
+    write_images(tmp_path, {"x": 3})
+    lines = tmp_path / "train.txt"
+    lines.write_text("x/000.png 2\n\nx/001.png 0\n")
+    found = read_list(lines, tmp_path)
+    assert found.classes == ("0", "1", "2")
+    assert found.labels == (2, 0)
+    (tmp_path / "x" / "with space.png").write_bytes((tmp_path / "x" / "000.png").read_bytes())
+    lines.write_text("x/with space.png toad\nx/001.png frog\n")
+    assert read_list(lines, tmp_path).classes == ("frog", "toad")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x/000.png\n", "line 1: expected 'path label'"),
+        ("x/000.png 0\nx/none.png 1\n", "line 2: no such file"),
+        ("x/000.png -1\n", "labels start at 0"),
+        ("\n", "the list is empty"),
+    ],
+    ids=["no label", "no file", "negative", "empty"],
+)
+def test_a_malformed_list_is_refused_by_line(tmp_path: Path, text: str, message: str) -> None:
+    write_images(tmp_path, {"x": 1})
+    (tmp_path / "train.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_list(tmp_path / "train.txt", tmp_path)
+
+
+def test_a_binary_list_and_an_unknown_label_are_refused(tmp_path: Path) -> None:
+    write_images(tmp_path, {"x": 1})
+    with pytest.raises(ValueError, match="not a text file"):
+        read_list(tmp_path / "x" / "000.png", tmp_path)
+    (tmp_path / "test.txt").write_text("x/000.png 7\n")
+    with pytest.raises(ValueError, match="'7' is not a class of the training list"):
+        read_list(tmp_path / "test.txt", tmp_path, ("0", "1"))
+
+
+def test_validation_images_are_held_out_of_training_never_of_test(tmp_path: Path) -> None:
+    write_task(tmp_path, train=10, test=5)
+    splits = read_splits(ImageSource(str(tmp_path), val_share=0.2))
+    assert splits.val is not None
+    assert splits.test is not None
+    assert splits.val.counts() == [2, 2, 2]
+    assert splits.train.counts() == [8, 8, 8]
+    assert not set(splits.train.paths) & set(splits.val.paths)
+    assert all("/train/" in str(path) for path in splits.train.paths + splits.val.paths)
+    assert splits.test.counts() == [5, 5, 5]
+    assert all("/test/" in str(path) for path in splits.test.paths)
+
+
+def test_a_drawn_training_set_is_validated_on_images_not_drawn(tmp_path: Path) -> None:
+    write_task(tmp_path, train=10)
+    splits = read_splits(ImageSource(str(tmp_path), train_images=15, val_share=0.2))
+    assert splits.val is not None
+    assert splits.train.counts() == [5, 5, 5]
+    assert splits.val.counts() == [1, 1, 1]
+    assert not set(splits.train.paths) & set(splits.val.paths)
+
+
+def test_a_val_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    write_task(tmp_path, train=4)
+    write_images(tmp_path / "val", {"blue": 1, "green": 2, "red": 3})
+    splits = read_splits(ImageSource(str(tmp_path)))
+    assert splits.val is not None
+    assert splits.val.counts() == [1, 2, 3]
+    assert splits.train.counts() == [4, 4, 4]
+
+
+def test_a_split_without_some_class_keeps_its_labels(tmp_path: Path) -> None:
+    write_task(tmp_path, train=4)
+    write_images(tmp_path / "val", {"red": 2})
+    splits = read_splits(ImageSource(str(tmp_path)))
+    assert splits.val is not None
+    assert splits.val.labels == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"root": "none"}, "data: no such folder"),
+        ({"classes": ("blue",)}, "at least two classes"),
+        ({"classes": ("blue", "puce")}, "'puce' is not among"),
+        ({"train_images": 1000}, "1000 asked for"),
+        ({"train_images": 0}, "more than zero"),
+        ({"val_share": 1.0}, "val_share"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_cannot_be_had_is_refused(tmp_path: Path, change: dict, message: str) -> None:
+    write_task(tmp_path, train=2, test=1)
+    with pytest.raises(ValueError, match=message):
+        read_splits(ImageSource(**{"root": str(tmp_path), **change}))
+
+
+def test_a_folder_of_one_class_is_refused(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", {"only": 3})
+    with pytest.raises(ValueError, match="at least two classes, found only"):
+        read_splits(ImageSource(str(tmp_path)))
+
+
+def test_a_test_class_that_was_never_trained_is_refused(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", {"a": 2, "b": 2})
+    write_images(tmp_path / "test", {"a": 2, "z": 2})
+    with pytest.raises(ValueError, match="test/ has a class that train/ lacks: z"):
+        read_splits(ImageSource(str(tmp_path)))
+
+
+def test_evaluation_reads_the_test_folder_or_the_folder_itself(tmp_path: Path) -> None:
+    write_task(tmp_path)
+    asked = ("red", "blue")
+    inside = read_evaluation_images(tmp_path, asked)
+    direct = read_evaluation_images(tmp_path / "test", asked)
+    assert inside == direct
+    assert Counter(inside.labels) == {0: 6, 1: 6}
+    assert inside.classes == asked

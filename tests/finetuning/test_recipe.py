@@ -1,0 +1,84 @@
+"""Methods and recipes: defaults of the paper, what is refused, the course of the learning rate."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from spt_kernels.finetuning.recipe import METHODS, Method, Recipe
+
+
+def test_the_defaults_are_the_papers() -> None:
+    recipe, method = Recipe(), Method()
+    assert (recipe.epochs, recipe.batch_size, recipe.weight_decay) == (100, 64, 1e-4)
+    assert recipe.peak_lr(method) == 1e-3
+    assert (method.name, method.samples, method.dropout) == ("spt-lora", 800, 0.1)
+    assert recipe.peak_lr(Method("full")) == 1e-4
+    assert Recipe(lr=0.5).peak_lr(Method("full")) == 0.5
+
+
+def test_the_learning_rate_is_torchs_warm_up_and_cosine() -> None:
+    recipe, steps = Recipe(epochs=20, warmup_epochs=4, min_lr_share=0.0), 5
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    warm = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 21, 1.0, total_iters=20)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=80)
+    theirs = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, cosine], milestones=[20])
+    for step in range(100):
+        expected = optimizer.param_groups[0]["lr"]
+        assert recipe.lr_factor(step, steps) == pytest.approx(expected, abs=1e-9), step
+        optimizer.step()
+        theirs.step()
+
+
+def test_the_learning_rate_ends_at_its_floor() -> None:
+    recipe = Recipe(epochs=10, min_lr_share=0.01)
+    assert recipe.lr_factor(10 * 7, 7) == pytest.approx(0.01)
+    assert max(recipe.lr_factor(step, 7) for step in range(70)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": 0},
+        {"batch_size": -1},
+        {"lr": 0.0},
+        {"lr": math.nan},
+        {"weight_decay": -1.0},
+        {"warmup_epochs": 100},
+        {"drop_path": 1.0},
+        {"clip_grad": 0.0},
+        {"amp": "fp8"},
+        {"seed": -1},
+    ],
+    ids=str,
+)
+def test_an_impossible_recipe_is_refused_by_name(change: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Recipe(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "qlora"}, "method: expected one of"),
+        ({"budget": 0}, "budget"),
+        ({"budget": -5}, "budget"),
+        ({"budget": 0.0}, "budget"),
+        ({"name": "linear", "budget": 100}, "has none"),
+        ({"name": "full", "rank": 4}, "has none"),
+        ({"rank": 0}, "rank"),
+        ({"samples": 0}, "samples"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"rule": "own"}, "rule"),
+    ],
+    ids=str,
+)
+def test_an_impossible_method_is_refused_by_name(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Method(**change)
+
+
+def test_every_method_can_be_named() -> None:
+    assert [Method(name).name for name in METHODS] == list(METHODS)
