@@ -14,9 +14,9 @@ from spt_kernels import native
 from spt_kernels.ops.sparse_adamw import AdamWEntry, sparse_adamw
 from spt_kernels.reference import sparse_adamw as reference
 
-# Backends differ from torch only in how products and sums are rounded or fused: a few units in the
-# last place of the largest term.
-AGREEMENT = {"rtol": 4e-7, "atol": 1e-9}
+# Backends differ from torch only in how products and sums are rounded or fused: three units in the
+# last place of the largest term, which is of order one in these tests.
+AGREEMENT = {"rtol": 4e-7, "atol": 4e-7}
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 HYPER = {
