@@ -160,9 +160,11 @@ def _fake_copy(model: nn.Module, fakes: FakeTensorMode, dtype: torch.dtype | Non
     for key, tensor in tensors.items():
         fake = tensor.detach()
         if not isinstance(tensor, FakeTensor):
-            fake = fakes.from_tensor(fake)
-        if dtype is not None and fake.is_floating_point():
-            fake = fake.to(dtype)
+            cast = dtype if tensor.is_floating_point() else None
+            with fakes:
+                fake = torch.empty_strided(
+                    tensor.shape, tensor.stride(), dtype=cast or tensor.dtype, device="cpu"
+                )
         if isinstance(tensor, nn.Parameter):
             fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
         memo[key] = fake

@@ -1,0 +1,242 @@
+"""Accounted memory against counts by hand, and against what the CPU allocator hands out."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from spt_kernels.memory import MemoryEstimate, estimate_memory
+from spt_kernels.memory_ledger import CATEGORIES
+from tests.models import tiny_convnext, tiny_swin, tiny_vit
+
+WIDTHS = (64, 256, 128, 32)
+
+
+def mlp() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in itertools.pairwise(WIDTHS):
+        layers += [nn.Linear(fan_in, fan_out, bias=False), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def total(output: Tensor, _: Tensor) -> Tensor:
+    return output.sum()
+
+
+MATRICES = [a * b * 4 for a, b in itertools.pairwise(WIDTHS)]  # bytes, fp32
+
+
+@pytest.mark.parametrize("optimizer", ["none", "sgd", "adamw"])
+def test_weights_gradients_and_state_of_an_mlp(optimizer: str) -> None:
+    # with one sample the activations are nothing beside the weights: the peak is at the end
+    estimate = estimate_memory(mlp(), (1, WIDTHS[0]), loss_fn=total, optimizer=optimizer)
+    states = {"none": 0, "sgd": 1, "adamw": 2}[optimizer]
+    counters = 4 * len(MATRICES) if optimizer == "adamw" else 0  # AdamW counts steps per matrix
+    assert estimate.by_category["weights"] == sum(MATRICES)
+    assert estimate.by_category["gradients"] == sum(MATRICES)
+    assert estimate.by_category["optimizer"] == states * sum(MATRICES) + counters
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("fp32", 4), ("bf16", 2)])
+def test_activations_of_an_mlp(dtype: str, size: int) -> None:
+    # With a large batch the peak is at the first step of the backward through the widest layers.
+    # A Linear keeps its input, which is the batch or what the ReLU before it keeps as well.
+    n = 5000
+    estimate = estimate_memory(mlp(), (n, WIDTHS[0]), loss_fn=total, dtype=dtype, optimizer="none")
+    kept = n * sum(WIDTHS) * size  # the batch, and the output of each ReLU
+    target, loss = 8 * n, size
+    assert estimate.by_category["weights"] == sum(MATRICES) * size // 4
+    # the peak is where the gradient of the 256 hidden features is made from that of the 128
+    past = n * WIDTHS[3] * size  # the last ReLU's output: the caller still holds it
+    dropped = n * WIDTHS[2] * size  # consumed by its ReLU's and its Linear's backward
+    assert estimate.by_category["activations"] == kept - dropped + target + loss
+    assert past < dropped
+    assert estimate.by_category["gradients"] == sum(MATRICES[1:]) * size // 4
+
+
+def test_inference_holds_two_neighbouring_activations() -> None:
+    n = 1000
+    estimate = estimate_memory(mlp(), (n, WIDTHS[0]), training=False)
+    # a ReLU's input and output, 256 wide, while the caller still holds the batch
+    assert estimate.peak_bytes == sum(MATRICES) + 4 * n * (WIDTHS[0] + 2 * WIDTHS[1])
+    assert not estimate.training
+
+
+def allocated_peak(model: nn.Module, shape: tuple[int, ...], folder: Path) -> int:
+    """Peak bytes of a real training step, from the CPU allocator's own trace."""
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+    images, target = torch.randn(shape), torch.zeros(shape[0], dtype=torch.int64)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        output = model(images)
+        loss = F.cross_entropy(output, target)
+        loss.backward()
+        optimizer.step()
+
+    step()
+    model.zero_grad(set_to_none=True)
+    lasting = [*model.parameters(), *model.buffers(), images, target]
+    lasting += [v for state in optimizer.state.values() for v in state.values()]
+    before = sum(tensor.untyped_storage().nbytes() for tensor in lasting)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        step()
+    trace.export_chrome_trace(str(folder / "trace.json"))
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
+    live = highest = before
+    for _, change in changes:
+        live += change
+        highest = max(highest, live)
+    return highest
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (mlp, (8, 64)),
+        (mlp, (3000, 64)),
+        (lambda: tiny_vit(depth=4, width=96), (2, 3, 16, 16)),
+        (lambda: tiny_vit(depth=4, width=96), (64, 3, 16, 16)),
+        (lambda: tiny_swin(), (16, 3, 32, 32)),
+    ],
+    ids=["mlp-8", "mlp-3000", "vit-2", "vit-64", "swin-16"],
+)
+def test_peak_is_what_the_allocator_saw(model, shape: tuple[int, ...], tmp_path: Path) -> None:
+    accounted = estimate_memory(model(), shape).peak_bytes
+    assert accounted == pytest.approx(allocated_peak(model(), shape, tmp_path), rel=0.005)
+
+
+@pytest.mark.parametrize("model", [tiny_vit, tiny_convnext])
+def test_methods_are_ordered_as_what_they_train(model) -> None:
+    size = 16 if model is tiny_vit else 32
+    shape = (32, 3, size, size)
+    estimates = {m: estimate_memory(model(), shape, method=m) for m in ("full", "bias", "linear")}
+    peaks = [estimates[m].peak_bytes for m in ("full", "bias", "linear")]
+    assert peaks == sorted(peaks, reverse=True)
+    assert estimates["linear"].num_trainable == sum(
+        p.numel()
+        for name, p in model().named_parameters()
+        if name.startswith("head.") and "norm" not in name
+    )
+    assert estimates["full"].num_trainable == sum(p.numel() for p in model().parameters())
+    for method, estimate in estimates.items():
+        assert estimate.method == method
+        assert sum(estimate.by_category.values()) == estimate.peak_bytes
+        assert tuple(estimate.by_category) == CATEGORIES
+        # two fp32 moments, and a step counter for each trained tensor
+        state = estimate.by_category["optimizer"] - 8 * estimate.num_trainable
+        assert 0 < state <= 4 * len(list(model().parameters()))
+
+
+def test_requires_grad_is_respected_without_a_method() -> None:
+    model = tiny_vit()
+    full = estimate_memory(model, (16, 3, 16, 16))
+    assert full.method == "as given"
+    assert full.num_trainable == sum(p.numel() for p in model.parameters())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("head"))
+    assert estimate_memory(model, (16, 3, 16, 16)).peak_bytes < full.peak_bytes
+
+
+def test_autocast_and_checkpointing_need_less() -> None:
+    shape = (64, 3, 16, 16)
+    full = estimate_memory(tiny_vit(depth=6), shape)
+    for less in ({"dtype": "bf16-autocast"}, {"dtype": "bf16"}, {"checkpointing": True}):
+        estimate = estimate_memory(tiny_vit(depth=6), shape, **less)
+        assert estimate.by_category["activations"] < 0.8 * full.by_category["activations"]
+    assert estimate_memory(tiny_vit(), shape, dtype="bf16-autocast").by_category["weights"] == 4 * (
+        sum(p.numel() for p in tiny_vit().parameters())
+    )
+
+
+def test_optimizer_of_ones_own() -> None:
+    made = []
+
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        made.append(torch.optim.RMSprop(model.parameters(), lr=0.1))
+        return made[0]
+
+    estimate = estimate_memory(mlp(), (1, 64), loss_fn=total, optimizer=make)
+    assert len(made) == 1
+    assert estimate.by_category["optimizer"] == sum(MATRICES) + 4 * len(MATRICES)
+
+
+def test_a_shared_parameter_counts_once() -> None:
+    model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
+    model[1].weight = model[0].weight
+    estimate = estimate_memory(model, (1, 64), loss_fn=total)
+    assert estimate.by_category["weights"] == 64 * 64 * 4
+    assert estimate.num_trainable == 64 * 64
+
+
+def test_the_model_is_left_alone() -> None:
+    model = tiny_swin().train()
+    model.head.fc.weight.requires_grad_(False)
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    before = copy.deepcopy(model)
+    names = dict(model.named_parameters())
+    estimate_memory(model, (2, 3, 32, 32), method="bias", dtype="bf16", checkpointing=True)
+    assert model.training
+    for name, parameter in model.named_parameters():
+        assert parameter is names[name]
+        twin = before.get_parameter(name)
+        assert parameter.requires_grad == twin.requires_grad
+        assert torch.equal(parameter, twin)
+        assert (parameter.grad is None) == (twin.grad is None)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.eval()(images), before.eval()(images))
+
+
+def test_the_summary_names_everything() -> None:
+    parts = dict(zip(CATEGORIES, (2**20, 0, 0, 2**21, 2**19), strict=True))
+    estimate = MemoryEstimate(3 * 2**20 + 2**19, parts, "full", (8, 3, 4, 4), "fp32", True, 7)
+    text = estimate.summary()
+    assert "full, training step on 8 × 3 × 4 × 4, fp32 (accounted, not measured)" in text
+    assert "peak                3.50 MiB" in text
+    assert [line.split()[0] for line in text.splitlines()[1:]] == [*CATEGORIES, "peak"]
+    with pytest.raises(TypeError):
+        estimate.by_category["weights"] = 0  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "prompt"}, "method must be one of"),
+        ({"method": "spt"}, "needs a plan"),
+        ({"dtype": "fp16"}, "dtype must be one of"),
+        ({"optimizer": "adam"}, "optimizer must be"),
+        ({"batch_shape": ()}, "batch_shape"),
+        ({"batch_shape": (0, 64)}, "batch_shape"),
+        ({"checkpointing": True}, "set_grad_checkpointing"),
+        ({"method": "linear"}, "nothing to train"),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else None,
+)
+def test_bad_arguments(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        estimate_memory(mlp(), **{"batch_shape": (1, 64), **arguments})
+
+
+def test_nothing_to_train() -> None:
+    with pytest.raises(ValueError, match="nothing to train"):
+        estimate_memory(mlp().requires_grad_(False), (1, 64))
+    assert estimate_memory(mlp().requires_grad_(False), (1, 64), training=False).peak_bytes > 0
+
+
+def test_a_large_model_needs_no_memory_of_its_own() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(2**16, 2**16, bias=False))
+    estimate = estimate_memory(model, (1, 2**16), loss_fn=total)
+    assert estimate.by_category["optimizer"] == 2 * 4 * 2**32 + 4
+    assert math.isclose(estimate.peak_bytes, 4 * 4 * 2**32, rel_tol=1e-3)
