@@ -1,0 +1,109 @@
+"""`SparseDeltaLinear`: a Linear of which a few weights, and perhaps biases, are trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .delta_holder import DeltaHolder
+from .plain_module import keep_plain, plain_of
+from .position_index import checked_index
+from .sparse_gradient import DeltaPattern
+from .tuned_linear import TunedLinear
+
+
+class SparseDeltaLinear(DeltaHolder):
+    """A frozen Linear plus a sparse delta; the forward is that of the plain layer.
+
+    `weight` holds base + delta at all times, so that the forward neither copies nor adds anything;
+    the backward makes the gradient of the delta alone, and of the input keeps as little as it can.
+
+    Attributes:
+        weight: frozen, `[out, in]`, holds base + delta.
+        bias: frozen, `[out]`, likewise; or None.
+        delta: Parameter `[nnz]`, fp32, whatever the dtype of the weight.
+        index: int32 buffer `[nnz]`, flat positions in `weight`.
+        original: buffer `[nnz]`, base values at `index`.
+        bias_delta: Parameter `[bias nnz]`, with `bias_index` and `bias_original`, when asked for.
+
+    Args:
+        linear: the layer to tune. Its parameters are shared and frozen.
+        index: int32 or int64 `[nnz]`, sorted flat positions in `linear.weight`; may be empty.
+        bias_index: the same for `linear.bias`; None leaves all of it frozen.
+
+    Raises:
+        TypeError: `linear` is no Linear, or an index is no int32 or int64 tensor.
+        ValueError: positions unsorted, repeated, out of range, on another device; no bias.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    delta: nn.Parameter
+    index: Tensor
+    original: Tensor
+    in_features: int
+    out_features: int
+
+    _main_parameter = "weight"
+
+    def __init__(self, linear: nn.Linear, index: Tensor, bias_index: Tensor | None = None) -> None:
+        super().__init__()
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be an nn.Linear, got {type(linear).__name__}")
+        checked_index("index", index, "weight", linear.weight)
+        if bias_index is not None and linear.bias is not None:
+            checked_index("bias_index", bias_index, "bias", linear.bias)
+        keep_plain(self, linear)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.hold_delta("weight", index)
+        if bias_index is not None:
+            self.hold_delta("bias", bias_index, "bias_index")
+        elif linear.bias is not None:
+            linear.bias.requires_grad_(False)
+        self._index_changed()
+
+    @property
+    def plain(self) -> nn.Module:
+        """The module this one stands for, with the parameters as they are now."""
+        return plain_of(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`F.linear(x, weight, bias)`."""
+        if not torch.compiler.is_compiling():
+            self.write_stale_deltas()
+        if not (torch.is_grad_enabled() and self.has_gradients()):
+            return F.linear(x, self.weight, self.bias)
+        no_lora = (None, None, None)
+        return TunedLinear.apply(x, self.weight, self.bias, *self.trained_tensors(), *no_lora)
+
+    def has_gradients(self) -> bool:
+        """Whether a backward through this layer has anything to make for its deltas."""
+        return any(
+            delta is not None and delta.requires_grad and delta.numel() > 0
+            for delta in (self._parameters["delta"], self._parameters.get("bias_delta"))
+        )
+
+    def trained_tensors(self) -> tuple[Any, ...]:
+        """Delta, its pattern, bias delta and bias index, as `TunedLinear` takes them."""
+        return (
+            self.delta if self.delta.numel() else None,
+            self.__dict__["_spt_pattern"],
+            self._parameters.get("bias_delta"),
+            self._buffers.get("bias_index"),
+        )
+
+    def extra_repr(self) -> str:
+        """Sizes and numbers of trained entries."""
+        bias_delta = self._parameters.get("bias_delta")
+        trained = "" if bias_delta is None else f", bias_nnz={bias_delta.numel()}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, nnz={self.delta.numel()}{trained}"
+        )
+
+    def _index_changed(self) -> None:
+        pattern = DeltaPattern.of(self.index, self.out_features, self.in_features)
+        self.__dict__["_spt_pattern"] = pattern

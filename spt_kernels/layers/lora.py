@@ -1,0 +1,219 @@
+"""`LoraLinear`: a low-rank update on a Linear, or on some of its rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from .keep_fp32 import keeping_fp32
+from .linear import SparseDeltaLinear
+from .plain_module import share_hooks
+from .sparse_delta import SparseDelta, tag
+from .tuned_linear import LoraCall, TunedLinear, linear_with_lora
+
+if TYPE_CHECKING:
+    from ..plan import LoraSpec
+
+_NO_DELTAS = (None, None, None, None)
+
+
+class LoraLinear(nn.Module):
+    """`base(x)` plus `scale · B_i A_i dropout(x)` on each of some ranges of output features.
+
+    The updates are added into the output of the base layer in place; the backward keeps the
+    bottleneck and what `SavedInput` says of `x`, and draws the dropout mask again from its seed.
+    The published code puts LoRA where we do, with a dropout of 0.1 on its input.
+
+    Attributes:
+        base: the frozen layer; a `SparseDeltaLinear` keeps training its deltas.
+        lora_a: Parameter `[ranges · rank, in]`, fp32, the down-projections of all ranges stacked.
+        lora_b: Parameter `[rows of all ranges, rank]`, fp32, zero at first.
+        spec: the `LoraSpec`.
+
+    Args:
+        base: `nn.Linear` or `SparseDeltaLinear`. Its weight and bias are frozen.
+        spec: rank, ranges, scale and dropout.
+
+    Raises:
+        TypeError: `base` is of another type.
+        ValueError: the spec is for a layer of other sizes.
+    """
+
+    base: nn.Linear | SparseDeltaLinear
+    in_features: int
+    out_features: int
+
+    def __init__(self, base: nn.Linear | SparseDeltaLinear, spec: LoraSpec) -> None:
+        super().__init__()
+        check_base(base, spec)
+        if spec.in_features != base.in_features:
+            raise ValueError(
+                f"spec is for {spec.in_features} input features, base has {base.in_features}"
+            )
+        if not 0.0 <= spec.dropout <= 1.0:
+            raise ValueError(f"dropout must be within [0, 1], got {spec.dropout}")
+        freeze_base(self, base)
+        self.spec = spec
+        device, n_ranges = base.weight.device, len(spec.rows)
+        n_rows = sum(stop - start for start, stop in spec.rows)
+        self.lora_a = nn.Parameter(torch.empty(n_ranges * spec.rank, base.in_features))
+        self.lora_b = nn.Parameter(torch.zeros(n_rows, spec.rank))
+        for down in self.lora_a.data.split(spec.rank):
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+        move_and_tag(self, device)
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the base layer."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Of the base layer."""
+        return self.base.bias
+
+    @property
+    def plain(self) -> nn.Module:
+        """The module this one stands for, with the parameters as they are now."""
+        return plain_below(self)
+
+    @property
+    def spt_was_called(self) -> bool:
+        """Whether its forward has ever run eagerly."""
+        return bool(self.__dict__.get("_spt_called", False))
+
+    def sparse_deltas(self) -> dict[str, SparseDelta]:
+        """Local parameter name -> its sparse delta: those of the base layer."""
+        return self.base.sparse_deltas() if isinstance(self.base, SparseDeltaLinear) else {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The base layer's output with the updates added."""
+        dropout = self.spec.dropout if self.training else 0.0
+        if torch.compiler.is_compiling():
+            return self._forward_plainly(x, dropout)
+        self.__dict__["_spt_called"] = True
+        deltas: tuple[Any, ...] = _NO_DELTAS
+        if isinstance(self.base, SparseDeltaLinear):
+            self.base.write_stale_deltas()
+            deltas = self.base.trained_tensors()
+        seed = _draw_seed(x) if dropout else 0
+        call = LoraCall(self.spec.rank, self.spec.rows, self.spec.scale, dropout, seed)
+        weight, bias = self.base.weight, self.base.bias
+        if not torch.is_grad_enabled():
+            return linear_with_lora(x, weight, bias, self.lora_a, self.lora_b, call)[0]
+        return TunedLinear.apply(x, weight, bias, *deltas, self.lora_a, self.lora_b, call)
+
+    def update(self) -> Tensor:
+        """`scale · B_i A_i` in its rows, zeros elsewhere: `[out, in]`, fp32; to be merged."""
+        total = self.lora_a.new_zeros(self.out_features, self.in_features)
+        call = LoraCall(self.spec.rank, self.spec.rows, self.spec.scale)
+        with torch.no_grad():
+            for rows, rows_of_b, part in call.ranges():
+                total[rows] = self.spec.scale * (self.lora_b[rows_of_b] @ self.lora_a[part])
+        return total
+
+    def extra_repr(self) -> str:
+        """Sizes, rank and ranges."""
+        spec = self.spec
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, rank={spec.rank}, "
+            f"rows={spec.rows}, scale={spec.scale}, dropout={spec.dropout}"
+        )
+
+    def _forward_plainly(self, x: Tensor, dropout: float) -> Tensor:
+        # Compiled code fuses and recomputes by itself, and has its own random numbers
+        y = self.base.forward(x)  # its hooks are ours, and run once
+        low, up = self.lora_a.to(y.dtype), self.lora_b.to(y.dtype)
+        inner = F.linear(F.dropout(x.to(y.dtype), dropout), low)
+        call = LoraCall(self.spec.rank, self.spec.rows, self.spec.scale)
+        updates = [
+            (rows, F.linear(inner[..., part], up[rows_of_b]) * self.spec.scale)
+            for rows, rows_of_b, part in call.ranges()
+        ]
+        return add_to_rows(y, updates)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoraLinear:
+        super()._apply(keeping_fp32(fn, self._parameters.values()), recurse)
+        tag_all(self)
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        tag_all(self)
+
+
+def _draw_seed(x: Tensor) -> int:
+    """From the default generator, so that `torch.manual_seed` and checkpointing reproduce it."""
+    if isinstance(x, FakeTensor) or x.device.type == "meta":
+        return 0
+    return int(torch.randint(2**62, ()).item())
+
+
+def check_base(base: Any, spec: Any) -> None:
+    """Refuse a base layer that a LoRA or an Adapter of this spec cannot be put on."""
+    if not isinstance(base, (nn.Linear, SparseDeltaLinear)):
+        raise TypeError(
+            f"base must be an nn.Linear or a SparseDeltaLinear, got {type(base).__name__}"
+        )
+    if spec.rank < 1 or not spec.rows:
+        raise ValueError(f"spec must have a rank and rows, got rank {spec.rank}, rows {spec.rows}")
+    last = 0
+    for start, stop in spec.rows:
+        if not last <= start < stop <= base.out_features:
+            raise ValueError(
+                f"rows must be ascending, apart, and within [0, {base.out_features}], "
+                f"got {spec.rows}"
+            )
+        last = stop
+
+
+def freeze_base(module: nn.Module, base: nn.Linear | SparseDeltaLinear) -> None:
+    """Register the base layer, frozen, and take over its sizes and hooks."""
+    base.weight.requires_grad_(False)
+    if base.bias is not None:
+        base.bias.requires_grad_(False)
+    module.base = base
+    module.in_features, module.out_features = base.in_features, base.out_features  # type: ignore
+    share_hooks(module, base)
+    module.train(base.training)
+
+
+def move_and_tag(module: nn.Module, device: torch.device) -> None:
+    """Put a module's own new parameters on a device.
+
+    They are drawn on the CPU: the same seed gives the same start on every device.
+    """
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            parameter.data = parameter.data.to(device)
+    tag_all(module)
+
+
+def tag_all(module: Any) -> None:
+    """Let every own parameter of a module lead back to it."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            tag(parameter, module)
+
+
+def plain_below(module: nn.Module) -> nn.Module:
+    """The plain Linear below a LoRA or an Adapter."""
+    base = module.base
+    return base.plain if isinstance(base, SparseDeltaLinear) else base  # type: ignore[return-value]
+
+
+def add_to_rows(y: Tensor, updates: list[tuple[slice, Tensor]]) -> Tensor:
+    """`y` with updates added to ranges of its last dimension, out of place."""
+    pieces, last = [], 0
+    for rows, update in updates:
+        pieces += [y[..., last : rows.start], y[..., rows] + update]
+        last = rows.stop
+    pieces.append(y[..., last:])
+    pieces = [piece for piece in pieces if piece.shape[-1]]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)

@@ -1,0 +1,60 @@
+"""The check of an index of trained positions, made where a layer is built or loaded."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def checked_index(name: str, index: Tensor, target_name: str, target: Tensor) -> Tensor:
+    """A contiguous int32 copy of flat positions, if they are positions in `target`.
+
+    Args:
+        name: of the argument, for messages.
+        index: int32 or int64 `[nnz]`, sorted, without duplicates, on the target's device.
+        target_name: of the tensor that is indexed, for messages.
+        target: contiguous floating tensor.
+
+    Raises:
+        TypeError: the index is not an int32 or int64 tensor, or the target is not floating.
+        ValueError: anything else is wrong with them.
+    """
+    if not isinstance(index, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(index).__name__}")
+    if index.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name} must be int32 or int64, got {index.dtype}")
+    if index.dim() != 1:
+        raise ValueError(f"{name} must be a vector, got shape {tuple(index.shape)}")
+    if not target.is_floating_point():
+        raise TypeError(f"{target_name} must be floating, got {target.dtype}")
+    if not target.is_contiguous():
+        raise ValueError(
+            f"{target_name} must be contiguous, got shape {tuple(target.shape)} with strides "
+            f"{target.stride()}"
+        )
+    if index.device != target.device:
+        raise ValueError(
+            f"{name} must be on {target.device} like {target_name}, got {index.device}"
+        )
+    problem = position_problem(index, target.numel())
+    if problem:
+        raise ValueError(f"{name} {problem}")
+    return index.to(torch.int32, copy=True).contiguous()
+
+
+def position_problem(index: Tensor, numel: int) -> str:
+    """What is wrong with flat positions into `numel` elements; empty when nothing is."""
+    if numel >= 2**31:
+        return f"holds int32 positions, and the tensor has {numel} elements"
+    if index.numel() == 0:
+        return ""
+    low, high = index.aminmax()
+    if int(low) < 0 or int(high) >= numel:
+        return f"must lie in [0, {numel}), got {int(low)} to {int(high)}"
+    steps = index[1:] - index[:-1]
+    if bool((steps < 0).any()):
+        return "must be sorted in ascending order"
+    if bool((steps == 0).any()):
+        position = int(index[1:][steps == 0][0])
+        return f"must not repeat a position, got {position} more than once"
+    return ""

@@ -1,0 +1,222 @@
+"""`SavedInput`: what a layer keeps of its input for the backward, and how the input is had again.
+
+The activation itself is kept only when nothing better is at hand. After a GELU or a LayerNorm the
+autograd graph holds the producer's own input anyway; those tensors are saved a second time (the
+same storages, and autograd checks their versions) and one elementwise pass gives the input back.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from ..ops.rebuild_input import rebuild_gelu, rebuild_layer_norm
+
+# Nodes that give the same elements in the same order, or in a permuted one, and share the storage
+_RESHAPES = frozenset({"ViewBackward0", "ReshapeAliasBackward0", "UnsqueezeBackward0"})
+_REORDERS = frozenset({"PermuteBackward0", "TransposeBackward0"})
+# Nodes that may lie between a tensor and the node whose output it shares its storage with
+_VIEWS = frozenset(
+    {"AliasBackward0", "AsStridedBackward0", "ExpandBackward0", "SelectBackward0"}
+    | {"SliceBackward0", "SplitBackward0", "SqueezeBackward0", "SqueezeBackward1"}
+    | {"TBackward0", "UnbindBackward0", "UnsafeViewBackward0"}
+    | _RESHAPES
+    | _REORDERS
+)
+_REBUILDABLE = (torch.float32, torch.bfloat16, torch.float16)
+
+Step = tuple[Literal["reshape", "permute"], tuple[int, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class SavedInput:
+    """A recipe for a layer's input, and the tensors it needs.
+
+    Attributes:
+        kind: `tensor` (the input itself), `columns` (some of its last dimension), `gelu` or
+            `layer_norm` (what their producer keeps), or `nothing`.
+        dtype: of the input as the layer computes with it.
+        tensors: to be handed to `save_for_backward`, and back to `rebuild`.
+        produced_dtype: of the producer's output, that is of the input as the layer was given it.
+        approximate: of a GELU.
+        normalized_ndim: of a LayerNorm.
+        steps: reshapes and permutations between the producer's output and the layer.
+    """
+
+    kind: Literal["nothing", "tensor", "columns", "gelu", "layer_norm"]
+    dtype: torch.dtype
+    tensors: tuple[Tensor | None, ...] = ()
+    approximate: str = "none"
+    normalized_ndim: int = 0
+    steps: tuple[Step, ...] = ()
+
+    @classmethod
+    def of(cls, x: Tensor, dtype: torch.dtype, columns: Tensor | None = None) -> SavedInput:
+        """Choose what to keep of `x`.
+
+        Args:
+            x: the input as the layer was given it.
+            dtype: in which the layer computes (another than that of `x` under autocast).
+            columns: int32 `[n_cols]`, all that the backward needs of the last dimension; None when
+                it needs all of it.
+        """
+        if torch.compiler.is_compiling():
+            return cls("tensor", dtype, (x,))  # the partitioner decides what to recompute
+        if _may_inspect(x):
+            recipe = _rebuilt(x, dtype)
+            if recipe is not None:
+                return recipe
+            if _is_kept_by_producer(x):
+                return cls("tensor", dtype, (x,))
+            # per element of the columns, against per element of the input in the narrower dtype
+            whole = x.shape[-1] * min(dtype.itemsize, x.element_size())
+            if columns is not None and columns.numel() * dtype.itemsize < whole:
+                return cls("columns", dtype, (x.index_select(-1, columns).to(dtype),))
+        # of the two dtypes the narrower: autocast has cast the input to it anyway
+        return cls("tensor", dtype, (x.to(dtype) if dtype.itemsize < x.element_size() else x,))
+
+    def recipe(self) -> SavedInput:
+        """The same without the tensors, fit to lie on an autograd context."""
+        return replace(self, tensors=())
+
+    def rebuild(self, tensors: tuple[Tensor | None, ...]) -> Tensor:
+        """The input in the dtype of the computation; for `columns` just those of them."""
+        source = tensors[0]
+        assert source is not None
+        if self.kind == "gelu":
+            x = rebuild_gelu(source, self.approximate, self.dtype)
+        elif self.kind == "layer_norm":
+            _, mean, rstd, weight, bias = tensors
+            assert mean is not None
+            assert rstd is not None
+            x = rebuild_layer_norm(
+                source, mean, rstd, weight, bias, self.normalized_ndim, self.dtype
+            )
+        else:
+            x = source.to(self.dtype)
+        for kind, argument in self.steps:
+            x = x.reshape(argument) if kind == "reshape" else x.permute(argument)
+        return x
+
+
+def _may_inspect(x: Tensor) -> bool:
+    # Reading a saved tensor runs the unpack hook it was packed with; under non-reentrant
+    # checkpointing that would recompute the producer in the middle of the forward.
+    return (
+        type(x) in (Tensor, torch.nn.Parameter, FakeTensor)
+        and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+    )
+
+
+def _rebuilt(x: Tensor, dtype: torch.dtype) -> SavedInput | None:
+    """The recipe after a GELU or a LayerNorm, or None."""
+    # An edit in place under no_grad leaves the node as it is, and only the version tells of it
+    if x.grad_fn is None or x.is_inference() or x._version != 0:
+        return None
+    node, steps = _look_through(x)
+    if node is None:
+        return None
+    kind = node.name()
+    if kind == "GeluBackward0":
+        saved = _read(node, ("self",))
+        more: dict[str, Any] = {"approximate": getattr(node, "_saved_approximate", "none")}
+    elif kind == "NativeLayerNormBackward0":
+        saved = _read(node, ("input", "result1", "result2", "weight", "bias"))
+        more = {"normalized_ndim": len(node._saved_normalized_shape)}  # type: ignore[attr-defined]
+    else:
+        return None
+    if saved is None or not all(t is None or t.dtype in _REBUILDABLE for t in saved):
+        return None
+    source = saved[0]
+    if source is None or source.dtype != x.dtype or source.numel() != x.numel():
+        return None
+    if dtype not in _REBUILDABLE:
+        return None
+    name: Literal["gelu", "layer_norm"] = "gelu" if kind == "GeluBackward0" else "layer_norm"
+    return SavedInput(name, dtype, saved, steps=steps, **more)
+
+
+def _look_through(x: Tensor) -> tuple[Any, tuple[Step, ...]]:
+    """The node below reshapes and permutations, and these, in the order of the forward."""
+    node: Any = x.grad_fn
+    shape = tuple(x.shape)
+    steps: list[Step] = []
+    while node is not None:
+        name = node.name()
+        if name == "ViewBackward0":
+            steps.append(("reshape", shape))
+            shape = tuple(node._saved_self_sym_sizes)
+        elif name == "PermuteBackward0":
+            dims = tuple(d % len(shape) for d in _signed(node._saved_dims))
+            steps.append(("permute", dims))
+            shape = tuple(shape[dims.index(d)] for d in range(len(shape)))
+        elif name == "TransposeBackward0":
+            dims = _transposition(node, len(shape))
+            steps.append(("permute", dims))
+            shape = tuple(shape[d] for d in dims)
+        else:
+            break
+        node, output = node.next_functions[0]
+        if output != 0:
+            return None, ()
+    return node, tuple(reversed(steps))
+
+
+def _transposition(node: Any, ndim: int) -> tuple[int, ...]:
+    dims = list(range(ndim))
+    first, second = (d % ndim for d in _signed((node._saved_dim0, node._saved_dim1)))
+    dims[first], dims[second] = dims[second], dims[first]
+    return tuple(dims)
+
+
+def _signed(dims: Any) -> tuple[int, ...]:
+    # autograd nodes show a negative dimension as an unsigned 64-bit number
+    return tuple(d - 2**64 if d >= 2**63 else d for d in map(int, dims))
+
+
+def _is_kept_by_producer(x: Tensor) -> bool:
+    """Whether the node that made `x` keeps it for its own backward, so that saving it is free."""
+    storage = x.untyped_storage()._cdata
+    node: Any = x.grad_fn
+    while node is not None:
+        for name in _saved_names(type(node)):  # type: ignore[arg-type]
+            saved = _read(node, (name,))
+            if (
+                saved is not None
+                and isinstance(saved[0], Tensor)
+                and saved[0].untyped_storage()._cdata == storage
+            ):
+                return True
+        if node.name() not in _VIEWS:
+            return False
+        node = node.next_functions[0][0]
+    return False
+
+
+@functools.cache
+def _saved_names(node_type: Hashable) -> tuple[str, ...]:
+    """What a type of C++ node saves, by the names without their prefix."""
+    prefix = "_raw_saved_"
+    names = [name.removeprefix(prefix) for name in dir(node_type) if name.startswith(prefix)]
+    return tuple(name for name in names if hasattr(node_type, f"_saved_{name}"))
+
+
+def _read(node: Any, names: tuple[str, ...]) -> tuple[Any, ...] | None:
+    """Saved tensors of a node, or None when they cannot be had without side effects."""
+    try:
+        for name in names:
+            raw = getattr(node, f"_raw_saved_{name}")
+            # torch before 2.11 does not say whether hooks have packed a tensor
+            if raw is not None and getattr(raw, "unpack_hook", _read) is not None:
+                return None
+        return tuple(getattr(node, f"_saved_{name}") for name in names)
+    except RuntimeError:
+        # Freed by a backward, or edited in place since: this graph can no longer be gone through,
+        # but the forward, as with a plain layer, must still run.
+        return None

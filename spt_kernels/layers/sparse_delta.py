@@ -1,0 +1,206 @@
+"""`SparseDelta`: a few trained values inside a frozen tensor, which is kept up to date with them.
+
+The tensor that a forward reads holds base + delta at all times, whoever changes the delta:
+`SparseAdamW` writes the weights itself, any other torch optimizer is followed by a step hook, and
+an eager forward compares the delta's version with the one that was written last.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from ..ops.write_delta import write_delta
+
+_TAG = "_spt_owner"
+
+
+class Owner(Protocol):
+    """A module that holds trained parameters of its own."""
+
+    @property
+    def spt_was_called(self) -> bool:
+        """Whether its forward has ever run eagerly."""
+        ...
+
+    def sparse_deltas(self) -> dict[str, SparseDelta]:
+        """Local parameter name -> its sparse delta."""
+        ...
+
+
+class WrittenState:
+    """Which state of a delta its target holds; mutable, and shared by all views of that delta."""
+
+    __slots__ = ("by_optimizer", "state")
+
+    def __init__(self) -> None:
+        self.state: tuple[int, int] | None = None
+        self.by_optimizer = False
+
+    def matches(self, delta: Tensor) -> bool:
+        """Whether nothing has changed the delta since `record`."""
+        return self.state is not None and self.state == _state_of(delta)
+
+    def record(self, delta: Tensor, *, by_optimizer: bool = False) -> None:
+        """Remember that the target holds this state of the delta."""
+        self.state = _state_of(delta)
+        self.by_optimizer = by_optimizer
+
+    def forget(self) -> None:
+        """Treat the target as out of date."""
+        self.state = None
+
+
+def _state_of(delta: Tensor) -> tuple[int, int]:
+    # The storage is part of it because assigning to `.data` leaves the version as it was
+    version = -1 if delta.is_inference() else delta._version
+    return version, delta.untyped_storage()._cdata
+
+
+@dataclass(frozen=True, eq=False)
+class SparseDelta:
+    """The trained entries of one frozen tensor.
+
+    Attributes:
+        target: the tensor, frozen; holds base + delta at `index` and base values elsewhere.
+        delta: fp32 `[nnz]`, trained.
+        index: int32 `[nnz]`, sorted flat positions in `target`.
+        original: `[nnz]` in the target's dtype: its base values at `index`.
+        written: which state of `delta` was written last.
+    """
+
+    target: Tensor
+    delta: nn.Parameter
+    index: Tensor
+    original: Tensor
+    written: WrittenState = field(default_factory=WrittenState, repr=False)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether `target` holds the delta as it is now, as far as versions can tell."""
+        return self.written.matches(self.delta)
+
+    def write(self) -> None:
+        """Write base + delta into `target`."""
+        write_deltas([self])
+
+    def restore(self) -> None:
+        """Write the base values into `target`, bit for bit, until the next forward."""
+        restore_deltas([self])
+
+    def mark_written(self) -> None:
+        """Declare, as an optimizer that has just written `target` itself, that it is up to date."""
+        self.written.record(self.delta, by_optimizer=True)
+
+
+def write_deltas(deltas: Iterable[SparseDelta]) -> None:
+    """Write base + delta into every target, one launch per device."""
+    chosen = list(deltas)
+    ours = [d for d in chosen if d.target.dtype != torch.float64]
+    if ours:
+        write_delta(
+            [d.target for d in ours],
+            [d.index for d in ours],
+            [d.original for d in ours],
+            [d.delta for d in ours],
+        )
+    for d in chosen:
+        if d.target.dtype == torch.float64:
+            _write_float64(d, d.original + d.delta.detach())
+        d.written.record(d.delta)
+
+
+def restore_deltas(deltas: Iterable[SparseDelta]) -> None:
+    """Write the base values into every target, one launch per device."""
+    chosen = list(deltas)
+    ours = [d for d in chosen if d.target.dtype != torch.float64]
+    if ours:
+        write_delta(
+            [d.target for d in ours], [d.index for d in ours], [d.original for d in ours], None
+        )
+    for d in chosen:
+        if d.target.dtype == torch.float64:
+            _write_float64(d, d.original)
+        d.written.forget()
+
+
+@torch.no_grad()
+def _write_float64(delta: SparseDelta, values: Tensor) -> None:
+    # The op serves the dtypes that are trained in; float64 models exist to check gradients with
+    delta.target.view(-1)[delta.index.long()] = values
+
+
+def delta_of(parameter: Tensor) -> SparseDelta | None:
+    """The sparse delta that a parameter is the trained part of; None for any other tensor."""
+    owner = owner_of(parameter)
+    if owner is None:
+        return None
+    return next((d for d in owner.sparse_deltas().values() if d.delta is parameter), None)
+
+
+def owner_of(parameter: Tensor) -> Owner | None:
+    """The tuned module that a trained parameter was tagged with, while that is alive."""
+    tag = getattr(parameter, _TAG, None)
+    return tag.owner() if isinstance(tag, _OwnerTag) else None
+
+
+def tag(parameter: Tensor, owner: Owner) -> None:
+    """Let `owner_of` find the module from its parameter."""
+    setattr(parameter, _TAG, _OwnerTag(owner))
+    _follow_optimizers()
+
+
+class _OwnerTag:
+    """A weak reference that travels with a Parameter and lets it be pickled."""
+
+    __slots__ = ("owner",)
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = weakref.ref(owner)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Unpickled it is an empty set, which even `torch.load(weights_only=True)` accepts and
+        # `owner_of` ignores; the module tags its parameters anew when it is unpickled itself.
+        return set, ()
+
+
+@functools.cache
+def _follow_optimizers() -> None:
+    register_optimizer_step_post_hook(_after_step)
+
+
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Write what the optimizer has changed, through `.data` or otherwise."""
+    stale = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            owner = owner_of(parameter)
+            if owner is None:
+                continue
+            if parameter.grad is None and not owner.spt_was_called:
+                raise RuntimeError(_never_called(owner))
+            delta = delta_of(parameter)
+            if delta is None:
+                continue
+            if delta.written.by_optimizer:
+                delta.written.by_optimizer = False
+            else:
+                stale.append(delta)
+    write_deltas(stale)
+
+
+def _never_called(owner: Owner) -> str:
+    where = getattr(owner, "spt_name", "") or type(owner).__name__
+    return (
+        f"{where} is tuned, but the model never calls it (it reads the weight of the layer itself, "
+        "as BEiT and Swin V2 do with `qkv`), so that it would never train: leave it out with "
+        "exclude=... in measure_sensitivity"
+    )

@@ -1,0 +1,54 @@
+"""The gradient of a sparse delta of a linear map, from its input and its output's gradient."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..ops.sparse_weight_grad import SparsePattern, sparse_weight_grad
+
+
+@dataclass(frozen=True, eq=False)
+class DeltaPattern:
+    """Where the entries of a delta lie, prepared for whole inputs and for their columns alone.
+
+    Attributes:
+        whole: for an input with all of its features.
+    """
+
+    whole: SparsePattern
+
+    @classmethod
+    def of(cls, index: Tensor, out_features: int, in_features: int) -> DeltaPattern | None:
+        """Prepare an index; None where it has no values to look at."""
+        if index.device.type == "meta":
+            return None
+        return cls(SparsePattern.build(index, out_features, in_features))
+
+    @property
+    def columns(self) -> Tensor:
+        """int32 `[n_cols]`, sorted: all of the input that the gradient needs."""
+        return self.whole.columns
+
+    @functools.cached_property
+    def compacted(self) -> SparsePattern:
+        """For an input of which only `columns` were kept."""
+        return self.whole.compacted()
+
+
+def sparse_gradient(grad_output: Tensor, input: Tensor, pattern: SparsePattern) -> Tensor:
+    """`g[k] = Σ_t grad_output[t, row_k] · input[t, column_k]`, `[nnz]`.
+
+    Args:
+        grad_output: `[tokens, out]`.
+        input: `[..., in]` in the same dtype, as wide as the pattern says.
+        pattern: the entries.
+    """
+    flat = input.reshape(-1, input.shape[-1])
+    if grad_output.dtype == torch.float64:
+        # The op serves the dtypes that are trained in; float64 models exist to check gradients with
+        return (grad_output.t() @ flat).flatten().index_select(0, pattern.index)
+    return sparse_weight_grad(grad_output, flat, pattern)

@@ -1,0 +1,216 @@
+"""The autograd function of every tuned linear layer: sparse delta and LoRA in one."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from .first_order import first_derivative_only
+from .saved_input import SavedInput
+from .sparse_gradient import DeltaPattern, sparse_gradient
+
+
+@dataclass(frozen=True)
+class LoraCall:
+    """One forward of a LoRA: what it is, and which elements of its input are dropped.
+
+    Attributes:
+        rank: width of each range's bottleneck.
+        rows: half-open ranges of output features.
+        scale: factor of the update.
+        dropout: probability of dropping an element; 0 outside training.
+        seed: which elements; the mask is drawn from it again in the backward.
+    """
+
+    rank: int
+    rows: tuple[tuple[int, int], ...]
+    scale: float
+    dropout: float = 0.0
+    seed: int = 0
+
+    def ranges(self) -> list[tuple[slice, slice, slice]]:
+        """Per range: its output features, its rows of `lora_b`, its part of the bottleneck."""
+        found, first = [], 0
+        for n, (start, stop) in enumerate(self.rows):
+            last = first + stop - start
+            inner = slice(n * self.rank, (n + 1) * self.rank)
+            found.append((slice(start, stop), slice(first, last), inner))
+            first = last
+        return found
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """The input with elements dropped and the others as they are, not yet scaled up."""
+        return x if self.dropout == 0.0 else self.mask(x).mul_(x)
+
+    def mask(self, like: Tensor) -> Tensor:
+        """Ones where an element is kept, zeros where it is dropped; the same at every call."""
+        mask = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        if isinstance(like, FakeTensor) or like.device.type == "meta":
+            return mask.bernoulli_(1.0 - self.dropout)  # no values, and perhaps no such device
+        generator = torch.Generator(like.device).manual_seed(self.seed)
+        return mask.bernoulli_(1.0 - self.dropout, generator=generator)
+
+    @property
+    def kept_scale(self) -> float:
+        """What makes up for the dropped elements."""
+        return 0.0 if self.dropout >= 1.0 else 1.0 / (1.0 - self.dropout)
+
+
+class TunedLinear(torch.autograd.Function):
+    """`F.linear` on a weight that holds base + delta, plus a LoRA; gradients of what is trained."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        delta: Tensor | None,
+        pattern: DeltaPattern | None,
+        bias_delta: Tensor | None,
+        bias_index: Tensor | None,
+        lora_a: Tensor | None,
+        lora_b: Tensor | None,
+        lora: LoraCall | None,
+    ) -> Tensor:
+        """`[..., out]`; the dtype is that which autocast, if it is on, gives to `F.linear`."""
+        needs = _Needs(*(ctx.needs_input_grad[i] for i in (0, 3, 5, 7, 8)))
+        y, inner = linear_with_lora(x, weight, bias, lora_a, lora_b, lora)
+        saved = SavedInput("nothing", y.dtype)
+        if needs.delta or needs.lora_a:
+            columns = None if needs.lora_a or pattern is None else pattern.columns
+            saved = SavedInput.of(x, y.dtype, columns)
+        ctx.save_for_backward(
+            weight if needs.x else None,
+            bias_index if needs.bias_delta else None,
+            lora_a if needs.x or needs.lora_a else None,
+            lora_b if needs.x or needs.lora_a else None,
+            inner if needs.lora_b else None,
+            *saved.tensors,
+        )
+        ctx.saved_input, ctx.pattern, ctx.lora = saved.recipe(), pattern, lora
+        ctx.in_features, ctx.x_dtype = weight.shape[1], x.dtype
+        return y
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the input, the deltas and the LoRA; never one of the whole weight."""
+        weight, bias_index, lora_a, lora_b, inner, *kept = ctx.saved_tensors
+        needs = _Needs(*(ctx.needs_input_grad[i] for i in (0, 3, 5, 7, 8)))
+        lora: LoraCall | None = ctx.lora
+        x: Any = None
+        grad_inner: Any = None
+        grad_x = grad_delta = grad_bias_delta = grad_a = grad_b = None
+        with without_autocast(grad_output.device):
+            gy = grad_output.reshape(-1, grad_output.shape[-1])  # [tokens, out]
+            if needs.delta or needs.lora_a:
+                x = ctx.saved_input.rebuild(tuple(kept))
+            if needs.delta:
+                some = ctx.saved_input.kind == "columns"
+                pattern = ctx.pattern.compacted if some else ctx.pattern.whole
+                grad_delta = sparse_gradient(gy, x, pattern)
+            if needs.bias_delta:
+                grad_bias_delta = gy.sum(0, dtype=wide_dtype(gy))[bias_index]
+            if lora is not None:
+                if needs.lora_b:
+                    grad_b = _grad_of_b(gy, inner, lora)
+                if needs.x or needs.lora_a:
+                    grad_inner = _grad_of_inner(gy, lora_b, lora)  # [tokens, ranges · rank]
+                if needs.lora_a:
+                    grad_a = _grad_of_a(grad_inner, x, lora)
+            del x  # before the gradient of the same size is made
+            if needs.x:
+                flat = gy @ weight.to(gy.dtype)  # [tokens, in]
+                shape = (*grad_output.shape[:-1], ctx.in_features)
+                if lora is not None:
+                    _add_grad_through_a(flat, grad_inner, lora_a, lora, shape)
+                grad_x = flat.view(shape).to(ctx.x_dtype)
+        return (
+            *(grad_x, None, None, grad_delta, None),
+            *(grad_bias_delta, None, grad_a, grad_b, None),
+        )
+
+
+@dataclass(frozen=True)
+class _Needs:
+    x: bool
+    delta: bool
+    bias_delta: bool
+    lora_a: bool
+    lora_b: bool
+
+
+def linear_with_lora(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_a: Tensor | None,
+    lora_b: Tensor | None,
+    lora: LoraCall | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The forward alone, without autograd: output, and the bottleneck if there is a LoRA."""
+    y = F.linear(x, weight, bias)
+    if lora is None or lora_a is None or lora_b is None:
+        return y, None
+    y = y.contiguous()
+    return y, _add_lora(y, x, lora_a, lora_b, lora)
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """A backward may be called under autocast, which must not change dtypes a second time."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def wide_dtype(tensor: Tensor) -> torch.dtype:
+    """In which a sum over tokens is taken."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _add_lora(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, lora: LoraCall) -> Tensor:
+    """Add `scale · B A dropout(x)` into `y`; returns the bottleneck `[tokens, ranges · rank]`."""
+    with without_autocast(y.device):
+        dropped = lora.dropped(x.to(y.dtype))
+        inner = dropped.reshape(-1, x.shape[-1]) @ lora_a.to(y.dtype).t()
+        if lora.dropout:
+            inner.mul_(lora.kept_scale)
+        flat = y.view(-1, y.shape[-1])
+        for rows, rows_of_b, part in lora.ranges():
+            low = lora_b[rows_of_b].to(y.dtype)
+            flat[:, rows].addmm_(inner[:, part], low.t(), alpha=lora.scale)
+    return inner
+
+
+def _grad_of_b(gy: Tensor, inner: Tensor, lora: LoraCall) -> Tensor:
+    parts = [gy[:, rows].t() @ inner[:, part] for rows, _, part in lora.ranges()]
+    return torch.cat(parts).mul_(lora.scale)  # [rows of all ranges, rank]
+
+
+def _grad_of_inner(gy: Tensor, lora_b: Tensor, lora: LoraCall) -> Tensor:
+    grad = gy.new_empty(gy.shape[0], len(lora.rows) * lora.rank)
+    for rows, rows_of_b, part in lora.ranges():
+        grad[:, part] = gy[:, rows] @ lora_b[rows_of_b].to(gy.dtype)
+    return grad.mul_(lora.scale * (lora.kept_scale if lora.dropout else 1.0))
+
+
+def _grad_of_a(grad_inner: Tensor, x: Tensor, lora: LoraCall) -> Tensor:
+    return grad_inner.t() @ lora.dropped(x).reshape(-1, x.shape[-1])
+
+
+def _add_grad_through_a(
+    grad_x: Tensor, grad_inner: Tensor, lora_a: Tensor, lora: LoraCall, shape: tuple[int, ...]
+) -> None:
+    low = lora_a.to(grad_x.dtype)
+    if lora.dropout:
+        mask = lora.mask(grad_x.view(shape))
+        grad_x.view(shape).addcmul_((grad_inner @ low).view(shape), mask)
+    else:
+        grad_x.addmm_(grad_inner, low)
