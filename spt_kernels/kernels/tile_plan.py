@@ -21,20 +21,20 @@ class TilePlan:
     """The non-empty tiles of a weight's gradient, built once per index.
 
     Attributes:
+        block: rows and columns of a tile.
         tiles: `[n_tiles, 4]` int32: row tile, column tile, first and end position in `order`.
         order: `[nnz]` int32: entries of the index, tile by tile.
         places: `[nnz]` int16: row · block + column within the tile, in the order of `order`.
         rows: int32 rows that tiles are made of, padded by repetition; empty: all, as they lie.
         columns: likewise columns.
-        block: rows and columns of a tile.
     """
 
+    block: int
     tiles: Tensor
     order: Tensor
     places: Tensor
     rows: Tensor
     columns: Tensor
-    block: int
 
     @property
     def numel(self) -> int:
@@ -58,12 +58,12 @@ def plan_tiles(index: Tensor, out_features: int, in_features: int) -> TilePlan:
     tiles = torch.stack([occupied // column_tiles, occupied % column_tiles, ends - counts, ends], 1)
     places = (row_places % block) * block + column_places % block
     return TilePlan(
+        block=block,
         tiles=tiles.int(),
         order=order.int(),
         places=places[order].short(),
         rows=rows,
         columns=columns,
-        block=block,
     )
 
 

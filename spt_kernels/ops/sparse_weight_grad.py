@@ -217,9 +217,9 @@ def _cuda(
     from ..kernels import sparse_weight_grad as kernels
     from ..kernels.tile_plan import TilePlan
 
-    tiles = TilePlan(*plan, block=block) if plan else None
+    tile_plan = TilePlan(block, *plan) if plan else None
     with torch.cuda.device(input.device):  # Triton launches on the current device
-        return kernels.sparse_weight_grad(grad_output, input, index, tiles)
+        return kernels.sparse_weight_grad(grad_output, input, index, tile_plan)
 
 
 @torch.library.register_fake("spt::sparse_weight_grad")

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from spt_kernels import kernels
 from spt_kernels.kernels.variant import Variant
@@ -46,10 +47,20 @@ class Failure:
 Key = tuple[str, str, int]  # kernels file, variant name, compute capability
 
 
+def kernels_of(file: str) -> dict[str, Any]:
+    """The kernels that one file defines, by name: jitted functions called `..._kernel`."""
+    module = importlib.import_module(f"spt_kernels.kernels.{file}")
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name.endswith("_kernel") and getattr(value, "__module__", None) == module.__name__
+    }
+
+
 def kernel_files() -> list[str]:
     """Names of the files of `spt_kernels.kernels` that hold kernels."""
-    names = (module.name for module in pkgutil.iter_modules(kernels.__path__))
-    return [name for name in names if name not in ("variant", "tile_plan")]
+    names = [module.name for module in pkgutil.iter_modules(kernels.__path__)]
+    return [name for name in names if kernels_of(name)]
 
 
 def variants_of(file: str) -> dict[str, Variant]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
+
+import spt_kernels.ops
 
 from .compilation import (
     SHARED_BYTES_LIMIT,
@@ -16,6 +19,7 @@ from .compilation import (
     Occupancy,
     compile_all,
     kernel_files,
+    kernels_of,
     variants_of,
     widest_load_bits,
 )
@@ -47,6 +51,15 @@ def test_variant_compiles_and_fits(key: Key, compiled: Mapping[Key, Occupancy | 
     assert occupancy.local_bytes == 0, f"registers spill: {occupancy}"
     assert occupancy.shared_bytes <= SHARED_BYTES_LIMIT[capability], str(occupancy)
     assert occupancy.load_bits >= variants_of(file)[name].load_bits, f"narrow loads: {occupancy}"
+
+
+def test_no_kernel_is_left_out() -> None:
+    files = kernel_files()
+    ops = {path.stem for path in Path(spt_kernels.ops.__path__[0]).glob("*.py")} - {"__init__"}
+    assert ops <= set(files)
+    for file in files:
+        shipped = {variant.kernel.__name__ for variant in variants_of(file).values()}
+        assert shipped == set(kernels_of(file)), file
 
 
 @pytest.mark.parametrize(
