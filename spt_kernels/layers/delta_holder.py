@@ -56,7 +56,8 @@ class DeltaHolder(nn.Module):
             delta_name, index_name, original_name = self.delta_local_names(local)
             del self._parameters[delta_name]
             del self._buffers[index_name], self._buffers[original_name]
-        del self.__dict__["_spt_written"]
+        for name in ("_spt_written", "_spt_called", "spt_name"):
+            self.__dict__.pop(name, None)
 
     def sparse_deltas(self) -> dict[str, SparseDelta]:
         """Local parameter name -> its sparse delta."""

@@ -96,6 +96,18 @@ def is_attached(module: nn.Module) -> bool:
     return bool(_attached_names(module))
 
 
+def _plain_twin(module: DeltaHolder) -> nn.Module:
+    """A module of the plain class with the same parameters, buffers and children, for reading."""
+    base = _plain_class(module)
+    twin = base.__new__(base)
+    twin.__dict__.update(module.__dict__)
+    hidden = {name for local in module._spt_states for name in module.delta_local_names(local)}
+    for table in ("_parameters", "_buffers"):
+        kept = {name: value for name, value in getattr(module, table).items() if name not in hidden}
+        twin.__dict__[table] = kept
+    return twin
+
+
 def _attached_names(module: nn.Module) -> tuple[str, ...]:
     return getattr(type(module), "_attached_names", ())
 
@@ -110,6 +122,7 @@ def _attached_class(base: Any, names: tuple[str, ...]) -> type[nn.Module]:
     members |= {
         "_attached_names": names,
         "_plain_class": base,
+        "plain": property(_plain_twin),
         "__reduce_ex__": _reduce,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
