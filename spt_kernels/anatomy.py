@@ -25,6 +25,8 @@ _STEM_ATTRIBUTES = frozenset(
     {"patch_embed", "patch_embeds", "patch_embeddings", "embeddings", "stem", "conv_stem"}
     | {"conv_proj", "pixel_embed"}
 )
+# biases that attention keeps outside its fused Linear (BEiT, Swin V2, EVA)
+_BARE_BIASES = (".q_bias", ".k_bias", ".v_bias")
 # torchvision keeps its stem as the first member of a long `features`
 _STEM_PREFIXES = ("features.0", "features.conv0", "features.norm0")
 _FIRST_CONVOLUTIONS = frozenset({"conv1", "conv_stem"})  # their norm is a sibling named `bn1`
@@ -76,7 +78,7 @@ def candidate_names(
     """Name the parameters that may be tuned, in the model's order.
 
     By default these are weights and biases of every Linear, Conv2d and norm that is neither in the
-    head nor in the stem.
+    head nor in the stem, and the q, k and v biases that some models keep outside their Linear.
 
     Args:
         model: any module.
@@ -87,7 +89,11 @@ def candidate_names(
         ValueError: a pattern matches no parameter, or nothing is left.
     """
     info = describe(model)
-    chosen = {name for name, what in info.items() if what.kind in _TUNABLE_KINDS}
+    chosen = {
+        name
+        for name, what in info.items()
+        if what.kind in _TUNABLE_KINDS or name.endswith(_BARE_BIASES)
+    }
     chosen -= {*head_names(model), *stem_names(model)}
     chosen |= _matching(info, include, "include")
     chosen -= _matching(info, exclude, "exclude")
