@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .errors import DeltaFormatError
-from .task_file.atomic import write_atomically
+from .atomic import write_atomically
 
 FORMAT = "spt-sensitivity"
 FORMAT_VERSION = 1

@@ -231,9 +231,10 @@ class _Observer(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # read once: a checkpoint unpacks them only once
         if grad_output is not None:
-            ctx.receive(grad_output, *ctx.saved_tensors)
-        return (None, grad_output, None, *(None for _ in ctx.saved_tensors))
+            ctx.receive(grad_output, *saved)
+        return (None, grad_output, None, *(None for _ in saved))
 
 
 def _tensors(args: Any, kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
