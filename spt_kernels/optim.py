@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from .ops.sparse_adamw import AdamWEntry, sparse_adamw
+from .ops.write_delta import TARGET_DTYPES
 
 if TYPE_CHECKING:
     from .layers import SparseDelta
@@ -77,9 +78,14 @@ class _Member:
     @property
     def is_entry(self) -> bool:
         """Whether the fused op takes it; anything else goes through torch's own AdamW."""
-        return self.param.device.type in ("cpu", "cuda") and all(
-            tensor.dtype == torch.float32 and tensor.is_contiguous()
-            for tensor in (self.param, self.state["exp_avg"], self.state["exp_avg_sq"])
+        param, mean, square = self.param, self.state["exp_avg"], self.state["exp_avg_sq"]
+        return (
+            param.dtype == mean.dtype == square.dtype == torch.float32
+            and param.is_contiguous()
+            and mean.is_contiguous()
+            and square.is_contiguous()
+            and param.device.type in ("cpu", "cuda")
+            and (self.delta is None or self.delta.target.dtype in TARGET_DTYPES)
         )
 
 
@@ -181,12 +187,16 @@ class SparseAdamW(Optimizer):
             raise RuntimeError("a step can be captured in a CUDA graph with capturable=True only")
 
         members = list(self._members())
-        entries = [member for member in members if member.is_entry]
-        rest = [member for member in members if not member.is_entry]
+        entries: list[_Member] = []
+        rest: list[_Member] = []
+        for member in members:
+            (entries if member.is_entry else rest).append(member)
         _unscale(members, getattr(self, "grad_scale", None))
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None and (rest or not capturable):
             if found_inf.item():
+                for member in members:
+                    _leave(member.delta)
                 return loss
             found_inf = None
         _step_entries(entries, found_inf)
@@ -201,6 +211,7 @@ class SparseAdamW(Optimizer):
             for param in group["params"]:
                 entry_id += 1  # also where there is no gradient: a parameter keeps its random bits
                 if param.grad is None:
+                    _leave(delta_of(param))
                     continue
                 if param.grad.layout != torch.strided:
                     raise RuntimeError(
@@ -216,6 +227,12 @@ class SparseAdamW(Optimizer):
                         param, memory_format=torch.preserve_format
                     )
                 yield _Member(param, param.grad, state, group, delta_of(param), entry_id)
+
+
+def _leave(delta: SparseDelta | None) -> None:
+    """Keep the hook that follows each step from rounding anew what this step does not touch."""
+    if delta is not None and delta.is_fresh:
+        delta.mark_written()
 
 
 def _unscale(members: list[_Member], grad_scale: Tensor | None) -> None:

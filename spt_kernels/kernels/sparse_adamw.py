@@ -133,7 +133,8 @@ def sparse_adamw(
 ) -> None:
     """See `spt_kernels.ops.sparse_adamw`; `hyper` is on the device or on the CPU."""
     kinds = [TARGET_KIND[target.dtype] if target.numel() else 0 for target in targets]
-    columns = [params, grads, exp_avgs, exp_avg_sqs, targets, indices, originals, kinds]
+    states: list[Sequence[Tensor | int]] = [params, grads, exp_avgs, exp_avg_sqs]
+    columns = [*states, targets, indices, originals, kinds]
     table, n_programs = address_table([param.numel() for param in params], _BLOCK, columns)
     if n_programs == 0:
         return

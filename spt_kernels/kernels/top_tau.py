@@ -158,7 +158,8 @@ def _histogram(tensors: Sequence[Tensor], prefix: int, prefix_shift: int, shift:
     bins = 1 << (prefix_shift - shift)
     device = tensors[0].device
     histogram = torch.zeros(len(tensors), bins, dtype=torch.int64, device=device)
-    columns = [tensors, [int(tensor.dtype == torch.bfloat16) for tensor in tensors]]
+    kinds = [int(tensor.dtype == torch.bfloat16) for tensor in tensors]
+    columns: list[Sequence[Tensor | int]] = [tensors, kinds]
     table, n_programs = address_table([t.numel() for t in tensors], _TILE * _TILES, columns)
     if n_programs:
         histogram_kernel[(n_programs,)](

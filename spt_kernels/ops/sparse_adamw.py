@@ -144,6 +144,32 @@ def _hyper(numbered: list[tuple[int, AdamWEntry]], device: torch.device) -> Tens
 
 def _validate(name: str, entry: AdamWEntry) -> None:
     param = entry.param
+    parts = (param, entry.grad, entry.exp_avg, entry.exp_avg_sq)
+    if any(
+        part.dtype != torch.float32
+        or part.layout != torch.strided
+        or not part.is_contiguous()
+        or part.shape != param.shape
+        or part.device != param.device
+        for part in parts
+    ):
+        _explain(name, entry)
+    if entry.step.dim() != 0:
+        raise ValueError(f"{name}.step must be a scalar, got shape {tuple(entry.step.shape)}")
+    if entry.step.device.type != "cpu" and entry.step.device != param.device:
+        raise ValueError(
+            f"{name}.step must be on the CPU or on {param.device}, got {entry.step.device}"
+        )
+    if entry.target is not None and entry.index is not None and entry.original is not None:
+        check_target(f"{name}.target", entry.target, entry.index, entry.original)
+        check_values(f"{name}.param", param, torch.float32, entry.index)
+    elif not (entry.target is None and entry.index is None and entry.original is None):
+        raise ValueError(f"{name} must have all of target, index and original, or none of them")
+
+
+def _explain(name: str, entry: AdamWEntry) -> None:
+    """Raise the error that says which of the fp32 tensors of an entry does not fit."""
+    param = entry.param
     for part in ("param", "grad", "exp_avg", "exp_avg_sq"):
         value = getattr(entry, part)
         if value.dtype != torch.float32:
@@ -155,19 +181,6 @@ def _validate(name: str, entry: AdamWEntry) -> None:
                 f"{name}.{part} must be of shape {tuple(param.shape)} on {param.device} like "
                 f"param, got {tuple(value.shape)} on {value.device}"
             )
-    if entry.step.dim() != 0:
-        raise ValueError(f"{name}.step must be a scalar, got shape {tuple(entry.step.shape)}")
-    if entry.step.device.type != "cpu" and entry.step.device != param.device:
-        raise ValueError(
-            f"{name}.step must be on the CPU or on {param.device}, got {entry.step.device}"
-        )
-    if (entry.target is None) != (entry.index is None) or (entry.target is None) != (
-        entry.original is None
-    ):
-        raise ValueError(f"{name} must have all of target, index and original, or none of them")
-    if entry.target is not None and entry.index is not None and entry.original is not None:
-        check_target(f"{name}.target", entry.target, entry.index, entry.original)
-        check_values(f"{name}.param", param, torch.float32, entry.index)
 
 
 @torch.library.register_kernel("spt::sparse_adamw", "cpu")
@@ -183,9 +196,19 @@ def _cpu(
     stochastic_rounding: bool,
     seed: int,
 ) -> None:
-    columns = [params, grads, exp_avgs, exp_avg_sqs, targets, indices, originals]
     backend = native if native.available() else reference
-    backend.sparse_adamw(*columns, hyper, stochastic_rounding, seed)
+    backend.sparse_adamw(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        targets,
+        indices,
+        originals,
+        hyper,
+        stochastic_rounding,
+        seed,
+    )
     mark_mutated([*params, *exp_avgs, *exp_avg_sqs, *targets])
 
 
@@ -204,8 +227,18 @@ def _cuda(
 ) -> None:
     from ..kernels import sparse_adamw as kernels
 
-    columns = [params, grads, exp_avgs, exp_avg_sqs, targets, indices, originals]
-    kernels.sparse_adamw(*columns, hyper, stochastic_rounding, seed)
+    kernels.sparse_adamw(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        targets,
+        indices,
+        originals,
+        hyper,
+        stochastic_rounding,
+        seed,
+    )
     mark_mutated([*params, *exp_avgs, *exp_avg_sqs, *targets])
 
 
