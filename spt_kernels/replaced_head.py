@@ -1,0 +1,104 @@
+"""A head of another number of classes in the place of the model's own, which comes back whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ReplacedHead:
+    """What stood where a task's own head stands now.
+
+    Attributes:
+        modules: module name -> the model's own module.
+        num_classes: what the model said of itself, if it did.
+    """
+
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    num_classes: int | None = None
+
+
+def head_problem(model: nn.Module, head: Mapping[str, Tensor]) -> str | None:
+    """Why `head`, parameter name -> values, cannot be put on the model; None if it can."""
+    for name, tensors in _misfits(model, head).items():
+        module = dict(model.named_modules()).get(name)
+        if module is None:
+            return f"{name}: the model has no such module for the task's head"
+        if not isinstance(module, (nn.Linear, nn.Identity)):
+            return (
+                f"{name}: expected a Linear to put the task's head on, got {type(module).__name__}"
+            )
+        weight, bias = tensors.get("weight"), tensors.get("bias")
+        width = _width(model, module)
+        if weight is None or weight.ndim != 2 or not tensors.keys() <= {"weight", "bias"}:
+            return f"{name}: expected the weight and bias of a Linear, got {sorted(tensors)}"
+        if width is not None and weight.shape[1] != width:
+            expected, got = ["classes", width], list(weight.shape)
+            return f"{name}.weight: expected shape [classes, {expected[1]}], the task's is {got}"
+        if bias is not None and bias.shape != weight.shape[:1]:
+            return f"{name}.bias: expected shape [{len(weight)}], the task's is {list(bias.shape)}"
+    return None
+
+
+def fit_head(model: nn.Module, head: Mapping[str, Tensor]) -> ReplacedHead:
+    """Replace the modules of the head whose shapes differ; their values are still to be set."""
+    modules = dict(model.named_modules())
+    replaced: dict[str, nn.Module] = {}
+    for name, tensors in _misfits(model, head).items():
+        own = modules[name]
+        like = next(iter([*own.parameters(), *model.parameters()]))
+        n_classes, width = tensors["weight"].shape
+        new = nn.Linear(
+            width, n_classes, bias="bias" in tensors, device=like.device, dtype=like.dtype
+        )
+        new.train(own.training)
+        _put(model, name, new)
+        replaced[name] = own
+    num_classes = getattr(model, "num_classes", None)
+    if len(replaced) != 1 or type(num_classes) is not int:
+        return ReplacedHead(replaced)
+    model.num_classes = n_classes
+    return ReplacedHead(replaced, num_classes)
+
+
+def restore_head(model: nn.Module, replaced: ReplacedHead) -> None:
+    """Put the model's own head back, on the device and in the dtype that the model has by now."""
+    modules = dict(model.named_modules())
+    for name, own in replaced.modules.items():
+        now = next(modules[name].parameters())
+        own.to(device=now.device, dtype=now.dtype).train(modules[name].training)
+        _put(model, name, own)
+    if replaced.num_classes is not None:
+        model.num_classes = replaced.num_classes
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, local = name.rpartition(".")
+    setattr(model.get_submodule(parent), local, module)
+
+
+def _misfits(model: nn.Module, head: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Module name -> local name -> values, for the modules of the head that cannot take them."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    by_module: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in head.items():
+        module_name, _, local = name.rpartition(".")
+        by_module.setdefault(module_name, {})[local] = tensor
+    misfits = {}
+    for module_name, tensors in by_module.items():
+        dotted = f"{module_name}." if module_name else ""
+        own = {n.removeprefix(dotted) for n in shapes if n.startswith(dotted)}
+        own = {local for local in own if "." not in local}
+        if own != tensors.keys() or any(shapes[dotted + n] != t.shape for n, t in tensors.items()):
+            misfits[module_name] = tensors
+    return misfits
+
+
+def _width(model: nn.Module, module: nn.Module) -> int | None:
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    width = getattr(model, "head_hidden_size", None) or getattr(model, "num_features", None)
+    return width if isinstance(width, int) else None
