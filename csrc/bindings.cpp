@@ -4,12 +4,15 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "instruction_set.h"
 #include "sparse_adamw.h"
+#include "sparse_weight_grad.h"
 #include "top_tau.h"
 #include "write_delta.h"
 
@@ -109,6 +112,29 @@ void sparse_adamw(const std::vector<Addresses>& arrays, const Sizes& sizes,
     spt::sparse_adamw(entries, stochastic, seed, n_threads);
 }
 
+// `shape` is tokens, out_features, in_features; an operand is address, dtype, row stride, columns.
+void sparse_weight_grad(const std::array<int64_t, 3>& shape,
+                        const std::tuple<Address, int, int64_t, int64_t>& grad_output,
+                        const std::tuple<Address, int, int64_t, int64_t>& input, Address columns,
+                        Address index, int64_t nnz, Address grad, int n_threads) {
+    auto operand = [](const std::tuple<Address, int, int64_t, int64_t>& fields) {
+        return spt::Operand{pointer<void>(std::get<0>(fields)),
+                            static_cast<spt::DType>(std::get<1>(fields)), std::get<2>(fields),
+                            std::get<3>(fields)};
+    };
+    const spt::SparseWeightGrad problem{operand(grad_output),
+                                        operand(input),
+                                        shape[0],
+                                        shape[1],
+                                        shape[2],
+                                        pointer<int32_t>(columns),
+                                        pointer<int32_t>(index),
+                                        nnz,
+                                        pointer<float>(grad)};
+    py::gil_scoped_release unlocked;
+    spt::sparse_weight_grad(problem, n_threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -120,6 +146,7 @@ PYBIND11_MODULE(_native, module) {
     module.def("top_tau", &top_tau);
     module.def("write_delta", &write_delta);
     module.def("sparse_adamw", &sparse_adamw);
+    module.def("sparse_weight_grad", &sparse_weight_grad);
 
     module.def("instruction_set", [] { return static_cast<int>(spt::instruction_set()); });
     module.def("limit_instruction_set", [](int limit) {

@@ -14,7 +14,11 @@ int detect() {
     __builtin_cpu_init();
     // f16c is not asked for by name, older compilers do not know it: every AVX2 processor has it
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+#    if defined(SPT_EMULATE_AVX512)
+        const bool wide = true;
+#    else
         const bool wide = __builtin_cpu_supports("avx512f");
+#    endif
         return static_cast<int>(wide ? InstructionSet::avx512 : InstructionSet::avx2);
     }
 #endif

@@ -5,7 +5,11 @@
 #if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
 #    define SPT_X86 1
 #    define SPT_TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
-#    define SPT_TARGET_AVX512 __attribute__((target("avx2,fma,f16c,avx512f")))
+#    if defined(SPT_EMULATE_AVX512)  // to test that code on a processor with AVX2
+#        define SPT_TARGET_AVX512 SPT_TARGET_AVX2
+#    else
+#        define SPT_TARGET_AVX512 __attribute__((target("avx2,fma,f16c,avx512f")))
+#    endif
 #else
 #    define SPT_X86 0
 #endif

@@ -154,10 +154,70 @@ def sparse_adamw(
     )
 
 
+def sparse_weight_grad(
+    grad_output: Tensor,
+    input: Tensor,
+    index: Tensor,
+    *,
+    columns: Tensor | None = None,
+    in_features: int | None = None,
+) -> Tensor:
+    """See `spt_kernels.ops.sparse_weight_grad.sparse_weight_grad`.
+
+    Args:
+        grad_output: `[tokens, out_features]`, fp32, bf16 or fp16; rows may be any distance apart.
+        input: `[tokens, in_features]`, likewise, or just the named columns of it.
+        index: int32 `[nnz]`, flat positions in `[out_features, in_features]`.
+        columns: int32 `[n_columns]`, which columns `input` holds; needs `in_features`.
+        in_features: the full number of columns.
+
+    Returns:
+        fp32 `[nnz]`, summed in fp32.
+
+    Raises:
+        ValueError: a layout, dtype or length does not fit, or a position is out of range.
+    """
+    _check_matrix("grad_output", grad_output)
+    _check_matrix("input", input)
+    if len(input) != len(grad_output):
+        raise ValueError(f"input must have {len(grad_output)} tokens, got {len(input)}")
+    _check("index", index, (torch.int32,))
+    if columns is not None:
+        _check("columns", columns, (torch.int32,), input.shape[1])
+    if columns is not None and in_features is None:
+        raise ValueError("in_features must be given with columns")
+    in_features = input.shape[1] if columns is None or in_features is None else in_features
+    grad = torch.zeros(index.numel())  # [nnz] fp32
+    _module().sparse_weight_grad(
+        (len(grad_output), grad_output.shape[1], in_features),
+        *(
+            (t.data_ptr(), _DTYPE_NUMBERS[t.dtype], t.stride(0), t.shape[1])
+            for t in (grad_output, input)
+        ),
+        0 if columns is None else columns.data_ptr(),
+        index.data_ptr(),
+        index.numel(),
+        grad.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return grad
+
+
 def _module() -> ModuleType:
     if _native is None:
         raise RuntimeError(why_unavailable())
     return _native
+
+
+def _check_matrix(name: str, matrix: Tensor) -> None:
+    fits = matrix.dim() == 2 and matrix.dtype in _DTYPE_NUMBERS and matrix.is_cpu
+    if fits and (matrix.stride(1) == 1 or matrix.shape[1] <= 1):
+        return
+    raise ValueError(
+        f"{name} must be a CPU matrix of {' or '.join(map(str, _DTYPE_NUMBERS))} with contiguous "
+        f"rows, got {matrix.dtype} on {matrix.device} with shape {tuple(matrix.shape)} and strides "
+        f"{matrix.stride()}"
+    )
 
 
 def _check_target(i: int, target: Tensor, index: Tensor, original: Tensor, nnz: int) -> None:

@@ -1,0 +1,214 @@
+// The weight gradient at chosen positions only: sampled dense-dense product (SDDMM).
+//
+// Tokens are taken in chunks. Of each, the resident operand's touched columns are packed once, for
+// all threads; then every panel of the streamed operand is packed, block of tokens by block, and
+// multiplied while it is in the cache. A sum belongs to one panel and takes the blocks in order.
+#include "sparse_weight_grad.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "parallel.h"
+#include "weight_grad_plan.h"
+
+namespace spt {
+namespace {
+
+constexpr int64_t kChunkBytes = 8 << 20;       // packed resident operand: within a last-level cache
+constexpr int64_t kResidentBytes = 384 << 10;  // one block of it: within a second-level cache
+constexpr int64_t kTileTokens = 256;           // a tile's resident columns stay in the first level
+constexpr int64_t kStreamPadding = 16;         // floats: keeps columns off each other's cache sets
+
+int64_t round_up(int64_t value, int64_t multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
+
+class Product {
+  public:
+    Product(const SparseWeightGrad& problem, const WeightGradKernels& kernels, int n_threads)
+        : problem_(problem),
+          kernels_(kernels),
+          plan_(plan_weight_grad(problem, kernels)),
+          sums_(static_cast<size_t>(problem.nnz), 0.0f) {
+        const int64_t n_resident = std::max<int64_t>(plan_.resident.n_slots(), 1);
+        block_ = 256;
+        while (block_ > 64 && block_ * n_resident * 4 > kResidentBytes) block_ /= 2;
+        const int64_t fitting = kChunkBytes / (4 * n_resident) / kTileTokens * kTileTokens;
+        chunk_ = std::min(std::clamp<int64_t>(fitting, kTileTokens, 4096),
+                          round_up(problem.tokens, kTileTokens));
+        n_tile_columns_ = round_up(n_resident, kernels.tile_columns) / kernels.tile_columns;
+
+        // below a few million multiplications starting a thread takes longer than it saves
+        const int64_t work = problem.tokens * (problem.nnz + 8 * plan_.streamed.n_slots());
+        n_threads_ = static_cast<int>(std::clamp<int64_t>(work >> 21, 1, n_threads));
+        cut_into_tasks();
+    }
+
+    void run() {
+        if (plan_.any_dots) {
+            columns_.resize(
+                static_cast<size_t>(chunk_ / block_ * plan_.resident.n_slots() * stride()));
+        }
+        if (plan_.any_tiled) {
+            tiles_.resize(static_cast<size_t>(n_tile_columns_ * kernels_.tile_columns * chunk_));
+        }
+        for (int64_t begin = 0; begin < problem_.tokens; begin += chunk_) {
+            const TokenRange chunk{begin, std::min(chunk_, problem_.tokens - begin)};
+            if (plan_.any_dots) pack_resident_columns(chunk);
+            if (plan_.any_tiled) pack_resident_tiles(chunk);
+            parallel_for(static_cast<int64_t>(tasks_.size()), n_threads_, [&](int64_t i) {
+                const Task& task = tasks_[static_cast<size_t>(i)];
+                if (plan_.panels[task.begin].tiled) {
+                    multiply_tiles(plan_.panels[task.begin], chunk);
+                } else {
+                    multiply_dots(task, chunk);
+                }
+            });
+        }
+        for (size_t e = 0; e < sums_.size(); ++e) problem_.grad[plan_.entry_order[e]] = sums_[e];
+    }
+
+  private:
+    // Panels begin..end-1: one tiled panel, or several that are not.
+    struct Task {
+        size_t begin, end;
+    };
+
+    int64_t stride() const { return block_ + kStreamPadding; }
+
+    int64_t entries_before(int64_t slot) const {
+        return plan_.entry_begin[static_cast<size_t>(slot)];
+    }
+
+    // Panels share a task so that a resident block is fetched into the cache for many of them.
+    void cut_into_tasks() {
+        auto cost = [&](const RowPanel& panel) {
+            return entries_before(panel.slot_end) - entries_before(panel.slot_begin) +
+                   8 * (panel.group_end - panel.group_begin);
+        };
+        int64_t total = 0;
+        for (const RowPanel& panel : plan_.panels) total += panel.tiled ? 0 : cost(panel);
+        const int64_t share = total / (2 * n_threads_) + 1;
+        int64_t in_task = 0;
+        for (size_t p = 0; p < plan_.panels.size(); ++p) {
+            const RowPanel& panel = plan_.panels[p];
+            const bool joins =
+                p > 0 && !panel.tiled && !plan_.panels[p - 1].tiled && in_task < share;
+            if (!joins) {
+                tasks_.push_back({p, p});
+                in_task = 0;
+            }
+            tasks_.back().end = p + 1;
+            in_task += cost(panel);
+        }
+    }
+
+    void pack_resident_columns(TokenRange chunk) {
+        const std::vector<ColumnGroup>& groups = plan_.resident.groups;
+        const int64_t n_groups = static_cast<int64_t>(groups.size());
+        const int64_t n_blocks = (chunk.size + block_ - 1) / block_;
+        parallel_for(n_blocks, n_threads_, [&](int64_t block) {
+            pack_columns(plan_.resident.operand, groups.data(), n_groups, 0,
+                         part(chunk, block, block_), resident_block(block), stride());
+        });
+    }
+
+    void pack_resident_tiles(TokenRange chunk) {
+        const int64_t width = kernels_.tile_columns;
+        const int64_t n_blocks = (chunk.size + kTileTokens - 1) / kTileTokens;
+        parallel_for(n_blocks * n_tile_columns_, n_threads_, [&](int64_t i) {
+            const int64_t block = i / n_tile_columns_;
+            const int64_t column = i % n_tile_columns_;
+            const int64_t n = std::min(width, plan_.resident.n_slots() - column * width);
+            pack_panel(plan_.resident.operand, plan_.resident.columns.data() + column * width, n,
+                       width, part(chunk, block, kTileTokens), resident_tile(block, column));
+        });
+    }
+
+    void multiply_dots(const Task& task, TokenRange chunk) {
+        std::vector<float> streamed(static_cast<size_t>(kPanelSlots * stride()));
+        const int64_t n_blocks = (chunk.size + block_ - 1) / block_;
+        for (int64_t block = 0; block < n_blocks; ++block) {
+            const TokenRange tokens = part(chunk, block, block_);
+            const int64_t padded = round_up(tokens.size, kTokenPadding);
+            for (size_t p = task.begin; p < task.end; ++p) {
+                const RowPanel& panel = plan_.panels[p];
+                pack_columns(plan_.streamed.operand,
+                             plan_.streamed.groups.data() + panel.group_begin,
+                             panel.group_end - panel.group_begin, panel.slot_begin, tokens,
+                             streamed.data(), stride());
+                for (int64_t s = panel.slot_begin; s < panel.slot_end; ++s) {
+                    const int64_t e = entries_before(s);
+                    kernels_.dot_row(streamed.data() + (s - panel.slot_begin) * stride(),
+                                     resident_block(block), stride(), plan_.entry_place.data() + e,
+                                     entries_before(s + 1) - e, padded, sums_.data() + e);
+                }
+            }
+        }
+    }
+
+    void multiply_tiles(const RowPanel& panel, TokenRange chunk) {
+        const int64_t height = kernels_.tile_rows;
+        const int64_t n_slots = panel.slot_end - panel.slot_begin;
+        const int64_t n_rows = round_up(n_slots, height) / height;
+        const int64_t tile_size = height * kernels_.tile_columns;
+        std::vector<float> streamed(static_cast<size_t>(n_rows * height * kTileTokens));
+        std::vector<float> cells(panel.tiles.size() * static_cast<size_t>(tile_size), 0.0f);
+        const int64_t n_blocks = (chunk.size + kTileTokens - 1) / kTileTokens;
+        for (int64_t block = 0; block < n_blocks; ++block) {
+            const TokenRange tokens = part(chunk, block, kTileTokens);
+            for (int64_t row = 0; row < n_rows; ++row) {
+                const int64_t slot = panel.slot_begin + row * height;
+                pack_panel(plan_.streamed.operand, plan_.streamed.columns.data() + slot,
+                           std::min(height, panel.slot_end - slot), height, tokens,
+                           streamed.data() + row * height * kTileTokens);
+            }
+            float* cell = cells.data();
+            for (const RowPanel::Tile& tile : panel.tiles) {
+                kernels_.add_tile(streamed.data() + tile.row * height * kTileTokens,
+                                  resident_tile(block, tile.column), tokens.size, cell);
+                cell += tile_size;
+            }
+        }
+        const int64_t end = entries_before(panel.slot_end);
+        for (int64_t e = entries_before(panel.slot_begin); e < end; ++e) {
+            sums_[static_cast<size_t>(e)] +=
+                cells[static_cast<size_t>(plan_.entry_place[static_cast<size_t>(e)])];
+        }
+    }
+
+    static TokenRange part(TokenRange chunk, int64_t block, int64_t size) {
+        const int64_t begin = block * size;
+        return {chunk.begin + begin, std::min(size, chunk.size - begin)};
+    }
+
+    float* resident_block(int64_t block) {
+        return columns_.data() + block * plan_.resident.n_slots() * stride();
+    }
+
+    float* resident_tile(int64_t block, int64_t column) {
+        return tiles_.data() +
+               (block * n_tile_columns_ + column) * kernels_.tile_columns * kTileTokens;
+    }
+
+    const SparseWeightGrad& problem_;
+    const WeightGradKernels& kernels_;
+    const WeightGradPlan plan_;
+    int n_threads_;
+    int64_t block_;           // tokens of a dot product at a time
+    int64_t chunk_;           // tokens of which the resident operand is packed at a time
+    int64_t n_tile_columns_;  // tiles side by side
+    std::vector<Task> tasks_;
+    std::vector<float> sums_;     // [nnz], in the order of the plan
+    std::vector<float> columns_;  // resident operand for dot products: [block][slot][stride]
+    std::vector<float> tiles_;    // and for tiles: [block][tile column][token][tile_columns]
+};
+
+}  // namespace
+
+void sparse_weight_grad(const SparseWeightGrad& problem, int n_threads) {
+    if (problem.nnz == 0) return;
+    Product(problem, weight_grad_kernels(), n_threads).run();
+}
+
+}  // namespace spt

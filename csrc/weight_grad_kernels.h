@@ -1,0 +1,22 @@
+// The two inner products of the sparse weight gradient, for the instruction set at hand.
+#pragma once
+
+#include <cstdint>
+
+namespace spt {
+
+struct WeightGradKernels {
+    int tile_rows;
+    int tile_columns;
+
+    // sums[k] += sum over t of a[t] * b[slots[k] * stride + t]; tokens padded to kTokenPadding.
+    void (*dot_row)(const float* a, const float* b, int64_t stride, const int32_t* slots, int64_t n,
+                    int64_t tokens, float* sums);
+
+    // c[i * tile_columns + j] += sum over t of a[t * tile_rows + i] * b[t * tile_columns + j].
+    void (*add_tile)(const float* a, const float* b, int64_t tokens, float* c);
+};
+
+const WeightGradKernels& weight_grad_kernels();
+
+}  // namespace spt

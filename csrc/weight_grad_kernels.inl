@@ -1,0 +1,81 @@
+// The inner products in vectors of SPT_WIDTH floats; included once for each instruction set.
+namespace SPT_PATH {
+
+using Vector = float __attribute__((vector_size(SPT_WIDTH * 4)));
+
+constexpr int kTileColumns = SPT_TILE_VECTORS * SPT_WIDTH;
+
+SPT_TARGET SPT_INLINE Vector load(const float* source) {
+    Vector vector;
+    std::memcpy(&vector, source, sizeof vector);
+    return vector;
+}
+
+SPT_TARGET SPT_INLINE void store(float* target, Vector vector) {
+    std::memcpy(target, &vector, sizeof vector);
+}
+
+template <int n>
+SPT_TARGET inline void dot(const float* a, const float* b, int64_t stride, const int32_t* slots,
+                           int64_t tokens, float* sums) {
+    const float* column[n];
+    for (int j = 0; j < n; ++j) column[j] = b + slots[j] * stride;
+    Vector partial[8] = {};
+    for (int64_t t = 0; t < tokens; t += SPT_WIDTH) {
+        const Vector shared = load(a + t);
+        for (int j = 0; j < n; ++j) partial[j] += shared * load(column[j] + t);
+    }
+    float total[8];
+    add_across(partial, total);
+    for (int j = 0; j < n; ++j) sums[j] += total[j];
+}
+
+SPT_TARGET void dot_row(const float* a, const float* b, int64_t stride, const int32_t* slots,
+                        int64_t n, int64_t tokens, float* sums) {
+    for (; n >= 8; n -= 8, slots += 8, sums += 8) dot<8>(a, b, stride, slots, tokens, sums);
+    switch (n) {
+        case 1:
+            return dot<1>(a, b, stride, slots, tokens, sums);
+        case 2:
+            return dot<2>(a, b, stride, slots, tokens, sums);
+        case 3:
+            return dot<3>(a, b, stride, slots, tokens, sums);
+        case 4:
+            return dot<4>(a, b, stride, slots, tokens, sums);
+        case 5:
+            return dot<5>(a, b, stride, slots, tokens, sums);
+        case 6:
+            return dot<6>(a, b, stride, slots, tokens, sums);
+        case 7:
+            return dot<7>(a, b, stride, slots, tokens, sums);
+        default:
+            return;
+    }
+}
+
+SPT_TARGET void add_tile(const float* a, const float* b, int64_t tokens, float* c) {
+    Vector sum[SPT_TILE_ROWS][SPT_TILE_VECTORS] = {};
+    for (int64_t t = 0; t < tokens; ++t, a += SPT_TILE_ROWS, b += kTileColumns) {
+        Vector row[SPT_TILE_VECTORS];
+        for (int v = 0; v < SPT_TILE_VECTORS; ++v) row[v] = load(b + v * SPT_WIDTH);
+        for (int i = 0; i < SPT_TILE_ROWS; ++i) {
+            for (int v = 0; v < SPT_TILE_VECTORS; ++v) sum[i][v] += a[i] * row[v];
+        }
+    }
+    for (int i = 0; i < SPT_TILE_ROWS; ++i) {
+        for (int v = 0; v < SPT_TILE_VECTORS; ++v) {
+            float* cells = c + i * kTileColumns + v * SPT_WIDTH;
+            store(cells, load(cells) + sum[i][v]);
+        }
+    }
+}
+
+constexpr WeightGradKernels kKernels{SPT_TILE_ROWS, kTileColumns, &dot_row, &add_tile};
+
+}  // namespace SPT_PATH
+
+#undef SPT_PATH
+#undef SPT_TARGET
+#undef SPT_WIDTH
+#undef SPT_TILE_ROWS
+#undef SPT_TILE_VECTORS

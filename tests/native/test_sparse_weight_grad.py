@@ -1,0 +1,168 @@
+"""C++ sparse weight gradient against the dense product in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from spt_kernels import native
+from tests.tolerance import assert_within_budget
+
+DTYPES = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"]
+)
+
+
+@pytest.fixture(params=native.INSTRUCTION_SETS)
+def any_code_path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Like `code_path`, with AVX-512 as well, for which only this op has code of its own."""
+    native.limit_instruction_set(request.param)
+    found = native.instruction_set()
+    if found == request.param:
+        yield request.param
+    native.limit_instruction_set(native.INSTRUCTION_SETS[-1])
+    if found != request.param:
+        pytest.skip(f"this processor has no {request.param}")
+
+
+def operands(
+    tokens: int, out_features: int, in_features: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(tokens + out_features)
+    grad_output = torch.randn(tokens, out_features, generator=random).to(dtype)
+    return grad_output, torch.randn(tokens, in_features, generator=random).to(dtype)
+
+
+def uniform_index(out_features: int, in_features: int, density: float, seed: int = 0) -> Tensor:
+    numel = out_features * in_features
+    order = torch.randperm(numel, generator=torch.Generator().manual_seed(seed))
+    return order[: round(density * numel)].sort().values.int()
+
+
+def check(grad_output: Tensor, x: Tensor, index: Tensor, actual: Tensor | None = None) -> None:
+    if actual is None:
+        actual = native.sparse_weight_grad(grad_output, x, index)
+    assert actual.dtype == torch.float32
+    # 16-bit numbers multiply exactly in fp32, so the fp32 product is what to compare with
+    plain = (grad_output.float().T @ x.float()).reshape(-1)[index.long()]
+    truth = (grad_output.double().T @ x.double()).reshape(-1)[index.long()]
+    assert_within_budget(actual, plain, truth)
+
+
+@DTYPES
+@pytest.mark.parametrize("density", [0.005, 0.1, 0.6, 1.0])
+@pytest.mark.parametrize(
+    ("tokens", "out_features", "in_features"),
+    [(1, 1, 1), (7, 9, 5), (129, 200, 40), (700, 41, 230), (1025, 97, 104)],
+    ids=lambda n: str(n),
+)
+def test_uniform_index(
+    any_code_path: str,
+    tokens: int,
+    out_features: int,
+    in_features: int,
+    density: float,
+    dtype: torch.dtype,
+) -> None:
+    grad_output, x = operands(tokens, out_features, in_features, dtype)
+    check(grad_output, x, uniform_index(out_features, in_features, density))
+
+
+@pytest.mark.parametrize("tokens", [4096, 5000])
+def test_several_chunks_of_tokens(any_code_path: str, tokens: int) -> None:
+    grad_output, x = operands(tokens, 64, 300)
+    check(grad_output, x, uniform_index(64, 300, 0.02))
+    check(grad_output, x, uniform_index(64, 300, 0.9))
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(150, 170), (170, 150)], ids=["150x170", "170x150"])
+def test_clusters(any_code_path: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Dense rows, columns and a block beside lone entries: tiles and dot products together."""
+    chosen = torch.zeros(shape, dtype=torch.bool)
+    chosen[40:75, 3:90] = True
+    chosen[80] = True
+    chosen[:, 101] = True
+    chosen[::17, ::23] = True
+    index = chosen.view(-1).nonzero().view(-1).int()
+    grad_output, x = operands(300, *shape, dtype)
+    check(grad_output, x, index)
+
+
+@pytest.mark.parametrize("nnz", [0, 1])
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_no_tokens_and_no_entries(any_code_path: str, tokens: int, nnz: int) -> None:
+    grad_output, x = operands(tokens, 6, 4)
+    index = torch.tensor([23], dtype=torch.int32)[:nnz]
+    expected = (grad_output.T @ x).view(-1)[index.long()]
+    torch.testing.assert_close(native.sparse_weight_grad(grad_output, x, index), expected)
+
+
+@pytest.mark.parametrize("density", [0.01, 0.3, 1.0])
+def test_same_bits_for_any_number_of_threads(
+    any_code_path: str, restored_threads: None, density: float
+) -> None:
+    grad_output, x = operands(3000, 400, 120)
+    index = uniform_index(400, 120, density)
+    results = []
+    for n_threads in (1, 2, 3, 7):
+        torch.set_num_threads(n_threads)
+        results.append(native.sparse_weight_grad(grad_output, x, index))
+    assert all(torch.equal(result, results[0]) for result in results[1:])
+
+
+@pytest.mark.parametrize("density", [0.01, 0.9])
+def test_only_the_touched_columns_are_given(any_code_path: str, density: float) -> None:
+    grad_output, x = operands(200, 30, 100)
+    index = uniform_index(30, 50, density)
+    index = index // 50 * 100 + index % 50 * 2  # even columns only
+    columns = torch.arange(0, 100, 2, dtype=torch.int32)
+    narrow = x[:, columns.long()].contiguous()
+    actual = native.sparse_weight_grad(grad_output, narrow, index, columns=columns, in_features=100)
+    check(grad_output, x, index, actual)
+    with pytest.raises(ValueError, match="columns: expected every column that index touches"):
+        native.sparse_weight_grad(grad_output, narrow, index + 1, columns=columns, in_features=100)
+
+
+@pytest.mark.parametrize("density", [0.05, 0.9])
+def test_a_slice_of_a_wider_matrix(any_code_path: str, density: float) -> None:
+    grad_output, x = operands(200, 90, 70)
+    index = uniform_index(30, 33, density)
+    check(grad_output[:, 30:60], x[:, 5:38], index)
+
+
+def test_nan_reaches_only_the_entries_that_read_it(any_code_path: str) -> None:
+    grad_output, x = operands(50, 40, 40)
+    grad_output[20, 7] = float("nan")
+    x[3, 11] = float("inf")
+    for density in (0.2, 1.0):
+        index = uniform_index(40, 40, density)
+        bad = (index // 40 == 7) | (index % 40 == 11)
+        actual = native.sparse_weight_grad(grad_output, x, index)
+        assert torch.equal(~actual.isfinite(), bad)
+
+
+@pytest.mark.parametrize("position", [-1, 24, 2**31 - 1])
+def test_a_position_out_of_range(position: int) -> None:
+    grad_output, x = operands(3, 6, 4)
+    index = torch.tensor([0, position], dtype=torch.int32)
+    with pytest.raises(ValueError, match=rf"index: expected positions in 0\.\.23, got {position}"):
+        native.sparse_weight_grad(grad_output, x, index)
+
+
+def test_layout_and_dtype_are_checked() -> None:
+    grad_output, x = operands(3, 6, 4)
+    index = torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="input must have 3 tokens, got 2"):
+        native.sparse_weight_grad(grad_output, x[:2], index)
+    with pytest.raises(ValueError, match=r"grad_output must be a CPU matrix of .* with contiguous"):
+        native.sparse_weight_grad(torch.ones(6, 3).T, x, index)
+    with pytest.raises(ValueError, match=r"index must be .* of torch\.int32"):
+        native.sparse_weight_grad(grad_output, x, index.long())
+    with pytest.raises(ValueError, match=r"got torch\.float64"):
+        native.sparse_weight_grad(grad_output.double(), x, index)
+    with pytest.raises(ValueError, match="in_features must be given with columns"):
+        native.sparse_weight_grad(grad_output, x, index, columns=torch.arange(4).int())
