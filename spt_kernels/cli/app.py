@@ -71,12 +71,13 @@ def make_app() -> typer.Typer:
     @app.callback()
     def root(
         version: Annotated[
-            bool, typer.Option("--version", help="Show the version.", is_eager=True)
+            bool,
+            typer.Option(
+                "--version", help="Show the version.", is_eager=True, callback=_show_version
+            ),
         ] = False,
     ) -> None:
-        if version:
-            print(__version__)
-            raise typer.Exit
+        pass
 
     for name, module in (
         ("demo", demo),
@@ -90,6 +91,12 @@ def make_app() -> typer.Typer:
     ):
         command(app, name, help=module.HELP)(module.run)
     return app
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
 
 
 def _complain(message: str, code: int) -> int:

@@ -68,9 +68,9 @@ def run(
     if output is not None:
         made.save(output)
     if picture is not None:
-        from ..finetuning.pictures import draw_sensitivity
+        from ..figures import sensitivity_figure
 
-        draw_sensitivity(made, picture)
+        sensitivity_figure(made).savefig(picture)
     terminal.show(plan_figures(made), made.summary())
 
 

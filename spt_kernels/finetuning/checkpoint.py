@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..atomic import write_atomically
 from ..layers import sparse_deltas
@@ -104,11 +103,10 @@ class Checkpoint:
 
 
 def _state_of(model: nn.Module) -> dict[str, Tensor]:
-    """The trained parameters, and the running statistics of norms that are in training mode."""
+    """The trained parameters, and where the model is trained whole its running statistics too."""
     state = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and any(p.requires_grad for p in module.parameters()):
-            state |= {f"{name}.{local}": b for local, b in module.named_buffers(recurse=False)}
+    if not hasattr(model, "spt_tuning"):
+        state |= dict(model.named_buffers())
     return state
 
 

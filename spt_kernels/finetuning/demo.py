@@ -19,13 +19,13 @@ from typing import Any
 from torch import nn
 
 from ..delta import merge
+from ..figures import training_curves_figure
 from .accuracy import evaluate
 from .device import pick_device
 from .digits import write_digits
 from .job import FinetuneJob
 from .methods import plan_uniform_lora
 from .models import ModelSource, build
-from .pictures import draw_curves
 from .pipeline import finetune
 from .pixels import Batches, PixelSet
 from .progress import Progress, Silent
@@ -161,7 +161,7 @@ def run_demo(
         rows.append(_row(method.name, results))
         curves[method.name] = _history(output / f"{method.name}-{seeds[0]}")
     check = check_task(output / f"spt-lora-{seeds[0]}")
-    draw_curves(curves, output / "curves.png")
+    training_curves_figure(curves).savefig(output / "curves.png")
     result = DemoResult(base["test_accuracy"], tuple(rows), check)
     RunFolder(output).write_json("result", result.to_json())
     return result

@@ -14,6 +14,7 @@ from torch import nn
 from .. import __version__
 from ..atomic import write_atomically
 from ..delta import save_delta
+from ..figures import sensitivity_figure, training_curves_figure
 from ..memory import estimate_memory
 from ..plan import Plan
 from ..sensitivity import Sensitivity
@@ -21,7 +22,6 @@ from . import methods
 from .accuracy import evaluate
 from .device import reproducible, seed_everything
 from .job import FinetuneJob, plain
-from .pictures import draw_curves, draw_sensitivity
 from .progress import Progress, Silent
 from .run_folder import RunFolder
 from .setting import Setting, open_setting, sensitivity_of
@@ -91,8 +91,8 @@ def finetune(
         **_machine(setting),
     }
     if plan is not None and plan.selected:
-        draw_sensitivity(plan, folder["sensitivity_picture"])
-    draw_curves({job.method.name: history}, folder["curves_picture"])
+        sensitivity_figure(plan).savefig(folder["sensitivity_picture"])
+    training_curves_figure({job.method.name: history}).savefig(folder["curves_picture"])
     folder.write_json("result", result)
     folder["checkpoint"].unlink(missing_ok=True)
     return result

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from ..delta import load_delta
-from ..task_file import read
+from ..task_file.format import read
 from .job import FinetuneJob
 from .models import ModelSource, build
 from .pixels import Preprocessing

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..optim import SparseAdamW, param_groups
 from .accuracy import evaluate
@@ -154,14 +153,15 @@ def _train_epoch(
 
 
 def _training_mode(model: nn.Module) -> None:
-    """Training mode, but for norms with running statistics whose parameters are frozen.
+    """Training mode, save for the running statistics of norms in a tuned model.
 
-    Their statistics belong to the base model, which the task file relies on to be unchanged.
+    They belong to the base model, which a task file finds as it was.
     """
     model.train()
-    for module in model.modules():
-        if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
-            module.eval()
+    if hasattr(model, "spt_tuning"):
+        for module in model.modules():
+            if "running_mean" in module._buffers:
+                module.eval()
 
 
 def _finite(loss: Tensor, epoch: int) -> float:

@@ -88,9 +88,9 @@ def test_stochastic_depth_is_there_where_the_architecture_has_it() -> None:
     tiny = ModelSource(NAME, TINY)
     assert build(tiny, 3, drop_path=None).drop_path == 0.1
     assert build(tiny, 3).drop_path == 0.0
-    assert build(ModelSource("vgg11"), 3, drop_path=None).drop_path == 0.0
+    assert build(ModelSource("dla46_c"), 3, drop_path=None).drop_path == 0.0
     with pytest.raises(ValueError, match="drop_path_rate"):
-        build(ModelSource("vgg11"), 3, drop_path=0.2)
+        build(ModelSource("dla46_c"), 3, drop_path=0.2)
 
 
 def test_preprocessing_is_the_models_own_unless_asked() -> None:

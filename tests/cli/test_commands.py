@@ -1,0 +1,314 @@
+"""Every command as a user calls it: what it prints, what it leaves, what it says to a mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from spt_kernels.cli.app import run
+from tests.finetuning.pictures_on_disk import TINY, write_images, write_task, write_weights
+
+SHAPE = [part for key, value in TINY.items() for part in ("--model-arg", f"{key}={value}")]
+COMMANDS = ("demo", "finetune", "sensitivity", "plan", "memory", "inspect", "evaluate", "merge")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    write_task(folder / "data")
+    write_weights(folder / "base.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(place: Path) -> list[str]:
+    return ["-m", "vit_tiny_patch16_224", *SHAPE, "-w", str(place / "base.safetensors")]
+
+
+@pytest.fixture(scope="module")
+def tuned(place: Path, model: list[str]) -> Path:
+    """A finished run, made by the command line."""
+    folder = place / "tuned"
+    arguments = ["finetune", *model, "-d", str(place / "data"), "-o", str(folder), "--quiet"]
+    more = ["--epochs", "2", "--batch-size", "8", "-b", "400", "--rank", "2", "--json"]
+    assert run([*arguments, *more]) == 0
+    return folder
+
+
+def output_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert run(arguments) == 0
+    return capsys.readouterr().out
+
+
+def json_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
+    text = output_of([*arguments, "--json"], capsys)
+    value = json.loads(text)
+    assert isinstance(value, dict)
+    assert text.count("\n") == 1, "one line, one object"
+    return value
+
+
+def complaint_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a mistake is answered with: exit code 2, nothing on stdout, one line on stderr."""
+    assert run(arguments) == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err.count("\n") == 1, streams.err
+    assert streams.err.startswith("spt-kernels: ")
+    return streams.err
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_teaches_by_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = output_of([*([name] if name else []), "--help"], capsys)
+    assert f"spt-kernels {name or 'finetune'} " in text.split("╭")[0].replace("Usage: ", "")
+    assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_help_comes_without_torch() -> None:
+    code = (
+        "import sys\n"
+        "from spt_kernels.cli.app import run\n"
+        "run(['finetune', '--help'])\n"
+        "heavy = {'torch', 'timm', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_module_can_be_run() -> None:
+    command = [sys.executable, "-m", "spt_kernels.cli", "--version"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    import spt_kernels
+
+    assert done.stdout.strip() == spt_kernels.__version__
+
+
+def test_finetune_inspect_evaluate_and_merge_agree(
+    tuned: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = json.loads((tuned / "result.json").read_text())
+    assert result["trained_parameters"] == 400
+    seen = json_of(["evaluate", str(tuned)], capsys)
+    assert seen["accuracy"] == result["test_accuracy"]
+    assert seen["total"] == 18
+    task = json_of(["inspect", str(tuned / "task.safetensors")], capsys)
+    assert task["kind"] == "task"
+    assert task["trained_parameters"] == 400
+    assert task["file_bytes"] == result["task_bytes"]
+    merged = place / "merged.safetensors"
+    value = json_of(["merge", str(tuned), "-o", str(merged)], capsys)
+    assert value["file_bytes"] == merged.stat().st_size
+    base = load_file(place / "base.safetensors")
+    state = load_file(merged)
+    assert state.keys() == base.keys()
+    assert all(state[n].shape == base[n].shape for n in base if not n.startswith("head."))
+    assert json_of(["inspect", str(merged)], capsys)["kind"] == "state-dict"
+    model = json.loads((tuned / "config.json").read_text())["job"]["model"]
+    assert model["weights"] == str(place / "base.safetensors")
+
+
+def test_a_merged_model_predicts_what_the_task_does(
+    tuned: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = place / "whole"
+    out.mkdir()
+    assert run(["merge", str(tuned), "-o", str(out / "model.safetensors")]) == 0
+    (out / "config.json").write_text((tuned / "config.json").read_text())
+    capsys.readouterr()
+    whole = json_of(["evaluate", str(out)], capsys)
+    task = json_of(["evaluate", str(tuned)], capsys)
+    assert whole["correct"] == task["correct"]
+    assert whole["loss"] == pytest.approx(task["loss"], abs=1e-4)
+
+
+def test_tables_are_for_people(
+    tuned: Path, model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, words in (
+        (["inspect", str(tuned)], ["finished", "spt-lora", "task.safetensors"]),
+        (
+            ["inspect", str(tuned / "task.safetensors")],
+            ["trained parameters", "400", "head.weight"],
+        ),
+        (["inspect", str(tuned / "plan.safetensors")], ["400"]),
+        (["inspect", str(tuned / "sensitivity.safetensors")], ["images", "blocks.0"]),
+        (["evaluate", str(tuned)], ["blue", "green", "red", "all", "18"]),
+        (["memory", *model, "--batch-size", "2"], ["full", "lora, rank 16", "accounted"]),
+    ):
+        text = output_of(
+            [*arguments, "--quiet"] if arguments[0] != "inspect" else arguments, capsys
+        )
+        for word in words:
+            assert word in text, (arguments, word)
+        assert max(len(line.rstrip()) for line in text.splitlines()) <= 80, arguments
+
+
+def test_sensitivity_then_plans_of_several_budgets(
+    place: Path, model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = place / "s.safetensors"
+    arguments = [
+        "sensitivity",
+        *model,
+        "-d",
+        str(place / "data"),
+        "-o",
+        str(file),
+        "--samples",
+        "9",
+    ]
+    value = json_of([*arguments, "-q"], capsys)
+    assert value["samples"] == 9
+    assert sum(value["share_by_operation"].values()) == pytest.approx(1.0)
+    for budget, expected in (("300", 300), ("0.4k", 400), ("1%", None), ("0.01", None)):
+        plan = json_of(["plan", str(file), "-b", budget, "--rank", "2"], capsys)
+        assert plan["trained_parameters"] == plan["budget"]
+        assert plan["budget"] == expected or int(0.01 * plan["backbone_parameters"])
+        assert sum(cell["structured"] for cell in plan["cells"]) == plan["structured_parameters"]
+    out, picture = place / "p.safetensors", place / "p.png"
+    more = ["--structured", "none", "-o", str(out), "--picture", str(picture)]
+    plan = json_of(["plan", str(file), "-b", "300", *more], capsys)
+    assert plan["structured_parameters"] == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert json_of(["inspect", str(out)], capsys)["budget"] == 300
+
+
+def test_a_bare_resume_finds_its_job(
+    tuned: Path, model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = json_of(["finetune", "--resume", "-o", str(tuned), "-q"], capsys)
+    assert value["trained_parameters"] == 400
+    assert "another job" in complaint_of(
+        ["finetune", "--resume", "-o", str(tuned), *model, "-d", "."],
+        capsys,
+    )
+    assert "--model" in complaint_of(
+        ["finetune", "--resume", "-o", str(tuned), "--epochs", "9"], capsys
+    )
+
+
+def test_lists_in_place_of_folders(
+    place: Path, model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "test"):
+        names = sorted((place / "data" / split).rglob("*.png"))
+        lines = [f"{path.relative_to(place / 'data')} {path.parent.name}\n" for path in names]
+        (place / f"{split}.txt").write_text("".join(lines))
+    arguments = ["finetune", *model, "-d", str(place / "data"), "--method", "linear", "-q"]
+    lists = ["--train-list", str(place / "train.txt"), "--test-list", str(place / "test.txt")]
+    more = ["--epochs", "1", "--val-share", "0", "-o", str(place / "listed")]
+    value = json_of([*arguments, *lists, *more], capsys)
+    assert value["images"] == {"train": 36, "test": 18}
+    assert value["val_accuracy"] is None
+    assert json_of(["evaluate", str(place / "listed"), "-q"], capsys)["total"] == 18
+
+
+MISTAKES = {
+    "no command": (["tune"], "No such command"),
+    "no option": (["finetune", "--bugdet", "3", "-o", "x"], "--budget"),
+    "no output": (["finetune"], "--output"),
+    "no model": (["finetune", "-o", "{x}", "-d", "{data}"], "--model"),
+    "no data": (["finetune", "-o", "{x}", "-m", "vit_tiny_patch16_224", "--pretrained"], "--data"),
+    "no weights": (
+        ["finetune", "-o", "{x}", "-m", "resnet18", "-d", "{data}"],
+        "needs a pre-trained",
+    ),
+    "unknown model": (
+        ["finetune", "-o", "{x}", "-m", "vit", "-w", "{base}", "-d", "{data}"],
+        "timm has no",
+    ),
+    "unknown method": (["finetune", "-o", "{x}", "--method", "best"], "method: expected one of"),
+    "budget 0": (["finetune", "-o", "{x}", "-b", "0"], "--budget: expected"),
+    "budget -1": (["finetune", "-o", "{x}", "-b", "-1"], "--budget: expected"),
+    "budget text": (["finetune", "-o", "{x}", "-b", "much"], "--budget: expected"),
+    "budget 150%": (["finetune", "-o", "{x}", "-b", "150%"], "--budget: expected"),
+    "budget above all": (
+        ["finetune", "-o", "{x}", "-b", "9M", "{model}", "-d", "{data}"],
+        "budget",
+    ),
+    "budget of linear": (["finetune", "-o", "{x}", "--method", "linear", "-b", "9"], "has none"),
+    "model arg": (["finetune", "-o", "{x}", "-m", "vit", "--model-arg", "depth"], "KEY=VALUE"),
+    "mean": (["finetune", "-o", "{x}", "{model}", "-d", "{data}", "--mean", "a,b"], "--mean"),
+    "image size": (
+        ["finetune", "-o", "{x}", "{model}", "-d", "{data}", "--image-size", "32"],
+        "img_size=32",
+    ),
+    "device": (["finetune", "-o", "{x}", "{model}", "-d", "{data}", "--device", "tpu"], "device"),
+    "no folder": (["finetune", "-o", "{x}", "{model}", "-d", "{x}/none"], "no such folder"),
+    "no images": (["finetune", "-o", "{x}", "{model}", "-d", "{empty}"], "train/"),
+    "one class": (["finetune", "-o", "{x}", "{model}", "-d", "{one}"], "at least two classes"),
+    "bad image": (
+        ["finetune", "-o", "{x}", "{model}", "-d", "{bad}", "--epochs", "1"],
+        "cannot read the image",
+    ),
+    "not empty": (["finetune", "-o", "{data}", "{model}", "-d", "{data}"], "is not empty"),
+    "not writable": (["finetune", "-o", "/proc/x", "{model}", "-d", "{data}"], "cannot write"),
+    "nothing to resume": (["finetune", "-o", "{x}", "--resume"], "no run in"),
+    "no file": (["inspect", "{x}/none"], "no such file"),
+    "not ours": (["inspect", "{data}/train/red/000.png"], "not a safetensors file"),
+    "not a run": (["evaluate", "{data}"], "no task.safetensors"),
+    "not a plan": (["plan", "{base}"], "not a sensitivity"),
+    "not a task": (["merge", "{base}", "{model}", "-o", "{x}/m"], "{base}"),
+    "memory without model": (["memory"], "--model"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_costs_one_line(
+    name: str,
+    place: Path,
+    model: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for folder, counts in (("one", {"red": 4}), ("bad", {"red": 4, "blue": 4})):
+        if not (place / folder).exists():
+            write_images(place / folder / "train", counts)
+    (place / "bad" / "train" / "red" / "002.png").write_bytes(b"\x89PNG but no more")
+    (place / "empty").mkdir(exist_ok=True)
+    values = {name: str(place / name) for name in ("data", "one", "bad", "empty")}
+    values |= {
+        "x": str(tmp_path / "x"),
+        "base": str(place / "base.safetensors"),
+        "model": "{model}",
+    }
+    arguments: list[str] = []
+    template, words = MISTAKES[name]
+    for part in template:
+        filled = part.format(**values)
+        arguments += model if filled == "{model}" else [filled]
+    assert words.format(**values) in complaint_of([*arguments], capsys)
+
+
+def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--budget"):
+        run(["finetune", "-o", str(tmp_path / "x"), "-b", "0", "--debug"])
+
+
+def test_a_task_on_other_weights_is_refused(
+    tuned: Path, place: Path, model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import save_file
+
+    other = place / "other.safetensors"
+    state = load_file(place / "base.safetensors")
+    save_file({name: tensor + 1 for name, tensor in state.items()}, other)
+    shape = ["-m", "vit_tiny_patch16_224", *SHAPE, "-w", str(other)]
+    said = complaint_of(["evaluate", str(tuned), *shape], capsys)
+    assert "blocks." in said
+
+
+def test_progress_is_on_stderr_alone(
+    place: Path, model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["finetune", *model, "-d", str(place / "data"), "-o", str(place / "spoken")]
+    assert run([*arguments, "--method", "linear", "--epochs", "1", "--json"]) == 0
+    streams = capsys.readouterr()
+    json.loads(streams.out)
+    assert "training 2/2" in streams.err or "training 1/1" in streams.err

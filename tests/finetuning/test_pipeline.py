@@ -1,0 +1,221 @@
+"""Whole runs on small images: every method, kill and resume to the byte, what is left on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from spt_kernels.finetuning import (
+    FinetuneJob,
+    ImageSource,
+    Method,
+    ModelSource,
+    Recipe,
+    SavedRun,
+    build,
+    evaluate,
+    finetune,
+)
+from spt_kernels.finetuning.pixels import Batches, PixelSet
+from spt_kernels.finetuning.recipe import METHODS
+from spt_kernels.finetuning.splits import read_evaluation_images
+
+from .pictures_on_disk import write_task, write_weights
+
+SHORT = Recipe(epochs=3, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("finetuning")
+
+
+@pytest.fixture(scope="module")
+def task(place: Path) -> ImageSource:
+    return ImageSource(str(write_task(place / "data")))
+
+
+@pytest.fixture(scope="module")
+def base(place: Path) -> ModelSource:
+    return write_weights(place / "base.safetensors")
+
+
+def method(name: str) -> Method:
+    has_budget = name.startswith("spt") or name == "lora"
+    return Method(name, budget=400, rank=2) if has_budget else Method(name)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_leaves_a_model_that_loads_and_predicts_the_same(
+    name: str, place: Path, task: ImageSource, base: ModelSource
+) -> None:
+    folder = place / name
+    result = finetune(FinetuneJob(base, task, method(name), SHORT), folder)
+    saved = SavedRun.find(folder)
+    images = read_evaluation_images(task.root, saved.classes)
+    assert saved.form is not None
+    batches = Batches(PixelSet(images, saved.form), 8, torch.device("cpu"))
+    seen = evaluate(saved.load(), batches)
+    assert seen.top1 == result["test_accuracy"]
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert [images.classes[c] for c in seen.predictions] == [row["predicted"] for row in rows]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert all(line["val_accuracy"] is not None for line in lines)
+    made = {path.name for path in folder.iterdir()}
+    assert {"config.json", "result.json", "curves.png"} <= made
+    assert ("model.safetensors" if name == "full" else "task.safetensors") in made
+    assert ("sensitivity.png" in made) == name.startswith("spt")
+    assert "checkpoint.pt" not in made
+    assert result["trained_parameters"] <= (result["budget"] or result["backbone_parameters"])
+
+
+def test_the_colours_are_learnt(place: Path, task: ImageSource, base: ModelSource) -> None:
+    recipe = Recipe(epochs=12, batch_size=8, lr=5e-3, drop_path=0.0)
+    result = finetune(FinetuneJob(base, task, method("spt-lora"), recipe), place / "learnt")
+    assert result["test_accuracy"] > 0.9  # chance is a third
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(
+    place: Path, task: ImageSource, base: ModelSource
+) -> None:
+    recipe = replace(SHORT, epochs=40, val_every=50)
+    job = FinetuneJob(base, task, method("spt-lora"), recipe)
+    finetune(job, place / "whole")
+    killed = place / "killed"
+    script = (
+        "import json, sys, torch\n"
+        "from spt_kernels.finetuning import FinetuneJob, finetune\n"
+        "torch.set_num_threads(int(sys.argv[3]))\n"
+        "job = FinetuneJob.from_json(json.loads(sys.argv[1]))\n"
+        "finetune(job, sys.argv[2], resume=True, checkpoint_seconds=0)\n"
+    )
+    threads = str(torch.get_num_threads())
+    command = [sys.executable, "-c", script, json.dumps(job.to_json()), str(killed), threads]
+    process = subprocess.Popen(command)
+    metrics = killed / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not metrics.is_file() or len(metrics.read_text().splitlines()) < 3:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "the run does not get going"
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "result.json").exists()
+    finetune(job, killed, resume=True)
+    for name in ("task.safetensors", "plan.safetensors", "sensitivity.safetensors"):
+        assert (killed / name).read_bytes() == (place / "whole" / name).read_bytes(), name
+    ours, theirs = (
+        [{**json.loads(line), "step_ms": 0} for line in (folder / "metrics.jsonl").open()]
+        for folder in (killed, place / "whole")
+    )
+    assert ours == theirs
+
+
+def test_the_same_job_gives_the_same_bytes_and_another_seed_others(
+    place: Path, task: ImageSource, base: ModelSource
+) -> None:
+    job = FinetuneJob(base, task, method("spt-unstructured"), replace(SHORT, epochs=1))
+    files = []
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        again = replace(job, recipe=replace(job.recipe, seed=seed))
+        finetune(again, place / f"seed-{name}")
+        files.append((place / f"seed-{name}" / "task.safetensors").read_bytes())
+    assert files[0] == files[1]
+    assert files[0] != files[2]
+
+
+def test_a_finished_run_is_not_run_again(place: Path, task: ImageSource, base: ModelSource) -> None:
+    job = FinetuneJob(base, task, method("linear"), replace(SHORT, epochs=1))
+    first = finetune(job, place / "finished")
+    stamp = (place / "finished" / "task.safetensors").stat().st_mtime_ns
+    assert finetune(job, place / "finished", resume=True) == first
+    assert (place / "finished" / "task.safetensors").stat().st_mtime_ns == stamp
+    with pytest.raises(ValueError, match="is not empty"):
+        finetune(job, place / "finished")
+    with pytest.raises(ValueError, match=r"holds another job \(epochs was 1, is 2\)"):
+        finetune(replace(job, recipe=SHORT_TWO), place / "finished", resume=True)
+    finetune(replace(job, recipe=SHORT_TWO), place / "finished", force=True)
+    assert json.loads((place / "finished" / "result.json").read_text())["epochs"] == 2
+
+
+SHORT_TWO = replace(SHORT, epochs=2)
+
+
+def test_an_impossible_job_does_not_cost_the_old_result(
+    place: Path, task: ImageSource, base: ModelSource
+) -> None:
+    job = FinetuneJob(base, task, method("linear"), replace(SHORT, epochs=1))
+    finetune(job, place / "kept")
+    before = (place / "kept" / "task.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="no such folder"):
+        finetune(replace(job, images=ImageSource("nowhere")), place / "kept", force=True)
+    assert (place / "kept" / "task.safetensors").read_bytes() == before
+
+
+def test_a_measured_sensitivity_or_a_plan_can_be_used_again(
+    place: Path, task: ImageSource, base: ModelSource
+) -> None:
+    job = FinetuneJob(base, task, method("spt-lora"), replace(SHORT, epochs=1))
+    finetune(job, place / "measured")
+    sensitivity = replace(job, sensitivity=str(place / "measured" / "sensitivity.safetensors"))
+    plan = replace(
+        job, plan=str(place / "measured" / "plan.safetensors"), method=Method("spt-lora")
+    )
+    for name, again in (("from-sensitivity", sensitivity), ("from-plan", plan)):
+        finetune(again, place / name)
+        for file in ("plan.safetensors", "task.safetensors"):
+            assert (place / name / file).read_bytes() == (place / "measured" / file).read_bytes()
+
+
+def test_a_method_that_tunes_needs_weights(task: ImageSource) -> None:
+    with pytest.raises(ValueError, match="needs a pre-trained model"):
+        FinetuneJob(ModelSource("vit_tiny_patch16_224"), task, Method("lora"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused(
+    place: Path, task: ImageSource, base: ModelSource
+) -> None:
+    (place / "a-file").write_text("")
+    job = FinetuneJob(base, task, method("linear"), SHORT)
+    with pytest.raises(ValueError, match="output: cannot write"):
+        finetune(job, place / "a-file")
+    with pytest.raises(ValueError, match="output: cannot write"):
+        finetune(job, place / "a-file" / "below")
+
+
+def test_the_base_model_of_a_run_is_found_again(
+    place: Path, task: ImageSource, base: ModelSource
+) -> None:
+    finetune(FinetuneJob(base, task, method("lora"), replace(SHORT, epochs=1)), place / "found")
+    alone = place / "alone.safetensors"
+    alone.parent.mkdir(exist_ok=True)
+    alone.write_bytes((place / "found" / "task.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="name the base model"):
+        SavedRun.find(alone)
+    saved = SavedRun.find(alone, base)
+    assert saved.num_classes == 3
+    expected = SavedRun.find(place / "found").load().state_dict()
+    for name, tensor in saved.load().state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    with pytest.raises(ValueError, match=r"no task\.safetensors in this folder"):
+        SavedRun.find(task.root)
+
+
+def test_full_fine_tuning_writes_a_plain_state_dict(
+    place: Path, task: ImageSource, base: ModelSource
+) -> None:
+    job = FinetuneJob(base, task, method("full"), replace(SHORT, epochs=1))
+    finetune(job, place / "whole-model")
+    state = load_file(place / "whole-model" / "model.safetensors")
+    assert state.keys() == build(base, 3).model.state_dict().keys()
