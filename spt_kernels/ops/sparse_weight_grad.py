@@ -203,11 +203,15 @@ torch.library.define(
 def _cpu(
     grad_output: Tensor, input: Tensor, index: Tensor, plan: list[Tensor], block: int
 ) -> Tensor:
-    if native.available() and hasattr(native, "sparse_weight_grad"):
-        return native.sparse_weight_grad(
-            grad_output.contiguous(), input.contiguous(), index.contiguous()
-        )
-    return reference.sparse_weight_grad(grad_output, input, index)
+    if not native.available():
+        return reference.sparse_weight_grad(grad_output, input, index)
+    return native.sparse_weight_grad(
+        _whole_rows(grad_output), _whole_rows(input), index.contiguous()
+    )
+
+
+def _whole_rows(matrix: Tensor) -> Tensor:
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
 
 
 @torch.library.register_kernel("spt::sparse_weight_grad", "cuda")
