@@ -192,7 +192,7 @@ class SparseAdamW(Optimizer):
         for member in members:
             (entries if member.is_entry else rest).append(member)
         _unscale(members, getattr(self, "grad_scale", None))
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        found_inf: Tensor | None = getattr(self, "found_inf", None)  # 1 where a gradient overflowed
         if found_inf is not None and (rest or not capturable):
             if found_inf.item():
                 for member in members:

@@ -439,6 +439,48 @@ def test_non_contiguous_gradient() -> None:
     torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
+@pytest.mark.gpu
+def test_a_step_never_waits_for_the_device() -> None:
+    params = [nn.Parameter(p.detach().cuda()) for p in parameters()]
+    expected = parameters()
+    grads = grads_like(expected, 6)
+    optimizer = SparseAdamW(params, lr=1e-2)
+    on_device = [[grad.cuda() for grad in step] for step in grads]
+    train(optimizer, params, on_device[:1])  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train(optimizer, params, on_device[1:])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    train(torch.optim.AdamW(expected, lr=1e-2), expected, grads)
+    for one, other in zip(params, expected, strict=True):
+        torch.testing.assert_close(one.cpu(), other, **CLOSE)
+
+
+@pytest.mark.gpu
+def test_captured_steps_are_the_steps() -> None:
+    captured = [nn.Parameter(p.detach().cuda()) for p in parameters()]
+    expected = parameters()
+    optimizer = SparseAdamW(captured, lr=1e-2, capturable=True)
+    for param in captured:
+        param.grad = torch.ones_like(param)
+    optimizer.step()  # compiles, and makes the state
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    for _ in range(4):
+        graph.replay()
+    train(
+        torch.optim.AdamW(expected, lr=1e-2), expected, [[torch.ones_like(p) for p in expected]] * 5
+    )
+    for one, other in zip(captured, expected, strict=True):
+        torch.testing.assert_close(one.cpu(), other, **CLOSE)
+    assert float(optimizer.state[captured[0]]["step"]) == 5.0
+    other_graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="capturable=True"), torch.cuda.graph(other_graph):
+        SparseAdamW(captured).step()
+
+
 def test_sparse_gradient_is_refused() -> None:
     embedding = nn.Embedding(10, 3, sparse=True)
     embedding(torch.tensor([1])).sum().backward()

@@ -32,7 +32,7 @@ def find_row(table_ptr, n_rows, WORDS: tl.constexpr):
     return row
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[f"w{n}" for n in range(_WORDS_PER_LAUNCH)])
 def place_words_kernel(
     output_ptr,
     w0: tl.int64,
@@ -94,11 +94,7 @@ def address_table(
 
 
 def upload(table: Tensor, device: torch.device) -> Tensor:
-    """A copy of a small CPU tensor of 8-byte elements on `device`, without waiting for the device.
-
-    While a CUDA graph is captured there is no host memory that would live as long as the graph:
-    the words then travel as arguments of launches, which a graph keeps.
-    """
+    """A copy of a small CPU tensor of 8-byte elements on `device`, without waiting for the device."""
     if device.type != "cuda":
         return table  # the interpreter reads host memory
     if torch.cuda.is_current_stream_capturing():
@@ -107,7 +103,10 @@ def upload(table: Tensor, device: torch.device) -> Tensor:
 
 
 def upload_as_arguments(table: Tensor, device: torch.device) -> Tensor:
-    """`upload` by launches alone."""
+    """`upload` as arguments of launches, for what a CUDA graph may hold.
+
+    A graph keeps the arguments of its launches; host memory would have to outlive it.
+    """
     words = table.reshape(-1).view(torch.int64).tolist()
     padded = triton.cdiv(len(words), _WORDS_PER_LAUNCH) * _WORDS_PER_LAUNCH
     output = torch.empty(padded, dtype=torch.int64, device=device)  # [words, rounded up]

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .address_table import address_table, find_row, upload
+from .address_table import address_table, find_row, upload, upload_as_arguments
 from .variant import Variant
 from .write_delta import TARGET_KIND
 
@@ -59,7 +59,7 @@ def write_weight(
     tl.store(target_ptr + position, value.to(DTYPE), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_entries", "seed"])
 def sparse_adamw_kernel(
     table_ptr,
     numbers_ptr,
@@ -140,9 +140,13 @@ def sparse_adamw(
         return
     device = params[0].device
     numbers = numbers_of(hyper)
+    if numbers.device.type == "cpu":
+        table, numbers = upload(table, device), upload(numbers, device)
+    else:  # such a step is made to be captured, and every kernel must be loaded before that
+        table = upload_as_arguments(table, device)
     sparse_adamw_kernel[(n_programs,)](
-        upload(table, device),
-        numbers if numbers.device == device else upload(numbers, device),
+        table,
+        numbers,
         n_entries=len(params),
         seed=seed & 0xFFFFFFFF,
         STOCHASTIC=stochastic_rounding,

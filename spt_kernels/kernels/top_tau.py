@@ -33,7 +33,7 @@ def load_bits(address, is_bf16, offsets, mask):
     return bits
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tensors", "prefix"])
 def histogram_kernel(
     table_ptr,
     histogram_ptr,
@@ -70,7 +70,7 @@ def histogram_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tensors", "threshold"])
 def count_kernel(
     table_ptr, count_ptr, n_tensors, threshold, TILE: tl.constexpr, TILES: tl.constexpr
 ):
@@ -94,7 +94,7 @@ def count_kernel(
     tl.store(count_ptr + program * 2 + 1, tl.sum(tied, 0).to(tl.int64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tensors", "threshold"])
 def collect_kernel(
     table_ptr, before_ptr, n_tensors, threshold, TILE: tl.constexpr, TILES: tl.constexpr
 ):

@@ -42,7 +42,7 @@ def write_block(
     tl.store(target_ptr + position, value.to(DTYPE), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def write_delta_kernel(table_ptr, n_rows, RESTORE: tl.constexpr, BLOCK: tl.constexpr):
     """One program writes one block of one weight's entries."""
     row_ptr = table_ptr + find_row(table_ptr, n_rows, 7).to(tl.int64) * 7

@@ -132,9 +132,9 @@ def _hyper(numbered: list[tuple[int, AdamWEntry]], device: torch.device) -> Tens
     ]
     hyper = torch.tensor(rows, dtype=torch.float64)  # [entries, 8]
     if not on_host:
-        from ..kernels.address_table import upload
+        from ..kernels.address_table import upload_as_arguments
 
-        hyper = upload(hyper, device)
+        hyper = upload_as_arguments(hyper, device)
         for n, entry in enumerate(entries):
             if isinstance(entry.lr, Tensor):
                 hyper[n, _LR] = entry.lr.to(device, non_blocking=True)
@@ -227,18 +227,19 @@ def _cuda(
 ) -> None:
     from ..kernels import sparse_adamw as kernels
 
-    kernels.sparse_adamw(
-        params,
-        grads,
-        exp_avgs,
-        exp_avg_sqs,
-        targets,
-        indices,
-        originals,
-        hyper,
-        stochastic_rounding,
-        seed,
-    )
+    with torch.cuda.device_of(params[0]):  # Triton launches on the current device
+        kernels.sparse_adamw(
+            params,
+            grads,
+            exp_avgs,
+            exp_avg_sqs,
+            targets,
+            indices,
+            originals,
+            hyper,
+            stochastic_rounding,
+            seed,
+        )
     mark_mutated([*params, *exp_avgs, *exp_avg_sqs, *targets])
 
 

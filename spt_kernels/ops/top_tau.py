@@ -122,7 +122,8 @@ def _cpu(tensors: list[Tensor], k: int, caps: list[int]) -> list[Tensor]:
 def _cuda(tensors: list[Tensor], k: int, caps: list[int]) -> list[Tensor]:
     from ..kernels import top_tau as kernels
 
-    return kernels.top_tau(tensors, k, caps)
+    with torch.cuda.device_of(tensors[0]):  # Triton launches on the current device
+        return kernels.top_tau(tensors, k, caps)
 
 
 @torch.library.register_fake("spt::top_tau")

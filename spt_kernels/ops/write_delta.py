@@ -136,7 +136,8 @@ def _cuda(
 ) -> None:
     from ..kernels import write_delta as kernels
 
-    kernels.write_delta(targets, indices, originals, deltas)
+    with torch.cuda.device_of(targets[0]):  # Triton launches on the current device
+        kernels.write_delta(targets, indices, originals, deltas)
     mark_mutated(targets)
 
 

@@ -272,6 +272,26 @@ def test_native_agrees_with_the_reference(dtype: torch.dtype, stochastic: bool) 
     torch.testing.assert_close(ours.target, spec.target, rtol=gap, atol=1e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("on_device", [False, True], ids=["steps-on-cpu", "steps-on-device"])
+@pytest.mark.parametrize("lr", [0.0, 1e-2])
+def test_cuda_agrees_with_the_reference(lr: float, on_device: bool) -> None:
+    kinds = [torch.float32, None, torch.bfloat16, torch.float16]
+    spec = [replace(make_entry(1 + 999 * i, kinds[i % 4], seed=i), lr=lr) for i in range(6)]
+    ours = [on_cuda(entry, on_device) for entry in spec]
+    sparse_adamw(ours, stochastic_rounding=True, seed=8)
+    sparse_adamw(spec, stochastic_rounding=True, seed=8)
+    for found, expected in zip(ours, spec, strict=True):
+        torch.testing.assert_close(found.param.cpu(), expected.param, **AGREEMENT)
+        if found.target is not None and lr == 0:
+            assert torch.equal(found.target.cpu(), expected.target), "other random bits"
+
+
+def on_cuda(entry: AdamWEntry, step_too: bool) -> AdamWEntry:
+    tensors = {part: getattr(entry, part) for part in (*PARTS, *(["step"] if step_too else []))}
+    return replace(entry, **{part: t.cuda() for part, t in tensors.items() if t is not None})
+
+
 PARTS = ("param", "grad", "exp_avg", "exp_avg_sq", "target", "index", "original")
 
 

@@ -137,6 +137,21 @@ def test_native_agrees_with_the_reference(dtype: torch.dtype, restore: bool) -> 
     assert torch.equal(ours[0][0], spec[0][0])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("restore", [False, True], ids=["write", "restore"])
+def test_cuda_agrees_with_the_reference(restore: bool) -> None:
+    shapes: list[tuple[int, ...]] = [(300, 401), (0,), (1,), (2048, 3)]
+    spec = make_case(shapes, list(FLOATS))
+    ours = [[tensor.cuda() for tensor in column] for column in spec]
+    for targets in (ours[0], spec[0]):
+        for target in targets:
+            target.fill_(1.0)
+    write_delta(*ours[:3], None if restore else ours[3])
+    reference.write_delta(*spec[:3], None if restore else spec[3])
+    for found, expected in zip(ours[0], spec[0], strict=True):
+        assert torch.equal(found.cpu(), expected)
+
+
 def test_opcheck() -> None:
     targets, indices, originals, deltas = make_case([(4, 4), (3,)], [torch.bfloat16])
     opcheck(torch.ops.spt.write_delta.default, (targets, indices, originals, deltas))

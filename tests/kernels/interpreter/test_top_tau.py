@@ -24,7 +24,10 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(selections())
 def test_is_the_shortest_prefix_of_the_ranking(
