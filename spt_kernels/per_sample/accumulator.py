@@ -82,13 +82,11 @@ class Accumulator:
 def _factors(arrival: Arrival, start: int, stop: int) -> Factors:
     input = None if arrival.input is None else arrival.input[start:stop]
     grad_output, input = arrival.role.rule(arrival.grad_output[start:stop], input)
-    piece, kind = arrival.piece, arrival.role.kind
-    if kind == "whole" or piece.stop - piece.start == grad_output.shape[-1]:
+    piece = arrival.piece
+    if piece.stop is None:
         return grad_output, input
-    grad_output = grad_output[..., piece.start : piece.stop]
-    if kind == "vector" and input is not None:
-        input = input[..., piece.start : piece.stop]
-    return grad_output, input
+    part = slice(piece.start, piece.stop)
+    return grad_output[..., part], None if input is None else input[..., part]
 
 
 def _join(factors: list[Factors]) -> Factors:

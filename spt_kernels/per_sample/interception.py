@@ -44,11 +44,11 @@ _RESHAPES = frozenset({Tensor.reshape, Tensor.view, Tensor.unsqueeze, torch.resh
 
 @dataclass(frozen=True)
 class Piece:
-    """Parameter `name` as rows `start:stop` of a tensor made of it."""
+    """Parameter `name` as numbers `start:stop` of a vector made of it; as all of a tensor if None."""
 
     name: str
-    start: int
-    stop: int
+    start: int = 0
+    stop: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Interception(TorchFunctionMode):
         self._pieces: dict[int, tuple[Piece, ...]] = {}
         self._alive: list[Tensor] = []  # an id means nothing once its tensor is gone
         for name, parameter in parameters.items():
-            self._remember(parameter, (Piece(name, 0, _rows(parameter)),))
+            self._remember(parameter, (Piece(name),))
         self._anchor = torch.zeros((), requires_grad=True)
 
     def backward(self, loss: Tensor) -> None:
@@ -186,7 +186,8 @@ class Interception(TorchFunctionMode):
         start = 0
         for part in args[0]:
             for piece in self._pieces.get(id(part), ()):
-                pieces.append(Piece(piece.name, start + piece.start, start + piece.stop))
+                stop = part.shape[0] if piece.stop is None else piece.stop
+                pieces.append(Piece(piece.name, start + piece.start, start + stop))
             start += part.shape[0]
         self._remember(output, tuple(pieces))
         return True
@@ -249,7 +250,3 @@ def _name(func: Any) -> str:
     name = getattr(func, "__name__", "")
     # the getter of a property is an anonymous `__get__` of the property's descriptor
     return getattr(func.__self__, "__name__", name) if name == "__get__" else name
-
-
-def _rows(parameter: Tensor) -> int:
-    return parameter.shape[0] if parameter.ndim else 1
