@@ -94,7 +94,7 @@ def address_table(
 
 
 def upload(table: Tensor, device: torch.device) -> Tensor:
-    """A copy of a small CPU tensor of 8-byte elements on `device`, without waiting for the device."""
+    """A copy of a small CPU tensor of 8-byte elements on `device`, without waiting for that."""
     if device.type != "cuda":
         return table  # the interpreter reads host memory
     if torch.cuda.is_current_stream_capturing():

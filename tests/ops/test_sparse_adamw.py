@@ -272,6 +272,27 @@ def test_native_agrees_with_the_reference(dtype: torch.dtype, stochastic: bool) 
     torch.testing.assert_close(ours.target, spec.target, rtol=gap, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_native_rounds_with_the_bits_of_the_reference(dtype: torch.dtype) -> None:
+    if not native.available():
+        pytest.skip(native.why_unavailable())
+    generator = torch.Generator().manual_seed(4)
+    values = torch.randn(4001, generator=generator) * torch.logspace(-44, 38, 4001)
+    values[:10] = torch.tensor(
+        [math.inf, -math.inf, math.nan, 65510.0, -65519.0, 65503.9, 6.1035e-5, 6.1e-5, 3.4e38, 0.0]
+    )
+    found = []
+    for backend in (native, reference):
+        entry = make_entry(4001, dtype)
+        entry.param.copy_(values)
+        entry.original.zero_()  # type: ignore[union-attr]
+        row = [0.0, *list(HYPER.values())[1:], 12, 0.0, 41.0]  # lr = 0 leaves the values alone
+        columns = ([getattr(entry, part)] for part in PARTS)
+        backend.sparse_adamw(*columns, torch.tensor([row]).double(), True, 2**32 - 3)
+        found.append(entry.target)
+    torch.testing.assert_close(*found, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("on_device", [False, True], ids=["steps-on-cpu", "steps-on-device"])
 @pytest.mark.parametrize("lr", [0.0, 1e-2])
