@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .errors import DeltaFormatError
 from .atomic import write_atomically
+from .errors import DeltaFormatError
 
 FORMAT = "spt-sensitivity"
 FORMAT_VERSION = 1
@@ -23,7 +23,7 @@ def write(
     path: str | os.PathLike[str], document: Mapping[str, Any], scores: Mapping[str, Tensor]
 ) -> None:
     """Write the file whole or not at all; an older one at `path` stays until the end."""
-    tensors = {name: _own(score) for name, score in scores.items()}
+    tensors = _apart(scores)
     text = json.dumps(document, sort_keys=True)
     header = {
         "format": FORMAT,
@@ -60,10 +60,18 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         raise DeltaFormatError(f"cannot load the sensitivity {os.fspath(path)}: {error}") from error
 
 
-def _own(score: Tensor) -> Tensor:
-    # safetensors refuses tensors that share memory, as the q, k and v rows of one score do
-    score = score.detach().cpu().contiguous()
-    return score if score.untyped_storage().nbytes() == score.nbytes else score.clone()
+def _apart(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The scores on the CPU, none sharing memory: safetensors refuses that."""
+    tensors: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, score in scores.items():
+        score = score.detach().cpu().contiguous()
+        storage = score.untyped_storage()
+        if storage.nbytes() != score.nbytes or storage.data_ptr() in taken:
+            score = score.clone()
+        taken.add(score.untyped_storage().data_ptr())
+        tensors[name] = score
+    return tensors
 
 
 def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:

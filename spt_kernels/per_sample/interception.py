@@ -44,7 +44,7 @@ _RESHAPES = frozenset({Tensor.reshape, Tensor.view, Tensor.unsqueeze, torch.resh
 
 @dataclass(frozen=True)
 class Piece:
-    """Parameter `name` as numbers `start:stop` of a vector made of it; as all of a tensor if None."""
+    """Parameter `name` as numbers `start:stop` of a vector made of it; None: the whole tensor."""
 
     name: str
     start: int = 0

@@ -98,7 +98,7 @@ def _add_batch(
     with Interception(parameters, batch.size, accumulator.receive, leaves) as interception:
         total = loss.total(model(input), batch.target, batch.size)
         if not torch.isfinite(total):
-            raise ValueError(f"the loss is {float(total)} in batch {batch.index}")
+            raise ValueError(f"the loss is {total.item()} in batch {batch.index}")
         interception.backward(total * loss_scale)
     accumulator.finish_batch()
     for name, leaf in leaves.items():

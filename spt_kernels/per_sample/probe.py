@@ -132,7 +132,7 @@ def _watch_one(
             return interception  # every use was out of sight
         own_loss = loss.of_sample(outputs, pair.target, _SAMPLES, own)
         if not torch.isfinite(own_loss):
-            raise ValueError(f"the loss is {float(own_loss)} in batch {pair.index}")
+            raise ValueError(f"the loss is {own_loss.item()} in batch {pair.index}")
         interception.backward(own_loss)
     for leaf in pytree.tree_leaves(inputs):
         if isinstance(leaf, Tensor) and leaf.grad is not None and leaf.grad[1 - own].any():

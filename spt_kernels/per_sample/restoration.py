@@ -19,7 +19,7 @@ def borrowed(model: nn.Module, *, train: bool) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     needs_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     buffers = [
-        (module, name, buffer, buffer._version, buffer.clone())
+        (module, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
@@ -35,8 +35,9 @@ def borrowed(model: nn.Module, *, train: bool) -> Iterator[None]:
             module.training = mode
         for parameter, flag in needs_grad:
             parameter.requires_grad_(flag)
-        for module, name, buffer, version, copy in buffers:
-            if buffer._version != version:
+        for module, name, buffer, copy in buffers:
+            # its version does not tell: batch_norm updates running statistics without counting
+            if not torch.equal(buffer, copy):
                 with torch.no_grad():
                     buffer.copy_(copy)
             module._buffers[name] = buffer
