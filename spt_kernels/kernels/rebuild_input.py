@@ -15,7 +15,7 @@ _ROWS, _COLS, _FLAT = 16, 128, 2048
 _WARPS = 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def layer_norm_kernel(
     input_ptr,
     mean_ptr,

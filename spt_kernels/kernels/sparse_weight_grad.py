@@ -43,7 +43,8 @@ _PROGRAMS_WANTED = 512
 _LEAST_TOKENS = 512
 
 
-@triton.jit
+# no second compilation for counts that happen to be 1 or a multiple of 16
+@triton.jit(do_not_specialize=["nnz", "n_tokens", "tokens_per_split"])
 def vector_kernel(
     partial_ptr,
     grad_ptr,
@@ -90,7 +91,7 @@ def vector_kernel(
     tl.store(partial_ptr + split.to(tl.int64) * nnz + entries, result, mask=entry_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tiles", "nnz", "n_tokens"])
 def tile_kernel(
     partial_ptr,
     grad_ptr,

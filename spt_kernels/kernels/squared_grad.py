@@ -36,7 +36,8 @@ _GROUP = 8  # rows of tiles visited together, so that their inputs are still in 
 _VECTOR_TOKENS, _VECTOR_CHANNELS, _VECTOR_WARPS = 32, 64, 4
 
 
-@triton.jit
+# no second compilation for a batch or a token count that happens to be 1 or a multiple of 16
+@triton.jit(do_not_specialize=["n_samples", "n_tokens"])
 def matrix_kernel(
     score_ptr,
     grad_ptr,
@@ -110,7 +111,7 @@ def matrix_kernel(
     tl.store(score_ptrs, tl.load(score_ptrs, mask=mask, other=0.0) + squares, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tokens"])
 def vector_kernel(
     partial_ptr,
     grad_ptr,
