@@ -34,7 +34,25 @@ def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     A weight that holds base + delta is given as it is; see `base_tensors`.
     """
     deltas = {id(delta.delta) for delta in sparse_deltas(model).values()}
-    return dict(_walk(model, "", tuned_modules(model), deltas))
+    return {
+        prefix + name: parameter
+        for prefix, module in _base_modules(model, "", tuned_modules(model))
+        for name, parameter in module.named_parameters(recurse=False)
+        if id(parameter) not in deltas
+    }
+
+
+def base_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Every floating buffer that a state dict of the base model has: running statistics."""
+    originals = {id(delta.original) for delta in sparse_deltas(model).values()}
+    return {
+        prefix + name: buffer
+        for prefix, module in _base_modules(model, "", tuned_modules(model))
+        for name, buffer in module.named_buffers(recurse=False)
+        if buffer.is_floating_point()
+        and name not in module._non_persistent_buffers_set
+        and id(buffer) not in originals
+    }
 
 
 def base_tensors(model: nn.Module, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
@@ -50,18 +68,17 @@ def base_tensors(model: nn.Module, names: Collection[str]) -> Iterator[tuple[str
         yield name, base
 
 
-def _walk(
-    module: nn.Module, prefix: str, tuned: dict[str, nn.Module], deltas: set[int]
-) -> Iterator[tuple[str, nn.Parameter]]:
+def _base_modules(
+    module: nn.Module, name: str, tuned: dict[str, nn.Module]
+) -> Iterator[tuple[str, nn.Module]]:
+    """Prefix of the names in it, and module, for every module of the base model."""
     # a tuned module stands where the plain one stood, so this meets parameters in the base's order
-    if prefix in tuned and not is_attached(module):
+    if name in tuned and not is_attached(module):
         module = module.plain  # type: ignore[assignment]
-    dotted = f"{prefix}." if prefix else ""
-    for name, parameter in module.named_parameters(recurse=False):
-        if id(parameter) not in deltas:
-            yield dotted + name, parameter
-    for name, child in module.named_children():
-        yield from _walk(child, dotted + name, tuned, deltas)
+    prefix = f"{name}." if name else ""
+    yield prefix, module
+    for local, child in module.named_children():
+        yield from _base_modules(child, prefix + local, tuned)
 
 
 def _is_wrapper(model: nn.Module) -> bool:

@@ -60,7 +60,7 @@ def fit_head(model: nn.Module, head: Mapping[str, Tensor]) -> ReplacedHead:
     num_classes = getattr(model, "num_classes", None)
     if len(replaced) != 1 or type(num_classes) is not int:
         return ReplacedHead(replaced)
-    model.num_classes = n_classes
+    model.num_classes = n_classes  # type: ignore[assignment]
     return ReplacedHead(replaced, num_classes)
 
 
@@ -72,7 +72,7 @@ def restore_head(model: nn.Module, replaced: ReplacedHead) -> None:
         own.to(device=now.device, dtype=now.dtype).train(modules[name].training)
         _put(model, name, own)
     if replaced.num_classes is not None:
-        model.num_classes = replaced.num_classes
+        model.num_classes = replaced.num_classes  # type: ignore[assignment]
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,13 +29,13 @@ every_model = pytest.mark.parametrize("name", MODELS)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def make_plan(model: nn.Module, kind: str, seed: int = 0) -> Plan:
+def make_plan(model: nn.Module, kind: str, seed: int = 0, include: Sequence[str] = ()) -> Plan:
     """Random positions in every candidate, and a structured module on every third linear layer."""
     generator = torch.Generator().manual_seed(seed)
     info = describe(model)
     unstructured: dict[str, Tensor] = {}
     structured: dict[str, LoraSpec | AdapterSpec] = {}
-    names = candidate_names(model)
+    names = candidate_names(model, include)
     linear = [name for name in names if info[name].kind == "linear"]
     for name in names:
         chosen = torch.rand(info[name].shape, generator=generator) < 0.1
@@ -71,14 +71,19 @@ def train(model: nn.Module, size: int, *, num_classes: int = 5, seed: int = 1) -
 
 
 def tuned(name: str, kind: str, *, seed: int = 0, num_classes: int = 5) -> nn.Module:
-    build, size = MODELS[name]
-    model = build(num_classes=num_classes)
+    model, size = base(name, num_classes=num_classes), MODELS[name][1]
     spt.apply(model, make_plan(model, kind, seed))
     return train(model, size, num_classes=num_classes, seed=seed + 1)
 
 
-def base(name: str, **keywords: int) -> nn.Module:
-    return MODELS[name][0](**keywords)
+def base(name: str, *, num_classes: int = 5) -> nn.Module:
+    """Always the same backbone; the values of a head of its own size are drawn anew."""
+    model = MODELS[name][0]()
+    if num_classes != 5:
+        model.reset_classifier(num_classes)
+        if num_classes:
+            nn.init.normal_(model.get_classifier().weight)
+    return model
 
 
 @torch.no_grad()
@@ -205,6 +210,12 @@ def test_merge_is_the_exact_sum_rounded_once() -> None:
     assert torch.equal(merged[rest], weight[rest])
 
 
+def test_a_merged_model_is_another_base(saved: Path) -> None:
+    model = spt.merge(spt.load_delta(base("vit"), saved))
+    with pytest.raises(spt.BaseModelMismatch, match="the weights differ"):
+        spt.load_delta(model, saved)
+
+
 def test_merge_refuses_an_adapter_and_names_it() -> None:
     model = tuned("vit", "adapter")
     before = picture(model)
@@ -301,7 +312,6 @@ def test_a_base_without_a_head_gets_one(tmp_path: Path) -> None:
     model = tuned("vit", "unstructured")
     spt.save_delta(model, path)
     fresh = base("vit", num_classes=0)
-    fresh.load_state_dict(base("vit").state_dict(), strict=False)
     before = picture(fresh)
     spt.load_delta(fresh, path)
     assert torch.equal(predict(fresh, "vit"), predict(model, "vit"))
@@ -327,6 +337,53 @@ def test_another_fully_trained_tensor_travels_too(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cls_token"):
         spt.unload(model)  # its value before training is not known here
     assert_same_picture(model, kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "include"),
+    [
+        ("vit", ["cls_token", "pos_embed", "patch_embed.*"]),
+        ("swin", ["*relative_position_bias_table", "patch_embed.*"]),
+        ("convnext", ["*.gamma", "stem.*"]),
+    ],
+    ids=["vit", "swin", "convnext"],
+)
+def test_tokens_tables_scales_and_stem(name: str, include: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "task.safetensors"
+    model = base(name)
+    plan = make_plan(model, "lora", include=include)
+    before = picture(model)
+    spt.apply(model, plan)
+    train(model, MODELS[name][1])
+    spt.save_delta(model, path)
+    fresh = spt.load_delta(base(name), path)
+    expected = predict(model, name)
+    assert torch.equal(predict(fresh, name), expected)
+    assert_same_picture(spt.unload(fresh), before)
+    assert_same_picture(spt.unload(model), before)
+    spt.merge(spt.load_delta(fresh, path))
+    assert picture(fresh)["types"] == before["types"]
+    torch.testing.assert_close(predict(fresh, name), expected, rtol=1e-4, atol=1e-5)
+
+
+def batch_norm_net() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
+    net = nn.Sequential()
+    net.body, net.head = nn.Sequential(*layers), nn.Linear(64, 5)
+    return net
+
+
+def test_running_statistics_travel_with_the_task(tmp_path: Path) -> None:
+    path, model = tmp_path / "task.safetensors", batch_norm_net()
+    spt.apply(model, make_plan(model, "unstructured"))
+    train(model.train(), 16).eval()
+    spt.save_delta(model, path)
+    fresh = batch_norm_net().eval()
+    before = picture(fresh)
+    spt.load_delta(fresh, path)
+    assert torch.equal(predict(fresh, "vit"), predict(model, "vit"))
+    assert_same_picture(spt.unload(fresh), before)
 
 
 @pytest.fixture(scope="module")
@@ -443,11 +500,12 @@ def test_values_that_cannot_be_saved(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_head_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [True, False], ids=["named-head", "unnamed-head"])
+def test_head_only(named: bool, tmp_path: Path) -> None:
     path = tmp_path / "task.safetensors"
-    model = base("vit")
-    spt.apply(model, Plan({}, {}, {}, head=head_names(model)))
-    train(model, 16)
+    model = base("vit", num_classes=7)
+    spt.apply(model, Plan({}, {}, {}, head=head_names(model) if named else ()))
+    train(model, 16, num_classes=7)
     spt.save_delta(model, path)
     assert torch.equal(predict(spt.load_delta(base("vit"), path), "vit"), predict(model, "vit"))
     with pytest.raises(spt.BaseModelMismatch, match="the weights differ"):

@@ -280,6 +280,39 @@ def test_bad_descriptions(small_file: bytes, case: str) -> None:
         decode(rewritten(small_file, document=BAD_DOCUMENTS[case]), "x")
 
 
+NASTY = (None, True, -1, 0, 2**70, 1.5, float("nan"), float("inf"), "", "x", [], [[]], {}, [{}])
+
+
+def test_any_value_anywhere_in_the_description(small_file: bytes) -> None:
+    """Each node of the JSON replaced by each nasty value: a valid task, or one clear error."""
+    metadata, tensors = container.unpack(small_file)
+    refused = 0
+    for path in paths_of(json.loads(metadata["task"])):
+        for value in NASTY:
+            document = json.loads(metadata["task"])
+            parent = document
+            for key in path[:-1]:
+                parent = parent[key]
+            parent[path[-1]] = value
+            file = container.pack({**metadata, "task": json.dumps(document)}, tensors)
+            try:
+                task = decode(file)
+            except DeltaFormatError:
+                refused += 1
+            else:
+                assert task.values.keys() == task.plan.unstructured.keys()
+    assert refused > 700
+
+
+def paths_of(node: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """Where each node of a JSON document is, except the root."""
+    found = [path] if path else []
+    if isinstance(node, (dict, list)):
+        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+            found += paths_of(child, (*path, key))
+    return found
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [

@@ -45,12 +45,12 @@ def pack(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bytes:
     header: dict[str, Any] = {
         "__metadata__": {"checksum": "0" * 2 * _DIGEST_BYTES, **dict(sorted(metadata.items()))}
     }
-    blocks: list[bytes] = []
+    blocks: list[memoryview] = []
     offset = 0
     for name in names:
         tensor = tensors[name]
         blocks.append(bytes_of(tensor))
-        end = offset + len(blocks[-1])
+        end = offset + blocks[-1].nbytes
         header[name] = {
             "dtype": _NAMES[tensor.dtype],
             "shape": list(tensor.shape),
@@ -97,10 +97,10 @@ def unpack(file: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
     return metadata, _read_tensors(header, memoryview(file)[8 + n_header :])
 
 
-def bytes_of(tensor: Tensor) -> bytes:
+def bytes_of(tensor: Tensor) -> memoryview:
     """The raw bytes of a tensor's elements in row-major order, wherever the tensor lives."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
+    return flat.view(torch.uint8).numpy().data  # no copy of what is on the CPU already
 
 
 def _read_tensors(header: Mapping[str, Any], data: memoryview) -> dict[str, Tensor]:

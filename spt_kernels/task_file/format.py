@@ -104,6 +104,9 @@ def decode(file: bytes, source: str = "task file") -> TaskFile:
         return _decode(metadata, tensors)
     except ValueError as error:
         raise DeltaFormatError(f"{source}: {error}") from error
+    except (LookupError, ArithmeticError, TypeError, AttributeError) as error:
+        # a valid checksum over a description of wrong types, so written by something else
+        raise DeltaFormatError(f"{source}: the task contradicts itself: {error!r}") from error
 
 
 def read(path: str | os.PathLike[str]) -> TaskFile:
@@ -174,11 +177,7 @@ def _decode_plan(
             positions[name] = decode_positions(encoded[name], values[name].numel(), numel)
         except ValueError as error:
             raise ValueError(f"unstructured/{name}/positions: {error}") from error
-    try:
-        return Plan.from_json(document, positions)
-    except (LookupError, ArithmeticError, TypeError, AttributeError) as error:
-        # a description with a valid checksum but of wrong types, written by something else
-        raise ValueError(f"the plan contradicts itself: {error!r}") from error
+    return Plan.from_json(document, positions)
 
 
 def _parse(text: str) -> dict[str, Any]:
@@ -242,9 +241,9 @@ def _check_spec(name: str, spec: LoraSpec | AdapterSpec) -> None:
         raise ValueError(f"structured/{name}: rank must be an integer, got {spec.rank!r}")
     if isinstance(spec, LoraSpec):
         numbers = isinstance(spec.scale, (int, float)) and isinstance(spec.dropout, (int, float))
-        if not numbers or not math.isfinite(spec.scale) or not 0 <= spec.dropout < 1:
+        if not numbers or not math.isfinite(spec.scale) or not 0 <= spec.dropout <= 1:
             raise ValueError(
-                f"structured/{name}: scale must be finite and dropout in [0, 1), got "
+                f"structured/{name}: scale must be finite and dropout in [0, 1], got "
                 f"{spec.scale!r} and {spec.dropout!r}"
             )
 
