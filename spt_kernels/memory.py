@@ -17,7 +17,9 @@ from torch.utils._pytree import tree_iter
 
 from .allocation import LoraSpec, Plan
 from .anatomy import candidate_names, describe, head_names
+from .layers.sparse_gradient import DeltaPattern
 from .memory_ledger import Ledger
+from .tuning import apply
 
 METHODS = ("full", "linear", "bias", "lora", "spt", "spt-lora", "spt-adapter", "spt-unstructured")
 DTYPES = ("fp32", "bf16-autocast", "bf16")
@@ -109,19 +111,15 @@ def estimate_memory(
 
     # real tensors (constants that a model makes for itself) are let in, and not counted
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
-    twin = _fake_copy(model, fakes, torch.bfloat16 if dtype == "bf16" else None)
-    label = method or "as given"
-    if plan is not None:
-        label = method or f"spt-{plan.kind or 'unstructured'}"
-        method = "spt"
-    elif method == "lora":
+    twin, besides = _fake_copy(model, fakes, torch.bfloat16 if dtype == "bf16" else None)
+    label = method or _label(plan, model)
+    if plan is None and method == "lora":
         plan = _lora_everywhere(twin, rank)
     if plan is not None:
-        from .tuning import apply
-
         apply(twin, plan)
-        twin = _fake_copy(twin, fakes)  # what tuning has added is still real
-    _choose_trainable(twin, method)
+        twin, besides = _fake_copy(twin, fakes)  # what tuning has added is still real
+    elif method is not None:
+        _choose_trainable(twin, method)
     if checkpointing:
         _checkpoint(twin)
     trainable = [p for p in twin.parameters() if p.requires_grad]
@@ -130,7 +128,7 @@ def estimate_memory(
 
     ledger = Ledger()
     with fakes, ledger:
-        ledger.mark(itertools.chain(twin.parameters(), twin.buffers()), "weights")
+        ledger.mark(itertools.chain(twin.parameters(), twin.buffers(), besides), "weights")
         batch = torch.empty(shape)
         if dtype == "bf16":
             batch = batch.bfloat16()
@@ -153,22 +151,59 @@ def estimate_memory(
     )
 
 
-def _fake_copy(model: nn.Module, fakes: FakeTensorMode, dtype: torch.dtype | None = None) -> Any:
-    """A deep copy with fakes of the same shape for parameters and buffers: no data is read."""
-    memo: dict[int, Any] = {}
+def _fake_copy(
+    model: nn.Module, fakes: FakeTensorMode, dtype: torch.dtype | None = None
+) -> tuple[Any, list[Tensor]]:
+    """A deep copy with fakes of the same shape for parameters and buffers: no data is read.
+
+    Args:
+        model: plain or tuned; its parameters may be fakes already.
+        fakes: the mode to make them in.
+        dtype: to cast floating tensors to, but for what tuned layers keep in fp32.
+
+    Returns:
+        The copy, and fakes for tensors that a tuned model holds besides, which stay real in it
+        because its layers look at their values.
+    """
+    tuning = getattr(model, "spt_tuning", None)
     tensors = {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
+    kept = set()
+    if tuning is not None:
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        kept = {id(p) for name, p in trained.items() if name not in tuning.plan.head}
+    memo: dict[int, Any] = {}
     for key, tensor in tensors.items():
         fake = tensor.detach()
         if not isinstance(tensor, FakeTensor):
-            cast = dtype if tensor.is_floating_point() else None
-            with fakes:
-                fake = torch.empty_strided(
-                    tensor.shape, tensor.stride(), dtype=cast or tensor.dtype, device="cpu"
-                )
+            is_cast = tensor.is_floating_point() and key not in kept
+            fake = _empty_like(tensor, fakes, dtype if is_cast else None)
         if isinstance(tensor, nn.Parameter):
             fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
         memo[key] = fake
-    return copy.deepcopy(model, memo)
+
+    real: dict[int, Tensor] = {}
+    if tuning is not None:
+        memo[id(tuning)] = tuning
+        real |= {id(t): t for t in tuning.base_head.values()}
+    for module in model.modules():
+        for pattern in vars(module).values():
+            if isinstance(pattern, DeltaPattern):
+                twin = DeltaPattern(pattern.whole)
+                _ = twin.compacted  # made on first use otherwise, from the values of the index
+                memo[id(pattern)] = twin
+                real |= {id(t): t for t in (pattern.whole.rows, pattern.whole.columns)}
+    besides = [
+        _empty_like(t, fakes, dtype if t.is_floating_point() else None)
+        for key, t in real.items()
+        if key not in tensors
+    ]
+    return copy.deepcopy(model, memo), besides
+
+
+def _empty_like(tensor: Tensor, fakes: FakeTensorMode, dtype: torch.dtype | None = None) -> Tensor:
+    dtype = dtype or tensor.dtype
+    with fakes:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="cpu")
 
 
 def _lora_everywhere(model: nn.Module, rank: int) -> Plan:
@@ -182,14 +217,21 @@ def _lora_everywhere(model: nn.Module, rank: int) -> Plan:
     return Plan({}, specs, of_specs, head=head_names(model), kind="lora", rank=rank)
 
 
-def _choose_trainable(model: nn.Module, method: str | None) -> None:
+def _choose_trainable(model: nn.Module, method: str) -> None:
     if method not in ("full", "linear", "bias"):
-        return  # as the model's owner or the tuning has set it
+        return  # tuned already
     head = set(head_names(model))
     for name, parameter in model.named_parameters():
         chosen = method == "full" or name in head
         chosen = chosen or (method == "bias" and name.rpartition(".")[2] == "bias")
         parameter.requires_grad_(chosen and parameter.is_floating_point())
+
+
+def _label(plan: Plan | None, model: nn.Module) -> str:
+    if plan is None and not hasattr(model, "spt_tuning"):
+        return "as given"
+    plan = plan or model.spt_tuning.plan  # type: ignore[union-attr]
+    return f"spt-{plan.kind or 'unstructured'}"
 
 
 def _checkpoint(model: nn.Module) -> None:

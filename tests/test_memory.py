@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from spt_kernels.allocation import LoraSpec, Plan, allocate
+from spt_kernels.anatomy import candidate_names, describe, head_names
 from spt_kernels.memory import MemoryEstimate, estimate_memory
 from spt_kernels.memory_ledger import CATEGORIES
+from spt_kernels.optim import SparseAdamW, param_groups
+from spt_kernels.sensitivity import Sensitivity
+from spt_kernels.tuning import apply
 from tests.models import tiny_convnext, tiny_swin, tiny_vit
 
 WIDTHS = (64, 256, 128, 32)
@@ -108,9 +114,9 @@ def allocated_peak(model: nn.Module, shape: tuple[int, ...], folder: Path) -> in
         (mlp, (3000, 64)),
         (lambda: tiny_vit(width=96), (2, 3, 16, 16)),
         (lambda: tiny_vit(width=96), (64, 3, 16, 16)),
-        (tiny_swin, (16, 3, 32, 32)),
+        (tiny_swin, (4, 3, 32, 32)),
     ],
-    ids=["mlp-8", "mlp-3000", "vit-2", "vit-64", "swin-16"],
+    ids=["mlp-8", "mlp-3000", "vit-2", "vit-64", "swin-4"],
 )
 def test_peak_is_what_the_allocator_saw(model, shape: tuple[int, ...], tmp_path: Path) -> None:
     accounted = estimate_memory(model(), shape).peak_bytes
@@ -151,13 +157,98 @@ def test_requires_grad_is_respected_without_a_method() -> None:
 
 def test_autocast_and_checkpointing_need_less() -> None:
     shape = (64, 3, 16, 16)
-    full = estimate_memory(tiny_vit(depth=4), shape)
+    full = estimate_memory(tiny_vit(depth=3), shape)
     for less in ({"dtype": "bf16-autocast"}, {"dtype": "bf16"}, {"checkpointing": True}):
-        estimate = estimate_memory(tiny_vit(depth=4), shape, **less)
+        estimate = estimate_memory(tiny_vit(depth=3), shape, **less)
         assert estimate.by_category["activations"] < 0.8 * full.by_category["activations"]
     assert estimate_memory(tiny_vit(), shape, dtype="bf16-autocast").by_category["weights"] == 4 * (
         sum(p.numel() for p in tiny_vit().parameters())
     )
+
+
+def planned(model: nn.Module, budget: int, structured: str | None = "lora") -> Plan:
+    """A plan from random scores, over all kinds of parameters."""
+    info = describe(model)
+    names = candidate_names(model, include=["*pos_embed"] if hasattr(model, "pos_embed") else [])
+    generator = torch.Generator().manual_seed(0)
+    scores = {n: torch.rand(info[n].shape, generator=generator) ** 8 for n in names}
+    sensitivity = Sensitivity.from_tensors(
+        scores, 1, info={n: info[n] for n in names}, head=head_names(model)
+    )
+    return allocate(sensitivity, budget, structured, rank=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "structured", "dtype"),
+    [
+        (tiny_vit, 16, "lora", "fp32"),
+        (tiny_vit, 16, "lora", "bf16"),
+        (tiny_vit, 16, "adapter", "bf16-autocast"),
+        (tiny_swin, 32, None, "fp32"),
+        (tiny_convnext, 32, "lora", "fp32"),
+    ],
+    ids=["vit-lora", "vit-lora-bf16", "vit-adapter-autocast", "swin-entries", "convnext-lora"],
+)
+def test_a_plan_is_the_model_tuned_by_it(make, size: int, structured, dtype: str) -> None:
+    model, shape = make(), (8, 3, size, size)
+    plan = planned(model, 1200, structured)
+    by_plan = estimate_memory(model, shape, plan, dtype=dtype)
+    assert not hasattr(model, "spt_tuning")
+    assert by_plan.method == f"spt-{structured or 'unstructured'}"
+    head = sum(p.numel() for name, p in model.named_parameters() if name in plan.head)
+    assert by_plan.num_trainable == plan.num_trainable + head
+    by_model = estimate_memory(apply(model, plan), shape, dtype=dtype)
+    assert by_model == by_plan
+    assert by_plan.peak_bytes < estimate_memory(make(), shape, dtype=dtype).peak_bytes
+
+
+def test_trained_entries_keep_no_activations() -> None:
+    # every matrix of the second block has trained entries; the LoRA in the first is in both plans
+    model = tiny_vit(width=96)
+    entries = planned(model, 4000, None)
+    matrices = [n for n, i in entries.info.items() if i.kind == "linear" and i.block == "blocks.1"]
+    assert all(entries.unstructured[name].numel() > 100 for name in matrices)
+    lora = {"blocks.0.attn.qkv.weight": LoraSpec(4, ((0, 288),), 96)}
+    with_lora = Plan({}, lora, entries.info, head=entries.head, kind="lora")
+    unstructured = {name: entries.unstructured[name] for name in matrices}
+    with_both = replace(with_lora, unstructured=unstructured, budget=10**6)
+    shape = (32, 3, 16, 16)
+    without, having = (estimate_memory(model, shape, plan) for plan in (with_lora, with_both))
+    # the index and the originals of each entry are small beside one activation of the model
+    assert having.by_category["activations"] <= 1.005 * without.by_category["activations"]
+    assert having.peak_bytes <= 1.02 * without.peak_bytes
+
+
+def test_sparse_adamw_keeps_what_adamw_keeps() -> None:
+    model = tiny_vit()
+    plan = planned(model, 500)
+    sparse = estimate_memory(
+        model, (4, 3, 16, 16), plan, optimizer=lambda m: SparseAdamW(param_groups(m), lr=1e-3)
+    )
+    dense = estimate_memory(model, (4, 3, 16, 16), plan)
+    assert sparse.by_category["optimizer"] == dense.by_category["optimizer"]
+
+
+def test_lora_on_every_linear() -> None:
+    model = tiny_vit()
+    estimate = estimate_memory(model, (4, 3, 16, 16), method="lora", rank=3)
+    expected = sum(
+        3 * (module.in_features + module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name != "head"
+    )
+    assert estimate.method == "lora"
+    assert estimate.num_trainable == expected + sum(p.numel() for p in model.head.parameters())
+
+
+def test_a_tuned_model_takes_no_second_method() -> None:
+    model = tiny_vit()
+    plan = planned(model, 100)
+    apply(model, plan)
+    for arguments in ({"plan": plan}, {"method": "full"}):
+        with pytest.raises(ValueError, match="tuned already"):
+            estimate_memory(model, (4, 3, 16, 16), **arguments)
+    assert estimate_memory(model, (4, 3, 16, 16), method="spt").method == "spt"
 
 
 def test_optimizer_of_ones_own() -> None:
