@@ -18,16 +18,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..ops.rebuild_input import rebuild_gelu, rebuild_layer_norm
 
-# Nodes that give the same elements in the same order, or in a permuted one, and share the storage
-_RESHAPES = frozenset({"ViewBackward0", "ReshapeAliasBackward0", "UnsqueezeBackward0"})
-_REORDERS = frozenset({"PermuteBackward0", "TransposeBackward0"})
+_RESHAPES = frozenset({"ViewBackward0", "ReshapeAliasBackward0"})
 # Nodes that may lie between a tensor and the node whose output it shares its storage with
 _VIEWS = frozenset(
-    {"AliasBackward0", "AsStridedBackward0", "ExpandBackward0", "SelectBackward0"}
+    {"AliasBackward0", "AsStridedBackward0", "ExpandBackward0", "PermuteBackward0"}
+    | {"SelectBackward0", "TransposeBackward0", "UnsqueezeBackward0"}
     | {"SliceBackward0", "SplitBackward0", "SqueezeBackward0", "SqueezeBackward1"}
     | {"TBackward0", "UnbindBackward0", "UnsafeViewBackward0"}
     | _RESHAPES
-    | _REORDERS
 )
 _REBUILDABLE = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -149,7 +147,7 @@ def _look_through(x: Tensor) -> tuple[Any, tuple[Step, ...]]:
     steps: list[Step] = []
     while node is not None:
         name = node.name()
-        if name == "ViewBackward0":
+        if name in _RESHAPES:
             steps.append(("reshape", shape))
             shape = tuple(node._saved_self_sym_sizes)
         elif name == "PermuteBackward0":

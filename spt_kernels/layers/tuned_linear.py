@@ -15,6 +15,10 @@ from .first_order import first_derivative_only
 from .saved_input import SavedInput
 from .sparse_gradient import DeltaPattern, sparse_gradient
 
+# The input with elements dropped is made in pieces of this size: at the moment when a forward needs
+# most, a whole copy of it would be the largest tensor about
+_DROPPED_ELEMENTS = 2**23
+
 
 @dataclass(frozen=True)
 class LoraCall:
@@ -44,13 +48,16 @@ class LoraCall:
             first = last
         return found
 
-    def dropped(self, x: Tensor) -> Tensor:
-        """The input with elements dropped and the others as they are, not yet scaled up."""
-        return x if self.dropout == 0.0 else self.mask(x).mul_(x)
+    def mask(self, like: Tensor, width: int) -> Tensor | None:
+        """Which elements of the input are kept: bool, the same at every call; None for all.
 
-    def mask(self, like: Tensor) -> Tensor:
-        """Ones where an element is kept, zeros where it is dropped; the same at every call."""
-        mask = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        Args:
+            like: `[..., any]`, on the input's device and with its leading dimensions.
+            width: of the input.
+        """
+        if self.dropout == 0.0:
+            return None
+        mask = torch.empty((*like.shape[:-1], width), dtype=torch.bool, device=like.device)
         if isinstance(like, FakeTensor) or like.device.type == "meta":
             return mask.bernoulli_(1.0 - self.dropout)  # no values, and perhaps no such device
         generator = torch.Generator(like.device).manual_seed(self.seed)
@@ -82,6 +89,10 @@ class TunedLinear(torch.autograd.Function):
         """`[..., out]`; the dtype is that which autocast, if it is on, gives to `F.linear`."""
         needs = _Needs(*(ctx.needs_input_grad[i] for i in (0, 3, 5, 7, 8)))
         y, inner = linear_with_lora(x, weight, bias, lora_a, lora_b, lora)
+        if not torch.compiler.is_compiling() and y._is_view():
+            y = torch.ops.aten._unsafe_view(
+                y, y.shape
+            )  # so that what follows may work on it in place
         saved = SavedInput("nothing", y.dtype)
         if needs.delta or needs.lora_a:
             columns = None if needs.lora_a or pattern is None else pattern.columns
@@ -107,6 +118,7 @@ class TunedLinear(torch.autograd.Function):
         lora: LoraCall | None = ctx.lora
         x: Any = None
         grad_inner: Any = None
+        mask: Tensor | None = None
         grad_x = grad_delta = grad_bias_delta = grad_a = grad_b = None
         with without_autocast(grad_output.device):
             gy = grad_output.reshape(-1, grad_output.shape[-1])  # [tokens, out]
@@ -123,14 +135,15 @@ class TunedLinear(torch.autograd.Function):
                     grad_b = _grad_of_b(gy, inner, lora)
                 if needs.x or needs.lora_a:
                     grad_inner = _grad_of_inner(gy, lora_b, lora)  # [tokens, ranges · rank]
+                    mask = lora.mask(grad_output, ctx.in_features)
                 if needs.lora_a:
-                    grad_a = _grad_of_a(grad_inner, x, lora)
+                    if mask is not None:  # into what was rebuilt, but not into another's tensor
+                        x = x * mask if ctx.saved_input.kind == "tensor" else x.mul_(mask)
+                    grad_a = grad_inner.t() @ x.reshape(-1, ctx.in_features)
             del x  # before the gradient of the same size is made
             if needs.x:
-                flat = gy @ weight.to(gy.dtype)  # [tokens, in]
+                flat = _grad_of_x(gy, weight, grad_inner, lora_a, mask)
                 shape = (*grad_output.shape[:-1], ctx.in_features)
-                if lora is not None:
-                    _add_grad_through_a(flat, grad_inner, lora_a, lora, shape)
                 grad_x = flat.view(shape).to(ctx.x_dtype)
         return (
             *(grad_x, None, None, grad_delta, None),
@@ -178,15 +191,26 @@ def wide_dtype(tensor: Tensor) -> torch.dtype:
 def _add_lora(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, lora: LoraCall) -> Tensor:
     """Add `scale · B A dropout(x)` into `y`; returns the bottleneck `[tokens, ranges · rank]`."""
     with without_autocast(y.device):
-        dropped = lora.dropped(x.to(y.dtype))
-        inner = dropped.reshape(-1, x.shape[-1]) @ lora_a.to(y.dtype).t()
-        if lora.dropout:
-            inner.mul_(lora.kept_scale)
+        inner = _bottleneck(x.to(y.dtype), lora_a.to(y.dtype), lora)
         flat = y.view(-1, y.shape[-1])
         for rows, rows_of_b, part in lora.ranges():
             low = lora_b[rows_of_b].to(y.dtype)
             flat[:, rows].addmm_(inner[:, part], low.t(), alpha=lora.scale)
     return inner
+
+
+def _bottleneck(x: Tensor, lora_a: Tensor, lora: LoraCall) -> Tensor:
+    flat = x.reshape(-1, x.shape[-1])  # [tokens, in]
+    mask = lora.mask(x, x.shape[-1])
+    if mask is None:
+        return flat @ lora_a.t()
+    mask = mask.view(flat.shape)
+    inner = flat.new_empty(flat.shape[0], lora_a.shape[0])
+    step = max(1, _DROPPED_ELEMENTS // flat.shape[1])
+    for start in range(0, flat.shape[0], step):
+        some = slice(start, start + step)
+        inner[some] = (flat[some] * mask[some]) @ lora_a.t()
+    return inner.mul_(lora.kept_scale)
 
 
 def _grad_of_b(gy: Tensor, inner: Tensor, lora: LoraCall) -> Tensor:
@@ -201,16 +225,18 @@ def _grad_of_inner(gy: Tensor, lora_b: Tensor, lora: LoraCall) -> Tensor:
     return grad.mul_(lora.scale * (lora.kept_scale if lora.dropout else 1.0))
 
 
-def _grad_of_a(grad_inner: Tensor, x: Tensor, lora: LoraCall) -> Tensor:
-    return grad_inner.t() @ lora.dropped(x).reshape(-1, x.shape[-1])
-
-
-def _add_grad_through_a(
-    grad_x: Tensor, grad_inner: Tensor, lora_a: Tensor, lora: LoraCall, shape: tuple[int, ...]
-) -> None:
-    low = lora_a.to(grad_x.dtype)
-    if lora.dropout:
-        mask = lora.mask(grad_x.view(shape))
-        grad_x.view(shape).addcmul_((grad_inner @ low).view(shape), mask)
-    else:
-        grad_x.addmm_(grad_inner, low)
+def _grad_of_x(
+    gy: Tensor,
+    weight: Tensor,
+    grad_inner: Tensor | None,
+    lora_a: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    """`[tokens, in]`, in one buffer: the LoRA's part first, masked, then the base layer's added."""
+    weight = weight.to(gy.dtype)
+    if grad_inner is None or lora_a is None:
+        return gy @ weight
+    grad = grad_inner @ lora_a.to(gy.dtype)
+    if mask is not None:
+        grad.mul_(mask.view(grad.shape))
+    return grad.addmm_(gy, weight)
