@@ -16,8 +16,10 @@
 
 #if defined(__GNUC__)
 #    define SPT_INLINE inline __attribute__((always_inline))
+#    define SPT_PREFETCH(address) __builtin_prefetch(address)
 #else
 #    define SPT_INLINE inline
+#    define SPT_PREFETCH(address)
 #endif
 
 namespace spt {

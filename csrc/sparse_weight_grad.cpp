@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "buffer.h"
 #include "parallel.h"
 #include "weight_grad_plan.h"
 
@@ -28,8 +29,11 @@ class Product {
     Product(const SparseWeightGrad& problem, const WeightGradKernels& kernels, int n_threads)
         : problem_(problem),
           kernels_(kernels),
-          plan_(plan_weight_grad(problem, kernels)),
-          sums_(static_cast<size_t>(problem.nnz), 0.0f) {
+          plan_(plan_weight_grad(problem, kernels, n_threads)) {
+        if (!plan_.entry_order.empty()) sums_.resize(static_cast<size_t>(problem.nnz));
+        entry_sums_ = plan_.entry_order.empty() ? problem.grad : sums_.data();
+        std::fill(entry_sums_, entry_sums_ + problem.nnz, 0.0f);
+
         const int64_t n_resident = std::max<int64_t>(plan_.resident.n_slots(), 1);
         block_ = 256;
         while (block_ > 64 && block_ * n_resident * 4 > kResidentBytes) block_ /= 2;
@@ -46,11 +50,10 @@ class Product {
 
     void run() {
         if (plan_.any_dots) {
-            columns_.resize(
-                static_cast<size_t>(chunk_ / block_ * plan_.resident.n_slots() * stride()));
+            columns_.allocate(chunk_ / block_ * plan_.resident.n_slots() * stride());
         }
         if (plan_.any_tiled) {
-            tiles_.resize(static_cast<size_t>(n_tile_columns_ * kernels_.tile_columns * chunk_));
+            tiles_.allocate(n_tile_columns_ * kernels_.tile_columns * chunk_);
         }
         for (int64_t begin = 0; begin < problem_.tokens; begin += chunk_) {
             const TokenRange chunk{begin, std::min(chunk_, problem_.tokens - begin)};
@@ -116,17 +119,16 @@ class Product {
     void pack_resident_tiles(TokenRange chunk) {
         const int64_t width = kernels_.tile_columns;
         const int64_t n_blocks = (chunk.size + kTileTokens - 1) / kTileTokens;
-        parallel_for(n_blocks * n_tile_columns_, n_threads_, [&](int64_t i) {
-            const int64_t block = i / n_tile_columns_;
-            const int64_t column = i % n_tile_columns_;
-            const int64_t n = std::min(width, plan_.resident.n_slots() - column * width);
-            pack_panel(plan_.resident.operand, plan_.resident.columns.data() + column * width, n,
-                       width, part(chunk, block, kTileTokens), resident_tile(block, column));
+        parallel_for(n_blocks, n_threads_, [&](int64_t block) {
+            pack_panels(plan_.resident.operand, plan_.resident.columns.data(),
+                        plan_.resident.n_slots(), width, part(chunk, block, kTileTokens),
+                        resident_tile(block, 0), width * kTileTokens);
         });
     }
 
     void multiply_dots(const Task& task, TokenRange chunk) {
-        std::vector<float> streamed(static_cast<size_t>(kPanelSlots * stride()));
+        Buffer streamed;  // [slot][stride]
+        streamed.allocate(kPanelSlots * stride());
         const int64_t n_blocks = (chunk.size + block_ - 1) / block_;
         for (int64_t block = 0; block < n_blocks; ++block) {
             const TokenRange tokens = part(chunk, block, block_);
@@ -141,7 +143,7 @@ class Product {
                     const int64_t e = entries_before(s);
                     kernels_.dot_row(streamed.data() + (s - panel.slot_begin) * stride(),
                                      resident_block(block), stride(), plan_.entry_place.data() + e,
-                                     entries_before(s + 1) - e, padded, sums_.data() + e);
+                                     entries_before(s + 1) - e, padded, entry_sums_ + e);
                 }
             }
         }
@@ -152,28 +154,29 @@ class Product {
         const int64_t n_slots = panel.slot_end - panel.slot_begin;
         const int64_t n_rows = round_up(n_slots, height) / height;
         const int64_t tile_size = height * kernels_.tile_columns;
-        std::vector<float> streamed(static_cast<size_t>(n_rows * height * kTileTokens));
-        std::vector<float> cells(panel.tiles.size() * static_cast<size_t>(tile_size), 0.0f);
+        const int64_t n_cells = static_cast<int64_t>(panel.tiles.size()) * tile_size;
+        const int64_t row_size = height * kTileTokens + kStreamPadding;
+        Buffer streamed;  // [tile row][token][tile_rows], padded
+        streamed.allocate(n_rows * row_size);
+        Buffer cell_sums;  // [tile][tile_rows][tile_columns]
+        cell_sums.allocate(n_cells);
+        float* cells = cell_sums.data();
+        std::fill(cells, cells + n_cells, 0.0f);
         const int64_t n_blocks = (chunk.size + kTileTokens - 1) / kTileTokens;
         for (int64_t block = 0; block < n_blocks; ++block) {
             const TokenRange tokens = part(chunk, block, kTileTokens);
-            for (int64_t row = 0; row < n_rows; ++row) {
-                const int64_t slot = panel.slot_begin + row * height;
-                pack_panel(plan_.streamed.operand, plan_.streamed.columns.data() + slot,
-                           std::min(height, panel.slot_end - slot), height, tokens,
-                           streamed.data() + row * height * kTileTokens);
-            }
-            float* cell = cells.data();
+            pack_panels(plan_.streamed.operand, plan_.streamed.columns.data() + panel.slot_begin,
+                        n_slots, height, tokens, streamed.data(), row_size);
+            float* cell = cells;
             for (const RowPanel::Tile& tile : panel.tiles) {
-                kernels_.add_tile(streamed.data() + tile.row * height * kTileTokens,
+                kernels_.add_tile(streamed.data() + tile.row * row_size,
                                   resident_tile(block, tile.column), tokens.size, cell);
                 cell += tile_size;
             }
         }
         const int64_t end = entries_before(panel.slot_end);
         for (int64_t e = entries_before(panel.slot_begin); e < end; ++e) {
-            sums_[static_cast<size_t>(e)] +=
-                cells[static_cast<size_t>(plan_.entry_place[static_cast<size_t>(e)])];
+            entry_sums_[e] += cells[plan_.entry_place[static_cast<size_t>(e)]];
         }
     }
 
@@ -199,9 +202,10 @@ class Product {
     int64_t chunk_;           // tokens of which the resident operand is packed at a time
     int64_t n_tile_columns_;  // tiles side by side
     std::vector<Task> tasks_;
-    std::vector<float> sums_;     // [nnz], in the order of the plan
-    std::vector<float> columns_;  // resident operand for dot products: [block][slot][stride]
-    std::vector<float> tiles_;    // and for tiles: [block][tile column][token][tile_columns]
+    std::vector<float> sums_;  // [nnz] in the order of the plan, if that is not the index's own
+    float* entry_sums_;        // there, or straight in the result
+    Buffer columns_;           // resident operand for dot products: [block][slot][stride]
+    Buffer tiles_;             // and for tiles: [block][tile column][token][tile_columns]
 };
 
 }  // namespace

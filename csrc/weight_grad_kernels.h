@@ -9,11 +9,13 @@ struct WeightGradKernels {
     int tile_rows;
     int tile_columns;
 
-    // sums[k] += sum over t of a[t] * b[slots[k] * stride + t]; tokens padded to kTokenPadding.
+    // sums[k] += sum over t of a[t] * b[slots[k] * stride + t]; tokens padded to kTokenPadding, not
+    // 0.
     void (*dot_row)(const float* a, const float* b, int64_t stride, const int32_t* slots, int64_t n,
                     int64_t tokens, float* sums);
 
-    // c[i * tile_columns + j] += sum over t of a[t * tile_rows + i] * b[t * tile_columns + j].
+    // c[i * tile_columns + j] += sum over t of a[t * tile_rows + i] * b[t * tile_columns + j];
+    // tokens not 0.
     void (*add_tile)(const float* a, const float* b, int64_t tokens, float* c);
 };
 

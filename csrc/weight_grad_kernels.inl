@@ -21,10 +21,13 @@ SPT_TARGET inline void dot(const float* a, const float* b, int64_t stride, const
     const float* column[n];
     for (int j = 0; j < n; ++j) column[j] = b + slots[j] * stride;
     Vector partial[8] = {};
-    for (int64_t t = 0; t < tokens; t += SPT_WIDTH) {
+    // at least one round, else the compiler keeps the sums in memory for the case of none
+    int64_t t = 0;
+    do {
         const Vector shared = load(a + t);
         for (int j = 0; j < n; ++j) partial[j] += shared * load(column[j] + t);
-    }
+        t += SPT_WIDTH;
+    } while (t < tokens);
     float total[8];
     add_across(partial, total);
     for (int j = 0; j < n; ++j) sums[j] += total[j];
@@ -54,14 +57,18 @@ SPT_TARGET void dot_row(const float* a, const float* b, int64_t stride, const in
 }
 
 SPT_TARGET void add_tile(const float* a, const float* b, int64_t tokens, float* c) {
+    // the cells have left the inner caches since the last block of tokens
+    for (int i = 0; i < SPT_TILE_ROWS * kTileColumns; i += 16) SPT_PREFETCH(c + i);
     Vector sum[SPT_TILE_ROWS][SPT_TILE_VECTORS] = {};
-    for (int64_t t = 0; t < tokens; ++t, a += SPT_TILE_ROWS, b += kTileColumns) {
+    do {
         Vector row[SPT_TILE_VECTORS];
         for (int v = 0; v < SPT_TILE_VECTORS; ++v) row[v] = load(b + v * SPT_WIDTH);
         for (int i = 0; i < SPT_TILE_ROWS; ++i) {
             for (int v = 0; v < SPT_TILE_VECTORS; ++v) sum[i][v] += a[i] * row[v];
         }
-    }
+        a += SPT_TILE_ROWS;
+        b += kTileColumns;
+    } while (--tokens > 0);
     for (int i = 0; i < SPT_TILE_ROWS; ++i) {
         for (int v = 0; v < SPT_TILE_VECTORS; ++v) {
             float* cells = c + i * kTileColumns + v * SPT_WIDTH;

@@ -85,10 +85,7 @@ SPT_TARGET_AVX2 void pack_columns_avx2(const Operand& operand, const ColumnGroup
             for (int i = 0; i < 8; ++i) block[i] = load_eight(S{}, source + i * row_stride);
             if (more) {
                 // the next eight rows are a jump away, which the processor does not foresee
-                for (int i = 8; i < 16; ++i) {
-                    _mm_prefetch(reinterpret_cast<const char*>(source + i * row_stride),
-                                 _MM_HINT_T0);
-                }
+                for (int i = 8; i < 16; ++i) SPT_PREFETCH(source + i * row_stride);
             }
             transpose_eight(block);
             float* target = out + (group.slot - first_slot) * stride + t;
@@ -127,26 +124,31 @@ void pack_columns_as(const Operand& operand, const ColumnGroup* groups, int64_t 
     }
 }
 
-template <typename S, int64_t n>
-void copy_run(const typename S::type* source, float* out) {
-    for (int64_t i = 0; i < n; ++i) out[i] = S::read(source[i]);
-}
-
-template <typename S>
-void pack_panel_as(const Operand& operand, const int32_t* columns, int64_t n_columns, int64_t width,
-                   TokenRange tokens, float* out) {
+// The width is a template argument for the sizes that tiles have, so that copies are unrolled.
+template <typename S, int64_t fixed_width>
+void pack_panels_as(const Operand& operand, const int32_t* columns, int64_t n_columns,
+                    int64_t any_width, TokenRange tokens, float* out, int64_t panel_stride) {
     using T = typename S::type;
+    constexpr int64_t kAhead = 8;  // tokens: the next row is a jump that no processor foresees
+    const int64_t width = fixed_width > 0 ? fixed_width : any_width;
     const T* source = static_cast<const T*>(operand.data) + tokens.begin * operand.row_stride;
-    const bool is_run = columns[n_columns - 1] - columns[0] == n_columns - 1;
-    for (int64_t t = 0; t < tokens.size; ++t, source += operand.row_stride, out += width) {
-        if (is_run && n_columns == 16) {
-            copy_run<S, 16>(source + columns[0], out);
-        } else if (is_run && n_columns == 6) {
-            copy_run<S, 6>(source + columns[0], out);
-        } else {
-            for (int64_t i = 0; i < n_columns; ++i) out[i] = S::read(source[columns[i]]);
+    // tokens outside: a row is read along its whole width, as it lies in memory
+    for (int64_t t = 0; t < tokens.size; ++t, source += operand.row_stride) {
+        float* target = out + t * width;
+        for (int64_t c = 0; c < n_columns; c += width, target += panel_stride) {
+            const int64_t n = std::min(width, n_columns - c);
+            const int32_t* column = columns + c;
+            if (t + kAhead < tokens.size) {
+                SPT_PREFETCH(source + kAhead * operand.row_stride + column[0]);
+            }
+            if (n == width && column[width - 1] - column[0] == width - 1) {
+                const T* run = source + column[0];
+                for (int64_t i = 0; i < width; ++i) target[i] = S::read(run[i]);
+                continue;
+            }
+            for (int64_t i = 0; i < n; ++i) target[i] = S::read(source[column[i]]);
+            for (int64_t i = n; i < width; ++i) target[i] = 0.0f;
         }
-        for (int64_t i = n_columns; i < width; ++i) out[i] = 0.0f;
     }
 }
 
@@ -160,10 +162,16 @@ void pack_columns(const Operand& operand, const ColumnGroup* groups, int64_t n_g
     });
 }
 
-void pack_panel(const Operand& operand, const int32_t* columns, int64_t n_columns, int64_t width,
-                TokenRange tokens, float* out) {
+void pack_panels(const Operand& operand, const int32_t* columns, int64_t n_columns, int64_t width,
+                 TokenRange tokens, float* out, int64_t panel_stride) {
     with_storage(operand.dtype, [&](auto storage) {
-        pack_panel_as<decltype(storage)>(operand, columns, n_columns, width, tokens, out);
+        using S = decltype(storage);
+        auto* pack = &pack_panels_as<S, 0>;
+        if (width == 6) pack = &pack_panels_as<S, 6>;
+        if (width == 12) pack = &pack_panels_as<S, 12>;
+        if (width == 16) pack = &pack_panels_as<S, 16>;
+        if (width == 32) pack = &pack_panels_as<S, 32>;
+        pack(operand, columns, n_columns, width, tokens, out, panel_stride);
     });
 }
 

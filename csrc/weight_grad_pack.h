@@ -35,8 +35,9 @@ constexpr int64_t kTokenPadding = 16;
 void pack_columns(const Operand& operand, const ColumnGroup* groups, int64_t n_groups,
                   int64_t first_slot, TokenRange tokens, float* out, int64_t stride);
 
-// Interleaves: out[t * width + i] of columns[i], fp32, with zeros from n_columns to width.
-void pack_panel(const Operand& operand, const int32_t* columns, int64_t n_columns, int64_t width,
-                TokenRange tokens, float* out);
+// Interleaves: panel p holds `width` columns from columns[p * width] on, as
+// out[p * panel_stride + t * width + i], fp32; the last one is filled up with zeros.
+void pack_panels(const Operand& operand, const int32_t* columns, int64_t n_columns, int64_t width,
+                 TokenRange tokens, float* out, int64_t panel_stride);
 
 }  // namespace spt

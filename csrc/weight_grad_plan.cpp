@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "index_check.h"
+#include "parallel.h"
 
 namespace spt {
 namespace {
@@ -33,81 +34,144 @@ TouchedColumns number_touched(const Operand& operand, std::vector<int32_t>* slot
     return touched;
 }
 
-// For each column of the matrix the one of `input` that holds it, or -1.
+// For each column of the matrix the one of `input` that holds it, or -1; empty: it holds all.
 std::vector<int32_t> held_columns(const SparseWeightGrad& problem) {
-    std::vector<int32_t> held(static_cast<size_t>(problem.in_features), -1);
-    if (problem.columns == nullptr) {
-        for (size_t c = 0; c < held.size(); ++c) held[c] = static_cast<int32_t>(c);
-        return held;
-    }
+    if (problem.columns == nullptr) return {};
     check_index(problem.columns, problem.input.n_columns, problem.in_features, "columns");
+    std::vector<int32_t> held(static_cast<size_t>(problem.in_features), -1);
     for (int64_t i = 0; i < problem.input.n_columns; ++i) {
         held[static_cast<size_t>(problem.columns[i])] = static_cast<int32_t>(i);
     }
     return held;
 }
 
-// Stable counting sort of 0..n-1 by key; `begin` becomes where each key's items start.
-std::vector<int32_t> sort_by(const std::vector<int32_t>& key, const std::vector<int32_t>& slot_of,
-                             int64_t n_slots, const std::vector<int32_t>& items,
-                             std::vector<int64_t>* begin) {
-    begin->assign(static_cast<size_t>(n_slots + 1), 0);
-    for (int32_t column : key)
-        ++(*begin)[static_cast<size_t>(slot_of[static_cast<size_t>(column)] + 1)];
-    for (size_t s = 1; s < begin->size(); ++s) (*begin)[s] += (*begin)[s - 1];
-    std::vector<int64_t> next(begin->begin(), begin->end() - 1);
-    std::vector<int32_t> order(key.size());
-    for (int32_t item : items) {
-        const int32_t slot = slot_of[static_cast<size_t>(key[static_cast<size_t>(item)])];
-        order[static_cast<size_t>(next[static_cast<size_t>(slot)]++)] = item;
+// Calls action(k, row, column of `input`) for every entry. Rows are followed as they come: a
+// division is made only where a new one begins.
+template <typename Action>
+void for_each_entry(const SparseWeightGrad& problem, const std::vector<int32_t>& held,
+                    Action&& action) {
+    int64_t row = 0;
+    int64_t row_begin = 0;
+    for (int64_t k = 0; k < problem.nnz; ++k) {
+        const int64_t position = problem.index[k];
+        if (position < row_begin || position >= row_begin + problem.in_features) {
+            row = position / problem.in_features;
+            row_begin = row * problem.in_features;
+        }
+        const int64_t column = position - row_begin;
+        action(k, row, held.empty() ? column : held[static_cast<size_t>(column)]);
     }
-    return order;
 }
+
+// Numbers the touched rows and columns, and makes the side with fewer of them the resident one:
+// that is the one that fits the cache. Then orders the entries by streamed slot.
+void order_entries(const SparseWeightGrad& problem, WeightGradPlan* plan) {
+    const std::vector<int32_t> held = held_columns(problem);
+    std::vector<int32_t> row_slot(static_cast<size_t>(problem.out_features), -1);
+    std::vector<int32_t> column_slot(static_cast<size_t>(problem.input.n_columns), -1);
+    bool rows_ascend = true;
+    int64_t previous = 0;
+    for_each_entry(problem, held, [&](int64_t, int64_t row, int64_t column) {
+        if (column < 0) {
+            throw std::invalid_argument("columns: expected every column that index touches");
+        }
+        rows_ascend &= row >= previous;
+        previous = row;
+        row_slot[static_cast<size_t>(row)] = 0;
+        column_slot[static_cast<size_t>(column)] = 0;
+    });
+    TouchedColumns rows = number_touched(problem.grad_output, &row_slot);
+    TouchedColumns columns = number_touched(problem.input, &column_slot);
+    const bool rows_stream = rows.n_slots() >= columns.n_slots();
+    plan->streamed = std::move(rows_stream ? rows : columns);
+    plan->resident = std::move(rows_stream ? columns : rows);
+
+    // a counting sort; in the order of the index if that will do
+    std::vector<int64_t>& begin = plan->entry_begin;
+    begin.assign(static_cast<size_t>(plan->streamed.n_slots() + 1), 0);
+    for_each_entry(problem, held, [&](int64_t, int64_t row, int64_t column) {
+        const int32_t slot = rows_stream ? row_slot[static_cast<size_t>(row)]
+                                         : column_slot[static_cast<size_t>(column)];
+        ++begin[static_cast<size_t>(slot + 1)];
+    });
+    for (size_t s = 1; s < begin.size(); ++s) begin[s] += begin[s - 1];
+
+    plan->entry_place.resize(static_cast<size_t>(problem.nnz));
+    if (rows_stream && rows_ascend) {
+        for_each_entry(problem, held, [&](int64_t k, int64_t, int64_t column) {
+            plan->entry_place[static_cast<size_t>(k)] = column_slot[static_cast<size_t>(column)];
+        });
+        return;
+    }
+    plan->entry_order.resize(static_cast<size_t>(problem.nnz));
+    std::vector<int64_t> next(begin.begin(), begin.end() - 1);
+    for_each_entry(problem, held, [&](int64_t k, int64_t row, int64_t column) {
+        int32_t streamed = row_slot[static_cast<size_t>(row)];
+        int32_t resident = column_slot[static_cast<size_t>(column)];
+        if (!rows_stream) std::swap(streamed, resident);
+        const size_t e = static_cast<size_t>(next[static_cast<size_t>(streamed)]++);
+        plan->entry_order[e] = static_cast<int32_t>(k);
+        plan->entry_place[e] = resident;
+    });
+}
+
+// Which tile holds an entry, among all that a panel can have: column by column.
+class TileGrid {
+  public:
+    TileGrid(const WeightGradKernels& kernels, int64_t n_resident)
+        : n_rows((kPanelSlots + kernels.tile_rows - 1) / kernels.tile_rows) {
+        while (1 << log2_width < kernels.tile_columns) ++log2_width;
+        n_tiles = n_rows * ((n_resident >> log2_width) + 1);
+    }
+    int64_t tile(int64_t row, int32_t slot) const { return (slot >> log2_width) * n_rows + row; }
+
+    int64_t n_rows;
+    int64_t n_tiles;
+    int log2_width = 0;
+};
 
 // Decides whether the panel is tiled, and if so replaces its entries' slots by cells of its tiles.
 void choose_tiles(const WeightGradKernels& kernels, WeightGradPlan* plan, RowPanel* panel) {
-    const int64_t n_rows = (kPanelSlots + kernels.tile_rows - 1) / kernels.tile_rows;
-    const int64_t n_columns = plan->resident.n_slots() / kernels.tile_columns + 1;
-    std::vector<int32_t> tile_of(static_cast<size_t>(n_rows * n_columns), -1);
-    auto visit = [&](auto&& action) {
+    const TileGrid grid(kernels, plan->resident.n_slots());
+    std::vector<int32_t> tile_of(static_cast<size_t>(grid.n_tiles), -1);
+    auto for_each_row = [&](auto&& action) {
         for (int64_t s = panel->slot_begin; s < panel->slot_end; ++s) {
             const int64_t row = s - panel->slot_begin;
-            for (int64_t e = plan->entry_begin[static_cast<size_t>(s)];
-                 e < plan->entry_begin[static_cast<size_t>(s + 1)]; ++e) {
-                int32_t& place = plan->entry_place[static_cast<size_t>(e)];
-                const int64_t tile =
-                    place / kernels.tile_columns * n_rows + row / kernels.tile_rows;
-                action(tile_of[static_cast<size_t>(tile)], row, place);
-            }
+            int32_t* place = plan->entry_place.data();
+            action(row / kernels.tile_rows, row % kernels.tile_rows,
+                   place + plan->entry_begin[static_cast<size_t>(s)],
+                   place + plan->entry_begin[static_cast<size_t>(s + 1)]);
         }
     };
 
-    int64_t n_entries = 0;
-    int64_t n_tiles = 0;
-    visit([&](int32_t& tile, int64_t, int32_t) {
-        ++n_entries;
-        n_tiles += tile < 0;
-        tile = 0;
+    for_each_row([&](int64_t tile_row, int64_t, const int32_t* place, const int32_t* end) {
+        for (; place < end; ++place) {
+            tile_of[static_cast<size_t>(grid.tile(tile_row, *place))] = 0;
+        }
     });
-    const double tile_work =
-        static_cast<double>(n_tiles * kernels.tile_rows * kernels.tile_columns);
-    panel->tiled = static_cast<double>(n_entries) > kTileCost * tile_work;
+    const int64_t tile_size = kernels.tile_rows * kernels.tile_columns;
+    const int64_t n_cells = std::count(tile_of.begin(), tile_of.end(), 0) * tile_size;
+    const int64_t n_entries = plan->entry_begin[static_cast<size_t>(panel->slot_end)] -
+                              plan->entry_begin[static_cast<size_t>(panel->slot_begin)];
+    panel->tiled = static_cast<double>(n_entries) > kTileCost * static_cast<double>(n_cells);
     if (!panel->tiled) return;
 
     for (size_t i = 0; i < tile_of.size(); ++i) {
         if (tile_of[i] < 0) continue;
         tile_of[i] = static_cast<int32_t>(panel->tiles.size());
-        panel->tiles.push_back({static_cast<int32_t>(static_cast<int64_t>(i) % n_rows),
-                                static_cast<int32_t>(static_cast<int64_t>(i) / n_rows)});
+        panel->tiles.push_back({static_cast<int32_t>(static_cast<int64_t>(i) % grid.n_rows),
+                                static_cast<int32_t>(static_cast<int64_t>(i) / grid.n_rows)});
     }
-    visit([&](int32_t& tile, int64_t row, int32_t& place) {
-        place = static_cast<int32_t>((tile * kernels.tile_rows + row % kernels.tile_rows) *
-                                         kernels.tile_columns +
-                                     place % kernels.tile_columns);
+    for_each_row([&](int64_t tile_row, int64_t row, int32_t* place, int32_t* end) {
+        for (; place < end; ++place) {
+            const int64_t tile = tile_of[static_cast<size_t>(grid.tile(tile_row, *place))];
+            *place = static_cast<int32_t>((tile * kernels.tile_rows + row) * kernels.tile_columns +
+                                          (*place & (kernels.tile_columns - 1)));
+        }
     });
 }
 
-void cut_into_panels(const WeightGradKernels& kernels, WeightGradPlan* plan) {
+void cut_into_panels(WeightGradPlan* plan) {
     const std::vector<ColumnGroup>& groups = plan->streamed.groups;
     const int64_t n_groups = static_cast<int64_t>(groups.size());
     auto slot_at = [&](int64_t group) {
@@ -117,60 +181,25 @@ void cut_into_panels(const WeightGradKernels& kernels, WeightGradPlan* plan) {
     for (int64_t begin = 0; begin < n_groups;) {
         int64_t end = begin + 1;
         while (end < n_groups && slot_at(end + 1) - slot_at(begin) <= kPanelSlots) ++end;
-        RowPanel panel{begin, end, slot_at(begin), slot_at(end), false, {}};
-        choose_tiles(kernels, plan, &panel);
-        (panel.tiled ? plan->any_tiled : plan->any_dots) = true;
-        plan->panels.push_back(std::move(panel));
+        plan->panels.push_back({begin, end, slot_at(begin), slot_at(end), false, {}});
         begin = end;
     }
 }
 
 }  // namespace
 
-WeightGradPlan plan_weight_grad(const SparseWeightGrad& problem, const WeightGradKernels& kernels) {
+WeightGradPlan plan_weight_grad(const SparseWeightGrad& problem, const WeightGradKernels& kernels,
+                                int n_threads) {
     check_index(problem.index, problem.nnz, problem.out_features * problem.in_features, "index");
-    const std::vector<int32_t> held = held_columns(problem);
-    const size_t nnz = static_cast<size_t>(problem.nnz);
-    std::vector<int32_t> row(nnz);
-    std::vector<int32_t> column(nnz);
-    std::vector<int32_t> row_slot(static_cast<size_t>(problem.out_features), -1);
-    std::vector<int32_t> column_slot(static_cast<size_t>(problem.input.n_columns), -1);
-    const int32_t in_features = static_cast<int32_t>(problem.in_features);
-    for (size_t k = 0; k < nnz; ++k) {
-        row[k] = problem.index[k] / in_features;
-        const int32_t wanted = problem.index[k] - row[k] * in_features;
-        column[k] = held[static_cast<size_t>(wanted)];
-        if (column[k] < 0) {
-            throw std::invalid_argument(
-                "columns: expected every column that index touches, got none "
-                "for column " +
-                std::to_string(wanted));
-        }
-        row_slot[static_cast<size_t>(row[k])] = 0;
-        column_slot[static_cast<size_t>(column[k])] = 0;
-    }
-
     WeightGradPlan plan;
-    plan.streamed = number_touched(problem.grad_output, &row_slot);
-    plan.resident = number_touched(problem.input, &column_slot);
-    // the operand with fewer touched columns is the one that fits the cache
-    if (plan.streamed.n_slots() < plan.resident.n_slots()) {
-        std::swap(plan.streamed, plan.resident);
-        std::swap(row, column);
-        std::swap(row_slot, column_slot);
+    order_entries(problem, &plan);
+    cut_into_panels(&plan);
+    parallel_for(static_cast<int64_t>(plan.panels.size()), n_threads, [&](int64_t p) {
+        choose_tiles(kernels, &plan, &plan.panels[static_cast<size_t>(p)]);
+    });
+    for (const RowPanel& panel : plan.panels) {
+        (panel.tiled ? plan.any_tiled : plan.any_dots) = true;
     }
-
-    std::vector<int32_t> items(nnz);
-    for (size_t k = 0; k < nnz; ++k) items[k] = static_cast<int32_t>(k);
-    std::vector<int64_t> unused;
-    items = sort_by(column, column_slot, plan.resident.n_slots(), items, &unused);
-    plan.entry_order = sort_by(row, row_slot, plan.streamed.n_slots(), items, &plan.entry_begin);
-    plan.entry_place.resize(nnz);
-    for (size_t e = 0; e < nnz; ++e) {
-        const size_t k = static_cast<size_t>(plan.entry_order[e]);
-        plan.entry_place[e] = column_slot[static_cast<size_t>(column[k])];
-    }
-    cut_into_panels(kernels, &plan);
     return plan;
 }
 

@@ -40,15 +40,16 @@ struct WeightGradPlan {
     bool any_tiled = false;
     bool any_dots = false;
 
-    // Entries ordered by streamed slot, then by resident slot.
+    // Entries ordered by streamed slot.
     std::vector<int64_t> entry_begin;  // [streamed slots + 1]
-    std::vector<int32_t> entry_order;  // [nnz]: its place in the index
+    std::vector<int32_t> entry_order;  // [nnz]: its place in the index; empty: as in the index
     std::vector<int32_t> entry_place;  // [nnz]: the resident slot; in a tiled panel the tile's cell
 };
 
 // At most so many streamed slots are in a panel: a multiple of each instruction set's tile_rows.
-constexpr int64_t kPanelSlots = 96;
+constexpr int64_t kPanelSlots = 192;
 
-WeightGradPlan plan_weight_grad(const SparseWeightGrad& problem, const WeightGradKernels& kernels);
+WeightGradPlan plan_weight_grad(const SparseWeightGrad& problem, const WeightGradKernels& kernels,
+                                int n_threads);
 
 }  // namespace spt
