@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +25,7 @@ from .layers import (
 )
 from .layers.position_index import checked_index
 from .plan import AdapterSpec, LoraSpec, Plan
-
-if TYPE_CHECKING:
-    from .replaced_head import ReplacedHead
-
-
-def _no_replaced_head() -> ReplacedHead:
-    from .replaced_head import ReplacedHead
-
-    return ReplacedHead()
+from .replaced_head import ReplacedHead
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +42,7 @@ class Tuning:
     plan: Plan
     base_head: Mapping[str, Tensor]
     requires_grad: Mapping[str, bool]
-    replaced_head: ReplacedHead = field(default_factory=_no_replaced_head)
+    replaced_head: ReplacedHead = field(default_factory=ReplacedHead)
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "spt_kernels"
 
 # Each line may import the lines above it, never one below or beside it.
 ORDER = (
-    ("errors", "parameter_info", "_native"),
+    ("__version__", "errors", "parameter_info", "replaced_head", "_native"),
     ("atomic", "native"),
     ("reference", "kernels"),
     ("ops",),
@@ -21,7 +21,7 @@ ORDER = (
     ("sensitivity",),
     ("allocation",),
     ("tuning",),
-    ("optim", "base_model", "task_file", "replaced_head"),
+    ("optim", "base_model", "task_file"),
     ("task",),
     ("delta", "memory_ledger"),
     ("memory",),
