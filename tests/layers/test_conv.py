@@ -1,0 +1,145 @@
+"""The sparse Conv2d against dense autograd of the plain one, masked."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spt_kernels.layers import SparseDeltaConv2d
+from tests.tolerance import assert_within_budget
+
+CONVS = {
+    "1x1": lambda: nn.Conv2d(4, 6, 1),
+    "1x1_dilated": lambda: nn.Conv2d(4, 6, 1, dilation=2),
+    "1x1_strided": lambda: nn.Conv2d(4, 6, 1, stride=2),
+    "1x1_padded": lambda: nn.Conv2d(4, 6, 1, padding=1),
+    "patch_4x4": lambda: nn.Conv2d(4, 6, 4, 4),
+    "patch_2x3_uneven": lambda: nn.Conv2d(4, 6, (2, 3), (2, 3)),
+    "patch_no_bias": lambda: nn.Conv2d(4, 6, 2, 2, bias=False),
+    "depthwise_7x7": lambda: nn.Conv2d(4, 4, 7, padding=3, groups=4),
+    "grouped": lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2),
+    "full_3x3_strided": lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1),
+    "dilated": lambda: nn.Conv2d(4, 6, 3, dilation=2),
+    "same": lambda: nn.Conv2d(4, 6, (3, 4), padding="same"),
+    "valid_patch": lambda: nn.Conv2d(4, 6, 2, 2, padding="valid"),
+    "reflect": lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
+    "circular_patch": lambda: nn.Conv2d(4, 6, 2, 2, padding=1, padding_mode="circular"),
+}
+
+
+def tuned(name: str, dtype: torch.dtype = torch.float32) -> SparseDeltaConv2d:
+    torch.manual_seed(0)
+    conv = CONVS[name]().to(dtype)
+    index = torch.randperm(conv.weight.numel())[:9].sort().values
+    bias_index = None if conv.bias is None else torch.tensor([0, 3])
+    layer = SparseDeltaConv2d(conv, index, bias_index)
+    nn.init.normal_(layer.delta, std=0.1)
+    return layer
+
+
+def run(module: nn.Module, x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
+    x = x.detach().clone().requires_grad_()
+    y = module(F.gelu(x) if gelu else x)
+    y.double().square().sum().backward()
+    assert x.grad is not None
+    return y.detach(), x.grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", CONVS)
+def test_output_and_gradients(name: str, dtype: torch.dtype) -> None:
+    layer = tuned(name, dtype)
+    x = torch.randn(2, 4, 9, 11, generator=torch.Generator().manual_seed(1)).to(dtype)
+    layer(x)  # writes the delta
+    plain = copy.deepcopy(layer.plain).requires_grad_()
+    exact = copy.deepcopy(plain).double()
+    y, gx = run(layer, x, gelu=name.startswith("1x1"))
+    plain_y, plain_gx = run(plain, x, gelu=name.startswith("1x1"))
+    _, exact_gx = run(exact, x.double(), gelu=name.startswith("1x1"))
+    index = layer.index.long()
+
+    assert torch.equal(y, plain_y)
+    assert_within_budget(gx, plain_gx, exact_gx)
+    triple = [m.weight.grad.flatten()[index] for m in (plain, exact)]
+    assert_within_budget(layer.delta.grad, triple[0], triple[1])
+    assert layer.weight.grad is None
+    if layer.bias is not None:
+        assert_within_budget(
+            layer.bias_delta.grad, plain.bias.grad[[0, 3]], exact.bias.grad[[0, 3]]
+        )
+
+
+def test_patches_keep_what_a_layer_norm_kept() -> None:
+    layer = tuned("patch_4x4")
+    x = torch.randn(2, 8, 8, 4, requires_grad=True)
+    y = layer(F.layer_norm(x, (4,)).permute(0, 3, 1, 2))
+    assert y.grad_fn.saved_input.kind == "layer_norm"
+    y.square().sum().backward()
+    weight = layer.weight.detach().clone().requires_grad_()
+    leaf = x.detach()
+    F.conv2d(
+        F.layer_norm(leaf, (4,)).permute(0, 3, 1, 2), weight, layer.bias, 4
+    ).square().sum().backward()
+    torch.testing.assert_close(layer.delta.grad, weight.grad.flatten()[layer.index.long()])
+
+
+def test_without_a_batch_and_without_gradients() -> None:
+    layer = tuned("patch_4x4")
+    x = torch.randn(4, 8, 8)
+    y = layer(x)
+    assert y.shape == (6, 2, 2)
+    y.sum().backward()
+    assert layer.delta.grad is not None
+    with torch.no_grad():
+        assert torch.equal(layer(x), layer.plain(x))
+
+
+@pytest.mark.parametrize("name", ["patch_4x4", "depthwise_7x7"])
+def test_autocast(name: str) -> None:
+    layer = tuned(name)
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+    layer(x).square().sum().backward()
+    exact = layer.delta.grad.clone()
+    layer.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    y.float().square().sum().backward()
+    assert layer.delta.grad.dtype == torch.float32
+    assert float((layer.delta.grad - exact).norm() / exact.norm()) < 3e-2
+
+
+def test_channels_last() -> None:
+    layer = tuned("full_3x3_strided")
+    x = torch.randn(2, 4, 8, 8)
+    expected = layer(x)
+    layer.to(memory_format=torch.channels_last)
+    assert layer.weight.is_contiguous()
+    torch.testing.assert_close(layer(x.to(memory_format=torch.channels_last)), expected)
+    strided = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="weight must be contiguous"):
+        SparseDeltaConv2d(strided, torch.tensor([1]))
+
+
+def test_refuses_what_is_no_conv2d_and_what_has_no_bias() -> None:
+    with pytest.raises(TypeError, match="got Linear"):
+        SparseDeltaConv2d(nn.Linear(2, 2), torch.tensor([0]))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no bias"):
+        SparseDeltaConv2d(CONVS["patch_no_bias"](), torch.tensor([0]), torch.tensor([0]))
+
+
+def test_keeps_the_attributes_of_a_conv2d() -> None:
+    layer = tuned("patch_4x4")
+    assert (layer.in_channels, layer.out_channels, layer.kernel_size) == (4, 6, (4, 4))
+    assert repr(layer) == (
+        "SparseDeltaConv2d(4, 6, kernel_size=(4, 4), stride=(4, 4), nnz=9, bias_nnz=2)"
+    )
+    twin = copy.deepcopy(layer)
+    x = torch.randn(1, 4, 8, 8)
+    assert torch.equal(twin(x), layer(x))
+    layer.bfloat16()
+    assert layer.delta.dtype == torch.float32

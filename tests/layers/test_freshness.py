@@ -1,0 +1,178 @@
+"""The weight holds base + delta whenever a forward runs, whoever has changed the delta."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from spt_kernels.layers import SparseDeltaLinear, delta_of, restore_deltas, write_deltas
+
+from .truth import INDEX, sparse_linear, tokens
+
+
+def holds(layer: SparseDeltaLinear) -> bool:
+    return torch.equal(layer.weight.view(-1)[INDEX], layer.original + layer.delta)
+
+
+class WritesThroughData(Optimizer):
+    """Bumps no version, as many third-party optimizers do."""
+
+    def __init__(self, params) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(params, {})
+
+    def step(self, closure=None):  # type: ignore[no-untyped-def]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                version = parameter._version
+                parameter.data.add_(0.5)
+                assert parameter._version == version
+
+
+class MarksWritten(WritesThroughData):
+    """Writes something of its own into the weight, as stochastic rounding does."""
+
+    def step(self, closure=None):  # type: ignore[no-untyped-def]
+        super().step()
+        for parameter in self.param_groups[0]["params"]:
+            delta = delta_of(parameter)
+            delta.target.view(-1)[delta.index.long()] = 77.0
+            delta.mark_written()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1),
+        lambda p: torch.optim.AdamW(p, lr=0.1),
+        lambda p: torch.optim.AdamW(p, lr=0.1, foreach=False),
+        WritesThroughData,
+    ],
+    ids=["sgd", "adamw", "adamw_for_loop", "data"],
+)
+def test_any_optimizer_is_followed_by_a_write(make) -> None:  # type: ignore[no-untyped-def]
+    layer = sparse_linear()
+    optimizer = make([layer.delta, layer.bias_delta])
+    layer(tokens(3, 8)).sum().backward()
+    before = layer.delta.detach().clone()
+    optimizer.step()
+    assert not torch.equal(layer.delta, before)
+    assert holds(layer)
+    assert torch.equal(layer.bias[[1, 4]], layer.bias_original + layer.bias_delta)
+
+
+def test_what_an_optimizer_has_written_itself_stays() -> None:
+    layer = sparse_linear()
+    optimizer = MarksWritten([layer.delta])
+    layer(tokens(3, 8)).sum().backward()
+    optimizer.step()
+    layer(tokens(3, 8))
+    assert bool((layer.weight.view(-1)[INDEX] == 77.0).all())
+    WritesThroughData([layer.delta]).step()
+    assert holds(layer)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda layer: layer.delta.add_(1.0),
+        lambda layer: layer.delta.copy_(torch.ones(len(INDEX))),
+        lambda layer: setattr(layer.delta, "data", torch.ones(len(INDEX))),
+        lambda layer: layer.load_state_dict({"delta": torch.ones(len(INDEX))}, strict=False),
+        lambda layer: nn.init.constant_(layer.delta, 3.0),
+    ],
+    ids=["in_place", "copy", "data", "load_state_dict", "init"],
+)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_the_next_forward_sees_an_edit(edit, mode) -> None:  # type: ignore[no-untyped-def]
+    layer = sparse_linear()
+    layer(tokens(3, 8))
+    with torch.no_grad():
+        edit(layer)
+    with mode():
+        layer(tokens(3, 8))
+    assert holds(layer)
+
+
+def test_a_fresh_forward_does_not_write() -> None:
+    layer = sparse_linear()
+    version = layer.weight._version
+    for _ in range(3):
+        layer(tokens(3, 8))
+    assert layer.weight._version == version
+
+
+def test_an_edit_between_forward_and_backward_is_refused_as_for_a_plain_layer() -> None:
+    layer = sparse_linear()
+    y = layer(tokens(3, 8))
+    torch.optim.SGD([layer.delta], lr=0.1).step()
+    layer.delta.data.add_(1.0)
+    layer.sparse_deltas()["weight"].write()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_restore_gives_the_base_weights_back_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(8, 6).bfloat16()
+    linear.weight.data.view(-1)[0] = -0.0
+    base = copy.deepcopy(linear.weight)
+    layer = SparseDeltaLinear(linear, INDEX)
+    with torch.no_grad():
+        layer.delta.normal_()
+    layer(tokens(2, 8, dtype=torch.bfloat16))
+    assert not torch.equal(layer.weight, base)
+    restore_deltas(layer.sparse_deltas().values())
+    assert torch.equal(layer.weight.view(torch.int16), base.view(torch.int16))
+    write_deltas(layer.sparse_deltas().values())
+    expected = (layer.original.double() + layer.delta.double()).bfloat16()
+    assert torch.equal(layer.weight.view(-1)[INDEX], expected)
+
+
+def test_delta_of_knows_its_own() -> None:
+    layer = sparse_linear()
+    found = delta_of(layer.bias_delta)
+    assert found.target is layer.bias
+    assert found.delta is layer.bias_delta
+    assert found.is_fresh
+    assert delta_of(layer.weight) is None
+    assert delta_of(nn.Parameter(torch.ones(2))) is None
+
+
+def test_the_tag_does_not_keep_the_layer_alive() -> None:
+    layer = sparse_linear()
+    delta = layer.delta
+    del layer
+    assert delta_of(delta) is None
+
+
+class Bypasses(nn.Module):
+    """Reads the weight and never calls the layer, as some attention blocks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = sparse_linear()
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(nn.functional.linear(x, self.inner.weight))
+
+
+def test_a_layer_that_is_never_called_is_an_error_at_the_first_step() -> None:
+    model = Bypasses()
+    optimizer = torch.optim.SGD([*model.head.parameters(), model.inner.delta], lr=0.1)
+    model(tokens(3, 8)).sum().backward()
+    with pytest.raises(RuntimeError, match="never calls it"):
+        optimizer.step()
+
+
+def test_a_layer_that_gets_no_gradient_this_time_is_no_error() -> None:
+    layer, other = sparse_linear(), sparse_linear()
+    optimizer = torch.optim.SGD([layer.delta, other.delta], lr=0.1)
+    other(tokens(3, 8))
+    layer(tokens(3, 8)).sum().backward()
+    optimizer.step()
+    assert holds(layer)
