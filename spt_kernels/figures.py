@@ -77,8 +77,8 @@ def sensitivity_figure(
         axes.margins(0.12)
     heat.set_ylim(len(operations) - 0.5, -0.5)
     heat.set_xlim(-0.5, len(blocks) - 0.5)
-    kinds = {"lora": "LoRA", "adapter": "Adapter"}
-    notes = f"; corner: tuned with {kinds[source.kind]}" if source.structured else ""
+    module = "an Adapter" if source.kind == "adapter" else "a LoRA"
+    notes = f"; corner: tuned with {module}" if source.structured else ""
     figure.suptitle(
         title or f"Where the {total:,} most sensitive parameters lie (% of them{notes})",
         fontsize=10.5,

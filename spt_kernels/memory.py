@@ -228,19 +228,21 @@ def _choose_trainable(model: nn.Module, method: str) -> None:
 
 
 def _label(plan: Plan | None, model: nn.Module) -> str:
-    if plan is None and not hasattr(model, "spt_tuning"):
+    tuning: Any = getattr(model, "spt_tuning", None)
+    if plan is None and tuning is None:
         return "as given"
-    plan = plan or model.spt_tuning.plan  # type: ignore[union-attr]
-    return f"spt-{plan.kind or 'unstructured'}"
+    kind = tuning.plan.kind if plan is None else plan.kind
+    return f"spt-{kind or 'unstructured'}"
 
 
 def _checkpoint(model: nn.Module) -> None:
-    if not hasattr(model, "set_grad_checkpointing"):
+    switch: Any = getattr(model, "set_grad_checkpointing", None)
+    if not callable(switch):
         raise ValueError(
             f"checkpointing=True needs a model with set_grad_checkpointing, as timm's have; "
             f"{type(model).__name__} has none"
         )
-    model.set_grad_checkpointing(True)
+    switch(True)
 
 
 def _make_optimizer(
