@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from .options import ModelOptions, described
-from .terminal import Terminal, count, size, table
+from .terminal import Terminal, count, table
 
 if TYPE_CHECKING:
     from ..memory import MemoryEstimate
@@ -84,12 +84,15 @@ def _table(estimates: dict[str, MemoryEstimate], shape: tuple[int, ...], dtype: 
         (
             name,
             count(estimate.num_trainable),
-            *(size(estimate.by_category[category]) for category in categories),
-            size(estimate.peak_bytes),
+            *(_mebibytes(estimate.by_category[category]) for category in categories),
+            _mebibytes(estimate.peak_bytes),
         )
         for name, estimate in estimates.items()
     ]
-    title = (
-        f"Peak memory of a training step, accounted: batch {' × '.join(map(str, shape))}, {dtype}"
-    )
+    batch = " × ".join(map(str, shape))
+    title = f"Peak of a training step in MiB, accounted: batch {batch}, {dtype}"
     return table(("method", "trained", *categories, "peak"), rows, title)
+
+
+def _mebibytes(number: int) -> str:
+    return f"{number / 2**20:,.1f}"

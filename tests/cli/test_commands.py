@@ -229,7 +229,7 @@ MISTAKES = {
     "budget text": (["finetune", "-o", "{x}", "-b", "much"], "--budget: expected"),
     "budget 150%": (["finetune", "-o", "{x}", "-b", "150%"], "--budget: expected"),
     "budget above all": (
-        ["finetune", "-o", "{x}", "-b", "9M", "{model}", "-d", "{data}"],
+        ["finetune", "-o", "{x}", "-q", "-b", "9M", "{model}", "-d", "{data}"],
         "budget",
     ),
     "budget of linear": (["finetune", "-o", "{x}", "--method", "linear", "-b", "9"], "has none"),
