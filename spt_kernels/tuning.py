@@ -191,10 +191,9 @@ def _places(model: nn.Module, plan: Plan) -> list[_Place]:
     parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
     found: dict[str, _Place] = {}
     for name, positions in plan.unstructured.items():
-        if positions.numel():
-            module_name, _, local = name.rpartition(".")
-            place = found.setdefault(module_name, _Place(module_name, modules[module_name]))
-            place.positions[local] = positions.to(parameters[name].device)
+        module_name, _, local = name.rpartition(".")
+        place = found.setdefault(module_name, _Place(module_name, modules[module_name]))
+        place.positions[local] = positions.to(parameters[name].device)
     for name, spec in plan.structured.items():
         module_name, _, local = name.rpartition(".")
         module = modules[module_name]

@@ -1,0 +1,369 @@
+"""`apply` on whole models: gradients against dense autograd, and everything that it refuses."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.models.beit import Beit
+from torch import Tensor, nn
+
+from spt_kernels import AdapterSpec, BaseModelMismatch, LoraSpec, Plan, apply
+from spt_kernels.anatomy import describe, head_names
+from spt_kernels.layers import (
+    AdapterLinear,
+    LoraLinear,
+    SparseDeltaConv2d,
+    SparseDeltaLinear,
+    SparseDeltaNorm,
+    sparse_deltas,
+    structured_layers,
+    tuned_modules,
+)
+from spt_kernels.tuning import replace_module
+from tests.models import tiny_batch, tiny_convnext, tiny_swin, tiny_vit
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "vit": (tiny_vit, 16),
+    "swin": (tiny_swin, 32),
+    "convnext": (tiny_convnext, 32),
+}
+
+
+def unstructured(model: nn.Module, every: int = 7) -> Plan:
+    """Some entries of every single parameter but the head's."""
+    info, head = describe(model), head_names(model)
+    info = {name: what for name, what in info.items() if name not in head}
+    positions = {
+        name: torch.arange(min(2, w.numel - 1), w.numel, every) for name, w in info.items()
+    }
+    return Plan(positions, {}, info, head=head)
+
+
+def state_of(model: nn.Module) -> dict[str, object]:
+    return {
+        **{name: value.clone() for name, value in model.state_dict().items()},
+        **{f"{name}.requires_grad": p.requires_grad for name, p in model.named_parameters()},
+        **{f"{name}.type": type(module) for name, module in model.named_modules()},
+    }
+
+
+def assert_untouched(model: nn.Module, before: dict[str, object]) -> None:
+    after = state_of(model)
+    assert after.keys() == before.keys()
+    for name, value in after.items():
+        same = (
+            torch.equal(value, before[name]) if isinstance(value, Tensor) else value == before[name]
+        )
+        assert same, name
+    assert not hasattr(model, "spt_tuning")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_of_a_real_model_gets_its_dense_gradient(name: str) -> None:
+    make, size = MODELS[name]
+    plain, model = make(), make()
+    plan = unstructured(model)
+    assert apply(model, plan) is model
+    images, labels = tiny_batch(size=size)
+    y, expected = model(images), plain(images)
+    assert torch.equal(y, expected)
+    F.cross_entropy(y, labels).backward()
+    F.cross_entropy(expected, labels).backward()
+
+    dense = {name: p.grad for name, p in plain.named_parameters()}
+    deltas = sparse_deltas(model)
+    assert deltas.keys() == plan.unstructured.keys()
+    for name, delta in deltas.items():
+        truth = dense[name].flatten()[plan.unstructured[name]]
+        torch.testing.assert_close(delta.delta.grad, truth, rtol=1e-4, atol=1e-6, msg=name)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert sum(p.numel() for n, p in trained.items() if n not in plan.head) == plan.num_trainable
+    for name in plan.head:
+        torch.testing.assert_close(trained[name].grad, dense[name])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_a_tuned_model_is_training_the_masked_dense_one(name: str) -> None:
+    make, size = MODELS[name]
+    plain, model = make(), make()
+    plan = unstructured(model, every=11)
+    apply(model, plan)
+    images, labels = tiny_batch(size=size)
+    masks = {}
+    for name, parameter in plain.named_parameters():
+        mask = torch.zeros(parameter.numel())
+        mask[plan.unstructured.get(name, torch.arange(parameter.numel()))] = 1.0
+        masks[name] = mask.view(parameter.shape)
+    optimizers = [
+        torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+        for m in (model, plain)
+    ]
+    for _ in range(3):
+        for m, optimizer in zip((model, plain), optimizers, strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(m(images), labels).backward()
+            if m is plain:
+                for name, parameter in plain.named_parameters():
+                    parameter.grad.mul_(masks[name])
+            optimizer.step()
+    dense = dict(plain.named_parameters())
+    for name, delta in sparse_deltas(model).items():
+        torch.testing.assert_close(delta.target, dense[name].detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(images), plain(images), rtol=1e-3, atol=1e-4)
+
+
+def test_what_stands_where() -> None:
+    model = tiny_vit()
+    info, head = describe(model), head_names(model)
+    qkv, fc1, fc2 = (f"blocks.0.{n}.weight" for n in ("attn.qkv", "mlp.fc1", "mlp.fc2"))
+    positions = {
+        qkv: torch.tensor([24 * 30]),
+        "blocks.0.attn.qkv.bias": torch.tensor([1]),
+        "blocks.0.attn.proj.bias": torch.tensor([2]),
+        "blocks.1.norm1.weight": torch.tensor([3]),
+        "patch_embed.proj.weight": torch.tensor([4]),
+        "cls_token": torch.tensor([5]),
+        "blocks.1.mlp.fc1.weight": torch.empty(0, dtype=torch.int64),
+    }
+    specs = {
+        qkv: LoraSpec(2, ((0, 24),), 24),
+        fc1: LoraSpec(2, ((0, 96),), 24),
+        fc2: AdapterSpec(2, ((0, 24),)),
+    }
+    apply(model, Plan(positions, specs, info, head=head))
+    block = model.blocks[0]
+    assert type(block.attn.qkv) is LoraLinear
+    assert type(block.attn.qkv.base) is SparseDeltaLinear
+    assert type(block.attn.proj) is SparseDeltaLinear
+    assert type(block.mlp.fc1) is LoraLinear
+    assert type(block.mlp.fc1.base) is nn.Linear
+    assert type(block.mlp.fc2) is AdapterLinear
+    assert type(model.blocks[1].norm1) is SparseDeltaNorm
+    assert type(model.blocks[1].mlp.fc2) is nn.Linear
+    assert type(model.patch_embed.proj) is SparseDeltaConv2d
+    # a sparse Linear has a delta of its weight, be it an empty one
+    assert set(sparse_deltas(model)) == positions.keys() | {"blocks.0.attn.proj.weight"}
+    assert set(structured_layers(model)) == specs.keys()
+    assert "" in tuned_modules(model)  # cls_token is the model's own
+    images, labels = tiny_batch()
+    F.cross_entropy(model(images), labels).backward()
+    for name, parameter in model.named_parameters():
+        trained = parameter.requires_grad and parameter.numel() > 0
+        assert trained == (parameter.grad is not None), name
+    assert model.spt_tuning.requires_grad["cls_token"]
+    assert model.spt_tuning.base_head.keys() == set(head)
+
+
+def test_the_head_is_kept_as_it_was_and_trains() -> None:
+    model = tiny_vit()
+    plan = unstructured(model)
+    before = model.head.weight.detach().clone()
+    apply(model, plan)
+    with torch.no_grad():
+        model.head.weight.add_(1.0)
+    assert torch.equal(model.spt_tuning.base_head["head.weight"], before)
+    assert model.head.weight.requires_grad
+
+
+def test_copies_and_pickles_of_a_tuned_model() -> None:
+    model = tiny_vit()
+    apply(model, unstructured(model))
+    images, labels = tiny_batch()
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(images), model(images))
+        F.cross_entropy(twin(images), labels).backward()
+        grads = [d.delta.grad for d in sparse_deltas(twin).values()]
+        assert all(g is not None for g in grads)
+        assert twin.spt_tuning.plan.num_trainable == model.spt_tuning.plan.num_trainable
+    assert all(d.delta.grad is None for d in sparse_deltas(model).values())
+
+
+def test_bf16_model_and_state_dict() -> None:
+    model = tiny_vit().bfloat16()
+    apply(model, unstructured(model))
+    for delta in sparse_deltas(model).values():
+        assert delta.delta.dtype == torch.float32
+        assert delta.original.dtype == torch.bfloat16
+        nn.init.normal_(delta.delta, std=0.1)
+    images, labels = tiny_batch()
+    F.cross_entropy(model(images.bfloat16()).float(), labels).backward()
+    other = tiny_vit(seed=3).bfloat16()
+    apply(other, unstructured(other))
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(images.bfloat16()), model(images.bfloat16()))
+
+
+def test_hooks_of_the_plain_layers_go_on() -> None:
+    model, seen = tiny_vit(), []
+    handle = model.blocks[0].mlp.fc1.register_forward_hook(
+        lambda m, a, y: seen.append(tuple(y.shape))
+    )
+    apply(model, unstructured(model))
+    model(tiny_batch()[0])
+    assert seen == [(4, 17, 96)]
+    handle.remove()
+    model(tiny_batch()[0])
+    assert len(seen) == 1
+
+
+def test_torch_attention_whose_projection_is_never_called_trains_all_the_same() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.attn(x, x, x, need_weights=False)[0])
+
+    torch.manual_seed(0)
+    model = Attends()
+    plain = copy.deepcopy(model)
+    plan = unstructured(model, every=5)
+    assert "attn.out_proj.weight" in plan.unstructured
+    apply(model, plan)
+    x = torch.randn(2, 5, 8)
+    model(x).square().sum().backward()
+    plain(x).square().sum().backward()
+    dense = dict(plain.named_parameters())
+    for name, delta in sparse_deltas(model).items():
+        truth = dense[name].grad.flatten()[plan.unstructured[name]]
+        torch.testing.assert_close(delta.delta.grad, truth, msg=name)
+
+
+def test_a_model_that_reads_the_weight_itself_is_noticed_at_the_first_step() -> None:
+    torch.manual_seed(0)
+    model = Beit(img_size=16, patch_size=8, embed_dim=24, depth=1, num_heads=3, num_classes=3)
+    apply(model, unstructured(model))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(torch.randn(2, 3, 16, 16)).square().sum().backward()
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.attn\.qkv is tuned, but the model never"):
+        optimizer.step()
+
+
+def test_apply_twice() -> None:
+    model = tiny_vit()
+    plan = unstructured(model)
+    apply(model, plan)
+    with pytest.raises(ValueError, match="cannot apply twice"):
+        apply(model, plan)
+    with pytest.raises(ValueError, match="cannot apply twice"):
+        apply(nn.Sequential(SparseDeltaLinear(nn.Linear(2, 2), torch.tensor([0]))), plan)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: tiny_vit(width=48), r"cls_token: expected shape \[1, 1, 24\], got \[1, 1, 48\]"),
+        (lambda: tiny_vit(depth=1), r"has no parameter blocks\.1\.norm1\.weight"),
+        (tiny_swin, "has no parameter cls_token"),
+    ],
+    ids=["width", "depth", "family"],
+)
+def test_a_plan_for_another_model(other: Callable[[], nn.Module], message: str) -> None:
+    plan = unstructured(tiny_vit())
+    model = other()
+    before = state_of(model)
+    with pytest.raises(BaseModelMismatch, match=message):
+        apply(model, plan)
+    assert_untouched(model, before)
+
+
+def test_a_head_that_is_not_there() -> None:
+    plan = unstructured(tiny_vit())
+    model = tiny_vit(num_classes=0)
+    with pytest.raises(BaseModelMismatch, match=r"head\.weight, of the plan's head"):
+        apply(model, plan)
+
+
+def _with_a_shared_weight() -> nn.Module:
+    model = tiny_vit()
+    model.blocks[1].mlp.fc1.weight = model.blocks[0].mlp.fc1.weight
+    return model
+
+
+def _with_a_transposed_weight() -> nn.Module:
+    model = tiny_vit()
+    fc1 = model.blocks[0].mlp.fc1
+    fc1.weight = nn.Parameter(fc1.weight.detach().t().contiguous().t())
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_with_a_shared_weight, r"fc1\.weight is shared with blocks\.1\.mlp\.fc1\.weight"),
+        (_with_a_transposed_weight, r"blocks\.0\.mlp\.fc1\.weight must be contiguous"),
+    ],
+    ids=["shared", "strided"],
+)
+def test_weights_that_cannot_be_tuned(make: Callable[[], nn.Module], message: str) -> None:
+    model = make()
+    before = state_of(model)
+    with pytest.raises(ValueError, match=message):
+        apply(model, unstructured(model))
+    assert_untouched(model, before)
+
+
+def test_positions_in_the_head() -> None:
+    model = tiny_vit()
+    plan = Plan({"head.weight": torch.tensor([0])}, {}, describe(model), head=("head.weight",))
+    before = state_of(model)
+    with pytest.raises(ValueError, match=r"head\.weight is part of the head"):
+        apply(model, plan)
+    assert_untouched(model, before)
+
+
+def test_a_lora_on_a_layer_with_a_forward_of_its_own() -> None:
+    class Doubles(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Doubles(4, 3), nn.Linear(3, 2))
+    plain = copy.deepcopy(model)
+    info = describe(model)
+    before = state_of(model)
+    with pytest.raises(ValueError, match=r"0\.weight cannot take a LoRA .* got a Doubles"):
+        apply(model, Plan({}, {"0.weight": LoraSpec(1, ((0, 3),), 4)}, info))
+    assert_untouched(model, before)
+
+    # a sparse delta does not care what the forward makes of the weight
+    index = torch.tensor([1, 5, 11])
+    apply(model, Plan({"0.weight": index}, {}, info))
+    x = torch.randn(5, 4)
+    model(x).square().sum().backward()
+    plain(x).square().sum().backward()
+    truth = plain[0].weight.grad.flatten()[index]
+    torch.testing.assert_close(sparse_deltas(model)["0.weight"].delta.grad, truth)
+
+
+def test_a_model_that_is_a_single_layer() -> None:
+    model = nn.Linear(4, 3)
+    plan = Plan({"weight": torch.tensor([1])}, {}, describe(model))
+    with pytest.raises(ValueError, match="wrap it in a Sequential"):
+        apply(model, plan)
+    assert model.weight.requires_grad
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(TypeError, match=r"plan must be a Plan, got dict"):
+        apply(tiny_vit(), {})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"model must be an nn\.Module, got int"):
+        apply(3, unstructured(tiny_vit()))  # type: ignore[arg-type]
+
+
+def test_replace_module() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.GELU()))
+    new = nn.ReLU()
+    replace_module(model, "1.0", new)
+    assert model[1][0] is new
+    with pytest.raises(AttributeError):
+        replace_module(model, "2", new)
+    with pytest.raises(ValueError, match="cannot be replaced within itself"):
+        replace_module(model, "", new)
