@@ -28,12 +28,12 @@ class CMakeBuild(build_ext):
         build = Path(self.build_temp).resolve() / "cmake"
         build.mkdir(parents=True, exist_ok=True)
         output.mkdir(parents=True, exist_ok=True)
+        # what an earlier isolated build has cached names tools that are gone
+        (build / "CMakeCache.txt").unlink(missing_ok=True)
         cmake = tool("cmake", "CMAKE_BIN_DIR")
         configure = [
             cmake,
             *("-S", str(ROOT / "csrc"), "-B", str(build), "-G", "Ninja"),
-            # a build folder kept from an earlier isolated build names tools that are gone
-            "--fresh",
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja', 'BIN_DIR')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",

@@ -18,6 +18,8 @@ namespace {
 constexpr int64_t kChunkBytes = 8 << 20;       // packed resident operand: within a last-level cache
 constexpr int64_t kResidentBytes = 384 << 10;  // one block of it: within a second-level cache
 constexpr int64_t kTileTokens = 256;           // a tile's resident columns stay in the first level
+constexpr size_t kTiledPanels = 4;             // that share a fetch of the resident tiles
+constexpr int64_t kTasksPerThread = 2;         // more would fetch more, fewer balance worse
 constexpr int64_t kStreamPadding = 16;         // floats: keeps columns off each other's cache sets
 
 int64_t round_up(int64_t value, int64_t multiple) {
@@ -62,7 +64,7 @@ class Product {
             parallel_for(static_cast<int64_t>(tasks_.size()), n_threads_, [&](int64_t i) {
                 const Task& task = tasks_[static_cast<size_t>(i)];
                 if (plan_.panels[task.begin].tiled) {
-                    multiply_tiles(plan_.panels[task.begin], chunk);
+                    multiply_tiles(task, chunk);
                 } else {
                     multiply_dots(task, chunk);
                 }
@@ -72,7 +74,7 @@ class Product {
     }
 
   private:
-    // Panels begin..end-1: one tiled panel, or several that are not.
+    // Panels begin..end-1, all tiled or all not.
     struct Task {
         size_t begin, end;
     };
@@ -83,20 +85,22 @@ class Product {
         return plan_.entry_begin[static_cast<size_t>(slot)];
     }
 
-    // Panels share a task so that a resident block is fetched into the cache for many of them.
+    // Panels share a task so that what is fetched of the resident operand serves many of them.
     void cut_into_tasks() {
         auto cost = [&](const RowPanel& panel) {
+            if (panel.tiled) return static_cast<int64_t>(panel.tiles.size());
             return entries_before(panel.slot_end) - entries_before(panel.slot_begin) +
                    8 * (panel.group_end - panel.group_begin);
         };
-        int64_t total = 0;
-        for (const RowPanel& panel : plan_.panels) total += panel.tiled ? 0 : cost(panel);
-        const int64_t share = total / (2 * n_threads_) + 1;
+        int64_t total[2] = {0, 0};
+        for (const RowPanel& panel : plan_.panels) total[panel.tiled] += cost(panel);
         int64_t in_task = 0;
         for (size_t p = 0; p < plan_.panels.size(); ++p) {
             const RowPanel& panel = plan_.panels[p];
-            const bool joins =
-                p > 0 && !panel.tiled && !plan_.panels[p - 1].tiled && in_task < share;
+            const int64_t share = total[panel.tiled] / (kTasksPerThread * n_threads_) + 1;
+            const bool joins = p > 0 && panel.tiled == plan_.panels[p - 1].tiled &&
+                               in_task + cost(panel) / 2 < share &&
+                               !(panel.tiled && p - tasks_.back().begin == kTiledPanels);
             if (!joins) {
                 tasks_.push_back({p, p});
                 in_task = 0;
@@ -142,41 +146,59 @@ class Product {
                 for (int64_t s = panel.slot_begin; s < panel.slot_end; ++s) {
                     const int64_t e = entries_before(s);
                     kernels_.dot_row(streamed.data() + (s - panel.slot_begin) * stride(),
-                                     resident_block(block), stride(), plan_.entry_place.data() + e,
+                                     resident_block(block), stride(), plan_.entry_slot.data() + e,
                                      entries_before(s + 1) - e, padded, entry_sums_ + e);
                 }
             }
         }
     }
 
-    void multiply_tiles(const RowPanel& panel, TokenRange chunk) {
+    void multiply_tiles(const Task& task, TokenRange chunk) {
         const int64_t height = kernels_.tile_rows;
-        const int64_t n_slots = panel.slot_end - panel.slot_begin;
-        const int64_t n_rows = round_up(n_slots, height) / height;
-        const int64_t tile_size = height * kernels_.tile_columns;
-        const int64_t n_cells = static_cast<int64_t>(panel.tiles.size()) * tile_size;
+        const int64_t cell_stride = n_tile_columns_ * kernels_.tile_columns;
+        const int64_t n_cells = round_up(kPanelSlots, height) * cell_stride;
         const int64_t row_size = height * kTileTokens + kStreamPadding;
-        Buffer streamed;  // [tile row][token][tile_rows], padded
-        streamed.allocate(n_rows * row_size);
-        Buffer cell_sums;  // [tile][tile_rows][tile_columns]
-        cell_sums.allocate(n_cells);
-        float* cells = cell_sums.data();
-        std::fill(cells, cells + n_cells, 0.0f);
+        const int64_t panel_size = round_up(kPanelSlots, height) / height * row_size;
+        const RowPanel* panels = plan_.panels.data() + task.begin;
+        const size_t n_panels = task.end - task.begin;
+        Buffer streamed;  // [panel][tile row][token][tile_rows], padded
+        streamed.allocate(static_cast<int64_t>(n_panels) * panel_size);
+        Buffer cells;  // [panel][slot][resident slot]
+        cells.allocate(static_cast<int64_t>(n_panels) * n_cells);
+        std::fill(cells.data(), cells.data() + static_cast<int64_t>(n_panels) * n_cells, 0.0f);
+
         const int64_t n_blocks = (chunk.size + kTileTokens - 1) / kTileTokens;
         for (int64_t block = 0; block < n_blocks; ++block) {
             const TokenRange tokens = part(chunk, block, kTileTokens);
-            pack_panels(plan_.streamed.operand, plan_.streamed.columns.data() + panel.slot_begin,
-                        n_slots, height, tokens, streamed.data(), row_size);
-            float* cell = cells;
-            for (const RowPanel::Tile& tile : panel.tiles) {
-                kernels_.add_tile(streamed.data() + tile.row * row_size,
-                                  resident_tile(block, tile.column), tokens.size, cell);
-                cell += tile_size;
+            for (size_t p = 0; p < n_panels; ++p) {
+                pack_panels(plan_.streamed.operand,
+                            plan_.streamed.columns.data() + panels[p].slot_begin,
+                            panels[p].slot_end - panels[p].slot_begin, height, tokens,
+                            streamed.data() + static_cast<int64_t>(p) * panel_size, row_size);
+            }
+            std::vector<size_t> next(n_panels, 0);
+            for (int64_t column = 0; column < n_tile_columns_; ++column) {
+                for (size_t p = 0; p < n_panels; ++p) {
+                    const std::vector<RowPanel::Tile>& tiles = panels[p].tiles;
+                    const float* rows = streamed.data() + static_cast<int64_t>(p) * panel_size;
+                    float* sums = cells.data() + static_cast<int64_t>(p) * n_cells +
+                                  column * kernels_.tile_columns;
+                    for (size_t& i = next[p]; i < tiles.size() && tiles[i].column == column; ++i) {
+                        kernels_.add_tile(rows + tiles[i].row * row_size,
+                                          resident_tile(block, column), tokens.size,
+                                          sums + tiles[i].row * height * cell_stride, cell_stride);
+                    }
+                }
             }
         }
-        const int64_t end = entries_before(panel.slot_end);
-        for (int64_t e = entries_before(panel.slot_begin); e < end; ++e) {
-            entry_sums_[e] += cells[plan_.entry_place[static_cast<size_t>(e)]];
+        for (size_t p = 0; p < n_panels; ++p) {
+            for (int64_t s = panels[p].slot_begin; s < panels[p].slot_end; ++s) {
+                const float* sums = cells.data() + static_cast<int64_t>(p) * n_cells +
+                                    (s - panels[p].slot_begin) * cell_stride;
+                for (int64_t e = entries_before(s); e < entries_before(s + 1); ++e) {
+                    entry_sums_[e] += sums[plan_.entry_slot[static_cast<size_t>(e)]];
+                }
+            }
         }
     }
 

@@ -14,9 +14,9 @@ struct WeightGradKernels {
     void (*dot_row)(const float* a, const float* b, int64_t stride, const int32_t* slots, int64_t n,
                     int64_t tokens, float* sums);
 
-    // c[i * tile_columns + j] += sum over t of a[t * tile_rows + i] * b[t * tile_columns + j];
+    // c[i * c_stride + j] += sum over t of a[t * tile_rows + i] * b[t * tile_columns + j];
     // tokens not 0.
-    void (*add_tile)(const float* a, const float* b, int64_t tokens, float* c);
+    void (*add_tile)(const float* a, const float* b, int64_t tokens, float* c, int64_t c_stride);
 };
 
 const WeightGradKernels& weight_grad_kernels();

@@ -56,9 +56,12 @@ SPT_TARGET void dot_row(const float* a, const float* b, int64_t stride, const in
     }
 }
 
-SPT_TARGET void add_tile(const float* a, const float* b, int64_t tokens, float* c) {
+SPT_TARGET void add_tile(const float* a, const float* b, int64_t tokens, float* c,
+                         int64_t c_stride) {
     // the cells have left the inner caches since the last block of tokens
-    for (int i = 0; i < SPT_TILE_ROWS * kTileColumns; i += 16) SPT_PREFETCH(c + i);
+    for (int i = 0; i < SPT_TILE_ROWS; ++i) {
+        for (int j = 0; j < kTileColumns; j += 16) SPT_PREFETCH(c + i * c_stride + j);
+    }
     Vector sum[SPT_TILE_ROWS][SPT_TILE_VECTORS] = {};
     do {
         Vector row[SPT_TILE_VECTORS];
@@ -71,7 +74,7 @@ SPT_TARGET void add_tile(const float* a, const float* b, int64_t tokens, float* 
     } while (--tokens > 0);
     for (int i = 0; i < SPT_TILE_ROWS; ++i) {
         for (int v = 0; v < SPT_TILE_VECTORS; ++v) {
-            float* cells = c + i * kTileColumns + v * SPT_WIDTH;
+            float* cells = c + i * c_stride + v * SPT_WIDTH;
             store(cells, load(cells) + sum[i][v]);
         }
     }

@@ -14,7 +14,7 @@ namespace spt {
 namespace {
 
 // A multiply-add in a tile costs this share of one in a dot product, that loads more per operation.
-constexpr double kTileCost = 0.4;
+constexpr double kTileCost = 0.33;
 
 // Numbers the columns whose `slot_of` is not negative, and stores the number there.
 TouchedColumns number_touched(const Operand& operand, std::vector<int32_t>* slot_of) {
@@ -96,10 +96,10 @@ void order_entries(const SparseWeightGrad& problem, WeightGradPlan* plan) {
     });
     for (size_t s = 1; s < begin.size(); ++s) begin[s] += begin[s - 1];
 
-    plan->entry_place.resize(static_cast<size_t>(problem.nnz));
+    plan->entry_slot.resize(static_cast<size_t>(problem.nnz));
     if (rows_stream && rows_ascend) {
         for_each_entry(problem, held, [&](int64_t k, int64_t, int64_t column) {
-            plan->entry_place[static_cast<size_t>(k)] = column_slot[static_cast<size_t>(column)];
+            plan->entry_slot[static_cast<size_t>(k)] = column_slot[static_cast<size_t>(column)];
         });
         return;
     }
@@ -111,64 +111,37 @@ void order_entries(const SparseWeightGrad& problem, WeightGradPlan* plan) {
         if (!rows_stream) std::swap(streamed, resident);
         const size_t e = static_cast<size_t>(next[static_cast<size_t>(streamed)]++);
         plan->entry_order[e] = static_cast<int32_t>(k);
-        plan->entry_place[e] = resident;
+        plan->entry_slot[e] = resident;
     });
 }
 
-// Which tile holds an entry, among all that a panel can have: column by column.
-class TileGrid {
-  public:
-    TileGrid(const WeightGradKernels& kernels, int64_t n_resident)
-        : n_rows((kPanelSlots + kernels.tile_rows - 1) / kernels.tile_rows) {
-        while (1 << log2_width < kernels.tile_columns) ++log2_width;
-        n_tiles = n_rows * ((n_resident >> log2_width) + 1);
-    }
-    int64_t tile(int64_t row, int32_t slot) const { return (slot >> log2_width) * n_rows + row; }
-
-    int64_t n_rows;
-    int64_t n_tiles;
+// Decides whether the panel is tiled, and lists its tiles if so.
+void choose_tiles(const WeightGradKernels& kernels, const WeightGradPlan& plan, RowPanel* panel) {
+    const int64_t n_rows = (kPanelSlots + kernels.tile_rows - 1) / kernels.tile_rows;
     int log2_width = 0;
-};
-
-// Decides whether the panel is tiled, and if so replaces its entries' slots by cells of its tiles.
-void choose_tiles(const WeightGradKernels& kernels, WeightGradPlan* plan, RowPanel* panel) {
-    const TileGrid grid(kernels, plan->resident.n_slots());
-    std::vector<int32_t> tile_of(static_cast<size_t>(grid.n_tiles), -1);
-    auto for_each_row = [&](auto&& action) {
-        for (int64_t s = panel->slot_begin; s < panel->slot_end; ++s) {
-            const int64_t row = s - panel->slot_begin;
-            int32_t* place = plan->entry_place.data();
-            action(row / kernels.tile_rows, row % kernels.tile_rows,
-                   place + plan->entry_begin[static_cast<size_t>(s)],
-                   place + plan->entry_begin[static_cast<size_t>(s + 1)]);
+    while (1 << log2_width < kernels.tile_columns) ++log2_width;
+    const int64_t n_columns = (plan.resident.n_slots() >> log2_width) + 1;
+    std::vector<uint8_t> needed(static_cast<size_t>(n_rows * n_columns), 0);
+    for (int64_t s = panel->slot_begin; s < panel->slot_end; ++s) {
+        uint8_t* row = needed.data() + (s - panel->slot_begin) / kernels.tile_rows;
+        const int64_t end = plan.entry_begin[static_cast<size_t>(s + 1)];
+        for (int64_t e = plan.entry_begin[static_cast<size_t>(s)]; e < end; ++e) {
+            row[(plan.entry_slot[static_cast<size_t>(e)] >> log2_width) * n_rows] = 1;
         }
-    };
-
-    for_each_row([&](int64_t tile_row, int64_t, const int32_t* place, const int32_t* end) {
-        for (; place < end; ++place) {
-            tile_of[static_cast<size_t>(grid.tile(tile_row, *place))] = 0;
-        }
-    });
-    const int64_t tile_size = kernels.tile_rows * kernels.tile_columns;
-    const int64_t n_cells = std::count(tile_of.begin(), tile_of.end(), 0) * tile_size;
-    const int64_t n_entries = plan->entry_begin[static_cast<size_t>(panel->slot_end)] -
-                              plan->entry_begin[static_cast<size_t>(panel->slot_begin)];
+    }
+    const int64_t n_tiles = std::count(needed.begin(), needed.end(), 1);
+    const int64_t n_cells = n_tiles * kernels.tile_rows * kernels.tile_columns;
+    const int64_t n_entries = plan.entry_begin[static_cast<size_t>(panel->slot_end)] -
+                              plan.entry_begin[static_cast<size_t>(panel->slot_begin)];
     panel->tiled = static_cast<double>(n_entries) > kTileCost * static_cast<double>(n_cells);
     if (!panel->tiled) return;
 
-    for (size_t i = 0; i < tile_of.size(); ++i) {
-        if (tile_of[i] < 0) continue;
-        tile_of[i] = static_cast<int32_t>(panel->tiles.size());
-        panel->tiles.push_back({static_cast<int32_t>(static_cast<int64_t>(i) % grid.n_rows),
-                                static_cast<int32_t>(static_cast<int64_t>(i) / grid.n_rows)});
-    }
-    for_each_row([&](int64_t tile_row, int64_t row, int32_t* place, int32_t* end) {
-        for (; place < end; ++place) {
-            const int64_t tile = tile_of[static_cast<size_t>(grid.tile(tile_row, *place))];
-            *place = static_cast<int32_t>((tile * kernels.tile_rows + row) * kernels.tile_columns +
-                                          (*place & (kernels.tile_columns - 1)));
+    for (int64_t i = 0; i < n_rows * n_columns; ++i) {
+        if (needed[static_cast<size_t>(i)]) {
+            panel->tiles.push_back(
+                {static_cast<int32_t>(i % n_rows), static_cast<int32_t>(i / n_rows)});
         }
-    });
+    }
 }
 
 void cut_into_panels(WeightGradPlan* plan) {
@@ -195,7 +168,7 @@ WeightGradPlan plan_weight_grad(const SparseWeightGrad& problem, const WeightGra
     order_entries(problem, &plan);
     cut_into_panels(&plan);
     parallel_for(static_cast<int64_t>(plan.panels.size()), n_threads, [&](int64_t p) {
-        choose_tiles(kernels, &plan, &plan.panels[static_cast<size_t>(p)]);
+        choose_tiles(kernels, plan, &plan.panels[static_cast<size_t>(p)]);
     });
     for (const RowPanel& panel : plan.panels) {
         (panel.tiled ? plan.any_tiled : plan.any_dots) = true;

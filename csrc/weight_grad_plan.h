@@ -43,11 +43,11 @@ struct WeightGradPlan {
     // Entries ordered by streamed slot.
     std::vector<int64_t> entry_begin;  // [streamed slots + 1]
     std::vector<int32_t> entry_order;  // [nnz]: its place in the index; empty: as in the index
-    std::vector<int32_t> entry_place;  // [nnz]: the resident slot; in a tiled panel the tile's cell
+    std::vector<int32_t> entry_slot;   // [nnz]: its resident slot
 };
 
 // At most so many streamed slots are in a panel: a multiple of each instruction set's tile_rows.
-constexpr int64_t kPanelSlots = 192;
+constexpr int64_t kPanelSlots = 96;
 
 WeightGradPlan plan_weight_grad(const SparseWeightGrad& problem, const WeightGradKernels& kernels,
                                 int n_threads);
