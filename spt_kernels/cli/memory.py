@@ -57,7 +57,7 @@ def run(
         name: methods.make_plan(base, Method(name, rank=rank if name == "lora" else None))
         for name in ("full", "bias", "lora", "linear")
     }
-    plans[f"lora, rank {rank}"] = plans.pop("lora")
+    plans[f"lora-{rank}"] = plans.pop("lora")
     if plan is not None:
         plans["the plan"] = Plan.load(plan)
     with terminal.progress() as progress:

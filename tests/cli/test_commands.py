@@ -139,7 +139,7 @@ def test_tables_are_for_people(
         (["inspect", str(tuned / "plan.safetensors")], ["400"]),
         (["inspect", str(tuned / "sensitivity.safetensors")], ["images", "blocks.0"]),
         (["evaluate", str(tuned)], ["blue", "green", "red", "all", "18"]),
-        (["memory", *model, "--batch-size", "2"], ["full", "lora, rank 16", "accounted"]),
+        (["memory", *model, "--batch-size", "2"], ["full", "lora-16", "accounted"]),
     ):
         text = output_of(
             [*arguments, "--quiet"] if arguments[0] != "inspect" else arguments, capsys
