@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/CMakeLists.txt) setup.py pyproject.toml
 
-.PHONY: help setup demo test lint format bench sanitize report clean
+.PHONY: help setup demo test lint format bench sanitize clean
 .DEFAULT_GOAL := help
 
 help:  ## show the targets
@@ -49,6 +49,13 @@ format: $(VENV)/.test  ## write what `make lint` asks for
 
 bench: $(VENV)/.bench  ## every op beside what a user would otherwise take
 	$(BIN)/python -m pytest -q bench --benchmark-only
+
+$(VENV)/.sanitize: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet cmake ninja
+	@touch $@
+
+sanitize: $(VENV)/.sanitize  ## the C++ under address, undefined-behaviour and thread sanitizers
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -P csrc/sanitize.cmake
 
 clean:  ## remove what was built, keep .venv
 	rm -rf build dist *.egg-info spt_kernels/*.so

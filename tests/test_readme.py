@@ -1,0 +1,84 @@
+"""The README's own Python block and shell lines, run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    return [line.split(" #")[0].strip() for line in text.splitlines() if line.strip()]
+
+
+def run(command: list[str], where: Path) -> str:
+    # the block's imports and the command must come from this checkout, installed or not
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = os.environ | {"PYTHONPATH": paths}
+    process = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 6), ("test", 2)):
+        for name in ("daisy", "tulip"):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = torch.randint(256, (32, 32, 3), generator=generator, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    model = timm.create_model("vit_tiny_patch16_224")
+    save_file(model.state_dict(), tmp_path / "vit.safetensors")
+    return tmp_path
+
+
+def test_python_block(tmp_path: Path) -> None:
+    (block,) = blocks("python")
+    script = tmp_path / "block.py"
+    script.write_text(block + "\nprint(type(model.blocks[0].attn.qkv).__name__)\n")
+    out = run([sys.executable, str(script)], tmp_path)
+    assert (tmp_path / "flowers.safetensors").stat().st_size > 0
+    assert out.strip().endswith("Linear")
+
+
+@pytest.mark.slow
+def test_shell_lines(photos: Path) -> None:
+    lines = [c for block in blocks("sh") for c in commands(block) if c.startswith("spt-kernels")]
+    assert len(lines) == 4
+    for line in lines:
+        run([sys.executable, "-m", "spt_kernels.cli", *shlex.split(line)[1:]], photos)
+    assert (photos / "runs" / "photos" / "task.safetensors").exists()
+    assert (photos / "merged.safetensors").exists()
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    guides = README + (ROOT / "CONTRIBUTING.md").read_text()
+    targets = {c.split()[1] for c in re.findall(r"^make \w+", guides, re.MULTILINE)}
+    assert {"demo", "test"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"no target {target}"
+
+
+def test_links_point_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), f"README links to {target}"
