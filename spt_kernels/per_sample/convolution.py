@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
 
 from .uses import Factors, Role, Use, on_axis
 
@@ -51,7 +50,6 @@ class _Geometry:
         groups: int,
     ) -> None:
         self.kernel = (weight.shape[2], weight.shape[3])
-        self.weight_shape = weight.shape
         self.stride, self.dilation, self.groups = stride, dilation, groups
         self.pad_before, self.pad_after = self._padding(padding)
         self.is_padded = any(self.pad_before + self.pad_after)
@@ -101,23 +99,23 @@ class _Geometry:
         return F.unfold(x, self.kernel, self.dilation, 0, self.stride).transpose(1, 2)
 
     def gradients(self, grad_output: Tensor, input: Tensor | None) -> Factors:
-        """Weight gradients by sample: one convolution in which each sample is groups of its own."""
+        """Weight gradients by sample, of a convolution in groups.
+
+        A kernel's gradient is the padded input convolved with the output gradient, where stride and
+        dilation change places. Every channel of every sample is a group of its own, and the input
+        channels of a group take the place of the batch.
+        """
         assert input is not None
-        samples, k = input.shape[:2]
+        rows = input.shape[0] * input.shape[1]  # samples · k
         x = self._pad(input.flatten(0, 1).float())
-        rows = samples * k
-        grad_output = grad_output.flatten(0, 1).float()
-        size = (rows * self.weight_shape[0], *self.weight_shape[1:])
-        gradients = conv2d_weight(
-            x.reshape(1, -1, *x.shape[2:]),
-            size,
-            grad_output.reshape(1, -1, *grad_output.shape[2:]),
-            stride=self.stride,
-            padding=0,
-            dilation=self.dilation,
-            groups=rows * self.groups,
+        x = x.unflatten(1, (self.groups, -1)).movedim(2, 0).flatten(1, 2)
+        kernel = grad_output.flatten(0, 2).unsqueeze(1).float()  # [rows · out, 1, height, width]
+        gradients = F.conv2d(
+            x, kernel, stride=self.dilation, dilation=self.stride, groups=rows * self.groups
         )
-        return gradients.view(samples, k, *self.weight_shape).sum(1), None
+        # the input may go on beyond the last position of the kernel
+        gradients = gradients[..., : self.kernel[0], : self.kernel[1]].movedim(0, 1)
+        return gradients.unflatten(0, (*input.shape[:2], -1)).sum(1), None
 
     def _pad(self, x: Tensor) -> Tensor:
         if not self.is_padded:

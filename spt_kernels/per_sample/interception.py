@@ -85,6 +85,7 @@ class Interception(TorchFunctionMode):
         self.receive = receive
         self.unrecognized: set[str] = set()
         self.used_without_grad = False
+        self._in_backward = False
         self._replaced = {id(parameters[name]): by for name, by in (replaced or {}).items()}
         self._pieces: dict[int, tuple[Piece, ...]] = {}
         self._alive: list[Tensor] = []  # an id means nothing once its tensor is gone
@@ -99,7 +100,11 @@ class Interception(TorchFunctionMode):
         that of a graph edge does not.
         """
         edge = torch.autograd.graph.get_gradient_edge(loss)
-        torch.autograd.backward(edge, torch.ones_like(loss))
+        self._in_backward = True
+        try:
+            torch.autograd.backward(edge, torch.ones_like(loss))
+        finally:
+            self._in_backward = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -197,7 +202,11 @@ class Interception(TorchFunctionMode):
         self._pieces[id(tensor)] = pieces
 
     def _give_up(self, parameters: list[Tensor], output: Any) -> Any:
-        if any(value.is_floating_point() for value in _tensors((output,), {})):
+        # Under a dispatch mode the formulas of autograd show here too; what the model recomputes
+        # was seen in the forward pass.
+        if not self._in_backward and any(
+            value.is_floating_point() for value in _tensors((output,), {})
+        ):
             for parameter in parameters:
                 self.unrecognized.update(piece.name for piece in self._pieces[id(parameter)])
         return output
