@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # newer Triton warns unless it is pinned
+# Tiny models on busy machines: threads that spin while they wait make everything many times slower
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
