@@ -89,7 +89,9 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
             for local, positions in place.positions.items():
                 attach_parameter(place.module, local, positions)
     for name, module in tuned_modules(model).items():
-        module.__dict__["spt_name"] = name  # for messages
+        for part in (module, getattr(module, "base", None)):
+            if part is module or isinstance(part, SparseDeltaLinear):
+                part.__dict__["spt_name"] = name  # for messages
     model.spt_tuning = Tuning(plan, base_head, before)  # type: ignore[assignment]
     return model
 

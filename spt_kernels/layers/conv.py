@@ -97,7 +97,8 @@ class TunedConv2d(torch.autograd.Function):
             if needs_delta:
                 x = ctx.saved_input.rebuild(tuple(kept))
             if needs_bias_delta:
-                grad_bias_delta = gy.sum((0, 2, 3), dtype=wide_dtype(gy))[bias_index]
+                total = gy.sum((0, 2, 3), dtype=wide_dtype(gy))
+                grad_bias_delta = total.index_select(0, bias_index)
             if needs_delta and how.is_patchwise:
                 patches = how.patches(x)
                 flat = gy.permute(0, 2, 3, 1).reshape(-1, gy.shape[1])

@@ -42,7 +42,8 @@ class DeltaHolder(nn.Module):
         delta_name, index_name, original_name = self.delta_local_names(local)
         target.requires_grad_(False)
         delta = torch.zeros(positions.numel(), dtype=torch.float32, device=target.device)
-        self.register_parameter(delta_name, nn.Parameter(delta))
+        # an empty one never gets a gradient, which data parallelism would wait for
+        self.register_parameter(delta_name, nn.Parameter(delta, requires_grad=len(delta) > 0))
         self.register_buffer(index_name, positions)
         self.register_buffer(original_name, _gather(target, positions))
         self._spt_states[local] = WrittenState()

@@ -27,8 +27,9 @@ class LoraLinear(nn.Module):
     """`base(x)` plus `scale · B_i A_i dropout(x)` on each of some ranges of output features.
 
     The updates are added into the output of the base layer in place; the backward keeps the
-    bottleneck and what `SavedInput` says of `x`, and draws the dropout mask again from its seed.
-    The published code puts LoRA where we do, with a dropout of 0.1 on its input.
+    bottleneck and what `SavedInput` says of `x`, and draws the dropout mask again from its seed,
+    which comes from torch's default CPU generator (and so cannot be captured in a CUDA graph; what
+    `torch.compile` makes of the layer can). The published code, too, drops elements of the input.
 
     Attributes:
         base: the frozen layer; a `SparseDeltaLinear` keeps training its deltas.
@@ -110,7 +111,7 @@ class LoraLinear(nn.Module):
         return TunedLinear.apply(x, weight, bias, *deltas, self.lora_a, self.lora_b, call)
 
     def update(self) -> Tensor:
-        """`scale · B_i A_i` in its rows, zeros elsewhere: `[out, in]`, fp32; to be merged."""
+        """`scale · B_i A_i` in its rows, zeros elsewhere: `[out, in]`, fp32; what merging adds."""
         total = self.lora_a.new_zeros(self.out_features, self.in_features)
         call = LoraCall(self.spec.rank, self.spec.rows, self.spec.scale)
         with torch.no_grad():

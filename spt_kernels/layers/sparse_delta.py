@@ -26,6 +26,8 @@ _TAG = "_spt_owner"
 class Owner(Protocol):
     """A module that holds trained parameters of its own."""
 
+    _parameters: dict[str, nn.Parameter | None]
+
     @property
     def spt_was_called(self) -> bool:
         """Whether its forward has ever run eagerly."""
@@ -154,7 +156,9 @@ def owner_of(parameter: Tensor) -> Owner | None:
 
 def tag(parameter: Tensor, owner: Owner) -> None:
     """Let `owner_of` find the module from its parameter."""
-    setattr(parameter, _TAG, _OwnerTag(owner))
+    current = owner_of(parameter)
+    if current is None or all(p is not parameter for p in current._parameters.values()):
+        setattr(parameter, _TAG, _OwnerTag(owner))  # a shallow copy must not take it away
     _follow_optimizers()
 
 
@@ -179,22 +183,27 @@ def _follow_optimizers() -> None:
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Write what the optimizer has changed, through `.data` or otherwise."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     stale = []
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            owner = owner_of(parameter)
-            if owner is None:
-                continue
-            if parameter.grad is None and not owner.spt_was_called:
-                raise RuntimeError(_never_called(owner))
-            delta = delta_of(parameter)
-            if delta is None:
-                continue
-            if delta.written.by_optimizer:
-                delta.written.by_optimizer = False
-            else:
-                stale.append(delta)
+    for delta in map(delta_of, parameters):
+        if delta is None:
+            continue
+        if delta.written.by_optimizer:
+            delta.written.by_optimizer = False
+        else:
+            stale.append(delta)
     write_deltas(stale)
+    _check_called(parameters)
+
+
+def _check_called(parameters: list[Tensor]) -> None:
+    """Refuse to train on when a tuned layer cannot be reached by any gradient."""
+    if all(p.grad is None for p in parameters):
+        return  # a step without a backward before it tells nothing
+    for parameter in parameters:
+        owner = owner_of(parameter) if parameter.grad is None and parameter.requires_grad else None
+        if owner is not None and not owner.spt_was_called:
+            raise RuntimeError(_never_called(owner))
 
 
 def _never_called(owner: Owner) -> str:

@@ -129,7 +129,7 @@ class TunedLinear(torch.autograd.Function):
                 pattern = ctx.pattern.compacted if some else ctx.pattern.whole
                 grad_delta = sparse_gradient(gy, x, pattern)
             if needs.bias_delta:
-                grad_bias_delta = gy.sum(0, dtype=wide_dtype(gy))[bias_index]
+                grad_bias_delta = gy.sum(0, dtype=wide_dtype(gy)).index_select(0, bias_index)
             if lora is not None:
                 if needs.lora_b:
                     grad_b = _grad_of_b(gy, inner, lora)

@@ -142,6 +142,14 @@ def test_delta_of_knows_its_own() -> None:
     assert delta_of(nn.Parameter(torch.ones(2))) is None
 
 
+def test_a_shallow_copy_does_not_take_the_delta_away() -> None:
+    layer = sparse_linear()
+    twin = copy.copy(layer)
+    assert twin.delta is layer.delta
+    del twin
+    assert delta_of(layer.delta).target is layer.weight
+
+
 def test_the_tag_does_not_keep_the_layer_alive() -> None:
     layer = sparse_linear()
     delta = layer.delta
@@ -167,6 +175,8 @@ def test_a_layer_that_is_never_called_is_an_error_at_the_first_step() -> None:
     model(tokens(3, 8)).sum().backward()
     with pytest.raises(RuntimeError, match="never calls it"):
         optimizer.step()
+    optimizer.zero_grad()
+    optimizer.step()  # without a backward there is nothing to be noticed
 
 
 def test_a_layer_that_gets_no_gradient_this_time_is_no_error() -> None:
