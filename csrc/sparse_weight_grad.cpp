@@ -40,7 +40,9 @@ class Product {
         block_ = 256;
         while (block_ > 64 && block_ * n_resident * 4 > kResidentBytes) block_ /= 2;
         const int64_t fitting = kChunkBytes / (4 * n_resident) / kTileTokens * kTileTokens;
-        chunk_ = std::min(std::clamp<int64_t>(fitting, kTileTokens, 4096),
+        // with every chunk the cells of the tiles are added to the entries: that must stay rare
+        const int64_t fewest = plan_.any_tiled ? 2048 : kTileTokens;
+        chunk_ = std::min(std::clamp<int64_t>(fitting, fewest, 4096),
                           round_up(problem.tokens, kTileTokens));
         n_tile_columns_ = round_up(n_resident, kernels.tile_columns) / kernels.tile_columns;
 

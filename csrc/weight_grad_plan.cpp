@@ -82,7 +82,12 @@ void order_entries(const SparseWeightGrad& problem, WeightGradPlan* plan) {
     });
     TouchedColumns rows = number_touched(problem.grad_output, &row_slot);
     TouchedColumns columns = number_touched(problem.input, &column_slot);
-    const bool rows_stream = rows.n_slots() >= columns.n_slots();
+    // where most of it is needed tiles will do, that the cache does not limit: keep the index's
+    // order
+    const double area =
+        static_cast<double>(rows.n_slots()) * static_cast<double>(columns.n_slots());
+    const bool rows_stream =
+        rows.n_slots() >= columns.n_slots() || static_cast<double>(problem.nnz) > kTileCost * area;
     plan->streamed = std::move(rows_stream ? rows : columns);
     plan->resident = std::move(rows_stream ? columns : rows);
 

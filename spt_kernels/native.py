@@ -6,18 +6,18 @@ bits for any number of them.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-_native: ModuleType | None
+_native: ModuleType | None = None
 _import_error: ImportError | None = None
 try:
-    from . import _native as _native
+    _native = importlib.import_module("spt_kernels._native")
 except ImportError as error:  # installed without a compiler, which is allowed
-    _native = None
     _import_error = error
 
 # the numbers of DType in csrc/dtype.h
