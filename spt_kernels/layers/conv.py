@@ -14,7 +14,7 @@ from .delta_holder import DeltaHolder
 from .first_order import first_derivative_only
 from .plain_module import keep_plain, plain_of
 from .position_index import checked_index
-from .saved_input import SavedInput
+from .saved_input import SavedInput, Tensors
 from .sparse_gradient import DeltaPattern, sparse_gradient
 from .tuned_linear import wide_dtype, without_autocast
 
@@ -73,14 +73,17 @@ class TunedConv2d(torch.autograd.Function):
         how = ConvGeometry(*geometry)
         y = F.conv2d(x, weight, bias, how.stride, how.padding, how.dilation, how.groups)
         needs_x, needs_delta, needs_bias_delta = (ctx.needs_input_grad[i] for i in (0, 3, 6))
-        saved = SavedInput.of(x, y.dtype) if needs_delta else SavedInput("nothing", y.dtype)
+        saved = SavedInput("nothing", y.dtype)
+        kept: Tensors = ()
+        if needs_delta:
+            saved, kept = SavedInput.of(x, y.dtype)
         ctx.save_for_backward(
             weight if needs_x or (needs_delta and not how.is_patchwise) else None,
             index if needs_delta and pattern is None else None,
             bias_index if needs_bias_delta else None,
-            *saved.tensors,
+            *kept,
         )
-        ctx.saved_input, ctx.pattern, ctx.geometry = saved.recipe(), pattern, how
+        ctx.saved_input, ctx.pattern, ctx.geometry = saved, pattern, how
         ctx.x_shape, ctx.x_dtype = x.shape, x.dtype
         return y
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -29,19 +29,18 @@ _VIEWS = frozenset(
 )
 _REBUILDABLE = (torch.float32, torch.bfloat16, torch.float16)
 
+Tensors = tuple[Tensor | None, ...]
 Step = tuple[Literal["reshape", "permute"], tuple[int, ...]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class SavedInput:
-    """A recipe for a layer's input, and the tensors it needs.
+    """A recipe for a layer's input from a few saved tensors, which it does not hold itself.
 
     Attributes:
         kind: `tensor` (the input itself), `columns` (some of its last dimension), `gelu` or
             `layer_norm` (what their producer keeps), or `nothing`.
         dtype: of the input as the layer computes with it.
-        tensors: to be handed to `save_for_backward`, and back to `rebuild`.
-        produced_dtype: of the producer's output, that is of the input as the layer was given it.
         approximate: of a GELU.
         normalized_ndim: of a LayerNorm.
         steps: reshapes and permutations between the producer's output and the layer.
@@ -49,14 +48,15 @@ class SavedInput:
 
     kind: Literal["nothing", "tensor", "columns", "gelu", "layer_norm"]
     dtype: torch.dtype
-    tensors: tuple[Tensor | None, ...] = ()
     approximate: str = "none"
     normalized_ndim: int = 0
     steps: tuple[Step, ...] = ()
 
     @classmethod
-    def of(cls, x: Tensor, dtype: torch.dtype, columns: Tensor | None = None) -> SavedInput:
-        """Choose what to keep of `x`.
+    def of(
+        cls, x: Tensor, dtype: torch.dtype, columns: Tensor | None = None
+    ) -> tuple[SavedInput, Tensors]:
+        """Choose what to keep of `x`: the recipe, and the tensors for `save_for_backward`.
 
         Args:
             x: the input as the layer was given it.
@@ -65,26 +65,22 @@ class SavedInput:
                 it needs all of it.
         """
         if torch.compiler.is_compiling():
-            return cls("tensor", dtype, (x,))  # the partitioner decides what to recompute
+            return cls("tensor", dtype), (x,)  # the partitioner decides what to recompute
         if _may_inspect(x):
-            recipe = _rebuilt(x, dtype)
-            if recipe is not None:
-                return recipe
+            rebuilt = _rebuilt(x, dtype)
+            if rebuilt is not None:
+                return rebuilt
             if _is_kept_by_producer(x):
-                return cls("tensor", dtype, (x,))
+                return cls("tensor", dtype), (x,)
             # per element of the columns, against per element of the input in the narrower dtype
             whole = x.shape[-1] * min(dtype.itemsize, x.element_size())
             if columns is not None and columns.numel() * dtype.itemsize < whole:
-                return cls("columns", dtype, (x.index_select(-1, columns).to(dtype),))
+                return cls("columns", dtype), (x.index_select(-1, columns).to(dtype),)
         # of the two dtypes the narrower: autocast has cast the input to it anyway
-        return cls("tensor", dtype, (x.to(dtype) if dtype.itemsize < x.element_size() else x,))
+        return cls("tensor", dtype), (x.to(dtype) if dtype.itemsize < x.element_size() else x,)
 
-    def recipe(self) -> SavedInput:
-        """The same without the tensors, fit to lie on an autograd context."""
-        return replace(self, tensors=())
-
-    def rebuild(self, tensors: tuple[Tensor | None, ...]) -> Tensor:
-        """The input in the dtype of the computation; for `columns` just those of them."""
+    def rebuild(self, tensors: Tensors) -> Tensor:
+        """The input in the dtype of the computation; for `columns` just those of it."""
         source = tensors[0]
         assert source is not None
         if self.kind == "gelu":
@@ -112,8 +108,8 @@ def _may_inspect(x: Tensor) -> bool:
     )
 
 
-def _rebuilt(x: Tensor, dtype: torch.dtype) -> SavedInput | None:
-    """The recipe after a GELU or a LayerNorm, or None."""
+def _rebuilt(x: Tensor, dtype: torch.dtype) -> tuple[SavedInput, Tensors] | None:
+    """The recipe after a GELU or a LayerNorm, and what it starts from; or None."""
     # An edit in place under no_grad leaves the node as it is, and only the version tells of it
     if x.grad_fn is None or x.is_inference() or x._version != 0:
         return None
@@ -137,7 +133,7 @@ def _rebuilt(x: Tensor, dtype: torch.dtype) -> SavedInput | None:
     if dtype not in _REBUILDABLE:
         return None
     name: Literal["gelu", "layer_norm"] = "gelu" if kind == "GeluBackward0" else "layer_norm"
-    return SavedInput(name, dtype, saved, steps=steps, **more)
+    return SavedInput(name, dtype, steps=steps, **more), saved
 
 
 def _look_through(x: Tensor) -> tuple[Any, tuple[Step, ...]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .first_order import first_derivative_only
-from .saved_input import SavedInput
+from .saved_input import SavedInput, Tensors
 from .sparse_gradient import DeltaPattern, sparse_gradient
 
 # The input with elements dropped is made in pieces of this size: at the moment when a forward needs
@@ -94,18 +94,19 @@ class TunedLinear(torch.autograd.Function):
                 y, y.shape
             )  # so that what follows may work on it in place
         saved = SavedInput("nothing", y.dtype)
+        kept: Tensors = ()
         if needs.delta or needs.lora_a:
             columns = None if needs.lora_a or pattern is None else pattern.columns
-            saved = SavedInput.of(x, y.dtype, columns)
+            saved, kept = SavedInput.of(x, y.dtype, columns)
         ctx.save_for_backward(
             weight if needs.x else None,
             bias_index if needs.bias_delta else None,
             lora_a if needs.x or needs.lora_a else None,
             lora_b if needs.x or needs.lora_a else None,
             inner if needs.lora_b else None,
-            *saved.tensors,
+            *kept,
         )
-        ctx.saved_input, ctx.pattern, ctx.lora = saved.recipe(), pattern, lora
+        ctx.saved_input, ctx.pattern, ctx.lora = saved, pattern, lora
         ctx.in_features, ctx.x_dtype = weight.shape[1], x.dtype
         return y
 
@@ -178,9 +179,10 @@ def linear_with_lora(
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """A backward may be called under autocast, which must not change dtypes a second time."""
-    if not torch.amp.is_autocast_available(device.type):
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
+    return torch.autocast(kind, enabled=False)
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:
