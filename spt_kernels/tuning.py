@@ -164,6 +164,7 @@ def _runs_plainly(module: nn.Module, base: Any) -> bool:
     return kind.forward is base.forward or of_timm
 
 
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _TIMM_LINEAR = "timm.layers.linear.Linear"
 
 
@@ -215,6 +216,11 @@ def _check_arguments(model: nn.Module, plan: Plan) -> None:
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
+    if isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):
+        raise ValueError(
+            f"model is wrapped in a {type(model).__name__}: apply the plan to the model itself, "
+            "before it is compiled or wrapped"
+        )
     if hasattr(model, "spt_tuning") or tuned_modules(model):
         raise ValueError(
             "cannot apply twice: the model is tuned already (merge or unload it first)"

@@ -357,6 +357,18 @@ def test_wrong_arguments() -> None:
         apply(3, unstructured(tiny_vit()))  # type: ignore[arg-type]
 
 
+def test_a_wrapped_model() -> None:
+    model = tiny_vit()
+    plan = unstructured(model)
+    before = state_of(model)
+    for wrapped in (torch.compile(model), nn.DataParallel(model)):
+        with pytest.raises(
+            ValueError, match=r"model is wrapped in a (OptimizedModule|DataParallel)"
+        ):
+            apply(wrapped, plan)
+    assert_untouched(model, before)
+
+
 def test_replace_module() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.GELU()))
     new = nn.ReLU()

@@ -201,13 +201,17 @@ def _saved_names(node_type: Hashable) -> tuple[str, ...]:
     return tuple(name for name in names if hasattr(node_type, f"_saved_{name}"))
 
 
+def _may_have_hooks(raw: Any) -> bool:
+    # Before 2.11 (2.9 for one) torch does not tell, and then nothing is rebuilt
+    return not hasattr(raw, "unpack_hook") or raw.unpack_hook is not None
+
+
 def _read(node: Any, names: tuple[str, ...]) -> tuple[Any, ...] | None:
     """Saved tensors of a node, or None when they cannot be had without side effects."""
     try:
         for name in names:
             raw = getattr(node, f"_raw_saved_{name}")
-            # torch before 2.11 does not say whether hooks have packed a tensor
-            if raw is not None and getattr(raw, "unpack_hook", _read) is not None:
+            if raw is not None and _may_have_hooks(raw):
                 return None
         return tuple(getattr(node, f"_saved_{name}") for name in names)
     except RuntimeError:

@@ -83,7 +83,13 @@ class SparseDelta:
     delta: nn.Parameter
     index: Tensor
     original: Tensor
-    written: WrittenState = field(default_factory=WrittenState, repr=False)
+    written: WrittenState = field(default_factory=WrittenState)
+
+    def __repr__(self) -> str:
+        return (
+            f"SparseDelta(nnz={self.index.numel()}, target={list(self.target.shape)} "
+            f"{self.target.dtype} on {self.target.device})"
+        )
 
     @property
     def is_fresh(self) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from spt_kernels.layers import SparseDeltaLinear
+from spt_kernels.layers import SparseDeltaLinear, saved_input
 
 from .truth import INDEX, check_gradients, dense_twin, run_plain, run_sparse, sparse_linear, tokens
 
@@ -208,6 +208,14 @@ def test_saved_tensor_hooks_are_not_run_in_the_forward(where: str) -> None:
 @contextlib.contextmanager
 def _nothing():  # type: ignore[no-untyped-def]
     yield
+
+
+def test_where_torch_does_not_tell_of_hooks_nothing_is_rebuilt(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(saved_input, "_may_have_hooks", lambda raw: True)
+    layer = sparse_linear()
+    check_gradients(lambda x, layer: layer(F.gelu(x)), layer, tokens(4, 5, 8))
+    assert layer(F.gelu(tokens(4, 8))).grad_fn.saved_input.kind == "columns"
+    assert layer(F.relu(tokens(4, 8))).grad_fn.saved_input.kind == "columns"
 
 
 def test_save_on_cpu() -> None:
