@@ -84,18 +84,26 @@ class ModelOptions:
         bool, described(_MODEL, "--pretrained", help="Let timm download its weights.")
     ] = False
 
+    new_head: Annotated[
+        bool,
+        described(
+            _MODEL, "--new-head", help="Start the head afresh though the classes are as many."
+        ),
+    ] = False
+
     def source(self) -> ModelSource | None:
         """The model described, `None` if none is."""
         from ..finetuning.models import ModelSource
 
         if self.model is None:
-            if self.model_arg or self.weights or self.pretrained:
+            if self.model_arg or self.weights or self.pretrained or self.new_head:
                 raise ValueError(
                     "--model: name the architecture that the other model options are for"
                 )
             return None
         weights = str(self.weights.resolve()) if self.weights is not None else None
-        return ModelSource(self.model, _parse_args(self.model_arg or []), weights, self.pretrained)
+        args = _parse_args(self.model_arg or [])
+        return ModelSource(self.model, args, weights, self.pretrained, self.new_head)
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,14 @@ class ModelSource:
         args: its constructor's arguments beside the number of classes.
         weights: a state dict, `.safetensors` or what `torch.save` wrote.
         pretrained: let timm download the weights of `name`.
+        new_head: start the head afresh even where the weights' own is of as many classes.
     """
 
     name: str
     args: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
     pretrained: bool = False
+    new_head: bool = False
 
     def __post_init__(self) -> None:
         if self.weights is not None and self.pretrained:
@@ -80,10 +82,15 @@ def build(
     """
     torch.manual_seed(seed)  # of the head's initial values
     model, rate = _create(source, num_classes, drop_path)
-    head_is_new = not source.pretrained
+    fresh = {name: model.state_dict()[name].clone() for name in head_names(model)}
+    head_is_new = True
     if source.weights is not None:
         head_is_new = _load(model, read_weights(source.weights), source.weights)
-    return BaseModel(model.eval(), head_is_new, rate)
+    elif source.pretrained:
+        head_is_new = _download(model, source, num_classes)
+    if source.new_head:
+        model.load_state_dict(fresh, strict=False)
+    return BaseModel(model.eval(), head_is_new or source.new_head, rate)
 
 
 def preprocessing_of(model: nn.Module, **overrides: Any) -> Preprocessing:
@@ -147,24 +154,33 @@ def _create(
     try:
         if rate:
             try:
-                model = timm.create_model(
-                    source.name, pretrained=source.pretrained, **{**args, "drop_path_rate": rate}
-                )
+                model = timm.create_model(source.name, **{**args, "drop_path_rate": rate})
             except TypeError as error:
                 if drop_path is not None or "drop_path_rate" not in str(error):
                     raise
             else:
                 return model, rate
-        return timm.create_model(source.name, pretrained=source.pretrained, **args), 0.0
+        return timm.create_model(source.name, **args), 0.0
     except (TypeError, AssertionError) as error:
         raise ValueError(f"model: {source.name} cannot be built: {_first_line(error)}") from error
+
+
+def _download(model: nn.Module, source: ModelSource, num_classes: int) -> bool:
+    """Copy timm's own weights into `model`, and say whether the head was left out."""
+    args = {"num_classes": num_classes, **source.args}
+    try:
+        twin = timm.create_model(source.name, pretrained=True, **args)
     except (RuntimeError, OSError) as error:
-        if not source.pretrained:
-            raise
         raise ValueError(
             f"pretrained: the weights of {source.name} cannot be had ({_first_line(error)}); "
             "download them elsewhere and name the file with weights"
         ) from error
+    state = twin.state_dict()
+    own_classes = getattr(twin, "pretrained_cfg", {}).get("num_classes")
+    if own_classes != num_classes:
+        state = {name: t for name, t in state.items() if name not in set(head_names(twin))}
+    model.load_state_dict(state, strict=False)
+    return own_classes != num_classes
 
 
 def _load(model: nn.Module, weights: Mapping[str, Tensor], path: str) -> bool:

@@ -69,6 +69,8 @@ def finetune(
         if force:
             folder.clear()  # not before the job is known to be possible
         folder.write_json("config", _config(setting))
+        if not setting.base.head_is_new:
+            progress.say("the head is that of the weights, as the classes are as many (new_head)")
         plan = _plan(setting, folder, progress)
         model = setting.base.model
         facts = _facts(setting, plan)
