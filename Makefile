@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/CMakeLists.txt) setup.py pyproject.toml
+NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inl csrc/CMakeLists.txt) setup.py pyproject.toml
 
 .PHONY: help setup demo test lint format bench sanitize clean
 .DEFAULT_GOAL := help
@@ -40,12 +40,12 @@ lint: $(VENV)/.test  ## ruff, mypy, clang-format
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.cpp csrc/*.h csrc/tests/*.cpp)
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.cpp csrc/*.h csrc/*.inl csrc/tests/*.cpp)
 
 format: $(VENV)/.test  ## write what `make lint` asks for
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/clang-format -i $(wildcard csrc/*.cpp csrc/*.h csrc/tests/*.cpp)
+	$(BIN)/clang-format -i $(wildcard csrc/*.cpp csrc/*.h csrc/*.inl csrc/tests/*.cpp)
 
 bench: $(VENV)/.bench  ## every op beside what a user would otherwise take
 	$(BIN)/python -m pytest -q bench --benchmark-only
