@@ -19,7 +19,7 @@ __all__ = [
     "stem_names",
 ]
 
-_TUNABLE_KINDS = frozenset({"linear", "conv2d", "norm", "bias"})
+_TUNABLE_KINDS = frozenset({"linear", "functional", "conv2d", "norm", "bias"})
 _HEAD_ATTRIBUTES = ("head", "head_dist", "fc", "classifier", "heads")
 _STEM_ATTRIBUTES = frozenset(
     {"patch_embed", "patch_embeds", "patch_embeddings", "embeddings", "stem", "conv_stem"}
@@ -79,6 +79,7 @@ def candidate_names(
 
     By default these are weights and biases of every Linear, Conv2d and norm that is neither in the
     head nor in the stem, and the q, k and v biases that some models keep outside their Linear.
+    Parameters that go by several names, being shared, cannot be tuned and are left out.
 
     Args:
         model: any module.
@@ -94,7 +95,7 @@ def candidate_names(
         for name, what in info.items()
         if what.kind in _TUNABLE_KINDS or name.endswith(_BARE_BIASES)
     }
-    chosen -= {*head_names(model), *stem_names(model)}
+    chosen -= {*head_names(model), *stem_names(model), *_shared_names(model)}
     chosen |= _matching(info, include, "include")
     chosen -= _matching(info, exclude, "exclude")
     if not chosen:
@@ -103,6 +104,14 @@ def candidate_names(
             "modules outside head and stem, or names added by include"
         )
     return [name for name in info if name in chosen]
+
+
+def _shared_names(model: nn.Module) -> set[str]:
+    """Names of the parameters that occur more than once in the model."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name for same in names.values() if len(same) > 1 for name in same}
 
 
 def _matching(names: Iterable[str], patterns: Iterable[str], argument: str) -> set[str]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-Kind = Literal["linear", "conv2d", "norm", "bias", "other"]
+Kind = Literal["linear", "functional", "conv2d", "norm", "bias", "other"]
 
 _FUSED = {"qkv": ("q", "k", "v"), "kv": ("k", "v"), "qk": ("q", "k")}
 _SEPARATE = {
@@ -20,6 +20,7 @@ _SEPARATE = {
 _BLOCK = re.compile(
     r"(?:(?:blocks|layers?|stages?|resblocks|h)\d*\.\d+|encoder_layer_\d+|features\.\d+\.\d+)$"
 )
+_READ_BY_ATTENTION = nn.modules.linear.NonDynamicallyQuantizableLinear
 _NORM_NAME = re.compile(r"norm|(?:^|[._])(?:bn|ln)\d*(?:$|[._])", re.IGNORECASE)
 
 
@@ -37,8 +38,10 @@ class ParameterInfo:
     """What one parameter is, as far as allocation and tuning need to know.
 
     Attributes:
-        kind: `linear` or `conv2d` (the weight of such a module), `norm` (weight or bias of a norm),
-            `bias` (of a Linear or Conv2d), or `other` (tokens, tables, layer scales, ...).
+        kind: `linear` or `conv2d` (the weight of such a module), `functional` (the weight of a
+            Linear that other code reads, so that no LoRA or Adapter can stand for the layer),
+            `norm` (weight or bias of a norm), `bias` (of a Linear or Conv2d), or `other` (tokens,
+            tables, layer scales, ...).
         shape: the parameter's shape.
         row_blocks: its rows by operation; several for a fused matrix (q, k, v), otherwise one.
         groups: of a convolution.
@@ -59,7 +62,7 @@ class ParameterInfo:
     @property
     def is_matrix(self) -> bool:
         """Whether it is the weight of a Linear or Conv2d."""
-        return self.kind in ("linear", "conv2d")
+        return self.kind in ("linear", "functional", "conv2d")
 
     @property
     def numel(self) -> int:
@@ -145,7 +148,10 @@ def _kind(module: nn.Module, local: str, ndim: int, is_floating: bool) -> Kind:
     if local not in ("weight", "bias") or not is_floating:
         return "other"
     if isinstance(module, nn.Linear):
-        return "linear" if local == "weight" else "bias"
+        if local == "bias":
+            return "bias"
+        # torch's attention never calls its output projection
+        return "functional" if isinstance(module, _READ_BY_ATTENTION) else "linear"
     if isinstance(module, nn.Conv2d):
         return "conv2d" if local == "weight" else "bias"
     # timm and others write their own norms: what they share is the word, and one number per channel

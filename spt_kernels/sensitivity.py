@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from . import sensitivity_file
 from .anatomy import ParameterInfo, candidate_names, describe, guess, head_names
 from .errors import DeltaFormatError
 from .per_sample.batches import take_samples
+from .per_sample.calls import noting_calls
 from .per_sample.losses import PerSampleLoss
 from .per_sample.measurement import measure
 from .per_sample.progress import reporting
@@ -210,10 +211,10 @@ def measure_sensitivity(
         TypeError: an argument, or the labels, are of the wrong type.
         ValueError: no samples; labels out of range; a loss that is no scalar, not finite, fails, or
             does not depend on the model; samples that influence each other; a pattern that matches
-            nothing; scores that are not finite.
+            nothing; scores that are not finite, or all zero; a model that is compiled, wrapped
+            for data parallelism, or tuned.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    _check_model(model)
     _check_num_samples(num_samples)
     loss = PerSampleLoss(loss_fn)
     names = candidate_names(model, include, exclude)
@@ -226,11 +227,24 @@ def measure_sensitivity(
         for name, what in info.items()
         if what.kind == "other" and len(what.shape) > 1 and what.shape[0] == 1
     )
-    with borrowed(model, train=train), reporting(progress, num_samples) as report:
+    linears = {
+        name: model.get_submodule(name.rpartition(".")[0])
+        for name, what in info.items()
+        if what.kind == "linear"
+    }
+    with (
+        borrowed(model, train=train),
+        reporting(progress, num_samples) as report,
+        noting_calls(linears.values()) as called,
+    ):
         taken = take_samples(batches, num_samples, where)
         scores, n_measured, fallback = measure(
             model, loss, taken, names, tokens, lambda done: report(done, num_samples)
         )
+    _check_any(scores)
+    for name, module in linears.items():
+        if module not in called:  # BEiT, EVA and Swin V2 read the weight of `qkv` themselves
+            info[name] = replace(info[name], kind="functional")
     heads = head_names(model)
     return Sensitivity(
         scores=scores,
@@ -245,6 +259,32 @@ def measure_sensitivity(
         ),
         fallback=fallback,
     )
+
+
+def _check_model(model: Any) -> None:
+    """Raise unless `model` is a plain module, whose names are those that `apply` will meet."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):
+        raise ValueError(
+            f"model: expected the model itself, got it wrapped in a {type(model).__name__}: "
+            "measure before it is compiled or wrapped"
+        )
+    if hasattr(model, "spt_tuning"):
+        raise ValueError("model: expected a plain model, got a tuned one: merge or unload it first")
+
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def _check_any(scores: Mapping[str, Tensor]) -> None:
+    """Raise when no gradient arrived anywhere."""
+    if not any(bool(score.any()) for score in scores.values()):
+        raise ValueError(
+            "every sensitivity is zero: no gradient reaches a candidate parameter. A head that is "
+            "all zeros, as timm makes some new ones, stops them: initialise its weight, for "
+            "example with nn.init.trunc_normal_(model.get_classifier().weight, std=0.02)"
+        )
 
 
 def _model_name(model: nn.Module) -> str:

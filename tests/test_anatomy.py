@@ -213,3 +213,19 @@ def test_json_of_something_else_is_an_error(change) -> None:
     value = guess("a.weight", (2, 2)).to_json() | change
     with pytest.raises(ValueError, match="not the description of a parameter"):
         ParameterInfo.from_json(value)
+
+
+def test_shared_parameters_are_candidates_only_when_asked_for() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4, bias=False))
+    model[2].weight = model[0].weight
+    assert candidate_names(model) == ["0.bias", "1.weight", "1.bias"]
+    assert candidate_names(model, include=["0.weight"])[0] == "0.weight"
+
+
+def test_the_projection_of_torchs_attention_is_read_and_not_called() -> None:
+    info = describe(torchvision_vit())
+    prefix = "encoder.layers.encoder_layer_0"
+    assert info[f"{prefix}.self_attention.out_proj.weight"].kind == "functional"
+    assert info[f"{prefix}.self_attention.out_proj.weight"].is_matrix
+    assert info[f"{prefix}.self_attention.out_proj.bias"].kind == "bias"
+    assert info[f"{prefix}.mlp.0.weight"].kind == "linear"

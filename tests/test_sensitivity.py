@@ -361,3 +361,42 @@ def test_progress_is_reported_to_a_function() -> None:
         progress=lambda done, total: calls.append((done, total)),
     )
     assert calls == [(2, 3), (3, 3)]
+
+
+class Attends(nn.Module):
+    """Torch's attention, which reads the weight of its output projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(24, 3, 48, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.layer(images.flatten(1).view(len(images), 32, 24)).mean(1))
+
+
+def tiny_beit() -> nn.Module:
+    torch.manual_seed(0)
+    return _spread(
+        Beit(img_size=16, patch_size=4, embed_dim=24, depth=1, num_heads=3, num_classes=5)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "read", "called"),
+    [
+        (Attends, "layer.self_attn.out_proj.weight", "layer.linear1.weight"),
+        (tiny_beit, "blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight"),
+    ],
+)
+def test_no_lora_for_a_weight_that_the_model_reads_itself(make, read, called) -> None:
+    model = make()
+    sensitivity = measure(model, batches_of([3]))
+    assert sensitivity.info[read].kind == "functional"
+    assert sensitivity.info[called].kind == "linear"
+    assert not model.get_submodule(called.removesuffix(".weight"))._forward_pre_hooks
+    spent = sum(int((score > 0).sum()) for score in sensitivity.values()) // 4
+    plan = spt.allocate(sensitivity, budget=spent, structured="lora", rank=1)
+    assert called in plan.structured
+    assert read not in plan.structured
+    spt.apply(model, plan)

@@ -300,3 +300,24 @@ def test_a_model_whose_uses_vary_is_refused() -> None:
 
     with pytest.raises(RuntimeError, match=r"layer.weight is used 2 times"):
         measure(Fickle(), [(IMAGES, LABELS)])
+
+
+def test_a_wrapped_model_is_refused_as_apply_refuses_it() -> None:
+    for wrap in (nn.DataParallel, lambda model: torch.compile(model, backend="eager")):
+        with pytest.raises(ValueError, match=r"model: expected the model itself, got it wrapped"):
+            measure(wrap(tiny_vit(depth=1)), [(IMAGES, LABELS)])
+
+
+def test_a_tuned_model_is_refused() -> None:
+    model = tiny_vit(depth=1)
+    spt.apply(model, spt.allocate(measure(model, [(IMAGES, LABELS)]), budget=10))
+    with pytest.raises(ValueError, match="model: expected a plain model, got a tuned one"):
+        measure(model, [(IMAGES, LABELS)])
+
+
+def test_a_head_of_zeros_is_told_of() -> None:
+    model = tiny_vit(depth=1)
+    nn.init.zeros_(model.head.weight)
+    with pytest.raises(ValueError, match=r"every sensitivity is zero.*head"):
+        measure(model, [(IMAGES, LABELS)])
+    assert model.head.weight.requires_grad
