@@ -4,11 +4,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inl csrc/CMakeLists.txt) setup.py pyproject.toml
 
-.PHONY: help setup demo test lint format bench sanitize clean
+.PHONY: help setup demo test lint format bench report sanitize clean
 .DEFAULT_GOAL := help
 
 help:  ## show the targets
-	@grep -hE '^[a-z]+: .*## |^[a-z]+:  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,9 @@ format: $(VENV)/.test  ## write what `make lint` asks for
 
 bench: $(VENV)/.bench  ## every op beside what a user would otherwise take
 	$(BIN)/python -m pytest -q bench --benchmark-only
+
+report: | $(BIN)/python  ## the README's tables from the committed results
+	$(BIN)/python -m bench.report
 
 $(VENV)/.sanitize: | $(BIN)/python
 	$(BIN)/python -m pip install --quiet cmake ninja

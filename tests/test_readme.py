@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from bench.report import rendered
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -82,3 +84,7 @@ def test_make_targets_exist() -> None:
 def test_links_point_somewhere() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), f"README links to {target}"
+
+
+def test_tables_are_those_of_the_committed_results() -> None:
+    assert rendered(README) == README, "run `make report`"
