@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class DeltaFormatError(ValueError):
-    """A task file is damaged, cut, of a newer format, or holds something that must not be loaded."""
+    """A file is damaged, cut, of a newer format, or holds something that must not be loaded."""
 
 
 class BaseModelMismatch(ValueError):

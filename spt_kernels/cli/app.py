@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +19,7 @@ INTERRUPTED = 130
 # What a user can cause and mend: a bad argument, file, image or model. Anything else is our mistake
 # and keeps its traceback.
 _USER_ERRORS = (ValueError, OSError, FloatingPointError, BaseModelMismatch, DeltaFormatError)
-_USAGE_ERROR: type = typer.BadParameter.__mro__[1]  # typer does not name it
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer does not name it
 
 _HELP = """Adapt a pre-trained vision model with under 1 % of its parameters.
 

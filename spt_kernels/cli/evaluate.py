@@ -108,7 +108,7 @@ def _images(
     if names is not None and len(names) != saved.num_classes:
         raise ValueError(f"--classes: the head has {saved.num_classes}, got {len(names)}")
     source = saved.job.images if saved.job is not None else None
-    root = data if data is not None else source and source.root
+    root = data if data is not None or source is None else source.root
     if root is None:
         raise ValueError("--data: name the folder of the images")
     listed = test_list

@@ -99,12 +99,13 @@ def _task(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
         }
         for name, tensor in task.dense.items()
     ]
+    n_head = sum(t.numel() for t in task.dense.values())
     value = {
         "model": task.model_name,
         "trained_parameters": task.plan.num_trainable,
         "unstructured_parameters": task.plan.num_unstructured,
         "structured_parameters": task.plan.num_structured,
-        "head_parameters": sum(t.numel() for t in task.dense.values()),
+        "head_parameters": n_head,
         "tensors": rows,
     }
     lines = [
@@ -113,7 +114,7 @@ def _task(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
         ("trained parameters", count(task.plan.num_trainable)),
         ("  entry by entry", count(task.plan.num_unstructured)),
         ("  LoRA or Adapter", count(task.plan.num_structured)),
-        ("head", count(value["head_parameters"])),
+        ("head", count(n_head)),
         ("fingerprinted tensors", count(len(task.base))),
     ]
     return value, [facts(lines), "", _tensor_table(rows, limit)]
@@ -142,19 +143,21 @@ def _sensitivity(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
     measured = Sensitivity.load(file)
     sums = {name: float(scores.double().sum()) for name, scores in measured.items()}
     total = sum(sums.values()) or 1.0
+    shares = {name: part / total for name, part in sums.items()}
+    n_parameters = sum(what.numel for what in measured.info.values())
     value = {
         "model": measured.model_name,
         "samples": measured.num_samples,
-        "parameters": sum(what.numel for what in measured.info.values()),
-        "share": {name: part / total for name, part in sums.items()},
+        "parameters": n_parameters,
+        "share": shares,
     }
     lines = [
         ("sensitivity", f"{file}, {size(file.stat().st_size)}, whole"),
         ("model", measured.model_name),
         ("images", count(measured.num_samples)),
-        ("candidate parameters", f"{count(value['parameters'])} in {len(sums)} tensors"),
+        ("candidate parameters", f"{count(n_parameters)} in {len(sums)} tensors"),
     ]
-    ranked = sorted(value["share"].items(), key=lambda item: -item[1])[:limit]
+    ranked = sorted(shares.items(), key=lambda item: -item[1])[:limit]
     rows = [
         (name, "×".join(map(str, measured.info[name].shape)), percent(share, 2))
         for name, share in ranked
@@ -166,7 +169,7 @@ def _state_dict(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
     from safetensors.torch import load_file
 
     state = load_file(file)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": name, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
         for name, t in state.items()
     ]

@@ -165,7 +165,7 @@ class ImageOptions:
 
         if self.data is None:
             raise ValueError("--data: name the folder of the images")
-        lists = {
+        lists: dict[str, Any] = {
             name: str(path.resolve())
             for name in ("train_list", "val_list", "test_list")
             if (path := getattr(self, name)) is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -63,7 +64,7 @@ class SavedRun:
                 )
             return cls(path, model, _classes_of_head(path))
         job = FinetuneJob.from_json(config["job"])
-        form = {
+        form: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in config["preprocessing"].items()
         }
         classes = tuple(config["classes"])

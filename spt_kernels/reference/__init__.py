@@ -1,1 +1,1 @@
-"""Plain eager PyTorch for every op, in the fewest lines that are obviously right: the specification."""
+"""Plain eager PyTorch for every op, in the fewest obviously right lines: the specification."""
