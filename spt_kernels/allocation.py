@@ -6,16 +6,13 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .ops.top_tau import top_tau
 from .plan import AdapterSpec, LoraSpec, Plan
-
-if TYPE_CHECKING:
-    from .sensitivity import Sensitivity
+from .sensitivity import Sensitivity
 
 __all__ = ["AdapterSpec", "LoraSpec", "Plan", "allocate"]
 
@@ -87,6 +84,11 @@ def allocate(
         ValueError: an argument out of range, a budget above what there is to spend, or scores that
             are negative or not finite.
     """
+    if not isinstance(sensitivity, Sensitivity):
+        raise TypeError(
+            f"sensitivity must be a Sensitivity, got {type(sensitivity).__name__}: scores of one's "
+            "own become one by Sensitivity.from_tensors"
+        )
     _check_options(structured, rank, rule, scale, dropout)
     budget = _as_count(budget, sensitivity.backbone_numel)
     segments = _segments(sensitivity, structured, rank, rule)
@@ -96,7 +98,7 @@ def allocate(
         except ValueError:
             # the usual reason, in the caller's terms; the op itself names the scores at fault
             most = sum(min(int((s.scores > 0).sum()), s.threshold) for s in segments)
-            if budget > most:
+            if budget > most and all(_is_valid(s.scores) for s in segments):
                 raise _overspent(budget, most) from None
             raise
     else:
@@ -275,6 +277,10 @@ def _assign(
     return {name: torch.cat(p) for name, p in parts.items()}, rows
 
 
+def _is_valid(scores: Tensor) -> bool:
+    return bool((torch.isfinite(scores) & (scores >= 0)).all())
+
+
 def _overspent(budget: int, most: int) -> ValueError:
     return ValueError(
         f"budget={budget:,} is more than can be spent: at most {most:,} parameters, those with a "
@@ -311,6 +317,9 @@ def _check_options(
         raise ValueError(f"rank must be at least 1, got {rank}")
     if rule not in ("paper", "published-code"):
         raise ValueError(f"rule must be 'paper' or 'published-code', got {rule!r}")
+    for name, value in (("scale", scale), ("dropout", dropout)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} must be a number, got {value!r}")
     if not math.isfinite(scale) or scale == 0:
         raise ValueError(f"scale must be finite and not zero, got {scale}")
     if not 0 <= dropout < 1:

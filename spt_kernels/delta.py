@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,6 +70,7 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
             parallelism.
         OSError: the file cannot be read, `FileNotFoundError` among them.
     """
+    _check_is_module(model)
     task = read(path)
     bare = unwrap(model)
     problem = check_fits(bare, task)
@@ -148,7 +150,13 @@ def _is_tuned(model: nn.Module) -> bool:
     return getattr(model, "spt_tuning", None) is not None
 
 
+def _check_is_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+
+
 def _tuned(model: nn.Module, verb: str) -> nn.Module:
+    _check_is_module(model)
     bare = unwrap(model)
     if not _is_tuned(bare):
         raise ValueError(

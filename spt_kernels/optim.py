@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,12 @@ def param_groups(model: nn.Module, weight_decay: float = 1e-4) -> list[dict[str,
         may be empty.
 
     Raises:
-        ValueError: nothing is trainable.
+        TypeError: `model` is no module, or `weight_decay` no number.
+        ValueError: nothing is trainable, or `weight_decay` is below 0.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    _check_not_negative("weight_decay", weight_decay)
     named = sorted((name, p) for name, p in model.named_parameters() if p.requires_grad)
     if not named:
         raise ValueError("model has no trainable parameters: apply a plan to it first")
@@ -57,6 +62,13 @@ def param_groups(model: nn.Module, weight_decay: float = 1e-4) -> list[dict[str,
             "weight_decay": 0.0,
         },
     ]
+
+
+def _check_not_negative(name: str, value: Any) -> None:
+    if not isinstance(value, (numbers.Real, Tensor)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not float(value) >= 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
 
 
 def _is_exempt(name: str, exempt: set[str]) -> bool:
@@ -111,6 +123,7 @@ class SparseAdamW(Optimizer):
         seed: of that randomness. Steps count along, so that a resumed run rounds the same way.
 
     Raises:
+        TypeError: a hyperparameter is no number.
         ValueError: a hyperparameter is out of range.
     """
 
@@ -134,8 +147,9 @@ class SparseAdamW(Optimizer):
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError(f"lr must be a number or a scalar tensor, got {tuple(lr.shape)}")
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
+            _check_not_negative(name, value)
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"betas must be two numbers, got {betas!r}")
         for beta in betas:
             if not 0 <= beta < 1:
                 raise ValueError(f"betas must be in [0, 1), got {betas}")

@@ -337,6 +337,8 @@ def test_scores_are_not_copied_nor_changed() -> None:
         ({"scale": 0.0}, ValueError, "scale must be"),
         ({"dropout": 1.0}, ValueError, "dropout must be"),
         ({"dropout": -0.1}, ValueError, "dropout must be"),
+        ({"dropout": "0.1"}, TypeError, "dropout must be a number"),
+        ({"scale": None}, TypeError, "scale must be a number"),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else None,
 )
@@ -350,8 +352,14 @@ def test_bad_arguments(arguments: dict, error: type[Exception], message: str) ->
 def test_bad_scores_name_the_parameter(value: float, rule: str) -> None:
     scores = {name: torch.ones(shape) for name, shape in SHAPES.items()}
     scores["blocks.0.mlp.fc2.weight"][2, 3] = value
-    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.fc2\.weight"):
-        allocate(scored(scores), 10, rule=rule)
+    for budget in (10, 10**6):  # also where it could not be spent
+        with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.fc2\.weight"):
+            allocate(scored(scores), budget, rule=rule)
+
+
+def test_scores_that_are_no_sensitivity_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"sensitivity must be a Sensitivity, got dict.*from_tens"):
+        allocate({"fc.weight": torch.ones(2, 2)}, 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rule", ["paper", "published-code"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -228,6 +229,19 @@ def test_merge_refuses_an_adapter_and_names_it() -> None:
 def test_an_untuned_model_has_nothing_to_undo(verb: Callable[[nn.Module], nn.Module]) -> None:
     with pytest.raises(ValueError, match="not tuned"):
         verb(tiny_vit())
+
+
+def test_something_else_than_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "task.safetensors"
+    swapped = cast(nn.Module, path)
+    for call in (
+        lambda: spt.merge(swapped),
+        lambda: spt.unload(swapped),
+        lambda: spt.save_delta(swapped, path),
+        lambda: spt.load_delta(swapped, path),
+    ):
+        with pytest.raises(TypeError, match=r"model must be an nn\.Module, got PosixPath"):
+            call()
 
 
 def test_an_untuned_model_has_nothing_to_save(tmp_path: Path) -> None:

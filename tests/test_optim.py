@@ -493,10 +493,16 @@ def test_sparse_gradient_is_refused() -> None:
         ({"eps": -1e-8}, "eps must be at least 0"),
         ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
         ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\)"),
+        ({"betas": (0.9,)}, "betas must be two numbers"),
         ({"lr": torch.ones(2)}, "lr must be a number or a scalar tensor"),
     ],
-    ids=["lr", "eps", "weight-decay", "betas", "lr-vector"],
+    ids=["lr", "eps", "weight-decay", "betas", "one-beta", "lr-vector"],
 )
 def test_bad_hyperparameters_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SparseAdamW(parameters(), **options)
+
+
+def test_a_hyperparameter_that_is_no_number_is_refused() -> None:
+    with pytest.raises(TypeError, match="lr must be a number, got '1e-3'"):
+        SparseAdamW(parameters(), lr="1e-3")  # type: ignore[arg-type]

@@ -46,3 +46,12 @@ def test_param_groups_fit_any_optimizer() -> None:
 def test_param_groups_need_something_to_train() -> None:
     with pytest.raises(ValueError, match="no trainable parameters"):
         param_groups(tiny_vit().requires_grad_(False))
+
+
+def test_param_groups_refuse_other_arguments() -> None:
+    with pytest.raises(TypeError, match=r"model must be an nn\.Module, got list"):
+        param_groups([])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="weight_decay must be a number"):
+        param_groups(tiny_vit(), weight_decay="0.1")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="weight_decay must be at least 0, got -1"):
+        param_groups(tiny_vit(), weight_decay=-1)

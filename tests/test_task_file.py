@@ -472,8 +472,10 @@ class TestWriting:
         assert_same(make_task(seed=2), read(path))
 
     def test_a_missing_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError):
-            write(make_task(), tmp_path / "none" / "task.safetensors")
+        path = tmp_path / "none" / "task.safetensors"
+        with pytest.raises(FileNotFoundError, match="no such folder") as caught:
+            write(make_task(), path)
+        assert caught.value.filename == str(path)
 
     def test_a_folder_in_its_place(self, tmp_path: Path) -> None:
         with pytest.raises(IsADirectoryError):
