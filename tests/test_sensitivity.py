@@ -142,7 +142,9 @@ def test_every_parameter_is_exact_when_included(name: str) -> None:
 def test_other_models_are_exact_without_fallback(make, size: int) -> None:
     torch.manual_seed(0)
     model, batches = _spread(make()), batches_of([3, 1], size=size)
-    sensitivity = measure(model, batches)
+    shared = ["second.weight"] if make is Twice else []  # shared weights only when asked for
+    sensitivity = measure(model, batches, include=shared)
+    assert set(shared) <= sensitivity.keys()
     assert not sensitivity.fallback
     assert_exact(sensitivity, model, batches)
 
