@@ -65,14 +65,17 @@ def require_compiler() -> None:
 
 
 def tool(name: str, folder_attribute: str) -> str:
-    """The program that the Python package of the same name brings, else the one on PATH."""
+    """The program that the Python package of the same name brings, else the one on PATH.
+
+    In an isolated build some of these packages name the folder of the surrounding environment,
+    where the program is not; the one that belongs to the build is then on PATH.
+    """
     try:
-        folder = getattr(importlib.import_module(name), folder_attribute)
+        folder = getattr(importlib.import_module(name), folder_attribute, None)
     except ImportError:
-        found = shutil.which(name)
-    else:
-        found = shutil.which(name, path=folder)
-    if found is None:
+        folder = None
+    found = (folder and shutil.which(name, path=folder)) or shutil.which(name)
+    if not found:
         raise SystemExit(f"spt_kernels: {name} not found: `pip install {name}`, or {ESCAPE}.")
     return found
 
