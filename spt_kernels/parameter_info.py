@@ -110,10 +110,19 @@ def describe(model: nn.Module) -> dict[str, ParameterInfo]:
         for local, parameter in module._parameters.items()
         if parameter is not None
     }
+    # At inference torch's encoder layer may hand the weights of its MLP to one fused call
+    fused_mlp = {
+        id(weight)
+        for module in model.modules()
+        if isinstance(module, nn.TransformerEncoderLayer)
+        for weight in (module.linear1.weight, module.linear2.weight)
+    }
     result = {}
     for name, parameter in model.named_parameters():
         module, local = owners[id(parameter)]
         kind = _kind(module, local, parameter.ndim, parameter.is_floating_point())
+        if kind == "linear" and id(parameter) in fused_mlp:
+            kind = "functional"
         shape = tuple(parameter.shape)
         groups = module.groups if kind == "conv2d" and isinstance(module, nn.Conv2d) else 1
         fused = isinstance(module, nn.Linear)

@@ -371,10 +371,11 @@ class Attends(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.TransformerEncoderLayer(24, 3, 48, dropout=0.0, batch_first=True)
+        self.mix = nn.Linear(24, 24)
         self.head = nn.Linear(24, 5)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.layer(images.flatten(1).view(len(images), 32, 24)).mean(1))
+        return self.head(self.mix(self.layer(images.flatten(1).view(-1, 32, 24))).mean(1))
 
 
 def tiny_beit() -> nn.Module:
@@ -387,7 +388,8 @@ def tiny_beit() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "read", "called"),
     [
-        (Attends, "layer.self_attn.out_proj.weight", "layer.linear1.weight"),
+        (Attends, "layer.self_attn.out_proj.weight", "mix.weight"),
+        (Attends, "layer.linear2.weight", "mix.weight"),
         (tiny_beit, "blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight"),
     ],
 )
@@ -402,3 +404,19 @@ def test_no_lora_for_a_weight_that_the_model_reads_itself(make, read, called) ->
     assert called in plan.structured
     assert read not in plan.structured
     spt.apply(model, plan)
+
+
+@pytest.mark.parametrize("structured", ["lora", "adapter", None])
+def test_torchs_fused_encoder_layer_infers_what_was_trained(structured: str | None) -> None:
+    torch.manual_seed(0)
+    model, batches = Attends().eval(), batches_of([3])
+    plan = spt.allocate(measure(model, batches), 2000, structured=structured, rank=1)
+    spt.apply(model, plan)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    (images, _), *_ = batches
+    trained = model(images)  # with gradients torch calls layer by layer, without them all at once
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), trained.detach())
