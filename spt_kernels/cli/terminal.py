@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+_WORTH_A_LINE_SECONDS = 2.0
 _LINE_SECONDS = 15.0  # between two progress lines where there is no terminal to draw on
 
 
@@ -94,13 +95,17 @@ class Bars:
         self._bars.stop()
 
     def start(self, stage: str, total: int) -> None:
-        """Begin a bar."""
+        """Begin a bar; the one before goes if it was too quick to be worth a line."""
+        if self._task is not None:
+            before = self._bars.tasks[self._task]
+            spent = before.elapsed or 0.0
+            self._bars.update(self._task, visible=spent >= _WORTH_A_LINE_SECONDS)
         self._task = self._bars.add_task(stage, total=total, note="")
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Move it."""
         if self._task is not None:
-            more = {"note": note} if note else {}
+            more: dict[str, Any] = {"note": note} if note else {}
             self._bars.update(self._task, advance=steps, **more)
 
     def say(self, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,14 @@ def test_preprocessing_is_the_models_own_unless_asked() -> None:
     assert (form.size, form.mean, form.std) == (16, (0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
     with pytest.raises(ValueError, match=r"this model takes 16, got 32.*img_size=32"):
         preprocessing_of(model, size=32)
+
+
+def test_a_new_head_is_started_even_for_as_many_classes(tmp_path: Path) -> None:
+    source = write_weights(tmp_path / "w.safetensors", num_classes=5)
+    fresh = build(replace(source, new_head=True), 5, seed=2)
+    assert fresh.head_is_new
+    scratch = build(ModelSource(NAME, TINY), 5, seed=2)
+    assert torch.equal(fresh.model.head.weight, scratch.model.head.weight)
+    kept = build(source, 5, seed=2).model.state_dict()
+    for name, tensor in fresh.model.state_dict().items():
+        assert torch.equal(tensor, kept[name]) != name.startswith("head."), name
