@@ -87,6 +87,15 @@ def test_every_op_has_its_mirrors() -> None:
         assert not missing, f"{folder}/ lacks {sorted(missing)}"
 
 
+def test_every_kernel_file_runs_in_the_interpreter() -> None:
+    with_kernels = {
+        p.stem for p in (PACKAGE / "kernels").glob("*.py") if "\n@triton.jit" in p.read_text()
+    }
+    tested = {p.stem for p in (Path(__file__).parent / "kernels" / "interpreter").glob("test_*.py")}
+    assert with_kernels
+    assert {f"test_{name}" for name in with_kernels} <= tested
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_every_file_says_what_it_owns(path: Path) -> None:
     text = path.read_text()

@@ -41,3 +41,13 @@ def test_works_without(absent: str) -> None:
     )
     assert "tensor([1, 2])" in out
     assert "absent" in out
+
+
+def test_a_kernel_without_triton_says_what_to_install() -> None:
+    out = run(
+        "import sys; sys.modules['triton'] = None\n"
+        "try: from spt_kernels.kernels import top_tau\n"
+        "except ImportError as error: print(error)"
+    )
+    assert "needs Triton" in out
+    assert "pip install triton" in out
