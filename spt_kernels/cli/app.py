@@ -49,6 +49,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         app = make_app()
         code = app(given, standalone_mode=False, prog_name="spt-kernels", obj=state)
+        if code == INTERRUPTED:  # what newer versions of typer make of a KeyboardInterrupt
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return _complain("stopped; a run with an output folder goes on with --resume", INTERRUPTED)
@@ -60,6 +62,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if state["debug"]:
             raise
         return _complain(_one_line(error), USER_ERROR)
+    except RuntimeError as error:
+        if state["debug"] or type(error).__name__ != "OutOfMemoryError":
+            raise
+        return _complain("out of memory: try a smaller --batch-size, or --amp bf16", USER_ERROR)
 
 
 def make_app() -> typer.Typer:

@@ -72,8 +72,8 @@ def _parts(result: DemoResult, output: Path, seeds: int) -> list[Any]:
         ("curves", str(output / "curves.png")),
     ]
     note = (
-        f"Accuracy on the new digits: mean ± standard deviation of {seeds} seeds. The head is "
-        "trained in every row and not counted.\n* accounted, not measured. For full, the task file "
-        "is the whole model."
+        f"Accuracy on the new digits: mean ± standard deviation of {seeds} seeds. The head is\n"
+        "trained in every row and not counted. For full, the task file is the whole model.\n"
+        "* of a training step; accounted, not measured."
     )
     return [table(columns, rows), "", note, "", facts(lines)]

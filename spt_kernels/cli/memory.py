@@ -91,7 +91,8 @@ def _table(estimates: dict[str, MemoryEstimate], shape: tuple[int, ...], dtype: 
     ]
     batch = " × ".join(map(str, shape))
     title = f"Peak of a training step in MiB, accounted: batch {batch}, {dtype}"
-    return table(("method", "trained", *categories, "peak"), rows, title)
+    short = ("weights", "optim.", "gradients", "activ.", "temp.")
+    return table(("method", "trained", *short, "peak"), rows, title)
 
 
 def _mebibytes(number: int) -> str:

@@ -45,7 +45,8 @@ class Terminal:
             print(json.dumps(value))
             return
         for part in parts:
-            self.out.print(part)
+            # text brings its own lines, and a terminal that is too narrow may break them itself
+            self.out.print(part, soft_wrap=isinstance(part, str), markup=False)
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Quiet | Bars | Lines]:

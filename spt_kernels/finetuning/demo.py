@@ -153,7 +153,7 @@ def run_demo(
     output = Path(output)
     write_digits(output / "digits" / "old", OLD, test_share=0.2)
     write_digits(output / "digits" / "new", NEW, test_share=0.5)
-    processes = processes or len(os.sched_getaffinity(0))
+    processes = processes or _cores()
     source = ModelSource(ARCHITECTURE, SHAPE)
     pretraining = FinetuneJob(source, _images(output, "old", None), Method("full"), recipe, FORM)
     progress.say("the base model, from scratch on the digits 0 to 4")
@@ -236,6 +236,12 @@ def _run_all(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return results
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # what this process may use, where the system tells
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _run_one(job: FinetuneJob, folder: Path) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def finetune(
     if resume:
         finished = _finished(folder, job)
         if finished is not None:
+            progress.say("this run is finished")
             return finished
     with reproducible():
         setting = open_setting(job, device, workers)
@@ -120,8 +121,8 @@ def _plan(setting: Setting, folder: RunFolder, progress: Progress) -> Plan | Non
         if job.sensitivity is not None:
             sensitivity = Sensitivity.load(job.sensitivity)
         elif job.method.is_sensitivity_aware:
-            sensitivity = sensitivity_of(setting, progress)
-            sensitivity.save(folder["sensitivity"])
+            sensitivity_of(setting, progress).save(folder["sensitivity"])
+            sensitivity = Sensitivity.load(folder["sensitivity"])  # on the CPU, as after a resume
         plan = methods.make_plan(setting.base.model, job.method, sensitivity)
     if plan is not None:
         plan.save(folder["plan"])

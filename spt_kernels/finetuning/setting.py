@@ -66,4 +66,6 @@ def sensitivity_of(setting: Setting, progress: Progress) -> Sensitivity:
         seen = done
 
     model = setting.base.model.to(setting.device)
-    return measure_sensitivity(model, batches, num_samples=samples, progress=on_samples)
+    measured = measure_sensitivity(model, batches, num_samples=samples, progress=on_samples)
+    model.to("cpu")
+    return measured
