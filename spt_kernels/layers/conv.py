@@ -144,7 +144,7 @@ class SparseDeltaConv2d(DeltaHolder):
     Attributes:
         weight: frozen, `[out, in / groups, height, width]`, holds base + delta.
         bias: frozen, `[out]`, likewise; or None.
-        delta: Parameter `[nnz]`, fp32, with buffers `index` (int32) and `original`.
+        delta: Parameter `[nnz]`, fp32, with constants `index` (int32) and `original`.
         bias_delta: the same for the bias, with `bias_index` and `bias_original`, when asked for.
 
     Args:
@@ -224,10 +224,10 @@ class SparseDeltaConv2d(DeltaHolder):
             self.weight,
             self.bias,
             delta if delta is not None and delta.numel() else None,
-            self._buffers["index"],
+            self.index,
             self.__dict__["_spt_pattern"],
             bias_delta,
-            self._buffers.get("bias_index"),
+            getattr(self, "bias_index", None),
             geometry,
         )
         return y.squeeze(0) if unbatched else y

@@ -18,9 +18,13 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 class DeltaHolder(nn.Module):
     """A module some of whose parameters are frozen but for a sparse delta.
 
-    For a parameter `bias` it registers the Parameter `bias_delta` (fp32), and the buffers
+    For a parameter `bias` it registers the Parameter `bias_delta` (fp32), and has the constants
     `bias_index` (int32) and `bias_original`; for the main parameter of its class just `delta`,
     `index` and `original`. The parameters themselves keep their names.
+
+    The constants move with the module and are in its state dict, as copies, but they are no
+    buffers: whoever averages a model's buffers or state dict, as an EMA does, or broadcasts them,
+    must not change positions.
     """
 
     _main_parameter: ClassVar[str] = ""
@@ -40,12 +44,15 @@ class DeltaHolder(nn.Module):
             raise TypeError(f"{local} must be fp32, bf16, fp16 or fp64, got {target.dtype}")
         positions = checked_index(name, index, local, target)  # [nnz] int32
         delta_name, index_name, original_name = self.delta_local_names(local)
+        for taken in (index_name, original_name):
+            if hasattr(self, taken):
+                raise ValueError(f"{type(self).__name__} has an attribute {taken} of its own")
         target.requires_grad_(False)
         delta = torch.zeros(positions.numel(), dtype=torch.float32, device=target.device)
         # an empty one never gets a gradient, which data parallelism would wait for
         self.register_parameter(delta_name, nn.Parameter(delta, requires_grad=len(delta) > 0))
-        self.register_buffer(index_name, positions)
-        self.register_buffer(original_name, _gather(target, positions))
+        setattr(self, index_name, positions)
+        setattr(self, original_name, _gather(target, positions))
         self._spt_states[local] = WrittenState()
         delta_ = self.sparse_deltas()[local]
         delta_.written.record(delta_.delta)
@@ -56,7 +63,7 @@ class DeltaHolder(nn.Module):
         for local in self._spt_states:
             delta_name, index_name, original_name = self.delta_local_names(local)
             del self._parameters[delta_name]
-            del self._buffers[index_name], self._buffers[original_name]
+            del self.__dict__[index_name], self.__dict__[original_name]
         for name in ("_spt_written", "_spt_called", "spt_name"):
             self.__dict__.pop(name, None)
 
@@ -68,8 +75,8 @@ class DeltaHolder(nn.Module):
             found[local] = SparseDelta(
                 target=self._parameters[local],  # type: ignore[arg-type]
                 delta=self._parameters[delta_name],  # type: ignore[arg-type]
-                index=self._buffers[index_name],  # type: ignore[arg-type]
-                original=self._buffers[original_name],  # type: ignore[arg-type]
+                index=getattr(self, index_name),
+                original=getattr(self, original_name),
                 written=written,
             )
         return found
@@ -108,6 +115,10 @@ class DeltaHolder(nn.Module):
         fresh = {local: d.is_fresh for local, d in before.items()}
         dtypes = {local: d.target.dtype for local, d in before.items()}
         super()._apply(keeping_fp32(fn, [d.delta for d in before.values()]), recurse)  # type: ignore[arg-type]
+        for local, delta in before.items():
+            _, index_name, original_name = self.delta_local_names(local)
+            setattr(self, index_name, _moved(delta.index, fn(delta.index)))
+            setattr(self, original_name, fn(delta.original))
         if any(
             d.index.device != before[local].index.device
             for local, d in self.sparse_deltas().items()
@@ -123,6 +134,17 @@ class DeltaHolder(nn.Module):
                 delta.write()
         return self
 
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, constant in self._constants().items():
+            destination[prefix + name] = constant.clone()  # for reading: writes go nowhere
+
+    def _constants(self) -> dict[str, Tensor]:
+        names = [n for local in self._spt_states for n in self.delta_local_names(local)[1:]]
+        return {name: getattr(self, name) for name in names}
+
     def _load_from_state_dict(
         self,
         state_dict: Mapping[str, Any],
@@ -133,23 +155,31 @@ class DeltaHolder(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        for local in self._spt_states:
-            index_key = prefix + self.delta_local_names(local)[1]
-            index = state_dict.get(index_key)
-            numel = self._parameters[local].numel()  # type: ignore[union-attr]
-            problem = position_problem(index, numel) if isinstance(index, Tensor) else ""
-            if problem:  # an out-of-range position must never reach a kernel
-                error_msgs.append(f"{index_key} {problem}")
-                return
+        problems = self._problems_of_constants(state_dict, prefix)
+        if problems:  # an out-of-range position must never reach a kernel
+            error_msgs.extend(problems)
+            return
+        own_unexpected: list[str] = []
         super()._load_from_state_dict(
             state_dict,
             prefix,
             local_metadata,
             strict,
             missing_keys,
-            unexpected_keys,
+            own_unexpected,
             error_msgs,
         )
+        constants = self._constants()
+        unexpected_keys += [k for k in own_unexpected if k.removeprefix(prefix) not in constants]
+        for name, constant in constants.items():
+            if prefix + name in state_dict:
+                loaded = state_dict[prefix + name].detach()
+                if constant.device.type == "meta":  # its parameters may just have been assigned
+                    setattr(self, name, loaded.to(dtype=constant.dtype, copy=True))
+                else:
+                    constant.copy_(loaded)
+            elif strict:
+                missing_keys.append(prefix + name)
         self._index_changed()
         for local, delta in self.sparse_deltas().items():
             tag(delta.delta, self)
@@ -160,6 +190,26 @@ class DeltaHolder(nn.Module):
                 delta.written.record(delta.delta)
             else:
                 delta.write()
+
+    def _problems_of_constants(self, state_dict: Mapping[str, Any], prefix: str) -> list[str]:
+        """What is wrong with the positions and originals in a state dict."""
+        problems = []
+        for local in self._spt_states:
+            _, index_name, original_name = self.delta_local_names(local)
+            for name in (index_name, original_name):
+                value, own = state_dict.get(prefix + name), getattr(self, name)
+                if value is None:
+                    continue
+                if not isinstance(value, Tensor) or value.shape != own.shape:
+                    got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                    problems.append(f"{prefix}{name} must be {list(own.shape)}, got {got}")
+                elif name == index_name and value.dtype not in (torch.int32, torch.int64):
+                    problems.append(f"{prefix}{name} must be int32 or int64, got {value.dtype}")
+                elif name == index_name and value.device.type != "meta":
+                    numel = self._parameters[local].numel()  # type: ignore[union-attr]
+                    problem = position_problem(value, numel)
+                    problems += [f"{prefix}{name} {problem}"] if problem else []
+        return problems
 
     def _index_changed(self) -> None:
         """Bring up to date what is derived from an index."""
@@ -178,8 +228,21 @@ class DeltaHolder(nn.Module):
         self.__dict__["_spt_written"] = {local: WrittenState() for local in fresh}
         for local, delta in self.sparse_deltas().items():
             tag(delta.delta, self)
+            if delta.original.dtype != delta.target.dtype:  # a copy may be made in another dtype
+                setattr(
+                    self, self.delta_local_names(local)[2], delta.original.to(delta.target.dtype)
+                )
             if fresh[local]:
                 delta.written.record(delta.delta)
+
+
+def _moved(index: Tensor, result: Tensor) -> Tensor:
+    """An index after a move of its module: wherever that puts it, the positions stay the same."""
+    if index.device.type == "meta" and result.device.type != "meta":
+        # `to_empty`: the positions come with a state dict; these are valid at least
+        return torch.arange(len(index), dtype=index.dtype, device=result.device)
+    stays = result.device == index.device and type(result) is type(index)
+    return index if stays else result.to(index.dtype)
 
 
 def _gather(target: Tensor, index: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ class SparseDeltaLinear(DeltaHolder):
         weight: frozen, `[out, in]`, holds base + delta.
         bias: frozen, `[out]`, likewise; or None.
         delta: Parameter `[nnz]`, fp32, whatever the dtype of the weight.
-        index: int32 buffer `[nnz]`, flat positions in `weight`.
-        original: buffer `[nnz]`, base values at `index`.
+        index: int32 `[nnz]`, flat positions in `weight`; in the state dict, but no buffer.
+        original: `[nnz]`, likewise, base values at `index`.
         bias_delta: Parameter `[bias nnz]`, with `bias_index` and `bias_original`, when asked for.
 
     Args:
@@ -92,7 +92,7 @@ class SparseDeltaLinear(DeltaHolder):
             self.delta if self.delta.numel() else None,
             self.__dict__["_spt_pattern"],
             self._parameters.get("bias_delta"),
-            self._buffers.get("bias_index"),
+            getattr(self, "bias_index", None),
         )
 
     def extra_repr(self) -> str:

@@ -21,7 +21,7 @@ class SparseDeltaNorm(DeltaHolder):
     Attributes:
         weight: frozen, holds base + delta.
         bias: the same, or None.
-        weight_delta: Parameter `[nnz]`, fp32, with buffers `weight_index` and `weight_original`;
+        weight_delta: Parameter `[nnz]`, fp32, with constants `weight_index` and `weight_original`;
             likewise for the bias; each only if its index was given.
 
     Args:

@@ -39,10 +39,9 @@ def attached(holder: DeltaHolder, local: str) -> Tensor | None:
     if local not in holder._spt_states:
         return target
     delta_name, index_name, _ = holder.delta_local_names(local)
-    delta, index = holder._parameters[delta_name], holder._buffers[index_name]
+    delta, index = holder._parameters[delta_name], getattr(holder, index_name)
     assert target is not None
     assert delta is not None
-    assert index is not None
     if not (torch.is_grad_enabled() and delta.requires_grad and delta.numel() > 0):
         return target
     if torch.compiler.is_compiling():
@@ -100,11 +99,11 @@ def _plain_twin(module: DeltaHolder) -> nn.Module:
     """A module of the plain class with the same parameters, buffers and children, for reading."""
     base = _plain_class(module)
     twin = base.__new__(base)
-    twin.__dict__.update(module.__dict__)
     hidden = {name for local in module._spt_states for name in module.delta_local_names(local)}
-    for table in ("_parameters", "_buffers"):
-        kept = {name: value for name, value in getattr(module, table).items() if name not in hidden}
-        twin.__dict__[table] = kept
+    twin.__dict__.update({k: value for k, value in vars(module).items() if k not in hidden})
+    kept = {name: value for name, value in module._parameters.items() if name not in hidden}
+    twin.__dict__["_parameters"] = kept
+    twin.__dict__["_buffers"] = dict(module._buffers)
     return twin
 
 
