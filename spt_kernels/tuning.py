@@ -49,8 +49,9 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """Tune a model by a plan, in place: replace layers, freeze the rest, leave the head trainable.
 
     Linear, Conv2d and norm modules give way to their tuned counterparts; any other parameter (a
-    token, a table, a layer scale, the weight of a layer with a forward of its own) is trained where
-    it is. Everything is checked before the model is touched.
+    token, a table, a layer scale, the weight of a layer with a forward of its own, or of one that
+    the model was seen to read instead of calling the layer) is trained where it is. Everything is
+    checked before the model is touched.
 
     Args:
         model: plain, as the plan's sensitivity was measured on; on any device, in fp32, bf16 or
@@ -128,17 +129,20 @@ class _Place:
         module: as it is.
         positions: local parameter name -> positions, int64, on the parameter's device.
         spec: of the structured module on its weight, if any.
+        is_read: whether the model reads its weight itself, as BEiT and Swin V2 do with `qkv`.
     """
 
     name: str
     module: nn.Module
     positions: dict[str, Tensor] = field(default_factory=dict)
     spec: LoraSpec | AdapterSpec | None = None
+    is_read: bool = False
 
     @property
     def in_place(self) -> bool:
         """Whether its parameters are tuned where they are: no tuned module stands for it."""
-        return not (_is_linear(self.module) or _is_conv2d(self.module) or _is_norm(self.module))
+        module = self.module
+        return self.is_read or not (_is_linear(module) or _is_conv2d(module) or _is_norm(module))
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -195,7 +199,8 @@ def _places(model: nn.Module, plan: Plan) -> list[_Place]:
     found: dict[str, _Place] = {}
     for name, positions in plan.unstructured.items():
         module_name, _, local = name.rpartition(".")
-        place = found.setdefault(module_name, _Place(module_name, modules[module_name]))
+        new = _Place(module_name, modules[module_name], is_read=_is_read(plan, module_name))
+        place = found.setdefault(module_name, new)
         place.positions[local] = positions.to(parameters[name].device)
     for name, spec in plan.structured.items():
         module_name, _, local = name.rpartition(".")
@@ -209,6 +214,11 @@ def _places(model: nn.Module, plan: Plan) -> list[_Place]:
         place = found.get(module_name, _Place(module_name, module))
         found[module_name] = _Place(module_name, module, place.positions, spec)
     return list(found.values())
+
+
+def _is_read(plan: Plan, module_name: str) -> bool:
+    info = plan.info.get(f"{module_name}.weight" if module_name else "weight")
+    return info is not None and info.kind == "functional"
 
 
 def _check_arguments(model: nn.Module, plan: Plan) -> None:

@@ -5,14 +5,29 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
-from spt_kernels import AdapterSpec, BaseModelMismatch, LoraSpec, Plan, apply
+from spt_kernels import (
+    AdapterSpec,
+    BaseModelMismatch,
+    LoraSpec,
+    Plan,
+    allocate,
+    apply,
+    load_delta,
+    measure_sensitivity,
+    merge,
+    save_delta,
+    unload,
+)
 from spt_kernels.anatomy import describe, head_names
 from spt_kernels.layers import (
     AdapterLinear,
@@ -235,13 +250,74 @@ def test_torch_attention_whose_projection_is_never_called_trains_all_the_same() 
         torch.testing.assert_close(delta.delta.grad, truth, msg=name)
 
 
-def test_a_model_that_reads_the_weight_itself_is_noticed_at_the_first_step() -> None:
+def beit() -> nn.Module:
     torch.manual_seed(0)
-    model = Beit(img_size=16, patch_size=8, embed_dim=24, depth=1, num_heads=3, num_classes=3)
-    apply(model, unstructured(model))
+    return Beit(img_size=16, patch_size=8, embed_dim=24, depth=1, num_heads=3, num_classes=3)
+
+
+def eva() -> nn.Module:
+    torch.manual_seed(0)
+    return Eva(img_size=16, patch_size=8, embed_dim=24, depth=1, num_heads=3, num_classes=3)
+
+
+def swin_v2() -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"img_size": 16, "patch_size": 4, "window_size": 2}
+    return SwinTransformerV2(
+        **sizes, embed_dim=24, depths=(1,), num_heads=(3,), num_classes=3
+    ).eval()
+
+
+@pytest.mark.parametrize("make", [beit, eva, swin_v2])
+def test_a_weight_that_the_model_reads_itself_trains_where_it_is(
+    make: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    model = make()
+    with torch.no_grad():  # timm starts some of them at zero
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    plain, base = copy.deepcopy(model), copy.deepcopy(model)
+    images, labels = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 1])
+    found = measure_sensitivity(model, [(images, labels)], progress=False)
+    plan = allocate(found, budget=0.1, rank=1)
+    (qkv,) = (name for name in plan.unstructured if name.endswith("qkv.weight"))
+    assert plan.info[qkv].kind == "functional"
+    apply(model, plan)
+    y, expected = model(images), plain(images)
+    assert torch.equal(y, expected)
+    F.cross_entropy(y, labels).backward()
+    F.cross_entropy(expected, labels).backward()
+    dense = {name: p.grad for name, p in plain.named_parameters()}
+    for name, delta in sparse_deltas(model).items():
+        if delta.delta.numel():
+            truth = dense[name].flatten()[delta.index.long()]
+            torch.testing.assert_close(delta.delta.grad, truth, rtol=1e-4, atol=1e-6, msg=name)
+    start = sparse_deltas(model)[qkv].target.clone()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    optimizer.step()
+    assert not torch.equal(sparse_deltas(model)[qkv].target, start)
+
+    model.eval()
+    save_delta(model, tmp_path / "task.spt")
+    load_delta(base, tmp_path / "task.spt").eval()
+    assert torch.equal(base(images), model(images))
+    merged = merge(base)
+    assert type(merged.get_submodule(qkv.removesuffix(".weight"))) is nn.Linear
+    torch.testing.assert_close(merged(images), model(images))  # a LoRA rounds once
+    unload(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+
+
+def test_a_weight_that_was_not_seen_to_be_read_is_noticed_at_the_first_step() -> None:
+    model = beit()
+    apply(model, unstructured(model))  # kinds by module type
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     model(torch.randn(2, 3, 16, 16)).square().sum().backward()
-    with pytest.raises(RuntimeError, match=r"blocks\.0\.attn\.qkv is tuned, but the model never"):
+    message = r"(?s)blocks\.0\.attn\.qkv is tuned, but the model never.*to 'functional'"
+    with pytest.raises(RuntimeError, match=message):
         optimizer.step()
 
 

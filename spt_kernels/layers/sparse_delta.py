@@ -216,6 +216,7 @@ def _never_called(owner: Owner) -> str:
     where = getattr(owner, "spt_name", "") or type(owner).__name__
     return (
         f"{where} is tuned, but the model never calls it (it reads the weight of the layer itself, "
-        "as BEiT and Swin V2 do with `qkv`), so that it would never train: leave it out with "
-        "exclude=... in measure_sensitivity"
+        "as BEiT and Swin V2 do with `qkv`), so that it would never train: measure_sensitivity "
+        "notices that and says so in Sensitivity.info, from which allocate and apply know what to "
+        "do; in a plan made otherwise, set the kind of its weight to 'functional' or leave it out"
     )
