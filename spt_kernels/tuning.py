@@ -68,7 +68,8 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """
     _check_arguments(model, plan)
     _check_fits(model, plan)
-    head = plan.head or head_names(model)
+    # what was measured of the head, up to all of it, is tuned like anything else
+    head = plan.head or tuple(name for name in head_names(model) if name not in plan.info)
     places = _places(model, plan)
     _check_places(model, places, head)
 

@@ -394,6 +394,37 @@ def test_positions_in_the_head() -> None:
     assert_untouched(model, before)
 
 
+@pytest.mark.parametrize("include", ["head.*", "*"])
+@pytest.mark.parametrize("rank", [None, 1], ids=["sparse", "lora"])
+def test_a_head_that_is_tuned_like_any_other_part(
+    include: str, rank: int | None, tmp_path: Path
+) -> None:
+    model = tiny_vit()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    base = copy.deepcopy(model)
+    images, labels = tiny_batch()
+    found = measure_sensitivity(model, [(images, labels)], include=[include], progress=False)
+    structured = {"structured": None} if rank is None else {"rank": rank}
+    plan = allocate(found, budget=1000, **structured)
+    apply(model, plan)
+    assert not model.spt_tuning.base_head
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained == plan.num_trainable
+
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    F.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+    assert not torch.equal(model(images), base(images))
+    save_delta(model, tmp_path / "task.spt")
+    load_delta(base, tmp_path / "task.spt")
+    assert torch.equal(base(images), model(images))
+    load_delta(base, tmp_path / "task.spt")  # once more, onto a model that is tuned
+    assert torch.equal(base(images), model(images))
+    torch.testing.assert_close(merge(base)(images), model(images))
+    unload(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_a_lora_on_a_layer_with_a_forward_of_its_own() -> None:
     class Doubles(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
