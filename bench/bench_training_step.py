@@ -84,7 +84,7 @@ def peft_tuned(base: nn.Module, config: Any, device: torch.device) -> Callable:
 def test_training_step_vit_b(benchmark: Any, base: nn.Module, device: torch.device) -> None:
     peft = pytest.importorskip("peft")
     lora = peft.LoraConfig(r=16, target_modules=["qkv"], modules_to_save=["head"])
-    matrices = ["qkv", "proj", "fc1", "fc2"]
+    matrices = r"blocks\.\d+\.(attn|mlp)\.(qkv|proj|fc1|fc2)"
     shira = peft.ShiraConfig(r=2, target_modules=matrices, modules_to_save=["head"])
     hold(
         benchmark,
