@@ -311,6 +311,43 @@ def test_a_weight_that_the_model_reads_itself_trains_where_it_is(
     assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
 
 
+class Both(nn.Module):
+    """Calls one layer and reads its weight as well; of another it only asks the dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Linear(8, 8)
+        self.called = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.called.weight.dtype)
+        y = self.both(x) + F.linear(x, self.both.weight.t())
+        with torch.no_grad():
+            size = self.called.weight.norm()
+        return self.head(self.called(y) / size)
+
+
+@pytest.mark.parametrize("budget", [20, 60])
+def test_a_weight_that_is_read_besides_the_calls_gets_the_gradient_of_both(budget: int) -> None:
+    torch.manual_seed(0)
+    model = Both()
+    plain = copy.deepcopy(model)
+    x, labels = torch.randn(5, 8), torch.tensor([0, 1, 2, 1, 0])
+    found = measure_sensitivity(model, [(x, labels)], progress=False)
+    assert found.info["both.weight"].kind == "functional"
+    assert found.info["called.weight"].kind == "linear"
+    plan = allocate(found, budget, structured=None)
+    apply(model, plan)
+    y, expected = model(x), plain(x)
+    assert torch.equal(y, expected)
+    F.cross_entropy(y, labels).backward()
+    F.cross_entropy(expected, labels).backward()
+    truth = plain.both.weight.grad.flatten()[plan.unstructured["both.weight"]]
+    assert len(truth)
+    torch.testing.assert_close(sparse_deltas(model)["both.weight"].delta.grad, truth)
+
+
 def test_a_weight_that_was_not_seen_to_be_read_is_noticed_at_the_first_step() -> None:
     model = beit()
     apply(model, unstructured(model))  # kinds by module type

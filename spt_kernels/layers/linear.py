@@ -21,6 +21,10 @@ class SparseDeltaLinear(DeltaHolder):
     `weight` holds base + delta at all times, so that the forward neither copies nor adds anything;
     the backward makes the gradient of the delta alone, and of the input keeps as little as it can.
 
+    A delta learns from calls of the layer alone: code that reads `weight` gets its values, and the
+    gradient of that use is lost. `measure_sensitivity` sees such code, and `apply` then puts
+    `attach_parameter` in the place of this layer, with which every use counts.
+
     Attributes:
         weight: frozen, `[out, in]`, holds base + delta.
         bias: frozen, `[out]`, likewise; or None.
