@@ -71,6 +71,11 @@ def _state_of(delta: Tensor) -> tuple[int, int]:
 class SparseDelta:
     """The trained entries of one frozen tensor.
 
+    `target` follows `delta` by itself when a `torch.optim.Optimizer` steps, and when the delta is
+    changed in place or gets new `.data`. It cannot follow an optimizer that is no such class and
+    writes into `delta.data`, which leaves no trace: call `write`, or `write_deltas` on the values
+    of `sparse_deltas(model)`, after each of its steps.
+
     Attributes:
         target: the tensor, frozen; holds base + delta at `index` and base values elsewhere.
         delta: fp32 `[nnz]`, trained.

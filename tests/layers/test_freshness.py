@@ -157,6 +157,14 @@ def test_the_tag_does_not_keep_the_layer_alive() -> None:
     assert delta_of(delta) is None
 
 
+def test_after_a_write_into_data_that_no_optimizer_made_write_is_enough() -> None:
+    layer = sparse_linear()
+    layer.delta.data.add_(0.5)
+    layer.sparse_deltas()["weight"].write()
+    layer(tokens(3, 8))
+    assert holds(layer)
+
+
 class Bypasses(nn.Module):
     """Reads the weight and never calls the layer, as some attention blocks do."""
 
