@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_iter
 
 from .allocation import LoraSpec, Plan
 from .anatomy import candidate_names, describe, head_names
+from .layers import sparse_deltas
 from .layers.sparse_gradient import DeltaPattern
 from .memory_ledger import Ledger
 from .tuning import apply
@@ -128,7 +129,7 @@ def estimate_memory(
 
     ledger = Ledger()
     with fakes, ledger:
-        ledger.mark(itertools.chain(twin.parameters(), twin.buffers(), besides), "weights")
+        ledger.mark(itertools.chain(_tensors_of(twin), besides), "weights")
         batch = torch.empty(shape)
         if dtype == "bf16":
             batch = batch.bfloat16()
@@ -166,7 +167,7 @@ def _fake_copy(
         because its layers look at their values.
     """
     tuning = getattr(model, "spt_tuning", None)
-    tensors = {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
+    tensors = {id(t): t for t in _tensors_of(model)}
     kept = set()
     if tuning is not None:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -198,6 +199,14 @@ def _fake_copy(
         if key not in tensors
     ]
     return copy.deepcopy(model, memo), besides
+
+
+def _tensors_of(model: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers, and what sparse deltas hold besides: positions and base values."""
+    yield from model.parameters()
+    yield from model.buffers()
+    for delta in sparse_deltas(model).values():
+        yield from (delta.index, delta.original)
 
 
 def _empty_like(tensor: Tensor, fakes: FakeTensorMode, dtype: torch.dtype | None = None) -> Tensor:

@@ -332,3 +332,15 @@ def test_a_large_model_needs_no_memory_of_its_own() -> None:
     estimate = estimate_memory(model, (1, 2**16), loss_fn=total)
     assert estimate.by_category["optimizer"] == 2 * 4 * 2**32 + 4
     assert math.isclose(estimate.peak_bytes, 4 * 4 * 2**32, rel_tol=1e-3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_positions_and_base_values_are_counted_without_a_warning() -> None:
+    model = tiny_vit()
+    every = dict(model.named_parameters())
+    scores = {name: torch.rand_like(every[name]) for name in candidate_names(model)}
+    plan = allocate(Sensitivity.from_tensors(scores, 1, head=head_names(model)), 2000, None)
+    plain = estimate_memory(model, (2, 3, 16, 16)).by_category["weights"]
+    tuned = estimate_memory(model, (2, 3, 16, 16), plan).by_category["weights"]
+    # an fp32 delta, an int32 position and an fp32 base value for each trained entry
+    assert tuned - plain >= 2000 * (4 + 4 + 4)
