@@ -54,7 +54,7 @@ def ordered(operations: Iterable[str]) -> list[str]:
 
 def _title(plan: Plan) -> list[str]:
     kind = f"{_KINDS[plan.kind]} of rank {plan.rank}" if plan.kind else "no structured tuning"
-    samples = f", {plan.num_samples:,} samples" if plan.num_samples else ""
+    samples = f", {_count(plan.num_samples, 'sample')}" if plan.num_samples else ""
     lines = [f"plan        {plan.model_name or 'model unnamed'}: rule {plan.rule}, {kind}{samples}"]
     of_all = ""
     if plan.backbone_numel:
@@ -84,7 +84,7 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+    return f"{n} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def _aligned(table: list[list[str]]) -> list[str]:
