@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .keep_fp32 import keeping_fp32
 from .linear import SparseDeltaLinear
-from .lora import add_to_rows, check_base, freeze_base, move_and_tag, plain_below, tag_all
-from .sparse_delta import SparseDelta
+from .structured import StructuredLinear, add_to_rows, check_base
 from .tuned_linear import LoraCall
 
 if TYPE_CHECKING:
     from ..plan import AdapterSpec
 
 
-class AdapterLinear(nn.Module):
+class AdapterLinear(StructuredLinear):
     """`y + Up(GELU(Down(y)))` on each of some ranges of the output `y = base(x)`.
 
     This is the sequential placement of the published code: right after the sensitive matrix, before
@@ -44,14 +41,10 @@ class AdapterLinear(nn.Module):
         ValueError: the spec is for a layer of other sizes.
     """
 
-    base: nn.Linear | SparseDeltaLinear
-    in_features: int
-    out_features: int
-
     def __init__(self, base: nn.Linear | SparseDeltaLinear, spec: AdapterSpec) -> None:
         super().__init__()
         check_base(base, spec)
-        freeze_base(self, base)
+        self._freeze_base(base)
         self.spec = spec
         n_rows = sum(stop - start for start, stop in spec.rows)
         self.down_weight = nn.Parameter(torch.empty(spec.rank, n_rows))
@@ -64,31 +57,7 @@ class AdapterLinear(nn.Module):
                 down = torch.empty(spec.rank, width)  # as nn.Linear starts: its fan-in is the width
                 self.down_weight[:, columns] = nn.init.kaiming_uniform_(down, a=math.sqrt(5))
                 self.down_bias[part].uniform_(-1 / math.sqrt(width), 1 / math.sqrt(width))
-        move_and_tag(self, base.weight.device)
-
-    @property
-    def weight(self) -> Tensor:
-        """Of the base layer."""
-        return self.base.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """Of the base layer."""
-        return self.base.bias
-
-    @property
-    def plain(self) -> nn.Module:
-        """The module this one stands for, with the parameters as they are now."""
-        return plain_below(self)
-
-    @property
-    def spt_was_called(self) -> bool:
-        """Whether its forward has ever run eagerly."""
-        return bool(self.__dict__.get("_spt_called", False))
-
-    def sparse_deltas(self) -> dict[str, SparseDelta]:
-        """Local parameter name -> its sparse delta: those of the base layer."""
-        return self.base.sparse_deltas() if isinstance(self.base, SparseDeltaLinear) else {}
+        self._move_and_tag(base.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """The base layer's output, adapted."""
@@ -122,12 +91,3 @@ class AdapterLinear(nn.Module):
     def _ranges(self) -> list[tuple[slice, slice, slice]]:
         # sliced like a LoRA: output features, own rows, own part of the bottleneck
         return LoraCall(self.spec.rank, self.spec.rows, 1.0).ranges()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdapterLinear:
-        super()._apply(keeping_fp32(fn, self._parameters.values()), recurse)
-        tag_all(self)
-        return self
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        tag_all(self)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,10 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .keep_fp32 import keeping_fp32
 from .linear import SparseDeltaLinear
-from .plain_module import share_hooks
-from .sparse_delta import SparseDelta, tag
+from .structured import StructuredLinear, add_to_rows, check_base
 from .tuned_linear import LoraCall, TunedLinear, linear_with_lora
 
 if TYPE_CHECKING:
@@ -23,7 +20,7 @@ if TYPE_CHECKING:
 _NO_DELTAS = (None, None, None, None)
 
 
-class LoraLinear(nn.Module):
+class LoraLinear(StructuredLinear):
     """`base(x)` plus `scale · B_i A_i dropout(x)` on each of some ranges of output features.
 
     The updates are added into the output of the base layer in place; the backward keeps the
@@ -46,10 +43,6 @@ class LoraLinear(nn.Module):
         ValueError: the spec is for a layer of other sizes.
     """
 
-    base: nn.Linear | SparseDeltaLinear
-    in_features: int
-    out_features: int
-
     def __init__(self, base: nn.Linear | SparseDeltaLinear, spec: LoraSpec) -> None:
         super().__init__()
         check_base(base, spec)
@@ -59,7 +52,7 @@ class LoraLinear(nn.Module):
             )
         if not 0.0 <= spec.dropout <= 1.0:
             raise ValueError(f"dropout must be within [0, 1], got {spec.dropout}")
-        freeze_base(self, base)
+        self._freeze_base(base)
         self.spec = spec
         device, n_ranges = base.weight.device, len(spec.rows)
         n_rows = sum(stop - start for start, stop in spec.rows)
@@ -67,31 +60,7 @@ class LoraLinear(nn.Module):
         self.lora_b = nn.Parameter(torch.zeros(n_rows, spec.rank))
         for down in self.lora_a.data.split(spec.rank):
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-        move_and_tag(self, device)
-
-    @property
-    def weight(self) -> Tensor:
-        """Of the base layer."""
-        return self.base.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """Of the base layer."""
-        return self.base.bias
-
-    @property
-    def plain(self) -> nn.Module:
-        """The module this one stands for, with the parameters as they are now."""
-        return plain_below(self)
-
-    @property
-    def spt_was_called(self) -> bool:
-        """Whether its forward has ever run eagerly."""
-        return bool(self.__dict__.get("_spt_called", False))
-
-    def sparse_deltas(self) -> dict[str, SparseDelta]:
-        """Local parameter name -> its sparse delta: those of the base layer."""
-        return self.base.sparse_deltas() if isinstance(self.base, SparseDeltaLinear) else {}
+        self._move_and_tag(device)
 
     def forward(self, x: Tensor) -> Tensor:
         """The base layer's output with the updates added."""
@@ -139,82 +108,9 @@ class LoraLinear(nn.Module):
         ]
         return add_to_rows(y, updates)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoraLinear:
-        super()._apply(keeping_fp32(fn, self._parameters.values()), recurse)
-        tag_all(self)
-        return self
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        tag_all(self)
-
 
 def _draw_seed(x: Tensor) -> int:
     """From the default generator, so that `torch.manual_seed` and checkpointing reproduce it."""
     if isinstance(x, FakeTensor) or x.device.type == "meta":
         return 0
     return int(torch.randint(2**62, ()).item())
-
-
-def check_base(base: Any, spec: Any) -> None:
-    """Refuse a base layer that a LoRA or an Adapter of this spec cannot be put on."""
-    if not isinstance(base, (nn.Linear, SparseDeltaLinear)):
-        raise TypeError(
-            f"base must be an nn.Linear or a SparseDeltaLinear, got {type(base).__name__}"
-        )
-    if spec.rank < 1 or not spec.rows:
-        raise ValueError(f"spec must have a rank and rows, got rank {spec.rank}, rows {spec.rows}")
-    last = 0
-    for start, stop in spec.rows:
-        if not last <= start < stop <= base.out_features:
-            raise ValueError(
-                f"rows must be ascending, apart, and within [0, {base.out_features}], "
-                f"got {spec.rows}"
-            )
-        last = stop
-
-
-def freeze_base(module: nn.Module, base: nn.Linear | SparseDeltaLinear) -> None:
-    """Register the base layer, frozen, and take over its sizes and hooks."""
-    base.weight.requires_grad_(False)
-    if base.bias is not None:
-        base.bias.requires_grad_(False)
-    module.base = base
-    module.in_features, module.out_features = base.in_features, base.out_features  # type: ignore
-    share_hooks(module, base)
-    module.train(base.training)
-
-
-def move_and_tag(module: nn.Module, device: torch.device) -> None:
-    """Put a module's own new parameters on a device.
-
-    They are drawn on the CPU: the same seed gives the same start on every device.
-    """
-    for parameter in module._parameters.values():
-        if parameter is not None:
-            parameter.data = parameter.data.to(device)
-    tag_all(module)
-
-
-def tag_all(module: Any) -> None:
-    """Let every own parameter of a module lead back to it."""
-    for parameter in module._parameters.values():
-        if parameter is not None:
-            tag(parameter, module)
-
-
-def plain_below(module: nn.Module) -> nn.Module:
-    """The plain Linear below a LoRA or an Adapter."""
-    base = module.base
-    return base.plain if isinstance(base, SparseDeltaLinear) else base  # type: ignore[return-value]
-
-
-def add_to_rows(y: Tensor, updates: list[tuple[slice, Tensor]]) -> Tensor:
-    """`y` with updates added to ranges of its last dimension, out of place."""
-    pieces, last = [], 0
-    for rows, update in updates:
-        pieces += [y[..., last : rows.start], y[..., rows] + update]
-        last = rows.stop
-    pieces.append(y[..., last:])
-    pieces = [piece for piece in pieces if piece.shape[-1]]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
