@@ -15,7 +15,7 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode
 
-from .interception import _INERT, _name, _tensors
+from .interception import INERT_CALLS, call_name, tensors_in
 
 
 @contextlib.contextmanager
@@ -76,8 +76,8 @@ class _Uses(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         # outside all forwards it is the measurement that handles a parameter
-        if self.running and torch.is_grad_enabled() and _name(func) not in _INERT:
-            for tensor in _tensors(args, kwargs):
+        if self.running and torch.is_grad_enabled() and call_name(func) not in INERT_CALLS:
+            for tensor in tensors_in(args, kwargs):
                 owners = self._owners.get(id(tensor), ())
                 if owners and not any(module in self.running for module in owners):
                     self.read.update(owners)

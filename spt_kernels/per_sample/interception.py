@@ -29,7 +29,7 @@ _RECOGNIZED: dict[Any, Callable[..., Use | None]] = {
 _MULTIPLY = frozenset({torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__})
 _ADD = frozenset({torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__})
 # what only looks at a tensor, or lets no gradient through
-_INERT = frozenset(
+INERT_CALLS = frozenset(
     {"shape", "size", "dim", "ndim", "numel", "nelement", "stride", "storage_offset"}
     | {"dtype", "device", "layout", "is_cuda", "is_cpu", "is_floating_point", "is_complex"}
     | {"is_contiguous", "is_nested", "is_sparse", "is_quantized", "element_size", "data_ptr"}
@@ -110,8 +110,8 @@ class Interception(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        found = [value for value in _tensors(args, kwargs) if id(value) in self._pieces]
-        if not found or _name(func) in _INERT:
+        found = [value for value in tensors_in(args, kwargs) if id(value) in self._pieces]
+        if not found or call_name(func) in INERT_CALLS:
             return func(*args, **kwargs)
         if self._replaced:
             args, kwargs = self._replace(args), self._replace(kwargs)
@@ -205,7 +205,7 @@ class Interception(TorchFunctionMode):
         # Under a dispatch mode the formulas of autograd show here too; what the model recomputes
         # was seen in the forward pass.
         if not self._in_backward and any(
-            value.is_floating_point() for value in _tensors((output,), {})
+            value.is_floating_point() for value in tensors_in((output,), {})
         ):
             for parameter in parameters:
                 self.unrecognized.update(piece.name for piece in self._pieces[id(parameter)])
@@ -247,7 +247,8 @@ class _Observer(torch.autograd.Function):
         return (None, grad_output, None, *(None for _ in saved))
 
 
-def _tensors(args: Any, kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+def tensors_in(args: Any, kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """Tensors among the arguments of a call, also one level inside tuples and lists."""
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
             yield value
@@ -255,7 +256,8 @@ def _tensors(args: Any, kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
             yield from (inner for inner in value if isinstance(inner, Tensor))
 
 
-def _name(func: Any) -> str:
+def call_name(func: Any) -> str:
+    """What a function seen by a function mode is called; a property's getter by the property."""
     name = getattr(func, "__name__", "")
     # the getter of a property is an anonymous `__get__` of the property's descriptor
     return getattr(func.__self__, "__name__", name) if name == "__get__" else name
