@@ -24,6 +24,7 @@ class Row:
     min_ms: float
     max_ms: float
     ours_over_this: float
+    target: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def hold(
     rounds: int = 7,
     bytes_moved: int = 0,
     flops: int = 0,
+    targets: dict[str, float] | None = None,
 ) -> Contest:
     """Run `contestants` in turn `rounds` times; the first is ours, which pytest-benchmark records.
 
@@ -57,6 +59,7 @@ def hold(
         rounds: counted runs of each, after one warm-up of each.
         bytes_moved: the fewest bytes that ours must move.
         flops: the floating-point operations that ours must do.
+        targets: name of a contestant -> what ours over it is to be at most.
     """
     (ours, run_ours), *others = contestants.items()
     times: dict[str, list[float]] = {name: [] for name, _ in others}
@@ -76,7 +79,9 @@ def hold(
     times = {name: seconds[1:] for name, seconds in times.items()}  # the warm-up's setup ran too
     mine = statistics.median(benchmark.stats.stats.data)
     rows = [_row(ours, benchmark.stats.stats.data, mine)]
-    rows += [_row(name, seconds, mine) for name, seconds in times.items()]
+    rows += [
+        _row(name, seconds, mine, (targets or {}).get(name)) for name, seconds in times.items()
+    ]
     contest = Contest(title, tuple(rows), bytes_moved, flops)
     benchmark.extra_info.update(
         bytes=bytes_moved, flops=flops, **{f"over {r.name}": r.ours_over_this for r in rows[1:]}
@@ -85,9 +90,10 @@ def hold(
     return contest
 
 
-def _row(name: str, seconds: list[float], mine: float) -> Row:
+def _row(name: str, seconds: list[float], mine: float, target: float | None = None) -> Row:
     median = statistics.median(seconds)
-    return Row(name, median * 1e3, min(seconds) * 1e3, max(seconds) * 1e3, mine / median)
+    low, high = min(seconds) * 1e3, max(seconds) * 1e3
+    return Row(name, median * 1e3, low, high, mine / median, target)
 
 
 def _seconds(run: Callable[[], object]) -> float:
