@@ -48,7 +48,7 @@ format: $(VENV)/.test  ## write what `make lint` asks for
 	$(BIN)/clang-format -i $(wildcard csrc/*.cpp csrc/*.h csrc/*.inl csrc/tests/*.cpp)
 
 bench: $(VENV)/.bench  ## every op beside what a user would otherwise take
-	$(BIN)/python -m pytest -q bench --benchmark-only
+	$(BIN)/python -m pytest -q bench --benchmark-only --benchmark-quiet --results bench/results
 
 report: | $(BIN)/python  ## the README's tables from the committed results
 	$(BIN)/python -m bench.report

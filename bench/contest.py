@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from .machine import measure_speed, wait
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Contest:
-    """What one bench measured; `rows[0]` is ours."""
+    """What one bench measured; `rows[0]` is ours.
 
+    Attributes:
+        bench: the file it is in, without `bench_`.
+        floor_ms: the fewest bytes over this machine's bandwidth, or the fewest operations over its
+            rate, whichever takes longer; 0 where none was stated.
+        axis: what grows, where this is one point of a growth drawing.
+        at: how far it has grown.
+        facts: what was counted rather than timed.
+    """
+
+    bench: str
     title: str
     rows: tuple[Row, ...]
-    bytes_moved: int
-    flops: int
+    bytes_moved: float
+    flops: float
+    floor_ms: float
+    axis: str = ""
+    at: float = 0
+    facts: Mapping[str, float | str] = field(default_factory=dict)
 
 
 CONTESTS: list[Contest] = []  # read by conftest at the end of the run
@@ -43,12 +60,14 @@ CONTESTS: list[Contest] = []  # read by conftest at the end of the run
 def hold(
     benchmark: Any,
     title: str,
-    contestants: dict[str, Callable[[], object]],
+    contestants: Mapping[str, Callable[[], object]],
     *,
     rounds: int = 7,
-    bytes_moved: int = 0,
-    flops: int = 0,
-    targets: dict[str, float] | None = None,
+    bytes_moved: float = 0,
+    flops: float = 0,
+    targets: Mapping[str, float] | None = None,
+    growth: tuple[str, float] | None = None,
+    facts: Mapping[str, float | str] | None = None,
 ) -> Contest:
     """Run `contestants` in turn `rounds` times; the first is ours, which pytest-benchmark records.
 
@@ -60,6 +79,8 @@ def hold(
         bytes_moved: the fewest bytes that ours must move.
         flops: the floating-point operations that ours must do.
         targets: name of a contestant -> what ours over it is to be at most.
+        growth: what grows and how far it has: one point of a drawing of cost against size.
+        facts: what to note beside the times.
     """
     (ours, run_ours), *others = contestants.items()
     times: dict[str, list[float]] = {name: [] for name, _ in others}
@@ -72,7 +93,7 @@ def hold(
 
     def timed() -> None:
         run_ours()
-        _wait()
+        wait()
 
     benchmark.group = title
     benchmark.pedantic(timed, setup=let_the_others_run, rounds=rounds, warmup_rounds=1)
@@ -82,9 +103,19 @@ def hold(
     rows += [
         _row(name, seconds, mine, (targets or {}).get(name)) for name, seconds in times.items()
     ]
-    contest = Contest(title, tuple(rows), bytes_moved, flops)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    floor_ms = measure_speed(device).floor_ms(bytes_moved, flops)
+    bench = Path(benchmark.fullname.partition("::")[0]).stem.removeprefix("bench_")
+    axis, at = growth or ("", 0)
+    contest = Contest(
+        bench, title, tuple(rows), bytes_moved, flops, floor_ms, axis, at, dict(facts or {})
+    )
     benchmark.extra_info.update(
-        bytes=bytes_moved, flops=flops, **{f"over {r.name}": r.ours_over_this for r in rows[1:]}
+        bytes=bytes_moved,
+        flops=flops,
+        floor_ms=floor_ms,
+        **(facts or {}),
+        **{f"over {r.name}": r.ours_over_this for r in rows[1:]},
     )
     CONTESTS.append(contest)
     return contest
@@ -97,13 +128,8 @@ def _row(name: str, seconds: list[float], mine: float, target: float | None = No
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    _wait()
+    wait()
     start = time.perf_counter()
     run()
-    _wait()
+    wait()
     return time.perf_counter() - start
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -1,0 +1,142 @@
+"""What the machine is and how fast it can possibly be: the floor beside which a bench is read."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+import torch
+
+import spt_kernels
+from spt_kernels import native
+
+READ_BYTES = 256 << 20  # many times any cache
+MATRIX = 2048  # large enough for the best rate of a matrix product, 17 GFLOP
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Hardware and versions.
+
+    Attributes:
+        processor: the CPU or the card.
+        threads: that torch uses; 0 on a card.
+        instruction_set: of the C++ kernels.
+        versions: of everything that a time depends on.
+    """
+
+    processor: str
+    threads: int
+    instruction_set: str
+    versions: dict[str, str]
+
+    def file_name(self) -> str:
+        """One results file per machine and version of this package."""
+        words = [self.processor]
+        if self.threads:
+            words.append(f"{self.threads} threads")
+        words.append(self.versions["spt_kernels"])
+        return (
+            "-".join(
+                "".join(c if c.isalnum() or c == "." else " " for c in " ".join(words)).split()
+            ).lower()
+            + ".json"
+        )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The best this machine was seen to do, with torch's own operators.
+
+    Attributes:
+        bytes_per_s: read of fp32 from memory, in one stream per thread.
+        flops_per_s: fp32 matrix product.
+    """
+
+    bytes_per_s: float
+    flops_per_s: float
+
+    def floor_ms(self, bytes_moved: float, flops: float) -> float:
+        """No computation that moves so many bytes and does so many operations takes less."""
+        return 1e3 * max(bytes_moved / self.bytes_per_s, flops / self.flops_per_s)
+
+
+def describe(device: torch.device) -> Machine:
+    """This machine."""
+    versions = {
+        "spt_kernels": spt_kernels.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if device.type == "cuda":
+        versions["cuda"] = str(torch.version.cuda)
+        return Machine(torch.cuda.get_device_name(device), 0, "", versions)
+    known = native.available()
+    return Machine(
+        _cpu_name(), torch.get_num_threads(), native.instruction_set() if known else "", versions
+    )
+
+
+@lru_cache
+def measure_speed(device: torch.device) -> Speed:
+    """Take the best of several runs: a floor is not to be blamed on a noisy neighbour."""
+    data = torch.ones(READ_BYTES // 4, device=device)  # fp32
+    matrix = torch.ones(MATRIX, MATRIX, device=device)
+    out = torch.empty_like(matrix)
+    read_s = min(_best_s(data.sum), _best_s(data.max))
+    product_s = _best_s(lambda: torch.mm(matrix, matrix, out=out))
+    return Speed(READ_BYTES / read_s, 2 * MATRIX**3 / product_s)
+
+
+def commit() -> str:
+    """The commit that runs, with a `+` when the tree has other changes than results."""
+    root = Path(__file__).parent.parent
+    head = _git(root, "rev-parse", "--short=10", "HEAD")
+    changed = _git(
+        root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results"
+    )
+    return head + ("+" if changed else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""  # an unpacked archive: nothing to name
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str:
+    facts: dict[str, str] = {}
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.exists() else ():
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    if "model name" not in facts:
+        return platform.processor() or platform.machine()
+    # cloud machines hide the model's number, not its family
+    family, model = facts.get("cpu family", "?"), facts.get("model", "?")
+    return f"{facts['model name']} family {family} model {model}"
+
+
+def _best_s(run: Callable[[], object], rounds: int = 7) -> float:
+    times = []
+    for _ in range(rounds):
+        wait()
+        start = time.perf_counter()
+        run()
+        wait()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def wait() -> None:
+    """Until the card has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
