@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,19 @@ def hold(
     )
     CONTESTS.append(contest)
     return contest
+
+
+def turn(contest: Contest, name: str, targets: Mapping[str, float] | None = None) -> Contest:
+    """The same runs read for another of our ways: `name` comes first, ratios are to it."""
+    mine = next(row for row in contest.rows if row.name == name)
+    others = [row for row in contest.rows if row is not mine]
+    rows = [replace(mine, ours_over_this=1.0, target=None)]
+    for row in others:
+        ratio = mine.median_ms / row.median_ms
+        rows.append(replace(row, ours_over_this=ratio, target=(targets or {}).get(row.name)))
+    turned = replace(contest, title=f"{contest.title}; {name}", rows=tuple(rows))
+    CONTESTS.append(turned)
+    return turned
 
 
 def _row(name: str, seconds: list[float], mine: float, target: float | None = None) -> Row:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
 import torch
 
 import spt_kernels
@@ -36,16 +38,9 @@ class Machine:
 
     def file_name(self) -> str:
         """One results file per machine and version of this package."""
-        words = [self.processor]
-        if self.threads:
-            words.append(f"{self.threads} threads")
-        words.append(self.versions["spt_kernels"])
-        return (
-            "-".join(
-                "".join(c if c.isalnum() or c == "." else " " for c in " ".join(words)).split()
-            ).lower()
-            + ".json"
-        )
+        threads = f"{self.threads} threads" if self.threads else ""
+        words = f"{self.processor} {threads} {self.versions['spt_kernels']}".lower()
+        return "-".join(re.findall(r"[a-z0-9.]+", words)) + ".json"
 
 
 @dataclass(frozen=True)
