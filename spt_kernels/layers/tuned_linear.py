@@ -216,14 +216,16 @@ def _bottleneck(x: Tensor, lora_a: Tensor, lora: LoraCall) -> Tensor:
 
 
 def _grad_of_b(gy: Tensor, inner: Tensor, lora: LoraCall) -> Tensor:
-    parts = [gy[:, rows].t() @ inner[:, part] for rows, _, part in lora.ranges()]
+    # the thin factor on the left: BLAS is several times slower at the transpose of this on a CPU
+    parts = [(inner[:, part].t() @ gy[:, rows]).t() for rows, _, part in lora.ranges()]
     return torch.cat(parts).mul_(lora.scale)  # [rows of all ranges, rank]
 
 
 def _grad_of_inner(gy: Tensor, lora_b: Tensor, lora: LoraCall) -> Tensor:
     grad = gy.new_empty(gy.shape[0], len(lora.rows) * lora.rank)
     for rows, rows_of_b, part in lora.ranges():
-        grad[:, part] = gy[:, rows] @ lora_b[rows_of_b].to(gy.dtype)
+        low = lora_b[rows_of_b].to(gy.dtype).t().contiguous()  # [rank, rows]
+        grad[:, part] = (low @ gy[:, rows].t()).t()  # half the time of `gy @ b` on a CPU
     return grad.mul_(lora.scale * (lora.kept_scale if lora.dropout else 1.0))
 
 
