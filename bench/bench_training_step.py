@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spt_kernels as spt
+from spt_kernels.costs.synthetic import skewed_sensitivity
 
 from .contest import hold, turn
-from .synthetic import skewed_sensitivity
 
 BATCH, CLASSES = 8, 100
 BUDGET = 12 * 16 * (768 + 2304)  # LoRA of rank 16 on the fused qkv of 12 blocks

@@ -1,6 +1,7 @@
-"""Writes the README's tables from committed results, so that no figure is ever typed in.
+"""Writes tables and drawings from committed results, so that no figure is ever typed in.
 
-`make report` runs it; `python -m bench.report --check` fails when the README is out of date.
+`make report` rewrites what stands between markers in README.md and bench/ROOFLINE.md and draws
+docs/bench/growth-*.png; `python -m bench.report --check` fails when a text is out of date.
 """
 
 from __future__ import annotations
@@ -8,15 +9,20 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import results
+from .drawings import growth_figure, growth_points
+
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
 DEMO = ROOT / "docs" / "demo" / "result.json"
+DRAWINGS = ROOT / "docs" / "bench"
+TEXTS = (ROOT / "README.md", ROOT / "bench" / "ROOFLINE.md")
 
 
-def demo_table(result: dict[str, Any]) -> str:
+def demo_table(result: Mapping[str, Any]) -> str:
     """The demo's rows as a Markdown table, with what became of the task file below."""
     rows = [
         (
@@ -30,13 +36,11 @@ def demo_table(result: dict[str, Any]) -> str:
         for row in result["rows"]
     ]
     titles = ("method", "trained", "accuracy, %", "step, ms", "peak, MiB", "file, KiB")
-    lines = [titles, ("---",) + ("---:",) * (len(titles) - 1), *rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     check, seeds = result["check"], len(result["rows"][0]["accuracies"])
     layers = "the plain model's" if check["has_plain_layers"] else "not the plain model's"
     same = f"{check['same_after_loading']} of {check['images']} predictions as before"
     return (
-        f"{table}\n\n"
+        f"{_markdown(titles, rows)}\n\n"
         f"Mean ± standard deviation of {seeds} seeds on {check['images']} unseen images. The head "
         "is trained in every row and not counted.\n"
         "Peak memory is accounted, not measured; the file of `full` is the whole model. Loaded "
@@ -45,20 +49,98 @@ def demo_table(result: dict[str, Any]) -> str:
     )
 
 
-def rendered(readme: str) -> str:
-    """The README with its generated parts made anew."""
-    table = demo_table(json.loads(DEMO.read_text()))
-    pattern = r"(<!-- demo:begin -->\n).*?(<!-- demo:end -->)"
-    return re.sub(pattern, lambda m: f"{m[1]}{table}\n{m[2]}", readme, flags=re.DOTALL)
+def machine_line(measured: Mapping[str, Any]) -> str:
+    """Which machine, at which speed, with which versions."""
+    machine, speed = measured["machine"], measured["speed"]
+    threads = f", {machine['threads']} threads" if machine["threads"] else ""
+    code = f", {machine['instruction_set']} code" if machine["instruction_set"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    dates = sorted({contest["date"] for contest in measured["contests"].values()})
+    return (
+        f"**{machine['processor']}**{threads}{code}: reads {speed['bytes_per_s'] / 1e9:.0f} GB/s, "
+        f"multiplies fp32 matrices at {speed['flops_per_s'] / 1e9:.0f} GFLOP/s. "
+        f"{versions}; {dates[0]}{'' if dates[0] == dates[-1] else ' to ' + dates[-1]}."
+    )
+
+
+def bench_table(contests: Iterable[Mapping[str, Any]]) -> str:
+    """Ours beside each contestant: median, spread, floor, ratio and target."""
+    titles = ("", "ms", "min to max", "ours / this", "target")
+    rows: list[Sequence[str]] = []
+    for contest in contests:
+        rows.append((f"**{contest['title']}**", "", "", "", ""))
+        rows += [_row_cells(row) for row in contest["rows"]]
+        if contest["floor_ms"]:
+            over = contest["rows"][0]["median_ms"] / contest["floor_ms"]
+            rows.append(("*floor of ours*", f"{contest['floor_ms']:.2f}", "", f"{over:.1f}", ""))
+        rows += [(f"*{name}: {value}*", "", "", "", "") for name, value in contest["facts"].items()]
+    return _markdown(titles, rows)
+
+
+def _row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    target = row["target"]
+    missed = target is not None and row["ours_over_this"] > target
+    return (
+        row["name"],
+        f"{row['median_ms']:.2f}",
+        f"{row['min_ms']:.2f} to {row['max_ms']:.2f}",
+        f"{row['ours_over_this']:.3f}",
+        "" if target is None else f"{target:.3f}{', missed' if missed else ''}",
+    )
+
+
+def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [titles, ("---",) + ("---:",) * (len(titles) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def newest_cpu_results() -> dict[str, Any]:
+    """The texts speak of one machine: the CPU with the newest results."""
+    found = [results.read(path) for path in sorted(results.FOLDER.glob("*.json"))]
+    found = [measured for measured in found if measured["machine"]["threads"]]
+    if not found:
+        raise FileNotFoundError(f"{results.FOLDER} has no results of a CPU: run `make bench`")
+    return max(found, key=lambda m: max(contest["date"] for contest in m["contests"].values()))
+
+
+def parts(measured: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
+    """Marker -> what stands between `<!-- marker:begin -->` and `<!-- marker:end -->`."""
+    tables = {"demo": lambda: demo_table(json.loads(DEMO.read_text()))}
+    tables["machine"] = lambda: machine_line(measured)
+    contests = [contest for contest in measured["contests"].values() if not contest["axis"]]
+    for bench in dict.fromkeys(contest["bench"] for contest in contests):
+        chosen = [contest for contest in contests if contest["bench"] == bench]
+        tables[bench] = lambda chosen=chosen: bench_table(chosen)  # type: ignore[misc]
+    return tables
+
+
+def rendered(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """The text with its generated parts made anew.
+
+    Raises:
+        ValueError: it has a marker that no result belongs to.
+    """
+
+    def part(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in tables:
+            raise ValueError(f"no results for the marker {name!r}: known are {', '.join(tables)}")
+        return f"<!-- {name}:begin -->\n{tables[name]()}\n<!-- {name}:end -->"
+
+    return re.sub(r"<!-- (\w+):begin -->\n.*?<!-- \1:end -->", part, text, flags=re.DOTALL)
 
 
 def main() -> int:
-    """Write the README, or with `--check` only compare."""
-    before = README.read_text()
-    after = rendered(before)
+    """Write texts and drawings, or with `--check` only compare the texts."""
+    measured = newest_cpu_results()
+    tables = parts(measured)
     if "--check" in sys.argv:
-        return int(before != after)
-    README.write_text(after)
+        return int(any(text.read_text() != rendered(text.read_text(), tables) for text in TEXTS))
+    for text in TEXTS:
+        text.write_text(rendered(text.read_text(), tables))
+    if growth_points(measured):
+        DRAWINGS.mkdir(parents=True, exist_ok=True)
+        growth_figure(measured).savefig(DRAWINGS / "growth.png", dpi=150)
     return 0
 
 

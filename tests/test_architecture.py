@@ -27,6 +27,7 @@ ORDER = (
     ("memory",),
     ("figures", "environment"),
     ("finetuning",),
+    ("costs",),
     ("cli",),
 )
 RANK = {module: rank for rank, modules in enumerate(ORDER) for module in modules}

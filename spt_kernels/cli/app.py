@@ -10,7 +10,7 @@ import typer
 
 from .. import __version__
 from ..errors import BaseModelMismatch, DeltaFormatError
-from . import demo, evaluate, finetune, inspect, memory, merge, plan, sensitivity
+from . import bench, demo, evaluate, finetune, inspect, memory, merge, plan, sensitivity
 from .command import command
 
 USER_ERROR = 2
@@ -94,6 +94,7 @@ def make_app() -> typer.Typer:
         ("inspect", inspect),
         ("evaluate", evaluate),
         ("merge", merge),
+        ("bench", bench),
     ):
         command(app, name, help=module.HELP)(module.run)
     return app

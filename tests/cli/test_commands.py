@@ -14,7 +14,10 @@ from spt_kernels.cli.app import run
 from tests.finetuning.pictures_on_disk import TINY, write_images, write_task, write_weights
 
 SHAPE = [part for key, value in TINY.items() for part in ("--model-arg", f"{key}={value}")]
-COMMANDS = ("demo", "finetune", "sensitivity", "plan", "memory", "inspect", "evaluate", "merge")
+COMMANDS = (
+    *("demo", "finetune", "sensitivity", "plan", "memory", "inspect", "evaluate", "merge"),
+    "bench",
+)
 
 
 @pytest.fixture(scope="module")
@@ -360,3 +363,16 @@ def test_progress_is_on_stderr_alone(
     streams = capsys.readouterr()
     json.loads(streams.out)
     assert "training 2/2" in streams.err or "training 1/1" in streams.err
+
+
+@pytest.mark.slow
+def test_bench_measures_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", "table7", "-m", "vit_tiny_patch16_224", *SHAPE, "-o", str(tmp_path)]
+    sizes = ["--batch-size", "4", "--timed-batch-size", "2", "--rounds", "1"]
+    text = output_of([*arguments, *sizes, "--ways", "linear", "--quiet"], capsys)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert "samples per second" in text
+    written = json.loads((tmp_path / "table7.json").read_text())
+    assert [row["way"] for row in written["rows"]] == ["linear"]
+    assert written["memory"] == "accounted"
+    assert (tmp_path / "table7.png").stat().st_size > 0

@@ -1,12 +1,12 @@
-"""Sensitivities for benches on models whose photographs are not at hand."""
+"""Sensitivities for measuring costs where no photographs are at hand."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-import spt_kernels as spt
-from spt_kernels.anatomy import candidate_names, describe
+from ..anatomy import candidate_names, describe
+from ..sensitivity import Sensitivity
 
 # Standard deviations of log sensitivity as measured on a small pre-trained ViT and photographs of
 # CIFAR-10 (800 samples, 24 matrices): of a matrix's mean, of the means of its rows and of its
@@ -14,7 +14,7 @@ from spt_kernels.anatomy import candidate_names, describe
 MATRIX, ROW, COLUMN, ENTRY = 1.8, 0.9, 0.85, 0.35
 
 
-def skewed_sensitivity(model: nn.Module) -> spt.Sensitivity:
+def skewed_sensitivity(model: nn.Module) -> Sensitivity:
     """Scores that concentrate in matrices, rows and columns as strongly as measured ones do."""
     generator = torch.Generator().manual_seed(0)
     parameters = dict(model.named_parameters())
@@ -29,6 +29,6 @@ def skewed_sensitivity(model: nn.Module) -> spt.Sensitivity:
             sizes[axis] = shape[axis]
             log_score += deviation * torch.randn(sizes, generator=generator)
         scores[name] = log_score.exp()
-    return spt.Sensitivity.from_tensors(
+    return Sensitivity.from_tensors(
         scores, num_samples=1, info={name: info[name] for name in scores}
     )

@@ -1,0 +1,57 @@
+"""The cost table as a picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..figures import COLOURS, FAINT, INK
+from .paper import PAPER_MODEL, PAPER_ROWS
+from .table7 import Table7
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GIB = 1 << 30
+PAPER_BYTES_PER_GB = 1 << 30  # the paper's GB are what the card's tools show
+WIDTH, ROW_HEIGHT = 9.0, 0.34  # inches
+
+
+def cost_figure(table: Table7) -> Figure:
+    """Peak memory of tuning and the time of a step, a bar per way; diamonds are the paper's."""
+    from matplotlib.figure import Figure
+
+    height = 1.4 + ROW_HEIGHT * len(table.rows)
+    figure = Figure(figsize=(WIDTH, height), dpi=150, layout="constrained")
+    memory, time = figure.subplots(1, 2, sharey=True)
+    names = [row.way for row in table.rows]
+    colours = [COLOURS[0] if name.startswith("spt") else COLOURS[-1] for name in names]
+
+    memory.barh(names, [row.tuning_peak_bytes / GIB for row in table.rows], color=colours)
+    how = "measured" if table.setting.on_gpu else "accounted"
+    _label(memory, f"peak of a training step, GiB ({how}), batch {table.setting.batch_size}")
+    if table.setting.model == PAPER_MODEL:
+        papers = [(PAPER_ROWS[name].tuning_gb, name) for name in names if name in PAPER_ROWS]
+        memory.plot(*zip(*papers, strict=True), "D", color=INK, ms=4, label="the paper, RTX 3090")
+        memory.legend(fontsize=7, frameon=False, loc="lower right")
+
+    ratios = [table.step_over(row, "full") for row in table.rows]
+    time.barh(names, [ratio or 0.0 for ratio in ratios], color=colours)
+    for number, ratio in enumerate(ratios):
+        text = "not run" if ratio is None else f"{ratio:.2f}"
+        time.text((ratio or 0.0) + 0.02, number, text, va="center", fontsize=7, color=INK)
+    time.axvline(1.0, color=INK, linewidth=0.8, linestyle="--")
+    _label(time, "time of a step over full fine-tuning")
+    memory.invert_yaxis()
+    setting = table.setting
+    figure.suptitle(f"{setting.model}, {setting.dtype}", fontsize=10, x=0.01, ha="left", color=INK)
+    return figure
+
+
+def _label(axes: Axes, text: str) -> None:
+    axes.set_title(text, fontsize=8, loc="left", color=INK)
+    axes.grid(axis="x", color=FAINT, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

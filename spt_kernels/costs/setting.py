@@ -1,0 +1,65 @@
+"""At which size and in which precision costs are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..finetuning.models import ModelSource, build, preprocessing_of
+from ..memory import DTYPES
+from .paper import PAPER_MODEL
+
+
+@dataclass(frozen=True)
+class CostSetting:
+    """What all rows of a cost table have in common.
+
+    Attributes:
+        model: a timm architecture; weights play no part.
+        model_args: its constructor's arguments beside the number of classes.
+        batch_size: of the memory columns, and on a GPU of the times too.
+        timed_batch_size: of the times on a CPU.
+        num_classes: of the head.
+        dtype: `"fp32"`, `"bf16-autocast"` or `"bf16"` (weights too).
+        device: `"cpu"`, `"cuda"` or `"cuda:N"`.
+        rank: of the LoRA and Adapter of the SPT rows.
+        rounds: timed steps and inferences, after one that warms up.
+        sensitivity_samples: how many the sensitivity column is timed over.
+    """
+
+    model: str = PAPER_MODEL
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = 64
+    timed_batch_size: int = 8
+    num_classes: int = 100
+    dtype: str = "fp32"
+    device: str = "cpu"
+    rank: int = 8
+    rounds: int = 5
+    sensitivity_samples: int = 16
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        for name in ("batch_size", "timed_batch_size", "num_classes", "rank", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether memory is measured rather than accounted."""
+        return self.device.startswith("cuda")
+
+    def build(self) -> Any:
+        """The plain model, in fp32 on the CPU."""
+        return build(ModelSource(self.model, dict(self.model_args)), self.num_classes).model
+
+    def image_shape(self, model: Any) -> tuple[int, int, int]:
+        """Channels, height, width of what the model takes."""
+        form = preprocessing_of(model)
+        return len(form.mean), form.size, form.size
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self) | {"model_args": dict(self.model_args)}

@@ -1,0 +1,113 @@
+"""The whole cost table: every row in a process of its own, one after the other."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .paper import PAPER_MODEL, PAPER_ROWS
+from .row import CostRow, SensitivitySpeed
+from .setting import CostSetting
+from .ways import WAYS
+from .worker import SENSITIVITY
+
+
+@dataclass(frozen=True)
+class Table7:
+    """Every row that could be measured, and why the others could not.
+
+    Attributes:
+        setting: of all rows.
+        rows: in the order of `WAYS`.
+        missing: way -> reason.
+        sensitivity: how fast scores come, None where that was not asked for.
+    """
+
+    setting: CostSetting
+    rows: tuple[CostRow, ...]
+    missing: Mapping[str, str] = field(default_factory=dict)
+    sensitivity: SensitivitySpeed | None = None
+
+    def over(self, row: CostRow, rival: str, column: str) -> float | None:
+        """A column of `row` over that of another row, None where either is missing."""
+        other = next((r for r in self.rows if r.way == rival), None)
+        ours, theirs = getattr(row, column), other and getattr(other, column)
+        return ours / theirs if ours and theirs else None
+
+    def step_over(self, row: CostRow, rival: str) -> float | None:
+        """A step's time over another row's; both were timed in turn with full tuning on a CPU."""
+        other = next((r for r in self.rows if r.way == rival), None)
+        if other is None or row.step is None or other.step is None:
+            return None
+        if row.step_over_full is None or other.step_over_full is None:
+            return row.step.median_ms / other.step.median_ms
+        return row.step_over_full / (1.0 if rival == "full" else other.step_over_full)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values, with the paper's figures beside ours."""
+        is_papers = self.setting.model == PAPER_MODEL
+        return {
+            "setting": self.setting.to_json(),
+            "memory": "measured" if self.setting.on_gpu else "accounted",
+            "rows": [row.to_json() for row in self.rows],
+            "missing": dict(self.missing),
+            "sensitivity": self.sensitivity and vars(self.sensitivity),
+            "paper": {name: vars(row) for name, row in PAPER_ROWS.items()} if is_papers else {},
+        }
+
+
+def run_table7(
+    setting: CostSetting,
+    ways: Sequence[str] | None = None,
+    *,
+    sensitivity: bool = True,
+    told: Callable[[str], None] = lambda _: None,
+) -> Table7:
+    """Measure `ways`, by default all of `WAYS`.
+
+    Args:
+        setting: model, sizes, precision, device.
+        ways: names from `WAYS`.
+        sensitivity: time the scores too.
+        told: called with the name of each row when it is done.
+
+    Raises:
+        ValueError: an unknown way.
+        RuntimeError: a row's process failed.
+    """
+    ways = tuple(WAYS) if ways is None else tuple(ways)
+    unknown = [way for way in ways if way not in WAYS]
+    if unknown:
+        raise ValueError(f"ways must be from {', '.join(WAYS)}, got {', '.join(unknown)}")
+    rows, missing = [], {}
+    for way in ways:
+        result = _in_a_process(way, setting)
+        if "error" in result:
+            missing[way] = result["error"]
+        else:
+            rows.append(CostRow.from_json(result))
+        told(way)
+    speed = None
+    if sensitivity:
+        speed = SensitivitySpeed(**_in_a_process(SENSITIVITY, setting))
+        told(SENSITIVITY)
+    return Table7(setting, tuple(rows), missing, speed)
+
+
+def _in_a_process(row: str, setting: CostSetting) -> dict[str, Any]:
+    asked = json.dumps({"row": row, "setting": setting.to_json()})
+    done = subprocess.run(
+        [sys.executable, "-m", "spt_kernels.costs.worker"],
+        input=asked,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise RuntimeError(f"the row {row!r} could not be measured: {last[0]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result

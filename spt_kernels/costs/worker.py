@@ -1,0 +1,29 @@
+"""Measures one row in a process of its own, so that none inherits another's memory."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from .measure import measure_row, measure_sensitivity_speed
+from .setting import CostSetting
+
+SENSITIVITY = "sensitivity"
+
+
+def main() -> None:
+    """Read `{"row": …, "setting": …}` from standard input; the last line printed is the result."""
+    asked = json.load(sys.stdin)
+    setting = CostSetting(**asked["setting"])
+    try:
+        if asked["row"] == SENSITIVITY:
+            result = vars(measure_sensitivity_speed(setting))
+        else:
+            result = measure_row(asked["row"], setting).to_json()
+    except ValueError as error:  # this way and this architecture do not go together
+        result = {"error": str(error)}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
