@@ -143,6 +143,7 @@ def _gelu_variant(dtype: torch.dtype, tanh: bool) -> Variant:
         num_warps=_WARPS,
         aligned=(*pointers, "n"),
         load_bits=128,
+        store_bits=128,
     )
 
 
@@ -164,4 +165,5 @@ def _layer_norm_variant(dtype: torch.dtype, out: torch.dtype) -> Variant:
         num_warps=_WARPS,
         aligned=(*pointers, "n_cols", "input_row_stride"),
         load_bits=128,
+        store_bits=128,
     )

@@ -257,6 +257,7 @@ def _matrix_variant(dtype: torch.dtype, tile: _Tile) -> Variant:
         num_stages=tile.num_stages,
         aligned=(*pointers, "n_out", "n_in", *strides),
         load_bits=128,
+        store_bits=128,
     )
 
 

@@ -41,6 +41,9 @@ class Variant:
         aligned: run-time arguments that Triton finds divisible by 16 at launch: pointers from the
             allocator, sizes and strides that are multiples of 16.
         load_bits: the width that global loads must reach in the compiled code; 0 promises nothing.
+        store_bits: likewise of global stores.
+        capability: the only card that it is launched on, one of `card.CAPABILITIES`; 0: all.
+        programs_per_sm: programs that the launcher counts on a multiprocessor to hold at once.
     """
 
     name: str
@@ -51,3 +54,6 @@ class Variant:
     num_stages: int = 1
     aligned: tuple[str, ...] = ()
     load_bits: int = 0
+    store_bits: int = 0
+    capability: int = 0
+    programs_per_sm: int = 0

@@ -11,46 +11,59 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed")
 
 import spt_kernels.ops
-
-from .compilation import (
-    SHARED_BYTES_LIMIT,
+from bench.cards import MULTIPROCESSORS
+from bench.compilation import (
+    Compiled,
     Failure,
     Key,
-    Occupancy,
     compile_all,
     kernel_files,
     kernels_of,
+    keys_of,
     variants_of,
-    widest_load_bits,
 )
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(interpreted, reason="TRITON_INTERPRET=1: kernels are not compiled")
 
-KEYS: list[Key] = [
-    (file, name, capability)
-    for file in ([] if interpreted else kernel_files())
-    for name in variants_of(file)
-    for capability in SHARED_BYTES_LIMIT
-]
+KEYS: list[Key] = [] if interpreted else keys_of(kernel_files())
 
 
 @pytest.fixture(scope="module")
-def compiled(request: pytest.FixtureRequest) -> Mapping[Key, Occupancy | Failure]:
+def compiled(request: pytest.FixtureRequest) -> Mapping[Key, Compiled | Failure]:
     # only what was selected (-k, a single id), all at once so that every core has work
     calls = (getattr(item, "callspec", None) for item in request.session.items)
     return compile_all(call.params["key"] for call in calls if call and "key" in call.params)
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: f"{key[0]}-{key[1]}-sm_{key[2]}")
-def test_variant_compiles_and_fits(key: Key, compiled: Mapping[Key, Occupancy | Failure]) -> None:
+def test_variant_compiles_and_fits(key: Key, compiled: Mapping[Key, Compiled | Failure]) -> None:
     file, name, capability = key
-    occupancy = compiled[key]
+    variant, found = variants_of(file)[name], compiled[key]
 
-    assert not isinstance(occupancy, Failure), occupancy.message
-    assert occupancy.local_bytes == 0, f"registers spill: {occupancy}"
-    assert occupancy.shared_bytes <= SHARED_BYTES_LIMIT[capability], str(occupancy)
-    assert occupancy.load_bits >= variants_of(file)[name].load_bits, f"narrow loads: {occupancy}"
+    assert not isinstance(found, Failure), found.message
+    assert found.code.local_bytes == 0, f"registers spill: {found}"
+    assert found.shared_bytes <= MULTIPROCESSORS[capability].shared_bytes_per_program, str(found)
+    assert found.code.load_bits >= variant.load_bits, f"narrow loads: {found}"
+    assert found.code.store_bits >= variant.store_bits, f"narrow stores: {found}"
+    assert found.resident >= max(1, variant.programs_per_sm), f"fewer than counted on: {found}"
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: f"{key[0]}-{key[1]}-sm_{key[2]}")
+def test_what_multiplies_tiles_does_so_on_tensor_cores_and_copies_asynchronously(
+    key: Key, compiled: Mapping[Key, Compiled | Failure]
+) -> None:
+    file, name, capability = key
+    source = Path(str(variants_of(file)[name].kernel.fn.__code__.co_filename)).read_text()
+    found = compiled[key]
+    assert not isinstance(found, Failure), found.message
+    if "tl.dot" not in source or name.startswith("vector"):
+        assert found.code.tensor_core == ()
+        return
+    unit = "HGMMA" if capability >= 90 else "HMMA"
+    assert {operation.split(".")[0] for operation in found.code.tensor_core} == {unit}
+    assert all(".F32" in operation for operation in found.code.tensor_core), "sums are in fp32"
+    assert found.code.async_copies > 0
 
 
 def test_no_kernel_is_left_out() -> None:
@@ -62,17 +75,14 @@ def test_no_kernel_is_left_out() -> None:
         assert shipped == set(kernels_of(file)), file
 
 
-@pytest.mark.parametrize(
-    ("ptx", "bits"),
-    [
-        ("ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];", 128),
-        ("ld.global.L1::evict_last.v2.b64 { %rd1, %rd2 }, [ %rd3 ];", 128),
-        ("@%p1 ld.global.b16 { %rs1 }, [ %rd1 + 0 ];", 16),
-        ("cp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10, %r2;", 128),
-        ("cp.async.ca.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x4, %r2;", 32),
-        ("ld.shared.v4.b32 { %r1, %r2, %r3, %r4 }, [ %r5 ];", 0),
-    ],
-    ids=["v4xb32", "v2xb64-hint", "b16", "async-16-bytes", "async-4-bytes", "shared"],
-)
-def test_width_of_a_load_is_read_from_the_ptx(ptx: str, bits: int) -> None:
-    assert widest_load_bits(ptx) == bits
+def test_every_card_is_served() -> None:
+    for file in kernel_files():
+        served = {
+            card: {
+                v.name.split("-sm_")[0]
+                for v in variants_of(file).values()
+                if v.capability in (0, card)
+            }
+            for card in MULTIPROCESSORS
+        }
+        assert len({frozenset(names) for names in served.values()}) == 1, file

@@ -23,7 +23,7 @@ def test_conversions_round_to_nearest(file: str, name: str, capability: int) -> 
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from .compilation import variants_of
+    from bench.compilation import variants_of
 
     variant = variants_of(file)[name]
     signature = {

@@ -1,0 +1,145 @@
+"""Compiles every shipped variant of every kernel for cards that need not be there."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import pkgutil
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from spt_kernels import kernels
+from spt_kernels.kernels.card import CAPABILITIES
+from spt_kernels.kernels.variant import Variant
+
+from .cards import MULTIPROCESSORS, resident_programs
+from .machine_code import MachineCode, disassemble
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A variant as one card would run it.
+
+    Attributes:
+        code: what its machine code says.
+        shared_bytes: of shared memory per program.
+        resident: programs that one multiprocessor holds at once.
+        limited_by: what allows no more of them: `"warps"`, `"registers"` or `"shared"`.
+        occupancy: warps that are then resident, of those that could be.
+    """
+
+    code: MachineCode
+    shared_bytes: int
+    resident: int
+    limited_by: str
+    occupancy: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a variant did not compile."""
+
+    message: str
+
+
+Key = tuple[str, str, int]  # kernels file, variant name, compute capability
+
+
+def kernels_of(file: str) -> dict[str, Any]:
+    """The kernels that one file defines, by name: jitted functions called `..._kernel`."""
+    module = importlib.import_module(f"spt_kernels.kernels.{file}")
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name.endswith("_kernel") and getattr(value, "__module__", None) == module.__name__
+    }
+
+
+def kernel_files() -> list[str]:
+    """Names of the files of `spt_kernels.kernels` that hold kernels."""
+    names = [module.name for module in pkgutil.iter_modules(kernels.__path__)]
+    return [name for name in names if kernels_of(name)]
+
+
+def variants_of(file: str) -> dict[str, Variant]:
+    """The shipped variants of one kernels file, by name."""
+    variants = importlib.import_module(f"spt_kernels.kernels.{file}").shipped_variants()
+    by_name = {variant.name: variant for variant in variants}
+    assert len(by_name) == len(variants), f"{file}: two variants share a name"
+    return by_name
+
+
+def keys_of(files: Iterable[str], capabilities: Iterable[int] = CAPABILITIES) -> list[Key]:
+    """Everything that these files ship, for each of the cards."""
+    cards = list(capabilities)
+    return [
+        (file, name, card)
+        for file in files
+        for name, variant in variants_of(file).items()
+        for card in cards
+        if variant.capability in (0, card)
+    ]
+
+
+def compile_all(keys: Iterable[Key]) -> Mapping[Key, Compiled | Failure]:
+    """Compile every key, on all cores: Triton spends most of its time in LLVM and ptxas.
+
+    Triton keeps what it compiled in its cache directory, so a second run is quick.
+    """
+    keys = list(keys)
+    if len(keys) < 4:
+        return {key: compile_variant(key) for key in keys}
+    workers = min(os.cpu_count() or 1, 8)
+    # spawned, not forked: the parent has torch's threads running
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        return dict(zip(keys, pool.map(compile_variant, keys), strict=True))
+
+
+def compile_variant(key: Key) -> Compiled | Failure:
+    """Compile one variant for one card."""
+    file, name, capability = key
+    variant = variants_of(file)[name]
+    try:
+        compiled = to_binary(variant, capability)
+    except Exception as error:  # whatever the compiler objects to is the finding
+        return Failure(f"{type(error).__name__}: {error}")
+    code = disassemble(compiled.asm["cubin"])
+    shared_bytes = compiled.metadata.shared
+    resident, limited_by = resident_programs(
+        capability, code.registers, shared_bytes, variant.num_warps
+    )
+    occupancy = resident * variant.num_warps / MULTIPROCESSORS[capability].warps
+    return Compiled(code, shared_bytes, resident, limited_by, occupancy)
+
+
+def to_binary(variant: Variant, capability: int) -> Any:
+    """Triton's compiled kernel: `asm` holds every stage of it."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    _check_arguments(variant)
+    arguments = variant.kernel.arg_names
+    signature = {
+        argument: "constexpr" if argument in variant.constexprs else variant.signature[argument]
+        for argument in arguments
+    }
+    attributes = {
+        (arguments.index(argument),): [["tt.divisibility", 16]] for argument in variant.aligned
+    }
+    source = ASTSource(variant.kernel, signature, dict(variant.constexprs), attributes)
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    return triton.compile(source, GPUTarget("cuda", capability, 32), options)
+
+
+def _check_arguments(variant: Variant) -> None:
+    # a name that is missing, left over or doubly given would silently compile something else
+    arguments = set(variant.kernel.arg_names)
+    given = set(variant.signature) | set(variant.constexprs)
+    assert given == arguments, f"{variant.name}: {sorted(given ^ arguments)} are not its arguments"
+    assert not set(variant.signature) & set(variant.constexprs), f"{variant.name}: given twice"
+    assert set(variant.aligned) <= set(variant.signature), f"{variant.name}: aligned a constexpr"
