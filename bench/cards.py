@@ -84,6 +84,8 @@ class Card:
         fp32_tflops: fp32 without tensor cores.
         memory_gb: per second, from the card's memory.
         l2_gb: per second, from L2: assumed, as no vendor states what can be had.
+        tensor_share: of `tensor_tflops` that torch's product of a weight gradient gets: assumed.
+        fp32_share: likewise of `fp32_tflops`.
         source: where the peaks are from.
     """
 
@@ -96,6 +98,8 @@ class Card:
     fp32_tflops: float
     memory_gb: float
     l2_gb: float
+    tensor_share: float
+    fp32_share: float
     source: str
 
 
@@ -110,6 +114,8 @@ CARDS = (
         fp32_tflops=35.6,
         memory_gb=936.0,
         l2_gb=2500.0,
+        tensor_share=0.85,
+        fp32_share=0.65,
         source="NVIDIA Ampere GA102 GPU Architecture whitepaper, appendix A",
     ),
     Card(
@@ -122,6 +128,8 @@ CARDS = (
         fp32_tflops=19.5,
         memory_gb=2039.0,
         l2_gb=4500.0,
+        tensor_share=0.80,
+        fp32_share=0.85,
         source="NVIDIA A100 80GB datasheet",
     ),
     Card(
@@ -134,6 +142,8 @@ CARDS = (
         fp32_tflops=66.9,
         memory_gb=3350.0,
         l2_gb=5500.0,
+        tensor_share=0.61,
+        fp32_share=0.75,
         source="NVIDIA H100 Tensor Core GPU datasheet",
     ),
     Card(
@@ -146,6 +156,8 @@ CARDS = (
         fp32_tflops=66.9,
         memory_gb=4800.0,
         l2_gb=5500.0,
+        tensor_share=0.61,
+        fp32_share=0.75,
         source="NVIDIA H200 Tensor Core GPU datasheet",
     ),
 )

@@ -35,15 +35,15 @@ class Rates:
 
 
 # By compute capability and whether values are fp32. From the figures of the cards, as
-# `bench/roofline_gpu.py` derives them; not measured. Torch's product of fp32 values does without
+# `bench/gradient_model.py` derives them; not measured. Torch's product of fp32 values does without
 # tensor cores, which is why tiles (three TF32 products each) beat it on cards strong in TF32.
 RATES: Mapping[tuple[int, bool], Rates] = {
-    (80, False): Rates(gathered=420, tiled=1.35, staged=56, copied=380),
-    (86, False): Rates(gathered=110, tiled=1.35, staged=24, copied=150),
-    (90, False): Rates(gathered=660, tiled=1.35, staged=110, copied=420),
-    (80, True): Rates(gathered=41, tiled=0.53, staged=7.4, copied=50),
-    (86, True): Rates(gathered=77, tiled=2.8, staged=18, copied=115),
-    (90, True): Rates(gathered=81, tiled=0.5, staged=18, copied=70),
+    (80, False): Rates(gathered=390, tiled=1.35, staged=55, copied=290),
+    (86, False): Rates(gathered=105, tiled=1.35, staged=24, copied=150),
+    (90, False): Rates(gathered=630, tiled=1.35, staged=110, copied=420),
+    (80, True): Rates(gathered=40, tiled=0.53, staged=7.4, copied=38),
+    (86, True): Rates(gathered=71, tiled=3.25, staged=18.5, copied=116),
+    (90, True): Rates(gathered=80, tiled=0.51, staged=18, copied=70),
 }
 
 

@@ -1,0 +1,138 @@
+"""What each way to a sparse weight gradient should take on a card, from the card's figures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spt_kernels.kernels.gradient_cost import Rates, Way
+from spt_kernels.kernels.tile_plan import TilePlan
+
+from .cards import Card
+
+# The entries that one program of the vector kernel takes, and the lanes of a warp
+_ENTRIES, _LANES = 256, 32
+_LINE_BYTES, _SECTOR_BYTES = 128, 32
+
+# Common experience, not measured: what a streaming copy gets of a card's memory, what Triton's
+# products get of torch's, and how far from perfectly a kernel overlaps its waiting.
+MEMORY_SHARE = 0.85
+_TORCH_OVER_TRITON = 1.35
+_OVERLAP = 0.8
+_TF32_SHARE = 0.6  # of the peak, when every operand is split into three TF32 products' worth
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A weight gradient of which some entries are wanted."""
+
+    rows: int
+    columns: int
+    tokens: int
+    nnz: int
+    itemsize: int
+
+    @property
+    def dense_flops(self) -> int:
+        """Of the whole gradient."""
+        return 2 * self.rows * self.columns * self.tokens
+
+    @property
+    def read_bytes(self) -> int:
+        """Of both factors, once."""
+        return (self.rows + self.columns) * self.tokens * self.itemsize
+
+
+def uniform_index(rows: int, columns: int, density: float) -> Tensor:
+    """Positions drawn uniformly: the hardest mask, since it touches every row and column."""
+    order = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(0))
+    return order[: int(density * rows * columns)].sort().values.int()
+
+
+def rates_of(card: Card, *, is_fp32: bool, density: float = 0.005) -> Rates:
+    """The rates that `spt_kernels.kernels.gradient_cost` ships, at fc1 of ViT-B/16."""
+    itemsize = 4 if is_fp32 else 2
+    product_ps = dense_product_ps(card, is_fp32)
+    tiled_ps = product_ps * _TORCH_OVER_TRITON
+    if is_fp32:
+        tiled_ps = 2 / (card.tf32_tflops / 3 * _TF32_SHARE)
+    fc1 = Gradient(3072, 768, 64 * 197, int(density * 3072 * 768), itemsize)
+    return Rates(
+        gathered=gather_ps(card, fc1) / product_ps,
+        tiled=tiled_ps / product_ps,
+        staged=itemsize / card.l2_gb * 1e3 / product_ps,
+        copied=2 * itemsize / (card.memory_gb * MEMORY_SHARE) * 1e3 / product_ps,
+    )
+
+
+def dense_product_ps(card: Card, is_fp32: bool) -> float:
+    """One multiplication and addition of torch's dense product, in picoseconds."""
+    if is_fp32:
+        return 2 / (card.fp32_tflops * card.fp32_share)
+    return 2 / (card.tensor_tflops * card.tensor_share)
+
+
+def gather_ps(card: Card, gradient: Gradient) -> float:
+    """One gathered product, in picoseconds: lines that a warp's load touches, or bytes from L2."""
+    line_values = _LINE_BYTES // gradient.itemsize
+    per_row = gradient.nnz / gradient.rows
+    lines = gradient.columns / line_values
+    touched = lines * (1 - math.exp(-_LANES / lines))
+    # 32 entries lie in a few neighbouring rows, whose gradients share one or two lines
+    cycles = touched + 1 + _LANES / per_row / line_values
+    l1_ps = cycles / _LANES / (card.multiprocessors * card.clock_ghz * 1e-3)
+
+    sectors = gradient.columns * gradient.itemsize / _SECTOR_BYTES
+    read = sectors * (1 - math.exp(-_ENTRIES / sectors)) * _SECTOR_BYTES
+    read += _ENTRIES / per_row * gradient.itemsize + _SECTOR_BYTES
+    l2_ps = read / _ENTRIES / card.l2_gb * 1e3
+    return max(l1_ps, l2_ps) / _OVERLAP
+
+
+def ways_us(card: Card, gradient: Gradient, plan: TilePlan) -> dict[Way, float]:
+    """Microseconds of every way, copies beforehand included."""
+    is_fp32 = gradient.itemsize == 4
+    rates = rates_of(card, is_fp32=is_fp32)
+    product_us = dense_product_ps(card, is_fp32) * gradient.tokens * 1e-6
+    products = max(rates.tiled * plan.numel, rates.staged * staged_values(plan))
+    copied = rates.copied * copied_values(plan)
+    return {
+        Way.VECTORS: gather_ps(card, gradient) * gradient.nnz * gradient.tokens * 1e-6,
+        Way.TILES: (products + copied) * product_us,
+        Way.DENSE: gradient.rows * gradient.columns * product_us,
+    }
+
+
+def staged_values(plan: TilePlan) -> int:
+    """Values per token that programs read; places of a list that name no channel are not read."""
+    if plan.lists is None:
+        return plan.staged
+    return len(plan.tiles) * plan.block + int((plan.lists >= 0).sum())
+
+
+def copied_values(plan: TilePlan) -> int:
+    """Values per token that are compacted before the product, or transposed for strips."""
+    copied = sum(side.numel() for side in (plan.rows, plan.columns) if side.dim() == 1)
+    return copied if plan.lists is None else copied + int(plan.lists.max()) + 1
+
+
+def shared_gather_us(card: Card, gradient: Gradient, *, packed: bool) -> float:
+    """Shared-memory cycles alone of a design that stages tokens there and gathers (`tl.gather`).
+
+    A program takes 256 rows and all columns. Of every token it stores both factors' values into
+    shared memory and reads two per entry; 32 random columns meet in the same bank 3.4 at a time.
+
+    Args:
+        card: the card.
+        gradient: what is wanted.
+        packed: whether two tokens share a 32-bit word, which takes a shuffle of registers before.
+    """
+    ranges = gradient.rows / 256
+    entries = gradient.nnz / ranges
+    padded = 1 << (gradient.columns - 1).bit_length()  # Triton's shapes are powers of two
+    stores, reads = (256 + padded) / _LANES, entries / _LANES * (3.4 + 1.2)
+    cycles = (stores + reads) * ranges * gradient.tokens / (2 if packed else 1)
+    return cycles / (card.multiprocessors * card.clock_ghz * 1e3)

@@ -1,0 +1,76 @@
+"""The way to a sparse weight gradient: rates follow from the cards, and choices from the rates."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from bench.cards import CARDS, Card
+from bench.gradient_model import rates_of, uniform_index
+from spt_kernels.kernels.card import Launch, nearest
+from spt_kernels.kernels.gradient_cost import RATES, Way, cheapest_way
+from spt_kernels.kernels.tile_plan import plan_tiles
+from spt_kernels.kernels.token_split import split_tokens
+
+# of two cards with one capability the rates are those of the first
+FIRST_CARDS = list({card.capability: card for card in reversed(CARDS)}.values())
+
+
+@pytest.mark.parametrize("is_fp32", [False, True], ids=["narrow", "fp32"])
+@pytest.mark.parametrize("card", FIRST_CARDS, ids=lambda card: card.name)
+def test_rates_are_those_of_the_model(card: Card, is_fp32: bool) -> None:
+    derived = asdict(rates_of(card, is_fp32=is_fp32))
+    for name, shipped in asdict(RATES[card.capability, is_fp32]).items():
+        assert shipped == pytest.approx(derived[name], rel=0.03), name
+
+
+@pytest.mark.parametrize(
+    ("density", "capability", "is_fp32", "way"),
+    [
+        (0.0001, 90, False, Way.VECTORS),
+        (0.005, 90, False, Way.TILES),
+        (0.005, 80, False, Way.TILES),
+        (0.02, 90, False, Way.DENSE),
+        (0.02, 90, True, Way.TILES),
+        (0.005, 86, True, Way.VECTORS),
+        (0.05, 86, True, Way.DENSE),
+    ],
+)
+def test_choices_at_fc1(density: float, capability: int, is_fp32: bool, way: Way) -> None:
+    index = uniform_index(3072, 768, density).int()
+    plan = plan_tiles(index, 3072, 768)
+    chosen = cheapest_way(plan, len(index), (3072, 768), capability=capability, is_fp32=is_fp32)
+    assert chosen is way
+
+
+def test_without_a_plan_no_tiles() -> None:
+    for nnz in (10, 10**4, 10**6):
+        way = cheapest_way(None, nnz, (3072, 768), capability=90, is_fp32=True)
+        assert way is (Way.DENSE if nnz > 10**5 else Way.VECTORS)
+
+
+def test_an_unlisted_card_is_taken_for_the_one_before() -> None:
+    assert [nearest(card, (80, 86, 90)) for card in (75, 80, 87, 89, 90, 120)] == [
+        80,
+        80,
+        86,
+        86,
+        90,
+        90,
+    ]
+
+
+@pytest.mark.parametrize("programs", [1, 6, 48, 5000])
+@pytest.mark.parametrize("n_tokens", [1, 511, 1024, 12_608])
+def test_splits_cover_all_tokens_in_whole_blocks(n_tokens: int, programs: int) -> None:
+    launch = Launch(tokens=32, num_warps=4, num_stages=3, programs_per_sm=2)
+    splits, tokens = split_tokens(n_tokens, programs, launch, torch.device("cpu"))
+    assert tokens % 32 == 0
+    assert (splits - 1) * tokens < n_tokens <= splits * tokens
+    assert splits == 1 or tokens >= 512 - 32
+    # 16 programs are resident: with 5,000 a split gains nothing
+    assert programs < 5000 or splits == 1
