@@ -18,7 +18,7 @@ _ENTRIES = 256  # sampled at a time
 # with two programs on a multiprocessor where that is possible, so that one computes while the other
 # begins or ends. In fp32 the operands are in registers three times over (tf32x3 splits each), hence
 # fewer tokens.
-_LAUNCHES = {
+LAUNCHES = {
     (64, False, 80): Launch(tokens=64, num_warps=4, num_stages=3, programs_per_sm=4),
     (64, False, 86): Launch(tokens=64, num_warps=4, num_stages=3, programs_per_sm=3),
     (64, False, 90): Launch(tokens=64, num_warps=4, num_stages=3, programs_per_sm=4),
@@ -134,7 +134,7 @@ def by_tiles(grad_output: Tensor, input: Tensor, plan: TilePlan) -> Tensor:
     if plan.columns.numel():
         input = input.index_select(1, plan.columns)
     is_fp32 = input.dtype == torch.float32
-    launch = _LAUNCHES[plan.block, is_fp32, capability_of(input.device)]
+    launch = LAUNCHES[plan.block, is_fp32, capability_of(input.device)]
     n_tiles, nnz = len(plan.tiles), plan.order.numel()
     splits, tokens_per_split = split_tokens(len(input), n_tiles, launch, input.device)
     partial = torch.empty(splits, nnz, device=input.device)  # fp32
@@ -168,13 +168,13 @@ def shipped_variants() -> list[Variant]:
     return [
         _variant(dtype, block, capability)
         for dtype in FLOAT_DTYPES
-        for block, is_fp32, capability in _LAUNCHES
+        for block, is_fp32, capability in LAUNCHES
         if is_fp32 == (dtype == torch.float32)
     ]
 
 
 def _variant(dtype: torch.dtype, block: int, capability: int) -> Variant:
-    launch = _LAUNCHES[block, dtype == torch.float32, capability]
+    launch = LAUNCHES[block, dtype == torch.float32, capability]
     pointers = {
         "partial_ptr": "*fp32",
         "grad_ptr": POINTER[dtype],

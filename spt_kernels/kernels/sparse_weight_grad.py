@@ -16,7 +16,7 @@ from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
 # 256 entries share what they read of a token's row: fewer, and each program reads the row again
 _ENTRIES = 256
-_LAUNCH = Launch(tokens=4, num_warps=4, num_stages=2, programs_per_sm=8)
+LAUNCH = Launch(tokens=4, num_warps=4, num_stages=2, programs_per_sm=8)
 
 # A block of rows of the dense gradient is at most this many elements: 16 MB of fp32
 _DENSE_BLOCK_NUMEL = 1 << 22
@@ -99,7 +99,7 @@ def _by_vectors(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
     """Partial sums `[splits, nnz]`."""
     nnz = index.numel()
     entry_blocks = triton.cdiv(nnz, _ENTRIES)
-    splits, tokens_per_split = split_tokens(len(input), entry_blocks, _LAUNCH, input.device)
+    splits, tokens_per_split = split_tokens(len(input), entry_blocks, LAUNCH, input.device)
     partial = torch.empty(splits, nnz, device=input.device)  # fp32
     vector_kernel[(entry_blocks * splits,)](
         partial,
@@ -114,9 +114,9 @@ def _by_vectors(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
         *grad_output.stride(),
         *input.stride(),
         BLOCK_ENTRIES=_ENTRIES,
-        BLOCK_TOKENS=_LAUNCH.tokens,
-        num_warps=_LAUNCH.num_warps,
-        num_stages=_LAUNCH.num_stages,
+        BLOCK_TOKENS=LAUNCH.tokens,
+        num_warps=LAUNCH.num_warps,
+        num_stages=LAUNCH.num_stages,
     )
     return partial
 
@@ -176,10 +176,10 @@ def _vector_variant(dtype: torch.dtype) -> Variant:
             "grad_out_stride": 1,
             "input_in_stride": 1,
             "BLOCK_ENTRIES": _ENTRIES,
-            "BLOCK_TOKENS": _LAUNCH.tokens,
+            "BLOCK_TOKENS": LAUNCH.tokens,
         },
-        num_warps=_LAUNCH.num_warps,
-        num_stages=_LAUNCH.num_stages,
+        num_warps=LAUNCH.num_warps,
+        num_stages=LAUNCH.num_stages,
         aligned=(*pointers, *multiples),
-        programs_per_sm=_LAUNCH.programs_per_sm,
+        programs_per_sm=LAUNCH.programs_per_sm,
     )

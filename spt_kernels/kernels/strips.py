@@ -21,7 +21,7 @@ _ENTRIES = 256  # sampled at a time
 # programs on a multiprocessor where that is possible. On an RTX 3090 one strip of 256, when it is
 # sampled, leaves no shared memory for a second, hence more warps to the one. In fp32 the operands
 # are in registers three times over (tf32x3 splits each), hence fewer tokens.
-_LAUNCHES = {
+LAUNCHES = {
     (64, False, 80): Launch(tokens=64, num_warps=4, num_stages=3, programs_per_sm=4),
     (64, False, 86): Launch(tokens=64, num_warps=4, num_stages=3, programs_per_sm=3),
     (64, False, 90): Launch(tokens=64, num_warps=4, num_stages=3, programs_per_sm=4),
@@ -122,7 +122,7 @@ def by_strips(grad_output: Tensor, input: Tensor, plan: TilePlan) -> Tensor:
         kept = kept.index_select(1, together)
     listed = transposed(listed)  # [channels, tokens and zeros]
     is_fp32 = input.dtype == torch.float32
-    launch = _LAUNCHES[plan.width, is_fp32, capability_of(input.device)]
+    launch = LAUNCHES[plan.width, is_fp32, capability_of(input.device)]
     n_tiles, nnz = len(plan.tiles), plan.order.numel()
     splits, tokens_per_split = split_tokens(len(input), n_tiles, launch, input.device)
     partial = torch.empty(splits, nnz, device=input.device)  # fp32
@@ -157,13 +157,13 @@ def shipped_variants() -> list[Variant]:
     return [
         _variant(dtype, width, capability)
         for dtype in FLOAT_DTYPES
-        for width, is_fp32, capability in _LAUNCHES
+        for width, is_fp32, capability in LAUNCHES
         if is_fp32 == (dtype == torch.float32)
     ]
 
 
 def _variant(dtype: torch.dtype, width: int, capability: int) -> Variant:
-    launch = _LAUNCHES[width, dtype == torch.float32, capability]
+    launch = LAUNCHES[width, dtype == torch.float32, capability]
     pointers = {"partial_ptr": "*fp32", "kept_ptr": POINTER[dtype], "listed_ptr": POINTER[dtype]}
     pointers |= dict.fromkeys(("lists_ptr", "tiles_ptr", "order_ptr"), "*i32")
     pointers |= {"places_ptr": "*i16"}
