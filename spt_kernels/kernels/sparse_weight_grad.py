@@ -85,9 +85,9 @@ def sparse_weight_grad(
         is_fp32=input.dtype == torch.float32,
     )
     if way is Way.DENSE:
-        return _by_dense_blocks(grad_output, input, index, plan)
+        return by_dense_blocks(grad_output, input, index, plan)
     if way is Way.VECTORS or plan is None:
-        partial = _by_vectors(grad_output, input, index.contiguous())
+        partial = by_vectors(grad_output, input, index.contiguous())
     elif plan.lists is None:
         partial = sampled_tiles.by_tiles(grad_output, input, plan)
     else:
@@ -95,7 +95,7 @@ def sparse_weight_grad(
     return partial[0] if len(partial) == 1 else partial.sum(0)
 
 
-def _by_vectors(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
+def by_vectors(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
     """Partial sums `[splits, nnz]`."""
     nnz = index.numel()
     entry_blocks = triton.cdiv(nnz, _ENTRIES)
@@ -121,7 +121,7 @@ def _by_vectors(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
     return partial
 
 
-def _by_dense_blocks(
+def by_dense_blocks(
     grad_output: Tensor, input: Tensor, index: Tensor, plan: TilePlan | None
 ) -> Tensor:
     """Entries of torch's product of the rows and columns that occur, `[nnz]`."""
