@@ -34,6 +34,8 @@ def capability_of(device: torch.device) -> int:
     if device.type != "cuda":
         return CAPABILITIES[0]  # the interpreter runs there
     major, minor = torch.cuda.get_device_capability(device)
+    if major == 12:
+        return 86  # GeForce of the Blackwell generation: as little shared memory as a 3090
     return nearest(10 * major + minor, CAPABILITIES)
 
 

@@ -6,12 +6,14 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from bench.cards import CARDS, Card
 from bench.gradient_model import rates_of, uniform_index
-from spt_kernels.kernels.card import Launch, nearest
+from spt_kernels.kernels import sparse_weight_grad
+from spt_kernels.kernels.card import Launch, capability_of
 from spt_kernels.kernels.gradient_cost import RATES, Way, cheapest_way
 from spt_kernels.kernels.tile_plan import plan_tiles
 from spt_kernels.kernels.token_split import split_tokens
@@ -53,15 +55,34 @@ def test_without_a_plan_no_tiles() -> None:
         assert way is (Way.DENSE if nnz > 10**5 else Way.VECTORS)
 
 
-def test_an_unlisted_card_is_taken_for_the_one_before() -> None:
-    assert [nearest(card, (80, 86, 90)) for card in (75, 80, 87, 89, 90, 120)] == [
-        80,
-        80,
-        86,
-        86,
-        90,
-        90,
-    ]
+@pytest.mark.parametrize(
+    ("capability", "taken_for"),
+    [
+        ((7, 5), 80),
+        ((8, 0), 80),
+        ((8, 6), 86),
+        ((8, 9), 86),
+        ((9, 0), 90),
+        ((10, 0), 90),
+        ((12, 0), 86),  # 99 KB of shared memory, not 227
+    ],
+    ids=lambda value: str(value),
+)
+def test_an_unlisted_card_is_taken_for_the_one_before(
+    capability: tuple[int, int], taken_for: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert capability_of(torch.device("cuda")) == taken_for
+    assert (taken_for, True) in RATES
+
+
+def test_torch_widens_a_product_as_the_dense_way_asks_it_to() -> None:
+    # on a card alone: here the call is traced without one
+    with FakeTensorMode():
+        left = torch.empty(8, 16, dtype=torch.bfloat16, device="cuda")
+        right = torch.empty(8, 4, dtype=torch.bfloat16, device="cuda")
+        product = sparse_weight_grad._product(left.T, right)
+        assert (product.dtype, product.shape) == (torch.float32, (16, 4))
 
 
 @pytest.mark.parametrize("programs", [1, 6, 48, 5000])
