@@ -205,12 +205,21 @@ def _collect(
     table, n_programs = address_table([t.numel() for t in tensors], _TILE * _TILES, columns)
     table = upload(table, device)
     counts = torch.empty(n_programs, 2, dtype=torch.int64, device=device)
-    tiles = {"TILE": _TILE, "TILES": _TILES, "num_warps": _WARPS}
+    tiles = _half_tiles() | {"num_warps": _WARPS}
     n_tensors = len(tensors)
     count_kernel[(n_programs,)](table, counts, n_tensors=n_tensors, threshold=threshold, **tiles)
     before = counts.cumsum(0) - counts  # [programs, 2]
     collect_kernel[(n_programs,)](table, before, n_tensors=n_tensors, threshold=threshold, **tiles)
     return outputs
+
+
+def _half_tiles() -> dict[str, int]:
+    """As many scores a program as a histogram's, in tiles of half the size.
+
+    A thread then holds the positions of four scores instead of eight, in so many fewer registers
+    that twice as many programs are resident. A histogram would pay for each tile with its bins.
+    """
+    return {"TILE": _TILE // 2, "TILES": _TILES * 2}
 
 
 def shipped_variants() -> list[Variant]:
@@ -234,7 +243,7 @@ def shipped_variants() -> list[Variant]:
             name=name,
             kernel=kernel,
             signature=table | {pointer: "*i64", "threshold": "i32"},
-            constexprs=tiles,
+            constexprs=_half_tiles(),
             num_warps=_WARPS,
             aligned=("table_ptr", pointer),
         )

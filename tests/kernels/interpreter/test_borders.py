@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +28,6 @@ from .entries import noise, positions
 
 _BAND = 512  # elements on both sides of every operand
 _MARK = -77
-
-real_empty = torch.empty
 
 
 class Guard:
@@ -139,17 +138,21 @@ def test_nothing_is_touched_past_an_operand(name: str, monkeypatch: pytest.Monke
 
 @pytest.fixture(scope="module")
 def vast() -> Tensor:
-    """Room for 2³¹ bf16 values; only what is touched takes memory."""
-    try:
-        return real_empty(2**31 + 2**12, dtype=torch.bfloat16)
-    except RuntimeError:
-        pytest.skip("this machine reserves memory before it is touched")
+    """Room for 2³² bf16 values; only what is touched takes memory."""
+    mapped = mmap.mmap(
+        -1,
+        2 * (2**32 + 2**12),
+        flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000),
+    )
+    return torch.frombuffer(mapped, dtype=torch.bfloat16)
 
 
 def far_apart(vast: Tensor, values: Tensor) -> Tensor:
-    """Three rows of values, the last more than 2³¹ elements from the first."""
-    spread = vast.as_strided(values.shape, (2**30 + 64, 1))
-    return spread.copy_(values)
+    """Three rows of values, the last more than 2³¹ elements from the first.
+
+    An offset that wraps around points into the first half, where there are zeros.
+    """
+    return vast[2**31 :].as_strided(values.shape, (2**30 + 64, 1), 2**31).copy_(values)
 
 
 @pytest.mark.parametrize("way", ["vectors", "squares-of-tiles", "strips"])
@@ -175,7 +178,7 @@ def test_samples_and_tokens_beyond_2_to_the_31_elements(vast: Tensor) -> None:
     far = far_apart(vast, near)
     expected = (near.float().T @ near.float()).square()
     for shape in ((1, 3), (3, 1)):  # one sample of three tokens, three samples of one
-        x = far.as_strided((*shape, 40), (far.stride(0), far.stride(0), 1))
+        x = far.as_strided((*shape, 40), (far.stride(0), far.stride(0), 1), 2**31)
         if shape == (3, 1):
             expected = torch.einsum("to,ti->toi", near.float(), near.float()).square().sum(0)
         score = torch.zeros(40, 40)
