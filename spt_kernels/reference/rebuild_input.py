@@ -30,5 +30,5 @@ def rebuild_layer_norm(
 def rebuild_gelu(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
     """`x Φ(x)`, or its tanh approximation, rounded as the forward rounded."""
     y = torch.empty_like(input)
-    torch._C._nn.gelu(input, approximate=approximate, out=y)
+    torch.ops.aten.gelu.out(input, approximate=approximate, out=y)
     return y.to(dtype)
