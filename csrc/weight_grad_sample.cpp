@@ -14,6 +14,7 @@ namespace spt {
 namespace {
 
 constexpr int64_t kPieceRows = 32;
+constexpr int64_t kFewEntries = 1 << 14;
 
 // grad[k] = cells[index[k] - begin]; whether every one was among the n cells. One that is not reads
 // the last cell.
@@ -78,7 +79,10 @@ void sample_row(const SampledBlock& block, int64_t row) {
 
 void sample_block(const SampledBlock& block, int n_threads) {
     const int64_t n_pieces = (block.n_rows + kPieceRows - 1) / kPieceRows;
-    parallel_for(n_pieces, n_threads, [&](int64_t piece) {
+    // so few entries are taken sooner than a second thread is woken
+    const int64_t n_entries =
+        block.row_begin[block.first_row + block.n_rows] - block.row_begin[block.first_row];
+    parallel_for(n_pieces, n_entries < kFewEntries ? 1 : n_threads, [&](int64_t piece) {
         const int64_t first = piece * kPieceRows;
         const int64_t last = std::min(first + kPieceRows, block.n_rows);
         for (int64_t row = first; row < last; ++row) sample_row(block, block.first_row + row);

@@ -253,18 +253,21 @@ def _sampled_product(
     if len(index) == n_out * n_in:  # every entry: the product is the result
         _product(grad_output, input, grad.view(n_out, n_in))
         return grad
+    next_of_row = row_begin[:-1].clone()
     n_blocks = -(-n_out * n_in // _BLOCK_NUMEL)
+    if n_blocks == 1:
+        block = grad.new_empty(n_out, n_in)
+        _product(grad_output, input, block)
+        native.sample_block(block, (0, 0), index, row_begin, next_of_row, grad, n_in)
+        return grad
     # along the wider side, so that neither operand is gone through more often than it must be
     high = n_out if n_out < n_in else -(-n_out // n_blocks)
     wide = -(-n_in // n_blocks) if n_out < n_in else n_in
     cells = grad.new_empty(high * wide)
-    next_of_row = row_begin[:-1].clone()
     for row in range(0, n_out, high):
         for column in range(0, n_in, wide):
-            some_grad, some_input = (
-                grad_output[:, row : row + high],
-                input[:, column : column + wide],
-            )
+            some_grad = grad_output[:, row : row + high]
+            some_input = input[:, column : column + wide]
             shape = some_grad.shape[1], some_input.shape[1]
             block = cells[: shape[0] * shape[1]].view(shape)
             _product(some_grad, some_input, block)
