@@ -152,9 +152,9 @@ def test_masks_and_peers(
     )
 
 
-@pytest.mark.parametrize("density", [0.1, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("density", [0.25, 0.5, 1.0])
 @pytest.mark.parametrize(
-    "shape", [(192, 192), (768, 768), (3072, 768), (768, 3072)], ids=lambda s: f"{s[0]}x{s[1]}"
+    "shape", [(192, 192), (768, 768), (768, 3072)], ids=lambda s: f"{s[0]}x{s[1]}"
 )
 def test_never_slower_than_the_dense_gradient(
     benchmark: Any, device: torch.device, shape: tuple[int, int], density: float
