@@ -14,6 +14,7 @@
 #include "sparse_adamw.h"
 #include "sparse_weight_grad.h"
 #include "top_tau.h"
+#include "weight_grad_sample.h"
 #include "write_delta.h"
 
 namespace py = pybind11;
@@ -135,6 +136,24 @@ void sparse_weight_grad(const std::array<int64_t, 3>& shape,
     spt::sparse_weight_grad(problem, n_threads);
 }
 
+// `corner` is the block's first row and first column, `shape` its rows and columns.
+void sample_block(Address cells, const std::array<int64_t, 2>& corner,
+                  const std::array<int64_t, 2>& shape, int64_t in_features, Address index,
+                  Address row_begin, Address next, Address grad, int n_threads) {
+    const spt::SampledBlock block{pointer<float>(cells),
+                                  corner[0],
+                                  shape[0],
+                                  corner[1],
+                                  shape[1],
+                                  in_features,
+                                  pointer<int32_t>(index),
+                                  pointer<int32_t>(row_begin),
+                                  pointer<int32_t>(next),
+                                  pointer<float>(grad)};
+    py::gil_scoped_release unlocked;
+    spt::sample_block(block, n_threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -147,6 +166,7 @@ PYBIND11_MODULE(_native, module) {
     module.def("write_delta", &write_delta);
     module.def("sparse_adamw", &sparse_adamw);
     module.def("sparse_weight_grad", &sparse_weight_grad);
+    module.def("sample_block", &sample_block);
 
     module.def("instruction_set", [] { return static_cast<int>(spt::instruction_set()); });
     module.def("limit_instruction_set", [](int limit) {

@@ -3,6 +3,7 @@
 #include "weight_grad_plan.h"
 
 #include <algorithm>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -16,72 +17,128 @@ namespace {
 // A multiply-add in a tile costs this share of one in a dot product, that loads more per operation.
 constexpr double kTileCost = 0.33;
 
-// Numbers the columns whose `slot_of` is not negative, and stores the number there.
-TouchedColumns number_touched(const Operand& operand, std::vector<int32_t>* slot_of) {
-    TouchedColumns touched;
-    touched.operand = operand;
-    for (int32_t column = 0; column < static_cast<int32_t>(slot_of->size()); ++column) {
-        if ((*slot_of)[static_cast<size_t>(column)] < 0) continue;
-        const int32_t slot = static_cast<int32_t>(touched.n_slots());
-        (*slot_of)[static_cast<size_t>(column)] = slot;
-        touched.columns.push_back(column);
-        const int32_t first = column & ~7;
-        if (touched.groups.empty() || touched.groups.back().column != first) {
-            touched.groups.push_back({first, slot, 0});
-        }
-        touched.groups.back().mask |= 1u << (column & 7);
+// The entries row by row, whatever order the index has.
+struct EntriesByRow {
+    const int32_t* position;         // [nnz], ascending
+    std::vector<int32_t> order;      // [nnz]: an entry's place in the index; empty: as in the index
+    std::vector<int32_t> sorted;     // [nnz], where `position` points if the index is not sorted
+    std::vector<int64_t> begin;      // [out_features + 1]
+    std::vector<uint8_t> has_entry;  // [in_features]: columns
+};
+
+EntriesByRow entries_by_row(const SparseWeightGrad& problem) {
+    EntriesByRow entries;
+    entries.position = problem.index;
+    if (!std::is_sorted(problem.index, problem.index + problem.nnz)) {
+        entries.order.resize(static_cast<size_t>(problem.nnz));
+        std::iota(entries.order.begin(), entries.order.end(), 0);
+        std::stable_sort(entries.order.begin(), entries.order.end(),
+                         [&](int32_t a, int32_t b) { return problem.index[a] < problem.index[b]; });
+        for (int32_t k : entries.order) entries.sorted.push_back(problem.index[k]);
+        entries.position = entries.sorted.data();
     }
-    return touched;
+    entries.has_entry.assign(static_cast<size_t>(problem.in_features), 0);
+    entries.begin.assign(static_cast<size_t>(problem.out_features + 1), 0);
+    int64_t k = 0;
+    for (int64_t row = 0; row < problem.out_features; ++row) {
+        uint8_t* has_entry = entries.has_entry.data();
+        const int64_t row_begin = row * problem.in_features;
+        const int64_t row_end = row_begin + problem.in_features;
+        for (; k < problem.nnz && entries.position[k] < row_end; ++k) {
+            has_entry[entries.position[k] - row_begin] = 1;
+        }
+        entries.begin[static_cast<size_t>(row + 1)] = k;
+    }
+    return entries;
 }
 
-// For each column of the matrix the one of `input` that holds it, or -1; empty: it holds all.
-std::vector<int32_t> held_columns(const SparseWeightGrad& problem) {
-    if (problem.columns == nullptr) return {};
-    check_index(problem.columns, problem.input.n_columns, problem.in_features, "columns");
-    std::vector<int32_t> held(static_cast<size_t>(problem.in_features), -1);
+void append_touched(int32_t column, TouchedColumns* touched) {
+    const int32_t first = column & ~7;
+    if (touched->groups.empty() || touched->groups.back().column != first) {
+        touched->groups.push_back({first, static_cast<int32_t>(touched->n_slots()), 0});
+    }
+    touched->groups.back().mask |= 1u << (column & 7);
+    touched->columns.push_back(column);
+}
+
+TouchedColumns touched_rows(const SparseWeightGrad& problem, const EntriesByRow& entries) {
+    TouchedColumns rows;
+    rows.operand = problem.grad_output;
+    for (int64_t row = 0; row < problem.out_features; ++row) {
+        const size_t r = static_cast<size_t>(row);
+        if (entries.begin[r] < entries.begin[r + 1]) {
+            append_touched(static_cast<int32_t>(row), &rows);
+        }
+    }
+    return rows;
+}
+
+// Also tells the slot of each column of the weight that has one.
+TouchedColumns touched_columns(const SparseWeightGrad& problem, const EntriesByRow& entries,
+                               std::vector<int32_t>* slot_of) {
+    TouchedColumns columns;
+    columns.operand = problem.input;
+    slot_of->assign(static_cast<size_t>(problem.in_features), -1);
+    const bool all = problem.columns == nullptr;
+    if (!all) {
+        check_index(problem.columns, problem.input.n_columns, problem.in_features, "columns");
+    }
     for (int64_t i = 0; i < problem.input.n_columns; ++i) {
-        held[static_cast<size_t>(problem.columns[i])] = static_cast<int32_t>(i);
+        const size_t column = static_cast<size_t>(all ? i : problem.columns[i]);
+        if (!entries.has_entry[column]) continue;
+        (*slot_of)[column] = static_cast<int32_t>(columns.n_slots());
+        append_touched(static_cast<int32_t>(i), &columns);
     }
-    return held;
+    for (size_t column = 0; column < slot_of->size(); ++column) {
+        if (entries.has_entry[column] && (*slot_of)[column] < 0) {
+            throw std::invalid_argument("columns: expected every column that index touches");
+        }
+    }
+    return columns;
 }
 
-// Calls action(k, row, column of `input`) for every entry. Rows are followed as they come: a
-// division is made only where a new one begins.
+// Calls action(entry, row slot, column) for every entry.
 template <typename Action>
-void for_each_entry(const SparseWeightGrad& problem, const std::vector<int32_t>& held,
-                    Action&& action) {
-    int64_t row = 0;
-    int64_t row_begin = 0;
-    for (int64_t k = 0; k < problem.nnz; ++k) {
-        const int64_t position = problem.index[k];
-        if (position < row_begin || position >= row_begin + problem.in_features) {
-            row = position / problem.in_features;
-            row_begin = row * problem.in_features;
+void for_each_entry(const SparseWeightGrad& problem, const EntriesByRow& entries, Action&& action) {
+    int32_t row_slot = -1;
+    for (int64_t row = 0; row < problem.out_features; ++row) {
+        const size_t r = static_cast<size_t>(row);
+        if (entries.begin[r] == entries.begin[r + 1]) continue;
+        ++row_slot;
+        const int64_t row_begin = row * problem.in_features;
+        for (int64_t k = entries.begin[r]; k < entries.begin[r + 1]; ++k) {
+            action(k, row_slot, static_cast<size_t>(entries.position[k] - row_begin));
         }
-        const int64_t column = position - row_begin;
-        action(k, row, held.empty() ? column : held[static_cast<size_t>(column)]);
     }
+}
+
+// A counting sort by column: the columns stream.
+void order_by_column(const SparseWeightGrad& problem, const EntriesByRow& entries,
+                     const std::vector<int32_t>& column_slot, WeightGradPlan* plan) {
+    std::vector<int64_t>& begin = plan->entry_begin;
+    begin.assign(static_cast<size_t>(plan->streamed.n_slots() + 1), 0);
+    for_each_entry(problem, entries, [&](int64_t, int32_t, size_t column) {
+        ++begin[static_cast<size_t>(column_slot[column] + 1)];
+    });
+    for (size_t s = 1; s < begin.size(); ++s) begin[s] += begin[s - 1];
+
+    plan->entry_order.resize(static_cast<size_t>(problem.nnz));
+    std::vector<int64_t> next(begin.begin(), begin.end() - 1);
+    for_each_entry(problem, entries, [&](int64_t k, int32_t row_slot, size_t column) {
+        const size_t e = static_cast<size_t>(next[static_cast<size_t>(column_slot[column])]++);
+        plan->entry_order[e] =
+            entries.order.empty() ? static_cast<int32_t>(k) : entries.order[static_cast<size_t>(k)];
+        plan->entry_slot[e] = row_slot;
+    });
 }
 
 // Numbers the touched rows and columns, and makes the side with fewer of them the resident one:
 // that is the one that fits the cache. Then orders the entries by streamed slot.
 void order_entries(const SparseWeightGrad& problem, WeightGradPlan* plan) {
-    const std::vector<int32_t> held = held_columns(problem);
-    std::vector<int32_t> row_slot(static_cast<size_t>(problem.out_features), -1);
-    std::vector<int32_t> column_slot(static_cast<size_t>(problem.input.n_columns), -1);
-    bool rows_ascend = true;
-    int64_t previous = 0;
-    for_each_entry(problem, held, [&](int64_t, int64_t row, int64_t column) {
-        if (column < 0) {
-            throw std::invalid_argument("columns: expected every column that index touches");
-        }
-        rows_ascend &= row >= previous;
-        previous = row;
-        row_slot[static_cast<size_t>(row)] = 0;
-        column_slot[static_cast<size_t>(column)] = 0;
-    });
-    TouchedColumns rows = number_touched(problem.grad_output, &row_slot);
-    TouchedColumns columns = number_touched(problem.input, &column_slot);
+    EntriesByRow entries = entries_by_row(problem);
+    std::vector<int32_t> column_slot;
+    TouchedColumns columns = touched_columns(problem, entries, &column_slot);
+    TouchedColumns rows = touched_rows(problem, entries);
     // where most of it is needed tiles will do, that the cache does not limit: keep the index's
     // order
     const double area =
@@ -90,34 +147,17 @@ void order_entries(const SparseWeightGrad& problem, WeightGradPlan* plan) {
         rows.n_slots() >= columns.n_slots() || static_cast<double>(problem.nnz) > kTileCost * area;
     plan->streamed = std::move(rows_stream ? rows : columns);
     plan->resident = std::move(rows_stream ? columns : rows);
-
-    // a counting sort; in the order of the index if that will do
-    std::vector<int64_t>& begin = plan->entry_begin;
-    begin.assign(static_cast<size_t>(plan->streamed.n_slots() + 1), 0);
-    for_each_entry(problem, held, [&](int64_t, int64_t row, int64_t column) {
-        const int32_t slot = rows_stream ? row_slot[static_cast<size_t>(row)]
-                                         : column_slot[static_cast<size_t>(column)];
-        ++begin[static_cast<size_t>(slot + 1)];
-    });
-    for (size_t s = 1; s < begin.size(); ++s) begin[s] += begin[s - 1];
-
     plan->entry_slot.resize(static_cast<size_t>(problem.nnz));
-    if (rows_stream && rows_ascend) {
-        for_each_entry(problem, held, [&](int64_t k, int64_t, int64_t column) {
-            plan->entry_slot[static_cast<size_t>(k)] = column_slot[static_cast<size_t>(column)];
-        });
-        return;
+    if (!rows_stream) return order_by_column(problem, entries, column_slot, plan);
+
+    for (int32_t row : plan->streamed.columns) {
+        plan->entry_begin.push_back(entries.begin[static_cast<size_t>(row)]);
     }
-    plan->entry_order.resize(static_cast<size_t>(problem.nnz));
-    std::vector<int64_t> next(begin.begin(), begin.end() - 1);
-    for_each_entry(problem, held, [&](int64_t k, int64_t row, int64_t column) {
-        int32_t streamed = row_slot[static_cast<size_t>(row)];
-        int32_t resident = column_slot[static_cast<size_t>(column)];
-        if (!rows_stream) std::swap(streamed, resident);
-        const size_t e = static_cast<size_t>(next[static_cast<size_t>(streamed)]++);
-        plan->entry_order[e] = static_cast<int32_t>(k);
-        plan->entry_slot[e] = resident;
+    plan->entry_begin.push_back(problem.nnz);
+    for_each_entry(problem, entries, [&](int64_t k, int32_t, size_t column) {
+        plan->entry_slot[static_cast<size_t>(k)] = column_slot[column];
     });
+    plan->entry_order = std::move(entries.order);
 }
 
 // Decides whether the panel is tiled, and lists its tiles if so.

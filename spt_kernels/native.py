@@ -187,7 +187,7 @@ def sparse_weight_grad(
     if columns is not None and in_features is None:
         raise ValueError("in_features must be given with columns")
     in_features = input.shape[1] if columns is None or in_features is None else in_features
-    grad = torch.zeros(index.numel())  # [nnz] fp32
+    grad = torch.empty(index.numel(), dtype=torch.float32)  # [nnz]
     _module().sparse_weight_grad(
         (len(grad_output), grad_output.shape[1], in_features),
         *(
@@ -201,6 +201,53 @@ def sparse_weight_grad(
         torch.get_num_threads(),
     )
     return grad
+
+
+def sample_block(
+    cells: Tensor,
+    corner: tuple[int, int],
+    index: Tensor,
+    row_begin: Tensor,
+    next_of_row: Tensor,
+    grad: Tensor,
+    in_features: int,
+) -> None:
+    """Take the entries that lie in one block of a dense weight gradient.
+
+    Args:
+        cells: fp32 `[rows, columns]`, the block.
+        corner: its first row and column in the whole gradient.
+        index: int32 `[nnz]`, ascending flat positions in `[out_features, in_features]`.
+        row_begin: int32 `[out_features + 1]`, the number of entries before each row.
+        next_of_row: int32 `[out_features]`, each row's first entry that was not taken yet: a copy
+            of `row_begin[:-1]` at first. Moved on, so blocks must come from left to right.
+        grad: fp32 `[nnz]`, into which the entries are written.
+        in_features: columns of the whole gradient.
+
+    Raises:
+        ValueError: a layout, dtype or length does not fit, or an entry is not where it should be.
+    """
+    _check("cells", cells, (torch.float32,))
+    _check("index", index, (torch.int32,))
+    _check("row_begin", row_begin, (torch.int32,))
+    _check("next_of_row", next_of_row, (torch.int32,), row_begin.numel() - 1)
+    _check("grad", grad, (torch.float32,), index.numel())
+    if corner[0] + cells.shape[0] > next_of_row.numel() or corner[1] + cells.shape[1] > in_features:
+        raise ValueError(
+            f"cells must lie in the {next_of_row.numel()}×{in_features} gradient, got shape "
+            f"{tuple(cells.shape)} at {corner}"
+        )
+    _module().sample_block(
+        cells.data_ptr(),
+        corner,
+        tuple(cells.shape),
+        in_features,
+        index.data_ptr(),
+        row_begin.data_ptr(),
+        next_of_row.data_ptr(),
+        grad.data_ptr(),
+        torch.get_num_threads(),
+    )
 
 
 def _module() -> ModuleType:

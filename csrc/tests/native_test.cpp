@@ -15,6 +15,7 @@
 #include "sparse_adamw.h"
 #include "sparse_weight_grad.h"
 #include "top_tau.h"
+#include "weight_grad_sample.h"
 #include "write_delta.h"
 
 namespace {
@@ -220,6 +221,46 @@ void test_sparse_weight_grad(int n_threads) {
     }
 }
 
+void test_sample_block(int n_threads) {
+    Random random(5);
+    const int64_t n_rows = 70;
+    const int64_t n_columns = 45;
+    const std::vector<float> cells = random.whole(n_rows * n_columns);
+    for (uint32_t one_in : {1u, 2u, 60u}) {
+        std::vector<int32_t> index = random.index(n_rows * n_columns, one_in);
+        std::vector<int32_t> row_begin(1, 0);
+        for (int64_t row = 1; row <= n_rows; ++row) {
+            const auto end = std::lower_bound(index.begin(), index.end(), row * n_columns);
+            row_begin.push_back(static_cast<int32_t>(end - index.begin()));
+        }
+        std::vector<int32_t> next(row_begin.begin(), row_begin.end() - 1);
+        std::vector<float> grad(index.size(), NAN);
+        for (int64_t column : {int64_t{0}, int64_t{20}}) {
+            const int64_t width = column == 0 ? 20 : n_columns - 20;
+            std::vector<float> part;
+            for (int64_t cell = 0; cell < n_rows * width; ++cell) {
+                part.push_back(
+                    cells[static_cast<size_t>(cell / width * n_columns + column + cell % width)]);
+            }
+            spt::sample_block({part.data(), 0, n_rows, column, width, n_columns, index.data(),
+                               row_begin.data(), next.data(), grad.data()},
+                              n_threads);
+        }
+        for (size_t k = 0; k < index.size(); ++k) {
+            expect(grad[k] == cells[static_cast<size_t>(index[k])], "sampled cells");
+        }
+        index.back() = 0;  // in another row than row_begin says
+        std::copy(row_begin.begin(), row_begin.end() - 1, next.begin());
+        expect_refused(
+            [&] {
+                spt::sample_block({cells.data(), 0, n_rows, 0, n_columns, n_columns, index.data(),
+                                   row_begin.data(), next.data(), grad.data()},
+                                  n_threads);
+            },
+            "a position in another row");
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -230,6 +271,7 @@ int main() {
             test_write_delta(n_threads);
             test_sparse_adamw(n_threads);
             test_sparse_weight_grad(n_threads);
+            test_sample_block(n_threads);
         }
     }
     if (n_failures == 0) std::puts("native kernels: all results are right");

@@ -12,13 +12,26 @@ from ..reference import sparse_weight_grad as reference
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
+# Costs on a CPU, in multiplications of the dense product (fitted beside MKL, AVX2, two threads): an
+# entry's at one token, which grows with what is kept in the cache; planning it, sorting it by
+# column; packing an element; a cell of a tile at one token; a dense product from Python
+_ENTRY_COST, _ENTRY_COST_PER_WIDTH, _ENTRY_COST_MOST = 1.2, 1 / 350, 5.0
+_PLAN_COST, _SORT_COST, _PACK_COST, _CELL_COST, _CALL_COST = 200.0, 200.0, 40.0, 1.3, 2.5e6
+# below this density no entry costs more than the cells of the dense product that it replaces
+_DENSE_ABOVE = 0.1
+# of the dense product at most so many cells are in memory at a time (5 MiB) ...
+_BLOCK_NUMEL = 5 * 2**18
+# ... and of operands that are cast for it so many tokens
+_CAST_TOKENS = 2048
+
 
 @dataclass(frozen=True, eq=False)
 class SparsePattern:
     """Which entries of a weight gradient are wanted, checked and prepared once for a layer.
 
     Built on the device where it will be used. On CUDA it holds the plan of the tiled kernel too, at
-    six bytes per entry, and building it waits for the device.
+    six bytes per entry, and building it waits for the device. On a CPU one that is dense enough for
+    blocks of the dense product holds where its rows begin.
 
     Attributes:
         index: `[nnz]` int32: sorted flat positions in `[out_features, in_features]`.
@@ -73,6 +86,10 @@ class SparsePattern:
         cls, index: Tensor, out_features: int, in_features: int, columns: Tensor
     ) -> SparsePattern:
         rows = torch.unique_consecutive(index // max(1, in_features))
+        if index.device.type == "cpu" and len(index) > _DENSE_ABOVE * out_features * in_features:
+            begin = _row_begin(index, out_features, in_features)
+            n_cells = len(rows) * len(torch.unique(index % in_features))
+            return cls(index, out_features, in_features, rows, columns, (begin,), n_cells)
         if index.device.type != "cuda" or len(index) == 0:
             return cls(index, out_features, in_features, rows, columns)
         from ..kernels.tile_plan import plan_tiles
@@ -205,9 +222,75 @@ def _cpu(
 ) -> Tensor:
     if not native.available():
         return reference.sparse_weight_grad(grad_output, input, index)
-    return native.sparse_weight_grad(
-        _whole_rows(grad_output), _whole_rows(input), index.contiguous()
-    )
+    grad_output, input, index = _whole_rows(grad_output), _whole_rows(input), index.contiguous()
+    n_out, n_in = grad_output.shape[1], input.shape[1]
+    n_cells = block or n_out * n_in  # in the rows and columns that occur, as far as is known
+    if _dense_is_cheaper(len(index), n_cells, len(input), n_out, n_in):
+        if plan:
+            return _sampled_product(grad_output, input, index, plan[0])
+        if not (index[1:] < index[:-1]).any():
+            begin = _row_begin(index, n_out, n_in)
+            return _sampled_product(grad_output, input, index, begin)
+    return native.sparse_weight_grad(grad_output, input, index)
+
+
+def _dense_is_cheaper(nnz: int, n_cells: int, tokens: int, n_out: int, n_in: int) -> bool:
+    """The cost model of a CPU: dot products and tiles, or the dense product in blocks."""
+    if nnz <= _DENSE_ABOVE * n_out * n_in:
+        return False
+    entry = min(_ENTRY_COST + _ENTRY_COST_PER_WIDTH * min(n_out, n_in), _ENTRY_COST_MOST)
+    per_token = min(entry * nnz, _CELL_COST * n_cells) + _PACK_COST * (n_out + n_in)
+    planning = (_PLAN_COST + (_SORT_COST if n_out < n_in else 0.0)) * nnz
+    return per_token * tokens + planning > tokens * n_out * n_in + _CALL_COST
+
+
+def _sampled_product(
+    grad_output: Tensor, input: Tensor, index: Tensor, row_begin: Tensor
+) -> Tensor:
+    """The dense product, block by block, of which each is sampled while it is in the cache."""
+    n_out, n_in = grad_output.shape[1], input.shape[1]
+    grad = grad_output.new_empty(len(index), dtype=torch.float32)  # [nnz]
+    if len(index) == n_out * n_in:  # every entry: the product is the result
+        _product(grad_output, input, grad.view(n_out, n_in))
+        return grad
+    next_of_row = row_begin[:-1].clone()
+    n_blocks = -(-n_out * n_in // _BLOCK_NUMEL)
+    if n_blocks == 1:
+        block = grad.new_empty(n_out, n_in)
+        _product(grad_output, input, block)
+        native.sample_block(block, (0, 0), index, row_begin, next_of_row, grad, n_in)
+        return grad
+    # along the wider side, so that neither operand is gone through more often than it must be
+    high = n_out if n_out < n_in else -(-n_out // n_blocks)
+    wide = -(-n_in // n_blocks) if n_out < n_in else n_in
+    cells = grad.new_empty(high * wide)
+    for row in range(0, n_out, high):
+        for column in range(0, n_in, wide):
+            some_grad = grad_output[:, row : row + high]
+            some_input = input[:, column : column + wide]
+            shape = some_grad.shape[1], some_input.shape[1]
+            block = cells[: shape[0] * shape[1]].view(shape)
+            _product(some_grad, some_input, block)
+            native.sample_block(block, (row, column), index, row_begin, next_of_row, grad, n_in)
+    return grad
+
+
+def _product(grad_output: Tensor, input: Tensor, out: Tensor) -> None:
+    """`grad_outputᵀ · input` in fp32; of 16-bit operands a few tokens at a time are cast."""
+    if grad_output.dtype == torch.float32:
+        torch.mm(grad_output.t(), input, out=out)
+        return
+    out.zero_()
+    for some_grad, some_input in zip(
+        grad_output.split(_CAST_TOKENS), input.split(_CAST_TOKENS), strict=True
+    ):
+        out.addmm_(some_grad.float().t(), some_input.float())
+
+
+def _row_begin(index: Tensor, n_out: int, n_in: int) -> Tensor:
+    """int32 `[n_out + 1]`: how many entries of a sorted index lie before each row."""
+    first = torch.arange(n_out + 1) * n_in  # the last may be 2³¹
+    return torch.searchsorted(index.long(), first, out_int32=True)
 
 
 def _whole_rows(matrix: Tensor) -> Tensor:

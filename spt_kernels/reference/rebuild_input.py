@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -30,4 +29,6 @@ def rebuild_layer_norm(
 
 def rebuild_gelu(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
     """`x Φ(x)`, or its tanh approximation, rounded as the forward rounded."""
-    return torch.empty_like(input, dtype=dtype).copy_(F.gelu(input, approximate=approximate))
+    y = torch.empty_like(input)
+    torch.ops.aten.gelu.out(input, approximate=approximate, out=y)
+    return y.to(dtype)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spt_kernels import AdapterSpec, LoraSpec, Plan, apply
 from spt_kernels.anatomy import describe, head_names
-from spt_kernels.layers import SparseDeltaConv2d, sparse_deltas
+from spt_kernels.layers import SparseDeltaConv2d, SparseDeltaLinear, sparse_deltas
 from tests.models import tiny_batch, tiny_vit
 
 
@@ -77,3 +77,14 @@ def test_convolutions() -> None:
         torch.testing.assert_close(actual[name], value, msg=name)
     assert len(expected) == 3
     assert F.gelu(x).shape == x.shape
+
+
+def test_a_delta_dense_enough_for_blocks_of_the_dense_product() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(SparseDeltaLinear(nn.Linear(24, 16), torch.arange(0, 384, 2)), nn.GELU())
+    assert model[0].__dict__["_spt_pattern"].whole._plan
+    x = torch.randn(3, 5, 24)
+    expected = gradients(model, model, x)
+    actual = gradients(model, torch.compile(model, fullgraph=True, backend="aot_eager"), x)
+    assert set(expected) == {"0.delta"}
+    torch.testing.assert_close(actual["0.delta"], expected["0.delta"])

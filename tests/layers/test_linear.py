@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import pickle
 
@@ -202,6 +203,21 @@ def test_state_dict_round_trip() -> None:
     other.load_state_dict(copy.deepcopy(layer.state_dict()), assign=True)
     assert delta_of(other.delta).target is other.weight
     assert other.plain.weight is other.weight
+
+
+def test_blocks_of_the_dense_product_follow_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a pattern carries for a dense mask is made anew with the positions, and copied."""
+    op = importlib.import_module("spt_kernels.ops.sparse_weight_grad")
+    monkeypatch.setattr(op, "_dense_is_cheaper", lambda *_: True)
+    layer, other = (SparseDeltaLinear(nn.Linear(8, 6), index) for index in (INDEX, INDEX + 1))
+    layer.load_state_dict(other.state_dict())
+    x = tokens(4, 8)
+    for model in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert model.__dict__["_spt_pattern"].whole._plan
+        y = model(x)
+        y.backward(torch.ones_like(y))
+        whole = torch.ones_like(y).flatten(0, -2).T @ x.flatten(0, -2)
+        torch.testing.assert_close(model.delta.grad, whole.flatten()[INDEX + 1])
 
 
 def test_state_dict_of_another_index() -> None:

@@ -145,6 +145,45 @@ def test_nan_reaches_only_the_entries_that_read_it(any_code_path: str) -> None:
         assert torch.equal(~actual.isfinite(), bad)
 
 
+def test_an_index_in_any_order(any_code_path: str) -> None:
+    grad_output, x = operands(90, 50, 60)
+    index = uniform_index(50, 60, 0.2)
+    shuffled = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(1))]
+    repeated = torch.cat([shuffled, index[:20]])
+    check(grad_output, x, repeated)
+    check(x, grad_output, repeated)  # the other side streams
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.6, 1.0])
+def test_sampled_blocks(any_code_path: str, restored_threads: None, density: float) -> None:
+    cells, index = torch.rand(70, 90), uniform_index(70, 90, density)
+    row_begin = torch.searchsorted(index, torch.arange(71) * 90, out_int32=True)
+    for n_threads in (1, 3):
+        torch.set_num_threads(n_threads)
+        grad, next_of_row = torch.full((len(index),), float("nan")), row_begin[:-1].clone()
+        for row, high in ((0, 33), (33, 37)):
+            for column, wide in ((0, 40), (40, 1), (41, 49)):
+                block = cells[row : row + high, column : column + wide].contiguous()
+                native.sample_block(block, (row, column), index, row_begin, next_of_row, grad, 90)
+        assert torch.equal(grad, cells.flatten()[index])
+        assert torch.equal(next_of_row, row_begin[1:])
+
+
+@pytest.mark.parametrize("position", [-1, 0, 23, 2**31 - 1])
+def test_a_block_is_never_read_outside(any_code_path: str, position: int) -> None:
+    """Rows 1 and 2 of a 6×4 gradient; `row_begin` says that all is in row 1."""
+    index = torch.tensor([4, 5, position, 7], dtype=torch.int32)
+    row_begin = torch.tensor([0, 0, 4, 4, 4, 4, 4], dtype=torch.int32)
+    with pytest.raises(ValueError, match="index: expected the positions that row_begin"):
+        native.sample_block(
+            torch.zeros(2, 4), (1, 0), index, row_begin, row_begin[:-1].clone(), torch.zeros(4), 4
+        )
+    with pytest.raises(ValueError, match="cells must lie in the 6×4 gradient"):
+        native.sample_block(
+            torch.zeros(2, 4), (5, 0), index, row_begin, row_begin[:-1].clone(), torch.zeros(4), 4
+        )
+
+
 @pytest.mark.parametrize("position", [-1, 24, 2**31 - 1])
 def test_a_position_out_of_range(position: int) -> None:
     grad_output, x = operands(3, 6, 4)

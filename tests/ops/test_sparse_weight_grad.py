@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +17,8 @@ from spt_kernels.reference import sparse_weight_grad as reference
 
 from ..tolerance import assert_within_budget
 
+# `ops` has a function of that name too
+op = importlib.import_module("spt_kernels.ops.sparse_weight_grad")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -73,6 +78,90 @@ def test_entries(
     index = positions(nnz, n_out * n_in, device)
     wanted = SparsePattern.build(index, n_out, n_in) if as_pattern else index
     check(sparse_weight_grad(grad_output, x, wanted), grad_output, x, index)
+
+
+@pytest.mark.skipif(not native.available(), reason="the reference has one way only")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("density", [0.3, 0.9, 1.0])
+@pytest.mark.parametrize(
+    ("tokens", "n_out", "n_in"),
+    [(2100, 40, 30), (64, 90, 33), (64, 33, 90)],
+    ids=["one-block", "blocks-of-rows", "blocks-of-columns"],
+)
+def test_blocks_of_the_dense_product(
+    tokens: int,
+    n_out: int,
+    n_in: int,
+    density: float,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a CPU does with a dense pattern, with a row and a column that have no entry."""
+    monkeypatch.setattr(op, "_dense_is_cheaper", lambda *_: True)
+    monkeypatch.setattr(op, "_BLOCK_NUMEL", 1000)
+    grad_output = noise(tokens, n_out, seed=0, dtype=dtype, device="cpu")
+    x = noise(tokens, n_in, seed=1, dtype=dtype, device="cpu")
+    wanted = torch.rand(n_out, n_in, generator=torch.Generator().manual_seed(2)) < density
+    if density < 1:
+        wanted[5] = wanted[:, 7] = False
+        wanted[11] = True
+    index = wanted.flatten().nonzero().flatten().int()
+    pattern = SparsePattern.build(index, n_out, n_in)
+    assert pattern._block == len(pattern.rows) * len(pattern.columns)
+    found = sparse_weight_grad(grad_output, x, pattern)
+    # 16-bit numbers multiply exactly in fp32, so the fp32 product is what to compare with
+    check(found, grad_output.float(), x.float(), index)
+    assert torch.equal(sparse_weight_grad(grad_output, x, index), found)
+
+
+@pytest.mark.skipif(not native.available(), reason="the reference has one way only")
+def test_a_dense_index_in_any_order_and_with_repetitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op, "_dense_is_cheaper", lambda *_: True)
+    grad_output = noise(20, 30, seed=0, dtype=torch.float32, device="cpu")
+    x = noise(20, 40, seed=1, dtype=torch.float32, device="cpu")
+    index = torch.cat([positions(900, 1200, "cpu"), positions(400, 1200, "cpu")])
+    check(sparse_weight_grad(grad_output, x, index), grad_output, x, index)
+    index = index.sort().values
+    check(sparse_weight_grad(grad_output, x, index), grad_output, x, index)
+
+
+@pytest.mark.skipif(not native.available(), reason="the reference has one way only")
+@pytest.mark.parametrize("share", [0.02, 0.15, 0.8])
+def test_the_same_bits_for_any_number_of_threads(share: float) -> None:
+    grad_output = noise(1576, 96, seed=0, dtype=torch.float32, device="cpu")
+    x = noise(1576, 160, seed=1, dtype=torch.float32, device="cpu")
+    pattern = SparsePattern.build(positions(int(share * 96 * 160), 96 * 160, "cpu"), 96, 160)
+    before = torch.get_num_threads()
+    found = []
+    for n_threads in (1, 2, 3, 4):
+        torch.set_num_threads(n_threads)
+        found.append(sparse_weight_grad(grad_output, x, pattern))
+    torch.set_num_threads(before)
+    assert all(torch.equal(other, found[0]) for other in found)
+
+
+def test_a_cpu_takes_the_way_that_costs_less() -> None:
+    def dense(nnz: float, n_cells: float, tokens: int, n_out: int, n_in: int) -> bool:
+        return op._dense_is_cheaper(int(nnz), int(n_cells), tokens, n_out, n_in)
+
+    numel = 3072 * 768
+    for tokens in (197, 1576, 12608):
+        assert not dense(0.05 * numel, numel, tokens, 3072, 768)
+        assert dense(0.5 * numel, numel, tokens, 3072, 768)
+    # half of the rows and all that is in them: tiles have half as many cells
+    assert not dense(0.5 * numel, 0.5 * numel, 12608, 3072, 768)
+    # so few multiplications are done before the dense product has begun
+    assert not dense(100, 100, 4, 10, 10)
+
+
+def test_a_pattern_is_moved_copied_and_pickled_with_its_plan() -> None:
+    pattern = SparsePattern.build(positions(60, 96, "cpu"), 8, 12)
+    assert len(pattern._plan) == 1
+    grad_output = noise(9, 8, seed=0, dtype=torch.float32, device="cpu")
+    x = noise(9, 12, seed=1, dtype=torch.float32, device="cpu")
+    found = sparse_weight_grad(grad_output, x, pattern)
+    for other in (copy.deepcopy(pattern), pickle.loads(pickle.dumps(pattern))):
+        assert torch.equal(sparse_weight_grad(grad_output, x, other), found)
 
 
 @pytest.mark.gpu
@@ -146,6 +235,8 @@ def test_opcheck(where: str) -> None:
     torch.library.opcheck(op, (grad_output, x, pattern.index, (), 0))
     torch.library.opcheck(op, (grad_output[:, ::2], x, pattern.index[:3], [], 0))
     torch.library.opcheck(op, (grad_output, x, pattern.index, pattern._plan, pattern._block))
+    dense = SparsePattern.build(positions(100, 128, where), 8, 16)
+    torch.library.opcheck(op, (grad_output, x, dense.index, dense._plan, dense._block))
 
 
 INDEX = torch.tensor([0, 5, 11], dtype=torch.int32)
