@@ -19,7 +19,7 @@
 namespace spt {
 namespace {
 
-constexpr int64_t kPackedBytes = 8 << 20;  // packed input: within a last-level cache
+constexpr int64_t kPackedBytes = 4 << 20;  // packed input: within a last-level cache
 constexpr int64_t kFewestColumns = 256;    // fewer would pack the output gradients too often
 constexpr int64_t kBlockTokens = 320;      // a tile's columns of the input stay in the first level
 constexpr int64_t kMostRows = 96;          // of output gradients: within a second-level cache
