@@ -57,9 +57,9 @@ class Measurement:
         """Measure one more batch."""
         self._done.clear()
         self._wanted.put(True)
-        self._done.wait()
-        if not self._thread.is_alive():
-            raise RuntimeError("the measurement failed, see the trace of its thread")
+        while not self._done.wait(timeout=1):
+            if not self._thread.is_alive():
+                raise RuntimeError("the measurement failed, see the trace of its thread")
 
     def finish(self) -> None:
         """End the stream."""
@@ -69,15 +69,12 @@ class Measurement:
     def _run(self) -> None:
         self._live = LiveBytes([*self._model.parameters(), *self._model.buffers(), *self._batch])
         self._live.__enter__()  # until the second batch is asked for; a mode belongs to its thread
-        try:
-            spt.measure_sensitivity(
-                self._model,
-                self._batches(),
-                num_samples=2**62,
-                progress=lambda done, wanted: self._done.set(),
-            )
-        finally:
-            self._done.set()
+        spt.measure_sensitivity(
+            self._model,
+            self._batches(),
+            num_samples=2**62,
+            progress=lambda done, wanted: self._done.set(),
+        )
 
     def _batches(self) -> Iterator[Batch]:
         is_counted = True
