@@ -33,7 +33,9 @@ class Productions:
     def __init__(self) -> None:
         self._by_id: dict[int, _Production] = {}
 
-    def note(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+    def note(
+        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
         """Remember that `func(*args, **kwargs)` made `output`, if it can be made again."""
         if func not in _CHEAP or not args or not isinstance(output, Tensor):
             return
