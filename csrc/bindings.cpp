@@ -13,6 +13,7 @@
 #include "instruction_set.h"
 #include "sparse_adamw.h"
 #include "sparse_weight_grad.h"
+#include "squared_grad.h"
 #include "top_tau.h"
 #include "weight_grad_sample.h"
 #include "write_delta.h"
@@ -154,6 +155,25 @@ void sample_block(Address cells, const std::array<int64_t, 2>& corner,
     spt::sample_block(block, n_threads);
 }
 
+// `shape` is samples, tokens, out_features, in_features; an operand is address, dtype and strides.
+void accumulate_squared_grad(Address score, int64_t score_stride,
+                             const std::array<int64_t, 4>& shape,
+                             const std::tuple<Address, int, std::array<int64_t, 3>>& grad_output,
+                             const std::tuple<Address, int, std::array<int64_t, 3>>& input,
+                             double scale, int n_threads) {
+    auto operand = [](const std::tuple<Address, int, std::array<int64_t, 3>>& fields) {
+        const std::array<int64_t, 3>& strides = std::get<2>(fields);
+        return spt::SampleOperand{pointer<void>(std::get<0>(fields)),
+                                  static_cast<spt::DType>(std::get<1>(fields)), strides[0],
+                                  strides[1], strides[2]};
+    };
+    const spt::SquaredGrad problem{
+        operand(grad_output),      operand(input),        shape[0],    shape[1], shape[2], shape[3],
+        static_cast<float>(scale), pointer<float>(score), score_stride};
+    py::gil_scoped_release unlocked;
+    spt::accumulate_squared_grad(problem, n_threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -167,6 +187,7 @@ PYBIND11_MODULE(_native, module) {
     module.def("sparse_adamw", &sparse_adamw);
     module.def("sparse_weight_grad", &sparse_weight_grad);
     module.def("sample_block", &sample_block);
+    module.def("accumulate_squared_grad", &accumulate_squared_grad);
 
     module.def("instruction_set", [] { return static_cast<int>(spt::instruction_set()); });
     module.def("limit_instruction_set", [](int limit) {

@@ -1,4 +1,4 @@
-// The two inner products of the sparse weight gradient, for the instruction set at hand.
+// The inner products of weight gradients, for the instruction set at hand.
 //
 // Compiled with -ffp-contract=fast: `x += a * b` is a fused multiply-add where there is one.
 #include "weight_grad_kernels.h"

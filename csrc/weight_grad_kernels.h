@@ -1,4 +1,4 @@
-// The two inner products of the sparse weight gradient, for the instruction set at hand.
+// The inner products of weight gradients, for the instruction set at hand.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +17,11 @@ struct WeightGradKernels {
     // c[i * c_stride + j] += sum over t of a[t * tile_rows + i] * b[t * tile_columns + j];
     // tokens not 0.
     void (*add_tile)(const float* a, const float* b, int64_t tokens, float* c, int64_t c_stride);
+
+    // c[i * c_stride + j] += (scale * (partial[i * tile_columns + j] + that sum))^2; partial null:
+    // zeros.
+    void (*add_squared_tile)(const float* a, const float* b, int64_t tokens, const float* partial,
+                             float scale, float* c, int64_t c_stride);
 };
 
 const WeightGradKernels& weight_grad_kernels();

@@ -56,13 +56,15 @@ SPT_TARGET void dot_row(const float* a, const float* b, int64_t stride, const in
     }
 }
 
-SPT_TARGET void add_tile(const float* a, const float* b, int64_t tokens, float* c,
-                         int64_t c_stride) {
-    // the cells have left the inner caches since the last block of tokens
+using Tile = Vector[SPT_TILE_ROWS][SPT_TILE_VECTORS];
+
+// sum += the product; the cells it is meant for have left the inner caches since they were last
+// used, so they are fetched meanwhile.
+SPT_TARGET SPT_INLINE void multiply(const float* a, const float* b, int64_t tokens, const float* c,
+                                    int64_t c_stride, Tile& sum) {
     for (int i = 0; i < SPT_TILE_ROWS; ++i) {
         for (int j = 0; j < kTileColumns; j += 16) SPT_PREFETCH(c + i * c_stride + j);
     }
-    Vector sum[SPT_TILE_ROWS][SPT_TILE_VECTORS] = {};
     do {
         Vector row[SPT_TILE_VECTORS];
         for (int v = 0; v < SPT_TILE_VECTORS; ++v) row[v] = load(b + v * SPT_WIDTH);
@@ -72,6 +74,12 @@ SPT_TARGET void add_tile(const float* a, const float* b, int64_t tokens, float* 
         a += SPT_TILE_ROWS;
         b += kTileColumns;
     } while (--tokens > 0);
+}
+
+SPT_TARGET void add_tile(const float* a, const float* b, int64_t tokens, float* c,
+                         int64_t c_stride) {
+    Tile sum = {};
+    multiply(a, b, tokens, c, c_stride, sum);
     for (int i = 0; i < SPT_TILE_ROWS; ++i) {
         for (int v = 0; v < SPT_TILE_VECTORS; ++v) {
             float* cells = c + i * c_stride + v * SPT_WIDTH;
@@ -80,7 +88,23 @@ SPT_TARGET void add_tile(const float* a, const float* b, int64_t tokens, float* 
     }
 }
 
-constexpr WeightGradKernels kKernels{SPT_TILE_ROWS, kTileColumns, &dot_row, &add_tile};
+SPT_TARGET void add_squared_tile(const float* a, const float* b, int64_t tokens,
+                                 const float* partial, float scale, float* c, int64_t c_stride) {
+    Tile sum = {};
+    multiply(a, b, tokens, c, c_stride, sum);
+    for (int i = 0; i < SPT_TILE_ROWS; ++i) {
+        for (int v = 0; v < SPT_TILE_VECTORS; ++v) {
+            Vector gradient = sum[i][v];
+            if (partial != nullptr) gradient += load(partial + i * kTileColumns + v * SPT_WIDTH);
+            gradient *= scale;
+            float* cells = c + i * c_stride + v * SPT_WIDTH;
+            store(cells, load(cells) + gradient * gradient);
+        }
+    }
+}
+
+constexpr WeightGradKernels kKernels{SPT_TILE_ROWS, kTileColumns, &dot_row, &add_tile,
+                                     &add_squared_tile};
 
 }  // namespace SPT_PATH
 

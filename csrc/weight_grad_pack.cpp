@@ -2,6 +2,7 @@
 #include "weight_grad_pack.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "instruction_set.h"
 #if SPT_X86
@@ -124,6 +125,20 @@ void pack_columns_as(const Operand& operand, const ColumnGroup* groups, int64_t 
     }
 }
 
+template <typename S, int64_t fixed_width>
+SPT_INLINE void copy_run(const typename S::type* source, int64_t width, float* target) {
+    if constexpr (fixed_width > 0) {
+        // through memory of its own, else the compiler must suspect that the two overlap
+        typename S::type run[fixed_width];
+        float values[fixed_width];
+        std::memcpy(run, source, sizeof run);
+        for (int64_t i = 0; i < fixed_width; ++i) values[i] = S::read(run[i]);
+        std::memcpy(target, values, sizeof values);
+    } else {
+        for (int64_t i = 0; i < width; ++i) target[i] = S::read(source[i]);
+    }
+}
+
 // The width is a template argument for the sizes that tiles have, so that copies are unrolled.
 template <typename S, int64_t fixed_width>
 void pack_panels_as(const Operand& operand, const int32_t* columns, int64_t n_columns,
@@ -142,8 +157,7 @@ void pack_panels_as(const Operand& operand, const int32_t* columns, int64_t n_co
                 SPT_PREFETCH(source + kAhead * operand.row_stride + column[0]);
             }
             if (n == width && column[width - 1] - column[0] == width - 1) {
-                const T* run = source + column[0];
-                for (int64_t i = 0; i < width; ++i) target[i] = S::read(run[i]);
+                copy_run<S, fixed_width>(source + column[0], width, target);
                 continue;
             }
             for (int64_t i = 0; i < n; ++i) target[i] = S::read(source[column[i]]);

@@ -250,18 +250,63 @@ def sample_block(
     )
 
 
+def accumulate_squared_grad(
+    score: Tensor, grad_output: Tensor, input: Tensor, scale: float
+) -> None:
+    """See `spt_kernels.ops.squared_grad.accumulate_squared_grad`; `score` is mutated.
+
+    Args:
+        score: fp32 `[out_features, in_features]`; rows may be any distance apart.
+        grad_output: `[samples, tokens, out_features]`, fp32, bf16 or fp16; any strides.
+        input: `[samples, tokens, in_features]`, likewise.
+        scale: factor on each sample's gradient before it is squared.
+
+    Raises:
+        ValueError: a layout, dtype or length does not fit.
+    """
+    _check_matrix("score", score, (torch.float32,))
+    _check_samples("grad_output", grad_output, score.shape[0])
+    _check_samples("input", input, score.shape[1])
+    if input.shape[:2] != grad_output.shape[:2]:
+        raise ValueError(
+            f"input must have {tuple(grad_output.shape[:2])} samples and tokens, got "
+            f"{tuple(input.shape[:2])}"
+        )
+    _module().accumulate_squared_grad(
+        score.data_ptr(),
+        score.stride(0),
+        (*grad_output.shape, score.shape[1]),
+        *((t.data_ptr(), _DTYPE_NUMBERS[t.dtype], t.stride()) for t in (grad_output, input)),
+        scale,
+        torch.get_num_threads(),
+    )
+
+
 def _module() -> ModuleType:
     if _native is None:
         raise RuntimeError(why_unavailable())
     return _native
 
 
-def _check_matrix(name: str, matrix: Tensor) -> None:
-    fits = matrix.dim() == 2 and matrix.dtype in _DTYPE_NUMBERS and matrix.is_cpu
+def _check_samples(name: str, activation: Tensor, n_features: int) -> None:
+    fits = activation.dim() == 3 and activation.dtype in _DTYPE_NUMBERS and activation.is_cpu
+    if fits and activation.shape[2] == n_features:
+        return
+    raise ValueError(
+        f"{name} must be a CPU tensor of {' or '.join(map(str, _DTYPE_NUMBERS))} with shape "
+        f"[samples, tokens, {n_features}], got {activation.dtype} on {activation.device} with "
+        f"shape {tuple(activation.shape)}"
+    )
+
+
+def _check_matrix(
+    name: str, matrix: Tensor, dtypes: tuple[torch.dtype, ...] = tuple(_DTYPE_NUMBERS)
+) -> None:
+    fits = matrix.dim() == 2 and matrix.dtype in dtypes and matrix.is_cpu
     if fits and (matrix.stride(1) == 1 or matrix.shape[1] <= 1):
         return
     raise ValueError(
-        f"{name} must be a CPU matrix of {' or '.join(map(str, _DTYPE_NUMBERS))} with contiguous "
+        f"{name} must be a CPU matrix of {' or '.join(map(str, dtypes))} with contiguous "
         f"rows, got {matrix.dtype} on {matrix.device} with shape {tuple(matrix.shape)} and strides "
         f"{matrix.stride()}"
     )

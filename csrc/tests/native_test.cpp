@@ -14,6 +14,7 @@
 #include "instruction_set.h"
 #include "sparse_adamw.h"
 #include "sparse_weight_grad.h"
+#include "squared_grad.h"
 #include "top_tau.h"
 #include "weight_grad_sample.h"
 #include "write_delta.h"
@@ -259,7 +260,58 @@ void test_sample_block(int n_threads) {
             },
             "a position in another row");
     }
-}
+    void test_squared_grad(int n_threads) {
+        Random random(5);
+        for (auto shape : {std::pair<int64_t, int64_t>{1, 1}, {13, 30}, {130, 57}}) {
+            for (int64_t tokens : {0, 1, 17, 700}) {
+                const int64_t samples = 3;
+                const std::vector<float> grad_output = random.whole(samples * tokens * shape.first);
+                const std::vector<float> input = random.whole(samples * tokens * shape.second);
+                std::vector<float> expected(static_cast<size_t>(shape.first * shape.second), 1.0f);
+                for (int64_t b = 0; b < samples; ++b) {
+                    for (int64_t k = 0; k < shape.first * shape.second; ++k) {
+                        float gradient = 0.0f;
+                        for (int64_t t = b * tokens; t < (b + 1) * tokens; ++t) {
+                            gradient +=
+                                grad_output[static_cast<size_t>(t * shape.first +
+                                                                k / shape.second)] *
+                                input[static_cast<size_t>(t * shape.second + k % shape.second)];
+                        }
+                        expected[static_cast<size_t>(k)] += 0.25f * gradient * gradient;
+                    }
+                }
+                for (DType dtype : {DType::fp32, DType::bf16, DType::fp16}) {
+                    const auto grad_half = to_half(grad_output, dtype);
+                    const auto input_half = to_half(input, dtype);
+                    const bool wide = dtype == DType::fp32;
+                    const void* gy = wide ? static_cast<const void*>(grad_output.data())
+                                          : static_cast<const void*>(grad_half.data());
+                    const void* x = wide ? static_cast<const void*>(input.data())
+                                         : static_cast<const void*>(input_half.data());
+                    std::vector<float> score(expected.size(), 1.0f);
+                    const spt::SquaredGrad problem{
+                        {gy, dtype, tokens * shape.first, shape.first, 1},
+                        {x, dtype, tokens * shape.second, shape.second, 1},
+                        samples,
+                        tokens,
+                        shape.first,
+                        shape.second,
+                        0.5f,
+                        score.data(),
+                        shape.second};
+                    spt::accumulate_squared_grad(problem, n_threads);
+                    expect(score == expected, "squared_grad at " + std::to_string(tokens) +
+                                                  " tokens of " + std::to_string(shape.first) +
+                                                  "x" + std::to_string(shape.second));
+                }
+            }
+        }
+        float score = 0.0f;
+        const spt::SampleOperand wide{&score, DType::fp32, 0, 0, int64_t{1} << 31};
+        expect_refused(
+            [&] { spt::accumulate_squared_grad({wide, wide, 1, 1, 2, 2, 1.0f, &score, 2}, 1); },
+            "columns too far apart");
+    }
 
 }  // namespace
 
@@ -272,6 +324,7 @@ int main() {
             test_sparse_adamw(n_threads);
             test_sparse_weight_grad(n_threads);
             test_sample_block(n_threads);
+            test_squared_grad(n_threads);
         }
     }
     if (n_failures == 0) std::puts("native kernels: all results are right");

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import native
 from ..reference import squared_grad as reference
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -112,7 +113,17 @@ torch.library.define(
 
 @torch.library.register_kernel("spt::accumulate_squared_grad", "cpu")
 def _matrix_cpu(score: Tensor, grad_output: Tensor, input: Tensor, scale: float) -> None:
-    reference.accumulate_squared_grad(score, grad_output, input, scale)
+    if not native.available():
+        reference.accumulate_squared_grad(score, grad_output, input, scale)
+    elif score.stride(1) == 1 or score.shape[1] <= 1:
+        native.accumulate_squared_grad(score, grad_output, input, scale)
+    elif score.stride(0) == 1 or score.shape[0] <= 1:
+        native.accumulate_squared_grad(score.T, input, grad_output, scale)
+    else:
+        dense = score.contiguous()
+        native.accumulate_squared_grad(dense, grad_output, input, scale)
+        score.copy_(dense)
+    torch.autograd.graph.increment_version(score)  # autograd does not see what C++ writes
 
 
 @torch.library.register_kernel("spt::accumulate_squared_vector_grad", "cpu")

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import uses
 from .convolution import conv2d
+from .remaking import Productions
 from .uses import Role, Use
 
 _RECOGNIZED: dict[Any, Callable[..., Use | None]] = {
@@ -86,6 +87,7 @@ class Interception(TorchFunctionMode):
         self.unrecognized: set[str] = set()
         self.used_without_grad = False
         self._in_backward = False
+        self._productions = Productions()
         self._replaced = {id(parameters[name]): by for name, by in (replaced or {}).items()}
         self._pieces: dict[int, tuple[Piece, ...]] = {}
         self._alive: list[Tensor] = []  # an id means nothing once its tensor is gone
@@ -110,6 +112,12 @@ class Interception(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        output = self._call(func, args, kwargs)
+        self._productions.note(func, args, kwargs, output)
+        return output
+
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a call, behind an observer if the call uses a parameter."""
         found = [value for value in tensors_in(args, kwargs) if id(value) in self._pieces]
         if not found or call_name(func) in INERT_CALLS:
             return func(*args, **kwargs)
@@ -139,13 +147,14 @@ class Interception(TorchFunctionMode):
         k = rows // self.batch
         saved = []
         if any(role.needs_input for role in roles):
-            x = use.input.detach()
             # under autocast the call computed with a cast of its input
-            saved.append(x.to(output.dtype) if use.saves_as_computed else x)
+            dtype = output.dtype if use.saves_as_computed else use.input.dtype
+            kept, remake = self._productions.keep(use.input, dtype)
+            saved.append(kept)
 
-        def receive(grad_output: Tensor, input: Tensor | None = None) -> None:
+        def receive(grad_output: Tensor, kept: Tensor | None = None) -> None:
             grad_output = grad_output.unflatten(0, (self.batch, k))
-            input = None if input is None else input.unflatten(0, (self.batch, k))
+            input = None if kept is None else remake(kept).unflatten(0, (self.batch, k))
             for role in roles:
                 for piece in self._pieces[id(role.parameter)]:
                     arriving = input if role.needs_input else None

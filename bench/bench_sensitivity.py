@@ -1,0 +1,229 @@
+"""Sensitivity of all parameters of a ViT beside an ordinary pass and what a user would take."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import spt_kernels as spt
+from spt_kernels.anatomy import candidate_names
+
+from .contest import hold
+from .live_bytes import LiveBytes
+
+ORDINARY = "ordinary forward + backward"
+TARGET = {ORDINARY: 1.15}
+MIB = 2**20
+PEAK_OURS = "peak besides weights, MiB: ours, its scores included"
+PEAK_ORDINARY = "peak besides weights, MiB: ordinary, its gradients included"
+
+Batch = tuple[Tensor, Tensor]
+
+
+def model_and_batch(width: str, size: int, device: torch.device) -> tuple[nn.Module, Batch]:
+    torch.manual_seed(0)
+    model = timm.create_model(f"vit_{width}_patch16_224", num_classes=100).to(device).eval()
+    images = torch.randn(size, 3, 224, 224, device=device)
+    return model, (images, torch.randint(100, (size,), device=device))
+
+
+class Measurement:
+    """`measure_sensitivity` over an endless stream of one batch: each call lets one more through.
+
+    So a call takes what a batch costs, and not what a measurement costs once (the probe on two
+    samples, and the check of the scores), which of 800 samples is little.
+    """
+
+    def __init__(self, model: nn.Module, batch: Batch, facts: dict[str, float | str]) -> None:
+        self._model = model
+        self._batch = batch
+        self._facts = facts
+        self._wanted: queue.Queue[bool] = queue.Queue()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def __call__(self) -> None:
+        """Measure one more batch."""
+        self._done.clear()
+        self._wanted.put(True)
+        while not self._done.wait(timeout=1):
+            if not self._thread.is_alive():
+                raise RuntimeError("the measurement failed, see the trace of its thread")
+
+    def finish(self) -> None:
+        """End the stream."""
+        self._wanted.put(False)
+        self._thread.join()
+
+    def _run(self) -> None:
+        self._live = LiveBytes([*self._model.parameters(), *self._model.buffers(), *self._batch])
+        self._live.__enter__()  # until the second batch is asked for; a mode belongs to its thread
+        spt.measure_sensitivity(
+            self._model,
+            self._batches(),
+            num_samples=2**62,
+            progress=lambda done, wanted: self._done.set(),
+        )
+
+    def _batches(self) -> Iterator[Batch]:
+        is_counted = True
+        while self._wanted.get():
+            if not is_counted and PEAK_OURS not in self._facts:
+                self._stop_counting()
+            yield self._batch
+            is_counted = False
+
+    def _stop_counting(self) -> None:
+        self._live.__exit__(None, None, None)
+        self._facts[PEAK_OURS] = round(self._live.peak / MIB)
+
+
+def ordinary(
+    model: nn.Module, batch: Batch, facts: dict[str, float | str] | None = None
+) -> Callable[[], None]:
+    """A forward and a backward pass; the first one is counted."""
+    model.requires_grad_(True)
+
+    def run() -> None:
+        model.zero_grad()
+        F.cross_entropy(model(batch[0]), batch[1]).backward()
+
+    def count_or_run() -> None:
+        if facts is None or PEAK_ORDINARY in facts:
+            return run()
+        with LiveBytes([*model.parameters(), *model.buffers(), *batch]) as live:
+            run()
+        facts[PEAK_ORDINARY] = round(live.peak / MIB)
+
+    return count_or_run
+
+
+def batch_of_one(model: nn.Module, batch: Batch) -> Callable[[], None]:
+    parameters = [dict(model.named_parameters())[name] for name in candidate_names(model)]
+    scores = [torch.zeros_like(parameter) for parameter in parameters]
+
+    def run() -> None:
+        for image, label in zip(*batch, strict=True):
+            loss = F.cross_entropy(model(image[None]), label[None])
+            gradients = torch.autograd.grad(loss, parameters)
+            for score, gradient in zip(scores, gradients, strict=True):
+                score.addcmul_(gradient, gradient)
+
+    return run
+
+
+def func_vmap(model: nn.Module, batch: Batch) -> Callable[[], None]:
+    names = candidate_names(model)
+    frozen = {name: value.detach() for name, value in model.named_parameters()}
+    chosen = {name: frozen.pop(name) for name in names}
+    scores = {name: torch.zeros_like(value) for name, value in chosen.items()}
+
+    def loss(chosen: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        output = functional_call(model, {**frozen, **chosen}, (image[None],))
+        return F.cross_entropy(output, label[None])
+
+    def run() -> None:
+        gradients = vmap(grad(loss), in_dims=(None, 0, 0))(chosen, *batch)
+        for name, gradient in gradients.items():
+            scores[name] += gradient.square_().sum(0)
+
+    return run
+
+
+def backpack_linear(model: nn.Module, batch: Batch) -> Callable[[], None]:
+    backpack = pytest.importorskip("backpack")
+    from backpack.extensions import SumGradSquared
+
+    names = set(candidate_names(model))
+    model.requires_grad_(False)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and f"{name}.weight" in names:
+            backpack.extend(module.requires_grad_(True))
+    scores = [torch.zeros_like(p) for p in model.parameters() if p.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def run() -> None:
+        model.zero_grad()
+        with backpack.backpack(SumGradSquared()):
+            F.cross_entropy(model(batch[0]), batch[1], reduction="sum").backward()
+        for score, parameter in zip(scores, trained, strict=True):
+            score += parameter.sum_grad_squared
+
+    return run
+
+
+def test_vit_b16(benchmark: Any, device: torch.device) -> None:
+    contest(benchmark, "base", 16, device)
+
+
+def test_peers(benchmark: Any, device: torch.device) -> None:
+    contest(benchmark, "small", 4, device, peers=True)
+
+
+@pytest.mark.parametrize("size", [1, 4, 16])
+def test_growth_with_the_batch(benchmark: Any, device: torch.device, size: int) -> None:
+    contest(benchmark, "tiny", size, device, rounds=3, growth=("batch of a ViT-Ti/16", size))
+
+
+@pytest.mark.parametrize(("name", "width"), [("tiny", 192), ("small", 384), ("base", 768)])
+def test_growth_with_the_width(benchmark: Any, device: torch.device, name: str, width: int) -> None:
+    contest(benchmark, name, 2, device, growth=("width of a ViT/16, batch 2", width))
+
+
+def contest(
+    benchmark: Any,
+    width: str,
+    size: int,
+    device: torch.device,
+    *,
+    peers: bool = False,
+    rounds: int = 2,
+    growth: tuple[str, float] | None = None,
+) -> None:
+    model, batch = model_and_batch(width, size, device)
+    facts: dict[str, float | str] = {}
+    flops = _flops(model, batch)
+    others = {ORDINARY: ordinary(_copy(width, device), batch, facts)}
+    if peers:
+        others["a batch-of-one loop"] = batch_of_one(_copy(width, device), batch)
+        others["torch.func vmap(grad)"] = func_vmap(_copy(width, device), batch)
+        name = "BackPACK SumGradSquared (Linear only, no norms)"
+        others[name] = backpack_linear(_copy(width, device), batch)
+    measurement = Measurement(model, batch, facts)
+    try:
+        hold(
+            benchmark,
+            f"sensitivity: ViT-{width}/16, batch {size}, fp32, {len(candidate_names(model))} "
+            "parameters",
+            {"spt.measure_sensitivity, a batch of it": measurement, **others},
+            rounds=rounds,
+            flops=flops,
+            targets=TARGET,
+            growth=growth,
+            facts=facts,
+        )
+    finally:
+        measurement.finish()
+
+
+def _copy(width: str, device: torch.device) -> nn.Module:
+    return model_and_batch(width, 1, device)[0]
+
+
+def _flops(model: nn.Module, batch: Batch) -> int:
+    """Of a forward and backward pass; gradients by sample need the very same."""
+    with FlopCounterMode(display=False) as counter:
+        ordinary(model, (batch[0][:1], batch[1][:1]))()
+    model.zero_grad()
+    return counter.get_total_flops() * len(batch[0])

@@ -1,0 +1,75 @@
+"""Having an activation again from what its producer keeps, instead of keeping the activation."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Cheap functions whose backward pass keeps their first argument, and not their result
+_CHEAP = frozenset({F.gelu, F.silu, F.layer_norm, torch.layer_norm})
+
+Remake = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Production:
+    """One call of a cheap function."""
+
+    output: weakref.ref[Tensor]
+    source: weakref.ref[Tensor]
+    version: int  # of the output as it was returned
+    remake: Remake
+
+
+class Productions:
+    """Remembers which call of a cheap function made a tensor, for as long as both are there."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[int, _Production] = {}
+
+    def note(
+        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        """Remember that `func(*args, **kwargs)` made `output`, if it can be made again."""
+        if func not in _CHEAP or not args or not isinstance(output, Tensor):
+            return
+        source, *others = args
+        # without a graph nothing keeps the source, and anybody may write into it
+        if not output.requires_grad or not source.requires_grad or source.dtype != output.dtype:
+            return
+        others = [_detached(value) for value in others]
+        kwargs = {key: _detached(value) for key, value in kwargs.items()}
+        tensors = [value for value in (*others, *kwargs.values()) if isinstance(value, Tensor)]
+        if any(tensor.dtype != source.dtype for tensor in tensors):
+            return  # autocast has had a hand in this
+
+        def remake(source: Tensor) -> Tensor:
+            with torch.autocast(source.device.type, enabled=False):
+                made: Tensor = func(source, *others, **kwargs)
+            return made
+
+        self._by_id[id(output)] = _Production(
+            weakref.ref(output), weakref.ref(source), output._version, remake
+        )
+
+    def keep(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Remake]:
+        """What to save of `x`, and how to have `x` in `dtype` again from that.
+
+        What is made again has the bits of `x`: the same function computes it from the same numbers.
+        """
+        production = self._by_id.get(id(x))
+        if production is not None and production.output() is x and x._version == production.version:
+            source = production.source()
+            if source is not None:
+                return source.detach(), lambda source: production.remake(source).to(dtype)
+        return x.detach().to(dtype), lambda x: x
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
