@@ -2,11 +2,24 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "dtype.h"
+#include "parallel.h"
 
 namespace spt {
+
+// The numbers of a step.
+struct AdamWNumbers {
+    double lr;
+    double beta1;
+    double beta2;
+    double eps;
+    double weight_decay;
+    double step;  // 1 for the first step
+    bool maximize;
+};
 
 struct AdamWEntry {
     float* param;  // [n], updated like the two states below
@@ -21,20 +34,53 @@ struct AdamWEntry {
     int64_t target_numel;
     const int32_t* index;  // [n], unique
     const void* original;  // [n], target's dtype
+    uint32_t id;           // tells the entries apart in the random bits of stochastic rounding
 
-    double lr;
-    double beta1;
-    double beta2;
-    double eps;
-    double weight_decay;
-    double step;  // 1 for the first step
-    bool maximize;
-    uint32_t id;  // tells the entries apart in the random bits of stochastic rounding
+    AdamWNumbers numbers;
 };
 
+// What a step needs of its numbers, prepared in double as torch does and then rounded.
+struct AdamWScalars {
+    float sign;
+    float decay;
+    float lerp_weight;
+    float beta2;
+    float one_minus_beta2;
+    float bias_correction2_sqrt;
+    float eps;
+    float negative_step_size;
+    uint32_t random_prefix;
+};
+
+// The entries of a model and how their work is cut, to be kept from step to step.
+//
 // The arithmetic and its order are those of torch.optim.AdamW(foreach=False).
-// Throws std::invalid_argument, before anything is written, if an index is not usable.
-void sparse_adamw(const std::vector<AdamWEntry>& entries, bool stochastic, uint32_t seed,
-                  int n_threads);
+class SparseAdamW {
+  public:
+    // Throws std::invalid_argument if an index is not usable.
+    explicit SparseAdamW(std::vector<AdamWEntry> entries);
+
+    std::vector<AdamWEntry>& entries() { return entries_; }
+
+    // Starts a step on other threads; until `finish` nothing may touch the entries.
+    void begin(bool stochastic, uint32_t seed, int n_threads);
+
+    // Takes part in the step and returns when it is done. Throws std::invalid_argument if a
+    // position has come to lie outside its target; that one and those that follow it are not
+    // written.
+    void finish();
+
+  private:
+    struct Piece {
+        size_t entry;
+        int64_t begin;
+    };
+    void take(const Piece& piece, bool stochastic) const;
+
+    std::vector<AdamWEntry> entries_;
+    std::vector<Piece> pieces_;
+    std::vector<AdamWScalars> scalars_;
+    std::unique_ptr<ParallelRun> run_;
+};
 
 }  // namespace spt
