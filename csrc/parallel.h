@@ -6,9 +6,8 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
-#include <system_error>
-#include <thread>
-#include <vector>
+
+#include "team.h"
 
 namespace spt {
 
@@ -38,17 +37,9 @@ void parallel_for(int64_t n_pieces, int n_threads, Work&& work) {
         }
     };
 
-    std::vector<std::thread> threads;
-    threads.reserve(static_cast<size_t>(n_workers - 1));
-    for (int64_t i = 1; i < n_workers; ++i) {
-        try {
-            threads.emplace_back(worker);
-        } catch (const std::system_error&) {
-            break;  // the system grants no more threads: those that run share the work
-        }
-    }
-    worker();
-    for (std::thread& thread : threads) thread.join();
+    using Worker = decltype(worker);
+    run_on_team(
+        static_cast<int>(n_workers), [](void* data) { (*static_cast<Worker*>(data))(); }, &worker);
     if (failure) std::rethrow_exception(failure);
 }
 
