@@ -118,8 +118,7 @@ void sparse_adamw(const std::vector<Addresses>& arrays, const Sizes& sizes,
     }
     py::gil_scoped_release unlocked;
     spt::SparseAdamW adamw(std::move(taken));
-    adamw.begin(stochastic, seed, n_threads);
-    adamw.finish();
+    adamw.step(stochastic, seed, n_threads);
 }
 
 // A SparseAdamW that also counts the steps, in the fp32 scalars at `steps`; `groups` holds for each
@@ -134,20 +133,19 @@ class AdamWPlan {
           groups_(std::move(groups)) {}
 
     // `numbers` holds for each group: lr, beta1, beta2, eps, weight_decay, maximize.
-    void begin(const Addresses& grads, const std::vector<std::array<double, 6>>& numbers,
-               bool stochastic, uint32_t seed, int n_threads) {
+    void step(const Addresses& grads, const std::vector<std::array<double, 6>>& numbers,
+              bool stochastic, uint32_t seed, int n_threads) {
         auto& entries = adamw_.entries();
         for (size_t i = 0; i < entries.size(); ++i) {
             const std::array<double, 6>& row = numbers.at(groups_.at(i));
-            float& step = *pointer<float>(steps_.at(i));
-            step += 1.0f;
+            float& count = *pointer<float>(steps_.at(i));
+            count += 1.0f;
             entries[i].grad = pointer<float>(grads.at(i));
-            entries[i].numbers = {row[0], row[1], row[2], row[3], row[4], step, row[5] != 0.0};
+            entries[i].numbers = {row[0], row[1], row[2], row[3], row[4], count, row[5] != 0.0};
         }
-        adamw_.begin(stochastic, seed, n_threads);
+        py::gil_scoped_release unlocked;
+        adamw_.step(stochastic, seed, n_threads);
     }
-
-    void finish() { adamw_.finish(); }
 
   private:
     spt::SparseAdamW adamw_;
@@ -192,8 +190,7 @@ PYBIND11_MODULE(_native, module) {
     py::class_<AdamWPlan>(module, "AdamWPlan")
         .def(py::init<const std::vector<Addresses>&, const Sizes&, const std::vector<int>&,
                       const Sizes&, const std::vector<uint32_t>&, Addresses, std::vector<size_t>>())
-        .def("begin", &AdamWPlan::begin)
-        .def("finish", &AdamWPlan::finish, py::call_guard<py::gil_scoped_release>());
+        .def("step", &AdamWPlan::step);
     module.def("sparse_weight_grad", &sparse_weight_grad);
 
     module.def("instruction_set", [] { return static_cast<int>(spt::instruction_set()); });

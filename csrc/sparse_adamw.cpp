@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "index_check.h"
+#include "parallel.h"
 #include "stochastic_rounding.h"
 
 namespace spt {
@@ -155,8 +156,7 @@ SparseAdamW::SparseAdamW(std::vector<AdamWEntry> entries)
     }
 }
 
-void SparseAdamW::begin(bool stochastic, uint32_t seed, int n_threads) {
-    run_.reset();
+void SparseAdamW::step(bool stochastic, uint32_t seed, int n_threads) {
     for (size_t i = 0; i < entries_.size(); ++i) {
         const AdamWNumbers& numbers = entries_[i].numbers;
         const bool repeats = i > 0 && same(numbers, entries_[i - 1].numbers);
@@ -164,15 +164,8 @@ void SparseAdamW::begin(bool stochastic, uint32_t seed, int n_threads) {
         scalars_[i].random_prefix =
             hash_prefix(seed, static_cast<uint32_t>(numbers.step), entries_[i].id);
     }
-    run_ = std::make_unique<ParallelRun>(
-        static_cast<int64_t>(pieces_.size()), n_threads,
-        [this, stochastic](int64_t i) { take(pieces_[static_cast<size_t>(i)], stochastic); });
-}
-
-void SparseAdamW::finish() {
-    if (run_ == nullptr) return;
-    const std::unique_ptr<ParallelRun> run = std::move(run_);
-    run->finish();
+    parallel_for(static_cast<int64_t>(pieces_.size()), n_threads,
+                 [&](int64_t i) { take(pieces_[static_cast<size_t>(i)], stochastic); });
 }
 
 void SparseAdamW::take(const Piece& piece, bool stochastic) const {

@@ -2,11 +2,9 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "dtype.h"
-#include "parallel.h"
 
 namespace spt {
 
@@ -62,13 +60,9 @@ class SparseAdamW {
 
     std::vector<AdamWEntry>& entries() { return entries_; }
 
-    // Starts a step on other threads; until `finish` nothing may touch the entries.
-    void begin(bool stochastic, uint32_t seed, int n_threads);
-
-    // Takes part in the step and returns when it is done. Throws std::invalid_argument if a
-    // position has come to lie outside its target; that one and those that follow it are not
-    // written.
-    void finish();
+    // Throws std::invalid_argument if a position has come to lie outside its target; nothing is
+    // written there, but some entries may then be a step ahead of others.
+    void step(bool stochastic, uint32_t seed, int n_threads);
 
   private:
     struct Piece {
@@ -80,7 +74,6 @@ class SparseAdamW {
     std::vector<AdamWEntry> entries_;
     std::vector<Piece> pieces_;
     std::vector<AdamWScalars> scalars_;
-    std::unique_ptr<ParallelRun> run_;
 };
 
 }  // namespace spt

@@ -161,7 +161,7 @@ class AdamWPlan:
         indices: likewise.
         originals: likewise.
         entry_ids: likewise, the last column of `hyper`.
-        steps: fp32 scalars, which `begin` advances by 1.
+        steps: fp32 scalars, which `step` advances by 1.
         groups: for each entry, the row of `numbers` that it takes.
 
     Raises:
@@ -189,32 +189,27 @@ class AdamWPlan:
             list(groups),
         )
 
-    def begin(
+    def step(
         self,
         grads: Sequence[int],
         numbers: Sequence[tuple[float, ...]],
         stochastic_rounding: bool,
         seed: int,
     ) -> None:
-        """Start a step on the other threads; `finish` must follow.
+        """Take a step.
 
         Args:
             grads: addresses of the gradients, fp32, contiguous, as long as their parameters.
             numbers: for each group lr, beta1, beta2, eps, weight_decay and maximize.
             stochastic_rounding: for bf16 and fp16 targets.
             seed: of that; its low 32 bits are used.
-        """
-        threads = torch.get_num_threads()
-        self._plan.begin(grads, numbers, stochastic_rounding, seed & 0xFFFFFFFF, threads)
-
-    def finish(self) -> None:
-        """Take part in the step, and return when it is done.
 
         Raises:
             ValueError: a position has come to lie out of range since the plan was made. Nothing has
                 been written outside a target, but some entries may be a step ahead of others.
         """
-        self._plan.finish()
+        threads = torch.get_num_threads()
+        self._plan.step(grads, numbers, stochastic_rounding, seed & 0xFFFFFFFF, threads)
 
 
 def _adamw_entries(

@@ -120,13 +120,10 @@ class PreparedStep:
 
     def _run(self, groups: Groups, grads: list[Tensor]) -> None:
         numbers = [_numbers(group) for group in groups]
-        self._plan.begin([grad.data_ptr() for grad in grads], numbers, *self._rounding)
-        try:  # this is done while the other threads work
-            torch.autograd.graph.increment_version(self._mutated)
-            for param, written in self._written:
-                written.record_version(param)
-        finally:
-            self._plan.finish()
+        self._plan.step([grad.data_ptr() for grad in grads], numbers, *self._rounding)
+        torch.autograd.graph.increment_version(self._mutated)
+        for param, written in self._written:
+            written.record_version(param)
 
 
 def _rounding(group: dict[str, Any]) -> tuple[bool, int]:

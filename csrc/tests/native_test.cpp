@@ -167,8 +167,7 @@ void test_sparse_adamw(int n_threads) {
             dense.exp_avg_sq = dense_v.data();
             dense.target = nullptr;
             spt::SparseAdamW adamw({entry, dense});
-            adamw.begin(stochastic, 7, n_threads);
-            adamw.finish();
+            adamw.step(stochastic, 7, n_threads);
             for (size_t k = 0; k < index.size(); ++k) {
                 expect(std::fabs(param[k] - (before[k] - 0.5f)) < 1e-5f, "first step is lr long");
             }
