@@ -147,7 +147,6 @@ class SparseAdamW(Optimizer):
             for key in ("maximize", "capturable", "stochastic_rounding", "seed"):
                 group.setdefault(key, self.defaults[key])
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Update every parameter that has a gradient.
 
@@ -165,8 +164,13 @@ class SparseAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._step_as_prepared():
-            return loss
+        with torch.no_grad():
+            if not self._step_as_prepared():
+                self._step_in_general()
+        return loss
+
+    def _step_in_general(self) -> None:
+        """Take the step with everything found anew, and prepare the next one."""
         capturable = all(group["capturable"] for group in self.param_groups)
         if (
             not capturable
@@ -184,12 +188,11 @@ class SparseAdamW(Optimizer):
             if found_inf.item():
                 for member in members:
                     leave(member.delta)
-                return loss
+                return
             found_inf = None
         step_entries(entries, found_inf)
         step_rest(rest)
         self._prepare(members)
-        return loss
 
     def _step_as_prepared(self) -> bool:
         """Take the step the short way; False if something has changed, and nothing is done then."""

@@ -38,8 +38,8 @@ class PreparedStep:
         self._rounding = _rounding(members[0].group)
         self._tensors = _tensors_of(members)
         self._addresses = [tensor.data_ptr() for tensor in self._tensors]
+        # what a graph may have saved, which is to be told; nobody differentiates the state
         self._mutated = [m.param for m in members]
-        self._mutated += [m.state[part] for m in members for part in ("exp_avg", "exp_avg_sq")]
         self._mutated += [m.delta.target for m in members if m.delta is not None]
         self._plan = _plan(groups, members)
 
@@ -149,7 +149,7 @@ def _tensors_of(members: list[Member]) -> list[Tensor]:
         state, delta = member.state, member.delta
         tensors += [member.param, state["exp_avg"], state["exp_avg_sq"], state["step"]]
         if delta is not None:
-            tensors += [delta.delta, delta.target, delta.index, delta.original]
+            tensors += [delta.target, delta.index, delta.original]
     return tensors
 
 

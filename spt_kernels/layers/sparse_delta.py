@@ -164,25 +164,24 @@ def _write_float64(delta: SparseDelta, values: Tensor) -> None:
 class DeltaSlot:
     """The place of a delta in its module, to find without a search what is there later on."""
 
-    __slots__ = ("_names", "_owner")
+    __slots__ = ("_delta", "_names", "_owner")
 
-    def __init__(self, owner: Owner, local: str) -> None:
+    def __init__(self, delta: Tensor, owner: Owner, local: str) -> None:
+        self._delta = delta
         self._owner = weakref.ref(owner)
         self._names = (local, *owner.delta_local_names(local))
 
     def tensors(self) -> tuple[Any, ...]:
-        """Delta, target, index and original as the module has them now; empty if it is gone."""
+        """Target, index and original as the module has them now; empty if the delta is not there."""
         owner = self._owner()
         if owner is None:
             return ()
         target, delta, index, original = self._names
-        parameters, constants = owner._parameters, owner.__dict__
-        return (
-            parameters.get(delta),
-            parameters.get(target),
-            constants.get(index),
-            constants.get(original),
-        )
+        constants = owner.__dict__
+        parameters = constants["_parameters"]
+        if parameters.get(delta) is not self._delta:
+            return ()
+        return parameters.get(target), constants.get(index), constants.get(original)
 
 
 def slot_of(delta: SparseDelta) -> DeltaSlot | None:
@@ -192,7 +191,7 @@ def slot_of(delta: SparseDelta) -> DeltaSlot | None:
         return None
     for local, found in owner.sparse_deltas().items():
         if found.delta is delta.delta:
-            return DeltaSlot(owner, local)
+            return DeltaSlot(delta.delta, owner, local)
     return None
 
 
