@@ -172,7 +172,7 @@ class DeltaSlot:
         self._names = (local, *owner.delta_local_names(local))
 
     def tensors(self) -> tuple[Any, ...]:
-        """Target, index and original as the module has them now; empty if the delta is not there."""
+        """Target, index and original as the module has them now; empty if the delta is gone."""
         owner = self._owner()
         if owner is None:
             return ()
