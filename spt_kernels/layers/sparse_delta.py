@@ -11,7 +11,7 @@ import functools
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +38,12 @@ class Owner(Protocol):
         """Local parameter name -> its sparse delta."""
         ...
 
+
+class DeltaOwner(Owner, Protocol):
+    """An owner some of whose parameters have a sparse delta."""
+
     def delta_local_names(self, local: str) -> tuple[str, str, str]:
-        """Names of the delta, index and original of a parameter that has a sparse delta."""
+        """Names of the delta, index and original of a parameter."""
         ...
 
 
@@ -166,7 +170,7 @@ class DeltaSlot:
 
     __slots__ = ("_delta", "_names", "_owner")
 
-    def __init__(self, delta: Tensor, owner: Owner, local: str) -> None:
+    def __init__(self, delta: Tensor, owner: DeltaOwner, local: str) -> None:
         self._delta = delta
         self._owner = weakref.ref(owner)
         self._names = (local, *owner.delta_local_names(local))
@@ -191,7 +195,7 @@ def slot_of(delta: SparseDelta) -> DeltaSlot | None:
         return None
     for local, found in owner.sparse_deltas().items():
         if found.delta is delta.delta:
-            return DeltaSlot(delta.delta, owner, local)
+            return DeltaSlot(delta.delta, cast(DeltaOwner, owner), local)
     return None
 
 
