@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .adamw_step import Member, leave, members_of, step_entries, step_rest, unscale
+from .layers.sparse_delta import leave_to_hook
 from .prepared_step import PreparedStep
 
 # Trained tokens and tables have two or more dimensions, yet decay pulls them to no useful place
@@ -171,6 +172,7 @@ class SparseAdamW(Optimizer):
 
     def _step_in_general(self) -> None:
         """Take the step with everything found anew, and prepare the next one."""
+        leave_to_hook(self, None)
         capturable = all(group["capturable"] for group in self.param_groups)
         if (
             not capturable

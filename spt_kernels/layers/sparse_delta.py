@@ -240,8 +240,8 @@ def _follow_optimizers() -> None:
     register_optimizer_step_post_hook(_after_step)
 
 
-def leave_to_hook(optimizer: Optimizer, parameters: list[Tensor]) -> None:
-    """Let the hook after this step look at these parameters alone: the others are written."""
+def leave_to_hook(optimizer: Optimizer, parameters: list[Tensor] | None) -> None:
+    """Let the hook after this step look at these parameters alone; None for all of them."""
     optimizer.__dict__[_LEFT] = parameters
 
 
