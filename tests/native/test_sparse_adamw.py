@@ -258,7 +258,8 @@ def test_a_position_that_goes_astray_later_is_never_written(position: int) -> No
     room = torch.zeros(150)
     row[4] = room[50:100].copy_(row[4])
     columns = [[row[i]] for i in (0, 2, 3, 4, 5, 6)]
-    plan = native.AdamWPlan(*columns, [0], steps=[torch.tensor(0.0)], groups=[0])
+    step = torch.tensor(0.0)  # a plan keeps nothing alive
+    plan = native.AdamWPlan(*columns, [0], steps=[step], groups=[0])
     row[5][-1] = position
     with pytest.raises(ValueError, match=rf"expected positions in 0\.\.49, got {position}"):
         plan.step([row[1].data_ptr()], [(0.1, 0.9, 0.99, 1e-8, 0.0, 0.0)], False, 0)
