@@ -80,39 +80,80 @@ void write_delta(const Addresses& targets, const std::vector<int>& dtypes, const
     spt::write_delta(writes, n_threads);
 }
 
-// `arrays` holds for each entry: param, grad, exp_avg, exp_avg_sq, target, index, original.
-// `hyper` is fp64 [n_entries, 8] in the order of the fields of AdamWEntry.
-void sparse_adamw(const std::vector<Addresses>& arrays, const Sizes& sizes,
-                  const std::vector<int>& dtypes, const Sizes& target_numels, Address hyper,
-                  bool stochastic, uint32_t seed, int n_threads) {
+// The entries of SparseAdamW, without their gradients and numbers. `arrays` holds for each entry:
+// param, exp_avg, exp_avg_sq, target, index, original.
+std::vector<spt::AdamWEntry> adamw_entries(const std::vector<Addresses>& arrays, const Sizes& sizes,
+                                           const std::vector<int>& dtypes,
+                                           const Sizes& target_numels,
+                                           const std::vector<uint32_t>& ids) {
     std::vector<spt::AdamWEntry> entries;
     for (size_t i = 0; i < sizes.size(); ++i) {
-        const double* row = pointer<double>(hyper) + 8 * i;
-        if (row[5] < 1.0) continue;  // step 0: the gradients overflowed, nothing is updated
-        spt::AdamWEntry entry;
+        spt::AdamWEntry entry{};
         entry.param = pointer<float>(arrays.at(0).at(i));
-        entry.grad = pointer<float>(arrays.at(1).at(i));
-        entry.exp_avg = pointer<float>(arrays.at(2).at(i));
-        entry.exp_avg_sq = pointer<float>(arrays.at(3).at(i));
+        entry.exp_avg = pointer<float>(arrays.at(1).at(i));
+        entry.exp_avg_sq = pointer<float>(arrays.at(2).at(i));
         entry.n = sizes[i];
         entry.target_dtype = static_cast<spt::DType>(dtypes.at(i));
         entry.target_numel = target_numels.at(i);
-        entry.target = entry.target_numel == 0 ? nullptr : pointer<void>(arrays.at(4).at(i));
-        entry.index = pointer<int32_t>(arrays.at(5).at(i));
-        entry.original = pointer<void>(arrays.at(6).at(i));
-        entry.lr = row[0];
-        entry.beta1 = row[1];
-        entry.beta2 = row[2];
-        entry.eps = row[3];
-        entry.weight_decay = row[4];
-        entry.step = row[5];
-        entry.maximize = row[6] != 0.0;
-        entry.id = static_cast<uint32_t>(static_cast<int64_t>(row[7]));
+        entry.target = entry.target_numel == 0 ? nullptr : pointer<void>(arrays.at(3).at(i));
+        entry.index = pointer<int32_t>(arrays.at(4).at(i));
+        entry.original = pointer<void>(arrays.at(5).at(i));
+        entry.id = ids.at(i);
         entries.push_back(entry);
     }
-    py::gil_scoped_release unlocked;
-    spt::sparse_adamw(entries, stochastic, seed, n_threads);
+    return entries;
 }
+
+// `hyper` is fp64 [n_entries, 8], of which the first seven are AdamWNumbers in their order.
+void sparse_adamw(const std::vector<Addresses>& arrays, const Sizes& sizes,
+                  const std::vector<int>& dtypes, const Sizes& target_numels,
+                  const std::vector<uint32_t>& ids, const Addresses& grads, Address hyper,
+                  bool stochastic, uint32_t seed, int n_threads) {
+    std::vector<spt::AdamWEntry> taken;
+    const auto entries = adamw_entries(arrays, sizes, dtypes, target_numels, ids);
+    for (size_t i = 0; i < entries.size(); ++i) {
+        const double* row = pointer<double>(hyper) + 8 * i;
+        if (row[5] < 1.0) continue;  // step 0: the gradients overflowed, nothing is updated
+        taken.push_back(entries[i]);
+        taken.back().grad = pointer<float>(grads.at(i));
+        taken.back().numbers = {row[0], row[1], row[2], row[3], row[4], row[5], row[6] != 0.0};
+    }
+    py::gil_scoped_release unlocked;
+    spt::SparseAdamW adamw(std::move(taken));
+    adamw.step(stochastic, seed, n_threads);
+}
+
+// A SparseAdamW that also counts the steps, in the fp32 scalars at `steps`; `groups` holds for each
+// entry which row of the numbers it takes.
+class AdamWPlan {
+  public:
+    AdamWPlan(const std::vector<Addresses>& arrays, const Sizes& sizes,
+              const std::vector<int>& dtypes, const Sizes& target_numels,
+              const std::vector<uint32_t>& ids, Addresses steps, std::vector<size_t> groups)
+        : adamw_(adamw_entries(arrays, sizes, dtypes, target_numels, ids)),
+          steps_(std::move(steps)),
+          groups_(std::move(groups)) {}
+
+    // `numbers` holds for each group: lr, beta1, beta2, eps, weight_decay, maximize.
+    void step(const Addresses& grads, const std::vector<std::array<double, 6>>& numbers,
+              bool stochastic, uint32_t seed, int n_threads) {
+        auto& entries = adamw_.entries();
+        for (size_t i = 0; i < entries.size(); ++i) {
+            const std::array<double, 6>& row = numbers.at(groups_.at(i));
+            float& count = *pointer<float>(steps_.at(i));
+            count += 1.0f;
+            entries[i].grad = pointer<float>(grads.at(i));
+            entries[i].numbers = {row[0], row[1], row[2], row[3], row[4], count, row[5] != 0.0};
+        }
+        py::gil_scoped_release unlocked;
+        adamw_.step(stochastic, seed, n_threads);
+    }
+
+  private:
+    spt::SparseAdamW adamw_;
+    Addresses steps_;
+    std::vector<size_t> groups_;
+};
 
 // `shape` is tokens, out_features, in_features; an operand is address, dtype, row stride, columns.
 void sparse_weight_grad(const std::array<int64_t, 3>& shape,
@@ -185,6 +226,10 @@ PYBIND11_MODULE(_native, module) {
     module.def("top_tau", &top_tau);
     module.def("write_delta", &write_delta);
     module.def("sparse_adamw", &sparse_adamw);
+    py::class_<AdamWPlan>(module, "AdamWPlan")
+        .def(py::init<const std::vector<Addresses>&, const Sizes&, const std::vector<int>&,
+                      const Sizes&, const std::vector<uint32_t>&, Addresses, std::vector<size_t>>())
+        .def("step", &AdamWPlan::step);
     module.def("sparse_weight_grad", &sparse_weight_grad);
     module.def("sample_block", &sample_block);
     module.def("accumulate_squared_grad", &accumulate_squared_grad);

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <tuple>
+#include <utility>
 
 #include "index_check.h"
 #include "parallel.h"
@@ -12,40 +14,41 @@
 namespace spt {
 namespace {
 
-constexpr int64_t kPiece = 1 << 13;  // entries: their four arrays stay in the second-level cache
+// Entries that a thread takes at once: few enough for the threads to end together.
+constexpr int64_t kPiece = 1 << 11;
 
-// What a step needs of the hyperparameters, prepared in double as torch does and then rounded.
-struct Scalars {
-    float sign;
-    float decay;
-    float lerp_weight;
-    float beta2;
-    float one_minus_beta2;
-    float bias_correction2_sqrt;
-    float eps;
-    float negative_step_size;
-};
+// Entries that are updated before they are written. A write waits for memory nearly every time, and
+// the arithmetic of the next block is done meanwhile if that is near enough in the instruction
+// stream.
+constexpr int64_t kBlock = 32;
 
-Scalars prepare(const AdamWEntry& entry) {
-    const double bias_correction1 = 1.0 - std::pow(entry.beta1, entry.step);
-    const double bias_correction2 = 1.0 - std::pow(entry.beta2, entry.step);
-    Scalars scalars;
-    scalars.sign = entry.maximize ? -1.0f : 1.0f;
-    scalars.decay = static_cast<float>(1.0 - entry.lr * entry.weight_decay);
-    scalars.lerp_weight = static_cast<float>(1.0 - entry.beta1);
-    scalars.beta2 = static_cast<float>(entry.beta2);
-    scalars.one_minus_beta2 = static_cast<float>(1.0 - entry.beta2);
+bool same(const AdamWNumbers& a, const AdamWNumbers& b) {
+    auto all = [](const AdamWNumbers& n) {
+        return std::tie(n.lr, n.beta1, n.beta2, n.eps, n.weight_decay, n.step, n.maximize);
+    };
+    return all(a) == all(b);
+}
+
+AdamWScalars prepare(const AdamWNumbers& numbers) {
+    const double bias_correction1 = 1.0 - std::pow(numbers.beta1, numbers.step);
+    const double bias_correction2 = 1.0 - std::pow(numbers.beta2, numbers.step);
+    AdamWScalars scalars{};
+    scalars.sign = numbers.maximize ? -1.0f : 1.0f;
+    scalars.decay = static_cast<float>(1.0 - numbers.lr * numbers.weight_decay);
+    scalars.lerp_weight = static_cast<float>(1.0 - numbers.beta1);
+    scalars.beta2 = static_cast<float>(numbers.beta2);
+    scalars.one_minus_beta2 = static_cast<float>(1.0 - numbers.beta2);
     scalars.bias_correction2_sqrt = static_cast<float>(std::sqrt(bias_correction2));
-    scalars.eps = static_cast<float>(entry.eps);
-    scalars.negative_step_size = static_cast<float>(-(entry.lr / bias_correction1));
+    scalars.eps = static_cast<float>(numbers.eps);
+    scalars.negative_step_size = static_cast<float>(-(numbers.lr / bias_correction1));
     return scalars;
 }
 
 // The arrays of an entry never overlap, which the compiler has to be told. The fused multiply-adds
 // are where torch has them; being explicit, they give the same bits on every processor.
-SPT_INLINE void update_inline(const Scalars& s, int64_t n, float* __restrict param,
-                              const float* __restrict grad, float* __restrict exp_avg,
-                              float* __restrict exp_avg_sq) {
+SPT_INLINE void update(const AdamWScalars& s, int64_t n, float* __restrict param,
+                       const float* __restrict grad, float* __restrict exp_avg,
+                       float* __restrict exp_avg_sq) {
     // torch's lerp starts from the nearer end
     const bool near_start = s.lerp_weight < 0.5f;
     const float weight = near_start ? s.lerp_weight : s.lerp_weight - 1.0f;
@@ -60,90 +63,130 @@ SPT_INLINE void update_inline(const Scalars& s, int64_t n, float* __restrict par
     }
 }
 
-void update_portable(const Scalars& s, int64_t n, float* param, const float* grad, float* exp_avg,
-                     float* exp_avg_sq) {
-    update_inline(s, n, param, grad, exp_avg, exp_avg_sq);
-}
+// How base + delta is rounded into a target.
+struct NoTarget {};
 
-#if SPT_X86
-SPT_TARGET_AVX2 void update_avx2(const Scalars& s, int64_t n, float* param, const float* grad,
-                                 float* exp_avg, float* exp_avg_sq) {
-    update_inline(s, n, param, grad, exp_avg, exp_avg_sq);
-}
-#endif
-
-void update(const AdamWEntry& entry, const Scalars& scalars, int64_t begin, int64_t end) {
-    auto* function = &update_portable;
-#if SPT_X86
-    if (instruction_set() >= InstructionSet::avx2) function = &update_avx2;
-#endif
-    function(scalars, end - begin, entry.param + begin, entry.grad + begin, entry.exp_avg + begin,
-             entry.exp_avg_sq + begin);
-}
-
-template <typename S>
-void write_nearest(const AdamWEntry& entry, int64_t begin, int64_t end) {
-    using T = typename S::type;
-    T* target = static_cast<T*>(entry.target);
-    const T* original = static_cast<const T*>(entry.original);
-    for (int64_t k = begin; k < end; ++k) {
-        target[entry.index[k]] = S::round(S::read(original[k]) + entry.param[k]);
+template <DType dtype>
+struct Nearest : Storage<dtype> {
+    static SPT_INLINE auto round(float value, uint32_t, int64_t) {
+        return Storage<dtype>::round(value);
     }
-}
+};
 
-template <typename S>
-void write_stochastic(const AdamWEntry& entry, uint32_t seed, int64_t begin, int64_t end) {
-    const uint32_t prefix = hash_prefix(seed, static_cast<uint32_t>(entry.step), entry.id);
-    uint16_t* target = static_cast<uint16_t*>(entry.target);
-    const uint16_t* original = static_cast<const uint16_t*>(entry.original);
-    for (int64_t k = begin; k < end; ++k) {
+template <DType dtype>
+struct Stochastic : Storage<dtype> {
+    static SPT_INLINE uint16_t round(float value, uint32_t prefix, int64_t k) {
         const uint32_t random = mix(prefix ^ static_cast<uint32_t>(k));
-        const float value = S::read(original[k]) + entry.param[k];
-        target[entry.index[k]] = entry.target_dtype == DType::bf16
-                                     ? float_to_bf16_stochastic(value, random)
-                                     : float_to_fp16_stochastic(value, random);
+        return dtype == DType::bf16 ? float_to_bf16_stochastic(value, random)
+                                    : float_to_fp16_stochastic(value, random);
     }
+};
+
+template <typename Rounding>
+SPT_INLINE void write_block(Rounding, const AdamWEntry& entry, const AdamWScalars& scalars,
+                            int64_t begin, int64_t n) {
+    using T = typename Rounding::type;
+    const float* param = entry.param + begin;
+    const T* original = static_cast<const T*>(entry.original) + begin;
+    const int32_t* index = entry.index + begin;
+    T values[kBlock];
+    for (int64_t k = 0; k < n; ++k) {
+        values[k] = Rounding::round(Rounding::read(original[k]) + param[k], scalars.random_prefix,
+                                    begin + k);
+    }
+    // looked at anew in each step, which is hidden behind the writes: the index may have changed
+    if (!index_fits(index, n, entry.target_numel)) {
+        check_index(index, n, entry.target_numel, "an index");
+    }
+    T* target = static_cast<T*>(entry.target);
+    for (int64_t k = 0; k < n; ++k) target[index[k]] = values[k];
 }
 
-void write_target(const AdamWEntry& entry, bool stochastic, uint32_t seed, int64_t begin,
-                  int64_t end) {
-    if (entry.target == nullptr) return;
-    if (stochastic && entry.target_dtype == DType::bf16) {
-        write_stochastic<Storage<DType::bf16>>(entry, seed, begin, end);
-    } else if (stochastic && entry.target_dtype == DType::fp16) {
-        write_stochastic<Storage<DType::fp16>>(entry, seed, begin, end);
-    } else {
-        with_storage(entry.target_dtype,
-                     [&](auto storage) { write_nearest<decltype(storage)>(entry, begin, end); });
+SPT_INLINE void write_block(NoTarget, const AdamWEntry&, const AdamWScalars&, int64_t, int64_t) {}
+
+template <typename Rounding>
+SPT_INLINE void take_inline(const AdamWEntry& entry, const AdamWScalars& scalars, int64_t begin,
+                            int64_t end) {
+    int64_t k = begin;
+    for (; k + kBlock <= end; k += kBlock) {  // a length that the compiler knows
+        update(scalars, kBlock, entry.param + k, entry.grad + k, entry.exp_avg + k,
+               entry.exp_avg_sq + k);
+        write_block(Rounding{}, entry, scalars, k, kBlock);
     }
+    update(scalars, end - k, entry.param + k, entry.grad + k, entry.exp_avg + k,
+           entry.exp_avg_sq + k);
+    write_block(Rounding{}, entry, scalars, k, end - k);
+}
+
+template <typename Rounding>
+void take_portable(const AdamWEntry& entry, const AdamWScalars& scalars, int64_t begin,
+                   int64_t end) {
+    take_inline<Rounding>(entry, scalars, begin, end);
+}
+
+#if SPT_X86
+template <typename Rounding>
+SPT_TARGET_AVX2 void take_avx2(const AdamWEntry& entry, const AdamWScalars& scalars, int64_t begin,
+                               int64_t end) {
+    take_inline<Rounding>(entry, scalars, begin, end);
+}
+#endif
+
+template <typename Rounding>
+void take_best(const AdamWEntry& entry, const AdamWScalars& scalars, int64_t begin, int64_t end) {
+#if SPT_X86
+    if (instruction_set() >= InstructionSet::avx2) {
+        return take_avx2<Rounding>(entry, scalars, begin, end);
+    }
+#endif
+    take_portable<Rounding>(entry, scalars, begin, end);
 }
 
 }  // namespace
 
-void sparse_adamw(const std::vector<AdamWEntry>& entries, bool stochastic, uint32_t seed,
-                  int n_threads) {
-    struct Piece {
-        size_t entry;
-        int64_t begin;
-    };
-    std::vector<Piece> pieces;
-    std::vector<Scalars> scalars;
-    for (size_t i = 0; i < entries.size(); ++i) {
-        const AdamWEntry& entry = entries[i];
+SparseAdamW::SparseAdamW(std::vector<AdamWEntry> entries)
+    : entries_(std::move(entries)), scalars_(entries_.size()) {
+    for (size_t i = 0; i < entries_.size(); ++i) {
+        const AdamWEntry& entry = entries_[i];
         if (entry.target != nullptr) {
             check_index(entry.index, entry.n, entry.target_numel,
                         "indices[" + std::to_string(i) + "]");
         }
-        scalars.push_back(prepare(entry));
-        for (int64_t k = 0; k < entry.n; k += kPiece) pieces.push_back({i, k});
+        for (int64_t k = 0; k < entry.n; k += kPiece) pieces_.push_back({i, k});
     }
-    parallel_for(static_cast<int64_t>(pieces.size()), n_threads, [&](int64_t i) {
-        const Piece& piece = pieces[static_cast<size_t>(i)];
-        const AdamWEntry& entry = entries[piece.entry];
-        const int64_t end = std::min(piece.begin + kPiece, entry.n);
-        update(entry, scalars[piece.entry], piece.begin, end);
-        write_target(entry, stochastic, seed, piece.begin, end);
-    });
+}
+
+void SparseAdamW::step(bool stochastic, uint32_t seed, int n_threads) {
+    for (size_t i = 0; i < entries_.size(); ++i) {
+        const AdamWNumbers& numbers = entries_[i].numbers;
+        const bool repeats = i > 0 && same(numbers, entries_[i - 1].numbers);
+        scalars_[i] = repeats ? scalars_[i - 1] : prepare(numbers);
+        scalars_[i].random_prefix =
+            hash_prefix(seed, static_cast<uint32_t>(numbers.step), entries_[i].id);
+    }
+    parallel_for(static_cast<int64_t>(pieces_.size()), n_threads,
+                 [&](int64_t i) { take(pieces_[static_cast<size_t>(i)], stochastic); });
+}
+
+void SparseAdamW::take(const Piece& piece, bool stochastic) const {
+    const AdamWEntry& entry = entries_[piece.entry];
+    auto* function = &take_best<NoTarget>;
+    if (entry.target != nullptr) {
+        switch (entry.target_dtype) {
+            case DType::fp32:
+                function = &take_best<Nearest<DType::fp32>>;
+                break;
+            case DType::bf16:
+                function = stochastic ? &take_best<Stochastic<DType::bf16>>
+                                      : &take_best<Nearest<DType::bf16>>;
+                break;
+            case DType::fp16:
+                function = stochastic ? &take_best<Stochastic<DType::fp16>>
+                                      : &take_best<Nearest<DType::fp16>>;
+                break;
+        }
+    }
+    function(entry, scalars_[piece.entry], piece.begin, std::min(piece.begin + kPiece, entry.n));
 }
 
 }  // namespace spt

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.adamw import adamw
 
-from .ops.sparse_adamw import AdamWEntry, sparse_adamw
-from .ops.write_delta import TARGET_DTYPES
-
-if TYPE_CHECKING:
-    from .layers import SparseDelta
+from .adamw_step import Member, leave, members_of, step_entries, step_rest, unscale
+from .layers.sparse_delta import leave_to_hook
+from .prepared_step import PreparedStep
 
 # Trained tokens and tables have two or more dimensions, yet decay pulls them to no useful place
 _NEVER_DECAYED = ("_token", "pos_embed", "_position_bias_table")
@@ -74,31 +70,6 @@ def _check_not_negative(name: str, value: Any) -> None:
 def _is_exempt(name: str, exempt: set[str]) -> bool:
     leaf = name.rpartition(".")[2]
     return name in exempt or leaf in exempt or leaf.endswith(_NEVER_DECAYED)
-
-
-@dataclass(frozen=True)
-class _Member:
-    """A parameter that takes part in this step."""
-
-    param: Tensor
-    grad: Tensor
-    state: dict[str, Tensor]
-    group: dict[str, Any]
-    delta: SparseDelta | None
-    entry_id: int
-
-    @property
-    def is_entry(self) -> bool:
-        """Whether the fused op takes it; anything else goes through torch's own AdamW."""
-        param, mean, square = self.param, self.state["exp_avg"], self.state["exp_avg_sq"]
-        return (
-            param.dtype == mean.dtype == square.dtype == torch.float32
-            and param.is_contiguous()
-            and mean.is_contiguous()
-            and square.is_contiguous()
-            and param.device.type in ("cpu", "cuda")
-            and (self.delta is None or self.delta.target.dtype in TARGET_DTYPES)
-        )
 
 
 class SparseAdamW(Optimizer):
@@ -163,18 +134,20 @@ class SparseAdamW(Optimizer):
             "stochastic_rounding": stochastic_rounding,
             "seed": seed,
         }
+        self._prepared: PreparedStep | None = None
+        self._trained: list[int] = []  # ids of the parameters of the last step
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Complete what a state dict of `torch.optim.AdamW` does not hold."""
         super().__setstate__(state)
+        self._prepared, self._trained = None, []
         for group in self.param_groups:
             if group.get("amsgrad"):
                 raise ValueError("the state dict has amsgrad=True, which SparseAdamW does not do")
             for key in ("maximize", "capturable", "stochastic_rounding", "seed"):
                 group.setdefault(key, self.defaults[key])
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Update every parameter that has a gradient.
 
@@ -192,6 +165,14 @@ class SparseAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with torch.no_grad():
+            if not self._step_as_prepared():
+                self._step_in_general()
+        return loss
+
+    def _step_in_general(self) -> None:
+        """Take the step with everything found anew, and prepare the next one."""
+        leave_to_hook(self, None)
         capturable = all(group["capturable"] for group in self.param_groups)
         if (
             not capturable
@@ -200,129 +181,34 @@ class SparseAdamW(Optimizer):
         ):
             raise RuntimeError("a step can be captured in a CUDA graph with capturable=True only")
 
-        members = list(self._members())
-        entries: list[_Member] = []
-        rest: list[_Member] = []
-        for member in members:
-            (entries if member.is_entry else rest).append(member)
-        _unscale(members, getattr(self, "grad_scale", None))
+        members = members_of(self)
+        entries = [member for member in members if member.is_entry]
+        rest = [member for member in members if not member.is_entry]
+        unscale(members, getattr(self, "grad_scale", None))
         found_inf: Tensor | None = getattr(self, "found_inf", None)  # 1 where a gradient overflowed
         if found_inf is not None and (rest or not capturable):
             if found_inf.item():
                 for member in members:
-                    _leave(member.delta)
-                return loss
+                    leave(member.delta)
+                return
             found_inf = None
-        _step_entries(entries, found_inf)
-        _step_rest(rest)
-        return loss
+        step_entries(entries, found_inf)
+        step_rest(rest)
+        self._prepare(members)
 
-    def _members(self) -> Iterable[_Member]:
-        from .layers import delta_of
+    def _step_as_prepared(self) -> bool:
+        """Take the step the short way; False if something has changed, and nothing is done then."""
+        if self._prepared is None:
+            return False
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.item():
+            return False
+        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
+        return self._prepared.take(self, grad_scale)
 
-        entry_id = -1
-        for group in self.param_groups:
-            for param in group["params"]:
-                entry_id += 1  # also where there is no gradient: a parameter keeps its random bits
-                if param.grad is None:
-                    _leave(delta_of(param))
-                    continue
-                if param.grad.layout != torch.strided:
-                    raise RuntimeError(
-                        f"SparseAdamW needs dense gradients, got {param.grad.layout} for a "
-                        f"parameter of shape {tuple(param.shape)}"
-                    )
-                state = self.state[param]
-                if not state:
-                    on_device = param.device if group["capturable"] else "cpu"
-                    state["step"] = torch.zeros((), dtype=torch.float32, device=on_device)
-                    state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-                    state["exp_avg_sq"] = torch.zeros_like(
-                        param, memory_format=torch.preserve_format
-                    )
-                yield _Member(param, param.grad, state, group, delta_of(param), entry_id)
-
-
-def _leave(delta: SparseDelta | None) -> None:
-    """Keep the hook that follows each step from rounding anew what this step does not touch."""
-    if delta is not None and delta.is_fresh:
-        delta.mark_written()
-
-
-def _unscale(members: list[_Member], grad_scale: Tensor | None) -> None:
-    if grad_scale is None:
-        return
-    for device in dict.fromkeys(member.param.device for member in members):
-        grads = [member.grad for member in members if member.param.device == device]
-        torch._foreach_div_(grads, grad_scale.to(device, non_blocking=True))
-
-
-def _step_entries(members: list[_Member], found_inf: Tensor | None) -> None:
-    """One call of the op for each way of rounding, which is one call as a rule."""
-    for device in dict.fromkeys(member.state["step"].device for member in members):
-        steps = [m.state["step"] for m in members if m.state["step"].device == device]
-        finite = 1 if found_inf is None else 1 - found_inf.to(device, non_blocking=True)
-        torch._foreach_add_(steps, finite)
-    roundings = dict.fromkeys((m.group["stochastic_rounding"], m.group["seed"]) for m in members)
-    for stochastic, seed in roundings:
-        chosen = [
-            m
-            for m in members
-            if (m.group["stochastic_rounding"], m.group["seed"]) == (stochastic, seed)
-        ]
-        entries = [_entry(member, found_inf) for member in chosen]
-        sparse_adamw(entries, stochastic_rounding=stochastic, seed=seed)
-    for member in members:
-        if member.delta is not None:
-            member.delta.mark_written()
-
-
-def _entry(member: _Member, found_inf: Tensor | None) -> AdamWEntry:
-    group, delta, step = member.group, member.delta, member.state["step"]
-    beta1, beta2 = group["betas"]
-    if found_inf is not None:
-        step = step * (1 - found_inf.to(step.device, non_blocking=True))  # 0 skips the entry
-    return AdamWEntry(
-        param=member.param,
-        grad=member.grad.contiguous(),
-        exp_avg=member.state["exp_avg"],
-        exp_avg_sq=member.state["exp_avg_sq"],
-        step=step,
-        lr=group["lr"],
-        beta1=float(beta1),
-        beta2=float(beta2),
-        eps=group["eps"],
-        weight_decay=group["weight_decay"],
-        maximize=group["maximize"],
-        target=None if delta is None else delta.target,
-        index=None if delta is None else delta.index,
-        original=None if delta is None else delta.original,
-        entry_id=member.entry_id,
-    )
-
-
-def _step_rest(members: list[_Member]) -> None:
-    for group_id in dict.fromkeys(id(member.group) for member in members):
-        chosen = [member for member in members if id(member.group) == group_id]
-        group, states = chosen[0].group, [member.state for member in chosen]
-        beta1, beta2 = group["betas"]
-        adamw(
-            [member.param for member in chosen],
-            [member.grad for member in chosen],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            capturable=group["capturable"] and all(s["step"].device.type != "cpu" for s in states),
-            has_complex=any(member.param.is_complex() for member in chosen),
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=group["maximize"],
-        )
-    for member in members:
-        if member.delta is not None:
-            member.delta.write()
+    def _prepare(self, members: list[Member]) -> None:
+        """Keep what this step has found out, unless other parameters take part in every step."""
+        trained = [id(member.param) for member in members]
+        again = trained == self._trained or not self._trained
+        self._trained = trained
+        self._prepared = PreparedStep.of(self.param_groups, members) if again else None

@@ -21,6 +21,8 @@ ORDER = (
     ("sensitivity",),
     ("allocation",),
     ("tuning",),
+    ("adamw_step",),
+    ("prepared_step",),
     ("optim", "base_model", "task_file"),
     ("task",),
     ("delta", "memory_ledger"),

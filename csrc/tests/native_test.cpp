@@ -155,11 +155,11 @@ void test_sparse_adamw(int n_threads) {
             entry.target_numel = numel;
             entry.index = index.data();
             entry.original = original.data();
-            entry.lr = 0.5;
-            entry.beta1 = 0.9;
-            entry.beta2 = 0.999;
-            entry.eps = 1e-8;
-            entry.step = 1;
+            entry.numbers.lr = 0.5;
+            entry.numbers.beta1 = 0.9;
+            entry.numbers.beta2 = 0.999;
+            entry.numbers.eps = 1e-8;
+            entry.numbers.step = 1;
             spt::AdamWEntry dense = entry;
             std::vector<float> dense_param = before;
             std::vector<float> dense_m = exp_avg;
@@ -168,7 +168,8 @@ void test_sparse_adamw(int n_threads) {
             dense.exp_avg = dense_m.data();
             dense.exp_avg_sq = dense_v.data();
             dense.target = nullptr;
-            spt::sparse_adamw({entry, dense}, stochastic, 7, n_threads);
+            spt::SparseAdamW adamw({entry, dense});
+            adamw.step(stochastic, 7, n_threads);
             for (size_t k = 0; k < index.size(); ++k) {
                 expect(std::fabs(param[k] - (before[k] - 0.5f)) < 1e-5f, "first step is lr long");
             }

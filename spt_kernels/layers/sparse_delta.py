@@ -11,7 +11,7 @@ import functools
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from ..ops.write_delta import write_delta
 
 _TAG = "_spt_owner"
+_LEFT = "_spt_left_to_hook"
 
 
 class Owner(Protocol):
@@ -35,6 +36,14 @@ class Owner(Protocol):
 
     def sparse_deltas(self) -> dict[str, SparseDelta]:
         """Local parameter name -> its sparse delta."""
+        ...
+
+
+class DeltaOwner(Owner, Protocol):
+    """An owner some of whose parameters have a sparse delta."""
+
+    def delta_local_names(self, local: str) -> tuple[str, str, str]:
+        """Names of the delta, index and original of a parameter."""
         ...
 
 
@@ -55,6 +64,11 @@ class WrittenState:
         """Remember that the target holds this state of the delta."""
         self.state = _state_of(delta)
         self.by_optimizer = by_optimizer
+
+    def record_version(self, delta: Tensor) -> None:
+        """`record`, in less time, for a delta whose memory is where it was at the last `record`."""
+        if self.state is not None:
+            self.state = delta._version, self.state[1]
 
     def forget(self) -> None:
         """Treat the target as out of date."""
@@ -151,6 +165,40 @@ def _write_float64(delta: SparseDelta, values: Tensor) -> None:
     delta.target.view(-1)[delta.index.long()] = values
 
 
+class DeltaSlot:
+    """The place of a delta in its module, to find without a search what is there later on."""
+
+    __slots__ = ("_delta", "_names", "_owner")
+
+    def __init__(self, delta: Tensor, owner: DeltaOwner, local: str) -> None:
+        self._delta = delta
+        self._owner = weakref.ref(owner)
+        self._names = (local, *owner.delta_local_names(local))
+
+    def tensors(self) -> tuple[Any, ...]:
+        """Target, index and original as the module has them now; empty if the delta is gone."""
+        owner = self._owner()
+        if owner is None:
+            return ()
+        target, delta, index, original = self._names
+        constants = owner.__dict__
+        parameters = constants["_parameters"]
+        if parameters.get(delta) is not self._delta:
+            return ()
+        return parameters.get(target), constants.get(index), constants.get(original)
+
+
+def slot_of(delta: SparseDelta) -> DeltaSlot | None:
+    """Where a delta lives; None if no module has it."""
+    owner = owner_of(delta.delta)
+    if owner is None:
+        return None
+    for local, found in owner.sparse_deltas().items():
+        if found.delta is delta.delta:
+            return DeltaSlot(delta.delta, cast(DeltaOwner, owner), local)
+    return None
+
+
 def delta_of(parameter: Tensor) -> SparseDelta | None:
     """The sparse delta that a parameter is the trained part of; None for any other tensor."""
     owner = owner_of(parameter)
@@ -192,11 +240,19 @@ def _follow_optimizers() -> None:
     register_optimizer_step_post_hook(_after_step)
 
 
+def leave_to_hook(optimizer: Optimizer, parameters: list[Tensor] | None) -> None:
+    """Let the hook after this step look at these parameters alone; None for all of them."""
+    optimizer.__dict__[_LEFT] = parameters
+
+
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Write what the optimizer has changed, through `.data` or otherwise."""
+    left = optimizer.__dict__.pop(_LEFT, None)
+    if left is not None and not left:
+        return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     stale = []
-    for delta in map(delta_of, parameters):
+    for delta in map(delta_of, parameters if left is None else left):
         if delta is None:
             continue
         if delta.written.by_optimizer:

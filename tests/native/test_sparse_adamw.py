@@ -217,3 +217,51 @@ def test_bad_arguments_change_nothing() -> None:
     assert all(
         torch.equal(a, b) for i, (a, b) in enumerate(zip(row, before, strict=True)) if i != 5
     )
+
+
+def test_a_plan_counts_steps_and_takes_the_numbers_of_each_group() -> None:
+    rows = [sparse_entry(5000, 3001, torch.bfloat16, 1), sparse_entry(70, 65, torch.float32, 2)]
+    twins = [[part.clone() for part in row] for row in rows]
+    steps = [torch.tensor(0.0), torch.tensor(4.0)]
+    params, grads, exp_avgs, exp_avg_sqs, targets, indices, originals = zip(*rows, strict=True)
+    plan = native.AdamWPlan(
+        params, exp_avgs, exp_avg_sqs, targets, indices, originals, [7, 2**32 + 9],
+        steps=steps, groups=[1, 0],
+    )  # fmt: skip
+    numbers = [(0.2, 0.8, 0.9, 1e-6, 0.1, 1.0), (0.1, 0.9, 0.99, 1e-8, 0.0, 0.0)]
+    for n in range(2):
+        plan.step([grad.data_ptr() for grad in grads], numbers, True, 5)
+        hyper = torch.tensor(
+            [[*numbers[1][:5], 1 + n, 0.0, 7], [*numbers[0][:5], 5 + n, 1.0, 9]],
+            dtype=torch.float64,
+        )
+        native.sparse_adamw(*zip(*twins, strict=True), hyper, True, 5)
+    assert [float(step) for step in steps] == [2.0, 6.0]
+    for row, twin in zip(rows, twins, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(row, twin, strict=True))
+
+
+def test_a_plan_refuses_what_does_not_fit() -> None:
+    row = sparse_entry(50, 20, torch.float32, 3)
+    columns = [[row[i]] for i in (0, 2, 3, 4, 5, 6)]
+    step = torch.tensor(0.0)
+    with pytest.raises(ValueError, match=r"steps\[0\] must have 1 elements"):
+        native.AdamWPlan(*columns, [0], steps=[torch.zeros(2)], groups=[0])
+    row[5][-1] = 50
+    with pytest.raises(ValueError, match=r"indices\[0\]: expected positions in 0\.\.49, got 50"):
+        native.AdamWPlan(*columns, [0], steps=[step], groups=[0])
+
+
+@pytest.mark.parametrize("position", [-1, 50, 2**31 - 1])
+def test_a_position_that_goes_astray_later_is_never_written(position: int) -> None:
+    row = sparse_entry(50, 20, torch.float32, 3)
+    room = torch.zeros(150)
+    row[4] = room[50:100].copy_(row[4])
+    columns = [[row[i]] for i in (0, 2, 3, 4, 5, 6)]
+    step = torch.tensor(0.0)  # a plan keeps nothing alive
+    plan = native.AdamWPlan(*columns, [0], steps=[step], groups=[0])
+    row[5][-1] = position
+    with pytest.raises(ValueError, match=rf"expected positions in 0\.\.49, got {position}"):
+        plan.step([row[1].data_ptr()], [(0.1, 0.9, 0.99, 1e-8, 0.0, 0.0)], False, 0)
+    assert not room[:50].any()
+    assert not room[100:].any()
