@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "fingerprint.h"
 #include "instruction_set.h"
 #include "sparse_adamw.h"
 #include "sparse_weight_grad.h"
@@ -78,6 +79,24 @@ void write_delta(const Addresses& targets, const std::vector<int>& dtypes, const
     spt::write_delta(writes, n_threads);
 }
 
+// `output` is [tensors, 2] of 64 bits.
+void fingerprint(const Addresses& data, const Sizes& numels, const Sizes& element_sizes,
+                 const Addresses& indices, const Addresses& originals, const Sizes& nnzs,
+                 Address output, int n_threads) {
+    std::vector<spt::FingerprintInput> inputs;
+    for (size_t m = 0; m < data.size(); ++m) {
+        inputs.push_back({pointer<void>(data[m]), numels.at(m), element_sizes.at(m),
+                          pointer<int32_t>(indices.at(m)), pointer<void>(originals.at(m)),
+                          nnzs.at(m)});
+    }
+    py::gil_scoped_release unlocked;
+    uint64_t* next = pointer<uint64_t>(output);
+    for (const spt::Fingerprint& found : spt::fingerprint(inputs, n_threads)) {
+        *next++ = found.first;
+        *next++ = found.second;
+    }
+}
+
 // `arrays` holds for each entry: param, grad, exp_avg, exp_avg_sq, target, index, original.
 // `hyper` is fp64 [n_entries, 8] in the order of the fields of AdamWEntry.
 void sparse_adamw(const std::vector<Addresses>& arrays, const Sizes& sizes,
@@ -144,6 +163,7 @@ PYBIND11_MODULE(_native, module) {
         .def("counts", &Selection::counts)
         .def("copy_to", &Selection::copy_to);
     module.def("top_tau", &top_tau);
+    module.def("fingerprint", &fingerprint);
     module.def("write_delta", &write_delta);
     module.def("sparse_adamw", &sparse_adamw);
     module.def("sparse_weight_grad", &sparse_weight_grad);
