@@ -67,13 +67,13 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         BaseModelMismatch: the plan is for another model; names the first difference.
     """
     _check_arguments(model, plan)
-    _check_fits(model, plan)
+    parameters = dict(model.named_parameters())
+    _check_fits(model, plan, parameters)
     # what was measured of the head, up to all of it, is tuned like anything else
     head = plan.head or tuple(name for name in head_names(model) if name not in plan.info)
-    places = _places(model, plan)
+    places = _places(model, plan, parameters)
     _check_places(model, places, head)
 
-    parameters = dict(model.named_parameters())
     before = {name: parameter.requires_grad for name, parameter in parameters.items()}
     try:
         built = {place.name: _build(place) for place in places if not place.in_place}
@@ -90,10 +90,11 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         if place.in_place:
             for local, positions in place.positions.items():
                 attach_parameter(place.module, local, positions)
-    for name, module in tuned_modules(model).items():
+    for place in places:
+        module = built.get(place.name, place.module)
         for part in (module, getattr(module, "base", None)):
             if part is module or isinstance(part, SparseDeltaLinear):
-                part.__dict__["spt_name"] = name  # for messages
+                part.__dict__["spt_name"] = place.name  # for messages
     model.spt_tuning = Tuning(plan, base_head, before)  # type: ignore[assignment]
     return model
 
@@ -194,9 +195,9 @@ def _build(place: _Place) -> nn.Module:
     return base if place.spec is None else AdapterLinear(base, place.spec)
 
 
-def _places(model: nn.Module, plan: Plan) -> list[_Place]:
+def _places(model: nn.Module, plan: Plan, parameters: Mapping[str, nn.Parameter]) -> list[_Place]:
     """Every touched module, in the plan's order."""
-    parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
+    modules = dict(model.named_modules())
     found: dict[str, _Place] = {}
     for name, positions in plan.unstructured.items():
         module_name, _, local = name.rpartition(".")
@@ -238,8 +239,8 @@ def _check_arguments(model: nn.Module, plan: Plan) -> None:
         )
 
 
-def _check_fits(model: nn.Module, plan: Plan) -> None:
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+def _check_fits(model: nn.Module, plan: Plan, parameters: Mapping[str, nn.Parameter]) -> None:
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     made_for = f"the plan is for another model ({plan.model_name or 'unnamed'})"
     for name, info in plan.info.items():
         if name not in shapes:

@@ -48,6 +48,9 @@ def position_problem(index: Tensor, numel: int) -> str:
         return f"holds int32 positions, and the tensor has {numel} elements"
     if index.numel() == 0:
         return ""
+    ascending = bool((index[1:] > index[:-1]).all())
+    if ascending and int(index[0]) >= 0 and int(index[-1]) < numel:
+        return ""
     low, high = index.aminmax()
     if int(low) < 0 or int(high) >= numel:
         return f"must lie in [0, {numel}), got {int(low)} to {int(high)}"
