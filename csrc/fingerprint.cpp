@@ -17,9 +17,8 @@
 namespace spt {
 namespace {
 
-constexpr int64_t kWord = 8;            // bytes
-constexpr int64_t kPiece = 1 << 16;     // words: enough to pay for handing a piece to a thread
-constexpr int64_t kPatches = 1 << 15;   // positions, likewise
+constexpr int64_t kWord = 8;                     // bytes
+constexpr int64_t kPiece = 1 << 15;              // words: a piece fits the L2 cache
 constexpr uint64_t kStep = 0x9e3779b97f4a7c15u;  // between the keys of neighbouring words
 constexpr int kRounds = 3;
 constexpr uint64_t kFactors[kRounds] = {0x7feb352a, 0x6c8e9cf6, 0x5851f42e};
@@ -98,28 +97,28 @@ SPT_TARGET_AVX2 Fingerprint hash_avx2(const void* data, int64_t begin, int64_t e
 
 #endif  // SPT_X86
 
-// What it takes to get from the sum over the words as they are to that with the originals of
-// index[begin..end) in their places. A word belongs to the piece that its first position is in.
-Fingerprint patch(const FingerprintInput& input, int64_t begin, int64_t end) {
+// Replaces, in the sum over the words [begin, end), those that hold positions of the index by what
+// they are with the originals in place.
+void patch(const FingerprintInput& input, int64_t begin, int64_t end, Fingerprint* sum) {
     const int64_t per_word = kWord / input.element_size;
-    const auto word_of = [&](int64_t k) { return input.index[k] / per_word; };
-    Fingerprint added;
-    Fingerprint removed;
-    int64_t k = begin;
-    while (k > 0 && k < end && word_of(k) == word_of(k - 1)) ++k;
-    while (k < end) {
-        const int64_t position = word_of(k);
+    const int32_t* last = input.index + input.nnz;
+    const int32_t* next = std::lower_bound(input.index, last, begin * per_word);
+    while (next < last && *next < end * per_word) {
+        const int64_t position = *next / per_word;
         uint64_t word = load_word(input, position);
+        Fingerprint removed;
         add_word(word, position, &removed);
-        for (; k < input.nnz && word_of(k) == position; ++k) {
-            const int64_t within = (input.index[k] % per_word) * input.element_size;
+        for (; next < last && *next / per_word == position; ++next) {
+            const int64_t within = (*next % per_word) * input.element_size;
             std::memcpy(reinterpret_cast<char*>(&word) + within,
-                        static_cast<const char*>(input.original) + k * input.element_size,
+                        static_cast<const char*>(input.original) +
+                            (next - input.index) * input.element_size,
                         static_cast<size_t>(input.element_size));
         }
-        add_word(word, position, &added);
+        add_word(word, position, sum);
+        sum->first -= removed.first;
+        sum->second -= removed.second;
     }
-    return {added.first - removed.first, added.second - removed.second};
 }
 
 }  // namespace
@@ -132,18 +131,14 @@ std::vector<Fingerprint> fingerprint(const std::vector<FingerprintInput>& inputs
     struct Piece {
         size_t input;
         int64_t begin, end;
-        bool is_patch;
     };
     std::vector<Piece> pieces;
     for (size_t m = 0; m < inputs.size(); ++m) {
         const FingerprintInput& input = inputs[m];
         check_index(input.index, input.nnz, input.numel, "indices[" + std::to_string(m) + "]");
-        const int64_t n_words = input.numel * input.element_size / kWord;
+        const int64_t n_words = (input.numel * input.element_size + kWord - 1) / kWord;
         for (int64_t i = 0; i < n_words; i += kPiece) {
-            pieces.push_back({m, i, std::min(i + kPiece, n_words), false});
-        }
-        for (int64_t k = 0; k < input.nnz; k += kPatches) {
-            pieces.push_back({m, k, std::min(k + kPatches, input.nnz), true});
+            pieces.push_back({m, i, std::min(i + kPiece, n_words)});
         }
     }
 
@@ -153,20 +148,16 @@ std::vector<Fingerprint> fingerprint(const std::vector<FingerprintInput>& inputs
     parallel_for(static_cast<int64_t>(pieces.size()), n_threads, [&](int64_t i) {
         const Piece& piece = pieces[static_cast<size_t>(i)];
         const FingerprintInput& input = inputs[piece.input];
-        const Fingerprint sum = piece.is_patch ? patch(input, piece.begin, piece.end)
-                                               : hash(input.data, piece.begin, piece.end);
+        const int64_t n_whole = input.numel * input.element_size / kWord;
+        Fingerprint sum = hash(input.data, piece.begin, std::min(piece.end, n_whole));
+        if (piece.end > n_whole) add_word(load_word(input, n_whole), n_whole, &sum);
+        patch(input, piece.begin, piece.end, &sum);  // while the piece is in the cache
         sums[2 * piece.input].fetch_add(sum.first, std::memory_order_relaxed);
         sums[2 * piece.input + 1].fetch_add(sum.second, std::memory_order_relaxed);
     });
 
     std::vector<Fingerprint> found(n);
-    for (size_t m = 0; m < n; ++m) {
-        found[m] = {sums[2 * m], sums[2 * m + 1]};
-        const int64_t n_bytes = inputs[m].numel * inputs[m].element_size;
-        if (n_bytes % kWord != 0) {
-            add_word(load_word(inputs[m], n_bytes / kWord), n_bytes / kWord, &found[m]);
-        }
-    }
+    for (size_t m = 0; m < n; ++m) found[m] = {sums[2 * m], sums[2 * m + 1]};
     return found;
 }
 

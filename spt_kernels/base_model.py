@@ -7,13 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .layers import (
-    AdapterLinear,
-    LoraLinear,
-    SparseDelta,
-    is_attached,
-    tuned_modules,
-)
+from .layers import AdapterLinear, LoraLinear, SparseDelta, is_attached
+from .layers.delta_holder import DeltaHolder
+
+_TUNED = (LoraLinear, AdapterLinear, DeltaHolder)
 
 # A tensor, and the positions at which it counts as if it held other values: both None, or [nnz]
 BaseTensor = tuple[Tensor, Tensor | None, Tensor | None]
@@ -43,15 +40,8 @@ class BaseModel:
     @classmethod
     def of(cls, model: nn.Module) -> BaseModel:
         """Walk over a model."""
-        found = cls({}, {}, tuned_modules(model), {}, {})
-        for name, module in found.tuned.items():
-            dotted = f"{name}." if name else ""
-            for local, delta in module.sparse_deltas().items():  # type: ignore[operator]
-                found.deltas[dotted + local] = delta
-            if isinstance(module, (LoraLinear, AdapterLinear)):
-                found.structured[f"{dotted}weight"] = module
-        skipped = {id(delta.delta) for delta in found.deltas.values()}
-        _walk(model, "", found, skipped)
+        found = cls({}, {}, {}, {}, {})
+        _walk(model, "", found)
         return found
 
     @property
@@ -88,12 +78,19 @@ def is_data_parallel(model: nn.Module) -> bool:
     return _is_wrapper(model)
 
 
-def _walk(module: nn.Module, prefix: str, found: BaseModel, skipped: set[int]) -> None:
-    # a tuned module stands where the plain one stood, so this meets parameters in the base's order
-    if prefix.removesuffix(".") in found.tuned and not is_attached(module):
-        module = module.plain  # type: ignore[assignment]
+def _walk(module: nn.Module, prefix: str, found: BaseModel) -> None:
+    own_deltas: set[int] = set()
+    if isinstance(module, _TUNED):
+        found.tuned[prefix.removesuffix(".")] = module
+        for local, delta in module.sparse_deltas().items():
+            found.deltas[prefix + local] = delta
+            own_deltas.add(id(delta.delta))
+        if isinstance(module, (LoraLinear, AdapterLinear)):
+            found.structured[f"{prefix}weight"] = module
+        if not is_attached(module):
+            module = module.plain  # it stands where the plain one stood: the order is the base's
     for local, parameter in module._parameters.items():
-        if parameter is not None and id(parameter) not in skipped:
+        if parameter is not None and id(parameter) not in own_deltas:
             found.parameters[prefix + local] = parameter
     transient = module._non_persistent_buffers_set
     for local, buffer in module._buffers.items():
@@ -101,7 +98,7 @@ def _walk(module: nn.Module, prefix: str, found: BaseModel, skipped: set[int]) -
             found.buffers[prefix + local] = buffer
     for local, child in module._modules.items():
         if child is not None:
-            _walk(child, f"{prefix}{local}.", found, skipped)
+            _walk(child, f"{prefix}{local}.", found)
 
 
 def _is_wrapper(model: nn.Module) -> bool:

@@ -126,7 +126,8 @@ def check_fits(model: nn.Module, now: BaseModel, task: TaskFile) -> str | None:
         if whole[name].shape != tensor.shape:
             got = list(whole[name].shape)
             return f"{name}: expected shape {list(tensor.shape)}, got {got}"
-    return head_problem(model, {name: task.dense[name] for name in task.plan.head})
+    head = {name: task.dense[name] for name in task.plan.head}
+    return head_problem(model, head, elsewhere=task.plan.info.keys() - head.keys())
 
 
 def has_same_structure(model: nn.Module, now: BaseModel, task: TaskFile) -> bool:
@@ -162,7 +163,8 @@ def fill(model: nn.Module, now: BaseModel, task: Task) -> None:
 
 def put(model: nn.Module, task: Task) -> None:
     """Tune a plain model, which `check_fits` found fitting; on an error it is plain again."""
-    replaced = fit_head(model, {name: task.dense[name] for name in task.plan.head})
+    head = {name: task.dense[name] for name in task.plan.head}
+    replaced = fit_head(model, head, elsewhere=task.plan.info.keys() - head.keys())
     try:
         apply(model, task.plan)
         now = BaseModel.of(model)

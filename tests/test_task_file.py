@@ -190,7 +190,7 @@ def test_a_newer_format_says_upgrade(small_file: bytes) -> None:
         DeltaFormatError, match="format version 3, this package reads up to 2: upgr"
     ):
         decode(rewritten(small_file, format_version=3))
-    with pytest.raises(DeltaFormatError, match="format version 1, .* save the task again"):
+    with pytest.raises(DeltaFormatError, match=r"format version 1, .* save the task again"):
         decode(rewritten(small_file, format_version=1))
 
 
