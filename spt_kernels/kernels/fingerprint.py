@@ -35,7 +35,7 @@ def fingerprint_kernel(table_ptr, output_ptr, n_rows, BLOCK: tl.constexpr):
     row_ptr = table_ptr + row.to(tl.int64) * 3
     offsets = (tl.program_id(0) - tl.load(row_ptr)) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < tl.load(row_ptr + 1)
-    data_ptr = tl.multiple_of(tl.load(row_ptr + 2), 16).to(tl.pointer_type(tl.int64))
+    data_ptr = tl.load(row_ptr + 2).to(tl.pointer_type(tl.int64))
 
     key = (offsets.to(tl.int64) + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
     x = tl.load(data_ptr + offsets, mask=mask, other=0).to(tl.uint64) + key
@@ -89,6 +89,6 @@ def shipped_variants() -> list[Variant]:
             constexprs={"BLOCK": _BLOCK},
             num_warps=_WARPS,
             aligned=("table_ptr", "output_ptr"),
-            load_bits=128,
+            load_bits=64,
         )
     ]
