@@ -1,4 +1,4 @@
-"""Swapping, loading and merging tasks of ViT-B/16 beside PEFT, and inference on the merged model."""
+"""Swapping tasks of ViT-B/16 beside PEFT, and inference on the merged beside the plain model."""
 
 from __future__ import annotations
 

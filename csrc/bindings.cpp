@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "dropout.h"
 #include "fingerprint.h"
 #include "instruction_set.h"
 #include "sparse_adamw.h"
@@ -77,6 +78,13 @@ void write_delta(const Addresses& targets, const std::vector<int>& dtypes, const
     }
     py::gil_scoped_release unlocked;
     spt::write_delta(writes, n_threads);
+}
+
+void dropout(Address input, Address output, int64_t n, int64_t element_size, int64_t first,
+             const std::array<uint32_t, 3>& key, int n_threads) {
+    py::gil_scoped_release unlocked;
+    spt::dropout(pointer<void>(input), pointer<void>(output), n, element_size, first,
+                 {key[0], key[1], key[2]}, n_threads);
 }
 
 // `output` is [tensors, 2] of 64 bits.
@@ -163,6 +171,7 @@ PYBIND11_MODULE(_native, module) {
         .def("counts", &Selection::counts)
         .def("copy_to", &Selection::copy_to);
     module.def("top_tau", &top_tau);
+    module.def("dropout", &dropout);
     module.def("fingerprint", &fingerprint);
     module.def("write_delta", &write_delta);
     module.def("sparse_adamw", &sparse_adamw);

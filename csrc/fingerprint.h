@@ -10,9 +10,9 @@ namespace spt {
 struct FingerprintInput {
     const void* data;  // [numel], contiguous
     int64_t numel;
-    int64_t element_size;    // bytes: 1, 2, 4 or 8
-    const int32_t* index;    // [nnz], sorted, unique
-    const void* original;    // [nnz]
+    int64_t element_size;  // bytes: 1, 2, 4 or 8
+    const int32_t* index;  // [nnz], sorted, unique
+    const void* original;  // [nnz]
     int64_t nnz;
 };
 

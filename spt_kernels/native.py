@@ -103,6 +103,29 @@ def write_delta(
     )
 
 
+def dropout(
+    input: Tensor, output: Tensor, before: int, between: int, threshold: int, first: int
+) -> None:
+    """See `spt_kernels.reference.dropout.dropout`; contiguous floating tensors, may be the same.
+
+    Raises:
+        ValueError: a layout, dtype or length does not fit.
+    """
+    for name, tensor in (("input", input), ("output", output)):
+        _check(name, tensor, (*_DTYPE_NUMBERS, torch.float64), input.numel())
+    if output.dtype != input.dtype:
+        raise ValueError(f"output must be {input.dtype}, got {output.dtype}")
+    _module().dropout(
+        input.data_ptr(),
+        output.data_ptr(),
+        input.numel(),
+        input.element_size(),
+        first,
+        (before, between, threshold),
+        torch.get_num_threads(),
+    )
+
+
 def fingerprint(
     tensors: Sequence[Tensor], indices: Sequence[Tensor], originals: Sequence[Tensor]
 ) -> Tensor:
