@@ -20,7 +20,7 @@ SPT_INLINE uint32_t hash(uint32_t position, const DropoutKey& key) {
     x ^= x >> 16;
     x *= 0x7feb352du;
     x ^= x >> 15;
-    x += key.between;
+    x ^= key.between;
     x *= 0x846ca68bu;
     x ^= x >> 16;
     return x;

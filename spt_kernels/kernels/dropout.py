@@ -31,7 +31,7 @@ def dropout_kernel(
     x ^= x >> 16
     x *= 0x7FEB352D
     x ^= x >> 15
-    x += between.to(tl.uint32)
+    x ^= between.to(tl.uint32)
     x *= 0x846CA68B
     x ^= x >> 16
 

@@ -72,8 +72,8 @@ def _run(input: Tensor, output: Tensor, probability: float, seed: int, first: in
     if probability >= 1.0:
         output.zero_()
         return
-    before = _mix(seed & _UINT32)
-    between = _mix(before ^ _mix((seed >> 32) ^ 0x9E3779B9))
+    low, high = seed & _UINT32, seed >> 32
+    before, between = _mix(low ^ _mix(high ^ 0x9E3779B9)), _mix(high ^ _mix(low ^ 0x85EBCA6B))
     threshold = min(round(probability * 2**32), _UINT32)
     if input.device.type == "cuda":
         from ..kernels import dropout as kernels

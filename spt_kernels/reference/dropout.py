@@ -32,7 +32,6 @@ def hashes(positions: Tensor, before: int, between: int) -> Tensor:
     x = (positions & _UINT32) ^ before
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & _UINT32
-    x = x ^ (x >> 15)
-    x = (x + between) & _UINT32
+    x = x ^ (x >> 15) ^ between
     x = (x * 0x846CA68B) & _UINT32
     return x ^ (x >> 16)

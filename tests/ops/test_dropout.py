@@ -19,13 +19,13 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 def mix(x: int, between: int = 0) -> int:
     x = ((x ^ x >> 16) * 0x7FEB352D) & UINT32
-    x = (((x ^ x >> 15) + between) * 0x846CA68B) & UINT32
+    x = ((x ^ x >> 15 ^ between) * 0x846CA68B) & UINT32
     return x ^ x >> 16
 
 
 def by_definition(n: int, probability: float, seed: int, first: int = 0) -> Tensor:
-    before = mix(seed & UINT32)
-    between = mix(before ^ mix(seed >> 32 ^ 0x9E3779B9))
+    low, high = seed & UINT32, seed >> 32
+    before, between = mix(low ^ mix(high ^ 0x9E3779B9)), mix(high ^ mix(low ^ 0x85EBCA6B))
     threshold = round(probability * 2**32)
     return torch.tensor(
         [mix((i & UINT32) ^ before, between) >= threshold for i in range(first, first + n)],
