@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "dropout.h"
+#include "fingerprint.h"
 #include "instruction_set.h"
 #include "sparse_adamw.h"
 #include "sparse_weight_grad.h"
@@ -220,6 +222,56 @@ void test_sparse_weight_grad(int n_threads) {
     }
 }
 
+// Tensors of awkward sizes in memory of exactly their size; patched ones against changed ones.
+void test_fingerprint(int n_threads) {
+    Random random(5);
+    for (int64_t element_size : {1, 2, 4, 8}) {
+        for (int64_t numel : {0, 1, 7, 33, 300001}) {
+            std::vector<char> data(static_cast<size_t>(numel * element_size));
+            for (char& byte : data) byte = static_cast<char>(random.bits());
+            const auto index = random.index(numel, 3);
+            std::vector<char> original(index.size() * static_cast<size_t>(element_size));
+            for (char& byte : original) byte = static_cast<char>(random.bits());
+            std::vector<char> changed = data;
+            for (size_t k = 0; k < index.size(); ++k) {
+                std::copy_n(original.begin() + static_cast<int64_t>(k) * element_size, element_size,
+                            changed.begin() + index[k] * element_size);
+            }
+            const auto nnz = static_cast<int64_t>(index.size());
+            const auto found = spt::fingerprint(
+                {{data.data(), numel, element_size, index.data(), original.data(), nnz},
+                 {changed.data(), numel, element_size, nullptr, nullptr, 0}},
+                n_threads);
+            expect(found[0].first == found[1].first && found[0].second == found[1].second,
+                   "fingerprint of " + std::to_string(numel) + " elements");
+        }
+    }
+    const float weight = 0.0f;
+    const int32_t outside = 1;
+    expect_refused([&] { spt::fingerprint({{&weight, 1, 4, &outside, &weight, 1}}, n_threads); },
+                   "a position out of range in fingerprint");
+}
+
+void test_dropout(int n_threads) {
+    Random random(6);
+    const spt::DropoutKey key{0x12345678u, 0x9abcdef0u, 0x40000000u};
+    for (int64_t n : {0, 1, 31, 200003}) {
+        const auto wide = random.whole(n);
+        const auto half = to_half(wide, DType::bf16);
+        std::vector<float> dropped(wide.size(), NAN);
+        std::vector<uint16_t> dropped_half = half;
+        spt::dropout(wide.data(), dropped.data(), n, 4, -5, key, n_threads);
+        spt::dropout(dropped_half.data(), dropped_half.data(), n, 2, -5, key, n_threads);
+        std::vector<float> kept = wide;
+        for (size_t i = 0; i < kept.size(); ++i) {
+            if (dropped_half[i] != half[i]) kept[i] = 0.0f;
+        }
+        expect(dropped == kept, "dropout of " + std::to_string(n) + " elements");
+    }
+    expect_refused([&] { spt::dropout(nullptr, nullptr, 1, 3, 0, key, n_threads); },
+                   "elements of 3 bytes in dropout");
+}
+
 }  // namespace
 
 int main() {
@@ -230,6 +282,8 @@ int main() {
             test_write_delta(n_threads);
             test_sparse_adamw(n_threads);
             test_sparse_weight_grad(n_threads);
+            test_fingerprint(n_threads);
+            test_dropout(n_threads);
         }
     }
     if (n_failures == 0) std::puts("native kernels: all results are right");
