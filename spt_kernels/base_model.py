@@ -88,7 +88,7 @@ def _walk(module: nn.Module, prefix: str, found: BaseModel) -> None:
         if isinstance(module, (LoraLinear, AdapterLinear)):
             found.structured[f"{prefix}weight"] = module
         if not is_attached(module):
-            module = module.plain  # it stands where the plain one stood: the order is the base's
+            module = module.plain  # type: ignore[assignment]  # it stands where the plain one stood: the order is the base's
     for local, parameter in module._parameters.items():
         if parameter is not None and id(parameter) not in own_deltas:
             found.parameters[prefix + local] = parameter

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .base_model import BaseModel
+from .base_model import BaseModel, BaseTensor
 from .layers import LoraLinear, detach_parameters, is_attached, restore_deltas, write_deltas
 from .plan import Plan
 from .replaced_head import fit_head, head_problem, restore_head
@@ -96,7 +96,7 @@ def capture(model: nn.Module, dtype: torch.dtype) -> TaskFile:
     return TaskFile(
         model_name=plan.model_name or type(model).__name__,
         plan=plan,
-        base=Fingerprint.of_all(now.base_tensors(touched)),
+        base=Fingerprint.of_all(_base_tensors(model, now, touched)),
         values=held.values,
         structured=held.structured,
         dense=held.dense,
@@ -107,14 +107,16 @@ def check_fits(model: nn.Module, now: BaseModel, task: TaskFile) -> str | None:
     """What is wrong with `model`, plain or tuned, as the base of this task; None if nothing is."""
     shapes = {name: entry.shape for name, entry in task.base.items()}
     shapes |= {name: tuple(info.shape) for name, info in task.plan.info.items()}
+    base = _base_tensors(model, now, shapes.keys())
     for name, shape in shapes.items():
-        if name not in now.parameters:
+        if name not in base:
             return f"the model has no parameter {name} (the task is for {task.model_name})"
-        if tuple(now.parameters[name].shape) != shape:
-            got = list(now.parameters[name].shape)
+        if tuple(base[name][0].shape) != shape:
+            got = list(base[name][0].shape)
             return f"{name}: expected shape {list(shape)}, got {got}"
-    for name, found in Fingerprint.of_all(now.base_tensors(task.base.keys())).items():
-        difference = task.base[name].difference(found)
+    found = Fingerprint.of_all({name: base[name] for name in task.base})
+    for name, fingerprint in task.base.items():
+        difference = fingerprint.difference(found[name])
         if difference is not None:
             return f"{name}: {difference}"
     whole = now.tensors
@@ -220,6 +222,20 @@ def drop(model: nn.Module, now: BaseModel, *, merge: bool = False) -> None:
         for name, tensor in tuning.base_head.items():
             whole[name].copy_(tensor)
         restore_head(model, tuning.replaced_head)
+
+
+def _base_tensors(
+    model: nn.Module, now: BaseModel, names: Collection[str]
+) -> dict[str, BaseTensor]:
+    """Parameters as they are in the base: without deltas, and the head as it was."""
+    found = now.base_tensors(names)
+    tuning = getattr(model, "spt_tuning", None)
+    if tuning is None:
+        return found
+    known = dict(tuning.base_head)
+    for module_name, module in tuning.replaced_head.modules.items():
+        known |= {f"{module_name}.{n}": p for n, p in module.named_parameters(recurse=False)}
+    return found | {name: (known[name], None, None) for name in known.keys() & names}
 
 
 def _fold(layer: LoraLinear) -> None:
