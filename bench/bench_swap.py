@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 import spt_kernels as spt
+from spt_kernels.costs.synthetic import skewed_sensitivity
 
 from .contest import hold
-from .synthetic import skewed_sensitivity
 
 BATCH, CLASSES, BUDGET = 8, 100, 400_000
 RESTORED = 4 + 4 + 4  # bytes at each value: position, original, weight; gathered, written, restored

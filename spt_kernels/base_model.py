@@ -87,8 +87,8 @@ def _walk(module: nn.Module, prefix: str, found: BaseModel) -> None:
             own_deltas.add(id(delta.delta))
         if isinstance(module, (LoraLinear, AdapterLinear)):
             found.structured[f"{prefix}weight"] = module
-        if not is_attached(module):
-            module = module.plain  # type: ignore[assignment]  # it stands where the plain one stood: the order is the base's
+        if not is_attached(module):  # it stands where the plain one stood: the order is the base's
+            module = module.plain  # type: ignore[assignment]
     for local, parameter in module._parameters.items():
         if parameter is not None and id(parameter) not in own_deltas:
             found.parameters[prefix + local] = parameter
