@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "dropout.h"
+#include "fingerprint.h"
 #include "instruction_set.h"
 #include "sparse_adamw.h"
 #include "sparse_weight_grad.h"
@@ -78,6 +80,31 @@ void write_delta(const Addresses& targets, const std::vector<int>& dtypes, const
     }
     py::gil_scoped_release unlocked;
     spt::write_delta(writes, n_threads);
+}
+
+void dropout(Address input, Address output, int64_t n, int64_t element_size, int64_t first,
+             const std::array<uint32_t, 3>& key, int n_threads) {
+    py::gil_scoped_release unlocked;
+    spt::dropout(pointer<void>(input), pointer<void>(output), n, element_size, first,
+                 {key[0], key[1], key[2]}, n_threads);
+}
+
+// `output` is [tensors, 2] of 64 bits.
+void fingerprint(const Addresses& data, const Sizes& numels, const Sizes& element_sizes,
+                 const Addresses& indices, const Addresses& originals, const Sizes& nnzs,
+                 Address output, int n_threads) {
+    std::vector<spt::FingerprintInput> inputs;
+    for (size_t m = 0; m < data.size(); ++m) {
+        inputs.push_back({pointer<void>(data[m]), numels.at(m), element_sizes.at(m),
+                          pointer<int32_t>(indices.at(m)), pointer<void>(originals.at(m)),
+                          nnzs.at(m)});
+    }
+    py::gil_scoped_release unlocked;
+    uint64_t* next = pointer<uint64_t>(output);
+    for (const spt::Fingerprint& found : spt::fingerprint(inputs, n_threads)) {
+        *next++ = found.first;
+        *next++ = found.second;
+    }
 }
 
 // The entries of SparseAdamW, without their gradients and numbers. `arrays` holds for each entry:
@@ -224,6 +251,8 @@ PYBIND11_MODULE(_native, module) {
         .def("counts", &Selection::counts)
         .def("copy_to", &Selection::copy_to);
     module.def("top_tau", &top_tau);
+    module.def("dropout", &dropout);
+    module.def("fingerprint", &fingerprint);
     module.def("write_delta", &write_delta);
     module.def("sparse_adamw", &sparse_adamw);
     py::class_<AdamWPlan>(module, "AdamWPlan")

@@ -2,12 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from .layers import is_attached, sparse_deltas, tuned_modules
+from .layers import AdapterLinear, LoraLinear, SparseDelta, is_attached
+from .layers.delta_holder import DeltaHolder
+
+_TUNED = (LoraLinear, AdapterLinear, DeltaHolder)
+
+# A tensor, and the positions at which it counts as if it held other values: both None, or [nnz]
+BaseTensor = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class BaseModel:
+    """What is where in a model, tuned or plain, by the names of the base model, in its order.
+
+    Made in one walk over the modules; it is out of date as soon as one of them is replaced.
+
+    Attributes:
+        parameters: name -> parameter, as it is: a tuned weight holds base + delta.
+        buffers: name -> floating buffer that the state dict of the base model has, such as running
+            statistics.
+        tuned: module name -> the tuned module there; of a LoRA on a sparse layer the outer one.
+        deltas: parameter name -> its sparse delta.
+        structured: name of a weight -> the LoRA or Adapter on it.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    buffers: dict[str, Tensor]
+    tuned: dict[str, nn.Module]
+    deltas: dict[str, SparseDelta]
+    structured: dict[str, LoraLinear | AdapterLinear]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> BaseModel:
+        """Walk over a model."""
+        found = cls({}, {}, {}, {}, {})
+        _walk(model, "", found)
+        return found
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers."""
+        return {**self.parameters, **self.buffers}
+
+    def base_tensors(self, names: Collection[str]) -> dict[str, BaseTensor]:
+        """Some parameters, with the positions at which the base has other values, and those."""
+        found: dict[str, BaseTensor] = {}
+        for name, parameter in self.parameters.items():
+            if name in names:
+                delta = self.deltas.get(name)
+                changed = (None, None) if delta is None else (delta.index, delta.original)
+                found[name] = (parameter.detach(), *changed)
+        return found
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -28,57 +78,27 @@ def is_data_parallel(model: nn.Module) -> bool:
     return _is_wrapper(model)
 
 
-def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter of the base model by its own name, in the base model's order.
-
-    A weight that holds base + delta is given as it is; see `base_tensors`.
-    """
-    deltas = {id(delta.delta) for delta in sparse_deltas(model).values()}
-    return {
-        prefix + name: parameter
-        for prefix, module in _base_modules(model, "", tuned_modules(model))
-        for name, parameter in module.named_parameters(recurse=False)
-        if id(parameter) not in deltas
-    }
-
-
-def base_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Every floating buffer that a state dict of the base model has: running statistics."""
-    originals = {id(delta.original) for delta in sparse_deltas(model).values()}
-    return {
-        prefix + name: buffer
-        for prefix, module in _base_modules(model, "", tuned_modules(model))
-        for name, buffer in module.named_buffers(recurse=False)
-        if buffer.is_floating_point()
-        and name not in module._non_persistent_buffers_set
-        and id(buffer) not in originals
-    }
-
-
-def base_tensors(model: nn.Module, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-    """Name and base value of some parameters: itself, or a copy with the originals put back."""
-    deltas = sparse_deltas(model)
-    for name, parameter in base_parameters(model).items():
-        if name not in names:
-            continue
-        base = parameter.detach()
-        if name in deltas:
-            base = base.clone(memory_format=torch.contiguous_format)
-            base.view(-1)[deltas[name].index.long()] = deltas[name].original
-        yield name, base
-
-
-def _base_modules(
-    module: nn.Module, name: str, tuned: dict[str, nn.Module]
-) -> Iterator[tuple[str, nn.Module]]:
-    """Prefix of the names in it, and module, for every module of the base model."""
-    # a tuned module stands where the plain one stood, so this meets parameters in the base's order
-    if name in tuned and not is_attached(module):
-        module = module.plain  # type: ignore[assignment]
-    prefix = f"{name}." if name else ""
-    yield prefix, module
-    for local, child in module.named_children():
-        yield from _base_modules(child, prefix + local, tuned)
+def _walk(module: nn.Module, prefix: str, found: BaseModel) -> None:
+    own_deltas: set[int] = set()
+    if isinstance(module, _TUNED):
+        found.tuned[prefix.removesuffix(".")] = module
+        for local, delta in module.sparse_deltas().items():
+            found.deltas[prefix + local] = delta
+            own_deltas.add(id(delta.delta))
+        if isinstance(module, (LoraLinear, AdapterLinear)):
+            found.structured[f"{prefix}weight"] = module
+        if not is_attached(module):  # it stands where the plain one stood: the order is the base's
+            module = module.plain  # type: ignore[assignment]
+    for local, parameter in module._parameters.items():
+        if parameter is not None and id(parameter) not in own_deltas:
+            found.parameters[prefix + local] = parameter
+    transient = module._non_persistent_buffers_set
+    for local, buffer in module._buffers.items():
+        if buffer is not None and buffer.is_floating_point() and local not in transient:
+            found.buffers[prefix + local] = buffer
+    for local, child in module._modules.items():
+        if child is not None:
+            _walk(child, f"{prefix}{local}.", found)
 
 
 def _is_wrapper(model: nn.Module) -> bool:

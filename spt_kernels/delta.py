@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .base_model import is_data_parallel, unwrap
+from .base_model import BaseModel, is_data_parallel, unwrap
 from .errors import BaseModelMismatch
-from .layers import AdapterLinear, structured_layers
-from .task import capture, check_fits, drop, drop_problem, fill, has_same_structure, put
+from .layers import AdapterLinear
+from .task import capture, check_fits, drop, drop_problem, fill, has_same_structure, hold, put
 from .task_file.format import read, write
 
 _SAVED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -73,23 +73,25 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     _check_is_module(model)
     task = read(path)
     bare = unwrap(model)
-    problem = check_fits(bare, task)
+    now = BaseModel.of(bare)
+    problem = check_fits(bare, now, task)
     if problem is not None:
         raise BaseModelMismatch(f"{os.fspath(path)}: made for another base model: {problem}")
-    if has_same_structure(bare, task):
-        fill(bare, task)
-        return model
-    if is_data_parallel(model):
-        raise ValueError(
-            "model is wrapped for data parallelism, which holds on to the parameters it has: load "
-            "the task before wrapping it, or pass model.module and wrap it anew"
-        )
     if not _is_tuned(bare):
+        _refuse_wrapped_for_loading(model)
         put(bare, task)
         return model
-    _refuse(drop_problem(bare))
-    previous = capture(bare, torch.float32)
-    drop(bare)
+    previous = hold(bare, now)
+    if has_same_structure(bare, now, task):
+        try:
+            fill(bare, now, task)
+        except BaseException:
+            fill(bare, now, previous)
+            raise
+        return model
+    _refuse_wrapped_for_loading(model)
+    _refuse(drop_problem(bare, now))
+    drop(bare, now)
     try:
         put(bare, task)
     except BaseException:
@@ -115,14 +117,15 @@ def merge(model: nn.Module) -> nn.Module:
             parallelism. The model is as it was.
     """
     bare = _tuned(model, "merge")
-    for name, layer in structured_layers(bare).items():
+    now = BaseModel.of(bare)
+    for name, layer in now.structured.items():
         if isinstance(layer, AdapterLinear):
             raise ValueError(
                 f"cannot merge {name}: an Adapter is not linear and has no weights to fold into; "
                 "keep the tuned model, or tune with LoRA"
             )
     _refuse_wrapped(model, "merge")
-    drop(bare, merge=True)
+    drop(bare, now, merge=True)
     return model
 
 
@@ -141,8 +144,9 @@ def unload(model: nn.Module) -> nn.Module:
     """
     bare = _tuned(model, "unload")
     _refuse_wrapped(model, "unload")
-    _refuse(drop_problem(bare))
-    drop(bare)
+    now = BaseModel.of(bare)
+    _refuse(drop_problem(bare, now))
+    drop(bare, now)
     return model
 
 
@@ -163,6 +167,14 @@ def _tuned(model: nn.Module, verb: str) -> nn.Module:
             f"cannot {verb}: the model is not tuned; apply a plan or load a task first"
         )
     return bare
+
+
+def _refuse_wrapped_for_loading(model: nn.Module) -> None:
+    if is_data_parallel(model):
+        raise ValueError(
+            "model is wrapped for data parallelism, which holds on to the parameters it has: load "
+            "the task before wrapping it, or pass model.module and wrap it anew"
+        )
 
 
 def _refuse_wrapped(model: nn.Module, verb: str) -> None:

@@ -103,6 +103,55 @@ def write_delta(
     )
 
 
+def dropout(
+    input: Tensor, output: Tensor, before: int, between: int, threshold: int, first: int
+) -> None:
+    """See `spt_kernels.reference.dropout.dropout`; contiguous floating tensors, may be the same.
+
+    Raises:
+        ValueError: a layout, dtype or length does not fit.
+    """
+    for name, tensor in (("input", input), ("output", output)):
+        _check(name, tensor, (*_DTYPE_NUMBERS, torch.float64), input.numel())
+    if output.dtype != input.dtype:
+        raise ValueError(f"output must be {input.dtype}, got {output.dtype}")
+    _module().dropout(
+        input.data_ptr(),
+        output.data_ptr(),
+        input.numel(),
+        input.element_size(),
+        first,
+        (before, between, threshold),
+        torch.get_num_threads(),
+    )
+
+
+def fingerprint(
+    tensors: Sequence[Tensor], indices: Sequence[Tensor], originals: Sequence[Tensor]
+) -> Tensor:
+    """See `spt_kernels.ops.fingerprint.fingerprint`; tensors are contiguous, of any dtype.
+
+    Raises:
+        ValueError: a layout, dtype or length does not fit, or a position is out of range.
+    """
+    for i, (tensor, index, original) in enumerate(zip(tensors, indices, originals, strict=True)):
+        _check(f"tensors[{i}]", tensor, (tensor.dtype,))
+        _check(f"indices[{i}]", index, (torch.int32,))
+        _check(f"originals[{i}]", original, (tensor.dtype,), index.numel())
+    found = torch.empty(len(tensors), 2, dtype=torch.int64)
+    _module().fingerprint(
+        [t.data_ptr() for t in tensors],
+        [t.numel() for t in tensors],
+        [t.element_size() for t in tensors],
+        [t.data_ptr() for t in indices],
+        [t.data_ptr() for t in originals],
+        [t.numel() for t in indices],
+        found.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return found
+
+
 def sparse_adamw(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -21,10 +21,19 @@ class ReplacedHead:
     num_classes: int | None = None
 
 
-def head_problem(model: nn.Module, head: Mapping[str, Tensor]) -> str | None:
-    """Why `head`, parameter name -> values, cannot be put on the model; None if it can."""
-    for name, tensors in _misfits(model, head).items():
-        module = dict(model.named_modules()).get(name)
+def head_problem(
+    model: nn.Module, head: Mapping[str, Tensor], elsewhere: Collection[str]
+) -> str | None:
+    """Why a task's head cannot be put on the model; None if it can.
+
+    Args:
+        model: plain or tuned.
+        head: parameter name -> values.
+        elsewhere: names of parameters that the task may hold otherwise: of a head with a sparse
+            bias, `head` has the weight alone.
+    """
+    for name, tensors in _misfits(model, head, elsewhere).items():
+        module = _plain_module(model, name)
         if module is None:
             return f"{name}: the model has no such module for the task's head"
         if not isinstance(module, (nn.Linear, nn.Identity)):
@@ -43,12 +52,13 @@ def head_problem(model: nn.Module, head: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def fit_head(model: nn.Module, head: Mapping[str, Tensor]) -> ReplacedHead:
+def fit_head(
+    model: nn.Module, head: Mapping[str, Tensor], elsewhere: Collection[str]
+) -> ReplacedHead:
     """Replace the modules of the head whose shapes differ; their values are still to be set."""
-    modules = dict(model.named_modules())
     replaced: dict[str, nn.Module] = {}
-    for name, tensors in _misfits(model, head).items():
-        own = modules[name]
+    for name, tensors in _misfits(model, head, elsewhere).items():
+        own = model.get_submodule(name)
         like = next(iter([*own.parameters(), *model.parameters()]))
         n_classes, width = tensors["weight"].shape
         new = nn.Linear(
@@ -66,10 +76,10 @@ def fit_head(model: nn.Module, head: Mapping[str, Tensor]) -> ReplacedHead:
 
 def restore_head(model: nn.Module, replaced: ReplacedHead) -> None:
     """Put the model's own head back, on the device and in the dtype that the model has by now."""
-    modules = dict(model.named_modules())
     for name, own in replaced.modules.items():
-        now = next(modules[name].parameters())
-        own.to(device=now.device, dtype=now.dtype).train(modules[name].training)
+        current = model.get_submodule(name)
+        now = next(current.parameters())
+        own.to(device=now.device, dtype=now.dtype).train(current.training)
         _put(model, name, own)
     if replaced.num_classes is not None:
         model.num_classes = replaced.num_classes  # type: ignore[assignment]
@@ -80,9 +90,10 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), local, module)
 
 
-def _misfits(model: nn.Module, head: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def _misfits(
+    model: nn.Module, head: Mapping[str, Tensor], elsewhere: Collection[str]
+) -> dict[str, dict[str, Tensor]]:
     """Module name -> local name -> values, for the modules of the head that cannot take them."""
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     by_module: dict[str, dict[str, Tensor]] = {}
     for name, tensor in head.items():
         module_name, _, local = name.rpartition(".")
@@ -90,11 +101,21 @@ def _misfits(model: nn.Module, head: Mapping[str, Tensor]) -> dict[str, dict[str
     misfits = {}
     for module_name, tensors in by_module.items():
         dotted = f"{module_name}." if module_name else ""
-        own = {n.removeprefix(dotted) for n in shapes if n.startswith(dotted)}
-        own = {local for local in own if "." not in local}
-        if own != tensors.keys() or any(shapes[dotted + n] != t.shape for n, t in tensors.items()):
+        module = _plain_module(model, module_name)
+        own = {} if module is None else module._parameters
+        shapes = {local: p.shape for local, p in own.items() if p is not None}
+        here = {local: shape for local, shape in shapes.items() if dotted + local not in elsewhere}
+        if here != {local: tensor.shape for local, tensor in tensors.items()}:
             misfits[module_name] = tensors
     return misfits
+
+
+def _plain_module(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        return None
+    return module.plain if hasattr(module, "sparse_deltas") else module  # type: ignore[return-value]
 
 
 def _width(model: nn.Module, module: nn.Module) -> int | None:

@@ -23,7 +23,7 @@ from .layers import (
     is_attached,
     tuned_modules,
 )
-from .layers.position_index import checked_index
+from .layers.position_index import CheckedIndex, checked_index
 from .plan import AdapterSpec, LoraSpec, Plan
 from .replaced_head import ReplacedHead
 
@@ -67,13 +67,17 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         BaseModelMismatch: the plan is for another model; names the first difference.
     """
     _check_arguments(model, plan)
-    _check_fits(model, plan)
+    every = list(model.named_parameters(remove_duplicate=False))
+    first_names = {id(parameter): name for name, parameter in reversed(every)}
+    parameters = {
+        name: parameter for name, parameter in every if first_names[id(parameter)] == name
+    }
+    _check_fits(model, plan, parameters)
     # what was measured of the head, up to all of it, is tuned like anything else
     head = plan.head or tuple(name for name in head_names(model) if name not in plan.info)
-    places = _places(model, plan)
-    _check_places(model, places, head)
+    places = _places(model, plan, parameters)
+    _check_places(every, places, head, type(model).__name__)
 
-    parameters = dict(model.named_parameters())
     before = {name: parameter.requires_grad for name, parameter in parameters.items()}
     try:
         built = {place.name: _build(place) for place in places if not place.in_place}
@@ -90,10 +94,11 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         if place.in_place:
             for local, positions in place.positions.items():
                 attach_parameter(place.module, local, positions)
-    for name, module in tuned_modules(model).items():
+    for place in places:
+        module = built.get(place.name, place.module)
         for part in (module, getattr(module, "base", None)):
             if part is module or isinstance(part, SparseDeltaLinear):
-                part.__dict__["spt_name"] = name  # for messages
+                part.__dict__["spt_name"] = place.name  # for messages
     model.spt_tuning = Tuning(plan, base_head, before)  # type: ignore[assignment]
     return model
 
@@ -128,14 +133,14 @@ class _Place:
     Attributes:
         name: of the module.
         module: as it is.
-        positions: local parameter name -> positions, int64, on the parameter's device.
+        positions: local parameter name -> positions, on the parameter's device, checked.
         spec: of the structured module on its weight, if any.
         is_read: whether the model reads its weight itself, as BEiT and Swin V2 do with `qkv`.
     """
 
     name: str
     module: nn.Module
-    positions: dict[str, Tensor] = field(default_factory=dict)
+    positions: dict[str, CheckedIndex] = field(default_factory=dict)
     spec: LoraSpec | AdapterSpec | None = None
     is_read: bool = False
 
@@ -184,7 +189,8 @@ def _build(place: _Place) -> nn.Module:
     if _is_norm(module):
         return SparseDeltaNorm(module, positions.get("weight"), positions.get("bias"))
     weight: Tensor = module.weight  # type: ignore[assignment]
-    index = positions.get("weight", torch.empty(0, dtype=torch.int64, device=weight.device))
+    nothing = torch.empty(0, dtype=torch.int32, device=weight.device)
+    index = positions.get("weight", CheckedIndex(nothing, weight))
     if isinstance(module, nn.Conv2d):
         return SparseDeltaConv2d(module, index, positions.get("bias"))
     assert isinstance(module, nn.Linear)
@@ -194,15 +200,18 @@ def _build(place: _Place) -> nn.Module:
     return base if place.spec is None else AdapterLinear(base, place.spec)
 
 
-def _places(model: nn.Module, plan: Plan) -> list[_Place]:
+def _places(model: nn.Module, plan: Plan, parameters: Mapping[str, nn.Parameter]) -> list[_Place]:
     """Every touched module, in the plan's order."""
-    parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
+    modules = dict(model.named_modules())
     found: dict[str, _Place] = {}
     for name, positions in plan.unstructured.items():
         module_name, _, local = name.rpartition(".")
         new = _Place(module_name, modules[module_name], is_read=_is_read(plan, module_name))
         place = found.setdefault(module_name, new)
-        place.positions[local] = positions.to(parameters[name].device)
+        on_device = positions.to(parameters[name].device)
+        place.positions[local] = checked_index(
+            f"plan.unstructured[{name!r}]", on_device, name, parameters[name]
+        )
     for name, spec in plan.structured.items():
         module_name, _, local = name.rpartition(".")
         module = modules[module_name]
@@ -238,8 +247,8 @@ def _check_arguments(model: nn.Module, plan: Plan) -> None:
         )
 
 
-def _check_fits(model: nn.Module, plan: Plan) -> None:
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+def _check_fits(model: nn.Module, plan: Plan, parameters: Mapping[str, nn.Parameter]) -> None:
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     made_for = f"the plan is for another model ({plan.model_name or 'unnamed'})"
     for name, info in plan.info.items():
         if name not in shapes:
@@ -255,8 +264,12 @@ def _check_fits(model: nn.Module, plan: Plan) -> None:
             )
 
 
-def _check_places(model: nn.Module, places: list[_Place], head: tuple[str, ...]) -> None:
-    every = list(model.named_parameters(remove_duplicate=False))
+def _check_places(
+    every: list[tuple[str, nn.Parameter]],
+    places: list[_Place],
+    head: tuple[str, ...],
+    model_type: str,
+) -> None:
     times = Counter(id(parameter) for _, parameter in every)
     for place in places:
         touched = {*place.positions, *(["weight"] if place.spec else [])}
@@ -269,11 +282,10 @@ def _check_places(model: nn.Module, places: list[_Place], head: tuple[str, ...])
                 raise ValueError(f"{name} is shared with {others[0]}: tied weights cannot be tuned")
             if name in head:
                 raise ValueError(f"{name} is part of the head, which is trained as a whole")
-            positions = place.positions.get(local)
-            if positions is None:
-                positions = torch.empty(0, dtype=torch.int64, device=parameter.device)
-            checked_index(f"plan.unstructured[{name!r}]", positions, name, parameter)
+            if local not in place.positions:
+                nothing = torch.empty(0, dtype=torch.int32, device=parameter.device)
+                checked_index(f"plan.structured[{name!r}]", nothing, name, parameter)
         if place.name == "" and not place.in_place:
             raise ValueError(
-                f"the model itself is a {type(model).__name__}: wrap it in a Sequential to tune it"
+                f"the model itself is a {model_type}: wrap it in a Sequential to tune it"
             )

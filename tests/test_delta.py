@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 import spt_kernels as spt
 from spt_kernels.anatomy import candidate_names, describe, head_names
+from spt_kernels.layers import sparse_deltas
 from spt_kernels.plan import AdapterSpec, LoraSpec, Plan
 from spt_kernels.task_file import container
 from spt_kernels.task_file.format import read
@@ -485,14 +488,95 @@ def test_a_failure_half_way_puts_the_old_task_back(
             raise RuntimeError("out of memory")
         fill(*arguments)
 
-    from spt_kernels import delta
+    from spt_kernels.task import fill
 
-    fill = delta.fill
     monkeypatch.setattr("spt_kernels.task.fill", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         spt.load_delta(model, saved)
     assert torch.equal(predict(model, "vit"), expected)
     assert_same_picture(model, before)
+
+
+def test_a_failure_among_new_values_puts_the_old_ones_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "task.safetensors"
+    model = tuned("vit", "lora")
+    spt.save_delta(model, path)
+    train(model, 16, seed=5)
+    before, expected = picture(model), predict(model, "vit")
+    calls = []
+
+    def failing(deltas: object) -> None:
+        calls.append(deltas)
+        if len(calls) == 1:
+            raise RuntimeError("out of memory")
+        write(deltas)
+
+    from spt_kernels.layers import write_deltas as write
+
+    monkeypatch.setattr("spt_kernels.task.write_deltas", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        spt.load_delta(model, path)
+    assert torch.equal(predict(model, "vit"), expected)
+    assert_same_picture(model, before)
+
+
+def test_a_diverged_task_can_be_swapped_for_another(saved: Path) -> None:
+    model = tuned("vit", "unstructured", seed=2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.fill_(float("nan"))
+    spt.load_delta(model, saved)
+    assert torch.equal(predict(model, "vit"), predict(spt.load_delta(base("vit"), saved), "vit"))
+
+
+IN_PLACE: dict[str, Callable[[Tensor, int], object]] = {
+    "in_place": lambda weight, i: weight.view(-1)[i].add_(1),
+    "data": lambda weight, i: weight.data.view(-1)[i].add_(1),
+    "numpy": lambda weight, i: weight.detach().numpy().reshape(-1).__setitem__(i, 7.0),
+    "one_bit": lambda weight, i: weight.detach().view(torch.int32).view(-1)[i].bitwise_xor_(1),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", IN_PLACE)
+def test_a_base_changed_under_a_task_is_noticed(how: str, saved: Path) -> None:
+    """Even where autograd's versions cannot see it, and at positions that no task touches."""
+    model = spt.load_delta(base("vit"), saved)
+    for name, delta in sparse_deltas(model).items():
+        touched = set(delta.index.tolist())
+        untouched = next(i for i in range(delta.target.numel()) if i not in touched)
+        kept = delta.target.clone()
+        IN_PLACE[how](delta.target, untouched)
+        before = picture(model)
+        with pytest.raises(spt.BaseModelMismatch, match=re.escape(f"{name}: the weights differ")):
+            spt.load_delta(model, saved)
+        assert_same_picture(model, before)
+        delta.target.copy_(kept)
+    spt.load_delta(model, saved)
+
+
+@pytest.mark.parametrize("sparse", ["head.bias", "head.weight"])
+def test_half_a_head_among_the_sparse(sparse: str, saved: Path, tmp_path: Path) -> None:
+    path, model = tmp_path / "task.safetensors", base("vit")
+    whole = make_plan(model, "unstructured", include=[sparse])
+    others = tuple(name for name in head_names(model) if name != sparse)
+    spt.apply(model, replace(whole, head=others))
+    train(model, 16)
+    spt.save_delta(model, path)
+    expected = predict(model, "vit")
+    fresh = base("vit")
+    before = picture(fresh)
+    assert torch.equal(predict(spt.load_delta(fresh, path), "vit"), expected)
+    spt.load_delta(fresh, saved)
+    assert torch.equal(predict(spt.load_delta(fresh, path), "vit"), expected)
+    spt.save_delta(tuned("vit", "lora", num_classes=7), tmp_path / "seven.safetensors")
+    assert spt.load_delta(fresh, tmp_path / "seven.safetensors").head.out_features == 7
+    with pytest.raises(spt.BaseModelMismatch, match=r"head\.\w+: expected shape \[5"):
+        spt.load_delta(base("vit", num_classes=3), path)
+    assert_same_picture(spt.unload(fresh), before)
 
 
 def test_values_that_cannot_be_saved(tmp_path: Path) -> None:

@@ -187,9 +187,11 @@ def rewritten(file: bytes, **changes: object) -> bytes:
 
 def test_a_newer_format_says_upgrade(small_file: bytes) -> None:
     with pytest.raises(
-        DeltaFormatError, match="format version 2, this package reads up to 1: upgr"
+        DeltaFormatError, match="format version 3, this package reads up to 2: upgr"
     ):
-        decode(rewritten(small_file, format_version=2))
+        decode(rewritten(small_file, format_version=3))
+    with pytest.raises(DeltaFormatError, match=r"format version 1, .* save the task again"):
+        decode(rewritten(small_file, format_version=1))
 
 
 @pytest.mark.parametrize("version", ["", "0", "-1", "1.5", "x", "9" * 40], ids=repr)

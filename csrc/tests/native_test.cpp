@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "dropout.h"
+#include "fingerprint.h"
 #include "instruction_set.h"
 #include "sparse_adamw.h"
 #include "sparse_weight_grad.h"
@@ -261,58 +263,108 @@ void test_sample_block(int n_threads) {
             },
             "a position in another row");
     }
-    void test_squared_grad(int n_threads) {
-        Random random(5);
-        for (auto shape : {std::pair<int64_t, int64_t>{1, 1}, {13, 30}, {130, 57}}) {
-            for (int64_t tokens : {0, 1, 17, 700}) {
-                const int64_t samples = 3;
-                const std::vector<float> grad_output = random.whole(samples * tokens * shape.first);
-                const std::vector<float> input = random.whole(samples * tokens * shape.second);
-                std::vector<float> expected(static_cast<size_t>(shape.first * shape.second), 1.0f);
-                for (int64_t b = 0; b < samples; ++b) {
-                    for (int64_t k = 0; k < shape.first * shape.second; ++k) {
-                        float gradient = 0.0f;
-                        for (int64_t t = b * tokens; t < (b + 1) * tokens; ++t) {
-                            gradient +=
-                                grad_output[static_cast<size_t>(t * shape.first +
-                                                                k / shape.second)] *
-                                input[static_cast<size_t>(t * shape.second + k % shape.second)];
-                        }
-                        expected[static_cast<size_t>(k)] += 0.25f * gradient * gradient;
+}
+
+void test_squared_grad(int n_threads) {
+    Random random(5);
+    for (auto shape : {std::pair<int64_t, int64_t>{1, 1}, {13, 30}, {130, 57}}) {
+        for (int64_t tokens : {0, 1, 17, 700}) {
+            const int64_t samples = 3;
+            const std::vector<float> grad_output = random.whole(samples * tokens * shape.first);
+            const std::vector<float> input = random.whole(samples * tokens * shape.second);
+            std::vector<float> expected(static_cast<size_t>(shape.first * shape.second), 1.0f);
+            for (int64_t b = 0; b < samples; ++b) {
+                for (int64_t k = 0; k < shape.first * shape.second; ++k) {
+                    float gradient = 0.0f;
+                    for (int64_t t = b * tokens; t < (b + 1) * tokens; ++t) {
+                        gradient +=
+                            grad_output[static_cast<size_t>(t * shape.first + k / shape.second)] *
+                            input[static_cast<size_t>(t * shape.second + k % shape.second)];
                     }
-                }
-                for (DType dtype : {DType::fp32, DType::bf16, DType::fp16}) {
-                    const auto grad_half = to_half(grad_output, dtype);
-                    const auto input_half = to_half(input, dtype);
-                    const bool wide = dtype == DType::fp32;
-                    const void* gy = wide ? static_cast<const void*>(grad_output.data())
-                                          : static_cast<const void*>(grad_half.data());
-                    const void* x = wide ? static_cast<const void*>(input.data())
-                                         : static_cast<const void*>(input_half.data());
-                    std::vector<float> score(expected.size(), 1.0f);
-                    const spt::SquaredGrad problem{
-                        {gy, dtype, tokens * shape.first, shape.first, 1},
-                        {x, dtype, tokens * shape.second, shape.second, 1},
-                        samples,
-                        tokens,
-                        shape.first,
-                        shape.second,
-                        0.5f,
-                        score.data(),
-                        shape.second};
-                    spt::accumulate_squared_grad(problem, n_threads);
-                    expect(score == expected, "squared_grad at " + std::to_string(tokens) +
-                                                  " tokens of " + std::to_string(shape.first) +
-                                                  "x" + std::to_string(shape.second));
+                    expected[static_cast<size_t>(k)] += 0.25f * gradient * gradient;
                 }
             }
+            for (DType dtype : {DType::fp32, DType::bf16, DType::fp16}) {
+                const auto grad_half = to_half(grad_output, dtype);
+                const auto input_half = to_half(input, dtype);
+                const bool wide = dtype == DType::fp32;
+                const void* gy = wide ? static_cast<const void*>(grad_output.data())
+                                      : static_cast<const void*>(grad_half.data());
+                const void* x = wide ? static_cast<const void*>(input.data())
+                                     : static_cast<const void*>(input_half.data());
+                std::vector<float> score(expected.size(), 1.0f);
+                const spt::SquaredGrad problem{{gy, dtype, tokens * shape.first, shape.first, 1},
+                                               {x, dtype, tokens * shape.second, shape.second, 1},
+                                               samples,
+                                               tokens,
+                                               shape.first,
+                                               shape.second,
+                                               0.5f,
+                                               score.data(),
+                                               shape.second};
+                spt::accumulate_squared_grad(problem, n_threads);
+                expect(score == expected, "squared_grad at " + std::to_string(tokens) +
+                                              " tokens of " + std::to_string(shape.first) + "x" +
+                                              std::to_string(shape.second));
+            }
         }
-        float score = 0.0f;
-        const spt::SampleOperand wide{&score, DType::fp32, 0, 0, int64_t{1} << 31};
-        expect_refused(
-            [&] { spt::accumulate_squared_grad({wide, wide, 1, 1, 2, 2, 1.0f, &score, 2}, 1); },
-            "columns too far apart");
     }
+    float score = 0.0f;
+    const spt::SampleOperand wide{&score, DType::fp32, 0, 0, int64_t{1} << 31};
+    expect_refused(
+        [&] { spt::accumulate_squared_grad({wide, wide, 1, 1, 2, 2, 1.0f, &score, 2}, 1); },
+        "columns too far apart");
+}
+
+// Tensors of awkward sizes in memory of exactly their size; patched ones against changed ones.
+void test_fingerprint(int n_threads) {
+    Random random(5);
+    for (int64_t element_size : {1, 2, 4, 8}) {
+        for (int64_t numel : {0, 1, 7, 33, 300001}) {
+            std::vector<char> data(static_cast<size_t>(numel * element_size));
+            for (char& byte : data) byte = static_cast<char>(random.bits());
+            const auto index = random.index(numel, 3);
+            std::vector<char> original(index.size() * static_cast<size_t>(element_size));
+            for (char& byte : original) byte = static_cast<char>(random.bits());
+            std::vector<char> changed = data;
+            for (size_t k = 0; k < index.size(); ++k) {
+                std::copy_n(original.begin() + static_cast<int64_t>(k) * element_size, element_size,
+                            changed.begin() + index[k] * element_size);
+            }
+            const auto nnz = static_cast<int64_t>(index.size());
+            const auto found = spt::fingerprint(
+                {{data.data(), numel, element_size, index.data(), original.data(), nnz},
+                 {changed.data(), numel, element_size, nullptr, nullptr, 0}},
+                n_threads);
+            expect(found[0].first == found[1].first && found[0].second == found[1].second,
+                   "fingerprint of " + std::to_string(numel) + " elements");
+        }
+    }
+    const float weight = 0.0f;
+    const int32_t outside = 1;
+    expect_refused([&] { spt::fingerprint({{&weight, 1, 4, &outside, &weight, 1}}, n_threads); },
+                   "a position out of range in fingerprint");
+}
+
+void test_dropout(int n_threads) {
+    Random random(6);
+    const spt::DropoutKey key{0x12345678u, 0x9abcdef0u, 0x40000000u};
+    for (int64_t n : {0, 1, 31, 200003}) {
+        const auto wide = random.whole(n);
+        const auto half = to_half(wide, DType::bf16);
+        std::vector<float> dropped(wide.size(), NAN);
+        std::vector<uint16_t> dropped_half = half;
+        spt::dropout(wide.data(), dropped.data(), n, 4, -5, key, n_threads);
+        spt::dropout(dropped_half.data(), dropped_half.data(), n, 2, -5, key, n_threads);
+        std::vector<float> kept = wide;
+        for (size_t i = 0; i < kept.size(); ++i) {
+            if (dropped_half[i] != half[i]) kept[i] = 0.0f;
+        }
+        expect(dropped == kept, "dropout of " + std::to_string(n) + " elements");
+    }
+    expect_refused([&] { spt::dropout(nullptr, nullptr, 1, 3, 0, key, n_threads); },
+                   "elements of 3 bytes in dropout");
+}
 
 }  // namespace
 
@@ -326,6 +378,8 @@ int main() {
             test_sparse_weight_grad(n_threads);
             test_sample_block(n_threads);
             test_squared_grad(n_threads);
+            test_fingerprint(n_threads);
+            test_dropout(n_threads);
         }
     }
     if (n_failures == 0) std::puts("native kernels: all results are right");

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .delta_holder import DeltaHolder
 from .first_order import first_derivative_only
 from .plain_module import keep_plain, plain_of
-from .position_index import checked_index
+from .position_index import CheckedIndex, checked_index
 from .saved_input import SavedInput, Tensors
 from .sparse_gradient import DeltaPattern, sparse_gradient
 from .tuned_linear import wide_dtype, without_autocast
@@ -166,13 +166,18 @@ class SparseDeltaConv2d(DeltaHolder):
 
     _main_parameter = "weight"
 
-    def __init__(self, conv: nn.Conv2d, index: Tensor, bias_index: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        index: Tensor | CheckedIndex,
+        bias_index: Tensor | CheckedIndex | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(conv, nn.Conv2d):
             raise TypeError(f"conv must be an nn.Conv2d, got {type(conv).__name__}")
-        checked_index("index", index, "weight", conv.weight)
+        index = checked_index("index", index, "weight", conv.weight)
         if bias_index is not None and conv.bias is not None:
-            checked_index("bias_index", bias_index, "bias", conv.bias)
+            bias_index = checked_index("bias_index", bias_index, "bias", conv.bias)
         keep_plain(self, conv)
         for name in conv.__constants__:
             setattr(self, name, getattr(conv, name))

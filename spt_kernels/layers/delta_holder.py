@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .keep_fp32 import keeping_fp32
-from .position_index import checked_index, position_problem
+from .position_index import CheckedIndex, checked_index, position_problem
 from .sparse_delta import SparseDelta, WrittenState, tag, write_deltas
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -29,7 +29,7 @@ class DeltaHolder(nn.Module):
 
     _main_parameter: ClassVar[str] = ""
 
-    def hold_delta(self, local: str, index: Tensor, name: str = "index") -> None:
+    def hold_delta(self, local: str, index: Tensor | CheckedIndex, name: str = "index") -> None:
         """Freeze a parameter but for the positions in `index`, where a zero delta is added.
 
         Args:
@@ -42,7 +42,7 @@ class DeltaHolder(nn.Module):
             raise ValueError(f"{name} was given, but the {type(self).__name__} has no {local}")
         if target.dtype not in DTYPES:
             raise TypeError(f"{local} must be fp32, bf16, fp16 or fp64, got {target.dtype}")
-        positions = checked_index(name, index, local, target)  # [nnz] int32
+        positions = checked_index(name, index, local, target).index  # [nnz] int32
         delta_name, index_name, original_name = self.delta_local_names(local)
         for taken in (index_name, original_name):
             if hasattr(self, taken):

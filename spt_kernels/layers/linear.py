@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .delta_holder import DeltaHolder
 from .plain_module import keep_plain, plain_of
-from .position_index import checked_index
+from .position_index import CheckedIndex, checked_index
 from .sparse_gradient import DeltaPattern
 from .tuned_linear import TunedLinear
 
@@ -53,13 +53,18 @@ class SparseDeltaLinear(DeltaHolder):
 
     _main_parameter = "weight"
 
-    def __init__(self, linear: nn.Linear, index: Tensor, bias_index: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        linear: nn.Linear,
+        index: Tensor | CheckedIndex,
+        bias_index: Tensor | CheckedIndex | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be an nn.Linear, got {type(linear).__name__}")
-        checked_index("index", index, "weight", linear.weight)
+        index = checked_index("index", index, "weight", linear.weight)
         if bias_index is not None and linear.bias is not None:
-            checked_index("bias_index", bias_index, "bias", linear.bias)
+            bias_index = checked_index("bias_index", bias_index, "bias", linear.bias)
         keep_plain(self, linear)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.hold_delta("weight", index)

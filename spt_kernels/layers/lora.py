@@ -24,9 +24,10 @@ class LoraLinear(StructuredLinear):
     """`base(x)` plus `scale · B_i A_i dropout(x)` on each of some ranges of output features.
 
     The updates are added into the output of the base layer in place; the backward keeps the
-    bottleneck and what `SavedInput` says of `x`, and draws the dropout mask again from its seed,
-    which comes from torch's default CPU generator (and so cannot be captured in a CUDA graph; what
-    `torch.compile` makes of the layer can). The published code, too, drops elements of the input.
+    bottleneck and what `SavedInput` says of `x`. The dropout mask is never in memory: it is a hash
+    of positions and of a seed, which comes from torch's default CPU generator (and so cannot be
+    captured in a CUDA graph; what `torch.compile` makes of the layer can). The published code, too,
+    drops elements of the input.
 
     Attributes:
         base: the frozen layer; a `SparseDeltaLinear` keeps training its deltas.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .delta_holder import DeltaHolder
 from .parameter import attached
 from .plain_module import keep_plain, plain_of
+from .position_index import CheckedIndex
 
 
 class SparseDeltaNorm(DeltaHolder):
@@ -36,7 +37,10 @@ class SparseDeltaNorm(DeltaHolder):
     """
 
     def __init__(
-        self, norm: nn.Module, weight_index: Tensor | None = None, bias_index: Tensor | None = None
+        self,
+        norm: nn.Module,
+        weight_index: Tensor | CheckedIndex | None = None,
+        bias_index: Tensor | CheckedIndex | None = None,
     ) -> None:
         super().__init__()
         if next(norm.children(), None) is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .delta_holder import DeltaHolder
+from .position_index import CheckedIndex
 
 
 class AttachDelta(torch.autograd.Function):
@@ -52,7 +53,7 @@ def attached(holder: DeltaHolder, local: str) -> Tensor | None:
     return AttachDelta.apply(target, delta, index)
 
 
-def attach_parameter(module: nn.Module, local: str, index: Tensor) -> None:
+def attach_parameter(module: nn.Module, local: str, index: Tensor | CheckedIndex) -> None:
     """Train a few entries of a parameter of any module, in place.
 
     The module's class is replaced by a subclass of the same name in which reading the attribute

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 
-def checked_index(name: str, index: Tensor, target_name: str, target: Tensor) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class CheckedIndex:
+    """Flat positions that `checked_index` has let through, int32 `[nnz]`, and for which target."""
+
+    index: Tensor
+    target: Tensor
+
+
+def checked_index(
+    name: str, index: Tensor | CheckedIndex, target_name: str, target: Tensor
+) -> CheckedIndex:
     """A contiguous int32 copy of flat positions, if they are positions in `target`.
 
     Args:
         name: of the argument, for messages.
-        index: int32 or int64 `[nnz]`, sorted, without duplicates, on the target's device.
+        index: int32 or int64 `[nnz]`, sorted, without duplicates, on the target's device; or what
+            this function made of it for this target before.
         target_name: of the tensor that is indexed, for messages.
         target: contiguous floating tensor.
 
@@ -19,6 +32,10 @@ def checked_index(name: str, index: Tensor, target_name: str, target: Tensor) ->
         TypeError: the index is not an int32 or int64 tensor, or the target is not floating.
         ValueError: anything else is wrong with them.
     """
+    if isinstance(index, CheckedIndex):
+        if index.target is not target:
+            raise ValueError(f"{name} was checked for another tensor than {target_name}")
+        return index
     if not isinstance(index, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(index).__name__}")
     if index.dtype not in (torch.int32, torch.int64):
@@ -39,7 +56,7 @@ def checked_index(name: str, index: Tensor, target_name: str, target: Tensor) ->
     problem = position_problem(index, target.numel())
     if problem:
         raise ValueError(f"{name} {problem}")
-    return index.to(torch.int32, copy=True).contiguous()
+    return CheckedIndex(index.to(torch.int32, copy=True).contiguous(), target)
 
 
 def position_problem(index: Tensor, numel: int) -> str:
@@ -47,6 +64,9 @@ def position_problem(index: Tensor, numel: int) -> str:
     if numel >= 2**31:
         return f"holds int32 positions, and the tensor has {numel} elements"
     if index.numel() == 0:
+        return ""
+    ascending = bool((index[1:] > index[:-1]).all())
+    if ascending and int(index[0]) >= 0 and int(index[-1]) < numel:
         return ""
     low, high = index.aminmax()
     if int(low) < 0 or int(high) >= numel:

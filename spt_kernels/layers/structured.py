@@ -29,7 +29,11 @@ class StructuredLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Of the base layer."""
+        """Of the base layer, without what is trained on it: there is no one matrix with an Adapter.
+
+        Code that reads a weight instead of calling the layer passes the LoRA or Adapter by; for a
+        LoRA `weight + update()` is the whole matrix, which `merge` leaves behind.
+        """
         return self.base.weight
 
     @property

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
+from ..ops.dropout import dropout, dropout_
 from .first_order import first_derivative_only
 from .saved_input import SavedInput, Tensors
 from .sparse_gradient import DeltaPattern, sparse_gradient
@@ -29,7 +29,7 @@ class LoraCall:
         rows: half-open ranges of output features.
         scale: factor of the update.
         dropout: probability of dropping an element; 0 outside training.
-        seed: which elements; the mask is drawn from it again in the backward.
+        seed: which elements; forward and backward both make the mask from it.
     """
 
     rank: int
@@ -48,20 +48,15 @@ class LoraCall:
             first = last
         return found
 
-    def mask(self, like: Tensor, width: int) -> Tensor | None:
-        """Which elements of the input are kept: bool, the same at every call; None for all.
+    def dropped(self, x: Tensor, first: int = 0) -> Tensor:
+        """`x` with zeros for the elements that this call drops, of which the first is `first`."""
+        return x if self.dropout == 0.0 else dropout(x, self.dropout, self.seed, first)
 
-        Args:
-            like: `[..., any]`, on the input's device and with its leading dimensions.
-            width: of the input.
-        """
-        if self.dropout == 0.0:
-            return None
-        mask = torch.empty((*like.shape[:-1], width), dtype=torch.bool, device=like.device)
-        if isinstance(like, FakeTensor) or like.device.type == "meta":
-            return mask.bernoulli_(1.0 - self.dropout)  # no values, and perhaps no such device
-        generator = torch.Generator(like.device).manual_seed(self.seed)
-        return mask.bernoulli_(1.0 - self.dropout, generator=generator)
+    def drop_(self, x: Tensor) -> Tensor:
+        """`dropped`, in place where that can be."""
+        if self.dropout == 0.0 or not x.is_contiguous():
+            return self.dropped(x)
+        return dropout_(x, self.dropout, self.seed)
 
     @property
     def kept_scale(self) -> float:
@@ -119,7 +114,6 @@ class TunedLinear(torch.autograd.Function):
         lora: LoraCall | None = ctx.lora
         x: Any = None
         grad_inner: Any = None
-        mask: Tensor | None = None
         grad_x = grad_delta = grad_bias_delta = grad_a = grad_b = None
         with without_autocast(grad_output.device):
             gy = grad_output.reshape(-1, grad_output.shape[-1])  # [tokens, out]
@@ -136,14 +130,13 @@ class TunedLinear(torch.autograd.Function):
                     grad_b = _grad_of_b(gy, inner, lora)
                 if needs.x or needs.lora_a:
                     grad_inner = _grad_of_inner(gy, lora_b, lora)  # [tokens, ranges · rank]
-                    mask = lora.mask(grad_output, ctx.in_features)
                 if needs.lora_a:
-                    if mask is not None:  # into what was rebuilt, but not into another's tensor
-                        x = x * mask if ctx.saved_input.kind == "tensor" else x.mul_(mask)
+                    # into what was rebuilt, but not into another's tensor
+                    x = lora.dropped(x) if ctx.saved_input.kind == "tensor" else lora.drop_(x)
                     grad_a = grad_inner.t() @ x.reshape(-1, ctx.in_features)
             del x  # before the gradient of the same size is made
             if needs.x:
-                flat = _grad_of_x(gy, weight, grad_inner, lora_a, mask)
+                flat = _grad_of_x(gy, weight, grad_inner, lora_a, lora)
                 shape = (*grad_output.shape[:-1], ctx.in_features)
                 grad_x = flat.view(shape).to(ctx.x_dtype)
         return (
@@ -203,15 +196,13 @@ def _add_lora(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, lora: LoraCa
 
 def _bottleneck(x: Tensor, lora_a: Tensor, lora: LoraCall) -> Tensor:
     flat = x.reshape(-1, x.shape[-1])  # [tokens, in]
-    mask = lora.mask(x, x.shape[-1])
-    if mask is None:
+    if lora.dropout == 0.0:
         return flat @ lora_a.t()
-    mask = mask.view(flat.shape)
     inner = flat.new_empty(flat.shape[0], lora_a.shape[0])
     step = max(1, _DROPPED_ELEMENTS // flat.shape[1])
     for start in range(0, flat.shape[0], step):
-        some = slice(start, start + step)
-        inner[some] = (flat[some] * mask[some]) @ lora_a.t()
+        some = lora.dropped(flat[start : start + step], start * flat.shape[1])
+        torch.mm(some, lora_a.t(), out=inner[start : start + step])
     return inner.mul_(lora.kept_scale)
 
 
@@ -234,13 +225,11 @@ def _grad_of_x(
     weight: Tensor,
     grad_inner: Tensor | None,
     lora_a: Tensor | None,
-    mask: Tensor | None,
+    lora: LoraCall | None,
 ) -> Tensor:
-    """`[tokens, in]`, in one buffer: the LoRA's part first, masked, then the base layer's added."""
+    """`[tokens, in]`, in one buffer: the LoRA's part with its dropout first, then the base's."""
     weight = weight.to(gy.dtype)
-    if grad_inner is None or lora_a is None:
+    if grad_inner is None or lora_a is None or lora is None:
         return gy @ weight
-    grad = grad_inner @ lora_a.to(gy.dtype)
-    if mask is not None:
-        grad.mul_(mask.view(grad.shape))
+    grad = lora.drop_(grad_inner @ lora_a.to(gy.dtype))
     return grad.addmm_(gy, weight)

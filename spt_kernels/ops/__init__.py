@@ -2,6 +2,8 @@
 
 # Some ops share their name with the file that defines them. Importing all of them eagerly makes
 # sure that the package attribute is the function, whoever imports one of the files first.
+from .dropout import dropout, dropout_
+from .fingerprint import fingerprint
 from .rebuild_input import rebuild_gelu, rebuild_layer_norm
 from .sparse_adamw import AdamWEntry, sparse_adamw
 from .sparse_weight_grad import sparse_weight_grad
@@ -13,6 +15,9 @@ __all__ = [
     "AdamWEntry",
     "accumulate_squared_grad",
     "accumulate_squared_vector_grad",
+    "dropout",
+    "dropout_",
+    "fingerprint",
     "gather_original",
     "rebuild_gelu",
     "rebuild_layer_norm",

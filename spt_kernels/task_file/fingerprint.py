@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from .container import bytes_of
+from ..ops.fingerprint import fingerprint
+
+# A tensor, and the positions at which it counts as if it held other values: both None, or [nnz]
+Row = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Dtype, shape and BLAKE2b-128 of the exact bytes of one tensor.
+    """Dtype, shape and a 128-bit hash of the exact bytes of one tensor.
 
     Attributes:
         dtype: such as `"float32"`.
         shape: sizes of the tensor.
-        digest: 32 hex digits over dtype, shape and raw bytes in row-major order.
+        digest: 32 hex digits over the raw bytes in row-major order; see `ops.fingerprint`.
     """
 
     dtype: str
@@ -28,14 +31,21 @@ class Fingerprint:
     @classmethod
     def of(cls, tensor: Tensor) -> Fingerprint:
         """Fingerprint of a tensor on any device."""
-        dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
-        digest = hashlib.blake2b(f"{dtype}{list(shape)}".encode(), digest_size=16)
-        digest.update(bytes_of(tensor))
-        return cls(dtype, shape, digest.hexdigest())
+        return cls.of_all({"": (tensor, None, None)})[""]
 
-    def difference(self, tensor: Tensor) -> str | None:
-        """What sets `tensor` apart from the fingerprinted one, in words; None if nothing does."""
-        other = Fingerprint.of(tensor)
+    @classmethod
+    def of_all(cls, rows: Mapping[str, Row]) -> dict[str, Fingerprint]:
+        """Fingerprints of many tensors, some of them at other values, in one pass over them."""
+        columns = zip(*rows.values(), strict=True) if rows else ((), (), ())
+        tensors, indices, originals = (list(column) for column in columns)
+        digests = fingerprint(tensors, indices, originals)
+        return {
+            name: cls(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), digest)
+            for name, tensor, digest in zip(rows, tensors, digests, strict=True)
+        }
+
+    def difference(self, other: Fingerprint) -> str | None:
+        """What sets another tensor apart from this one, in words; None if nothing does."""
         if other.shape != self.shape:
             return f"expected shape {list(self.shape)}, got {list(other.shape)}"
         if other.dtype != self.dtype:

@@ -22,7 +22,7 @@ from .fingerprint import Fingerprint
 from .positions import decode_positions, encode_positions
 
 FORMAT = "spt_kernels.task"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +127,11 @@ def _check_version(metadata: Mapping[str, str]) -> None:
     version = metadata.get("format_version", "")
     if not (version.isascii() and version.isdigit() and len(version) <= 9 and int(version) >= 1):
         raise ValueError(f"expected a format version, got {version!r}")
+    if int(version) < FORMAT_VERSION:
+        raise ValueError(
+            f"the file is of format version {version}, which was never released and whose "
+            "fingerprints are of another kind: save the task again"
+        )
     if int(version) > FORMAT_VERSION:
         raise ValueError(
             f"the file is of format version {version}, this package reads up to {FORMAT_VERSION}: "

@@ -75,11 +75,10 @@ def decode_positions(encoded: Tensor, count: int, numel: int) -> Tensor:
     if (data[ends[n_bytes > 1]] == 0).any():
         raise ValueError("a position takes more bytes than it needs")
 
-    starts = ends - n_bytes + 1
-    gaps = np.zeros(count, dtype=np.int64)
-    for i in range(_MAX_BYTES):
-        present = n_bytes > i
-        gaps[present] |= (data[starts[present] + i] & 127).astype(np.int64) << (7 * i)
+    gaps = data[ends].astype(np.int64)  # the highest seven bits of each, then those below
+    for i in range(1, n_bytes.max(initial=0)):
+        longer = np.flatnonzero(n_bytes > i)
+        gaps[longer] = gaps[longer] << 7 | (data[ends[longer] - i] & 127)
     positions = np.cumsum(gaps + 1) - 1
     if count and positions[-1] >= numel:
         raise ValueError(f"position {positions[-1]} is out of range for {numel} elements")

@@ -1,0 +1,82 @@
+"""Triton kernel of dropout by a hash of each element's position: one pass."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
+
+# 2,048 elements a program: 16 a thread, so that each reads whole 128-bit words
+_BLOCK, _WARPS = 2048, 4
+
+
+@triton.jit(do_not_specialize=["before", "between", "threshold", "first"])
+def dropout_kernel(
+    input_ptr,
+    output_ptr,
+    n,
+    before: tl.int64,
+    between: tl.int64,
+    threshold: tl.int64,
+    first: tl.int64,
+    BLOCK: tl.constexpr,
+):
+    """input where the hash of its position reaches the threshold, else 0."""
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < n
+
+    x = (offsets + first).to(tl.uint32) ^ before.to(tl.uint32)
+    x ^= x >> 16
+    x *= 0x7FEB352D
+    x ^= x >> 15
+    x ^= between.to(tl.uint32)
+    x *= 0x846CA68B
+    x ^= x >> 16
+
+    value = tl.load(input_ptr + offsets, mask=mask, other=0.0)
+    kept = tl.where(x >= threshold.to(tl.uint32), value, 0.0)
+    tl.store(output_ptr + offsets, kept.to(value.dtype), mask=mask)
+
+
+def dropout(
+    input: Tensor, output: Tensor, before: int, between: int, threshold: int, first: int
+) -> None:
+    """See `spt_kernels.reference.dropout.dropout`."""
+    n = input.numel()
+    if n == 0:
+        return
+    dropout_kernel[(triton.cdiv(n, _BLOCK),)](
+        input,
+        output,
+        n=n,
+        before=before,
+        between=between,
+        threshold=threshold,
+        first=first,
+        BLOCK=_BLOCK,
+        num_warps=_WARPS,
+    )
+
+
+def shipped_variants() -> list[Variant]:
+    """Each dtype; a thread's 16 elements are hashed and compared in registers."""
+    words = dict.fromkeys(("before", "between", "threshold", "first"), "i64")
+    return [
+        Variant(
+            name=f"dropout-{short_name(dtype)}",
+            kernel=dropout_kernel,
+            signature={
+                "input_ptr": POINTER[dtype],
+                "output_ptr": POINTER[dtype],
+                "n": "i32",
+                **words,
+            },
+            constexprs={"BLOCK": _BLOCK},
+            num_warps=_WARPS,
+            aligned=("input_ptr", "output_ptr", "n"),
+            load_bits=128,
+        )
+        for dtype in FLOAT_DTYPES
+    ]
