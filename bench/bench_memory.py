@@ -1,11 +1,12 @@
 """Accounted peak memory of a training step of each method, by category, beside the targets.
 
-`python -m bench.bench_memory` prints every table; `pytest bench/bench_memory.py` those with targets.
+`python -m bench.bench_memory` prints every table; under pytest, the rows that have targets.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,13 +44,18 @@ BF16_BASE_TARGET = 0.9  # of ours on a bf16 base, against LoRA-16 under autocast
 
 def estimates_of(name: str, dtype: str, rows: Sequence[str] = ()) -> Estimates:
     """The accounted peak of each method, or of those in `rows`, for a model of timm's."""
-    base = timm.create_model(name, num_classes=CLASSES)
-    shape = (BATCH, 3, 224, 224)
+    base, prepared = _prepared(name)
     return {
-        row: estimate_memory(methods.accountable(prepare(base)), shape, method=None, dtype=dtype)
-        for row, prepare in methods.methods(base).items()
+        row: estimate_memory(methods.accountable(prepare(base)), (BATCH, 3, 224, 224), dtype=dtype)
+        for row, prepare in prepared.items()
         if not rows or row in rows
     }
+
+
+@functools.lru_cache(maxsize=1)
+def _prepared(name: str) -> tuple[nn.Module, dict[str, methods.Prepare]]:
+    base = timm.create_model(name, num_classes=CLASSES)
+    return base, methods.methods(base)
 
 
 def table(name: str, dtype: str, estimates: Estimates) -> list[str]:

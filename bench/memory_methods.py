@@ -104,8 +104,8 @@ def _with_head(tuned: nn.Module, plain: nn.Module) -> nn.Module:
 def accountable(model: nn.Module) -> nn.Module:
     """`model`, in place, with SHiRA's forward in operations that fake tensors can do.
 
-    PEFT adds a sparse tensor to a copy of the weight, of which fake tensors know no gradient. Adding
-    the values at their positions makes and keeps tensors of the same sizes.
+    PEFT adds a sparse tensor to a copy of the weight, of which fake tensors know no gradient.
+    Adding the values at their positions makes and keeps tensors of the same sizes.
     """
     for module in model.modules():
         if hasattr(module, "shira_weight"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,7 @@ from .allocation import LoraSpec, Plan
 from .anatomy import candidate_names, describe, head_names
 from .layers import sparse_deltas
 from .layers.sparse_gradient import DeltaPattern
+from .layers.tuned_conv import TouchedGroups
 from .memory_ledger import Ledger
 from .tuning import apply
 
@@ -84,7 +85,8 @@ def estimate_memory(
     allocate within themselves, the allocator's rounding and fragmentation, the CUDA context.
 
     Args:
-        model: any module, plain or tuned already; neither changed nor copied.
+        model: any module, plain or tuned already, by another library too; neither changed nor
+            copied.
         batch_shape: shape of the input, `(batch, 3, height, width)`.
         plan: tune the (plain) model so, and train that; `method` is then only what to call it.
         method: `"full"`, `"linear"` (the head), `"bias"` (biases and the head), or `"lora"` (a LoRA
@@ -163,8 +165,8 @@ def _fake_copy(
         dtype: to cast floating tensors to, but for what tuned layers keep in fp32.
 
     Returns:
-        The copy, and fakes for tensors that a tuned model holds besides, which stay real in it
-        because its layers look at their values.
+        The copy, and fakes for tensors that its modules hold besides, which stay real in it because
+        a forward may look at their values.
     """
     tuning = getattr(model, "spt_tuning", None)
     tensors = {id(t): t for t in _tensors_of(model)}
@@ -187,12 +189,17 @@ def _fake_copy(
         memo[id(tuning)] = tuning
         real |= {id(t): t for t in tuning.base_head.values()}
     for module in model.modules():
-        for pattern in vars(module).values():
-            if isinstance(pattern, DeltaPattern):
-                twin = DeltaPattern(pattern.whole)
+        for value in vars(module).values():
+            if isinstance(value, DeltaPattern):
+                twin = DeltaPattern(value.whole)
                 _ = twin.compacted  # made on first use otherwise, from the values of the index
-                memo[id(pattern)] = twin
-                real |= {id(t): t for t in (pattern.whole.rows, pattern.whole.columns)}
+                memo[id(value)] = twin
+                held: Iterable[Any] = (value.whole.rows, value.whole.columns)
+            elif isinstance(value, TouchedGroups):
+                held = (value.inputs, value.outputs, value.index)
+            else:
+                held = tree_iter(value)
+            real |= {id(t): t for t in held if isinstance(t, Tensor)}
     besides = [
         _empty_like(t, fakes, dtype if t.is_floating_point() else None)
         for key, t in real.items()
