@@ -24,7 +24,10 @@ from spt_kernels.memory import estimate_memory
 
 from . import memory_methods as methods
 
-ROWS = (methods.FULL, methods.LORA, methods.SPT_LORA, methods.UNSTRUCTURED)
+ROWS = (
+    *(methods.FULL, methods.LORA, methods.SHIRA),
+    *(methods.SPT_LORA, methods.SPT_ADAPTER, methods.UNSTRUCTURED),
+)
 MODEL, CLASSES, STEPS, THREADS = "vit_base_patch16_224", 100, 3, 2
 
 # Every tensor is a mapping of its own, given back when it dies: what is resident is what is alive.
@@ -34,6 +37,8 @@ OWN_MAPPINGS = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 def measure(row: str, batch: int) -> dict[str, float]:
     """Peak resident MiB of training steps beyond what the process had before there was a model."""
+    import peft  # noqa: F401  # whose libraries no row is to be charged with
+
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     tiny = timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES, depth=1)
@@ -98,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{MODEL}, batch {chosen.batch}, fp32, {THREADS} threads, torch {torch.__version__}: peak"
     )
     print("of a training step in MiB, resident beyond a process without a model, and accounted")
-    print(f"  {'':<20}{'accounted':>11}{'own mappings':>14}{'':>9}{'glibc default':>15}")
+    print(f"  {'':<26}{'accounted':>11}{'own mappings':>14}{'':>9}{'glibc default':>15}")
     for row in ROWS:
         mapped, default = (
             _in_own_process(row, chosen.batch, environment) for environment in (OWN_MAPPINGS, {})
@@ -108,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{found['real_mib']:>12,.1f} {found['real_mib'] / accounted - 1:>+8.1%}"
             for found in (mapped, default)
         ]
-        print(f"  {row:<20}{accounted:>11,.1f}  {'  '.join(cells)}", flush=True)
+        print(f"  {row:<26}{accounted:>11,.1f}  {'  '.join(cells)}", flush=True)
 
 
 if __name__ == "__main__":

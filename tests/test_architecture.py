@@ -23,7 +23,7 @@ ORDER = (
     ("tuning",),
     ("optim", "base_model", "task_file"),
     ("task",),
-    ("delta", "memory_ledger"),
+    ("delta", "memory_ledger", "memory_twin"),
     ("memory",),
     ("figures", "environment"),
     ("finetuning",),

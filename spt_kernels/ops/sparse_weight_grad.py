@@ -72,7 +72,8 @@ class SparsePattern:
     def _prepare(
         cls, index: Tensor, out_features: int, in_features: int, columns: Tensor
     ) -> SparsePattern:
-        rows = torch.unique_consecutive(index // max(1, in_features))
+        # the clone lets go of a storage as long as the index, of which few elements are rows
+        rows = torch.unique_consecutive(index // max(1, in_features)).clone()
         if index.device.type != "cuda" or len(index) == 0:
             return cls(index, out_features, in_features, rows, columns)
         from ..kernels.tile_plan import plan_tiles
