@@ -30,4 +30,4 @@ def rebuild_layer_norm(
 
 def rebuild_gelu(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
     """`x Φ(x)`, or its tanh approximation, rounded as the forward rounded."""
-    return torch.empty_like(input, dtype=dtype).copy_(F.gelu(input, approximate=approximate))
+    return F.gelu(input, approximate=approximate).to(dtype)
