@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -12,14 +11,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_iter
 
 from .allocation import LoraSpec, Plan
 from .anatomy import candidate_names, describe, head_names
-from .layers import sparse_deltas
-from .layers.sparse_gradient import DeltaPattern
 from .memory_ledger import Ledger
+from .memory_twin import fake_copy, tensors_of
 from .tuning import apply
 
 METHODS = ("full", "linear", "bias", "lora", "spt", "spt-lora", "spt-adapter", "spt-unstructured")
@@ -84,7 +82,8 @@ def estimate_memory(
     allocate within themselves, the allocator's rounding and fragmentation, the CUDA context.
 
     Args:
-        model: any module, plain or tuned already; neither changed nor copied.
+        model: any module, plain or tuned already, by another library too; neither changed nor
+            copied.
         batch_shape: shape of the input, `(batch, 3, height, width)`.
         plan: tune the (plain) model so, and train that; `method` is then only what to call it.
         method: `"full"`, `"linear"` (the head), `"bias"` (biases and the head), or `"lora"` (a LoRA
@@ -112,13 +111,13 @@ def estimate_memory(
 
     # real tensors (constants that a model makes for itself) are let in, and not counted
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
-    twin, besides = _fake_copy(model, fakes, torch.bfloat16 if dtype == "bf16" else None)
+    twin, besides = fake_copy(model, fakes, torch.bfloat16 if dtype == "bf16" else None)
     label = method or _label(plan, model)
     if plan is None and method == "lora":
         plan = _lora_everywhere(twin, rank)
     if plan is not None:
         apply(twin, plan)
-        twin, besides = _fake_copy(twin, fakes)  # what tuning has added is still real
+        twin, besides = fake_copy(twin, fakes)  # what tuning has added is still real
     elif method is not None:
         _choose_trainable(twin, method)
     if checkpointing:
@@ -129,7 +128,7 @@ def estimate_memory(
 
     ledger = Ledger()
     with fakes, ledger:
-        ledger.mark(itertools.chain(_tensors_of(twin), besides), "weights")
+        ledger.mark(itertools.chain(tensors_of(twin), besides), "weights")
         batch = torch.empty(shape)
         if dtype == "bf16":
             batch = batch.bfloat16()
@@ -150,69 +149,6 @@ def estimate_memory(
         training=training,
         num_trainable=sum(p.numel() for p in trainable),
     )
-
-
-def _fake_copy(
-    model: nn.Module, fakes: FakeTensorMode, dtype: torch.dtype | None = None
-) -> tuple[Any, list[Tensor]]:
-    """A deep copy with fakes of the same shape for parameters and buffers: no data is read.
-
-    Args:
-        model: plain or tuned; its parameters may be fakes already.
-        fakes: the mode to make them in.
-        dtype: to cast floating tensors to, but for what tuned layers keep in fp32.
-
-    Returns:
-        The copy, and fakes for tensors that a tuned model holds besides, which stay real in it
-        because its layers look at their values.
-    """
-    tuning = getattr(model, "spt_tuning", None)
-    tensors = {id(t): t for t in _tensors_of(model)}
-    kept = set()
-    if tuning is not None:
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        kept = {id(p) for name, p in trained.items() if name not in tuning.plan.head}
-    memo: dict[int, Any] = {}
-    for key, tensor in tensors.items():
-        fake = tensor.detach()
-        if not isinstance(tensor, FakeTensor):
-            is_cast = tensor.is_floating_point() and key not in kept
-            fake = _empty_like(tensor, fakes, dtype if is_cast else None)
-        if isinstance(tensor, nn.Parameter):
-            fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
-        memo[key] = fake
-
-    real: dict[int, Tensor] = {}
-    if tuning is not None:
-        memo[id(tuning)] = tuning
-        real |= {id(t): t for t in tuning.base_head.values()}
-    for module in model.modules():
-        for pattern in vars(module).values():
-            if isinstance(pattern, DeltaPattern):
-                twin = DeltaPattern(pattern.whole)
-                _ = twin.compacted  # made on first use otherwise, from the values of the index
-                memo[id(pattern)] = twin
-                real |= {id(t): t for t in (pattern.whole.rows, pattern.whole.columns)}
-    besides = [
-        _empty_like(t, fakes, dtype if t.is_floating_point() else None)
-        for key, t in real.items()
-        if key not in tensors
-    ]
-    return copy.deepcopy(model, memo), besides
-
-
-def _tensors_of(model: nn.Module) -> Iterator[Tensor]:
-    """Parameters, buffers, and what sparse deltas hold besides: positions and base values."""
-    yield from model.parameters()
-    yield from model.buffers()
-    for delta in sparse_deltas(model).values():
-        yield from (delta.index, delta.original)
-
-
-def _empty_like(tensor: Tensor, fakes: FakeTensorMode, dtype: torch.dtype | None = None) -> Tensor:
-    dtype = dtype or tensor.dtype
-    with fakes:
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="cpu")
 
 
 def _lora_everywhere(model: nn.Module, rank: int) -> Plan:

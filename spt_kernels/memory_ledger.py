@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,14 +37,15 @@ class Ledger(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_iter(result):
-            if isinstance(leaf, FakeTensor):
+            # a sparse tensor has no storage: its indices and values are tensors of their own
+            if isinstance(leaf, FakeTensor) and leaf.layout == torch.strided:
                 self._book(leaf)
         return result
 
     def mark(self, tensors: Iterable[Tensor | None], category: str) -> None:
         """Say what the storages of some tensors are for, booking them if they are new."""
         for tensor in tensors:
-            if isinstance(tensor, FakeTensor):
+            if isinstance(tensor, FakeTensor) and tensor.layout == torch.strided:
                 self._categories.setdefault(self._book(tensor), category)
 
     def begin_forward(self) -> None:

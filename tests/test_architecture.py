@@ -25,7 +25,7 @@ ORDER = (
     ("prepared_step",),
     ("optim", "base_model", "task_file"),
     ("task",),
-    ("delta", "memory_ledger"),
+    ("delta", "memory_ledger", "memory_twin"),
     ("memory",),
     ("figures", "environment"),
     ("finetuning",),

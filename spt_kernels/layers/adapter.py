@@ -67,7 +67,7 @@ class AdapterLinear(StructuredLinear):
         updates = []
         for rows, own, part in self._ranges():
             low = F.linear(
-                y[..., rows],
+                y[..., rows].contiguous(),  # what is kept of them must not hold on to all of y
                 self.down_weight[:, own].to(y.dtype),
                 self.down_bias[part].to(y.dtype),
             )

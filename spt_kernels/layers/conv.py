@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,131 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .delta_holder import DeltaHolder
-from .first_order import first_derivative_only
 from .plain_module import keep_plain, plain_of
 from .position_index import CheckedIndex, checked_index
-from .saved_input import SavedInput, Tensors
-from .sparse_gradient import DeltaPattern, sparse_gradient
-from .tuned_linear import wide_dtype, without_autocast
-
-
-@dataclass(frozen=True)
-class ConvGeometry:
-    """How a convolution moves over its input."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-
-    @property
-    def is_patchwise(self) -> bool:
-        """Whether patches do not overlap: then it is a linear layer on patches."""
-        return (
-            self.stride == self.kernel
-            and self.padding == (0, 0)
-            and self.groups == 1
-            and (self.dilation == (1, 1) or self.kernel == (1, 1))
-        )
-
-    def patches(self, x: Tensor) -> Tensor:
-        """Input of the linear layer `[batch · height · width, in_channels · kernel]`."""
-        (high, wide), (batch, channels) = self.kernel, x.shape[:2]
-        rows, columns = x.shape[2] // high, x.shape[3] // wide
-        x = x[:, :, : rows * high, : columns * wide]
-        x = x.reshape(batch, channels, rows, high, columns, wide).permute(0, 2, 4, 1, 3, 5)
-        return x.reshape(batch * rows * columns, channels * high * wide)
-
-
-class TunedConv2d(torch.autograd.Function):
-    """`F.conv2d` on a weight that holds base + delta; gradients only of what is trained.
-
-    Patchwise convolutions (1×1, patch embeddings) sample the gradient of the delta as a Linear
-    does. For depthwise and other ones the convolution's own weight gradient is made, sampled and
-    dropped: of depthwise it is tiny, of a full 3×3 the size of the weight, one layer at a time.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        delta: Tensor | None,
-        index: Tensor | None,
-        pattern: DeltaPattern | None,
-        bias_delta: Tensor | None,
-        bias_index: Tensor | None,
-        geometry: tuple[Any, ...],
-    ) -> Tensor:
-        """`[batch, out, height, width]`, in the dtype that autocast gives to `F.conv2d`."""
-        how = ConvGeometry(*geometry)
-        y = F.conv2d(x, weight, bias, how.stride, how.padding, how.dilation, how.groups)
-        needs_x, needs_delta, needs_bias_delta = (ctx.needs_input_grad[i] for i in (0, 3, 6))
-        saved = SavedInput("nothing", y.dtype)
-        kept: Tensors = ()
-        if needs_delta:
-            saved, kept = SavedInput.of(x, y.dtype)
-        ctx.save_for_backward(
-            weight if needs_x or (needs_delta and not how.is_patchwise) else None,
-            index if needs_delta and pattern is None else None,
-            bias_index if needs_bias_delta else None,
-            *kept,
-        )
-        ctx.saved_input, ctx.pattern, ctx.geometry = saved, pattern, how
-        ctx.x_shape, ctx.x_dtype = x.shape, x.dtype
-        return y
-
-    @staticmethod
-    @first_derivative_only
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the input and of the deltas."""
-        weight, index, bias_index, *kept = ctx.saved_tensors
-        needs_x, needs_delta, needs_bias_delta = (ctx.needs_input_grad[i] for i in (0, 3, 6))
-        how: ConvGeometry = ctx.geometry
-        x: Any = None
-        grad_x = grad_delta = grad_bias_delta = None
-        with without_autocast(gy.device):
-            if needs_delta:
-                x = ctx.saved_input.rebuild(tuple(kept))
-            if needs_bias_delta:
-                total = gy.sum((0, 2, 3), dtype=wide_dtype(gy))
-                grad_bias_delta = total.index_select(0, bias_index)
-            if needs_delta and how.is_patchwise:
-                patches = how.patches(x)
-                flat = gy.permute(0, 2, 3, 1).reshape(-1, gy.shape[1])
-                grad_delta = sparse_gradient(flat, patches, ctx.pattern.whole)
-                x = None
-            dense = needs_delta and not how.is_patchwise
-            if needs_x or dense:
-                like = x if x is not None else gy.new_empty(1).expand(ctx.x_shape)
-                grad_x, grad_weight = _convolution_backward(
-                    gy, like, weight.to(gy.dtype), how, (needs_x, dense)
-                )
-                grad_x = grad_x.to(ctx.x_dtype) if needs_x else None
-                if dense:
-                    grad_delta = grad_weight.reshape(-1).index_select(0, index).float()
-        return grad_x, None, None, grad_delta, None, None, grad_bias_delta, None, None
-
-
-def _convolution_backward(
-    gy: Tensor, x: Tensor, weight: Tensor, how: ConvGeometry, wanted: tuple[bool, bool]
-) -> tuple[Tensor, Tensor]:
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        gy,
-        x,
-        weight,
-        None,
-        how.stride,
-        how.padding,
-        how.dilation,
-        False,
-        (0, 0),
-        how.groups,
-        (*wanted, False),
-    )
-    return grad_x, grad_weight
+from .sparse_gradient import DeltaPattern
+from .tuned_conv import ConvGeometry, TouchedGroups, TunedConv2d
 
 
 class SparseDeltaConv2d(DeltaHolder):
@@ -213,9 +91,11 @@ class SparseDeltaConv2d(DeltaHolder):
     def _index_changed(self) -> None:
         how = ConvGeometry(*self._geometry())
         out_features, *patch = tuple(self.weight.shape)
-        pattern = None
+        pattern: DeltaPattern | TouchedGroups | None
         if how.is_patchwise:
             pattern = DeltaPattern.of(self.index, out_features, math.prod(patch))
+        else:
+            pattern = TouchedGroups.of(self.index, self.weight, how.groups)
         self.__dict__["_spt_pattern"] = pattern
 
     def _convolve(self, x: Tensor, geometry: tuple[Any, ...]) -> Tensor:
@@ -229,7 +109,6 @@ class SparseDeltaConv2d(DeltaHolder):
             self.weight,
             self.bias,
             delta if delta is not None and delta.numel() else None,
-            self.index,
             self.__dict__["_spt_pattern"],
             bias_delta,
             getattr(self, "bias_index", None),

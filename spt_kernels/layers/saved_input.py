@@ -38,7 +38,7 @@ class SavedInput:
     """A recipe for a layer's input from a few saved tensors, which it does not hold itself.
 
     Attributes:
-        kind: `tensor` (the input itself), `columns` (some of its last dimension), `gelu` or
+        kind: `tensor` (the input itself), `columns` (some of one dimension of it), `gelu` or
             `layer_norm` (what their producer keeps), or `nothing`.
         dtype: of the input as the layer computes with it.
         approximate: of a GELU.
@@ -54,15 +54,16 @@ class SavedInput:
 
     @classmethod
     def of(
-        cls, x: Tensor, dtype: torch.dtype, columns: Tensor | None = None
+        cls, x: Tensor, dtype: torch.dtype, columns: Tensor | None = None, dim: int = -1
     ) -> tuple[SavedInput, Tensors]:
         """Choose what to keep of `x`: the recipe, and the tensors for `save_for_backward`.
 
         Args:
             x: the input as the layer was given it.
             dtype: in which the layer computes (another than that of `x` under autocast).
-            columns: int32 `[n_cols]`, all that the backward needs of the last dimension; None when
-                it needs all of it.
+            columns: int32 `[n_cols]`, all that the backward needs of dimension `dim`; None when it
+                needs all of it.
+            dim: in which the columns are counted.
         """
         if torch.compiler.is_compiling():
             return cls("tensor", dtype), (x,)  # the partitioner decides what to recompute
@@ -73,9 +74,9 @@ class SavedInput:
             if _is_kept_by_producer(x):
                 return cls("tensor", dtype), (x,)
             # per element of the columns, against per element of the input in the narrower dtype
-            whole = x.shape[-1] * min(dtype.itemsize, x.element_size())
+            whole = x.shape[dim] * min(dtype.itemsize, x.element_size())
             if columns is not None and columns.numel() * dtype.itemsize < whole:
-                return cls("columns", dtype), (x.index_select(-1, columns).to(dtype),)
+                return cls("columns", dtype), (x.index_select(dim, columns).to(dtype),)
         # of the two dtypes the narrower: autocast has cast the input to it anyway
         return cls("tensor", dtype), (x.to(dtype) if dtype.itemsize < x.element_size() else x,)
 

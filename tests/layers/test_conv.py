@@ -143,3 +143,51 @@ def test_keeps_the_attributes_of_a_conv2d() -> None:
     assert torch.equal(twin(x), layer(x))
     layer.bfloat16()
     assert layer.delta.dtype == torch.float32
+
+
+@pytest.mark.parametrize("producer", ["leaf", "gelu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("name", "index", "kept"),
+    [
+        ("depthwise_7x7", [51, 60, 97, 147, 195], [1, 3]),
+        ("depthwise_7x7", [0, 49, 98, 147], None),
+        ("grouped", [54, 70, 107], [2, 3]),
+        ("full_3x3_strided", [3, 80], None),
+    ],
+    ids=["depthwise-some", "depthwise-all", "grouped-one", "full"],
+)
+def test_groups_without_trained_entries_are_not_kept(
+    name: str, index: list[int], kept: list[int] | None, dtype: torch.dtype, producer: str
+) -> None:
+    torch.manual_seed(0)
+    conv = CONVS[name]().to(dtype)
+    layer = SparseDeltaConv2d(conv, torch.tensor(index))
+    x = torch.randn(2, 4, 9, 11, generator=torch.Generator().manual_seed(1)).to(dtype)
+    h = x.requires_grad_()
+    y = layer(F.gelu(h) if producer == "gelu" else h)
+    saved = y.grad_fn.saved_input.kind
+    assert saved == ("gelu" if producer == "gelu" else "tensor" if kept is None else "columns")
+    if saved == "columns":
+        assert torch.equal(y.grad_fn.saved_tensors[-1], x.detach()[:, kept])
+    y.double().square().sum().backward()
+
+    plain = copy.deepcopy(layer.plain).requires_grad_()
+    exact = copy.deepcopy(plain).double()
+    _, plain_gx = run(plain, x, gelu=producer == "gelu")
+    _, exact_gx = run(exact, x.double(), gelu=producer == "gelu")
+    dense, truth = (m.weight.grad.flatten()[index] for m in (plain, exact))
+    assert_within_budget(layer.delta.grad, dense, truth)
+    assert_within_budget(h.grad, plain_gx, exact_gx)
+
+
+def test_touched_groups_follow_a_loaded_index() -> None:
+    layer = SparseDeltaConv2d(CONVS["depthwise_7x7"](), torch.tensor([0, 5]))
+    other = SparseDeltaConv2d(CONVS["depthwise_7x7"](), torch.tensor([60, 150]))
+    layer.load_state_dict(other.state_dict())
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+    y = layer(x)
+    assert torch.equal(y.grad_fn.saved_tensors[-1], x.detach()[:, [1, 3]])
+    y.square().sum().backward()
+    other(x).square().sum().backward()
+    assert torch.equal(layer.delta.grad, other.delta.grad)

@@ -1,0 +1,181 @@
+"""The autograd function of every tuned convolution: gradients only of what is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .first_order import first_derivative_only
+from .saved_input import SavedInput, Tensors
+from .sparse_gradient import DeltaPattern, sparse_gradient
+from .tuned_linear import wide_dtype, without_autocast
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """How a convolution moves over its input."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    @property
+    def is_patchwise(self) -> bool:
+        """Whether patches do not overlap: then it is a linear layer on patches."""
+        return (
+            self.stride == self.kernel
+            and self.padding == (0, 0)
+            and self.groups == 1
+            and (self.dilation == (1, 1) or self.kernel == (1, 1))
+        )
+
+    def patches(self, x: Tensor) -> Tensor:
+        """Input of the linear layer `[batch · height · width, in_channels · kernel]`."""
+        (high, wide), (batch, channels) = self.kernel, x.shape[:2]
+        rows, columns = x.shape[2] // high, x.shape[3] // wide
+        x = x[:, :, : rows * high, : columns * wide]
+        x = x.reshape(batch, channels, rows, high, columns, wide).permute(0, 2, 4, 1, 3, 5)
+        return x.reshape(batch * rows * columns, channels * high * wide)
+
+
+@dataclass(frozen=True, eq=False)
+class TouchedGroups:
+    """The groups of a convolution that a delta lies in, apart from which its gradient needs none.
+
+    Of a depthwise convolution they are the channels with trained entries.
+
+    Attributes:
+        count: how many.
+        inputs: int32, their channels of the input.
+        outputs: int32, their channels of the output.
+        index: `[nnz]`, flat positions in the weight of those groups alone.
+    """
+
+    count: int
+    inputs: Tensor
+    outputs: Tensor
+    index: Tensor
+
+    @classmethod
+    def of(cls, index: Tensor, weight: Tensor, groups: int) -> TouchedGroups:
+        """Find the groups of flat positions in `weight`; all of them for an index on `meta`."""
+        size = weight.numel() // groups
+        if index.device.type == "meta":
+            touched, compacted = torch.arange(groups, device="meta"), index
+        else:
+            touched, place = torch.unique(index // size, return_inverse=True)
+            compacted = place * size + index % size
+        outputs, inputs = weight.shape[0] // groups, weight.shape[1]
+        return cls(len(touched), _members(touched, inputs), _members(touched, outputs), compacted)
+
+
+def _members(groups: Tensor, size: int) -> Tensor:
+    within = torch.arange(size, device=groups.device)
+    return (groups[:, None] * size + within).flatten().int()
+
+
+class TunedConv2d(torch.autograd.Function):
+    """`F.conv2d` on a weight that holds base + delta; gradients only of what is trained.
+
+    Patchwise convolutions (1×1, patch embeddings) sample the gradient of the delta as a Linear
+    does. Of depthwise and other grouped ones, the weight gradient of the groups with trained
+    entries is made, sampled and dropped, and only their channels of the input are kept; of a full
+    3×3, the size of the weight, one layer at a time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        delta: Tensor | None,
+        pattern: DeltaPattern | TouchedGroups | None,
+        bias_delta: Tensor | None,
+        bias_index: Tensor | None,
+        geometry: tuple[Any, ...],
+    ) -> Tensor:
+        """`[batch, out, height, width]`, in the dtype that autocast gives to `F.conv2d`."""
+        how = ConvGeometry(*geometry)
+        y = F.conv2d(x, weight, bias, how.stride, how.padding, how.dilation, how.groups)
+        needs_x, needs_delta, needs_bias_delta = (ctx.needs_input_grad[i] for i in (0, 3, 5))
+        saved = SavedInput("nothing", y.dtype)
+        kept: Tensors = ()
+        if needs_delta:
+            channels = pattern.inputs if isinstance(pattern, TouchedGroups) else None
+            saved, kept = SavedInput.of(x, y.dtype, channels, dim=1)
+        ctx.save_for_backward(
+            weight if needs_x or (needs_delta and not how.is_patchwise) else None,
+            bias_index if needs_bias_delta else None,
+            *kept,
+        )
+        ctx.saved_input, ctx.pattern, ctx.geometry = saved, pattern, how
+        ctx.x_shape, ctx.x_dtype = x.shape, x.dtype
+        return y
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the input and of the deltas."""
+        weight, bias_index, *kept = ctx.saved_tensors
+        needs_x, needs_delta, needs_bias_delta = (ctx.needs_input_grad[i] for i in (0, 3, 5))
+        how: ConvGeometry = ctx.geometry
+        grad_x = grad_delta = grad_bias_delta = None
+        with without_autocast(gy.device):
+            if weight is not None:
+                weight = weight.to(gy.dtype)
+            if needs_bias_delta:
+                total = gy.sum((0, 2, 3), dtype=wide_dtype(gy))
+                grad_bias_delta = total.index_select(0, bias_index)
+            if needs_delta:
+                x = ctx.saved_input.rebuild(tuple(kept))
+                if how.is_patchwise:
+                    flat = gy.permute(0, 2, 3, 1).reshape(-1, gy.shape[1])
+                    grad_delta = sparse_gradient(flat, how.patches(x), ctx.pattern.whole)
+                else:
+                    grad_delta = _grad_of_groups(gy, x, weight, ctx.pattern, how)
+                del x  # before the gradient of the same size is made
+            if needs_x:
+                like = gy.new_empty(1).expand(ctx.x_shape)
+                grad_x = _convolution_backward(gy, like, weight, how, (True, False))[0]
+                grad_x = grad_x.to(ctx.x_dtype)
+        return grad_x, None, None, grad_delta, None, grad_bias_delta, None, None
+
+
+def _grad_of_groups(
+    gy: Tensor, x: Tensor, weight: Tensor, touched: TouchedGroups, how: ConvGeometry
+) -> Tensor:
+    """`[nnz]` fp32, from an input of all channels or of those of the touched groups alone."""
+    if touched.count < how.groups:
+        gy = gy.index_select(1, touched.outputs)
+        if x.shape[1] > len(touched.inputs):
+            x = x.index_select(1, touched.inputs)
+        # of a weight only the shape counts here
+        weight, how = weight[: gy.shape[1]], replace(how, groups=touched.count)
+    grad_weight = _convolution_backward(gy, x, weight, how, (False, True))[1]
+    return grad_weight.reshape(-1).index_select(0, touched.index).float()
+
+
+def _convolution_backward(
+    gy: Tensor, x: Tensor, weight: Tensor, how: ConvGeometry, wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        gy,
+        x,
+        weight,
+        None,
+        how.stride,
+        how.padding,
+        how.dilation,
+        False,
+        (0, 0),
+        how.groups,
+        (*wanted, False),
+    )
+    return grad_x, grad_weight
