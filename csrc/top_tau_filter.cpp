@@ -1,8 +1,7 @@
-// The one pass over all scores: keeps those at or above a pivot.
+// The passes over all scores: which of them lie above, at or between given bit patterns.
 #include "top_tau_filter.h"
 
 #include <algorithm>
-#include <array>
 
 #include "instruction_set.h"
 #if SPT_X86
@@ -12,13 +11,20 @@
 namespace spt {
 namespace {
 
-constexpr int64_t kBlock =
-    4096;                      // scores: the buffers for one block fit the stack and the L1 cache
-constexpr int64_t kSlack = 8;  // vector stores may write this far beyond the last kept score
+constexpr int64_t kBlock = 4096;  // scores: what is kept of one block fits the stack
+constexpr int64_t kSlack = 8;     // vector stores may write this far beyond the last kept score
+constexpr int64_t kAhead = 1024;  // bytes: where memory is asked for before it is needed
 
 struct Block {
+    int64_t count = 0;
     uint32_t offsets[kBlock + kSlack];
     uint32_t patterns[kBlock + kSlack];
+
+    void move_to(Kept* kept) {
+        kept->offsets.insert(kept->offsets.end(), offsets, offsets + count);
+        kept->patterns.insert(kept->patterns.end(), patterns, patterns + count);
+        count = 0;
+    }
 };
 
 SPT_INLINE uint32_t pattern_of(uint32_t stored) {
@@ -28,19 +34,42 @@ SPT_INLINE uint32_t pattern_of(uint16_t stored) {
     return static_cast<uint32_t>(stored) << 16;
 }
 
-// Keeps the scores of data[begin..end) above `floor`, appending at `count`; returns the new count.
-// As signed numbers, patterns of scores are positive and those of negative floats negative.
 template <typename T>
-int64_t filter_portable(const T* data, int64_t begin, int64_t end, int32_t floor, int64_t count,
-                        Block* block, bool* negative) {
+bool any_below_zero(const T* data, int64_t begin, int64_t end) {
+    bool any = false;
+    for (int64_t i = begin; i < end; ++i) any |= pattern_of(data[i]) > 0x80000000u;
+    return any;
+}
+
+// Appends the scores of data[begin..end) above `low` to `block`.
+template <typename T>
+void append_above(const T* data, int64_t begin, int64_t end, int32_t low, Block* block) {
+    int64_t count = block->count;
     for (int64_t i = begin; i < end; ++i) {
         const uint32_t pattern = pattern_of(data[i]);
-        *negative |= pattern > 0x80000000u;
         block->offsets[count] = static_cast<uint32_t>(i);
         block->patterns[count] = pattern;
-        count += static_cast<int32_t>(pattern) > floor;
+        count += static_cast<int32_t>(pattern) > low;
     }
-    return count;
+    block->count = count;
+}
+
+template <typename T>
+void census_of(const T* data, int64_t begin, int64_t end, int32_t low, int32_t high, Block* block,
+               Census* census) {
+    int64_t count = block->count;
+    for (int64_t i = begin; i < end; ++i) {
+        const uint32_t bits = pattern_of(data[i]);
+        const int32_t pattern = static_cast<int32_t>(bits);
+        census->invalid |= !is_score(bits);
+        census->at_low += pattern == low;
+        census->at_high += pattern == high;
+        census->above += pattern > high;
+        block->offsets[count] = static_cast<uint32_t>(i);
+        block->patterns[count] = bits;
+        count += pattern > low && pattern < high;
+    }
+    block->count = count;
 }
 
 #if SPT_X86
@@ -72,77 +101,244 @@ SPT_TARGET_AVX2 inline __m256i load_patterns(const uint16_t* data) {
     return _mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
 }
 
-SPT_TARGET_AVX2 inline int64_t append(__m256i patterns, __m256i kept, int64_t offset, int64_t count,
-                                      Block* block) {
+SPT_TARGET_AVX2 inline void append(__m256i patterns, __m256i kept, int64_t offset, Block* block) {
     const unsigned mask = static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(kept)));
     const __m256i lanes = _mm256_cvtepu8_epi32(
         _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kCompress.lanes[mask])));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(block->patterns + count),
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(block->patterns + block->count),
                         _mm256_permutevar8x32_epi32(patterns, lanes));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(block->offsets + count),
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(block->offsets + block->count),
                         _mm256_add_epi32(lanes, _mm256_set1_epi32(static_cast<int>(offset))));
-    return count + __builtin_popcount(mask);
+    block->count += __builtin_popcount(mask);
+}
+
+// The scores of 64 bytes, as they are stored: as signed numbers of their own width, which order as
+// the patterns do.
+struct Line {
+    __m256i first, second;
+
+    template <typename T>
+    SPT_TARGET_AVX2 static SPT_INLINE Line load(const T* data) {
+        const char* bytes = reinterpret_cast<const char*>(data);
+        SPT_PREFETCH(bytes + kAhead);
+        return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)),
+                _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + 32))};
+    }
+
+    SPT_TARGET_AVX2 SPT_INLINE __m256i joined() const { return _mm256_or_si256(first, second); }
+
+    template <typename T>
+    SPT_TARGET_AVX2 SPT_INLINE __m256i above(__m256i low) const {
+        if constexpr (sizeof(T) == 2) {
+            return _mm256_or_si256(_mm256_cmpgt_epi16(first, low), _mm256_cmpgt_epi16(second, low));
+        } else {
+            return _mm256_or_si256(_mm256_cmpgt_epi32(first, low), _mm256_cmpgt_epi32(second, low));
+        }
+    }
+};
+
+template <typename T>
+constexpr int64_t kPerLine = 64 / sizeof(T);
+
+// `low` for comparison with scores as they are stored: a bf16 has no lower half.
+template <typename T>
+SPT_TARGET_AVX2 inline __m256i stored_low(int32_t low) {
+    return sizeof(T) == 2 ? _mm256_set1_epi16(static_cast<short>(low >> 16))
+                          : _mm256_set1_epi32(low);
 }
 
 template <typename T>
-SPT_TARGET_AVX2 int64_t filter_avx2(const T* data, int64_t begin, int64_t end, int32_t floor,
-                                    int64_t count, Block* block, bool* negative) {
-    const __m256i floors = _mm256_set1_epi32(floor);
-    __m256i signs = _mm256_setzero_si256();
+SPT_TARGET_AVX2 inline void append_line(const T* data, int64_t begin, __m256i low, Block* block) {
+    for (int64_t i = begin; i < begin + kPerLine<T>; i += 8) {
+        const __m256i patterns = load_patterns(data + i);
+        append(patterns, _mm256_cmpgt_epi32(patterns, low), i, block);
+    }
+}
+
+template <typename T>
+SPT_TARGET_AVX2 void append_above_avx2(const T* data, int64_t begin, int64_t end, int32_t low,
+                                       Block* block) {
+    const __m256i lows = _mm256_set1_epi32(low);
+    const __m256i line_lows = stored_low<T>(low);
     int64_t i = begin;
-    for (; i + 32 <= end; i += 32) {
-        const __m256i a = load_patterns(data + i);
-        const __m256i b = load_patterns(data + i + 8);
-        const __m256i c = load_patterns(data + i + 16);
-        const __m256i d = load_patterns(data + i + 24);
-        signs =
-            _mm256_or_si256(signs, _mm256_or_si256(_mm256_or_si256(a, b), _mm256_or_si256(c, d)));
-        const __m256i keep_a = _mm256_cmpgt_epi32(a, floors);
-        const __m256i keep_b = _mm256_cmpgt_epi32(b, floors);
-        const __m256i keep_c = _mm256_cmpgt_epi32(c, floors);
-        const __m256i keep_d = _mm256_cmpgt_epi32(d, floors);
-        const __m256i any =
-            _mm256_or_si256(_mm256_or_si256(keep_a, keep_b), _mm256_or_si256(keep_c, keep_d));
-        if (_mm256_testz_si256(any, any)) continue;
-        count = append(a, keep_a, i, count, block);
-        count = append(b, keep_b, i + 8, count, block);
-        count = append(c, keep_c, i + 16, count, block);
-        count = append(d, keep_d, i + 24, count, block);
+    for (; i + kPerLine<T> <= end; i += kPerLine<T>) {
+        const __m256i above = Line::load(data + i).template above<T>(line_lows);
+        if (!_mm256_testz_si256(above, above)) append_line(data, i, lows, block);
     }
-    if (_mm256_movemask_ps(_mm256_castsi256_ps(signs)) != 0) {
-        // rare: tells -0.0, which is fine, from a negative score
-        for (int64_t j = begin; j < i; ++j) *negative |= pattern_of(data[j]) > 0x80000000u;
+    append_above(data, i, end, low, block);
+}
+
+// Appends what is above `low` in both pieces, at the same offsets; returns whether a sign is set.
+template <typename T>
+SPT_TARGET_AVX2 bool append_above_both_avx2(const T* first, const T* second, int64_t begin,
+                                            int64_t end, int32_t low, Block* blocks) {
+    const __m256i lows = _mm256_set1_epi32(low);
+    const __m256i line_lows = stored_low<T>(low);
+    __m256i joined = _mm256_setzero_si256();
+    int64_t i = begin;
+    for (; i + kPerLine<T> <= end; i += kPerLine<T>) {
+        const Line a = Line::load(first + i);
+        const Line b = Line::load(second + i);
+        joined = _mm256_or_si256(joined, _mm256_or_si256(a.joined(), b.joined()));
+        const __m256i above =
+            _mm256_or_si256(a.template above<T>(line_lows), b.template above<T>(line_lows));
+        if (_mm256_testz_si256(above, above)) continue;
+        append_line(first, i, lows, &blocks[0]);
+        append_line(second, i, lows, &blocks[1]);
     }
-    return filter_portable(data, i, end, floor, count, block, negative);
+    append_above(first, i, end, low, &blocks[0]);
+    append_above(second, i, end, low, &blocks[1]);
+    const uint32_t last_bytes = sizeof(T) == 2 ? 0xaaaaaaaau : 0x88888888u;  // where the signs are
+    return i < end || (static_cast<uint32_t>(_mm256_movemask_epi8(joined)) & last_bytes) != 0;
+}
+
+template <typename T>
+SPT_TARGET_AVX2 void census_of_avx2(const T* data, int64_t begin, int64_t end, int32_t low,
+                                    int32_t high, Block* block, Census* census) {
+    const __m256i lows = _mm256_set1_epi32(low);
+    const __m256i highs = _mm256_set1_epi32(high);
+    __m256i at_low = _mm256_setzero_si256();  // counted downwards: a true comparison is -1
+    __m256i at_high = at_low;
+    __m256i above = at_low;
+    __m256i joined = at_low;
+    __m256i largest = at_low;
+    int64_t i = begin;
+    for (; i + 8 <= end; i += 8) {
+        const __m256i patterns = load_patterns(data + i);
+        joined = _mm256_or_si256(joined, patterns);
+        largest = _mm256_max_epi32(largest, patterns);
+        at_low = _mm256_add_epi32(at_low, _mm256_cmpeq_epi32(patterns, lows));
+        at_high = _mm256_add_epi32(at_high, _mm256_cmpeq_epi32(patterns, highs));
+        above = _mm256_add_epi32(above, _mm256_cmpgt_epi32(patterns, highs));
+        const __m256i between = _mm256_and_si256(_mm256_cmpgt_epi32(patterns, lows),
+                                                 _mm256_cmpgt_epi32(highs, patterns));
+        if (!_mm256_testz_si256(between, between)) append(patterns, between, i, block);
+    }
+    alignas(32) int32_t counts[3][8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(counts[0]), at_low);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(counts[1]), at_high);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(counts[2]), above);
+    for (int lane = 0; lane < 8; ++lane) {
+        census->at_low -= counts[0][lane];
+        census->at_high -= counts[1][lane];
+        census->above -= counts[2][lane];
+    }
+    const __m256i infinite =
+        _mm256_cmpgt_epi32(largest, _mm256_set1_epi32(static_cast<int32_t>(kInfinity) - 1));
+    census->invalid |= !_mm256_testz_si256(infinite, infinite);
+    if (_mm256_movemask_ps(_mm256_castsi256_ps(joined)) != 0) {
+        census->invalid |= any_below_zero(data, begin, i);
+    }
+    census_of(data, i, end, low, high, block, census);
 }
 
 #endif  // SPT_X86
 
+bool has_avx2() {
+    return SPT_X86 && instruction_set() >= InstructionSet::avx2;
+}
+
 template <typename T>
-FilteredPiece filter_piece(const T* data, int64_t n, int32_t floor) {
-    auto* filter_block = &filter_portable<T>;
-#if SPT_X86
-    if (instruction_set() >= InstructionSet::avx2) filter_block = &filter_avx2<T>;
-#endif
-    FilteredPiece kept;
-    Block block;
+void filter_both(const T* first, const T* second, int64_t n, int32_t low, Census* of_first,
+                 Census* of_second) {
+    Block blocks[2];
+    const bool avx2 = has_avx2();
     for (int64_t begin = 0; begin < n; begin += kBlock) {
         const int64_t end = std::min(begin + kBlock, n);
-        const int64_t count = filter_block(data, begin, end, floor, 0, &block, &kept.negative);
-        kept.offsets.insert(kept.offsets.end(), block.offsets, block.offsets + count);
-        kept.patterns.insert(kept.patterns.end(), block.patterns, block.patterns + count);
+        bool sign = true;
+#if SPT_X86
+        if (avx2) sign = append_above_both_avx2(first, second, begin, end, low, blocks);
+#endif
+        if (!avx2) {
+            append_above(first, begin, end, low, &blocks[0]);
+            append_above(second, begin, end, low, &blocks[1]);
+        }
+        if (sign) {  // rare: tells -0.0, which is fine, from a negative score
+            of_first->invalid |= any_below_zero(first, begin, end);
+            of_second->invalid |= any_below_zero(second, begin, end);
+        }
+        blocks[0].move_to(&of_first->kept);
+        blocks[1].move_to(&of_second->kept);
     }
-    return kept;
+}
+
+// Calls `visit(data, append, census)` with the data as it is stored and the best functions for it.
+template <typename Visit>
+void with_stored(const ScorePiece& piece, Visit&& visit) {
+    auto call = [&](auto* data) {
+        using T = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
+        auto* append = &append_above<T>;
+        auto* census = &census_of<T>;
+#if SPT_X86
+        if (has_avx2()) {
+            append = &append_above_avx2<T>;
+            census = &census_of_avx2<T>;
+        }
+#endif
+        visit(data, append, census);
+    };
+    if (piece.dtype == DType::bf16) {
+        call(static_cast<const uint16_t*>(piece.data));
+    } else {
+        call(static_cast<const uint32_t*>(piece.data));
+    }
 }
 
 }  // namespace
 
-FilteredPiece filter(const ScorePiece& piece, uint32_t pivot) {
-    const int32_t floor = static_cast<int32_t>(pivot) - 1;
-    if (piece.dtype == DType::bf16) {
-        return filter_piece(static_cast<const uint16_t*>(piece.data), piece.n, floor);
+Census keep_above(const ScorePiece& piece, uint32_t low) {
+    Census census;
+    Block block;
+    with_stored(piece, [&](auto* data, auto* append, auto*) {
+        for (int64_t begin = 0; begin < piece.n; begin += kBlock) {
+            const int64_t end = std::min(begin + kBlock, piece.n);
+            append(data, begin, end, static_cast<int32_t>(low), &block);
+            census.invalid |= any_below_zero(data, begin, end);
+            block.move_to(&census.kept);
+        }
+    });
+    return census;
+}
+
+void keep_above(const ScorePiece& first, const ScorePiece& second, uint32_t low, Census* of_first,
+                Census* of_second) {
+    const int32_t signed_low = static_cast<int32_t>(low);
+    if (first.dtype == DType::bf16) {
+        filter_both(static_cast<const uint16_t*>(first.data),
+                    static_cast<const uint16_t*>(second.data), first.n, signed_low, of_first,
+                    of_second);
+    } else {
+        filter_both(static_cast<const uint32_t*>(first.data),
+                    static_cast<const uint32_t*>(second.data), first.n, signed_low, of_first,
+                    of_second);
     }
-    return filter_piece(static_cast<const uint32_t*>(piece.data), piece.n, floor);
+}
+
+Census keep_between(const ScorePiece& piece, uint32_t low, uint32_t high) {
+    Census census;
+    Block block;
+    with_stored(piece, [&](auto* data, auto*, auto* count) {
+        for (int64_t begin = 0; begin < piece.n; begin += kBlock) {
+            const int64_t end = std::min(begin + kBlock, piece.n);
+            count(data, begin, end, static_cast<int32_t>(low), static_cast<int32_t>(high), &block,
+                  &census);
+            block.move_to(&census.kept);
+        }
+    });
+    return census;
+}
+
+int64_t* write_above(const ScorePiece& piece, uint32_t low, int64_t* out) {
+    Block block;
+    with_stored(piece, [&](auto* data, auto* append, auto*) {
+        for (int64_t begin = 0; begin < piece.n; begin += kBlock) {
+            const int64_t end = std::min(begin + kBlock, piece.n);
+            append(data, begin, end, static_cast<int32_t>(low), &block);
+            for (int64_t i = 0; i < block.count; ++i) *out++ = piece.base + block.offsets[i];
+            block.count = 0;
+        }
+    });
+    return out;
 }
 
 }  // namespace spt

@@ -71,7 +71,7 @@ def top_tau(tensors: Sequence[Tensor], k: int, caps: Sequence[int]) -> list[Tens
         torch.get_num_threads(),
     )
     positions = [torch.empty(n, dtype=torch.int64) for n in selection.counts()]  # [n] sorted
-    selection.copy_to([p.data_ptr() for p in positions])
+    selection.write([p.data_ptr() for p in positions])
     return positions
 
 
