@@ -34,6 +34,7 @@ SPT_INLINE uint32_t pattern_of(uint16_t stored) {
     return static_cast<uint32_t>(stored) << 16;
 }
 
+// For the rare block in which a sign is set: tells -0.0, which is fine, from a negative score.
 template <typename T>
 bool any_below_zero(const T* data, int64_t begin, int64_t end) {
     bool any = false;
@@ -41,17 +42,20 @@ bool any_below_zero(const T* data, int64_t begin, int64_t end) {
     return any;
 }
 
-// Appends the scores of data[begin..end) above `low` to `block`.
+// Appends the scores of data[begin..end) above `low` to `block`; returns whether a sign is set.
 template <typename T>
-void append_above(const T* data, int64_t begin, int64_t end, int32_t low, Block* block) {
+bool append_above(const T* data, int64_t begin, int64_t end, int32_t low, Block* block) {
     int64_t count = block->count;
+    uint32_t joined = 0;
     for (int64_t i = begin; i < end; ++i) {
         const uint32_t pattern = pattern_of(data[i]);
+        joined |= pattern;
         block->offsets[count] = static_cast<uint32_t>(i);
         block->patterns[count] = pattern;
         count += static_cast<int32_t>(pattern) > low;
     }
     block->count = count;
+    return (joined & 0x80000000u) != 0;
 }
 
 template <typename T>
@@ -156,16 +160,26 @@ SPT_TARGET_AVX2 inline void append_line(const T* data, int64_t begin, __m256i lo
 }
 
 template <typename T>
-SPT_TARGET_AVX2 void append_above_avx2(const T* data, int64_t begin, int64_t end, int32_t low,
+SPT_TARGET_AVX2 inline bool any_sign(__m256i joined) {
+    const uint32_t last_bytes = sizeof(T) == 2 ? 0xaaaaaaaau : 0x88888888u;
+    return (static_cast<uint32_t>(_mm256_movemask_epi8(joined)) & last_bytes) != 0;
+}
+
+template <typename T>
+SPT_TARGET_AVX2 bool append_above_avx2(const T* data, int64_t begin, int64_t end, int32_t low,
                                        Block* block) {
     const __m256i lows = _mm256_set1_epi32(low);
     const __m256i line_lows = stored_low<T>(low);
+    __m256i joined = _mm256_setzero_si256();
     int64_t i = begin;
     for (; i + kPerLine<T> <= end; i += kPerLine<T>) {
-        const __m256i above = Line::load(data + i).template above<T>(line_lows);
+        const Line line = Line::load(data + i);
+        joined = _mm256_or_si256(joined, line.joined());
+        const __m256i above = line.template above<T>(line_lows);
         if (!_mm256_testz_si256(above, above)) append_line(data, i, lows, block);
     }
-    append_above(data, i, end, low, block);
+    const bool rest = append_above(data, i, end, low, block);
+    return rest || any_sign<T>(joined);
 }
 
 // Appends what is above `low` in both pieces, at the same offsets; returns whether a sign is set.
@@ -186,10 +200,9 @@ SPT_TARGET_AVX2 bool append_above_both_avx2(const T* first, const T* second, int
         append_line(first, i, lows, &blocks[0]);
         append_line(second, i, lows, &blocks[1]);
     }
-    append_above(first, i, end, low, &blocks[0]);
-    append_above(second, i, end, low, &blocks[1]);
-    const uint32_t last_bytes = sizeof(T) == 2 ? 0xaaaaaaaau : 0x88888888u;  // where the signs are
-    return i < end || (static_cast<uint32_t>(_mm256_movemask_epi8(joined)) & last_bytes) != 0;
+    const bool rest = append_above(first, i, end, low, &blocks[0]);
+    const bool other_rest = append_above(second, i, end, low, &blocks[1]);
+    return rest || other_rest || any_sign<T>(joined);
 }
 
 template <typename T>
@@ -238,22 +251,24 @@ bool has_avx2() {
     return SPT_X86 && instruction_set() >= InstructionSet::avx2;
 }
 
+// Both pieces of a pair, with the best function for it.
 template <typename T>
-void filter_both(const T* first, const T* second, int64_t n, int32_t low, Census* of_first,
-                 Census* of_second) {
+bool append_above_both(const T* first, const T* second, int64_t begin, int64_t end, int32_t low,
+                       Block* blocks) {
+#if SPT_X86
+    if (has_avx2()) return append_above_both_avx2(first, second, begin, end, low, blocks);
+#endif
+    const bool sign = append_above(first, begin, end, low, &blocks[0]);
+    return append_above(second, begin, end, low, &blocks[1]) || sign;
+}
+
+template <typename T>
+void keep_above_both(const T* first, const T* second, int64_t n, int32_t low, Census* of_first,
+                     Census* of_second) {
     Block blocks[2];
-    const bool avx2 = has_avx2();
     for (int64_t begin = 0; begin < n; begin += kBlock) {
         const int64_t end = std::min(begin + kBlock, n);
-        bool sign = true;
-#if SPT_X86
-        if (avx2) sign = append_above_both_avx2(first, second, begin, end, low, blocks);
-#endif
-        if (!avx2) {
-            append_above(first, begin, end, low, &blocks[0]);
-            append_above(second, begin, end, low, &blocks[1]);
-        }
-        if (sign) {  // rare: tells -0.0, which is fine, from a negative score
+        if (append_above_both(first, second, begin, end, low, blocks)) {
             of_first->invalid |= any_below_zero(first, begin, end);
             of_second->invalid |= any_below_zero(second, begin, end);
         }
@@ -292,8 +307,9 @@ Census keep_above(const ScorePiece& piece, uint32_t low) {
     with_stored(piece, [&](auto* data, auto* append, auto*) {
         for (int64_t begin = 0; begin < piece.n; begin += kBlock) {
             const int64_t end = std::min(begin + kBlock, piece.n);
-            append(data, begin, end, static_cast<int32_t>(low), &block);
-            census.invalid |= any_below_zero(data, begin, end);
+            if (append(data, begin, end, static_cast<int32_t>(low), &block)) {
+                census.invalid |= any_below_zero(data, begin, end);
+            }
             block.move_to(&census.kept);
         }
     });
@@ -304,13 +320,13 @@ void keep_above(const ScorePiece& first, const ScorePiece& second, uint32_t low,
                 Census* of_second) {
     const int32_t signed_low = static_cast<int32_t>(low);
     if (first.dtype == DType::bf16) {
-        filter_both(static_cast<const uint16_t*>(first.data),
-                    static_cast<const uint16_t*>(second.data), first.n, signed_low, of_first,
-                    of_second);
+        keep_above_both(static_cast<const uint16_t*>(first.data),
+                        static_cast<const uint16_t*>(second.data), first.n, signed_low, of_first,
+                        of_second);
     } else {
-        filter_both(static_cast<const uint32_t*>(first.data),
-                    static_cast<const uint32_t*>(second.data), first.n, signed_low, of_first,
-                    of_second);
+        keep_above_both(static_cast<const uint32_t*>(first.data),
+                        static_cast<const uint32_t*>(second.data), first.n, signed_low, of_first,
+                        of_second);
     }
 }
 
