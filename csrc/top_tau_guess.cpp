@@ -11,7 +11,8 @@ namespace spt {
 namespace {
 
 constexpr int64_t kSamples = 1 << 16;
-constexpr int64_t kCacheLine = 64;  // bytes: what reading a lone score costs
+constexpr int64_t kMinStride = 256;  // what is read for the sample stays small beside a pass
+constexpr int64_t kCacheLine = 64;   // bytes: what reading a lone score costs
 // Keeping a score takes as long as another pass takes for about this many
 constexpr int64_t kScoresPerKept = 16;
 
@@ -54,7 +55,7 @@ Sample take_sample(const std::vector<ScorePiece>& pieces, int64_t stride, int n_
 Bracket guess_bracket(const std::vector<ScorePiece>& pieces, const std::vector<int64_t>& caps,
                       int64_t n_scores, int64_t k, double n_deviations, int n_threads,
                       int64_t* bytes_read) {
-    const int64_t stride = std::max<int64_t>(n_scores / kSamples, 1);
+    const int64_t stride = std::max(n_scores / kSamples, kMinStride);
     const Sample sample = take_sample(pieces, stride, n_threads);
     *bytes_read += static_cast<int64_t>(sample.patterns.size()) * kCacheLine;
 

@@ -67,7 +67,7 @@ def adversaries() -> dict[str, Tensor]:
         "ascending": torch.arange(1, LARGE + 1, dtype=torch.float32),
         "descending": torch.arange(LARGE, 0, -1, dtype=torch.float32),
         "denormal": torch.arange(1, LARGE + 1, dtype=torch.int32).view(torch.float32),
-        "one-denormal": torch.full((LARGE,), 1e-45),
+        "one-denormal": torch.full((LARGE,), 1e-40),
         "two-values": (rand() < 0.3).float() + 1,
         "three-values": torch.randint(1, 4, (LARGE,), generator=generator).float(),
         "ties-under-a-few": torch.where(rand() < 0.005, 2 + rand(), torch.tensor(1.0)),
@@ -108,7 +108,7 @@ def test_adversarial_scores_with_caps(name: str) -> None:
 
 
 def test_caps_that_mislead_a_sample() -> None:
-    # of each tensor three scores count, and a sample sees one in six of them
+    # three scores of each tensor count, and most tensors have none in the sample
     tensors = list(normal_scores(LARGE).view(8000, 50))
     check(tensors, 23_000, [3] * 8000)
     assert passes(tensors, 23_000, [3] * 8000) > 3  # what this test is about
@@ -119,7 +119,7 @@ def test_at_most_two_passes_whatever_the_scores(name: str) -> None:
     tensors = list(ADVERSARIES[name].tensor_split(3))
     whole = [t.numel() for t in tensors]
     n_positive = sum(int((t > 0).sum()) for t in tensors)
-    sample = (1 << 16) * 64 / (4 * LARGE)  # a cache line for each score of the sample
+    sample = 0.07  # of every 256 scores one, which costs a cache line
     for k in (1, 3000):
         assert passes(tensors, k, whole) <= 2 + sample
     for k in (n_positive // 2, n_positive):
