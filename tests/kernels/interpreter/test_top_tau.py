@@ -56,6 +56,37 @@ def test_at_the_shipped_tile_size(dtype: torch.dtype, monkeypatch: pytest.Monkey
         assert torch.equal(positions, own.nonzero().squeeze(1))
 
 
+@pytest.mark.parametrize(
+    "scores",
+    [
+        torch.full((40,), 3.0),
+        torch.arange(1.0, 41.0),
+        torch.arange(40.0, 0.0, -1.0),
+        torch.arange(1, 41, dtype=torch.int32).view(torch.float32),
+        torch.tensor([1.0, 2.0]).repeat(20),
+        torch.tensor([2.0] + [1.0] * 39),
+        torch.tensor([0.0] * 39 + [1e-45]),
+        10.0 ** torch.arange(-20.0, 20.0),
+        torch.ldexp(torch.ones(40), torch.arange(-20, 20)),
+        torch.tensor([1e-38] * 30 + [3e38] + [1e-38] * 9),
+    ],
+    ids=["all-equal", "ascending", "descending", "denormal", "two-values", "one-above-ties",
+         "one-in-zeros", "decades", "powers-of-two", "outlier"],
+)  # fmt: skip
+@pytest.mark.parametrize("n_tensors", [1, 3, 40])
+def test_adversarial_scores(n_tensors: int, scores: Tensor) -> None:
+    tensors = list(scores.tensor_split(n_tensors))
+    n_positive = int((scores > 0).sum())
+    for caps in (None, [2 + m % 3 for m in range(n_tensors)]):
+        reach = [t.numel() for t in tensors] if caps is None else caps
+        most = sum(min(int((t > 0).sum()), cap) for t, cap in zip(tensors, reach, strict=True))
+        for k in sorted({1, most // 2, most}):
+            found = kernels.top_tau(tensors, k, reach)
+            assert [chosen.tolist() for chosen in found] == brute_force(tensors, k, caps)
+    with pytest.raises(ValueError, match=f"only {n_positive} positive"):
+        kernels.top_tau(tensors, n_positive + 1, [t.numel() for t in tensors])
+
+
 def test_same_bits_every_run() -> None:
     scores = [torch.arange(50.0).remainder(7), torch.arange(31.0).remainder(5)]
     first, second = (kernels.top_tau(scores, 40, [50, 31]) for _ in range(2))
