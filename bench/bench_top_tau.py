@@ -48,9 +48,10 @@ def test_top_tau_85m(
         "spt.ops.top_tau": lambda: ops.top_tau(scores, TAU),
         "torch.max, one pass (not a selection)": flat.max,
     }
-    targets = {"torch.max, one pass (not a selection)": 2.0}
+    targets = {}
     if dtype == torch.float32:
         contestants["torch.topk of the concatenation"] = lambda: flat.topk(TAU)
+        targets["torch.max, one pass (not a selection)"] = 2.0
         targets["torch.topk of the concatenation"] = 1 / 15
         if device.type == "cpu":
             on_host = flat.numpy()
@@ -124,8 +125,8 @@ def adversaries(numel: int) -> dict[str, Callable[[], tuple[list[Tensor], int]]]
             cut(torch.where(rand() < 0.004, 2 + rand(), torch.tensor(1.0))), k
         ),
         "a scale per tensor": lambda: (scaled(), k),
-        "30 decades twice": lambda: (cut(10 ** (60 * rand() - 30)), k),
-        "powers of two": lambda: (cut(torch.ldexp(torch.ones(1), (120 * rand() - 60).int())), k),
+        "log-uniform over 60 decades": lambda: (cut(10 ** (60 * rand() - 30)), k),
+        "powers of two": lambda: (cut(torch.exp2((120 * rand() - 60).floor())), k),
         "k = 1": lambda: (cut(normal()), 1),
         "k = half of all": lambda: (cut(normal() + 1e-30), numel // 2),
         "k = all": lambda: (cut(normal() + 1e-30), numel),
@@ -138,6 +139,9 @@ def test_adversary(benchmark: Any, device: torch.device, name: str) -> None:
     scores, k = adversaries(numel)[name]()
     scores = [score.to(device) for score in scores]
     random = [score.to(device) for score in adversaries(numel)["random"]()[0]]
+    # the positions of half of the scores are as many bytes as the scores; and a tensor costs some
+    # microseconds of Python and dispatcher, whatever it holds
+    is_comparable = k <= numel // 200 and len(scores) <= 150
     hold(
         benchmark,
         f"top-τ: {name}, {numel / 1e6:.0f}M fp32 in {len(scores)} tensors, k = {k}",
@@ -146,8 +150,7 @@ def test_adversary(benchmark: Any, device: torch.device, name: str) -> None:
             "the same of random scores, τ = 0.5 %": lambda: ops.top_tau(random, numel // 200),
         },
         bytes_moved=4 * numel + 8 * k,
-        # positions are written, eight bytes each: of all scores twice what is read
-        targets={"the same of random scores, τ = 0.5 %": 3.0} if k <= numel // 200 else {},
+        targets={"the same of random scores, τ = 0.5 %": 3.0} if is_comparable else {},
         facts=passes(scores, k),
     )
 

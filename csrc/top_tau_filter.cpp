@@ -106,17 +106,17 @@ Census keep_between(const ScorePiece& piece, uint32_t low, uint32_t high) {
     return census;
 }
 
-int64_t* write_above(const ScorePiece& piece, uint32_t low, int64_t* out) {
+void write_above(const ScorePiece& piece, uint32_t low, int64_t* out, int64_t* end) {
     Block block;
     with_stored(piece, [&](auto* data, auto* append, auto*) {
-        for (int64_t begin = 0; begin < piece.n; begin += kBlock) {
-            const int64_t end = std::min(begin + kBlock, piece.n);
-            append(data, begin, end, static_cast<int32_t>(low), &block);
-            for (int64_t i = 0; i < block.count; ++i) *out++ = piece.base + block.offsets[i];
+        for (int64_t begin = 0; begin < piece.n && out < end; begin += kBlock) {
+            const int64_t stop = std::min(begin + kBlock, piece.n);
+            append(data, begin, stop, static_cast<int32_t>(low), &block);
+            const int64_t n = std::min<int64_t>(block.count, end - out);
+            for (int64_t i = 0; i < n; ++i) *out++ = piece.base + block.offsets[i];
             block.count = 0;
         }
     });
-    return out;
 }
 
 }  // namespace spt

@@ -34,7 +34,8 @@ void keep_above(const ScorePiece& first, const ScorePiece& second, uint32_t low,
 // Keeps the scores above `low` and below `high`, and counts the others that are at `low` or more.
 Census keep_between(const ScorePiece& piece, uint32_t low, uint32_t high);
 
-// Writes the positions in the tensor of all scores above `low`, ascending; returns the end of them.
-int64_t* write_above(const ScorePiece& piece, uint32_t low, int64_t* out);
+// Writes the positions in the tensor of all scores above `low`, ascending, to [out, end): no
+// further, should the scores have changed since they were counted.
+void write_above(const ScorePiece& piece, uint32_t low, int64_t* out, int64_t* end);
 
 }  // namespace spt
