@@ -57,10 +57,12 @@ def select(segments: Sequence[Segment], budgets: Sequence[int]) -> list[Selected
     thresholds = [s.threshold for s in segments]
     found: dict[int, Selected] = {}
     values = [s.scores for s in segments]
+    within: list[Tensor] = []  # where among the values of the next larger budget
     positions: list[Tensor] = []
     for budget in sorted(set(budgets), reverse=True):
+        if within:
+            values = [v[w] for v, w in zip(values, within, strict=True)]
         within = top_tau(values, budget, thresholds, names=_names(segments))
-        values = [v[w] for v, w in zip(values, within, strict=True)]
         positions = [p[w] for p, w in zip(positions, within, strict=True)] if positions else within
         found[budget] = Selected(positions, [p.numel() for p in positions])
     return [found[budget] for budget in budgets]
