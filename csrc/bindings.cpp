@@ -33,28 +33,31 @@ T* pointer(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-// What top_tau found, until Python has tensors of the right sizes to copy it into.
+// What top_tau found, until Python has tensors of the right sizes to write it into.
 class Selection {
   public:
-    explicit Selection(std::vector<std::vector<int64_t>> positions)
-        : positions_(std::move(positions)) {}
+    Selection(const std::vector<spt::ScoreTensor>& tensors, int64_t k, int n_threads)
+        : selection_(spt::top_tau(tensors, k, n_threads, &bytes_read_)),
+          n_tensors_(tensors.size()),
+          n_threads_(n_threads) {}
 
-    Sizes counts() const {
-        Sizes counts;
-        for (const auto& positions : positions_) {
-            counts.push_back(static_cast<int64_t>(positions.size()));
-        }
-        return counts;
+    Sizes counts() const { return selection_.counts(n_tensors_); }
+
+    // Reads the scores again if there were too many to keep.
+    void write(const Addresses& outputs) {
+        std::vector<int64_t*> positions;
+        for (Address output : outputs) positions.push_back(pointer<int64_t>(output));
+        py::gil_scoped_release unlocked;
+        bytes_read_ += selection_.write(positions, n_threads_);
     }
 
-    void copy_to(const Addresses& outputs) const {
-        for (size_t m = 0; m < positions_.size(); ++m) {
-            std::copy(positions_[m].begin(), positions_[m].end(), pointer<int64_t>(outputs.at(m)));
-        }
-    }
+    int64_t bytes_read() const { return bytes_read_; }
 
   private:
-    std::vector<std::vector<int64_t>> positions_;
+    int64_t bytes_read_ = 0;
+    spt::Selection selection_;
+    size_t n_tensors_;
+    int n_threads_;
 };
 
 Selection top_tau(const Addresses& data, const std::vector<int>& dtypes, const Sizes& numels,
@@ -65,7 +68,7 @@ Selection top_tau(const Addresses& data, const std::vector<int>& dtypes, const S
                            numels.at(m), caps.at(m)});
     }
     py::gil_scoped_release unlocked;
-    return Selection(spt::top_tau(tensors, k, n_threads));
+    return Selection(tensors, k, n_threads);
 }
 
 void write_delta(const Addresses& targets, const std::vector<int>& dtypes, const Sizes& numels,
@@ -249,7 +252,8 @@ PYBIND11_MODULE(_native, module) {
 
     py::class_<Selection>(module, "Selection")
         .def("counts", &Selection::counts)
-        .def("copy_to", &Selection::copy_to);
+        .def("write", &Selection::write)
+        .def("bytes_read", &Selection::bytes_read);
     module.def("top_tau", &top_tau);
     module.def("dropout", &dropout);
     module.def("fingerprint", &fingerprint);

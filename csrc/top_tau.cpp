@@ -1,187 +1,196 @@
 // Selects the largest scores over a list of tensors that are never joined.
 //
-// A sample guesses a pivot that a few more than the wanted scores exceed; one pass over everything
-// keeps those; the exact selection then sees only them. Where the guess cannot work (ties or caps
-// make the selection large, or the margin was too small) the exact selection runs on everything.
+// A sample guesses between which scores the last selected one lies; one pass over everything keeps
+// what lies between them and counts the rest; the exact rank is then found among what was kept.
+// Where the guess cannot work (caps that bind in thousands of small tensors mislead a sample) the
+// rank is found by passes over everything.
 #include "top_tau.h"
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <stdexcept>
 #include <string>
 
-#include "parallel.h"
-#include "stochastic_rounding.h"
-#include "top_tau_exact.h"
 #include "top_tau_filter.h"
+#include "top_tau_guess.h"
+#include "top_tau_rank.h"
 
 namespace spt {
 namespace {
 
-constexpr int64_t kPiece = 1 << 17;           // scores: half a megabyte, many per thread
-constexpr int64_t kWorthFiltering = 1 << 18;  // scores: below this the exact passes take no time
-constexpr int64_t kSamples = 1 << 17;
+constexpr int64_t kWorthGuessing = 1 << 18;  // scores: below this keeping everything takes no time
 
-std::vector<ScorePiece> cut(const std::vector<ScoreTensor>& tensors) {
-    std::vector<ScorePiece> pieces;
-    for (size_t m = 0; m < tensors.size(); ++m) {
-        const int64_t width = tensors[m].dtype == DType::bf16 ? 2 : 4;
-        const char* data = static_cast<const char*>(tensors[m].data);
-        for (int64_t i = 0; i < tensors[m].numel; i += kPiece) {
-            pieces.push_back({data + i * width, tensors[m].dtype,
-                              std::min(kPiece, tensors[m].numel - i), static_cast<int64_t>(m), i,
-                              nullptr});
-        }
-    }
-    return pieces;
-}
-
-uint32_t pattern_at(const ScorePiece& piece, int64_t i) {
-    if (piece.dtype == DType::bf16) {
-        return static_cast<uint32_t>(static_cast<const uint16_t*>(piece.data)[i]) << 16;
-    }
-    return static_cast<const uint32_t*>(piece.data)[i];
-}
-
-// A pattern that somewhat more than k counted scores are expected to reach; 0: there is none.
-uint32_t guess_pivot(const std::vector<ScorePiece>& pieces, const std::vector<int64_t>& caps,
-                     int64_t n_scores, int64_t k, double n_deviations, int n_threads) {
-    const int64_t stride = std::max<int64_t>(n_scores / kSamples, 1);
-    std::vector<std::vector<uint32_t>> samples(pieces.size());
-    parallel_for(static_cast<int64_t>(pieces.size()), n_threads, [&](int64_t p) {
-        const ScorePiece& piece = pieces[static_cast<size_t>(p)];
-        std::vector<uint32_t>& sample = samples[static_cast<size_t>(p)];
-        sample.reserve(static_cast<size_t>(piece.n / stride + 1));
-        for (int64_t i = 0; i < piece.n; i += stride) {
-            // one score at random of each stride: a fixed step could follow a column of a matrix
-            const uint32_t random = mix(static_cast<uint32_t>(p * kPiece + i));
-            const int64_t at = i + static_cast<int64_t>(random % static_cast<uint64_t>(stride));
-            if (at >= piece.n) continue;
-            const uint32_t pattern = pattern_at(piece, at);
-            // what is not a score will be found by the pass over everything
-            if (pattern < 0x7f800000u) sample.push_back(pattern);
-        }
-    });
-
-    std::vector<ScorePiece> sampled;
-    for (size_t p = 0; p < pieces.size(); ++p) {
-        if (samples[p].empty()) continue;
-        sampled.push_back({samples[p].data(), DType::fp32, static_cast<int64_t>(samples[p].size()),
-                           pieces[p].tensor, 0, nullptr});
-    }
-    std::vector<int64_t> sampled_caps;
-    for (int64_t cap : caps) sampled_caps.push_back(cap / stride + (cap % stride != 0));
-
-    const double expected = static_cast<double>(k) / static_cast<double>(stride);
-    const double wanted = expected + n_deviations * (std::sqrt(expected) + 3.0);
-    Threshold threshold{};
-    std::vector<uint8_t> invalid(caps.size(), 0);
-    find_threshold(sampled, sampled_caps, static_cast<int64_t>(wanted) + 1, n_threads, &threshold,
-                   &invalid);
-    return threshold.pattern;
-}
-
-struct Candidates {
-    std::vector<FilteredPiece> storage;
-    std::vector<ScorePiece> pieces;
-    bool complete = false;  // they hold the whole selection
-    bool too_many = false;  // for the memory we are willing to take
-};
-
-Candidates filter_all(const std::vector<ScorePiece>& pieces, const std::vector<int64_t>& caps,
-                      int64_t k, uint32_t pivot, int64_t limit, int n_threads,
-                      std::vector<uint8_t>* invalid) {
-    Candidates candidates;
-    candidates.storage.resize(pieces.size());
-    std::atomic<int64_t> n_kept{0};
-    parallel_for(static_cast<int64_t>(pieces.size()), n_threads, [&](int64_t i) {
-        if (n_kept.load(std::memory_order_relaxed) > limit) return;
-        FilteredPiece& kept = candidates.storage[static_cast<size_t>(i)];
-        kept = filter(pieces[static_cast<size_t>(i)], pivot);
-        n_kept.fetch_add(static_cast<int64_t>(kept.offsets.size()), std::memory_order_relaxed);
-    });
-    if (n_kept > limit) {
-        candidates.too_many = true;
-        return candidates;
-    }
-
-    std::vector<int64_t> count(caps.size(), 0);
-    for (size_t p = 0; p < pieces.size(); ++p) {
-        const FilteredPiece& kept = candidates.storage[p];
-        const size_t tensor = static_cast<size_t>(pieces[p].tensor);
-        if (kept.negative) (*invalid)[tensor] = 1;
-        if (kept.offsets.empty()) continue;
-        count[tensor] += static_cast<int64_t>(kept.offsets.size());
-        candidates.pieces.push_back({kept.patterns.data(), DType::fp32,
-                                     static_cast<int64_t>(kept.offsets.size()), pieces[p].tensor,
-                                     pieces[p].base, kept.offsets.data()});
-    }
-    int64_t reached = 0;
-    for (size_t m = 0; m < caps.size(); ++m) reached += std::min(count[m], caps[m]);
-    candidates.complete = reached >= k;
-    return candidates;
-}
-
-[[noreturn]] void throw_invalid(const std::vector<ScorePiece>& pieces,
-                                const std::vector<uint8_t>& invalid) {
-    for (const ScorePiece& piece : pieces) {
-        if (!invalid[static_cast<size_t>(piece.tensor)]) continue;
+[[noreturn]] void throw_invalid(const ScorePiece& piece) {
+    piece.with_patterns([&](auto pattern_at) {
         for (int64_t i = 0; i < piece.n; ++i) {
-            const uint32_t pattern = pattern_at(piece, i);
-            if (pattern < 0x7f800000u || pattern == 0x80000000u) continue;
+            if (is_score(pattern_at(i))) continue;
             throw std::invalid_argument("tensors[" + std::to_string(piece.tensor) +
                                         "]: expected finite scores of at least 0, got " +
-                                        std::to_string(float_of(pattern)) + " at flat position " +
-                                        std::to_string(piece.base + i));
+                                        std::to_string(float_of(pattern_at(i))) +
+                                        " at flat position " + std::to_string(piece.base + i));
         }
-    }
-    throw std::logic_error("no invalid score in a tensor that was marked invalid");
+    });
+    throw std::logic_error("no invalid score in a piece that was marked invalid");
 }
 
-std::vector<std::vector<int64_t>> select(const std::vector<ScorePiece>& searched,
-                                         const std::vector<ScorePiece>& all,
-                                         const std::vector<int64_t>& caps, int64_t k, int n_threads,
-                                         std::vector<uint8_t> invalid) {
-    Threshold threshold{};
-    const int64_t reachable = find_threshold(searched, caps, k, n_threads, &threshold, &invalid);
-    if (std::find(invalid.begin(), invalid.end(), 1) != invalid.end()) throw_invalid(all, invalid);
-    if (reachable < k) {
-        throw std::invalid_argument(
-            "k is " + std::to_string(k) + ", but only " + std::to_string(reachable) +
-            " positive scores can be counted in " + std::to_string(caps.size()) + " tensors");
+// One pass over everything. Empty if more would have to be kept than is worth the memory.
+std::vector<Census> take_census(const Scores& scores, const Bracket& bracket, int n_threads) {
+    std::vector<Census> census(scores.pieces.size());
+    const int64_t limit = std::max(scores.n / 8, kWorthGuessing);
+    std::atomic<int64_t> n_kept{0};
+    scores.for_tasks(n_threads, [&](const PieceTask& task) {
+        if (n_kept.load(std::memory_order_relaxed) > limit) return;
+        size_t p = task.first;
+        if (task.paired && !bracket.counted) {
+            keep_above(scores.pieces[p], scores.pieces[p + 1], bracket.low, &census[p],
+                       &census[p + 1]);
+            p += 2;
+        }
+        for (; p < task.last; ++p) {
+            census[p] = bracket.counted ? keep_between(scores.pieces[p], bracket.low, bracket.high)
+                                        : keep_above(scores.pieces[p], bracket.low);
+        }
+        int64_t n = 0;
+        for (p = task.first; p < task.last; ++p) {
+            uint32_t largest = 0;
+            for (uint32_t pattern : census[p].kept.patterns) largest = std::max(largest, pattern);
+            census[p].invalid |= largest >= kInfinity;
+            n += static_cast<int64_t>(census[p].kept.patterns.size());
+        }
+        n_kept.fetch_add(n, std::memory_order_relaxed);
+    });
+    if (n_kept > limit) census.clear();
+    for (size_t p = 0; p < census.size(); ++p) {
+        if (census[p].invalid) throw_invalid(scores.pieces[p]);
     }
-    if (k < 1) return std::vector<std::vector<int64_t>>(caps.size());
-    return collect(searched, threshold, n_threads);
+    return census;
+}
+
+std::vector<int64_t> sum_by_tensor(const Scores& scores, const std::vector<Part>& parts,
+                                   bool with_ties) {
+    std::vector<int64_t> sum(scores.caps.size());
+    for (size_t p = 0; p < parts.size(); ++p) {
+        sum[static_cast<size_t>(scores.pieces[p].tensor)] +=
+            parts[p].n_above + (with_ties ? parts[p].n_at : 0);
+    }
+    return sum;
+}
+
+// What scores at and above a threshold count for, by tensor.
+int64_t counted(const Scores& scores, const std::vector<int64_t>& selected) {
+    int64_t sum = 0;
+    for (size_t m = 0; m < scores.caps.size(); ++m) sum += std::min(selected[m], scores.caps[m]);
+    return sum;
+}
+
+// What is above the threshold and at it, of each piece, if that lies below the bracket's high end.
+void count_parts(const Scores& scores, const Bracket& bracket, int n_threads, Selection* found) {
+    scores.for_tasks(n_threads, [&](const PieceTask& task) {
+        for (size_t p = task.first; p < task.last; ++p) {
+            const Census& census = found->census[p];
+            int64_t above = 0;
+            int64_t at = 0;
+            for (uint32_t pattern : census.kept.patterns) {
+                above += pattern > found->threshold;
+                at += pattern == found->threshold;
+            }
+            if (found->threshold == bracket.low) at = census.at_low;
+            found->parts[p] = {census.above + census.at_high + above, at, 0};
+        }
+    });
+}
+
+[[noreturn]] void throw_too_large(int64_t k, int64_t reached, size_t n_tensors) {
+    throw std::invalid_argument("k is " + std::to_string(k) + ", but only " +
+                                std::to_string(reached) + " positive scores can be counted in " +
+                                std::to_string(n_tensors) + " tensors");
+}
+
+// Sets the threshold and the parts but for the ties. Returns whether it lies in the bracket.
+bool find_threshold(const Scores& scores, const Bracket& bracket, int64_t k, int n_threads,
+                    Selection* found) {
+    const std::vector<Census>& census = found->census;
+    std::vector<ScorePiece> kept;
+    for (size_t p = 0; p < census.size(); ++p) {
+        found->parts[p] = {census[p].above, census[p].at_high, 0};
+        const std::vector<uint32_t>& patterns = census[p].kept.patterns;
+        if (patterns.empty()) continue;
+        kept.push_back({patterns.data(), DType::fp32, static_cast<int64_t>(patterns.size()),
+                        scores.pieces[p].tensor, 0});
+    }
+    if (counted(scores, sum_by_tensor(scores, found->parts, false)) >= k) return false;
+    const std::vector<int64_t> from_high = sum_by_tensor(scores, found->parts, true);
+    found->threshold = bracket.high;
+    if (counted(scores, from_high) >= k) return true;
+
+    const Rank rank =
+        find_rank({kept, scores.caps, from_high, 1, bracket.low, bracket.high}, k, n_threads);
+    if (rank.pattern == 0 && bracket.low == 0) {
+        throw_too_large(k, rank.reached, scores.caps.size());
+    }
+    found->threshold = rank.pattern != 0 ? rank.pattern : bracket.low;
+    count_parts(scores, bracket, n_threads, found);
+    return counted(scores, sum_by_tensor(scores, found->parts, true)) >= k;
+}
+
+// Ties are ranked by tensor and position: grants them in that order until k is counted.
+void grant_ties(const Scores& scores, int64_t k, Selection* found) {
+    const std::vector<int64_t> above = sum_by_tensor(scores, found->parts, false);
+    const std::vector<int64_t> from = sum_by_tensor(scores, found->parts, true);
+    int64_t missing = k - counted(scores, above);
+    std::vector<int64_t> ties(above.size());
+    for (size_t m = 0; m < ties.size() && missing > 0; ++m) {
+        const int64_t gain = std::min(from[m], scores.caps[m]) - std::min(above[m], scores.caps[m]);
+        // a tensor at its cap has its ties selected all the same if the ranking goes on beyond them
+        ties[m] = gain < missing ? from[m] - above[m] : missing;
+        missing -= std::min(gain, missing);
+    }
+    for (size_t p = 0; p < found->parts.size(); ++p) {
+        int64_t& left = ties[static_cast<size_t>(scores.pieces[p].tensor)];
+        found->parts[p].n_ties = std::min(found->parts[p].n_at, left);
+        left -= found->parts[p].n_ties;
+    }
+}
+
+// Returns whether the last selected score lies in the bracket; `found` then holds everything.
+bool select(const Scores& scores, const Bracket& bracket, int64_t k, int n_threads,
+            Selection* found) {
+    found->census = take_census(scores, bracket, n_threads);
+    if (found->census.size() < scores.pieces.size()) return false;
+    found->parts.assign(scores.pieces.size(), Part{});
+    found->all_kept = !bracket.counted;
+    if (k > 0) {
+        if (!find_threshold(scores, bracket, k, n_threads, found)) return false;
+        grant_ties(scores, k, found);
+    }
+    found->pieces = scores.pieces;
+    return true;
 }
 
 }  // namespace
 
-std::vector<std::vector<int64_t>> top_tau(const std::vector<ScoreTensor>& tensors, int64_t k,
-                                          int n_threads) {
-    const std::vector<ScorePiece> pieces = cut(tensors);
-    std::vector<int64_t> caps;
-    int64_t n_scores = 0;
-    for (const ScoreTensor& tensor : tensors) {
-        caps.push_back(std::min(tensor.cap, tensor.numel));
-        n_scores += tensor.numel;
+Selection top_tau(const std::vector<ScoreTensor>& tensors, int64_t k, int n_threads,
+                  int64_t* bytes_read) {
+    const Scores scores(tensors);
+    int64_t n_bytes = 0;
+    for (const ScorePiece& piece : scores.pieces) n_bytes += piece.n_bytes();
+    Selection found;
+    if (scores.n < kWorthGuessing) {
+        *bytes_read += n_bytes;
+        select(scores, {0, kInfinity, false}, k, n_threads, &found);
+        return found;
     }
-
-    // a cautious second guess costs another pass, the exact selection six
-    const int64_t limit = n_scores / 8;
     for (double n_deviations : {5.0, 30.0}) {
-        if (n_scores < kWorthFiltering || k < 1 || k > limit / 2) break;
-        const uint32_t pivot = guess_pivot(pieces, caps, n_scores, k, n_deviations, n_threads);
-        if (pivot == 0) break;
-        std::vector<uint8_t> invalid(tensors.size(), 0);
-        const Candidates candidates =
-            filter_all(pieces, caps, k, pivot, limit, n_threads, &invalid);
-        if (candidates.complete) {
-            return select(candidates.pieces, pieces, caps, k, n_threads, invalid);
-        }
-        if (candidates.too_many) break;
+        const Bracket guess = guess_bracket(scores.pieces, scores.caps, scores.n, k, n_deviations,
+                                            n_threads, bytes_read);
+        *bytes_read += n_bytes;
+        if (select(scores, guess, k, n_threads, &found)) return found;
     }
-    return select(pieces, pieces, caps, k, n_threads, std::vector<uint8_t>(tensors.size(), 0));
+    const std::vector<int64_t> none(scores.caps.size());
+    const Rank rank = find_rank({scores.pieces, scores.caps, none, 1, 0, kInfinity}, k, n_threads);
+    *bytes_read += (1 + rank.n_passes) * n_bytes;
+    select(scores, {rank.pattern, rank.pattern + 1, true}, k, n_threads, &found);
+    return found;
 }
 
 }  // namespace spt

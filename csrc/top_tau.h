@@ -4,23 +4,18 @@
 #include <cstdint>
 #include <vector>
 
-#include "dtype.h"
+#include "top_tau_pieces.h"
+#include "top_tau_selection.h"
 
 namespace spt {
 
-struct ScoreTensor {
-    const void* data;
-    DType dtype;  // fp32 or bf16
-    int64_t numel;
-    int64_t cap;  // the most that this tensor counts for
-};
-
 // The shortest prefix of the ranking (higher score, then earlier tensor, then lower position) in
-// which the sum of min(selected in m, cap of m) is k: for each tensor its positions, ascending.
+// which the sum of min(selected in m, cap of m) is k. Adds to `bytes_read` what of the scores it
+// read.
 //
 // Throws std::invalid_argument if a score is NaN, infinite or negative, or if the positive scores
 // do not reach k.
-std::vector<std::vector<int64_t>> top_tau(const std::vector<ScoreTensor>& tensors, int64_t k,
-                                          int n_threads);
+Selection top_tau(const std::vector<ScoreTensor>& tensors, int64_t k, int n_threads,
+                  int64_t* bytes_read);
 
 }  // namespace spt

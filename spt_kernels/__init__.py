@@ -19,6 +19,7 @@ _HOME = {
     "LoraSpec": "allocation",
     "Plan": "allocation",
     "allocate": "allocation",
+    "allocate_each": "allocation",
     "apply": "tuning",
     "AdapterLinear": "layers",
     "LoraLinear": "layers",
@@ -54,6 +55,7 @@ __all__ = [
     "SparseDeltaNorm",
     "__version__",
     "allocate",
+    "allocate_each",
     "apply",
     "backends",
     "estimate_memory",
@@ -68,7 +70,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from . import ops as ops
-    from .allocation import AdapterSpec, LoraSpec, Plan, allocate
+    from .allocation import AdapterSpec, LoraSpec, Plan, allocate, allocate_each
     from .delta import load_delta, merge, save_delta, unload
     from .environment import backends
     from .errors import BaseModelMismatch, DeltaFormatError

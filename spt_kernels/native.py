@@ -58,6 +58,15 @@ def top_tau(tensors: Sequence[Tensor], k: int, caps: Sequence[int]) -> list[Tens
     Raises:
         ValueError: a score is NaN, infinite or negative, or the positive ones do not reach `k`.
     """
+    return _select(tensors, k, caps)[0]
+
+
+def top_tau_bytes_read(tensors: Sequence[Tensor], k: int, caps: Sequence[int]) -> int:
+    """How many bytes of the scores `top_tau` reads: for tests and benches, which count passes."""
+    return _select(tensors, k, caps)[1]
+
+
+def _select(tensors: Sequence[Tensor], k: int, caps: Sequence[int]) -> tuple[list[Tensor], int]:
     if len(caps) != len(tensors):
         raise ValueError(f"caps has {len(caps)} items, expected {len(tensors)}, one per tensor")
     for m, tensor in enumerate(tensors):
@@ -71,8 +80,8 @@ def top_tau(tensors: Sequence[Tensor], k: int, caps: Sequence[int]) -> list[Tens
         torch.get_num_threads(),
     )
     positions = [torch.empty(n, dtype=torch.int64) for n in selection.counts()]  # [n] sorted
-    selection.copy_to([p.data_ptr() for p in positions])
-    return positions
+    selection.write([p.data_ptr() for p in positions])
+    return positions, selection.bytes_read()
 
 
 def write_delta(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import plan_file, plan_table
+from . import checked_file, plan_table
 from .anatomy import ParameterInfo
 from .errors import DeltaFormatError
 
@@ -228,12 +228,12 @@ class Plan:
             name: positions.to(torch.int32 if self.info[name].numel < 2**31 else torch.int64)
             for name, positions in self.unstructured.items()
         }
-        plan_file.write(path, self.to_json(), tensors)
+        checked_file.write(path, "plan", self.to_json(), tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
         """Read what `save` wrote; `DeltaFormatError` if anything in it is not as it should be."""
-        document, tensors = plan_file.read(path)
+        document, tensors = checked_file.read(path, "plan")
         positions = {name: tensor.to(torch.int64) for name, tensor in tensors.items()}
         in_order = {name: positions[name] for name in document.get("info", ()) if name in positions}
         try:

@@ -9,39 +9,40 @@ if TYPE_CHECKING:
     from .plan import Cell, Plan
 
 _KINDS = {"lora": "LoRA", "adapter": "Adapter"}
+_WORDS = {"lora": "LoRA", "adapter": "Adapt"}  # no wider than a number
 
 
 def render(plan: Plan) -> str:
-    """The summary that `Plan.summary` returns."""
+    """The summary that `Plan.summary` returns: 80 columns for a ViT, below 100 for a Swin."""
     cells = plan.cells()
     blocks = list(dict.fromkeys(block for block, _ in cells))
     operations = ordered(operation for _, operation in cells)
-    mark = f" {_KINDS[plan.kind][0]}" if plan.kind else ""
+    whole = plan.num_trainable
 
-    def row(title: str, of_row: list[tuple[str, Cell]], mark: str = mark) -> list[str]:
-        by_operation: dict[str, list[Cell]] = {}
-        for operation, cell in of_row:
-            by_operation.setdefault(operation, []).append(cell)
-        texts = [_cell(by_operation.get(operation, []), mark) for operation in operations]
-        trained = sum(cell.trainable for _, cell in of_row)
-        return [title, *texts, f"{trained:,}", _percent(trained, plan.num_trainable)]
+    def total(of: Iterable[Cell]) -> int:
+        return sum(cell.trainable for cell in of)
 
-    table = [["block", *(operation + " " * len(mark) for operation in operations), "all", "share"]]
+    table = [["block", *operations, "all", "share"]]
     for block in blocks:
-        here = [(operation, cell) for (place, operation), cell in cells.items() if place == block]
-        table.append(row(block or "(no block)", here))
-    every = [(operation, cell) for (_, operation), cell in cells.items()]
-    table.append(row("all", every, " " * len(mark)))
-    shares = [
-        _percent(sum(c.trainable for (_, o), c in cells.items() if o == op), plan.num_trainable)
-        for op in operations
+        here = [cells.get((block, operation)) for operation in operations]
+        trained = total(cell for cell in here if cell)
+        texts = [_cell(cell, plan.kind) for cell in here]
+        table.append([block or "(no block)", *texts, _short(trained), _share(trained, whole)])
+    columns = [
+        total(cell for (_, own), cell in cells.items() if own == operation)
+        for operation in operations
     ]
-    table.append(["share", *(share + " " * len(mark) for share in shares), "100 %", ""])
+    table.append(["all", *map(_short, columns), _short(whole), _share(whole, whole)])
+    table.append(["share", *(_share(column, whole) for column in columns), _share(whole, whole)])
 
     lines = _title(plan)
     lines += ["", "trained parameters by block and operation", *_aligned(table)]
     if plan.kind:
-        lines.append(f"{mark.strip()} = {_KINDS[plan.kind]}, in place of single parameters")
+        word = _WORDS[plan.kind]
+        article = "an" if plan.kind == "adapter" else "a"
+        lines.append(f"{word}: {article} {_KINDS[plan.kind]} in place of single parameters")
+        if any(cell.structured and cell.unstructured for cell in cells.values()):
+            lines.append(f"{word}+: and single parameters besides")
     return "\n".join(lines)
 
 
@@ -71,11 +72,29 @@ def _title(plan: Plan) -> list[str]:
     return lines
 
 
-def _cell(cells: list[Cell], mark: str) -> str:
-    trainable = sum(cell.trainable for cell in cells)
-    structured = any(cell.structured for cell in cells)
-    text = f"{trainable:,}" if trainable else "-" if cells else ""
-    return text + (mark if structured else " " * len(mark))
+def _cell(cell: Cell | None, kind: str | None) -> str:
+    if cell is None:
+        return ""
+    if cell.structured and kind:
+        return _WORDS[kind] + ("+" if cell.unstructured else "")
+    return _short(cell.trainable) if cell.trainable else "-"
+
+
+def _short(n: int) -> str:
+    """A count in at most five characters; the title has the exact ones."""
+    if n < 10_000:
+        return f"{n:,}"
+    for unit, size in (("k", 1e3), ("M", 1e6), ("G", 1e9)):
+        if n < 99.95 * size:
+            return f"{n / size:.1f}{unit}"
+        if n < 999.5 * size:
+            return f"{n / size:.0f}{unit}"
+    return f"{n:.0e}"
+
+
+def _share(part: int, whole: int) -> str:
+    share = 100 * part / whole if whole else 0.0
+    return f"{share:.2f}%" if share < 0.995 else f"{share:.1f}%" if share < 99.95 else "100%"
 
 
 def _percent(part: int, whole: int) -> str:
@@ -88,7 +107,9 @@ def _count(n: int, noun: str) -> str:
 
 
 def _aligned(table: list[list[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    n_columns = len(table[0])
+    table = [row + [""] * (n_columns - len(row)) for row in table]
+    widths = [max(len(row[column]) for row in table) for column in range(n_columns)]
     return [
         "  ".join(
             text.ljust(width) if column == 0 else text.rjust(width)

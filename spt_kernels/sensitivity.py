@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import sensitivity_file
+from . import checked_file
 from .anatomy import ParameterInfo, candidate_names, describe, guess, head_names
 from .errors import DeltaFormatError
 from .per_sample.batches import take_samples
@@ -135,12 +135,12 @@ class Sensitivity(Mapping[str, Tensor]):
             "backbone_numel": self.backbone_numel,
             "fallback": list(self.fallback),
         }
-        sensitivity_file.write(path, document, self.scores)
+        checked_file.write(path, "sensitivity", document, self.scores)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Sensitivity:
         """Read what `save` wrote, onto the CPU; `DeltaFormatError` when the file is not whole."""
-        document, scores = sensitivity_file.read(path)
+        document, scores = checked_file.read(path, "sensitivity")
         try:
             info = {name: ParameterInfo.from_json(what) for name, what in document["info"]}
             return cls(

@@ -18,9 +18,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from spt_kernels.allocation import AdapterSpec, LoraSpec, Plan, allocate
+from spt_kernels import checked_file, native, plan_table
+from spt_kernels.allocation import AdapterSpec, LoraSpec, Plan, allocate, allocate_each
 from spt_kernels.errors import DeltaFormatError
 from spt_kernels.sensitivity import Sensitivity
+
+from .score_reads import ScoreReads
 
 # parameter -> shape; the fused qkv is three matrices, the convolution never structured
 SHAPES = {
@@ -437,13 +440,18 @@ def test_a_cut_file(tmp_path: Path, kept: int) -> None:
         Plan.load(path)
 
 
-def test_another_file_and_a_newer_format(tmp_path: Path) -> None:
+def test_another_file_and_another_format(tmp_path: Path) -> None:
     path = tmp_path / "plan.safetensors"
     save_file({"x": torch.ones(2)}, path)
     with pytest.raises(DeltaFormatError, match="not a plan"):
         Plan.load(path)
-    save_file({"x": torch.ones(2)}, path, {"spt": json.dumps({"format": "spt-plan", "version": 2})})
-    with pytest.raises(DeltaFormatError, match="format version 2"):
+    for version, remedy in ((1, "2: make the plan again"), (3, "2: a newer spt_kernels wrote it")):
+        header = json.dumps({"format": "spt-plan", "version": version})
+        save_file({"x": torch.ones(2)}, path, {"spt": header})
+        with pytest.raises(DeltaFormatError, match=f"format version {version}.* reads {remedy}"):
+            Plan.load(path)
+    random_scores(0).save(path)
+    with pytest.raises(DeltaFormatError, match="not a plan"):
         Plan.load(path)
     with pytest.raises(FileNotFoundError):
         Plan.load(tmp_path / "absent")
@@ -505,9 +513,7 @@ def test_a_plan_on_disk_is_checked_as_any(tmp_path: Path) -> None:
     plan = replace(example(), structured={}, unstructured={QKV: torch.arange(6)})
     plan.save(path)
     assert load_file(path)[QKV].dtype == torch.int32
-    from spt_kernels import plan_file
-
-    plan_file.write(path, plan.to_json(), {QKV: torch.tensor([500])})
+    checked_file.write(path, "plan", plan.to_json(), {QKV: torch.tensor([500])})
     with pytest.raises(DeltaFormatError, match=r"\[0, 108\)"):
         Plan.load(path)
 
@@ -535,4 +541,92 @@ def test_summary_is_aligned_and_says_it_all() -> None:
     rows = [line for line in lines[start:] if line.startswith(("block", "stages", "all"))]
     assert len({line.rindex("%") for line in rows[1:]}) == 1
     total = next(line for line in rows if line.startswith("all"))
-    assert total.split()[-3:] == ["120", "100.0", "%"]
+    assert total.split()[-2:] == ["120", "100%"]
+    structured = sum(len(spec.rows) for spec in plan.structured.values())
+    assert sum(line.split().count("LoRA") for line in rows) == structured
+    assert "LoRA: a LoRA in place of single parameters" in lines
+
+
+@pytest.mark.parametrize(("structured", "word"), [("lora", "LoRA"), ("adapter", "Adapt")])
+def test_summary_of_a_vit_fits_a_terminal(structured: str, word: str) -> None:
+    scores = {}
+    for block in (9, 10):
+        for part, shape in (
+            ("attn.qkv", (2304, 768)), ("attn.proj", (768, 768)),
+            ("mlp.fc1", (3072, 768)), ("mlp.fc2", (768, 3072)),
+        ):  # fmt: skip
+            scores[f"blocks.{block}.{part}.weight"] = torch.full(shape, 1e-3 / block)
+        scores[f"blocks.{block}.norm1.weight"] = torch.ones(768)
+        scores[f"blocks.{block}.mlp.fc1.bias"] = torch.ones(3072)
+    for rule in ("paper", "published-code"):
+        text = allocate(scored(scores), 150_000, structured, rule=rule).summary()
+        assert word in text
+        assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("n", "text"),
+    [(0, "0"), (9_999, "9,999"), (10_000, "10.0k"), (99_949, "99.9k"), (99_950, "100k"),
+     (999_499, "999k"), (999_500, "1.0M"), (999_499_999, "999M")],
+)  # fmt: skip
+def test_counts_of_the_summary_fit_five_characters(n: int, text: str) -> None:
+    assert plan_table._short(n) == text
+
+
+# ---- several budgets
+
+
+@pytest.mark.parametrize("rule", ["paper", "published-code"])
+@pytest.mark.parametrize(("structured", "rank"), CHOICES)
+@pytest.mark.parametrize("distinct_values", [None, 3, 40], ids=["no-ties", "ties", "some-ties"])
+def test_several_budgets_are_each_allocated_as_alone(
+    structured: str | None, rank: int, rule: str, distinct_values: int | None
+) -> None:
+    sensitivity = random_scores(rank, distinct_values=distinct_values)
+    budgets = [40, 0.15, 20, 7, 150, 40]
+    plans = allocate_each(sensitivity, budgets, structured, rank, rule=rule)
+    for budget, plan in zip(budgets, plans, strict=True):
+        assert_same(plan, allocate(sensitivity, budget, structured, rank, rule=rule))
+        expected = brute_force(sensitivity, plan.budget, structured, rank, rule)
+        assert as_sets(plan) == expected
+
+
+def test_no_budget_is_no_plan() -> None:
+    assert allocate_each(random_scores(0), []) == []
+    assert allocate_each(random_scores(0), [], rule="published-code") == []
+
+
+def test_one_impossible_budget_is_named() -> None:
+    with pytest.raises(ValueError, match="budget=1,000,000 is more than can be spent"):
+        allocate_each(random_scores(0), [10, 10**6])
+    with pytest.raises(ValueError, match="budget must be at least 1 parameter, got 0"):
+        allocate_each(random_scores(0), [10, 0])
+    with pytest.raises(TypeError, match="budgets must be a sequence of budgets, got 10: see alloc"):
+        allocate_each(random_scores(0), 10)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not native.available(), reason=native.why_unavailable())
+@pytest.mark.parametrize("structured", ["lora", "adapter", None])
+@pytest.mark.parametrize("rule", ["paper", "published-code"])
+@pytest.mark.parametrize("n_budgets", [1, 79])
+def test_scores_are_read_at_most_four_times(
+    n_budgets: int, rule: str, structured: str | None
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = {}
+    for block in range(2):
+        scale = torch.rand(7, generator=generator).pow(3).tolist()
+        for part, shape in (
+            ("attn.qkv", (2304, 768)), ("attn.proj", (768, 768)),
+            ("mlp.fc1", (3072, 768)), ("mlp.fc2", (768, 3072)), ("norm1", (768,)),
+        ):  # fmt: skip
+            score = torch.randn(shape, generator=generator).square_() * scale.pop()
+            scores[f"blocks.{block}.{part}.weight"] = score
+    sensitivity = scored(scores)
+    budgets = [70_000 - 777 * i for i in range(n_budgets)]
+    with ScoreReads(sensitivity.values()) as reads:
+        plans = allocate_each(sensitivity, budgets, structured, rule=rule)
+    assert [plan.num_trainable <= plan.budget for plan in plans] == [True] * n_budgets
+    if structured:
+        assert plans[0].structured
+    assert 1 <= reads.passes <= 4

@@ -15,7 +15,7 @@ ORDER = (
     ("atomic", "native"),
     ("reference", "kernels"),
     ("ops",),
-    ("anatomy", "plan_file", "plan_table", "sensitivity_file"),
+    ("anatomy", "checked_file", "plan_table", "selection"),
     ("plan",),
     ("layers", "per_sample"),
     ("sensitivity",),

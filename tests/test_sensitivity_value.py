@@ -12,7 +12,7 @@ import torch
 
 import spt_kernels as spt
 from spt_kernels.anatomy import describe
-from spt_kernels.sensitivity_file import FORMAT_VERSION
+from spt_kernels.checked_file import FORMAT_VERSION
 
 from .models import tiny_batch, tiny_vit
 
@@ -91,10 +91,12 @@ def test_a_cut_file_is_an_error(measured: spt.Sensitivity, tmp_path: Path, keep:
 
 def test_a_newer_format_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "sensitivity"
-    monkeypatch.setattr("spt_kernels.sensitivity_file.FORMAT_VERSION", FORMAT_VERSION + 1)
+    monkeypatch.setattr("spt_kernels.checked_file.FORMAT_VERSION", FORMAT_VERSION + 1)
     spt.Sensitivity.from_tensors({"a": torch.rand(2)}, 1).save(path)
     monkeypatch.undo()
-    with pytest.raises(spt.DeltaFormatError, match="format version 2, this package reads 1"):
+    with pytest.raises(
+        spt.DeltaFormatError, match="format version 3, this package reads 2: a newer"
+    ):
         spt.Sensitivity.load(path)
 
 

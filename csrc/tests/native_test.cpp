@@ -81,29 +81,39 @@ std::vector<uint16_t> to_half(const std::vector<float>& numbers, DType dtype) {
 
 void test_top_tau(int n_threads) {
     Random random(1);
+    int64_t bytes_read = 0;
     for (int64_t numel : {0, 1, 31, 33, 5000, 400003}) {
         std::vector<float> scores(static_cast<size_t>(numel));
         for (float& score : scores) score = static_cast<float>(random.bits() % 100000);
         std::vector<uint16_t> ties(static_cast<size_t>(numel), 0x3f80);  // bf16 1.0
-        const int64_t k = numel / 100 + 1;
         const std::vector<spt::ScoreTensor> tensors{
             {scores.data(), DType::fp32, numel, numel / 200},
             {ties.data(), DType::bf16, numel, numel}};
-        if (numel == 0) {
-            expect_refused([&] { spt::top_tau(tensors, k, n_threads); }, "too large a k");
-            continue;
+        // a hundredth is kept, most of the scores are read again
+        for (int64_t k : {numel / 100 + 1, numel / 2 + 1}) {
+            auto select = [&] { return spt::top_tau(tensors, k, n_threads, &bytes_read); };
+            if (numel == 0) {
+                expect_refused(select, "too large a k");
+                continue;
+            }
+            const spt::Selection selection = select();
+            const std::vector<int64_t> counts = selection.counts(2);
+            std::vector<std::vector<int64_t>> selected{
+                std::vector<int64_t>(static_cast<size_t>(counts[0])),
+                std::vector<int64_t>(static_cast<size_t>(counts[1]))};
+            bytes_read += selection.write({selected[0].data(), selected[1].data()}, n_threads);
+            expect(std::min(counts[0], numel / 200) + counts[1] == k,
+                   "top_tau counts for k at numel " + std::to_string(numel));
+            for (size_t i = 0; i < selected[1].size(); ++i) {
+                expect(selected[1][i] == static_cast<int64_t>(i), "ties are taken in order");
+            }
+            for (size_t i = 1; i < selected[0].size(); ++i) {
+                expect(selected[0][i - 1] < selected[0][i], "positions ascend");
+            }
+            scores.back() = -1.0f;
+            expect_refused(select, "a negative score");
+            scores.back() = 0.0f;
         }
-        const auto selected = spt::top_tau(tensors, k, n_threads);
-        int64_t counted = 0;
-        for (size_t m = 0; m < 2; ++m) {
-            counted += std::min<int64_t>(static_cast<int64_t>(selected[m].size()), tensors[m].cap);
-        }
-        expect(counted == k, "top_tau counts for k at numel " + std::to_string(numel));
-        for (size_t i = 0; i < selected[1].size(); ++i) {
-            expect(selected[1][i] == static_cast<int64_t>(i), "ties are taken in order");
-        }
-        scores.back() = -1.0f;
-        expect_refused([&] { spt::top_tau(tensors, k, n_threads); }, "a negative score");
     }
 }
 

@@ -54,23 +54,80 @@ def test_shares_of_a_large_tensor(code_path: str, share: float) -> None:
     check([normal_scores(LARGE) + 1e-6], int(share * LARGE))
 
 
-@pytest.mark.parametrize(
-    "scores",
-    [
-        torch.full((LARGE,), 3.0),
-        torch.arange(1, LARGE + 1, dtype=torch.float32),
-        torch.arange(LARGE, 0, -1, dtype=torch.float32),
-        torch.arange(1, LARGE + 1, dtype=torch.int32).view(torch.float32),
-        torch.randint(1, 4, (LARGE,), generator=torch.Generator().manual_seed(0)).float(),
-        torch.zeros(LARGE).index_fill_(0, torch.arange(0, LARGE, 100), 1.0),
-        torch.full((LARGE,), -0.0).index_fill_(0, torch.arange(5, LARGE, 97), 2.0),
-    ],
-    ids=["all-equal", "ascending", "descending", "denormal", "three-values", "ones-in-zeros",
-         "twos-in-minus-zeros"],
-)  # fmt: skip
-@pytest.mark.parametrize("k", [1, 3000])
-def test_adversarial_scores(code_path: str, scores: Tensor, k: int) -> None:
-    check([scores[: LARGE // 2], scores[LARGE // 2 :]], k)
+def adversaries() -> dict[str, Tensor]:
+    """Scores that mislead a sample, tie at every cut, or span all that a float can hold."""
+    generator = torch.Generator().manual_seed(0)
+
+    def rand() -> Tensor:
+        return torch.rand(LARGE, generator=generator)
+
+    few = torch.arange(0, LARGE, 100)
+    return {
+        "all-equal": torch.full((LARGE,), 3.0),
+        "ascending": torch.arange(1, LARGE + 1, dtype=torch.float32),
+        "descending": torch.arange(LARGE, 0, -1, dtype=torch.float32),
+        "denormal": torch.arange(1, LARGE + 1, dtype=torch.int32).view(torch.float32),
+        "one-denormal": torch.full((LARGE,), 1e-40),
+        "two-values": (rand() < 0.3).float() + 1,
+        "three-values": torch.randint(1, 4, (LARGE,), generator=generator).float(),
+        "ties-under-a-few": torch.where(rand() < 0.005, 2 + rand(), torch.tensor(1.0)),
+        "ties-over-a-few": torch.where(rand() < 0.9, torch.tensor(1.0), rand()),
+        "ones-in-zeros": torch.zeros(LARGE).index_fill_(0, few, 1.0),
+        "twos-in-minus-zeros": torch.full((LARGE,), -0.0).index_fill_(0, few + 5, 2.0),
+        "log-uniform": 10 ** (60 * rand() - 30),
+        "powers-of-two": torch.ldexp(torch.ones(LARGE), (120 * rand() - 60).int()),
+        "outliers": (1e-20 * rand()).index_fill_(0, torch.arange(7, LARGE, 90_001), 3e38),
+        "one-large-column": rand().view(-1, 64).index_fill_(1, torch.tensor([5]), 9.0).view(-1),
+        "a-large-end": torch.cat([rand()[3000:], 1e6 + rand()[:3000]]),
+    }
+
+
+ADVERSARIES = adversaries()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", ADVERSARIES)
+@pytest.mark.parametrize("n_tensors", [1, 3], ids=["1-tensor", "3-tensors"])
+def test_adversarial_scores(code_path: str, n_tensors: int, name: str, dtype: torch.dtype) -> None:
+    tensors = list(ADVERSARIES[name].to(dtype).tensor_split(n_tensors))
+    n_positive = sum(int((t > 0).sum()) for t in tensors)
+    # the last two are read twice: first counted, then written
+    for k in (1, 3000, n_positive // 2, n_positive):
+        check(tensors, k)
+    with pytest.raises(ValueError, match=f"only {n_positive} positive scores"):
+        native.top_tau(tensors, n_positive + 1, [t.numel() for t in tensors])
+
+
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_adversarial_scores_with_caps(name: str) -> None:
+    tensors = list(ADVERSARIES[name].tensor_split([1000, 150_000, 150_001]))
+    caps = [900, 2500, 0, 100_000]
+    most = sum(min(int((t > 0).sum()), cap) for t, cap in zip(tensors, caps, strict=True))
+    for k in (1, 2000, most // 2, most):
+        check(tensors, k, caps)
+
+
+def test_caps_that_mislead_a_sample() -> None:
+    # three scores of each tensor count, and most tensors have none in the sample
+    tensors = list(normal_scores(LARGE).view(8000, 50))
+    check(tensors, 23_000, [3] * 8000)
+    assert passes(tensors, 23_000, [3] * 8000) > 3  # what this test is about
+
+
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_at_most_two_passes_whatever_the_scores(name: str) -> None:
+    tensors = list(ADVERSARIES[name].tensor_split(3))
+    whole = [t.numel() for t in tensors]
+    n_positive = sum(int((t > 0).sum()) for t in tensors)
+    sample = 0.07  # of every 256 scores one, which costs a cache line
+    for k in (1, 3000):
+        assert passes(tensors, k, whole) <= 2 + sample
+    for k in (n_positive // 2, n_positive):
+        assert passes(tensors, k, whole) <= 3 + sample
+
+
+def passes(tensors: list[Tensor], k: int, caps: list[int]) -> float:
+    return native.top_tau_bytes_read(tensors, k, caps) / sum(t.nbytes for t in tensors)
 
 
 def test_largest_finite_and_smallest_denormal(code_path: str) -> None:
@@ -123,10 +180,21 @@ def test_too_few_positive_scores_are_counted(code_path: str, numel: int) -> None
         native.top_tau([scores, torch.zeros(5)], 4, [2, 5])
 
 
-@pytest.mark.parametrize("n_threads", [1, 2, 5])
-def test_any_number_of_threads(restored_threads: None, n_threads: int) -> None:
+@pytest.mark.parametrize("k", [5000, LARGE])
+@pytest.mark.parametrize("n_threads", [1, 2, 3, 4])
+def test_any_number_of_threads(restored_threads: None, n_threads: int, k: int) -> None:
     torch.set_num_threads(n_threads)
-    check([normal_scores(LARGE).bfloat16(), normal_scores(LARGE, 1)], 5000)
+    tied = (normal_scores(LARGE, 1) * 4).ceil()  # across whatever the threads split at
+    tensors = [normal_scores(LARGE).bfloat16(), tied, *normal_scores(3000, 2).view(100, 30)]
+    check(tensors, k, [LARGE // 2, *[t.numel() for t in tensors[1:]]])
+
+
+def test_same_positions_every_run() -> None:
+    tensors = [normal_scores(LARGE).mul(50).floor(), normal_scores(LARGE, 1)]
+    first = native.top_tau(tensors, 4321, [LARGE, LARGE])
+    for _ in range(20):
+        again = native.top_tau(tensors, 4321, [LARGE, LARGE])
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_layout_and_dtype_are_checked() -> None:

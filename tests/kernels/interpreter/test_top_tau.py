@@ -56,6 +56,22 @@ def test_at_the_shipped_tile_size(dtype: torch.dtype, monkeypatch: pytest.Monkey
         assert torch.equal(positions, own.nonzero().squeeze(1))
 
 
+@pytest.mark.parametrize(
+    "scores",
+    [
+        torch.full((12,), 3.0),
+        torch.arange(1, 13, dtype=torch.int32).view(torch.float32),
+        torch.tensor([2.0] + [1.0] * 11),
+        torch.tensor([1e-38] * 8 + [3e38] + [1e-38] * 3),
+    ],
+    ids=["all-equal", "denormal", "one-above-ties", "outlier"],
+)
+def test_adversarial_scores(scores: Tensor) -> None:
+    tensors, caps = list(scores.tensor_split([7, 8])), [4, 1, 100]
+    found = kernels.top_tau(tensors, 7, caps)
+    assert [chosen.tolist() for chosen in found] == brute_force(tensors, 7, caps)
+
+
 def test_same_bits_every_run() -> None:
     scores = [torch.arange(50.0).remainder(7), torch.arange(31.0).remainder(5)]
     first, second = (kernels.top_tau(scores, 40, [50, 31]) for _ in range(2))
