@@ -1,5 +1,5 @@
 // The Python module spt_kernels._native: addresses come in as integers, nothing here is checked
-// but what would crash. spt_kernels/native.py is its only caller.
+// but what would crash. spt_kernels/native is its only caller.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -133,7 +133,7 @@ def tensors_of_plan(model: nn.Module) -> list[Tensor]:
         (lambda: tiny_vit(width=96), (2, 3, 16, 16)),
         (lambda: tiny_vit(width=96), (64, 3, 16, 16)),
         (tiny_swin, (4, 3, 32, 32)),
-        (lambda: tuned(tiny_vit(width=96), 100_000, None), (2, 3, 16, 16)),
+        (lambda: tuned(tiny_vit(width=96), 40_000, None), (2, 3, 16, 16)),
         (lambda: tuned(tiny_vit(width=96), 5000, "lora"), (16, 3, 16, 16)),
         (lambda: tuned(tiny_swin(), 1200, None), (4, 3, 32, 32)),
     ],

@@ -1,0 +1,38 @@
+"""The single door to the C++: dtype, layout and lifetime of tensors are settled here.
+
+Every function runs with the GIL released on `torch.get_num_threads()` threads and gives the same
+bits for any number of them.
+"""
+
+from .dropout import dropout
+from .fingerprint import fingerprint
+from .module import (
+    INSTRUCTION_SETS,
+    available,
+    instruction_set,
+    limit_instruction_set,
+    why_unavailable,
+)
+from .sparse_adamw import AdamWPlan, sparse_adamw
+from .sparse_weight_grad import sample_block, sparse_weight_grad
+from .squared_grad import accumulate_squared_grad
+from .top_tau import top_tau, top_tau_bytes_read
+from .write_delta import write_delta
+
+__all__ = [
+    "INSTRUCTION_SETS",
+    "AdamWPlan",
+    "accumulate_squared_grad",
+    "available",
+    "dropout",
+    "fingerprint",
+    "instruction_set",
+    "limit_instruction_set",
+    "sample_block",
+    "sparse_adamw",
+    "sparse_weight_grad",
+    "top_tau",
+    "top_tau_bytes_read",
+    "why_unavailable",
+    "write_delta",
+]
