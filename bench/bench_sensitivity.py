@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -28,13 +28,16 @@ PEAK_OURS = "peak besides weights, MiB: ours, its scores included"
 PEAK_ORDINARY = "peak besides weights, MiB: ordinary, its gradients included"
 
 Batch = tuple[Tensor, Tensor]
+Peer = Callable[[nn.Module, Batch], Callable[[], None]]
 
 
-def model_and_batch(width: str, size: int, device: torch.device) -> tuple[nn.Module, Batch]:
+def model_and_batch(
+    width: str, size: int, device: torch.device, pixels: int = 224
+) -> tuple[nn.Module, Batch]:
     torch.manual_seed(0)
-    model = timm.create_model(f"vit_{width}_patch16_224", num_classes=100).to(device).eval()
-    images = torch.randn(size, 3, 224, 224, device=device)
-    return model, (images, torch.randint(100, (size,), device=device))
+    model = timm.create_model(f"vit_{width}_patch16_224", num_classes=100, img_size=pixels)
+    images = torch.randn(size, 3, pixels, pixels, device=device)
+    return model.to(device).eval(), (images, torch.randint(100, (size,), device=device))
 
 
 class Measurement:
@@ -168,7 +171,14 @@ def test_vit_b16(benchmark: Any, device: torch.device) -> None:
 
 
 def test_peers(benchmark: Any, device: torch.device) -> None:
-    contest(benchmark, "small", 4, device, peers=True)
+    peers = {"a batch-of-one loop": batch_of_one, "torch.func vmap(grad)": func_vmap}
+    contest(benchmark, "small", 8, device, peers=peers)
+
+
+def test_backpack(benchmark: Any, device: torch.device) -> None:
+    # at 64 pixels: it makes the gradient of every token, which takes minutes at 224
+    peers = {"BackPACK SumGradSquared (Linear only, no norms)": backpack_linear}
+    contest(benchmark, "tiny", 8, device, peers=peers, pixels=64)
 
 
 @pytest.mark.parametrize("size", [1, 4, 16])
@@ -187,25 +197,23 @@ def contest(
     size: int,
     device: torch.device,
     *,
-    peers: bool = False,
+    peers: Mapping[str, Peer] | None = None,
+    pixels: int = 224,
     rounds: int = 2,
     growth: tuple[str, float] | None = None,
 ) -> None:
-    model, batch = model_and_batch(width, size, device)
+    model, batch = model_and_batch(width, size, device, pixels)
     facts: dict[str, float | str] = {}
     flops = _flops(model, batch)
-    others = {ORDINARY: ordinary(_copy(width, device), batch, facts)}
-    if peers:
-        others["a batch-of-one loop"] = batch_of_one(_copy(width, device), batch)
-        others["torch.func vmap(grad)"] = func_vmap(_copy(width, device), batch)
-        name = "BackPACK SumGradSquared (Linear only, no norms)"
-        others[name] = backpack_linear(_copy(width, device), batch)
+    others = {ORDINARY: ordinary(_copy(width, device, pixels), batch, facts)}
+    for name, peer in (peers or {}).items():
+        others[name] = peer(_copy(width, device, pixels), batch)
     measurement = Measurement(model, batch, facts)
     try:
         hold(
             benchmark,
-            f"sensitivity: ViT-{width}/16, batch {size}, fp32, {len(candidate_names(model))} "
-            "parameters",
+            f"sensitivity: ViT-{width}/16, {pixels} pixels, batch {size}, fp32, "
+            f"{len(candidate_names(model))} parameters",
             {"spt.measure_sensitivity, a batch of it": measurement, **others},
             rounds=rounds,
             flops=flops,
@@ -217,8 +225,8 @@ def contest(
         measurement.finish()
 
 
-def _copy(width: str, device: torch.device) -> nn.Module:
-    return model_and_batch(width, 1, device)[0]
+def _copy(width: str, device: torch.device, pixels: int) -> nn.Module:
+    return model_and_batch(width, 1, device, pixels)[0]
 
 
 def _flops(model: nn.Module, batch: Batch) -> int:

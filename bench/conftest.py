@@ -52,7 +52,9 @@ def pytest_terminal_summary(
 
 def table(contest: Contest) -> list[str]:
     """Medians and spread of each contestant, in milliseconds, and the floor of ours."""
-    lines = [contest.title, f"  {'':<46}{'median':>10}{'min':>10}{'max':>10}   ours/this   target"]
+    lines = [contest.title]
+    if contest.rows:
+        lines.append(f"  {'':<46}{'median':>10}{'min':>10}{'max':>10}   ours/this   target")
     for row in contest.rows:
         times = f"{row.median_ms:>10.3f}{row.min_ms:>10.3f}{row.max_ms:>10.3f}"
         target = "" if row.target is None else f"{row.target:>9.3f}"

@@ -32,7 +32,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Contest:
-    """What one bench measured; `rows[0]` is ours.
+    """What one bench measured; `rows[0]` is ours, and none are there where it only counted.
 
     Attributes:
         bench: the file it is in, without `bench_`.
@@ -105,10 +105,17 @@ def hold(
     ]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     floor_ms = measure_speed(device).floor_ms(bytes_moved, flops)
-    bench = Path(benchmark.fullname.partition("::")[0]).stem.removeprefix("bench_")
     axis, at = growth or ("", 0)
     contest = Contest(
-        bench, title, tuple(rows), bytes_moved, flops, floor_ms, axis, at, dict(facts or {})
+        _bench_of(benchmark),
+        title,
+        tuple(rows),
+        bytes_moved,
+        flops,
+        floor_ms,
+        axis,
+        at,
+        dict(facts or {}),
     )
     benchmark.extra_info.update(
         bytes=bytes_moved,
@@ -132,6 +139,16 @@ def turn(contest: Contest, name: str, targets: Mapping[str, float] | None = None
     turned = replace(contest, title=f"{contest.title}; {name}", rows=tuple(rows))
     CONTESTS.append(turned)
     return turned
+
+
+def record(benchmark: Any, title: str, facts: Mapping[str, float | str]) -> None:
+    """Keep what a bench counted where there is nothing to time."""
+    benchmark.extra_info.update(facts)
+    CONTESTS.append(Contest(_bench_of(benchmark), title, (), 0, 0, 0, facts=dict(facts)))
+
+
+def _bench_of(benchmark: Any) -> str:
+    return Path(benchmark.fullname.partition("::")[0]).stem.removeprefix("bench_")
 
 
 def _row(name: str, seconds: list[float], mine: float, target: float | None = None) -> Row:

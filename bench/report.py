@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import results
+from . import results, roofline_gpu
 from .drawings import growth_figure, growth_points
 
 ROOT = Path(__file__).parent.parent
@@ -107,6 +107,7 @@ def parts(measured: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
     """Marker -> what stands between `<!-- marker:begin -->` and `<!-- marker:end -->`."""
     tables = {"demo": lambda: demo_table(json.loads(DEMO.read_text()))}
     tables["machine"] = lambda: machine_line(measured)
+    tables["cards"] = roofline_gpu.markdown
     contests = [contest for contest in measured["contests"].values() if not contest["axis"]]
     for bench in dict.fromkeys(contest["bench"] for contest in contests):
         chosen = [contest for contest in contests if contest["bench"] == bench]
