@@ -10,9 +10,11 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import pytest
 import torch
 
+from spt_kernels.costs.machine import describe
+
 from . import results
 from .contest import CONTESTS, Contest
-from .machine import describe, measure_speed
+from .machine import measure_speed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,9 +1,7 @@
-"""What the machine is and how fast it can possibly be: the floor beside which a bench is read."""
+"""How fast this machine can possibly be: the floor beside which a bench is read."""
 
 from __future__ import annotations
 
-import platform
-import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -13,34 +11,8 @@ from pathlib import Path
 
 import torch
 
-import spt_kernels
-from spt_kernels import native
-
 READ_BYTES = 256 << 20  # many times any cache
 MATRIX = 2048  # large enough for the best rate of a matrix product, 17 GFLOP
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Hardware and versions.
-
-    Attributes:
-        processor: the CPU or the card.
-        threads: that torch uses; 0 on a card.
-        instruction_set: of the C++ kernels.
-        versions: of everything that a time depends on.
-    """
-
-    processor: str
-    threads: int
-    instruction_set: str
-    versions: dict[str, str]
-
-    def file_name(self) -> str:
-        """One results file per machine and version of this package."""
-        threads = f"{self.threads} threads" if self.threads else ""
-        words = f"{self.processor} {threads} {self.versions['spt_kernels']}".lower()
-        return "-".join(re.findall(r"[a-z0-9.]+", words)) + ".json"
 
 
 @dataclass(frozen=True)
@@ -58,22 +30,6 @@ class Speed:
     def floor_ms(self, bytes_moved: float, flops: float) -> float:
         """No computation that moves so many bytes and does so many operations takes less."""
         return 1e3 * max(bytes_moved / self.bytes_per_s, flops / self.flops_per_s)
-
-
-def describe(device: torch.device) -> Machine:
-    """This machine."""
-    versions = {
-        "spt_kernels": spt_kernels.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    if device.type == "cuda":
-        versions["cuda"] = str(torch.version.cuda)
-        return Machine(torch.cuda.get_device_name(device), 0, "", versions)
-    known = native.available()
-    return Machine(
-        _cpu_name(), torch.get_num_threads(), native.instruction_set() if known else "", versions
-    )
 
 
 @lru_cache
@@ -105,19 +61,6 @@ def _git(root: Path, *arguments: str) -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""  # an unpacked archive: nothing to name
     return done.stdout.strip()
-
-
-def _cpu_name() -> str:
-    facts: dict[str, str] = {}
-    path = Path("/proc/cpuinfo")
-    for line in path.read_text().splitlines() if path.exists() else ():
-        key, _, value = line.partition(":")
-        facts.setdefault(key.strip(), value.strip())
-    if "model name" not in facts:
-        return platform.processor() or platform.machine()
-    # cloud machines hide the model's number, not its family
-    family, model = facts.get("cpu family", "?"), facts.get("model", "?")
-    return f"{facts['model name']} family {family} model {model}"
 
 
 def _best_s(run: Callable[[], object], rounds: int = 7) -> float:

@@ -12,8 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from spt_kernels.costs.machine import Machine
+
 from .contest import Contest
-from .machine import Machine, Speed, commit
+from .machine import Speed, commit
 
 FOLDER = Path(__file__).parent / "results"
 

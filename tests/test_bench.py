@@ -11,8 +11,9 @@ from bench import results
 from bench.compare import compare
 from bench.contest import CONTESTS, Contest, Row, turn
 from bench.drawings import growth_figure, growth_points
-from bench.machine import Machine, Speed
+from bench.machine import Speed
 from bench.report import bench_table, rendered
+from spt_kernels.costs.machine import Machine
 
 MACHINE = Machine("Some CPU (TM) 3000", 2, "avx2", {"spt_kernels": "1.2.3", "torch": "9.0"})
 SPEED = Speed(bytes_per_s=2e9, flops_per_s=1e11)

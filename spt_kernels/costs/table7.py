@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
+from .machine import describe
 from .paper import PAPER_MODEL, PAPER_ROWS
 from .row import CostRow, SensitivitySpeed
 from .setting import CostSetting
@@ -25,12 +29,14 @@ class Table7:
         rows: in the order of `WAYS`.
         missing: way -> reason.
         sensitivity: how fast scores come, None where that was not asked for.
+        date: when it was measured.
     """
 
     setting: CostSetting
     rows: tuple[CostRow, ...]
     missing: Mapping[str, str] = field(default_factory=dict)
     sensitivity: SensitivitySpeed | None = None
+    date: str = field(default_factory=lambda: datetime.date.today().isoformat())
 
     def over(self, row: CostRow, rival: str, column: str) -> float | None:
         """A column of `row` over that of another row, None where either is missing."""
@@ -52,11 +58,13 @@ class Table7:
         is_papers = self.setting.model == PAPER_MODEL
         return {
             "setting": self.setting.to_json(),
+            "machine": asdict(describe(torch.device(self.setting.device))),
+            "date": self.date,
             "memory": "measured" if self.setting.on_gpu else "accounted",
             "rows": [row.to_json() for row in self.rows],
             "missing": dict(self.missing),
-            "sensitivity": self.sensitivity and vars(self.sensitivity),
-            "paper": {name: vars(row) for name, row in PAPER_ROWS.items()} if is_papers else {},
+            "sensitivity": self.sensitivity and asdict(self.sensitivity),
+            "paper": {name: asdict(row) for name, row in PAPER_ROWS.items()} if is_papers else {},
         }
 
 

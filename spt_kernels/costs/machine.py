@@ -1,0 +1,64 @@
+"""Which machine this is: what a measured figure is worth nothing without."""
+
+from __future__ import annotations
+
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .. import __version__, native
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Hardware and versions.
+
+    Attributes:
+        processor: the CPU or the card.
+        threads: that torch uses; 0 on a card.
+        instruction_set: of the C++ kernels.
+        versions: of everything that a time depends on.
+    """
+
+    processor: str
+    threads: int
+    instruction_set: str
+    versions: dict[str, str]
+
+    def file_name(self) -> str:
+        """One results file per machine and version of this package."""
+        threads = f"{self.threads} threads" if self.threads else ""
+        words = f"{self.processor} {threads} {self.versions['spt_kernels']}".lower()
+        return "-".join(re.findall(r"[a-z0-9.]+", words)) + ".json"
+
+
+def describe(device: torch.device) -> Machine:
+    """This machine."""
+    versions = {
+        "spt_kernels": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if device.type == "cuda":
+        versions["cuda"] = str(torch.version.cuda)
+        return Machine(torch.cuda.get_device_name(device), 0, "", versions)
+    known = native.available()
+    return Machine(
+        _cpu_name(), torch.get_num_threads(), native.instruction_set() if known else "", versions
+    )
+
+
+def _cpu_name() -> str:
+    facts: dict[str, str] = {}
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.exists() else ():
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    if "model name" not in facts:
+        return platform.processor() or platform.machine()
+    # cloud machines hide the model's number, not its family
+    family, model = facts.get("cpu family", "?"), facts.get("model", "?")
+    return f"{facts['model name']} family {family} model {model}"
