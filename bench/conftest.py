@@ -13,7 +13,7 @@ import torch
 from spt_kernels.costs.machine import describe
 
 from . import results
-from .contest import CONTESTS, Contest
+from .contest import CONTESTS, Contest, shown
 from .machine import measure_speed
 
 
@@ -66,5 +66,5 @@ def table(contest: Contest) -> list[str]:
     if contest.floor_ms:
         over = contest.rows[0].median_ms / contest.floor_ms
         lines.append(f"  {'floor of ours':<46}{contest.floor_ms:>10.3f}{'':>20}{over:>12.3f}")
-    lines += [f"  {name}: {value}" for name, value in contest.facts.items()]
+    lines += [f"  {name}: {shown(value)}" for name, value in contest.facts.items()]
     return lines

@@ -141,6 +141,11 @@ def turn(contest: Contest, name: str, targets: Mapping[str, float] | None = None
     return turned
 
 
+def shown(fact: float | str) -> str:
+    """A fact as tables print it."""
+    return f"{fact:,.4g}" if isinstance(fact, float) else str(fact)
+
+
 def record(benchmark: Any, title: str, facts: Mapping[str, float | str]) -> None:
     """Keep what a bench counted where there is nothing to time."""
     benchmark.extra_info.update(facts)

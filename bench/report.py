@@ -13,12 +13,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spt_kernels.costs import Table7
+
 from . import results, roofline_gpu
+from .contest import shown
 from .drawings import growth_figure, growth_points
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "docs" / "demo" / "result.json"
 DRAWINGS = ROOT / "docs" / "bench"
+COSTS = DRAWINGS / "table7.json"  # by `spt-kernels bench table7 --output docs/bench`
 TEXTS = (ROOT / "README.md", ROOT / "bench" / "ROOFLINE.md")
 
 
@@ -73,8 +77,46 @@ def bench_table(contests: Iterable[Mapping[str, Any]]) -> str:
         if contest["floor_ms"]:
             over = contest["rows"][0]["median_ms"] / contest["floor_ms"]
             rows.append(("*floor of ours*", f"{contest['floor_ms']:.2f}", "", f"{over:.1f}", ""))
-        rows += [(f"*{name}: {value}*", "", "", "", "") for name, value in contest["facts"].items()]
+        rows += [
+            (f"*{name}: {shown(value)}*", "", "", "", "")
+            for name, value in contest["facts"].items()
+        ]
     return _markdown(titles, rows)
+
+
+def cost_table(costs: Mapping[str, Any]) -> str:
+    """What each way of fine-tuning costs, with the paper's memory beside it."""
+    table = Table7.from_json(costs)
+    setting, papers = table.setting, costs["paper"]
+    peak = f"peak, GiB ({costs['memory']})"
+    times = ("step / full", "inference / plain")
+    titles = ("", "trained", peak, "/ LoRA-16", "paper, GB", *times, "file")
+    rows = [
+        (
+            f"**{row.way}**" if row.way.startswith("spt") else row.way,
+            f"{100 * row.trained_share:.2f} %",
+            f"{row.tuning_peak_bytes / 2**30:.2f}",
+            _ratio(table.over(row, "lora-16", "tuning_peak_bytes")),
+            f"{papers[row.way]['tuning_gb']}" if row.way in papers else "",
+            _ratio(table.step_over(row, "full")),
+            _ratio(row.inference_over_plain),
+            f"{row.file_bytes / 2**20:.1f} MiB" if row.file_bytes else "",
+        )
+        for row in table.rows
+    ]
+    batch = setting.batch_size if setting.on_gpu else setting.timed_batch_size
+    machine = costs["machine"]
+    return (
+        f"{_markdown(titles, rows)}\n\n"
+        f"{setting.model}, {setting.dtype}; peak of a training step at batch "
+        f"{setting.batch_size}, times at batch {batch} on {machine['processor']}, "
+        f"{machine['threads']} threads,\nin turn with full tuning and with the plain model. "
+        f"torch {machine['versions']['torch']}, {costs['date']}."
+    )
+
+
+def _ratio(value: float | None) -> str:
+    return "not run" if value is None else f"{value:.2f}"
 
 
 def _row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -106,6 +148,7 @@ def newest_cpu_results() -> dict[str, Any]:
 def parts(measured: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
     """Marker -> what stands between `<!-- marker:begin -->` and `<!-- marker:end -->`."""
     tables = {"demo": lambda: demo_table(json.loads(DEMO.read_text()))}
+    tables["costs"] = lambda: cost_table(json.loads(COSTS.read_text()))
     tables["machine"] = lambda: machine_line(measured)
     tables["cards"] = roofline_gpu.markdown
     contests = [contest for contest in measured["contests"].values() if not contest["axis"]]

@@ -67,6 +67,18 @@ class Table7:
             "paper": {name: asdict(row) for name, row in PAPER_ROWS.items()} if is_papers else {},
         }
 
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Table7:
+        """The inverse of `to_json`."""
+        speed = value["sensitivity"]
+        return Table7(
+            CostSetting(**value["setting"]),
+            tuple(CostRow.from_json(row) for row in value["rows"]),
+            value["missing"],
+            speed and SensitivitySpeed(**speed),
+            value["date"],
+        )
+
 
 def run_table7(
     setting: CostSetting,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
-from spt_kernels.costs import WAYS, CostSetting, run_table7
+from spt_kernels.costs import WAYS, CostSetting, Table7, run_table7
 from spt_kernels.costs.drawing import cost_figure
 from spt_kernels.costs.measure import measure_row, measure_sensitivity_speed
 from spt_kernels.costs.paper import PAPER_ROWS
@@ -88,6 +90,7 @@ def test_table_runs_rows_in_their_own_processes_and_says_what_is_missing() -> No
     assert told == ["linear", "prompt-deep"]
     assert table.to_json()["paper"] == {}
     assert len(cost_figure(table).axes) == 2
+    assert Table7.from_json(json.loads(json.dumps(table.to_json()))) == table
 
 
 def test_unknown_way_and_dtype_are_refused() -> None:
