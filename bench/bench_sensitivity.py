@@ -217,7 +217,7 @@ def contest(
             {"spt.measure_sensitivity, a batch of it": measurement, **others},
             rounds=rounds,
             flops=flops,
-            targets=TARGET,
+            targets=None if growth else TARGET,
             growth=growth,
             facts=facts,
         )

@@ -60,8 +60,22 @@ def _draw_panel(panel: Axes, bench: str, axis: str, contests: list[Mapping[str, 
         panel.plot(*zip(*floors, strict=True), "--", color=INK, linewidth=1, label="floor of ours")
     panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms")
     panel.set_title(bench.replace("_", " "), fontsize=9, color=INK, loc="left")
+    panel.set_xticks(sizes := [contest["at"] for contest in contests], map(_short, sizes))
+    low, high = panel.get_ylim()
+    panel.set_ylim(min(low, high / 8), high * 1.35 ** (len(names) + 2))  # room for the legend
+    panel.yaxis.set_major_formatter(lambda ms, _: f"{ms:g}")
+    panel.xaxis.minorticks_off()
+    panel.yaxis.set_minor_formatter(lambda ms, _: "")
     panel.grid(color=FAINT, linewidth=0.5)
     panel.tick_params(labelsize=7)
     panel.xaxis.label.set_size(8)
     panel.yaxis.label.set_size(8)
-    panel.legend(fontsize=6, frameon=False)
+    panel.legend(fontsize=6, frameon=False, loc="upper left")
+
+
+def _short(number: float) -> str:
+    """`400000` as `400k`."""
+    for limit, unit, size in ((1e6, "M", 1e6), (1e4, "k", 1e3)):
+        if number >= limit:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:g}"

@@ -28,7 +28,10 @@ def write(folder: Path, machine: Machine, speed: Speed, contests: Sequence[Conte
     results["speed"] = asdict(speed)
     when = {"date": datetime.date.today().isoformat(), "commit": commit()}
     for contest in contests:
-        results["contests"][f"{contest.bench}: {contest.title}"] = asdict(contest) | when
+        name = f"{contest.bench}: {contest.title}"
+        if contest.axis:  # one size may be a point of two drawings
+            name = f"{name}, {contest.axis}"
+        results["contests"][name] = asdict(contest) | when
     results["contests"] = dict(sorted(results["contests"].items()))
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
