@@ -93,6 +93,8 @@ def select_by_cost(segments: Sequence[Segment], budgets: Sequence[int]) -> list[
 
     ends = []
     for budget in budgets:
+        if total.numel() == 0:
+            raise overspent(budget, 0)
         length = int(torch.searchsorted(total, budget, right=True))
         if length == 0:
             raise ValueError(f"budget={budget} buys nothing: the first step costs {int(total[0])}")

@@ -591,6 +591,13 @@ def test_several_budgets_are_each_allocated_as_alone(
         assert as_sets(plan) == expected
 
 
+@pytest.mark.parametrize("rule", ["paper", "published-code"])
+def test_scores_that_are_all_zero_buy_nothing(rule: str) -> None:
+    zeros = scored({"blocks.0.mlp.fc1.weight": torch.zeros(20, 6)})
+    with pytest.raises(ValueError, match="at most 0 parameters"):
+        allocate(zeros, 3, rule=rule)
+
+
 def test_no_budget_is_no_plan() -> None:
     assert allocate_each(random_scores(0), []) == []
     assert allocate_each(random_scores(0), [], rule="published-code") == []

@@ -97,6 +97,8 @@ class Edits(nn.Module):
             detached = x.detach().clone()
             x = F.gelu(detached) + self.norm(x)
             detached.zero_()
+        elif self.edit == "SiLU in place":
+            x = F.silu(self.norm(x), inplace=True)
         elif self.edit == "result twice":
             x = F.silu(self.norm(x))
             return self.head(self.second(x) + x @ self.second.weight)
@@ -104,7 +106,14 @@ class Edits(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "edit", ["result of a norm", "result of a GELU", "input without a graph", "result twice"]
+    "edit",
+    [
+        "result of a norm",
+        "result of a GELU",
+        "input without a graph",
+        "SiLU in place",
+        "result twice",
+    ],
 )
 def test_edited_activations_are_exact(edit: str) -> None:
     model = Edits(edit).eval()

@@ -234,7 +234,7 @@ def _cpu(
     if _dense_is_cheaper(len(index), n_cells, len(input), n_out, n_in):
         if plan:
             return _sampled_product(grad_output, input, index, plan[0])
-        if not (index[1:] < index[:-1]).any():
+        if (index[1:] > index[:-1]).all():  # a bare index may repeat positions, or have any order
             begin = _row_begin(index, n_out, n_in)
             return _sampled_product(grad_output, input, index, begin)
     return native.sparse_weight_grad(grad_output, input, index)

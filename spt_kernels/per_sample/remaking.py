@@ -40,6 +40,8 @@ class Productions:
         if func not in _CHEAP or not args or not isinstance(output, Tensor):
             return
         source, *others = args
+        if output is source:
+            return  # in place: what it was made from is gone
         # without a graph nothing keeps the source, and anybody may write into it
         if not output.requires_grad or not source.requires_grad or source.dtype != output.dtype:
             return
