@@ -20,7 +20,8 @@ BaseTensor = tuple[Tensor, Tensor | None, Tensor | None]
 class BaseModel:
     """What is where in a model, tuned or plain, by the names of the base model, in its order.
 
-    What has several names goes by the first of them, as in `named_parameters()`. Made in one walk over the modules; it is out of date as soon as one of them is replaced.
+    What has several names goes by the first of them, as in `named_parameters()`. Made in one walk
+    over the modules; it is out of date as soon as one of them is replaced.
 
     Attributes:
         parameters: name -> parameter, as it is: a tuned weight holds base + delta.
