@@ -11,6 +11,7 @@
 
 #if defined(__unix__) || defined(__APPLE__)
 #    include <dlfcn.h>
+#    include <pthread.h>
 #endif
 
 namespace spt {
@@ -19,8 +20,12 @@ namespace {
 // What compilers call for `#pragma omp parallel`; LLVM's and Intel's runtimes have it too.
 using StartTeam = void (*)(void (*work)(void*), void* data, unsigned n_threads, unsigned flags);
 
+// A forked process has none of its parent's threads, for which GCC's OpenMP would wait forever.
+bool is_forked = false;
+
 StartTeam find_openmp() {
 #if defined(__unix__) || defined(__APPLE__)
+    pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
     return reinterpret_cast<StartTeam>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
 #else
     return nullptr;
@@ -45,7 +50,7 @@ void run_on_own_threads(int n_threads, void (*work)(void*), void* data) {
 
 void run_on_team(int n_threads, void (*work)(void*), void* data) {
     static const StartTeam start_team = find_openmp();
-    if (start_team != nullptr) {
+    if (start_team != nullptr && !is_forked) {
         start_team(work, data, static_cast<unsigned>(n_threads), 0);
     } else {
         run_on_own_threads(n_threads, work, data);

@@ -20,7 +20,8 @@ BaseTensor = tuple[Tensor, Tensor | None, Tensor | None]
 class BaseModel:
     """What is where in a model, tuned or plain, by the names of the base model, in its order.
 
-    Made in one walk over the modules; it is out of date as soon as one of them is replaced.
+    What has several names goes by the first of them, as in `named_parameters()`. Made in one walk
+    over the modules; it is out of date as soon as one of them is replaced.
 
     Attributes:
         parameters: name -> parameter, as it is: a tuned weight holds base + delta.
@@ -41,7 +42,7 @@ class BaseModel:
     def of(cls, model: nn.Module) -> BaseModel:
         """Walk over a model."""
         found = cls({}, {}, {}, {}, {})
-        _walk(model, "", found)
+        _walk(model, "", found, set())
         return found
 
     @property
@@ -78,27 +79,29 @@ def is_data_parallel(model: nn.Module) -> bool:
     return _is_wrapper(model)
 
 
-def _walk(module: nn.Module, prefix: str, found: BaseModel) -> None:
-    own_deltas: set[int] = set()
+def _walk(module: nn.Module, prefix: str, found: BaseModel, seen: set[int]) -> None:
+    """Add what is in a module, but for what is seen already: ids of modules and tensors."""
+    seen.add(id(module))
     if isinstance(module, _TUNED):
         found.tuned[prefix.removesuffix(".")] = module
         for local, delta in module.sparse_deltas().items():
             found.deltas[prefix + local] = delta
-            own_deltas.add(id(delta.delta))
+            seen.add(id(delta.delta))
         if isinstance(module, (LoraLinear, AdapterLinear)):
             found.structured[f"{prefix}weight"] = module
         if not is_attached(module):  # it stands where the plain one stood: the order is the base's
             module = module.plain  # type: ignore[assignment]
     for local, parameter in module._parameters.items():
-        if parameter is not None and id(parameter) not in own_deltas:
+        if parameter is not None and id(parameter) not in seen:
             found.parameters[prefix + local] = parameter
+            seen.add(id(parameter))
     transient = module._non_persistent_buffers_set
     for local, buffer in module._buffers.items():
         if buffer is not None and buffer.is_floating_point() and local not in transient:
             found.buffers[prefix + local] = buffer
     for local, child in module._modules.items():
-        if child is not None:
-            _walk(child, f"{prefix}{local}.", found)
+        if child is not None and id(child) not in seen:
+            _walk(child, f"{prefix}{local}.", found, seen)
 
 
 def _is_wrapper(model: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from . import native
 from .adamw_step import Member, leave
-from .layers.sparse_delta import DeltaSlot, delta_of, leave_to_hook, slot_of
+from .layers.sparse_delta import DeltaSlot, delta_of, leave_to_hook, slot_of, storage_of
 
 Groups = Sequence[dict[str, Any]]
 
@@ -33,7 +33,9 @@ class PreparedStep:
         self._entries = [(m.param, slot) for m, slot in zip(members, slots, strict=True)]
         self._sizes = [member.param.numel() for member in members]
         self._written = [
-            (member.param, member.delta.written) for member in members if member.delta is not None
+            (member.param, storage_of(member.param), member.delta.written)
+            for member in members
+            if member.delta is not None
         ]
         self._rounding = _rounding(members[0].group)
         self._tensors = _tensors_of(members)
@@ -122,8 +124,8 @@ class PreparedStep:
         numbers = [_numbers(group) for group in groups]
         self._plan.step([grad.data_ptr() for grad in grads], numbers, *self._rounding)
         torch.autograd.graph.increment_version(self._mutated)
-        for param, written in self._written:
-            written.record_version(param)
+        for param, storage, written in self._written:
+            written.record_version(param, storage)
 
 
 def _rounding(group: dict[str, Any]) -> tuple[bool, int]:

@@ -383,6 +383,21 @@ def test_tokens_tables_scales_and_stem(name: str, include: list[str], tmp_path: 
     torch.testing.assert_close(predict(fresh, name), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_head_of_two_names_counts_once(tmp_path: Path) -> None:
+    def named_twice() -> nn.Module:
+        model = base("vit")
+        model.fc = model.head
+        return model
+
+    path, model = tmp_path / "task.safetensors", named_twice()
+    before = picture(model)
+    spt.apply(model, make_plan(model, "unstructured"))
+    train(model, 32)
+    spt.save_delta(model, path)
+    assert torch.equal(predict(spt.load_delta(named_twice(), path), "vit"), predict(model, "vit"))
+    assert_same_picture(spt.unload(model), before)
+
+
 def batch_norm_net() -> nn.Module:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]

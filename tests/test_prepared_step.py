@@ -311,6 +311,20 @@ def test_another_optimizer_on_the_same_model_is_followed() -> None:
     assert run.short == 4
 
 
+def test_memory_lent_to_a_delta_between_steps_is_noticed_when_it_comes_again() -> None:
+    run = Run()
+    run.steps(3)
+    layer = first(run)
+    trained, average = layer.delta.data, layer.delta.detach() + 1
+    for _ in range(2):
+        layer.delta.data = average
+        layer.write_stale_deltas()
+        assert torch.equal(layer.weight.view(-1)[layer.index.long()], layer.original + average)
+        layer.delta.data = trained
+        run.steps(1)
+    assert run.short == 4
+
+
 @pytest.mark.parametrize("way", ["deepcopy", "pickle"])
 def test_a_copy_does_not_write_into_the_model_it_was_made_from(way: str) -> None:
     run = Run()

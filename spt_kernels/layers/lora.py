@@ -114,4 +114,4 @@ def _draw_seed(x: Tensor) -> int:
     """From the default generator, so that `torch.manual_seed` and checkpointing reproduce it."""
     if isinstance(x, FakeTensor) or x.device.type == "meta":
         return 0
-    return int(torch.randint(2**62, ()).item())
+    return int(torch.randint(2**62, (), device="cpu").item())

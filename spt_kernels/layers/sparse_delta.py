@@ -65,10 +65,15 @@ class WrittenState:
         self.state = _state_of(delta)
         self.by_optimizer = by_optimizer
 
-    def record_version(self, delta: Tensor) -> None:
-        """`record`, in less time, for a delta whose memory is where it was at the last `record`."""
+    def record_version(self, delta: Tensor, storage: int) -> None:
+        """`record`, in less time, for a delta in whose storage nothing but the values has changed.
+
+        Args:
+            delta: what the target holds.
+            storage: from `storage_of`, when the delta's memory was where it is now.
+        """
         if self.state is not None:
-            self.state = delta._version, self.state[1]
+            self.state = delta._version, storage
 
     def forget(self) -> None:
         """Treat the target as out of date."""
@@ -78,7 +83,12 @@ class WrittenState:
 def _state_of(delta: Tensor) -> tuple[int, int]:
     # The storage is part of it because assigning to `.data` leaves the version as it was
     version = -1 if delta.is_inference() else delta._version
-    return version, delta.untyped_storage()._cdata
+    return version, storage_of(delta)
+
+
+def storage_of(tensor: Tensor) -> int:
+    """What tells the memory of one tensor from that of another."""
+    return tensor.untyped_storage()._cdata
 
 
 @dataclass(frozen=True, eq=False)

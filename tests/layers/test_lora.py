@@ -150,6 +150,15 @@ def test_dropout_is_off_in_eval_and_drawn_anew_in_training() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_dropout_draws_on_the_cpu_whatever_the_default_device() -> None:
+    layer, x = lora(dropout=0.5), tokens(4, 8)
+    torch.manual_seed(3)
+    expected = layer(x)
+    torch.manual_seed(3)
+    with torch.device("meta"):
+        assert torch.equal(layer(x), expected)
+
+
 @pytest.mark.parametrize("reentrant", [False, True], ids=["non_reentrant", "reentrant"])
 def test_dropout_under_checkpoint(reentrant: bool) -> None:
     layer = lora(dropout=0.5)
