@@ -113,7 +113,7 @@ def _training_table(result: Table7) -> Any:
         for row in result.rows
     ]
     peak, step = ("GiB", "/ full", "/ lora", "paper"), ("step, s", "/ full", "/ lora")
-    return table(("way", "trained", *peak, *step), rows, title)
+    return table(("way", "trained", *peak, *step), rows, title, is_wide=True)
 
 
 def _inference_table(result: Table7) -> Any:

@@ -147,9 +147,15 @@ class Lines:
         self._console.print(message, soft_wrap=True)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> Table:
-    """An aligned table: names in the first column, figures, flush right, in all others."""
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", *, is_wide: bool = False
+) -> Table:
+    """An aligned table: names in the first column, figures, flush right, in all others.
+
+    One that `is_wide` has a single space between columns, to fit into 80.
+    """
     made = Table(title=title or None, title_justify="left", title_style="bold", box=None)
+    made.pad_edge, made.collapse_padding = not is_wide, is_wide
     for place, name in enumerate(columns):
         made.add_column(name, justify="right" if place else "left", header_style="dim")
     for row in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING
 
 from ..figures import COLOURS, FAINT, INK
@@ -27,25 +28,38 @@ def cost_figure(table: Table7) -> Figure:
     names = [row.way for row in table.rows]
     colours = [COLOURS[0] if name.startswith("spt") else COLOURS[-1] for name in names]
 
-    memory.barh(names, [row.tuning_peak_bytes / GIB for row in table.rows], color=colours)
+    peaks = [row.tuning_peak_bytes / GIB for row in table.rows]
+    memory.barh(names, peaks, color=colours)
     how = "measured" if table.setting.on_gpu else "accounted"
     _label(memory, f"peak of a training step, GiB ({how}), batch {table.setting.batch_size}")
-    if table.setting.model == PAPER_MODEL:
-        papers = [(PAPER_ROWS[name].tuning_gb, name) for name in names if name in PAPER_ROWS]
-        memory.plot(*zip(*papers, strict=True), "D", color=INK, ms=4, label="the paper, RTX 3090")
-        memory.legend(fontsize=7, frameon=False, loc="lower right")
+    papers = PAPER_ROWS if table.setting.model == PAPER_MODEL else {}
+    marks = [(papers[name].tuning_gb, name) for name in names if name in papers]
+    if marks:
+        memory.plot(*zip(*marks, strict=True), "D", color=INK, ms=4, label="the paper, RTX 3090")
+        memory.legend(fontsize=7, frameon=False, loc="center right")
+    most = _widest(peaks, [mark for mark, _ in marks])
+    memory.set_xlim(0, 1.12 * most)
+    for number, peak in enumerate(peaks):  # a bar that leaves the picture still says its length
+        memory.text(min(peak, most) + 0.01 * most, number, f"{peak:.1f}", va="center", fontsize=7,
+                    color=INK, backgroundcolor="white" if peak > most else "none")  # fmt: skip
 
     ratios = [table.step_over(row, "full") for row in table.rows]
     time.barh(names, [ratio or 0.0 for ratio in ratios], color=colours)
     for number, ratio in enumerate(ratios):
         text = "not run" if ratio is None else f"{ratio:.2f}"
-        time.text((ratio or 0.0) + 0.02, number, text, va="center", fontsize=7, color=INK)
-    time.axvline(1.0, color=INK, linewidth=0.8, linestyle="--")
+        time.text((ratio or 0.0) + 0.01, number, text, va="center", fontsize=7, color=INK)
+    time.set_xlim(0, 1.12 * max(ratio or 0.0 for ratio in ratios) or None)
     _label(time, "time of a step over full fine-tuning")
     memory.invert_yaxis()
     setting = table.setting
     figure.suptitle(f"{setting.model}, {setting.dtype}", fontsize=10, x=0.01, ha="left", color=INK)
     return figure
+
+
+def _widest(peaks: list[float], marks: list[float]) -> float:
+    """The end of the scale: one way that takes ten times as much must not flatten all others."""
+    usual = 2 * statistics.median(peaks)
+    return max([peak for peak in peaks if peak <= usual] + marks)
 
 
 def _label(axes: Axes, text: str) -> None:

@@ -295,11 +295,13 @@ def _product(grad_output: Tensor, input: Tensor, out: Tensor) -> None:
 
 def _row_begin(index: Tensor, n_out: int, n_in: int) -> Tensor:
     """int32 `[n_out + 1]`: how many entries of a sorted index lie before each row."""
-    first = torch.arange(n_out + 1) * n_in  # the last may be 2³¹
+    first = torch.arange(n_out + 1, device=index.device) * n_in  # the last may be 2³¹
     return torch.searchsorted(index.long(), first, out_int32=True)
 
 
 def _whole_rows(matrix: Tensor) -> Tensor:
+    if matrix.numel() == 0:  # which `contiguous` leaves as it is, whatever the strides
+        return matrix.new_empty(matrix.shape)
     return matrix if matrix.stride(1) == 1 else matrix.contiguous()
 
 

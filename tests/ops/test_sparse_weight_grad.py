@@ -241,6 +241,14 @@ def test_opcheck(where: str) -> None:
 
 
 INDEX = torch.tensor([0, 5, 11], dtype=torch.int32)
+
+
+def test_no_tokens_of_a_view_give_zeros() -> None:
+    grad_output, x = torch.zeros(0, 6)[:, ::2], torch.zeros(0, 8)[:, ::2]
+    index = torch.tensor([0, 5], dtype=torch.int32)
+    assert sparse_weight_grad(grad_output, x, index).tolist() == [0.0, 0.0]
+
+
 GOOD = {"grad_output": torch.zeros(2, 3), "input": torch.zeros(2, 4), "index": INDEX}
 
 
