@@ -392,7 +392,7 @@ def test_a_head_of_two_names_counts_once(tmp_path: Path) -> None:
     path, model = tmp_path / "task.safetensors", named_twice()
     before = picture(model)
     spt.apply(model, make_plan(model, "unstructured"))
-    train(model, 32)
+    train(model, 16)
     spt.save_delta(model, path)
     assert torch.equal(predict(spt.load_delta(named_twice(), path), "vit"), predict(model, "vit"))
     assert_same_picture(spt.unload(model), before)
