@@ -154,7 +154,8 @@ def _below(result: Table7) -> list[str]:
     speed = result.sensitivity
     if speed is not None:
         lines += [
-            f"sensitivity: {speed.exact:.2f} samples per second, 400 in {400 / speed.exact:,.0f} s",
+            f"sensitivity: {speed.exact:.2f} samples per second in batches of {speed.batch_size}, "
+            f"400 in {400 / speed.exact:,.0f} s",
             f"  {speed.loop:.2f} with a batch of one, which gives the same numbers",
             f"  {speed.batch_squared:.2f} squaring batch gradients, which is another quantity",
         ]

@@ -23,6 +23,8 @@ from .ways import WAYS, Prepared
 # The published layer's backward holds nnz × nnz values: past this it is not run, only accounted.
 LARGEST_PEAK_BYTES = 8 << 30
 
+SENSITIVITY_BATCHES = 4  # of a measurement; timed from the end of the first to that of the last
+
 
 def measure_row(way: str, setting: CostSetting) -> CostRow:
     """Prepare the model as `way` does, train a few steps, deploy it, and note what that takes.
@@ -63,28 +65,42 @@ def measure_row(way: str, setting: CostSetting) -> CostRow:
 def measure_sensitivity_speed(setting: CostSetting) -> SensitivitySpeed:
     """Score the same samples in three ways, in turn."""
     model = setting.build().to(setting.device)
-    batch = setting.batch_size if setting.on_gpu else setting.timed_batch_size
-    images, target = _batch(setting.image_shape(model), batch, setting)
-    count = max(batch, setting.sensitivity_samples // batch * batch)
-    batches = [(images, target)] * (count // batch)
+    size = setting.batch_size if setting.on_gpu else setting.timed_batch_size
+    images, target = batch = _batch(setting.image_shape(model), size, setting)
     names = candidate_names(model)
+    per_batch: list[float] = []  # seconds
 
     def exact() -> None:
+        moments: list[float] = []
+
+        def note(done: int, wanted: int) -> None:
+            if setting.on_gpu:
+                torch.cuda.synchronize()
+            moments.append(time.perf_counter())
+
         measure_sensitivity(
-            model, batches, num_samples=count, device=setting.device, progress=False
+            model,
+            [batch] * SENSITIVITY_BATCHES,
+            num_samples=SENSITIVITY_BATCHES * size,
+            device=setting.device,
+            progress=note,
         )
+        per_batch.append((moments[-1] - moments[0]) / (len(moments) - 1))
 
     def loop() -> None:
-        for some in batches:
-            ones = zip(some[0].split(1), some[1].split(1), strict=True)
-            _square_batch_gradients(model, names, ones)
+        ones = zip(images.split(1), target.split(1), strict=True)
+        _square_batch_gradients(model, names, ones)
 
     def batch_squared() -> None:
-        _square_batch_gradients(model, names, batches)
+        _square_batch_gradients(model, names, [batch])
 
-    spreads = in_turn([exact, loop, batch_squared], 3, setting)
-    one, two, three = (1e3 * count / spread.median_ms for spread in spreads)
-    return SensitivitySpeed(exact=one, loop=two, batch_squared=three, samples=count)
+    _, one_by_one, squared = in_turn([exact, loop, batch_squared], setting.rounds, setting)
+    return SensitivitySpeed(
+        exact=size / statistics.median(per_batch[1:]),
+        loop=1e3 * size / one_by_one.median_ms,
+        batch_squared=1e3 * size / squared.median_ms,
+        batch_size=size,
+    )
 
 
 def in_turn(runs: list[Callable[[], object]], rounds: int, setting: CostSetting) -> list[Spread]:

@@ -66,13 +66,13 @@ class SensitivitySpeed:
     """Samples per second of three ways to score every candidate parameter.
 
     Attributes:
-        exact: `measure_sensitivity`.
+        exact: `measure_sensitivity`, once it runs: the probe of two samples before it is apart.
         loop: a batch of one at a time, which gives the same numbers.
         batch_squared: the square of a batch's mean gradient, which is another quantity.
-        samples: that were timed.
+        batch_size: of the first and the last.
     """
 
     exact: float
     loop: float
     batch_squared: float
-    samples: int
+    batch_size: int

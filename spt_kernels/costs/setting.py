@@ -25,7 +25,6 @@ class CostSetting:
         device: `"cpu"`, `"cuda"` or `"cuda:N"`.
         rank: of the LoRA and Adapter of the SPT rows.
         rounds: timed steps and inferences, after one that warms up.
-        sensitivity_samples: how many the sensitivity column is timed over.
     """
 
     model: str = PAPER_MODEL
@@ -37,7 +36,6 @@ class CostSetting:
     device: str = "cpu"
     rank: int = 8
     rounds: int = 5
-    sensitivity_samples: int = 16
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

@@ -22,7 +22,6 @@ SETTING = CostSetting(
     timed_batch_size=2,
     num_classes=5,
     rounds=1,
-    sensitivity_samples=4,
 )
 STAYS = ("prompt-deep", "spt-adapter")  # what cannot be folded into the plain model
 
@@ -70,9 +69,9 @@ def test_memory_tells_the_ways_apart() -> None:
     assert peaks["spt-unstructured"] < 0.9 * peaks["full"]
 
 
-def test_sensitivity_speed_counts_whole_batches() -> None:
+def test_sensitivity_speed_is_of_whole_batches() -> None:
     speed = measure_sensitivity_speed(SETTING)
-    assert speed.samples == 4
+    assert speed.batch_size == SETTING.timed_batch_size
     assert min(speed.exact, speed.loop, speed.batch_squared) > 0
 
 
