@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import spt_kernels as spt
 from spt_kernels.anatomy import candidate_names
+from spt_kernels.costs.measure import square_batch_gradients
 
 from .contest import hold
 from .live_bytes import LiveBytes
@@ -113,15 +114,11 @@ def ordinary(
 
 
 def batch_of_one(model: nn.Module, batch: Batch) -> Callable[[], None]:
-    parameters = [dict(model.named_parameters())[name] for name in candidate_names(model)]
-    scores = [torch.zeros_like(parameter) for parameter in parameters]
+    names = candidate_names(model)
 
     def run() -> None:
-        for image, label in zip(*batch, strict=True):
-            loss = F.cross_entropy(model(image[None]), label[None])
-            gradients = torch.autograd.grad(loss, parameters)
-            for score, gradient in zip(scores, gradients, strict=True):
-                score.addcmul_(gradient, gradient)
+        ones = zip(*(tensor.split(1) for tensor in batch), strict=True)
+        square_batch_gradients(model, names, ones)
 
     return run
 

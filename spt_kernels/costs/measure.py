@@ -89,10 +89,10 @@ def measure_sensitivity_speed(setting: CostSetting) -> SensitivitySpeed:
 
     def loop() -> None:
         ones = zip(images.split(1), target.split(1), strict=True)
-        _square_batch_gradients(model, names, ones)
+        square_batch_gradients(model, names, ones)
 
     def batch_squared() -> None:
-        _square_batch_gradients(model, names, [batch])
+        square_batch_gradients(model, names, [batch])
 
     _, one_by_one, squared = in_turn([exact, loop, batch_squared], setting.rounds, setting)
     return SensitivitySpeed(
@@ -233,7 +233,7 @@ def _autocast(setting: CostSetting) -> Any:
     return torch.autocast(kind, torch.bfloat16, enabled=setting.dtype == "bf16-autocast")
 
 
-def _square_batch_gradients(
+def square_batch_gradients(
     model: nn.Module, names: list[str], batches: Iterable[tuple[Tensor, Tensor]]
 ) -> dict[str, Tensor]:
     """`Σ g²` over batches, g the gradient of a batch's mean loss."""

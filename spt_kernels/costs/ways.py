@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -75,13 +75,7 @@ def _lora_16(model: nn.Module, setting: CostSetting) -> Prepared:
     _freeze_backbone(model)
     for name, linear in targets.items():
         replace_module(model, name, PlainLora(linear, LORA_RANK))
-
-    def merged(tuned: nn.Module) -> nn.Module:
-        for name in targets:
-            replace_module(tuned, name, tuned.get_submodule(name).merged())  # type: ignore[operator]
-        return tuned
-
-    return _prepared(model, merged, _bytes_of_trained)
+    return _prepared(model, _merging(targets), _bytes_of_trained)
 
 
 def _spt(structured: str | None, only_structured: bool = False) -> Callable[..., Prepared]:
@@ -119,14 +113,8 @@ def _unstructured_elsewhere(
             replaced.append(name.rpartition(".")[0])
         else:  # biases and norms are trained whole there
             model.get_parameter(name).requires_grad_()
-
-    def merged(tuned: nn.Module) -> nn.Module:
-        for name in replaced:
-            replace_module(tuned, name, tuned.get_submodule(name).merged())  # type: ignore[operator]
-        return tuned
-
     # what it would take as a file is not defined: the published code saves nothing
-    return Prepared(model, plan.num_trainable, _adamw(model), merged, lambda _: 0)
+    return Prepared(model, plan.num_trainable, _adamw(model), _merging(replaced), lambda _: 0)
 
 
 WAYS: MappingProxyType[str, Callable[[nn.Module, CostSetting], Prepared]] = MappingProxyType(
@@ -185,6 +173,17 @@ def _prepared(
 def _adamw(model: nn.Module) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.AdamW(trained, lr=1e-3, fused=True)
+
+
+def _merging(names: Iterable[str]) -> Callable[[nn.Module], nn.Module]:
+    """Puts what each of these rival layers merges into in its place."""
+
+    def merged(tuned: nn.Module) -> nn.Module:
+        for name in names:
+            replace_module(tuned, name, tuned.get_submodule(name).merged())  # type: ignore[operator]
+        return tuned
+
+    return merged
 
 
 def _as_it_is(model: nn.Module) -> nn.Module:
