@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inl csrc/CMakeLists.txt) setup.py pyproject.toml
 
-.PHONY: help setup demo test lint format bench report sanitize clean
+.PHONY: help setup demo test lint format bench table7 report sanitize clean
 .DEFAULT_GOAL := help
 
 help:  ## show the targets
@@ -47,8 +47,13 @@ format: $(VENV)/.test  ## write what `make lint` asks for
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(wildcard csrc/*.cpp csrc/*.h csrc/*.inl csrc/tests/*.cpp)
 
-bench: $(VENV)/.bench  ## every op beside what a user would otherwise take
+bench: $(VENV)/.bench table7  ## every op and the paper's cost table beside what a user would otherwise take
 	$(BIN)/python -m pytest -q bench --benchmark-only --benchmark-quiet --results bench/results
+
+table7: $(VENV)/.bench  ## the paper's cost table, with times in fp32 and memory in every precision
+	$(BIN)/spt-kernels bench table7 --output bench/results
+	$(BIN)/spt-kernels bench table7 --dtype bf16-autocast --rounds 0 --output bench/results
+	$(BIN)/spt-kernels bench table7 --dtype bf16 --rounds 0 --output bench/results
 
 report: | $(BIN)/python  ## the README's tables from the committed results
 	$(BIN)/python -m bench.report

@@ -11,13 +11,12 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import spt_kernels as spt
 from spt_kernels.anatomy import candidate_names
-from spt_kernels.costs.measure import square_batch_gradients
+from spt_kernels.costs.sensitivity_speed import square_batch_gradients, square_with_vmap
 
 from .contest import hold
 from .live_bytes import LiveBytes
@@ -29,7 +28,7 @@ PEAK_OURS = "peak besides weights, MiB: ours, its scores included"
 PEAK_ORDINARY = "peak besides weights, MiB: ordinary, its gradients included"
 
 Batch = tuple[Tensor, Tensor]
-Peer = Callable[[nn.Module, Batch], Callable[[], None]]
+Peer = Callable[[nn.Module, Batch], Callable[[], object]]
 
 
 def model_and_batch(
@@ -123,22 +122,9 @@ def batch_of_one(model: nn.Module, batch: Batch) -> Callable[[], None]:
     return run
 
 
-def func_vmap(model: nn.Module, batch: Batch) -> Callable[[], None]:
+def func_vmap(model: nn.Module, batch: Batch) -> Callable[[], object]:
     names = candidate_names(model)
-    frozen = {name: value.detach() for name, value in model.named_parameters()}
-    chosen = {name: frozen.pop(name) for name in names}
-    scores = {name: torch.zeros_like(value) for name, value in chosen.items()}
-
-    def loss(chosen: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        output = functional_call(model, {**frozen, **chosen}, (image[None],))
-        return F.cross_entropy(output, label[None])
-
-    def run() -> None:
-        gradients = vmap(grad(loss), in_dims=(None, 0, 0))(chosen, *batch)
-        for name, gradient in gradients.items():
-            scores[name] += gradient.square_().sum(0)
-
-    return run
+    return lambda: square_with_vmap(model, names, batch)
 
 
 def backpack_linear(model: nn.Module, batch: Batch) -> Callable[[], None]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 
@@ -41,26 +39,6 @@ def measure_speed(device: torch.device) -> Speed:
     read_s = min(_best_s(data.sum), _best_s(data.max))
     product_s = _best_s(lambda: torch.mm(matrix, matrix, out=out))
     return Speed(READ_BYTES / read_s, 2 * MATRIX**3 / product_s)
-
-
-def commit() -> str:
-    """The commit that runs, with a `+` when the tree has other changes than results."""
-    root = Path(__file__).parent.parent
-    head = _git(root, "rev-parse", "--short=10", "HEAD")
-    changed = _git(
-        root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results"
-    )
-    return head + ("+" if changed else "")
-
-
-def _git(root: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""  # an unpacked archive: nothing to name
-    return done.stdout.strip()
 
 
 def _best_s(run: Callable[[], object], rounds: int = 7) -> float:

@@ -1,7 +1,7 @@
 """Writes tables and drawings from committed results, so that no figure is ever typed in.
 
 `make report` rewrites what stands between markers in README.md and bench/ROOFLINE.md and draws
-docs/bench/growth-*.png; `python -m bench.report --check` fails when a text is out of date.
+docs/bench/*.png; `python -m bench.report --check` fails when a text is out of date.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spt_kernels.costs import Table7
+from spt_kernels.costs.drawing import cost_figure
+from spt_kernels.costs.results import read
 
 from . import results, roofline_gpu
 from .contest import shown
+from .cost_report import cost_table, papers_table, precision_table, scores_table
 from .drawings import growth_figure, growth_points
+from .markdown import markdown
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "docs" / "demo" / "result.json"
 DRAWINGS = ROOT / "docs" / "bench"
-COSTS = DRAWINGS / "table7.json"  # by `spt-kernels bench table7 --output docs/bench`
 TEXTS = (ROOT / "README.md", ROOT / "bench" / "ROOFLINE.md")
 
 
@@ -44,7 +46,7 @@ def demo_table(result: Mapping[str, Any]) -> str:
     layers = "the plain model's" if check["has_plain_layers"] else "not the plain model's"
     same = f"{check['same_after_loading']} of {check['images']} predictions as before"
     return (
-        f"{_markdown(titles, rows)}\n\n"
+        f"{markdown(titles, rows)}\n\n"
         f"Mean ± standard deviation of {seeds} seeds on {check['images']} unseen images. The head "
         "is trained in every row and not counted.\n"
         "Peak memory is accounted, not measured; the file of `full` is the whole model. Loaded "
@@ -81,42 +83,7 @@ def bench_table(contests: Iterable[Mapping[str, Any]]) -> str:
             (f"*{name}: {shown(value)}*", "", "", "", "")
             for name, value in contest["facts"].items()
         ]
-    return _markdown(titles, rows)
-
-
-def cost_table(costs: Mapping[str, Any]) -> str:
-    """What each way of fine-tuning costs, with the paper's memory beside it."""
-    table = Table7.from_json(costs)
-    setting, papers = table.setting, costs["paper"]
-    peak = f"peak, GiB ({costs['memory']})"
-    times = ("step / full", "inference / plain")
-    titles = ("", "trained", peak, "/ LoRA-16", "paper, GB", *times, "file")
-    rows = [
-        (
-            f"**{row.way}**" if row.way.startswith("spt") else row.way,
-            f"{100 * row.trained_share:.2f} %",
-            f"{row.tuning_peak_bytes / 2**30:.2f}",
-            _ratio(table.over(row, "lora-16", "tuning_peak_bytes")),
-            f"{papers[row.way]['tuning_gb']}" if row.way in papers else "",
-            _ratio(table.step_over(row, "full")),
-            _ratio(row.inference_over_plain),
-            f"{row.file_bytes / 2**20:.1f} MiB" if row.file_bytes else "",
-        )
-        for row in table.rows
-    ]
-    batch = setting.batch_size if setting.on_gpu else setting.timed_batch_size
-    machine = costs["machine"]
-    return (
-        f"{_markdown(titles, rows)}\n\n"
-        f"{setting.model}, {setting.dtype}; peak of a training step at batch "
-        f"{setting.batch_size}, times at batch {batch} on {machine['processor']}, "
-        f"{machine['threads']} threads,\nin turn with full tuning and with the plain model. "
-        f"torch {machine['versions']['torch']}, {costs['date']}."
-    )
-
-
-def _ratio(value: float | None) -> str:
-    return "not run" if value is None else f"{value:.2f}"
+    return markdown(titles, rows)
 
 
 def _row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -131,14 +98,9 @@ def _row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [titles, ("---",) + ("---:",) * (len(titles) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def newest_cpu_results() -> dict[str, Any]:
     """The texts speak of one machine: the CPU with the newest results."""
-    found = [results.read(path) for path in sorted(results.FOLDER.glob("*.json"))]
+    found = [read(path) for path in sorted(results.FOLDER.glob("*.json"))]
     found = [measured for measured in found if measured["machine"]["threads"]]
     if not found:
         raise FileNotFoundError(f"{results.FOLDER} has no results of a CPU: run `make bench`")
@@ -148,7 +110,9 @@ def newest_cpu_results() -> dict[str, Any]:
 def parts(measured: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
     """Marker -> what stands between `<!-- marker:begin -->` and `<!-- marker:end -->`."""
     tables = {"demo": lambda: demo_table(json.loads(DEMO.read_text()))}
-    tables["costs"] = lambda: cost_table(json.loads(COSTS.read_text()))
+    tables["costs"] = lambda: cost_table(measured)
+    tables["precision"] = lambda: precision_table(measured)
+    tables["scores"] = lambda: scores_table(measured)
     tables["machine"] = lambda: machine_line(measured)
     tables["cards"] = roofline_gpu.markdown
     contests = [contest for contest in measured["contests"].values() if not contest["axis"]]
@@ -182,8 +146,9 @@ def main() -> int:
         return int(any(text.read_text() != rendered(text.read_text(), tables) for text in TEXTS))
     for text in TEXTS:
         text.write_text(rendered(text.read_text(), tables))
+    DRAWINGS.mkdir(parents=True, exist_ok=True)
+    cost_figure(papers_table(measured)[0]).savefig(DRAWINGS / "table7.png")
     if growth_points(measured):
-        DRAWINGS.mkdir(parents=True, exist_ok=True)
         growth_figure(measured).savefig(DRAWINGS / "growth.png", dpi=150)
     return 0
 

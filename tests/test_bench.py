@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from bench import results
-from bench.compare import compare
 from bench.contest import CONTESTS, Contest, Row, turn
 from bench.drawings import growth_figure, growth_points
 from bench.machine import Speed
 from bench.report import bench_table, rendered
+from spt_kernels.costs.compare import compare
 from spt_kernels.costs.machine import Machine
+from spt_kernels.costs.results import read
 
 MACHINE = Machine("Some CPU (TM) 3000", 2, "avx2", {"spt_kernels": "1.2.3", "torch": "9.0"})
 SPEED = Speed(bytes_per_s=2e9, flops_per_s=1e11)
@@ -28,7 +29,7 @@ def contest(ours: float, theirs: float, title: str = "sum", **more: Any) -> Cont
 
 
 def written(folder: Path, *contests: Contest) -> dict[str, Any]:
-    return results.read(results.write(folder, MACHINE, SPEED, contests))
+    return read(results.write(folder, MACHINE, SPEED, contests))
 
 
 def test_floor_is_the_longer_of_bytes_and_operations() -> None:

@@ -1,8 +1,9 @@
-"""`spt-kernels bench`: the paper's cost table, measured again on this machine."""
+"""`spt-kernels bench`: the paper's cost table, measured again on this machine, and comparisons."""
 
 from __future__ import annotations
 
-import json
+import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,21 +13,23 @@ from .options import MachineOptions, ModelOptions, described, split_names
 from .terminal import Terminal, percent, size, table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ..costs import PaperRow, Table7
+    from ..costs import SensitivitySpeed, Table7
 
 HELP = """Measure what each way of fine-tuning costs: Table 7 of the paper, here.
 
 Neither weights nor images are needed. Without a GPU, memory is accounted
-at --batch-size and times are taken at --timed-batch-size.
+at --batch-size and times are taken at --timed-batch-size. Rows of other
+libraries (PEFT's LoRA, SHiRA, Super-Tuning) come where they are installed.
 
   spt-kernels bench table7
   spt-kernels bench table7 --ways full,lora-16,spt-lora -o costs
   spt-kernels bench table7 -m swin_base_patch4_window7_224 --dtype bf16
+  spt-kernels bench table7 --rounds 0            (memory alone: quick)
+  spt-kernels bench --compare old.json new.json  (fails where slower)
 """
 
 TABLES = ("table7",)
+GOT_WORSE = 1  # exit code of a comparison
 
 
 def run(
@@ -38,12 +41,12 @@ def run(
         str | None, described("Run", "--ways", metavar="A,B,…", help="These rows alone [all].")
     ] = None,
     batch_size: Annotated[
-        int, described("Run", "--batch-size", metavar="N", help="Images per step [64].")
+        int, described("Run", "--batch-size", "--batch", metavar="N", help="Images per step [64].")
     ] = 64,
     timed_batch_size: Annotated[
         int,
-        described("Run", "--timed-batch-size", metavar="N", help="For times on a CPU [8]."),
-    ] = 8,
+        described("Run", "--timed-batch-size", metavar="N", help="For times on a CPU [4]."),
+    ] = 4,
     num_classes: Annotated[
         int, described("Run", "--num-classes", metavar="N", help="Of the head [100].")
     ] = 100,
@@ -51,19 +54,25 @@ def run(
         str, described("Run", "--dtype", metavar="NAME", help="fp32, bf16-autocast or bf16 [fp32].")
     ] = "fp32",
     rounds: Annotated[
-        int, described("Run", "--rounds", metavar="N", help="Timed runs of everything [5].")
+        int,
+        described("Run", "--rounds", metavar="N", help="Timed runs of each; 0: memory alone [5]."),
     ] = 5,
     output: Annotated[
         Path | None,
-        described("Output", "--output", "-o", metavar="FOLDER", help="For table7.json and .png."),
+        described("Output", "--output", "-o", metavar="FOLDER", help="For results and picture."),
     ] = None,
-) -> None:
-    """Measure the rows and show them beside the paper's."""
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        described("Output", "--compare", metavar="OLD NEW", help="Two results files; no run."),
+    ] = None,
+) -> int:
+    """Measure the rows and show them beside the paper's, or compare two results."""
     from ..costs import PAPER_MODEL, WAYS, CostSetting, run_table7
-    from ..costs.drawing import cost_figure
     from ..finetuning.device import pick_device
     from ..finetuning.models import ModelSource
 
+    if compare is not None:
+        return _compare(terminal, *compare)
     if what not in TABLES:
         raise ValueError(f"expected one of {', '.join(TABLES)}, got {what!r}")
     source = model.source() or ModelSource(PAPER_MODEL)
@@ -79,30 +88,78 @@ def run(
         rounds=rounds,
     )
     with terminal.progress() as progress:
-        progress.start("measuring", len(chosen) + 1)
+        progress.start("measuring", len(chosen) + bool(rounds))
         result = run_table7(setting, chosen, told=lambda way: progress.advance(1, way))
-    value = result.to_json()
+    _show(terminal, result, output)
+    return 0
+
+
+def _show(terminal: Terminal, result: Table7, output: Path | None) -> None:
+    import torch
+
+    from ..costs.drawing import cost_figure
+    from ..costs.machine import describe
+    from ..costs.results import add_table
+
+    machine = describe(torch.device(result.setting.device))
+    written = []
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "table7.json").write_text(json.dumps(value, indent=1) + "\n")
-        cost_figure(result).savefig(output / "table7.png")
-    terminal.show(value, _training_table(result), "", _inference_table(result), "", *_below(result))
+        written.append(add_table(output, result))
+        name = "-".join(re.findall(r"[a-z0-9_.]+", result.setting.title()))
+        written.append(output / f"table7-{name}.png")
+        cost_figure(result).savefig(written[-1])
+    terminal.show(
+        {"machine": asdict(machine), **result.to_json()},
+        _training_table(result),
+        "",
+        _inference_table(result),
+        "",
+        *([_speed_table(result.sensitivity), ""] if result.sensitivity else []),
+        *_notes(result),
+        *(f"written to {path}" for path in written),
+    )
+
+
+def _compare(terminal: Terminal, old: Path, new: Path) -> int:
+    from ..costs import compare, results
+
+    changes = compare.compare(results.read(old), results.read(new))
+    if not changes:
+        raise ValueError(f"--compare: {old} and {new} have no figure in common")
+    worse = sum(change.is_regression for change in changes)
+    rows = [
+        (
+            change.name,
+            f"{change.before:,.4g}",
+            f"{change.after:,.4g}",
+            f"{change.after / change.before - 1:+.1%}",
+            f"{change.noise:.1%}",
+            "worse" if change.is_regression else "",
+        )
+        for change in changes
+    ]
+    columns = ("the less the better", "before", "after", "change", "noise", "")
+    terminal.show(
+        {"changes": [asdict(c) | {"is_regression": c.is_regression} for c in changes]},
+        table(columns, rows),
+        "",
+        f"{len(changes)} figures compared, {worse} worse beyond the noise",
+    )
+    return GOT_WORSE if worse else 0
 
 
 def _training_table(result: Table7) -> Any:
-    setting = result.setting
+    setting, papers = result.setting, result.papers
     how = "measured" if setting.on_gpu else "accounted"
-    batch = setting.batch_size if setting.on_gpu else setting.timed_batch_size
-    title = (
-        f"Training {setting.model}, {setting.dtype}: peak {how} at batch {setting.batch_size}, "
-        f"time on {setting.device} at batch {batch}"
-    )
-    papers = _papers(result)
+    title = f"Training {setting.model}, {setting.dtype}: peak {how} at batch {setting.batch_size}"
+    if setting.rounds:
+        title += f", time on {setting.device} at batch {setting.step_batch_size}"
+    unit = _unit([row.tuning_peak_bytes for row in result.rows])
     rows = [
         (
             row.way,
             percent(row.trained_share, 2),
-            _gib(row.tuning_peak_bytes),
+            _in_unit(row.tuning_peak_bytes, unit),
             _ratio(result.over(row, "full", "tuning_peak_bytes")),
             _ratio(result.over(row, "lora-16", "tuning_peak_bytes")),
             str(papers[row.way].tuning_gb) if row.way in papers else "",
@@ -112,51 +169,66 @@ def _training_table(result: Table7) -> Any:
         )
         for row in result.rows
     ]
-    peak, step = ("GiB", "/ full", "/ lora", "paper"), ("step, s", "/ full", "/ lora")
+    peak, step = (unit, "/ full", "/ lora", "paper"), ("step, s", "/ full", "/ lora")
     return table(("way", "trained", *peak, *step), rows, title, is_wide=True)
 
 
 def _inference_table(result: Table7) -> Any:
-    papers = _papers(result)
+    from ..costs import PAPER_SAMPLES
+
+    papers, speed = result.papers, result.sensitivity
+    unit = _unit([row.inference_peak_bytes for row in result.rows])
     rows = [
         (
             row.way,
             "–" if row.inference is None else f"{row.inference.median_ms:.1f}",
             _ratio(row.inference_over_plain),
             str(papers[row.way].inference_ms) if row.way in papers else "",
-            _gib(row.inference_peak_bytes),
+            _in_unit(row.inference_peak_bytes, unit),
             str(papers[row.way].inference_gb) if row.way in papers else "",
+            f"{speed.seconds(PAPER_SAMPLES):,.1f}" if speed and row.is_ours else "",
             size(row.file_bytes) if row.file_bytes else "–",
         )
         for row in result.rows
     ]
-    names = ("way", "ms / image", "/ plain", "paper", "GiB", "paper", "file")
-    return table(names, rows, "Inference, merged where it can be, and what is handed over")
+    names = ("way", "ms/image", "/ plain", "paper", unit, "paper", "scores, s", "file")
+    return table(names, rows, "Inference, merged where it can be; scores; the file", is_wide=True)
 
 
-def _papers(result: Table7) -> Mapping[str, PaperRow]:
-    from ..costs import PAPER_MODEL, PAPER_ROWS
-
-    return PAPER_ROWS if result.setting.model == PAPER_MODEL else {}
+def _unit(numbers: list[int]) -> str:
+    return "GiB" if max(numbers, default=0) >= 1 << 29 else "MiB"
 
 
-def _gib(number: int) -> str:
-    return f"{number / 2**30:.2f}" if number else "–"
+def _in_unit(number: int, unit: str) -> str:
+    return f"{number / (1 << (30 if unit == 'GiB' else 20)):,.2f}" if number else "–"
 
 
 def _ratio(ratio: float | None) -> str:
     return "–" if ratio is None else f"{ratio:.2f}"
 
 
-def _below(result: Table7) -> list[str]:
+def _notes(result: Table7) -> list[str]:
     lines = [f"{row.way}: {row.note}" for row in result.rows if row.note]
-    lines += [f"{way}: left out, {reason}" for way, reason in result.missing.items()]
-    speed = result.sensitivity
-    if speed is not None:
-        lines += [
-            f"sensitivity: {speed.exact:.2f} samples per second in batches of {speed.batch_size}, "
-            f"400 in {400 / speed.exact:,.0f} s",
-            f"  {speed.loop:.2f} with a batch of one, which gives the same numbers",
-            f"  {speed.batch_squared:.2f} squaring batch gradients, which is another quantity",
-        ]
-    return lines
+    return lines + [f"{way}: left out, {reason}" for way, reason in result.missing.items()]
+
+
+def _speed_table(speed: SensitivitySpeed) -> Any:
+    from ..costs import PAPER_SAMPLES, PAPER_SENSITIVITY_S
+    from ..costs.sensitivity_speed import BATCH_SQUARED, EXACT
+
+    ours = speed.per_sample[EXACT]
+    rows = [
+        (
+            f"{way} *" if way == BATCH_SQUARED else way,
+            f"{1e3 / spread.median_ms:,.2f}",
+            f"{speed.seconds(PAPER_SAMPLES, way):,.1f}",
+            f"{ours.median_ms / spread.median_ms:.2f}",
+        )
+        for way, spread in speed.per_sample.items()
+    ]
+    rows += [(way, reason, "–", "–") for way, reason in speed.missing.items()]
+    per_s = PAPER_SAMPLES / PAPER_SENSITIVITY_S
+    rows.append(("the paper, on a GPU *", f"{per_s:,.2f}", f"{PAPER_SENSITIVITY_S:,.1f}", ""))
+    columns = ("* another quantity", "samples / s", f"{PAPER_SAMPLES} in s", "ours / this")
+    title = f"Sensitivity of every candidate parameter, fp32, in batches of {speed.batch_size}"
+    return table(columns, rows, title)

@@ -1,7 +1,8 @@
 """What each way of fine-tuning costs: the paper's Table 7, measured again on this machine."""
 
-from .paper import PAPER_MODEL, PAPER_ROWS, PaperRow
-from .row import CostRow, SensitivitySpeed
+from .paper import PAPER_MODEL, PAPER_ROWS, PAPER_SAMPLES, PAPER_SENSITIVITY_S, PaperRow
+from .row import CostRow
+from .sensitivity_speed import SensitivitySpeed
 from .setting import CostSetting
 from .table7 import Table7, run_table7
 from .ways import WAYS
@@ -9,6 +10,8 @@ from .ways import WAYS
 __all__ = [
     "PAPER_MODEL",
     "PAPER_ROWS",
+    "PAPER_SAMPLES",
+    "PAPER_SENSITIVITY_S",
     "WAYS",
     "CostRow",
     "CostSetting",

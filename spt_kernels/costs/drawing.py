@@ -6,7 +6,6 @@ import statistics
 from typing import TYPE_CHECKING
 
 from ..figures import COLOURS, FAINT, INK
-from .paper import PAPER_MODEL, PAPER_ROWS
 from .table7 import Table7
 
 if TYPE_CHECKING:
@@ -26,13 +25,13 @@ def cost_figure(table: Table7) -> Figure:
     figure = Figure(figsize=(WIDTH, height), dpi=150, layout="constrained")
     memory, time = figure.subplots(1, 2, sharey=True)
     names = [row.way for row in table.rows]
-    colours = [COLOURS[0] if name.startswith("spt") else COLOURS[-1] for name in names]
+    colours = [COLOURS[0] if row.is_ours else COLOURS[-1] for row in table.rows]
 
     peaks = [row.tuning_peak_bytes / GIB for row in table.rows]
     memory.barh(names, peaks, color=colours)
     how = "measured" if table.setting.on_gpu else "accounted"
     _label(memory, f"peak of a training step, GiB ({how}), batch {table.setting.batch_size}")
-    papers = PAPER_ROWS if table.setting.model == PAPER_MODEL else {}
+    papers = table.papers
     marks = [(papers[name].tuning_gb, name) for name in names if name in papers]
     if marks:
         memory.plot(*zip(*marks, strict=True), "D", color=INK, ms=4, label="the paper, RTX 3090")

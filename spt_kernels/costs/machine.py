@@ -1,9 +1,10 @@
-"""Which machine this is: what a measured figure is worth nothing without."""
+"""Which machine and which code this is: what a measured figure is worth nothing without."""
 
 from __future__ import annotations
 
 import platform
 import re
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,31 @@ def describe(device: torch.device) -> Machine:
     return Machine(
         _cpu_name(), torch.get_num_threads(), native.instruction_set() if known else "", versions
     )
+
+
+def commit() -> str:
+    """The commit that runs, with a `+` when the tree has other changes than results.
+
+    Empty where the package is installed rather than run from its checkout.
+    """
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+    head = _git(root, "rev-parse", "--short=10", "HEAD")
+    changed = _git(
+        root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results"
+    )
+    return head + ("+" if changed else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
 
 
 def _cpu_name() -> str:

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
-from ..anatomy import candidate_names
 from ..finetuning.methods import backbone_numel
 from ..memory import estimate_memory
-from ..sensitivity import measure_sensitivity
-from .row import CostRow, SensitivitySpeed, Spread
+from .peers import accountable
+from .prepared import Prepared
+from .row import CostRow, Spread
 from .setting import CostSetting
-from .ways import WAYS, Prepared
+from .timing import autocast, in_turn, make_batch
+from .ways import WAYS
 
 # The published layer's backward holds nnz × nnz values: past this it is not run, only accounted.
 LARGEST_PEAK_BYTES = 8 << 30
-
-SENSITIVITY_BATCHES = 4  # of a measurement; timed from the end of the first to that of the last
 
 
 def measure_row(way: str, setting: CostSetting) -> CostRow:
@@ -40,13 +36,15 @@ def measure_row(way: str, setting: CostSetting) -> CostRow:
     share = prepared.trained / backbone_numel(plain)
     peak, runnable, note = _tuning_peak(prepared, shape, setting)
     step = over_full = None
-    if runnable:
+    if runnable and setting.rounds:
         step, over_full = _time_steps(prepared, plain, shape, setting)
     file_bytes = prepared.file_bytes(prepared.model)
     prepared.optimizer.zero_grad(set_to_none=True)
     deployed = prepared.for_inference(prepared.model).eval()
     inference_peak = _inference_peak(deployed, shape, setting)
-    inference, over_plain = _time_inference(deployed, plain, shape, setting)
+    inference = over_plain = None
+    if setting.rounds:
+        inference, over_plain = _time_inference(deployed, plain, shape, setting)
     return CostRow(
         way=way,
         trained=prepared.trained,
@@ -60,58 +58,6 @@ def measure_row(way: str, setting: CostSetting) -> CostRow:
         file_bytes=file_bytes,
         note=note,
     )
-
-
-def measure_sensitivity_speed(setting: CostSetting) -> SensitivitySpeed:
-    """Score the same samples in three ways, in turn."""
-    model = setting.build().to(setting.device)
-    size = setting.batch_size if setting.on_gpu else setting.timed_batch_size
-    images, target = batch = _batch(setting.image_shape(model), size, setting)
-    names = candidate_names(model)
-    per_batch: list[float] = []  # seconds
-
-    def exact() -> None:
-        moments: list[float] = []
-
-        def note(done: int, wanted: int) -> None:
-            if setting.on_gpu:
-                torch.cuda.synchronize()
-            moments.append(time.perf_counter())
-
-        measure_sensitivity(
-            model,
-            [batch] * SENSITIVITY_BATCHES,
-            num_samples=SENSITIVITY_BATCHES * size,
-            device=setting.device,
-            progress=note,
-        )
-        per_batch.append((moments[-1] - moments[0]) / (len(moments) - 1))
-
-    def loop() -> None:
-        ones = zip(images.split(1), target.split(1), strict=True)
-        square_batch_gradients(model, names, ones)
-
-    def batch_squared() -> None:
-        square_batch_gradients(model, names, [batch])
-
-    _, one_by_one, squared = in_turn([exact, loop, batch_squared], setting.rounds, setting)
-    return SensitivitySpeed(
-        exact=size / statistics.median(per_batch[1:]),
-        loop=1e3 * size / one_by_one.median_ms,
-        batch_squared=1e3 * size / squared.median_ms,
-        batch_size=size,
-    )
-
-
-def in_turn(runs: list[Callable[[], object]], rounds: int, setting: CostSetting) -> list[Spread]:
-    """Each run once to warm up and then `rounds` times, in turn, so that noise meets them alike."""
-    times: list[list[float]] = [[] for _ in runs]
-    for counted in [False] + [True] * rounds:
-        for run, seen in zip(runs, times, strict=True):
-            elapsed = _elapsed_ms(run, setting)
-            if counted:
-                seen.append(elapsed)
-    return [Spread(statistics.median(seen), min(seen), max(seen)) for seen in times]
 
 
 def _prepare(way: str, plain: nn.Module, setting: CostSetting) -> Prepared:
@@ -137,6 +83,8 @@ def _tuning_peak(
             return 0, False, f"out of memory at batch {setting.batch_size}"
     # the weights have their dtype already; the batch takes it from them
     peak = _accounted(prepared, (setting.batch_size, *shape), setting)
+    if not setting.rounds:
+        return peak, False, ""
     timed = _accounted(prepared, (setting.timed_batch_size, *shape), setting)
     if timed > LARGEST_PEAK_BYTES:
         wanted = f"{timed / 2**30:.0f} GiB at batch {setting.timed_batch_size}"
@@ -145,7 +93,8 @@ def _tuning_peak(
 
 
 def _accounted(prepared: Prepared, shape: tuple[int, ...], setting: CostSetting) -> int:
-    return estimate_memory(prepared.model, shape, dtype=setting.dtype).peak_bytes
+    with accountable(prepared.model) as model:
+        return estimate_memory(model, shape, dtype=setting.dtype).peak_bytes
 
 
 def _inference_peak(model: nn.Module, shape: tuple[int, ...], setting: CostSetting) -> int:
@@ -170,12 +119,12 @@ def _time_steps(
     prepared: Prepared, plain: nn.Module, shape: tuple[int, ...], setting: CostSetting
 ) -> tuple[Spread, float | None]:
     """A step's time, and on a CPU its ratio to full tuning's: a card may not hold both models."""
-    batch = setting.batch_size if setting.on_gpu else setting.timed_batch_size
+    batch = setting.step_batch_size
     step = _stepper(prepared, shape, batch, setting)
     if setting.on_gpu:
-        return in_turn([step], setting.rounds, setting)[0], None
+        return in_turn([step], setting)[0], None
     rival = WAYS["full"](copy.deepcopy(plain), setting)
-    ours, full = in_turn([step, _stepper(rival, shape, batch, setting)], setting.rounds, setting)
+    ours, full = in_turn([step, _stepper(rival, shape, batch, setting)], setting)
     return ours, ours.median_ms / full.median_ms
 
 
@@ -183,22 +132,21 @@ def _time_inference(
     model: nn.Module, plain: nn.Module, shape: tuple[int, ...], setting: CostSetting
 ) -> tuple[Spread, float]:
     """Per image."""
-    batch = setting.batch_size if setting.on_gpu else setting.timed_batch_size
+    batch = setting.step_batch_size
     plain = plain.to(setting.device).eval()
     runs = [_inferrer(m, shape, batch, setting) for m in (model, plain)]
-    ours, bare = in_turn(runs, setting.rounds, setting)
-    each = Spread(*(ms / batch for ms in (ours.median_ms, ours.min_ms, ours.max_ms)))
-    return each, ours.median_ms / bare.median_ms
+    ours, bare = in_turn(runs, setting)
+    return ours.each(batch), ours.median_ms / bare.median_ms
 
 
 def _stepper(
     prepared: Prepared, shape: tuple[int, ...], batch: int, setting: CostSetting
 ) -> Callable[[], object]:
-    images, target = _batch(shape, batch, setting)
+    images, target = make_batch(shape, batch, setting)
     prepared.model.train()
 
     def step() -> None:
-        with _autocast(setting):
+        with autocast(setting):
             loss = F.cross_entropy(prepared.model(images), target)
         loss.backward()
         prepared.optimizer.step()
@@ -210,51 +158,10 @@ def _stepper(
 def _inferrer(
     model: nn.Module, shape: tuple[int, ...], batch: int, setting: CostSetting
 ) -> Callable[[], object]:
-    images, _ = _batch(shape, batch, setting)
+    images, _ = make_batch(shape, batch, setting)
 
     def infer() -> None:
-        with torch.inference_mode(), _autocast(setting):
+        with torch.inference_mode(), autocast(setting):
             model(images)
 
     return infer
-
-
-def _batch(shape: tuple[int, ...], batch: int, setting: CostSetting) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch, *shape, generator=generator)
-    target = torch.randint(setting.num_classes, (batch,), generator=generator)
-    if setting.dtype == "bf16":
-        images = images.bfloat16()
-    return images.to(setting.device), target.to(setting.device)
-
-
-def _autocast(setting: CostSetting) -> Any:
-    kind = torch.device(setting.device).type
-    return torch.autocast(kind, torch.bfloat16, enabled=setting.dtype == "bf16-autocast")
-
-
-def square_batch_gradients(
-    model: nn.Module, names: list[str], batches: Iterable[tuple[Tensor, Tensor]]
-) -> dict[str, Tensor]:
-    """`Σ g²` over batches, g the gradient of a batch's mean loss."""
-    parameters = dict(model.named_parameters())
-    chosen = [parameters[name].requires_grad_() for name in names]
-    scores = [torch.zeros_like(parameter) for parameter in chosen]
-    for images, target in batches:
-        grads = torch.autograd.grad(F.cross_entropy(model(images), target), chosen)
-        for score, grad in zip(scores, grads, strict=True):
-            score.addcmul_(grad, grad)
-    return dict(zip(names, scores, strict=True))
-
-
-def _elapsed_ms(run: Callable[[], object], setting: CostSetting) -> float:
-    if not setting.on_gpu:
-        start = time.perf_counter()
-        run()
-        return 1e3 * (time.perf_counter() - start)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    run()
-    end.record()
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end)

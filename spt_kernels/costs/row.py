@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +15,15 @@ class Spread:
     median_ms: float
     min_ms: float
     max_ms: float
+
+    @classmethod
+    def of(cls, times_ms: Sequence[float]) -> Spread:
+        """Of runs of the same thing."""
+        return cls(statistics.median(times_ms), min(times_ms), max(times_ms))
+
+    def each(self, count: int) -> Spread:
+        """Of one of the `count` things that a run did."""
+        return Spread(self.median_ms / count, self.min_ms / count, self.max_ms / count)
 
     @property
     def noise(self) -> float:
@@ -32,7 +43,7 @@ class CostRow:
         inference_over_plain: against the untouched model, in turn with it.
         inference_peak_bytes: at the setting's batch size.
         tuning_peak_bytes: of a training step, likewise.
-        step: a training step with its optimizer, None where it was not run.
+        step: a training step with its optimizer, None where it was not timed.
         step_over_full: against full fine-tuning, in turn with it on a CPU.
         file_bytes: what is handed over; 0 where nothing is defined.
         note: why something is missing.
@@ -50,6 +61,11 @@ class CostRow:
     file_bytes: int
     note: str = ""
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this package tunes it, from scores that are measured before."""
+        return self.way.startswith("spt-")
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)
@@ -59,20 +75,3 @@ class CostRow:
         """The inverse of `to_json`."""
         spreads = {key: value[key] and Spread(**value[key]) for key in ("inference", "step")}
         return CostRow(**{**value, **spreads})
-
-
-@dataclass(frozen=True)
-class SensitivitySpeed:
-    """Samples per second of three ways to score every candidate parameter.
-
-    Attributes:
-        exact: `measure_sensitivity`, once it runs: the probe of two samples before it is apart.
-        loop: a batch of one at a time, which gives the same numbers.
-        batch_squared: the square of a batch's mean gradient, which is another quantity.
-        batch_size: of the first and the last.
-    """
-
-    exact: float
-    loop: float
-    batch_squared: float
-    batch_size: int

@@ -10,6 +10,8 @@ from ..finetuning.models import ModelSource, build, preprocessing_of
 from ..memory import DTYPES
 from .paper import PAPER_MODEL
 
+_LEAST = {"batch_size": 1, "timed_batch_size": 1, "num_classes": 1, "rank": 1, "rounds": 0}
+
 
 @dataclass(frozen=True)
 class CostSetting:
@@ -24,13 +26,13 @@ class CostSetting:
         dtype: `"fp32"`, `"bf16-autocast"` or `"bf16"` (weights too).
         device: `"cpu"`, `"cuda"` or `"cuda:N"`.
         rank: of the LoRA and Adapter of the SPT rows.
-        rounds: timed steps and inferences, after one that warms up.
+        rounds: timed steps and inferences, after one that warms up; 0 for memory alone.
     """
 
     model: str = PAPER_MODEL
     model_args: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 64
-    timed_batch_size: int = 8
+    timed_batch_size: int = 4
     num_classes: int = 100
     dtype: str = "fp32"
     device: str = "cpu"
@@ -40,14 +42,25 @@ class CostSetting:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        for name in ("batch_size", "timed_batch_size", "num_classes", "rank", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     @property
     def on_gpu(self) -> bool:
         """Whether memory is measured rather than accounted."""
         return self.device.startswith("cuda")
+
+    @property
+    def step_batch_size(self) -> int:
+        """Images of a timed step."""
+        return self.batch_size if self.on_gpu else self.timed_batch_size
+
+    def title(self) -> str:
+        """What tells one table from another in a results file: all but `rounds` and the device."""
+        extra = "".join(f", {name}={value}" for name, value in self.model_args.items())
+        times = f", times at batch {self.step_batch_size}" if self.rounds else ""
+        return f"{self.model}{extra}, {self.dtype}, batch {self.batch_size}{times}"
 
     def build(self) -> Any:
         """The plain model, in fp32 on the CPU."""

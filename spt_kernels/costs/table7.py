@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import subprocess
 import sys
@@ -10,11 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-
-from .machine import describe
-from .paper import PAPER_MODEL, PAPER_ROWS
-from .row import CostRow, SensitivitySpeed
+from .paper import PAPER_MODEL, PAPER_ROWS, PaperRow
+from .row import CostRow
+from .sensitivity_speed import SensitivitySpeed
 from .setting import CostSetting
 from .ways import WAYS
 from .worker import SENSITIVITY
@@ -29,14 +26,17 @@ class Table7:
         rows: in the order of `WAYS`.
         missing: way -> reason.
         sensitivity: how fast scores come, None where that was not asked for.
-        date: when it was measured.
     """
 
     setting: CostSetting
     rows: tuple[CostRow, ...]
     missing: Mapping[str, str] = field(default_factory=dict)
     sensitivity: SensitivitySpeed | None = None
-    date: str = field(default_factory=lambda: datetime.date.today().isoformat())
+
+    @property
+    def papers(self) -> Mapping[str, PaperRow]:
+        """The paper's rows, where this is its model."""
+        return PAPER_ROWS if self.setting.model == PAPER_MODEL else {}
 
     def over(self, row: CostRow, rival: str, column: str) -> float | None:
         """A column of `row` over that of another row, None where either is missing."""
@@ -55,16 +55,13 @@ class Table7:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, with the paper's figures beside ours."""
-        is_papers = self.setting.model == PAPER_MODEL
         return {
             "setting": self.setting.to_json(),
-            "machine": asdict(describe(torch.device(self.setting.device))),
-            "date": self.date,
             "memory": "measured" if self.setting.on_gpu else "accounted",
             "rows": [row.to_json() for row in self.rows],
             "missing": dict(self.missing),
-            "sensitivity": self.sensitivity and asdict(self.sensitivity),
-            "paper": {name: asdict(row) for name, row in PAPER_ROWS.items()} if is_papers else {},
+            "sensitivity": self.sensitivity and self.sensitivity.to_json(),
+            "paper": {name: asdict(row) for name, row in self.papers.items()},
         }
 
     @staticmethod
@@ -75,8 +72,7 @@ class Table7:
             CostSetting(**value["setting"]),
             tuple(CostRow.from_json(row) for row in value["rows"]),
             value["missing"],
-            speed and SensitivitySpeed(**speed),
-            value["date"],
+            speed and SensitivitySpeed.from_json(speed),
         )
 
 
@@ -92,7 +88,7 @@ def run_table7(
     Args:
         setting: model, sizes, precision, device.
         ways: names from `WAYS`.
-        sensitivity: time the scores too.
+        sensitivity: time the scores too, unless the setting has no rounds to time.
         told: called with the name of each row when it is done.
 
     Raises:
@@ -112,8 +108,8 @@ def run_table7(
             rows.append(CostRow.from_json(result))
         told(way)
     speed = None
-    if sensitivity:
-        speed = SensitivitySpeed(**_in_a_process(SENSITIVITY, setting))
+    if sensitivity and setting.rounds:
+        speed = SensitivitySpeed.from_json(_in_a_process(SENSITIVITY, setting))
         told(SENSITIVITY)
     return Table7(setting, tuple(rows), missing, speed)
 

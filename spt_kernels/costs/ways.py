@@ -4,58 +4,41 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
 from torch import Tensor, nn
 
 from ..allocation import Plan, allocate
-from ..anatomy import describe, head_names
 from ..delta import merge, save_delta
 from ..finetuning.methods import backbone_numel
 from ..optim import SparseAdamW, param_groups
 from ..tuning import apply, replace_module
+from .peers import PEERS
+from .prepared import (
+    LORA_RANK,
+    Prepared,
+    adamw,
+    as_it_is,
+    budget_of,
+    freeze_backbone,
+    lora_targets,
+    prepared,
+)
 from .rivals import DiagonalLinear, MaskedLinear, PlainLora, PromptedBlock
 from .setting import CostSetting
 from .synthetic import skewed_sensitivity
 
-LORA_RANK = 16  # of the rival, whose count is everybody's budget
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A model ready to train.
-
-    Attributes:
-        model: trains what requires a gradient.
-        trained: how many values change, besides the head's.
-        optimizer: over all that requires a gradient.
-        for_inference: makes of the trained model what a user would deploy, in place.
-        file_bytes: what is handed over.
-    """
-
-    model: nn.Module
-    trained: int
-    optimizer: torch.optim.Optimizer
-    for_inference: Callable[[nn.Module], nn.Module]
-    file_bytes: Callable[[nn.Module], int]
-
-
-def budget_of(model: nn.Module) -> int:
-    """Parameters of a LoRA of rank 16 on the fused qkv, 0.69 % of ViT-B/16 as in the paper."""
-    return sum(LORA_RANK * sum(m.weight.shape) for m in _lora_targets(model).values())
-
 
 def _full(model: nn.Module, setting: CostSetting) -> Prepared:
     model.requires_grad_(True)
-    return _prepared(model, _as_it_is, _bytes_of_state)
+    return prepared(model, as_it_is, _bytes_of_state)
 
 
 def _linear(model: nn.Module, setting: CostSetting) -> Prepared:
-    _freeze_backbone(model)
-    return _prepared(model, _as_it_is, _bytes_of_trained)
+    freeze_backbone(model)
+    return prepared(model, as_it_is, _bytes_of_trained)
 
 
 def _prompt_deep(model: nn.Module, setting: CostSetting) -> Prepared:
@@ -64,18 +47,18 @@ def _prompt_deep(model: nn.Module, setting: CostSetting) -> Prepared:
     if not isinstance(blocks, (nn.Sequential, nn.ModuleList)) or width is None or prefix is None:
         raise ValueError("deep prompts need a plain ViT: blocks, embed_dim, num_prefix_tokens")
     prompts = max(1, budget_of(model) // (len(blocks) * width))
-    _freeze_backbone(model)
+    freeze_backbone(model)
     for number, block in enumerate(blocks):
         blocks[number] = PromptedBlock(block, prompts, width, prefix)
-    return _prepared(model, _as_it_is, _bytes_of_trained)
+    return prepared(model, as_it_is, _bytes_of_trained)
 
 
 def _lora_16(model: nn.Module, setting: CostSetting) -> Prepared:
-    targets = _lora_targets(model)
-    _freeze_backbone(model)
+    targets = lora_targets(model)
+    freeze_backbone(model)
     for name, linear in targets.items():
         replace_module(model, name, PlainLora(linear, LORA_RANK))
-    return _prepared(model, _merging(targets), _bytes_of_trained)
+    return prepared(model, _merging(targets), _bytes_of_trained)
 
 
 def _spt(structured: str | None, only_structured: bool = False) -> Callable[..., Prepared]:
@@ -86,7 +69,7 @@ def _spt(structured: str | None, only_structured: bool = False) -> Callable[...,
         apply(model, plan)
         optimizer = SparseAdamW(param_groups(model), lr=1e-3)
         # an Adapter has a nonlinearity, which nothing can fold into a matrix
-        deploy = _as_it_is if structured == "adapter" else merge
+        deploy = as_it_is if structured == "adapter" else merge
         return Prepared(model, plan.num_trainable, optimizer, deploy, _bytes_of_task)
 
     return prepare
@@ -104,7 +87,7 @@ def _unstructured_elsewhere(
     model: nn.Module, setting: CostSetting, layer: Callable[[nn.Linear, Tensor], nn.Module]
 ) -> Prepared:
     plan = _plan(model, None, setting.rank)
-    _freeze_backbone(model)
+    freeze_backbone(model)
     replaced: list[str] = []
     for name, index in plan.unstructured.items():
         module = model.get_submodule(name.rpartition(".")[0])
@@ -114,7 +97,7 @@ def _unstructured_elsewhere(
         else:  # biases and norms are trained whole there
             model.get_parameter(name).requires_grad_()
     # what it would take as a file is not defined: the published code saves nothing
-    return Prepared(model, plan.num_trainable, _adamw(model), _merging(replaced), lambda _: 0)
+    return Prepared(model, plan.num_trainable, adamw(model), _merging(replaced), lambda _: 0)
 
 
 WAYS: MappingProxyType[str, Callable[[nn.Module, CostSetting], Prepared]] = MappingProxyType(
@@ -129,6 +112,7 @@ WAYS: MappingProxyType[str, Callable[[nn.Module, CostSetting], Prepared]] = Mapp
         "spt-unstructured": _spt(None),
         "dense-gradient": _dense_gradient,
         "published-layer": _published_layer,
+        **PEERS,
     }
 )
 
@@ -136,43 +120,6 @@ WAYS: MappingProxyType[str, Callable[[nn.Module, CostSetting], Prepared]] = Mapp
 def _plan(model: nn.Module, structured: str | None, rank: int) -> Plan:
     budget = min(budget_of(model), backbone_numel(model))
     return allocate(skewed_sensitivity(model), budget, structured, rank)
-
-
-def _lora_targets(model: nn.Module) -> dict[str, nn.Linear]:
-    """The layers whose operation is attention's q, k, v; without attention, all in the blocks."""
-    linear = {
-        name.removesuffix(".weight"): what
-        for name, what in describe(model).items()
-        if what.kind == "linear" and what.block and name.endswith(".weight")
-    }
-    chosen = [
-        name for name, what in linear.items() if any(b.operation == "q" for b in what.row_blocks)
-    ]
-    modules = {name: model.get_submodule(name) for name in chosen or linear}
-    return {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
-
-
-def _freeze_backbone(model: nn.Module) -> None:
-    model.requires_grad_(False)
-    for name in head_names(model):
-        model.get_parameter(name).requires_grad_()
-
-
-def _prepared(
-    model: nn.Module,
-    for_inference: Callable[[nn.Module], nn.Module],
-    file_bytes: Callable[[nn.Module], int],
-) -> Prepared:
-    """A model that trains every parameter that requires a gradient."""
-    head = {id(model.get_parameter(name)) for name in head_names(model)}
-    trained = [p for p in model.parameters() if p.requires_grad and id(p) not in head]
-    count = sum(p.numel() for p in trained)
-    return Prepared(model, count, _adamw(model), for_inference, file_bytes)
-
-
-def _adamw(model: nn.Module) -> torch.optim.Optimizer:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(trained, lr=1e-3, fused=True)
 
 
 def _merging(names: Iterable[str]) -> Callable[[nn.Module], nn.Module]:
@@ -184,10 +131,6 @@ def _merging(names: Iterable[str]) -> Callable[[nn.Module], nn.Module]:
         return tuned
 
     return merged
-
-
-def _as_it_is(model: nn.Module) -> nn.Module:
-    return model
 
 
 def _bytes_of_state(model: nn.Module) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
-from .measure import measure_row, measure_sensitivity_speed
+from .measure import measure_row
+from .sensitivity_speed import measure_sensitivity_speed
 from .setting import CostSetting
 
 SENSITIVITY = "sensitivity"
@@ -17,7 +18,7 @@ def main() -> None:
     setting = CostSetting(**asked["setting"])
     try:
         if asked["row"] == SENSITIVITY:
-            result = vars(measure_sensitivity_speed(setting))
+            result = measure_sensitivity_speed(setting).to_json()
         else:
             result = measure_row(asked["row"], setting).to_json()
     except ValueError as error:  # this way and this architecture do not go together

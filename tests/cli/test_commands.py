@@ -369,10 +369,30 @@ def test_progress_is_on_stderr_alone(
 def test_bench_measures_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["bench", "table7", "-m", "vit_tiny_patch16_224", *SHAPE, "-o", str(tmp_path)]
     sizes = ["--batch-size", "4", "--timed-batch-size", "2", "--rounds", "1"]
-    text = output_of([*arguments, *sizes, "--ways", "linear", "--quiet"], capsys)
-    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
-    assert "samples per second" in text
-    written = json.loads((tmp_path / "table7.json").read_text())
-    assert [row["way"] for row in written["rows"]] == ["linear"]
-    assert written["memory"] == "accounted"
-    assert (tmp_path / "table7.png").stat().st_size > 0
+    text = output_of([*arguments, *sizes, "--ways", "linear,spt-lora", "--quiet"], capsys)
+    lines = [line.rstrip() for line in text.splitlines() if not line.startswith("written to")]
+    assert max(map(len, lines)) <= 80
+    assert "samples / s" in text
+    (path,) = tmp_path.glob("*.json")
+    (entry,) = json.loads(path.read_text())["tables"].values()
+    assert [row["way"] for row in entry["rows"]] == ["linear", "spt-lora"]
+    assert entry["memory"] == "accounted"
+    (picture,) = tmp_path.glob("table7-*.png")
+    assert picture.stat().st_size > 0
+
+
+def test_bench_compares_two_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = []
+    for folder, ours in (("old", 1.0), ("same", 1.02), ("worse", 1.5)):
+        row = {"min_ms": ours, "max_ms": ours, "median_ms": ours}
+        rows = [{"name": "ours", **row}, {"name": "theirs", **row, "ours_over_this": ours}]
+        results = {"machine": {}, "contests": {"op: sum": {"rows": rows}}}
+        paths.append(tmp_path / f"{folder}.json")
+        paths[-1].write_text(json.dumps(results))
+    old, same, worse = map(str, paths)
+    assert "0 worse" in output_of(["bench", "--compare", old, same], capsys)
+    assert run(["bench", "--compare", old, worse]) == 1
+    assert "+50.0%" in capsys.readouterr().out
+    (tmp_path / "other.json").write_text("[]")
+    assert run(["bench", "--compare", old, str(tmp_path / "other.json")]) == 2
+    assert "other.json" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -10,9 +11,15 @@ from torch import nn
 
 from spt_kernels.costs import WAYS, CostSetting, Table7, run_table7
 from spt_kernels.costs.drawing import cost_figure
-from spt_kernels.costs.measure import measure_row, measure_sensitivity_speed
+from spt_kernels.costs.measure import measure_row
 from spt_kernels.costs.paper import PAPER_ROWS
-from spt_kernels.costs.ways import budget_of
+from spt_kernels.costs.peers import PEERS, accountable
+from spt_kernels.costs.prepared import Prepared, budget_of
+from spt_kernels.costs.sensitivity_speed import (
+    measure_sensitivity_speed,
+    square_batch_gradients,
+    square_with_vmap,
+)
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 SETTING = CostSetting(
@@ -26,12 +33,22 @@ SETTING = CostSetting(
 STAYS = ("prompt-deep", "spt-adapter")  # what cannot be folded into the plain model
 
 
+def prepare(way: str) -> Prepared:
+    """Skips what needs a library, or a version of one, that is not here."""
+    if way in PEERS:
+        peft = pytest.importorskip("peft")
+        if way == "peft-super-tuning" and not hasattr(peft, "SupertuningConfig"):
+            pytest.skip(f"peft {peft.__version__} has no Super-Tuning")
+    return WAYS[way](SETTING.build(), SETTING)
+
+
 def types_of(model: nn.Module) -> list[type]:
     return [type(module) for module in model.modules()]
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_row(way: str) -> None:
+    prepare(way)
     row = measure_row(way, SETTING)
     assert row.step is not None
     assert row.inference is not None
@@ -45,7 +62,7 @@ def test_a_row(way: str) -> None:
 def test_training_moves_the_loss_and_deploying_keeps_the_output(way: str) -> None:
     torch.manual_seed(0)
     plain = SETTING.build()
-    prepared = WAYS[way](SETTING.build(), SETTING)
+    prepared = prepare(way)
     images, target = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
     losses = []
     prepared.model.eval()  # no dropout: the loss must fall
@@ -69,10 +86,69 @@ def test_memory_tells_the_ways_apart() -> None:
     assert peaks["spt-unstructured"] < 0.9 * peaks["full"]
 
 
-def test_sensitivity_speed_is_of_whole_batches() -> None:
-    speed = measure_sensitivity_speed(SETTING)
-    assert speed.batch_size == SETTING.timed_batch_size
-    assert min(speed.exact, speed.loop, speed.batch_squared) > 0
+def test_a_row_of_memory_alone() -> None:
+    row = measure_row("spt-lora", CostSetting(**{**SETTING.to_json(), "rounds": 0}))
+    assert row.step is None
+    assert row.inference is None
+    assert row.tuning_peak_bytes == measure_row("spt-lora", SETTING).tuning_peak_bytes
+
+
+@pytest.mark.parametrize("dtype", ["bf16-autocast", "bf16"])
+@pytest.mark.parametrize("way", PEERS)
+def test_peers_in_other_precisions(way: str, dtype: str) -> None:
+    prepare(way)
+    fp32 = measure_row(way, CostSetting(**{**SETTING.to_json(), "rounds": 0}))
+    row = measure_row(way, CostSetting(**{**SETTING.to_json(), "dtype": dtype}))
+    assert row.step is not None
+    assert row.tuning_peak_bytes < fp32.tuning_peak_bytes
+
+
+def test_a_peer_that_is_not_installed_is_left_out_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    for way in PEERS:
+        with pytest.raises(ValueError, match="peft is not installed"):
+            measure_row(way, SETTING)
+
+
+def test_accountable_shira_computes_what_shira_does() -> None:
+    model = prepare("peft-shira").model.eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "shira" in name:
+                parameter.normal_()
+    images = torch.randn(2, 3, 32, 32)
+    theirs = model(images)
+    with accountable(model):
+        ours = model(images)
+        assert any("forward" in vars(module) for module in model.modules())
+    torch.testing.assert_close(ours, theirs)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_sensitivity_speed_is_of_whole_batches_whatever_the_precision() -> None:
+    for dtype in ("fp32", "bf16"):
+        speed = measure_sensitivity_speed(CostSetting(**{**SETTING.to_json(), "dtype": dtype}))
+        assert speed.batch_size == SETTING.timed_batch_size
+        assert len(speed.per_sample) == 4
+        assert min(spread.min_ms for spread in speed.per_sample.values()) > 0
+        assert not speed.missing
+    with pytest.raises(ValueError, match="rounds"):
+        measure_sensitivity_speed(CostSetting(**{**SETTING.to_json(), "rounds": 0}))
+
+
+def test_vmap_gives_what_the_loop_gives() -> None:
+    torch.manual_seed(0)
+    model = SETTING.build().eval()
+    names = [name for name, _ in model.named_parameters() if name.endswith("weight")]
+    images, target = torch.randn(5, 3, 32, 32), torch.arange(5)
+    ones = list(zip(images.split(1), target.split(1), strict=True))
+    loop = square_batch_gradients(model, names, ones)
+    chunks = square_with_vmap(model, names, (images, target))
+    for name in names:
+        torch.testing.assert_close(chunks[name], loop[name])
 
 
 def test_table_runs_rows_in_their_own_processes_and_says_what_is_missing() -> None:

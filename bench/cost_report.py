@@ -1,0 +1,120 @@
+"""The cost tables as Markdown, from the results of `spt-kernels bench table7`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from spt_kernels.costs import PAPER_MODEL, PAPER_SAMPLES, PAPER_SENSITIVITY_S, CostRow, Table7
+from spt_kernels.costs.results import TABLES
+from spt_kernels.costs.sensitivity_speed import BATCH_SQUARED, EXACT
+
+from .markdown import markdown
+
+
+def cost_table(measured: Mapping[str, Any]) -> str:
+    """What each way of fine-tuning costs, with the paper's memory beside it."""
+    table, date = papers_table(measured)
+    peak = "peak, GiB (accounted)" if not table.setting.on_gpu else "peak, GiB"
+    times = ("step / full", "inference / plain")
+    titles = ("", "trained", peak, "/ LoRA-16", "paper, GB", *times, "file")
+    rows = [
+        (
+            _emphasised(row),
+            f"{100 * row.trained_share:.2f} %",
+            f"{row.tuning_peak_bytes / 2**30:.2f}",
+            _ratio(table.over(row, "lora-16", "tuning_peak_bytes")),
+            f"{table.papers[row.way].tuning_gb}" if row.way in table.papers else "",
+            _ratio(table.step_over(row, "full")),
+            _ratio(row.inference_over_plain),
+            f"{row.file_bytes / 2**20:.1f} MiB" if row.file_bytes else "",
+        )
+        for row in table.rows
+    ]
+    setting, machine = table.setting, measured["machine"]
+    lines = [
+        f"{setting.model}, {setting.dtype}; peak of a training step at batch {setting.batch_size}, "
+        f"times at batch {setting.step_batch_size} on {machine['processor']}, "
+        f"{machine['threads']} threads,\nin turn with full tuning and with the plain model. "
+        f"torch {machine['versions']['torch']}, {date}."
+    ]
+    lines += [f"{way}: left out, {reason}." for way, reason in table.missing.items()]
+    return f"{markdown(titles, rows)}\n\n" + "\n".join(lines)
+
+
+def precision_table(measured: Mapping[str, Any]) -> str:
+    """The peaks of the paper's model and batch in every precision that was asked for."""
+    tables: dict[str, Table7] = {}
+    for value in measured[TABLES].values():
+        table = Table7.from_json(value)
+        if table.setting.model == PAPER_MODEL and not table.setting.model_args:
+            tables[table.setting.dtype] = table
+    ways = dict.fromkeys(row.way for table in tables.values() for row in table.rows)
+    found = {
+        (row.way, dtype): (row, table) for dtype, table in tables.items() for row in table.rows
+    }
+    rows = []
+    for way in ways:
+        cells = [way]
+        for dtype in tables:
+            row, table = found.get((way, dtype), (None, None))
+            if row is None or table is None:
+                cells += ["", ""]
+                continue
+            cells[0] = _emphasised(row)
+            cells.append(f"{row.tuning_peak_bytes / 2**30:.2f}")
+            cells.append(_ratio(table.over(row, "lora-16", "tuning_peak_bytes")))
+        rows.append(cells)
+    titles = ["accounted peak, GiB"]
+    for dtype in tables:
+        titles += [dtype, "/ LoRA-16"]
+    return markdown(titles, rows)
+
+
+def scores_table(measured: Mapping[str, Any]) -> str:
+    """How long the scores of the paper's number of samples take."""
+    speed = papers_table(measured)[0].sensitivity
+    if speed is None:
+        raise ValueError("the cost table has no times of sensitivity: run `make bench`")
+    ours = speed.per_sample[EXACT].median_ms
+    rows = [
+        (
+            f"{way} (another quantity)" if way == BATCH_SQUARED else way,
+            f"{1e3 / spread.median_ms:.2f}",
+            f"{speed.seconds(PAPER_SAMPLES, way):.0f}",
+            f"{ours / spread.median_ms:.2f}",
+        )
+        for way, spread in speed.per_sample.items()
+    ]
+    rows += [(way, reason, "", "") for way, reason in speed.missing.items()]
+    a_second = f"{PAPER_SAMPLES / PAPER_SENSITIVITY_S:.0f}"
+    paper = ("the paper, RTX 3090 (another quantity)", a_second, f"{PAPER_SENSITIVITY_S}", "")
+    return markdown(
+        ("", "samples / s", f"{PAPER_SAMPLES} samples, s", "ours / this"), [*rows, paper]
+    )
+
+
+def papers_table(measured: Mapping[str, Any]) -> tuple[Table7, str]:
+    """The newest timed cost table of the paper's model in fp32, and its date.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = [
+        (value["date"], table)
+        for value in measured.get(TABLES, {}).values()
+        for table in [Table7.from_json(value)]
+        if table.papers and table.setting.dtype == "fp32" and table.setting.rounds
+    ]
+    if not found:
+        raise ValueError("the results have no cost table of the paper's model: run `make bench`")
+    date, table = max(found, key=lambda pair: pair[0])
+    return table, date
+
+
+def _emphasised(row: CostRow) -> str:
+    return f"**{row.way}**" if row.is_ours else row.way
+
+
+def _ratio(value: float | None) -> str:
+    return "not run" if value is None else f"{value:.2f}"

@@ -1,0 +1,103 @@
+"""Compares two results files and tells what became worse beyond the noise.
+
+Times are compared as ratios of ours to a rival of the same run, which two days, or two machines,
+leave comparable; bytes as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .results import TABLES
+from .row import CostRow, Spread
+from .sensitivity_speed import EXACT
+from .table7 import Table7
+
+SMALLEST_NOISE = 0.05  # of a ratio of medians, even where the runs at hand agree better
+BYTES_NOISE = 0.01  # of accounted or allocated bytes, which other versions may round differently
+RIVALS = ("full", "lora-16")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One figure of both files, the less the better, and how far it may move by chance."""
+
+    name: str
+    before: float
+    after: float
+    noise: float
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether it grew by more than noise explains."""
+        return self.after > self.before * (1 + self.noise)
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A value and half its range over it."""
+
+    value: float
+    noise: float
+
+
+def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """Every figure of ours that both files hold, what grew most first."""
+    before, after = dict(_figures(old)), dict(_figures(new))
+    changes = [
+        Change(name, before[name].value, figure.value, max(before[name].noise, figure.noise))
+        for name, figure in after.items()
+        if name in before
+    ]
+    return sorted(changes, key=lambda change: change.before / change.after)
+
+
+def _figures(results: Mapping[str, Any]) -> Iterator[tuple[str, _Figure]]:
+    for name, contest in results.get("contests", {}).items():
+        ours, *rivals = contest["rows"] or [None]
+        for rival in rivals:
+            both = _spread(ours), _spread(rival)
+            yield f"{name} / {rival['name']}", _Figure(rival["ours_over_this"], _noise(*both))
+    for title, value in results.get(TABLES, {}).items():
+        for name, figure in _of_table(Table7.from_json(value)):
+            yield f"{title}: {name}", figure
+
+
+def _of_table(table: Table7) -> Iterator[tuple[str, _Figure]]:
+    rivals = {row.way: row for row in table.rows if row.way in RIVALS}
+    for row in table.rows:
+        if not row.is_ours:
+            continue  # a rival that became slower is no regression of ours
+        for column in ("tuning_peak_bytes", "inference_peak_bytes", "file_bytes"):
+            if getattr(row, column):
+                yield f"{row.way}, {column}", _Figure(getattr(row, column), BYTES_NOISE)
+        for name, rival in rivals.items():
+            yield from _step_over(table, row, rival, f"{row.way}, step / {name}")
+        if row.inference is not None and row.inference_over_plain is not None:
+            noise = _noise(row.inference)
+            yield f"{row.way}, inference / plain", _Figure(row.inference_over_plain, noise)
+    speed = table.sensitivity
+    if speed is not None:
+        ours = speed.per_sample[EXACT]
+        for way, theirs in speed.per_sample.items():
+            if way != EXACT:
+                ratio = ours.median_ms / theirs.median_ms
+                yield f"sensitivity / {way}", _Figure(ratio, _noise(ours, theirs))
+
+
+def _step_over(
+    table: Table7, row: CostRow, rival: CostRow, name: str
+) -> Iterator[tuple[str, _Figure]]:
+    ratio = table.step_over(row, rival.way)
+    if ratio is not None and row.step is not None and rival.step is not None:
+        yield name, _Figure(ratio, _noise(row.step, rival.step))
+
+
+def _spread(row: Mapping[str, Any]) -> Spread:
+    return Spread(row["median_ms"], row["min_ms"], row["max_ms"])
+
+
+def _noise(*spreads: Spread) -> float:
+    return max(SMALLEST_NOISE, sum(spread.noise for spread in spreads))
