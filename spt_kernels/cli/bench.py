@@ -208,7 +208,14 @@ def _ratio(ratio: float | None) -> str:
 
 
 def _notes(result: Table7) -> list[str]:
-    lines = [f"{row.way}: {row.note}" for row in result.rows if row.note]
+    spreads = [s for row in result.rows for s in (row.step, row.inference) if s is not None]
+    lines = []
+    if spreads:
+        noise = percent(max(spread.noise for spread in spreads))
+        lines.append(
+            f"times are medians of {result.setting.rounds}, their spread at most ± {noise}"
+        )
+    lines += [f"{row.way}: {row.note}" for row in result.rows if row.note]
     return lines + [f"{way}: left out, {reason}" for way, reason in result.missing.items()]
 
 

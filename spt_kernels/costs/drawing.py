@@ -6,6 +6,8 @@ import statistics
 from typing import TYPE_CHECKING
 
 from ..figures import COLOURS, FAINT, INK
+from .peers import PEERS
+from .row import CostRow
 from .table7 import Table7
 
 if TYPE_CHECKING:
@@ -18,24 +20,28 @@ WIDTH, ROW_HEIGHT = 9.0, 0.34  # inches
 
 
 def cost_figure(table: Table7) -> Figure:
-    """Peak memory of tuning and the time of a step, a bar per way; diamonds are the paper's."""
+    """Peak memory of tuning and the time of a step, a bar per way; diamonds are the paper's.
+
+    This package's ways are blue, those of other libraries orange, all others grey.
+    """
     from matplotlib.figure import Figure
 
     height = 1.4 + ROW_HEIGHT * len(table.rows)
     figure = Figure(figsize=(WIDTH, height), dpi=150, layout="constrained")
     memory, time = figure.subplots(1, 2, sharey=True)
     names = [row.way for row in table.rows]
-    colours = [COLOURS[0] if row.is_ours else COLOURS[-1] for row in table.rows]
+    colours = [_colour(row) for row in table.rows]
 
     peaks = [row.tuning_peak_bytes / GIB for row in table.rows]
     memory.barh(names, peaks, color=colours)
     how = "measured" if table.setting.on_gpu else "accounted"
-    _label(memory, f"peak of a training step, GiB ({how}), batch {table.setting.batch_size}")
+    title = f"peak of a training step, GiB ({how}), batch {table.setting.batch_size}"
     papers = table.papers
     marks = [(papers[name].tuning_gb, name) for name in names if name in papers]
     if marks:
-        memory.plot(*zip(*marks, strict=True), "D", color=INK, ms=4, label="the paper, RTX 3090")
-        memory.legend(fontsize=7, frameon=False, loc="center right")
+        memory.plot(*zip(*marks, strict=True), "D", color=INK, ms=4)
+        title += "; \N{BLACK DIAMOND} the paper, RTX 3090"
+    _label(memory, title)
     most = _widest(peaks, [mark for mark, _ in marks])
     memory.set_xlim(0, 1.12 * most)
     for number, peak in enumerate(peaks):  # a bar that leaves the picture still says its length
@@ -53,6 +59,12 @@ def cost_figure(table: Table7) -> Figure:
     setting = table.setting
     figure.suptitle(f"{setting.model}, {setting.dtype}", fontsize=10, x=0.01, ha="left", color=INK)
     return figure
+
+
+def _colour(row: CostRow) -> str:
+    if row.is_ours:
+        return COLOURS[0]
+    return COLOURS[1] if row.way in PEERS else COLOURS[-1]
 
 
 def _widest(peaks: list[float], marks: list[float]) -> float:

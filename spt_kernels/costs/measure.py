@@ -74,7 +74,7 @@ def _tuning_peak(
 ) -> tuple[int, bool, str]:
     """Bytes at the setting's batch size, whether steps can be timed, and why not."""
     if setting.on_gpu:
-        step = _stepper(prepared, shape, setting.batch_size, setting)
+        step = make_step(prepared, shape, setting.batch_size, setting)
         try:
             return _allocated_peak([step] * 3), True, ""
         except torch.OutOfMemoryError:
@@ -120,11 +120,11 @@ def _time_steps(
 ) -> tuple[Spread, float | None]:
     """A step's time, and on a CPU its ratio to full tuning's: a card may not hold both models."""
     batch = setting.step_batch_size
-    step = _stepper(prepared, shape, batch, setting)
+    step = make_step(prepared, shape, batch, setting)
     if setting.on_gpu:
         return in_turn([step], setting)[0], None
     rival = WAYS["full"](copy.deepcopy(plain), setting)
-    ours, full = in_turn([step, _stepper(rival, shape, batch, setting)], setting)
+    ours, full = in_turn([step, make_step(rival, shape, batch, setting)], setting)
     return ours, ours.median_ms / full.median_ms
 
 
@@ -139,9 +139,10 @@ def _time_inference(
     return ours.each(batch), ours.median_ms / bare.median_ms
 
 
-def _stepper(
+def make_step(
     prepared: Prepared, shape: tuple[int, ...], batch: int, setting: CostSetting
 ) -> Callable[[], object]:
+    """A training step, optimizer included, on one batch again and again."""
     images, target = make_batch(shape, batch, setting)
     prepared.model.train()
 
