@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from spt_kernels.costs import PAPER_MODEL, PAPER_SAMPLES, PAPER_SENSITIVITY_S, CostRow, Table7
+from spt_kernels.costs import PAPER_SAMPLES, PAPER_SENSITIVITY_S, CostRow, Table7
 from spt_kernels.costs.results import TABLES
 from spt_kernels.costs.sensitivity_speed import BATCH_SQUARED, EXACT
 
@@ -20,7 +20,7 @@ def cost_table(measured: Mapping[str, Any]) -> str:
     titles = ("", "trained", peak, "/ LoRA-16", "paper, GB", *times, "file")
     rows = [
         (
-            _emphasised(row),
+            emphasised(row),
             f"{100 * row.trained_share:.2f} %",
             f"{row.tuning_peak_bytes / 2**30:.2f}",
             _ratio(table.over(row, "lora-16", "tuning_peak_bytes")),
@@ -40,35 +40,6 @@ def cost_table(measured: Mapping[str, Any]) -> str:
     ]
     lines += [f"{way}: left out, {reason}." for way, reason in table.missing.items()]
     return f"{markdown(titles, rows)}\n\n" + "\n".join(lines)
-
-
-def precision_table(measured: Mapping[str, Any]) -> str:
-    """The peaks of the paper's model and batch in every precision that was asked for."""
-    tables: dict[str, Table7] = {}
-    for value in measured[TABLES].values():
-        table = Table7.from_json(value)
-        if table.setting.model == PAPER_MODEL and not table.setting.model_args:
-            tables[table.setting.dtype] = table
-    ways = dict.fromkeys(row.way for table in tables.values() for row in table.rows)
-    found = {
-        (row.way, dtype): (row, table) for dtype, table in tables.items() for row in table.rows
-    }
-    rows = []
-    for way in ways:
-        cells = [way]
-        for dtype in tables:
-            row, table = found.get((way, dtype), (None, None))
-            if row is None or table is None:
-                cells += ["", ""]
-                continue
-            cells[0] = _emphasised(row)
-            cells.append(f"{row.tuning_peak_bytes / 2**30:.2f}")
-            cells.append(_ratio(table.over(row, "lora-16", "tuning_peak_bytes")))
-        rows.append(cells)
-    titles = ["accounted peak, GiB"]
-    for dtype in tables:
-        titles += [dtype, "/ LoRA-16"]
-    return markdown(titles, rows)
 
 
 def scores_table(measured: Mapping[str, Any]) -> str:
@@ -112,7 +83,8 @@ def papers_table(measured: Mapping[str, Any]) -> tuple[Table7, str]:
     return table, date
 
 
-def _emphasised(row: CostRow) -> str:
+def emphasised(row: CostRow) -> str:
+    """Its name, ours in bold."""
     return f"**{row.way}**" if row.is_ours else row.way
 
 

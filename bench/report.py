@@ -18,9 +18,10 @@ from spt_kernels.costs.results import read
 
 from . import results, roofline_gpu
 from .contest import shown
-from .cost_report import cost_table, papers_table, precision_table, scores_table
+from .cost_report import cost_table, papers_table, scores_table
 from .drawings import growth_figure, growth_points
 from .markdown import markdown
+from .memory_report import memory_table, target_table
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "docs" / "demo" / "result.json"
@@ -111,7 +112,8 @@ def parts(measured: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
     """Marker -> what stands between `<!-- marker:begin -->` and `<!-- marker:end -->`."""
     tables = {"demo": lambda: demo_table(json.loads(DEMO.read_text()))}
     tables["costs"] = lambda: cost_table(measured)
-    tables["precision"] = lambda: precision_table(measured)
+    tables["peaks"] = lambda: memory_table(measured)
+    tables["targets"] = lambda: target_table(measured)
     tables["scores"] = lambda: scores_table(measured)
     tables["machine"] = lambda: machine_line(measured)
     tables["cards"] = roofline_gpu.markdown

@@ -31,15 +31,13 @@ def _lora(model: nn.Module, setting: CostSetting) -> Prepared:
     return _tuned(model, config, list(lora_targets(model)))
 
 
+def _lora_all(model: nn.Module, setting: CostSetting) -> Prepared:
+    return _on_all(model, _peft().LoraConfig)
+
+
 def _shira(model: nn.Module, setting: CostSetting) -> Prepared:
-    matrices = block_matrices(model)
-    # each matrix trains rank × (rows + columns) entries, those of a LoRA of that rank
-    of_rank_1 = sum(sum(what.shape) for what in matrices.values())
-    rank = budget_of(model) // of_rank_1
-    if rank < 1:
-        raise ValueError(f"SHiRA of rank 1 on every matrix trains {of_rank_1:,}: past the budget")
-    config = functools.partial(_peft().ShiraConfig, r=rank)
-    return _tuned(model, config, list(matrices))
+    # a matrix trains rank × (rows + columns) entries, as many as a LoRA of that rank
+    return _on_all(model, _peft().ShiraConfig)
 
 
 def _super_tuning(model: nn.Module, setting: CostSetting) -> Prepared:
@@ -53,8 +51,23 @@ def _super_tuning(model: nn.Module, setting: CostSetting) -> Prepared:
 
 
 PEERS: MappingProxyType[str, Callable[[nn.Module, CostSetting], Prepared]] = MappingProxyType(
-    {"peft-lora-16": _lora, "peft-shira": _shira, "peft-super-tuning": _super_tuning}
+    {
+        "peft-lora-16": _lora,
+        "peft-lora-all": _lora_all,
+        "peft-shira": _shira,
+        "peft-super-tuning": _super_tuning,
+    }
 )
+
+
+def _on_all(model: nn.Module, config: Callable[..., Any]) -> Prepared:
+    """On every matrix of the blocks, of the highest rank that the budget allows."""
+    matrices = block_matrices(model)
+    of_rank_1 = sum(sum(what.shape) for what in matrices.values())
+    rank = budget_of(model) // of_rank_1
+    if rank < 1:
+        raise ValueError(f"rank 1 on every matrix trains {of_rank_1:,}, past the budget")
+    return _tuned(model, functools.partial(config, r=rank), list(matrices))
 
 
 def _tuned(model: nn.Module, config: Callable[..., Any], targets: list[str]) -> Prepared:
