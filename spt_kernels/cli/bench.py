@@ -90,6 +90,8 @@ def run(
     with terminal.progress() as progress:
         progress.start("measuring", len(chosen) + bool(rounds))
         result = run_table7(setting, chosen, told=lambda way: progress.advance(1, way))
+    if not result.rows:
+        raise ValueError(f"no row could be measured: {'; '.join(_notes(result))}")
     _show(terminal, result, output)
     return 0
 

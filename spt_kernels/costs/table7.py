@@ -92,13 +92,14 @@ def run_table7(
         told: called with the name of each row when it is done.
 
     Raises:
-        ValueError: an unknown way.
+        ValueError: an unknown way, or a model that cannot be built.
         RuntimeError: a row's process failed.
     """
     ways = tuple(WAYS) if ways is None else tuple(ways)
     unknown = [way for way in ways if way not in WAYS]
     if unknown:
         raise ValueError(f"ways must be from {', '.join(WAYS)}, got {', '.join(unknown)}")
+    setting.build()  # a wrong name is told once, not by every row
     rows, missing = [], {}
     for way in ways:
         result = _in_a_process(way, setting)

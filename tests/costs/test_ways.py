@@ -173,6 +173,8 @@ def test_unknown_way_and_dtype_are_refused() -> None:
         run_table7(SETTING, ("lora-17",))
     with pytest.raises(ValueError, match="dtype must be"):
         CostSetting(dtype="fp8")
+    with pytest.raises(ValueError, match="timm has no"):
+        run_table7(CostSetting(model="vit_bse_patch16"), ("linear",))
 
 
 def test_paper_rows_are_ways() -> None:
