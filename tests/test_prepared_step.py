@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -323,6 +325,25 @@ def test_memory_lent_to_a_delta_between_steps_is_noticed_when_it_comes_again() -
         layer.delta.data = trained
         run.steps(1)
     assert run.short == 4
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_an_optimizer_does_not_keep_weights_that_its_model_has_let_go(how: str) -> None:
+    run = Run()
+    run.steps(3)
+    assert run.short == 2
+    weight = weakref.ref(first(run).weight)
+    if how == "deleted":
+        del run.model
+    else:
+        run.model[0] = nn.Linear(40, 30)
+    gc.collect()
+    assert weight() is None
+    for group in run.optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = torch.ones_like(param)
+    run.step()  # the parameters are its own, and go on
+    assert run.short == 2
 
 
 @pytest.mark.parametrize("way", ["deepcopy", "pickle"])
