@@ -126,6 +126,7 @@ class PreparedStep:
                 or grad.dtype is not torch.float32
                 or grad.layout is not torch.strided
                 or not grad.is_contiguous()
+                or grad.is_neg()  # its memory holds the opposite
                 or grad.numel() != numel
             ):
                 return None

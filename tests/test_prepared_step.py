@@ -253,6 +253,35 @@ def test_gradients_may_stay_the_same_tensors_or_be_strided() -> None:
     assert run.short == 3, "a strided gradient went the short way"
 
 
+def in_inference(grad: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return grad.clone()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda grad: torch._neg_view(-grad),
+        lambda grad: torch.complex(grad, -grad).conj().imag,
+        lambda grad: torch.stack([grad, grad], -1)[..., 0],
+        lambda grad: grad[..., :1].clone().expand(grad.shape),
+        lambda grad: grad.T.contiguous().T if grad.dim() == 2 else grad,
+        in_inference,
+    ],
+    ids=["negative", "conjugate", "strided", "expanded", "transposed", "inference"],
+)
+def test_odd_gradients_are_what_they_stand_for(odd: Callable[[Tensor], Tensor]) -> None:
+    run, plain = Run(), Run()
+    for one in (run, plain):
+        one.steps(3)
+        for group in one.optimizer.param_groups:
+            for param in group["params"]:
+                grad = odd(torch.randn(param.shape, generator=one.generator))
+                param.grad = grad if one is run else grad.resolve_neg().contiguous()
+        one.step()
+    assert_same(run.state(), plain.state())
+
+
 def test_parameters_that_never_have_a_gradient_do_not_stop_the_short_way(
     general_only: Callable[[], None],
 ) -> None:
