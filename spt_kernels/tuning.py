@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class Tuning:
     """What `apply` leaves on a model as `model.spt_tuning`: all it takes to undo it.
 
     Attributes:
-        plan: what is trained.
+        plan: what is trained, the head named in it even if `apply` found it by itself.
         base_head: head parameter name -> its values before tuning, copies.
         requires_grad: parameter name -> whether it required a gradient before.
         replaced_head: what stood in the place of a head that a task file brought along.
@@ -99,7 +99,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         for part in (module, getattr(module, "base", None)):
             if part is module or isinstance(part, SparseDeltaLinear):
                 part.__dict__["spt_name"] = place.name  # for messages
-    model.spt_tuning = Tuning(plan, base_head, before)  # type: ignore[assignment]
+    model.spt_tuning = Tuning(replace(plan, head=head), base_head, before)  # type: ignore[assignment]
     return model
 
 
