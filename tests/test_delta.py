@@ -648,6 +648,17 @@ def test_head_only(named: bool, tmp_path: Path) -> None:
         spt.load_delta(tiny_vit(7), path)
 
 
+def test_a_task_loaded_in_inference_mode_can_be_trained_on(saved: Path) -> None:
+    expected = predict(spt.load_delta(base("vit"), saved), "vit")
+    model = base("vit")
+    for _ in range(2):  # put on, then swapped
+        with torch.inference_mode():
+            spt.load_delta(model, saved)
+            assert torch.equal(predict(model, "vit"), expected)
+        train(model, 16)
+        assert not torch.equal(predict(model, "vit"), expected)
+
+
 def test_compiled_and_wrapped_models(saved: Path, tmp_path: Path) -> None:
     expected = predict(spt.load_delta(base("vit"), saved), "vit")
     model = base("vit")
