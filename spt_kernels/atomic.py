@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from pathlib import Path
 
 
@@ -15,10 +16,12 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     It is written to a temporary file in the same folder, synced and renamed. On any error the
     temporary file is removed and what was at `path` stays; a killed process can leave a hidden
     `.….tmp` behind.
-    A symbolic link stays a link: the file it points to is replaced.
+    A symbolic link stays a link: the file it points to is replaced. A file that was there keeps its
+    permissions.
 
     Raises:
-        OSError: the folder is missing or not writable, or the disk is full.
+        OSError: the folder is missing or not writable, or the disk is full; its `filename` is
+            `path`, whatever was being written at that moment.
     """
     target = Path(os.path.realpath(path))
     if target.is_dir():
@@ -28,13 +31,17 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
+            if target.exists():
+                os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:  # also an interrupt must not leave the temporary file behind
+    except BaseException as error:  # also an interrupt must not leave the temporary file behind
         with contextlib.suppress(OSError):  # the first error is the one to tell
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
     _sync_folder(target.parent)
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -48,21 +49,33 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[
     """Read what `write` wrote.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: the file cannot be read; `FileNotFoundError` and `IsADirectoryError` among them.
         DeltaFormatError: it is another kind of file, damaged, cut, or of another format version.
     """
+    with open(path, "rb"):
+        pass  # of a path that cannot be read Python tells more than safetensors does
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("spt", "{}"))
+            header = _parse((file.metadata() or {}).get("spt", "{}"))
             if header.get("format") != f"spt-{kind}":
                 raise ValueError(f"it is not a {kind}")
             _check_version(header["version"], kind)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header["checksum"] != _checksum(header["document"], tensors):
             raise ValueError("it is damaged: the checksum does not match")
-        return json.loads(header["document"]), tensors
+        return _parse(header["document"]), tensors
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DeltaFormatError(f"cannot load the {kind} {os.fspath(path)}: {error}") from error
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its description is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("its description is no JSON object")
+    return value
 
 
 def _check_version(version: Any, kind: str) -> None:
@@ -94,5 +107,5 @@ def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.numpy().data)
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # NumPy knows no bf16
     return digest.hexdigest()

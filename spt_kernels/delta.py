@@ -45,6 +45,7 @@ def save_delta(
     return write(capture(_tuned(model, "save"), dtype), path)
 
 
+@torch.inference_mode(False)  # what is made in it could never be trained
 def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     """Put the task in a file onto its base model, in place; a tuned model drops its own task first.
 

@@ -98,7 +98,7 @@ class ParameterInfo:
                 groups=int(value["groups"]),
                 block=str(value["block"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not the description of a parameter: {value!r} ({error})") from error
 
 

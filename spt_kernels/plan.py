@@ -217,8 +217,12 @@ class Plan:
             values["structured"] = {n: _spec(d) for n, d in document["structured"].items()}
             values["info"] = {n: ParameterInfo.from_json(d) for n, d in document["info"].items()}
             values["selected"] = {n: tuple(c) for n, c in document["selected"].items()}
-            return cls(unstructured, **values)
-        except (KeyError, TypeError, AttributeError) as error:
+            # in the order of the model, which a file of tensors does not keep
+            in_order = {
+                name: unstructured[name] for name in document["info"] if name in unstructured
+            }
+            return cls({**in_order, **unstructured}, **values)
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"not the description of a plan: {error!r}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -235,9 +239,8 @@ class Plan:
         """Read what `save` wrote; `DeltaFormatError` if anything in it is not as it should be."""
         document, tensors = checked_file.read(path, "plan")
         positions = {name: tensor.to(torch.int64) for name, tensor in tensors.items()}
-        in_order = {name: positions[name] for name in document.get("info", ()) if name in positions}
         try:
-            return cls.from_json(document, in_order | positions)
+            return cls.from_json(document, positions)
         except ValueError as error:
             raise DeltaFormatError(f"cannot load the plan {os.fspath(path)}: {error}") from error
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
-from operator import is_
+from itertools import repeat
+from operator import is_, is_not
 from typing import Any
 
 import torch
@@ -22,7 +24,8 @@ class PreparedStep:
 
     Gradients and the numbers of the groups may change from step to step. Anything else that does,
     another parameter with a gradient, state from a state dict, a moved or replaced tensor, is
-    found by comparing objects and addresses, and the step then goes the general way once.
+    found by comparing objects and addresses, and the step then goes the general way once. Weights
+    are held weakly between steps: their memory goes with the model, whoever keeps the optimizer.
     """
 
     def __init__(self, groups: Groups, members: list[Member], slots: list[DeltaSlot | None]):
@@ -38,11 +41,12 @@ class PreparedStep:
             if member.delta is not None
         ]
         self._rounding = _rounding(members[0].group)
-        self._tensors = _tensors_of(members)
-        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
-        # what a graph may have saved, which is to be told; nobody differentiates the state
-        self._mutated = [m.param for m in members]
-        self._mutated += [m.delta.target for m in members if m.delta is not None]
+        self._trained = [member.param for member in members]
+        self._state, of_model = _state_tensors(members), _model_tensors(members)
+        self._of_model = [weakref.ref(tensor) for tensor in of_model]
+        self._addresses = [
+            tensor.data_ptr() for tensor in (*self._trained, *self._state, *of_model)
+        ]
         self._plan = _plan(groups, members)
 
     @classmethod
@@ -67,14 +71,15 @@ class PreparedStep:
         groups = optimizer.param_groups
         if torch._C._len_torch_dispatch_stack() > 0:
             return False  # a mode wants to see the op
-        if not (self._has_params(groups) and self._has_tensors(optimizer.state)):
+        if not self._has_params(groups):
             return False
+        of_model = self._find_tensors(optimizer.state)
         grads = self._grads()
-        if grads is None:
+        if of_model is None or grads is None:
             return False
         if grad_scale is not None:
             torch._foreach_div_(grads, grad_scale)
-        self._run(groups, grads)
+        self._run(groups, grads, of_model)
         for param in self._idle:
             leave(delta_of(param))
         leave_to_hook(optimizer, self._idle)
@@ -91,21 +96,27 @@ class PreparedStep:
                 return False
         return all(param.grad is None for param in self._idle)
 
-    def _has_tensors(self, states: dict[Tensor, Any]) -> bool:
-        found: list[Any] = []
+    def _find_tensors(self, states: dict[Tensor, Any]) -> list[Tensor] | None:
+        """Target, index and original of each delta; None if these or the state are others now."""
+        state: list[Any] = []
+        of_model: list[Any] = []
         for param, slot in self._entries:
-            state = states.get(param)
-            if state is None:
-                return False
-            found += (param, state.get("exp_avg"), state.get("exp_avg_sq"), state.get("step"))
+            own = states.get(param)
+            if own is None:
+                return None
+            state += (own.get("exp_avg"), own.get("exp_avg_sq"), own.get("step"))
             if slot is not None:
-                found += slot.tensors()
-        return (
-            len(found) == len(self._tensors)
-            and all(map(is_, found, self._tensors))
+                of_model += slot.tensors()
+        before = [ref() for ref in self._of_model]
+        is_same = (
+            len(of_model) == len(before)
+            and all(map(is_not, before, repeat(None)))  # what a reference to nothing gives
+            and all(map(is_, of_model, before))
+            and all(map(is_, state, self._state))
             # the same object may have been given other memory, through `.data` for instance
-            and list(map(Tensor.data_ptr, self._tensors)) == self._addresses
+            and list(map(Tensor.data_ptr, (*self._trained, *state, *of_model))) == self._addresses
         )
+        return of_model if is_same else None
 
     def _grads(self) -> list[Tensor] | None:
         grads = [param.grad for param, _ in self._entries]
@@ -115,15 +126,17 @@ class PreparedStep:
                 or grad.dtype is not torch.float32
                 or grad.layout is not torch.strided
                 or not grad.is_contiguous()
+                or grad.is_neg()  # its memory holds the opposite
                 or grad.numel() != numel
             ):
                 return None
         return grads  # type: ignore[return-value]
 
-    def _run(self, groups: Groups, grads: list[Tensor]) -> None:
+    def _run(self, groups: Groups, grads: list[Tensor], of_model: list[Tensor]) -> None:
         numbers = [_numbers(group) for group in groups]
         self._plan.step([grad.data_ptr() for grad in grads], numbers, *self._rounding)
-        torch.autograd.graph.increment_version(self._mutated)
+        # what a graph may have saved, which is to be told; nobody differentiates the state
+        torch.autograd.graph.increment_version([*self._trained, *of_model[::3]])
         for param, storage, written in self._written:
             written.record_version(param, storage)
 
@@ -144,15 +157,15 @@ def _numbers(group: dict[str, Any]) -> tuple[float, ...]:
     )
 
 
-def _tensors_of(members: list[Member]) -> list[Tensor]:
-    """What a step reads and writes, gradients aside, in the order of `_has_tensors`."""
-    tensors = []
-    for member in members:
-        state, delta = member.state, member.delta
-        tensors += [member.param, state["exp_avg"], state["exp_avg_sq"], state["step"]]
-        if delta is not None:
-            tensors += [delta.target, delta.index, delta.original]
-    return tensors
+def _state_tensors(members: list[Member]) -> list[Tensor]:
+    """What the optimizer has, in the order of `_find_tensors`."""
+    return [m.state[name] for m in members for name in ("exp_avg", "exp_avg_sq", "step")]
+
+
+def _model_tensors(members: list[Member]) -> list[Tensor]:
+    """What a step reads and writes of the model beside the parameters: three for each delta."""
+    deltas = [member.delta for member in members if member.delta is not None]
+    return [tensor for d in deltas for tensor in (d.target, d.index, d.original)]
 
 
 def _is_plain(member: Member) -> bool:
@@ -161,7 +174,7 @@ def _is_plain(member: Member) -> bool:
     return (
         all(
             type(tensor) in (Tensor, nn.Parameter) and tensor.is_cpu and not tensor.is_inference()
-            for tensor in _tensors_of([member])
+            for tensor in (member.param, *_state_tensors([member]), *_model_tensors([member]))
         )
         and step.dtype == torch.float32
         and step.dim() == 0

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from . import checked_file
 from .anatomy import ParameterInfo, candidate_names, describe, guess, head_names
 from .errors import DeltaFormatError
+from .model_check import check_trainable_itself
 from .per_sample.batches import take_samples
 from .per_sample.calls import noting_calls
 from .per_sample.losses import PerSampleLoss
@@ -164,6 +165,7 @@ def _check_num_samples(num_samples: Any) -> None:
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
 
 
+@torch.inference_mode(False)  # which a caller may be in, and in which nothing has a gradient
 def measure_sensitivity(
     model: nn.Module,
     batches: Iterable[Any],
@@ -212,7 +214,7 @@ def measure_sensitivity(
         ValueError: no samples; labels out of range; a loss that is no scalar, not finite, fails, or
             does not depend on the model; samples that influence each other; a pattern that matches
             nothing; scores that are not finite, or all zero; a model that is compiled, wrapped
-            for data parallelism, or tuned.
+            for data parallelism, tuned, on the meta device, or made in inference mode.
     """
     _check_model(model)
     _check_num_samples(num_samples)
@@ -265,16 +267,9 @@ def _check_model(model: Any) -> None:
     """Raise unless `model` is a plain module, whose names are those that `apply` will meet."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):
-        raise ValueError(
-            f"model: expected the model itself, got it wrapped in a {type(model).__name__}: "
-            "measure before it is compiled or wrapped"
-        )
+    check_trainable_itself(model, "measure")
     if hasattr(model, "spt_tuning"):
         raise ValueError("model: expected a plain model, got a tuned one: merge or unload it first")
-
-
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def _check_any(scores: Mapping[str, Tensor]) -> None:

@@ -85,11 +85,9 @@ def capture(model: nn.Module, dtype: torch.dtype) -> TaskFile:
     Raises:
         ValueError: a value is NaN, infinite, or too large for `dtype`.
     """
-    now, tuning = BaseModel.of(model), _tuning_of(model)
+    now = BaseModel.of(model)
     held = hold(model, now, lambda name, tensor: _kept(name, tensor, dtype))
     plan = held.plan
-    if not plan.head:  # then `apply` found the head by itself, and a loader must know it
-        plan = replace(plan, head=tuple(tuning.base_head))
     touched = {*plan.unstructured, *plan.structured}
     # a head alone touches nothing: then all that it reads from is what it was trained on
     touched = touched or now.parameters.keys() - held.dense.keys()
@@ -140,6 +138,7 @@ def has_same_structure(model: nn.Module, now: BaseModel, task: TaskFile) -> bool
     whole, dense = now.tensors, _dense_names(model, now)
     return (
         ours.head == other.head
+        and _read_weights(ours) == _read_weights(other)
         and ours.structured == other.structured
         and ours.unstructured.keys() == other.unstructured.keys()
         and all(torch.equal(p, other.unstructured[n]) for n, p in ours.unstructured.items())
@@ -261,6 +260,11 @@ def _tuning_of(model: nn.Module) -> Tuning:
 
 def _change_tuning(model: nn.Module, **changes: Any) -> None:
     model.spt_tuning = replace(_tuning_of(model), **changes)  # type: ignore[assignment]
+
+
+def _read_weights(plan: Plan) -> set[str]:
+    """Weights that the model reads itself: their layers are tuned in place, others are replaced."""
+    return {name for name, info in plan.info.items() if info.kind == "functional"}
 
 
 def _kept(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from .layers import (
     tuned_modules,
 )
 from .layers.position_index import CheckedIndex, checked_index
+from .model_check import check_trainable_itself
 from .plan import AdapterSpec, LoraSpec, Plan
 from .replaced_head import ReplacedHead
 
@@ -33,7 +34,7 @@ class Tuning:
     """What `apply` leaves on a model as `model.spt_tuning`: all it takes to undo it.
 
     Attributes:
-        plan: what is trained.
+        plan: what is trained, the head named in it even if `apply` found it by itself.
         base_head: head parameter name -> its values before tuning, copies.
         requires_grad: parameter name -> whether it required a gradient before.
         replaced_head: what stood in the place of a head that a task file brought along.
@@ -45,6 +46,7 @@ class Tuning:
     replaced_head: ReplacedHead = field(default_factory=ReplacedHead)
 
 
+@torch.inference_mode(False)  # what is made in it could never be trained
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """Tune a model by a plan, in place: replace layers, freeze the rest, leave the head trainable.
 
@@ -62,7 +64,8 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         The model, with a `Tuning` as `model.spt_tuning`.
 
     Raises:
-        ValueError: the model is tuned already, a planned parameter is shared between modules, is
+        ValueError: the model is tuned already, compiled, wrapped, on the meta device or made in
+            inference mode; a planned parameter is shared between modules, is
             part of the head, or cannot be tuned as planned.
         BaseModelMismatch: the plan is for another model; names the first difference.
     """
@@ -99,7 +102,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         for part in (module, getattr(module, "base", None)):
             if part is module or isinstance(part, SparseDeltaLinear):
                 part.__dict__["spt_name"] = place.name  # for messages
-    model.spt_tuning = Tuning(plan, base_head, before)  # type: ignore[assignment]
+    model.spt_tuning = Tuning(replace(plan, head=head), base_head, before)  # type: ignore[assignment]
     return model
 
 
@@ -174,7 +177,6 @@ def _runs_plainly(module: nn.Module, base: Any) -> bool:
     return kind.forward is base.forward or of_timm
 
 
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _TIMM_LINEAR = "timm.layers.linear.Linear"
 
 
@@ -236,11 +238,7 @@ def _check_arguments(model: nn.Module, plan: Plan) -> None:
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
-    if isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):
-        raise ValueError(
-            f"model is wrapped in a {type(model).__name__}: apply the plan to the model itself, "
-            "before it is compiled or wrapped"
-        )
+    check_trainable_itself(model, "apply the plan to")
     if hasattr(model, "spt_tuning") or tuned_modules(model):
         raise ValueError(
             "cannot apply twice: the model is tuned already (merge or unload it first)"

@@ -15,7 +15,7 @@ ORDER = (
     ("atomic", "native"),
     ("reference", "kernels"),
     ("ops",),
-    ("anatomy", "checked_file", "plan_table", "selection"),
+    ("anatomy", "checked_file", "model_check", "plan_table", "selection"),
     ("plan",),
     ("layers", "per_sample"),
     ("sensitivity",),

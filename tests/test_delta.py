@@ -270,9 +270,13 @@ def test_two_tasks_swapped_back_and_forth(first: str, second: str, tmp_path: Pat
     assert_same_picture(spt.unload(model), plain)
 
 
-def test_a_swap_of_the_same_structure_keeps_the_parameters(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [True, False], ids=["named-head", "unnamed-head"])
+def test_a_swap_of_the_same_structure_keeps_the_parameters(named: bool, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    model = tuned("vit", "lora")
+    model = base("vit")
+    plan = make_plan(model, "lora")
+    spt.apply(model, plan if named else replace(plan, head=()))
+    train(model, 16)
     expected = predict(model, "vit")
     spt.save_delta(model, path)
     train(model, 16, seed=5)
@@ -281,6 +285,25 @@ def test_a_swap_of_the_same_structure_keeps_the_parameters(tmp_path: Path) -> No
     spt.load_delta(model, path)
     assert torch.equal(predict(model, "vit"), expected)
     assert {name: id(p) for name, p in model.named_parameters()} == parameters
+
+
+def test_a_swap_to_a_weight_that_the_model_reads_itself_tunes_it_in_place(tmp_path: Path) -> None:
+    """The same positions, but a layer in whose place another would never be called."""
+    path = tmp_path / "a.safetensors"
+    model = base("vit")
+    called = make_plan(model, "unstructured")
+    name = "blocks.0.attn.qkv.weight"
+    info = {**called.info, name: replace(called.info[name], kind="functional")}
+    spt.apply(model, replace(called, info=info))
+    train(model, 16)
+    spt.save_delta(model, path)
+
+    other = spt.apply(base("vit"), called)
+    plain = type(base("vit").blocks[0].attn.qkv)
+    assert not isinstance(other.blocks[0].attn.qkv, plain)
+    spt.load_delta(other, path)
+    assert isinstance(other.blocks[0].attn.qkv, plain)
+    assert torch.equal(predict(other, "vit"), predict(model, "vit"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -623,6 +646,17 @@ def test_head_only(named: bool, tmp_path: Path) -> None:
     assert torch.equal(predict(spt.load_delta(base("vit"), path), "vit"), predict(model, "vit"))
     with pytest.raises(spt.BaseModelMismatch, match="the weights differ"):
         spt.load_delta(tiny_vit(7), path)
+
+
+def test_a_task_loaded_in_inference_mode_can_be_trained_on(saved: Path) -> None:
+    expected = predict(spt.load_delta(base("vit"), saved), "vit")
+    model = base("vit")
+    for _ in range(2):  # put on, then swapped
+        with torch.inference_mode():
+            spt.load_delta(model, saved)
+            assert torch.equal(predict(model, "vit"), expected)
+        train(model, 16)
+        assert not torch.equal(predict(model, "vit"), expected)
 
 
 def test_compiled_and_wrapped_models(saved: Path, tmp_path: Path) -> None:

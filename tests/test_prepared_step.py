@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -251,6 +253,35 @@ def test_gradients_may_stay_the_same_tensors_or_be_strided() -> None:
     assert run.short == 3, "a strided gradient went the short way"
 
 
+def in_inference(grad: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return grad.clone()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda grad: torch._neg_view(-grad),
+        lambda grad: torch.complex(grad, -grad).conj().imag,
+        lambda grad: torch.stack([grad, grad], -1)[..., 0],
+        lambda grad: grad[..., :1].clone().expand(grad.shape),
+        lambda grad: grad.T.contiguous().T if grad.dim() == 2 else grad,
+        in_inference,
+    ],
+    ids=["negative", "conjugate", "strided", "expanded", "transposed", "inference"],
+)
+def test_odd_gradients_are_what_they_stand_for(odd: Callable[[Tensor], Tensor]) -> None:
+    run, plain = Run(), Run()
+    for one in (run, plain):
+        one.steps(3)
+        for group in one.optimizer.param_groups:
+            for param in group["params"]:
+                grad = odd(torch.randn(param.shape, generator=one.generator))
+                param.grad = grad if one is run else grad.resolve_neg().contiguous()
+        one.step()
+    assert_same(run.state(), plain.state())
+
+
 def test_parameters_that_never_have_a_gradient_do_not_stop_the_short_way(
     general_only: Callable[[], None],
 ) -> None:
@@ -323,6 +354,25 @@ def test_memory_lent_to_a_delta_between_steps_is_noticed_when_it_comes_again() -
         layer.delta.data = trained
         run.steps(1)
     assert run.short == 4
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_an_optimizer_does_not_keep_weights_that_its_model_has_let_go(how: str) -> None:
+    run = Run()
+    run.steps(3)
+    assert run.short == 2
+    weight = weakref.ref(first(run).weight)
+    if how == "deleted":
+        del run.model
+    else:
+        run.model[0] = nn.Linear(40, 30)
+    gc.collect()
+    assert weight() is None
+    for group in run.optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = torch.ones_like(param)
+    run.step()  # the parameters are its own, and go on
+    assert run.short == 2
 
 
 @pytest.mark.parametrize("way", ["deepcopy", "pickle"])

@@ -17,6 +17,7 @@ import spt_kernels as spt
 
 from .models import _spread, tiny_batch, tiny_convnext, tiny_swin, tiny_vit
 from .per_sample_truth import assert_exact, squared_gradients
+from .random_convolutions import draw
 
 MODELS = {"vit": (tiny_vit, 16), "swin": (tiny_swin, 32), "convnext": (tiny_convnext, 32)}
 
@@ -76,6 +77,18 @@ class Convolutions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.top(self.norm(self.layers(x).mean((2, 3))))
+
+
+class OneConvolution(nn.Module):
+    """A convolution between an activation and a head, so that everything has a gradient."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+        self.top = nn.Linear(conv.out_channels, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.top(self.conv(F.gelu(x)).tanh().mean((2, 3)))
 
 
 class Exotic(nn.Module):
@@ -147,6 +160,16 @@ def test_other_models_are_exact_without_fallback(make, size: int) -> None:
     assert set(shared) <= sensitivity.keys()
     assert not sensitivity.fallback
     assert_exact(sensitivity, model, batches)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("seed", range(40))
+def test_any_convolution_is_exact(seed: int) -> None:
+    conv, x = draw(seed)
+    model, batch = OneConvolution(conv), (x, torch.arange(len(x)))
+    sensitivity = measure(model, [batch], include=["*"])
+    assert not sensitivity.fallback
+    assert_exact(sensitivity, model, [batch])
 
 
 def test_unobservable_uses_are_exact_by_fallback_and_say_so(caplog) -> None:

@@ -304,8 +304,31 @@ def test_a_model_whose_uses_vary_is_refused() -> None:
 
 def test_a_wrapped_model_is_refused_as_apply_refuses_it() -> None:
     for wrap in (nn.DataParallel, lambda model: torch.compile(model, backend="eager")):
-        with pytest.raises(ValueError, match=r"model: expected the model itself, got it wrapped"):
+        with pytest.raises(ValueError, match=r"model is wrapped in a .*: measure the model itself"):
             measure(wrap(tiny_vit(depth=1)), [(IMAGES, LABELS)])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: torch.inference_mode()(tiny_vit)(depth=1), "made under torch.inference_mode"),
+        (lambda: tiny_vit(depth=1).to("meta"), "on the meta device"),
+    ],
+    ids=["inference", "meta"],
+)
+def test_weights_that_cannot_be_trained(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"cls_token .*{message}"):
+        measure(make(), [(IMAGES, LABELS)])
+
+
+def test_the_inference_mode_of_the_caller_does_not_matter() -> None:
+    model = tiny_vit(depth=1)
+    expected = measure(model, [(IMAGES, LABELS)])
+    with torch.inference_mode():
+        found = measure(model, [(IMAGES, LABELS)])
+    for name, score in expected.items():
+        assert torch.equal(found[name], score)
+        assert not found[name].is_inference()
 
 
 def test_a_tuned_model_is_refused() -> None:

@@ -97,6 +97,13 @@ class Edits(nn.Module):
             detached = x.detach().clone()
             x = F.gelu(detached) + self.norm(x)
             detached.zero_()
+        elif self.edit == "other memory for a result":
+            x = F.gelu(self.norm(x))
+            x.data = x.data + 1
+        elif self.edit == "other memory for an input":
+            normed = self.norm(x)
+            x = F.gelu(normed)
+            normed.data = normed.data + 1
         elif self.edit == "SiLU in place":
             x = F.silu(self.norm(x), inplace=True)
         elif self.edit == "result twice":
@@ -111,6 +118,8 @@ class Edits(nn.Module):
         "result of a norm",
         "result of a GELU",
         "input without a graph",
+        "other memory for a result",
+        "other memory for an input",
         "SiLU in place",
         "result twice",
     ],

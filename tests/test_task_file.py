@@ -403,6 +403,14 @@ class TestWriting:
         assert path.stat().st_mode == beside.stat().st_mode
         assert_same(make_task(), read(path))
 
+    def test_a_private_file_stays_private(self, tmp_path: Path) -> None:
+        path = tmp_path / "task.safetensors"
+        write(make_task(seed=1), path)
+        path.chmod(0o600)
+        write(make_task(seed=2), path)
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert_same(make_task(seed=2), read(path))
+
     def test_a_link_stays_a_link(self, tmp_path: Path) -> None:
         target, link = tmp_path / "task.safetensors", tmp_path / "latest.safetensors"
         write(make_task(seed=1), target)
@@ -434,7 +442,7 @@ class TestWriting:
             monkeypatch.setattr("spt_kernels.atomic.open", open_full, raising=False)
         else:
             monkeypatch.setattr(os, failing, full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=rf"No space left on device: '{path}'"):
             write(make_task(seed=2), path)
         monkeypatch.undo()
         assert_same(make_task(seed=1), read(path))
@@ -450,7 +458,7 @@ class TestWriting:
         )
         result = run_python(script)
         result.wait(60)
-        assert b"OSError: [Errno 27]" in result.stderr.read()
+        assert f"OSError: [Errno 27] File too large: '{path}'".encode() in result.stderr.read()
         assert_same(make_task(seed=1), read(path))
         assert os.listdir(tmp_path) == ["task.safetensors"]
 

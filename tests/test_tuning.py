@@ -513,6 +513,34 @@ def test_a_wrapped_model() -> None:
     assert_untouched(model, before)
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (torch.inference_mode()(tiny_vit), "made under torch.inference_mode"),
+        (lambda: tiny_vit().to("meta"), "on the meta device"),
+        (
+            lambda: torch.jit.trace(tiny_vit().eval(), torch.zeros(1, 3, 16, 16)),
+            "model is wrapped in a TopLevelTracedModule",
+        ),
+    ],
+    ids=["inference", "meta", "scripted"],
+)
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_a_model_that_cannot_be_trained(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        apply(make(), unstructured(tiny_vit()))
+
+
+def test_the_inference_mode_of_the_caller_does_not_matter() -> None:
+    model = tiny_vit()
+    with torch.inference_mode():
+        apply(model, unstructured(model))
+    images, labels = tiny_batch(2)
+    F.cross_entropy(model(images), labels).backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert any(float(p.grad.norm()) > 0 for p in trained if p.grad is not None)
+
+
 def test_replace_module() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.GELU()))
     new = nn.ReLU()

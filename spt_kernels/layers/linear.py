@@ -23,7 +23,9 @@ class SparseDeltaLinear(DeltaHolder):
 
     A delta learns from calls of the layer alone: code that reads `weight` gets its values, and the
     gradient of that use is lost. `measure_sensitivity` sees such code, and `apply` then puts
-    `attach_parameter` in the place of this layer, with which every use counts.
+    `attach_parameter` in the place of this layer, with which every use counts. Likewise, an input
+    that has been changed through its `.data` since a GELU or LayerNorm made it gives the gradient
+    of what it was: change it under `torch.no_grad()`.
 
     Attributes:
         weight: frozen, `[out, in]`, holds base + delta.

@@ -3,6 +3,10 @@
 The activation itself is kept only when nothing better is at hand. After a GELU or a LayerNorm the
 autograd graph holds the producer's own input anyway; those tensors are saved a second time (the
 same storages, and autograd checks their versions) and one elementwise pass gives the input back.
+
+An activation that is edited between its producer and the layer is kept as it is: its version tells.
+Only other memory given to `activation.data`, or a write into that, leaves no trace; what is rebuilt
+is then the activation before it. Edit under `torch.no_grad()` instead.
 """
 
 from __future__ import annotations

@@ -23,12 +23,16 @@ class _Production:
 
     output: weakref.ref[Tensor]
     source: weakref.ref[Tensor]
-    version: int  # of the output as it was returned
+    state: tuple[int, int, int]  # of the two as the call left them
     remake: Remake
 
 
 class Productions:
-    """Remembers which call of a cheap function made a tensor, for as long as both are there."""
+    """Remembers which call of a cheap function made a tensor, for as long as both are there.
+
+    An edit of either is noticed, and other memory given to it through `.data` as well. A write into
+    `.data` leaves no trace, here as in autograd: the scores are then those of the numbers before.
+    """
 
     def __init__(self) -> None:
         self._by_id: dict[int, _Production] = {}
@@ -57,7 +61,7 @@ class Productions:
             return made
 
         self._by_id[id(output)] = _Production(
-            weakref.ref(output), weakref.ref(source), output._version, remake
+            weakref.ref(output), weakref.ref(source), _state_of(output, source), remake
         )
 
     def keep(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Remake]:
@@ -66,11 +70,20 @@ class Productions:
         What is made again has the bits of `x`: the same function computes it from the same numbers.
         """
         production = self._by_id.get(id(x))
-        if production is not None and production.output() is x and x._version == production.version:
+        if production is not None and production.output() is x:
             source = production.source()
-            if source is not None:
+            if source is not None and _state_of(x, source) == production.state:
                 return source.detach(), lambda source: production.remake(source).to(dtype)
         return x.detach().to(dtype), lambda x: x
+
+
+def _state_of(output: Tensor, source: Tensor) -> tuple[int, int, int]:
+    # the version of the source is autograd's to check: the producer's own backward needs it too
+    return (
+        output._version,
+        output.untyped_storage()._cdata,
+        source.untyped_storage()._cdata,
+    )
 
 
 def _detached(value: Any) -> Any:

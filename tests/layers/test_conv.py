@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spt_kernels.layers import SparseDeltaConv2d
+from tests.random_convolutions import draw
 from tests.tolerance import assert_within_budget
 
 CONVS = {
@@ -71,6 +72,28 @@ def test_output_and_gradients(name: str, dtype: torch.dtype) -> None:
         assert_within_budget(
             layer.bias_delta.grad, plain.bias.grad[[0, 3]], exact.bias.grad[[0, 3]]
         )
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("seed", range(40))
+def test_any_geometry(seed: int) -> None:
+    conv, x = draw(seed)
+    n_entries = conv.weight.numel()
+    index = torch.randperm(n_entries)[: n_entries if seed % 3 == 0 else n_entries // 5 + 1]
+    index = index.sort().values
+    bias_index = None if conv.bias is None else torch.arange(len(conv.bias))
+    plain, exact = copy.deepcopy(conv), copy.deepcopy(conv).double()
+    layer = SparseDeltaConv2d(conv, index, bias_index)
+
+    y, gx = run(layer, x, gelu=seed % 2 == 0)
+    plain_y, plain_gx = run(plain, x, gelu=seed % 2 == 0)
+    _, exact_gx = run(exact, x.double(), gelu=seed % 2 == 0)
+    assert torch.equal(y, plain_y)
+    assert_within_budget(gx, plain_gx, exact_gx)
+    entries = [m.weight.grad.flatten()[index] for m in (plain, exact)]
+    assert_within_budget(layer.delta.grad, entries[0], entries[1])
+    if bias_index is not None:
+        assert_within_budget(layer.bias_delta.grad, plain.bias.grad, exact.bias.grad)
 
 
 def test_patches_keep_what_a_layer_norm_kept() -> None:

@@ -1,0 +1,34 @@
+"""What a model must be before it is measured or tuned: itself, with weights that can be trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
+
+
+def check_trainable_itself(model: nn.Module, verb: str) -> None:
+    """Raise unless `model` is the very module whose names and parameters training will meet.
+
+    Args:
+        model: any module.
+        verb: what is about to be done to it, for messages: `"measure"`.
+
+    Raises:
+        ValueError: it is compiled, scripted or wrapped for data parallelism; or a parameter has no
+            values, or was made in inference mode.
+    """
+    if isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):
+        raise ValueError(
+            f"model is wrapped in a {type(model).__name__}: {verb} the model itself, before it is "
+            "compiled or wrapped"
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise ValueError(
+                f"{name} was made under torch.inference_mode, and can never be trained: build the "
+                "model outside of that"
+            )
+        if parameter.device.type == "meta":
+            raise ValueError(f"{name} is on the meta device: load the weights of the model first")
