@@ -37,7 +37,7 @@ def render(plan: Plan) -> str:
 
     lines = _title(plan)
     lines += ["", "trained parameters by block and operation", *_aligned(table)]
-    if plan.kind:
+    if plan.kind and plan.structured:
         word = _WORDS[plan.kind]
         article = "an" if plan.kind == "adapter" else "a"
         lines.append(f"{word}: {article} {_KINDS[plan.kind]} in place of single parameters")

@@ -545,6 +545,7 @@ def test_summary_is_aligned_and_says_it_all() -> None:
     structured = sum(len(spec.rows) for spec in plan.structured.values())
     assert sum(line.split().count("LoRA") for line in rows) == structured
     assert "LoRA: a LoRA in place of single parameters" in lines
+    assert "LoRA:" not in replace(plan, structured={}).summary()
 
 
 @pytest.mark.parametrize(("structured", "word"), [("lora", "LoRA"), ("adapter", "Adapt")])
