@@ -89,7 +89,7 @@ def address_table(
     for numel, *row in zip(numels, *columns, strict=True):
         words = [word.data_ptr() if isinstance(word, Tensor) else word for word in row]
         table.append([n_programs, numel, *words])
-        n_programs += triton.cdiv(numel, block)
+        n_programs += -(-numel // block)  # `triton.cdiv` takes as long as the rest of the row
     return torch.tensor(table, dtype=torch.int64), n_programs
 
 
