@@ -525,7 +525,7 @@ def test_a_wrapped_model() -> None:
     ],
     ids=["inference", "meta", "scripted"],
 )
-@pytest.mark.filterwarnings("ignore:.torch.jit")
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore:Converting a tensor")
 def test_a_model_that_cannot_be_trained(make: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         apply(make(), unstructured(tiny_vit()))
