@@ -23,7 +23,8 @@ class PromptedBlock(nn.Module):
         super().__init__()
         self.block = block
         self.num_prefix = num_prefix
-        self.prompts = nn.Parameter(torch.zeros(num_prompts, width))
+        device = next(block.parameters()).device
+        self.prompts = nn.Parameter(torch.zeros(num_prompts, width, device=device))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Insert the prompts, run the block, drop what became of them."""
@@ -40,8 +41,9 @@ class PlainLora(nn.Module):
     def __init__(self, base: nn.Linear, rank: int) -> None:
         super().__init__()
         self.base = base
-        self.down = nn.Linear(base.in_features, rank, bias=False, dtype=torch.float32)
-        self.up = nn.Linear(rank, base.out_features, bias=False, dtype=torch.float32)
+        form: Any = {"bias": False, "dtype": torch.float32, "device": base.weight.device}
+        self.down = nn.Linear(base.in_features, rank, **form)
+        self.up = nn.Linear(rank, base.out_features, **form)
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,8 +65,8 @@ class MaskedLinear(nn.Module):
         super().__init__()
         self.plain = [linear]  # in a list: not a child, its parameters are ours
         self.weight, self.bias = linear.weight.requires_grad_(), linear.bias
-        mask = torch.zeros(linear.weight.numel(), dtype=torch.bool)
-        mask[index] = True
+        mask = torch.zeros_like(linear.weight, dtype=torch.bool).view(-1)
+        mask[index.to(mask.device)] = True
         self.mask: Tensor
         self.register_buffer("mask", mask.view(linear.weight.shape))
 
@@ -102,8 +104,8 @@ class DiagonalLinear(nn.Module):
         self.plain = [linear]
         self.weight, self.bias = linear.weight, linear.bias
         self.index: Tensor
-        self.register_buffer("index", index)
-        self.delta = nn.Parameter(torch.zeros(index.numel()))
+        self.register_buffer("index", index.to(linear.weight.device))
+        self.delta = nn.Parameter(torch.zeros(index.numel(), device=linear.weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
         """Clone the weight, add the values, multiply."""
@@ -132,6 +134,7 @@ class _DiagonalGradient(torch.autograd.Function):
         x, whole, index = ctx.saved_tensors
         gy = grads[0].flatten(0, -2)  # [tokens, out]
         rows, columns = index // whole.shape[1], index % whole.shape[1]
-        product = gy[:, rows].t() @ x.flatten(0, -2)[:, columns]  # [nnz, nnz]
+        inputs = x.flatten(0, -2)[:, columns].to(gy.dtype)  # under autocast x may be wider
+        product = gy[:, rows].t() @ inputs  # [nnz, nnz]
         grad_x = grads[0] @ whole.to(grads[0].dtype)
         return grad_x, None, None, product.diagonal().float(), None

@@ -32,6 +32,8 @@ _VIEWS = frozenset(
     | _RESHAPES
 )
 _REBUILDABLE = (torch.float32, torch.bfloat16, torch.float16)
+# Tensors that are what autograd takes them for; other subclasses may be anything
+_INSPECTED: tuple[type[Tensor], ...] = (Tensor, torch.nn.Parameter, FakeTensor)
 
 Tensors = tuple[Tensor | None, ...]
 Step = tuple[Literal["reshape", "permute"], tuple[int, ...]]
@@ -108,7 +110,7 @@ def _may_inspect(x: Tensor) -> bool:
     # Reading a saved tensor runs the unpack hook it was packed with; under non-reentrant
     # checkpointing that would recompute the producer in the middle of the forward.
     return (
-        type(x) in (Tensor, torch.nn.Parameter, FakeTensor)
+        type(x) in _INSPECTED
         and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
     )
 
