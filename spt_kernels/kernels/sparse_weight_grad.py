@@ -16,7 +16,7 @@ from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
 # 256 entries share what they read of a token's row: fewer, and each program reads the row again
 _ENTRIES = 256
-LAUNCH = Launch(tokens=4, num_warps=4, num_stages=2, programs_per_sm=8)
+LAUNCH = Launch(tokens=4, num_warps=4, num_stages=2, programs_per_sm=7)
 
 # A block of rows of the dense gradient is at most this many elements: 16 MB of fp32
 _DENSE_BLOCK_NUMEL = 1 << 22

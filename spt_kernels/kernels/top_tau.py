@@ -16,10 +16,11 @@ from .variant import Variant
 # A program counts _TILES tiles before it touches the histogram that all programs share
 _TILE, _TILES, _WARPS = 2048, 16, 8
 
-# Non-negative floats order as their bits: sign, exponent and three bits of mantissa are the first
-# digit, which also tells scores that are not finite or negative; two digits of ten bits follow.
-_SHIFTS = (32, 20, 10, 0)
-_FIRST_NOT_FINITE = 0x7F800000 >> 20
+# Non-negative floats order as their bits: sign, exponent and two bits of mantissa are the first
+# digit, which also tells scores that are not finite or negative; digits of 11 and 10 bits follow.
+# A digit of 12 bits is too much for Triton 3.6, whose histogram of it spills registers.
+_SHIFTS = (32, 21, 10, 0)
+_FIRST_NOT_FINITE = 0x7F800000 >> 21
 
 
 @triton.jit

@@ -107,7 +107,11 @@ class DeltaHolder(nn.Module):
 
     @property
     def _spt_states(self) -> dict[str, WrittenState]:
-        return self.__dict__.setdefault("_spt_written", {})
+        # not `setdefault`, which `torch.compile` of torch 2.11 cannot trace here
+        if "_spt_written" not in self.__dict__:
+            self.__dict__["_spt_written"] = {}
+        states: dict[str, WrittenState] = self.__dict__["_spt_written"]
+        return states
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DeltaHolder:
         """Move or cast as any module, but keep deltas fp32 and write them into the cast weights."""

@@ -19,6 +19,11 @@ from .sparse_gradient import DeltaPattern, sparse_gradient
 # most, a whole copy of it would be the largest tensor about
 _DROPPED_ELEMENTS = 2**23
 
+# Asked for once: `torch.compile` of torch 2.11 cannot trace the question
+_AUTOCAST_KINDS = frozenset(
+    kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)
+)
+
 
 @dataclass(frozen=True)
 class LoraCall:
@@ -173,7 +178,7 @@ def linear_with_lora(
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """A backward may be called under autocast, which must not change dtypes a second time."""
     kind = device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if kind not in _AUTOCAST_KINDS or not torch.is_autocast_enabled(kind):
         return contextlib.nullcontext()
     return torch.autocast(kind, enabled=False)
 
