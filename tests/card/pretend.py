@@ -19,6 +19,7 @@ from spt_kernels.layers import saved_input
 
 CARD = torch.device("cuda:0")
 CAPABILITY = (9, 0)
+PEAK_BYTES = 1 << 30  # the card's answer to how much was allocated at most
 _aten: Any = torch.ops.aten
 # Calls whose arguments may lie on both sides, and indices, which a card's tensor takes from the CPU
 _ACROSS = {_aten.copy_.default, _aten._to_copy.default}
@@ -30,6 +31,8 @@ _INDEXED = {
     _aten._unsafe_index.Tensor,
     _aten._unsafe_index_put.default,
 }
+# What C++ makes in a backward for a gradient that is to have its parameter's strides
+_GRADIENTS_OWN = {_aten.empty_strided.default, _aten.new_empty_strided.default}
 # Calls that make the host wait until it has seen values
 _WAITS = {_aten._local_scalar_dense.default, _aten.nonzero.default, _aten.masked_select.default}
 
@@ -94,6 +97,9 @@ class OnCard(Tensor):
     def data_ptr(self) -> int:
         return self.held.data_ptr()
 
+    def untyped_storage(self) -> Any:
+        return self.held.untyped_storage()
+
     def get_device(self) -> int:
         return 0
 
@@ -155,8 +161,8 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func is _aten._to_copy.default and isinstance(args[0], OnCard):
         # C++, to which it is on the CPU, may ask for that in a backward, and means where it is
         target = "cpu" if Pretence.leaving else CARD
-    if func is _aten.empty_strided.default and torch._C._current_graph_task_id() != -1:
-        target = CARD  # a gradient's own memory, which C++ makes beside what it knows of
+    if func in _GRADIENTS_OWN and torch._C._current_graph_task_id() != -1:
+        target = CARD
     tensors = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
     on_card = any(isinstance(tensor, OnCard) for tensor in tensors)
     _check_devices(func, args, kwargs, tensors)
@@ -227,12 +233,22 @@ def _check_devices(
         )
 
 
+def _swap(first: Tensor, second: Tensor) -> None:
+    """`torch.utils.swap_tensors`, also of tensors that something refers to weakly."""
+    names = "__class__", "__dict__"
+    for name in names:
+        ours, theirs = getattr(first, name), getattr(second, name)
+        setattr(first, name, theirs)
+        setattr(second, name, ours)
+    torch._C._swap_tensor_impl(first, second)
+
+
 def _set_data(parameter: Any, value: Tensor) -> None:
     if type(parameter) is type(value) or not isinstance(value, OnCard):
         Tensor.data.__set__(parameter, value)  # type: ignore[attr-defined]
     else:
         moved = torch.nn.Parameter(value, parameter.requires_grad)
-        torch.utils.swap_tensors(parameter, moved)
+        _swap(parameter, moved)
 
 
 # `parameter.data = ...` gives C++ another tensor, but leaves the class of the Python object
@@ -302,7 +318,7 @@ def pretended_card() -> Iterator[type[Pretence]]:
         "device_of": _on,
         "empty_cache": lambda: None,
         "reset_peak_memory_stats": lambda *_: None,
-        "max_memory_allocated": lambda *_: 1 << 30,
+        "max_memory_allocated": lambda *_: PEAK_BYTES,
         "memory_allocated": lambda *_: 1 << 29,
         "get_device_name": lambda *_: properties.name,
         "get_device_properties": lambda *_: properties,
@@ -323,6 +339,7 @@ def pretended_card() -> Iterator[type[Pretence]]:
         patch.setattr(
             torch.__future__, "get_swap_module_params_on_conversion", lambda: True
         )
+        patch.setattr(torch.utils, "swap_tensors", _swap)
         patch.setattr(torch.nn.Parameter, "data", _DATA, raising=False)
         patch.setattr(torch, "autocast", _Autocast)
         # a wrapper made in inference mode could be no view of one made outside

@@ -1,0 +1,47 @@
+"""Every row of the cost table, and the speed of scores, in the branches that a card takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from spt_kernels.costs import WAYS, CostSetting
+from spt_kernels.costs.measure import measure_row
+from spt_kernels.costs.sensitivity_speed import EXACT, measure_sensitivity_speed
+
+from .pretend import PEAK_BYTES, pretended_card
+
+SIZES = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48}
+# its tensors are sparse, which those of the pretended card are not
+NOT_PRETENDED = {"peft-shira"}
+
+
+def _setting(dtype: str) -> CostSetting:
+    return CostSetting(
+        model="vit_tiny_patch16_224",
+        model_args=SIZES,
+        batch_size=2,
+        num_classes=5,
+        dtype=dtype,
+        device="cuda",
+        rounds=1,
+    )
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16-autocast", "bf16"])
+@pytest.mark.parametrize("way", [way for way in WAYS if way not in NOT_PRETENDED])
+def test_row(way: str, dtype: str) -> None:
+    if way.startswith("peft"):
+        pytest.importorskip("peft")
+    with pretended_card():
+        row = measure_row(way, _setting(dtype))
+    assert row.note == ""
+    assert row.step is not None
+    assert row.inference is not None
+    assert row.tuning_peak_bytes == PEAK_BYTES  # which the card, not an account, was asked for
+
+
+def test_speed_of_scores() -> None:
+    with pretended_card():
+        speed = measure_sensitivity_speed(_setting("fp32"))
+    assert speed.missing == {}
+    assert speed.seconds(1, EXACT) > 0
