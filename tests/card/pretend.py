@@ -289,6 +289,13 @@ class _Autocast(torch.autocast):
         super().__init__("cpu", *args, **kwargs)
 
 
+def _without_pinning(loader: Any, *args: Any, **kwargs: Any) -> None:
+    _MAKE_LOADER(loader, *args, **{**kwargs, "pin_memory": False})
+
+
+_MAKE_LOADER = torch.utils.data.DataLoader.__init__
+
+
 def _inference_mode(mode: bool = True) -> Any:
     return torch.no_grad() if mode else torch.enable_grad()
 
@@ -345,9 +352,16 @@ def pretended_card() -> Iterator[type[Pretence]]:
         # a wrapper made in inference mode could be no view of one made outside
         patch.setattr(torch, "inference_mode", _inference_mode)
         patch.setattr(torch, "Generator", _Generator)
+        patch.setattr(torch.utils.data.DataLoader, "__init__", _without_pinning)
         patch.setattr(Tensor, "pin_memory", lambda self, *_: self.clone())
         patch.setattr(Tensor, "cuda", lambda self, *_, **__: self.to(CARD))
         patch.setattr(saved_input, "_INSPECTED", (*saved_input._INSPECTED, OnCard))
         Pretence.waits = 0
-        with Pretence():
-            yield Pretence
+        # `torch.tensor(..., device="cuda")` then shows the way to the device as a call
+        lifted = torch._C._only_lift_cpu_tensors()
+        torch._C._set_only_lift_cpu_tensors(True)
+        try:
+            with Pretence():
+                yield Pretence
+        finally:
+            torch._C._set_only_lift_cpu_tensors(lifted)
