@@ -27,8 +27,10 @@ def device() -> torch.device:
 
 
 def _device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")  # where threads make data and time nothing
     torch.set_num_threads(min(2, os.cpu_count() or 1))
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cpu")
 
 
 def pytest_terminal_summary(

@@ -68,6 +68,7 @@ def run(
 ) -> int:
     """Measure the rows and show them beside the paper's, or compare two results."""
     from ..costs import PAPER_MODEL, WAYS, CostSetting, run_table7
+    from ..costs.results import add_table
     from ..finetuning.device import pick_device
     from ..finetuning.models import ModelSource
 
@@ -89,7 +90,12 @@ def run(
     )
     with terminal.progress() as progress:
         progress.start("measuring", len(chosen) + bool(rounds))
-        result = run_table7(setting, chosen, told=lambda way: progress.advance(1, way))
+        result = run_table7(
+            setting,
+            chosen,
+            told=lambda way: progress.advance(1, way),
+            kept=lambda table: None if output is None else add_table(output, table),
+        )
     if not result.rows:
         raise ValueError(f"no row could be measured: {'; '.join(_notes(result))}")
     _show(terminal, result, output)

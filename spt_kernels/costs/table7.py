@@ -82,6 +82,7 @@ def run_table7(
     *,
     sensitivity: bool = True,
     told: Callable[[str], None] = lambda _: None,
+    kept: Callable[[Table7], object] = lambda _: None,
 ) -> Table7:
     """Measure `ways`, by default all of `WAYS`.
 
@@ -90,17 +91,19 @@ def run_table7(
         ways: names from `WAYS`.
         sensitivity: time the scores too, unless the setting has no rounds to time.
         told: called with the name of each row when it is done.
+        kept: called with the table so far after each row, so that a time limit loses none.
 
     Raises:
         ValueError: an unknown way, or a model that cannot be built.
-        RuntimeError: a row's process failed.
     """
     ways = tuple(WAYS) if ways is None else tuple(ways)
     unknown = [way for way in ways if way not in WAYS]
     if unknown:
         raise ValueError(f"ways must be from {', '.join(WAYS)}, got {', '.join(unknown)}")
     setting.build()  # a wrong name is told once, not by every row
-    rows, missing = [], {}
+    rows: list[CostRow] = []
+    missing: dict[str, str] = {}
+    speed = None
     for way in ways:
         result = _in_a_process(way, setting)
         if "error" in result:
@@ -108,14 +111,19 @@ def run_table7(
         else:
             rows.append(CostRow.from_json(result))
         told(way)
-    speed = None
+        kept(Table7(setting, tuple(rows), dict(missing)))
     if sensitivity and setting.rounds:
-        speed = SensitivitySpeed.from_json(_in_a_process(SENSITIVITY, setting))
+        result = _in_a_process(SENSITIVITY, setting)
+        if "error" in result:
+            missing[SENSITIVITY] = result["error"]
+        else:
+            speed = SensitivitySpeed.from_json(result)
         told(SENSITIVITY)
     return Table7(setting, tuple(rows), missing, speed)
 
 
 def _in_a_process(row: str, setting: CostSetting) -> dict[str, Any]:
+    """What the process of a row printed; if it failed, the reason as `error`."""
     asked = json.dumps({"row": row, "setting": setting.to_json()})
     done = subprocess.run(
         [sys.executable, "-m", "spt_kernels.costs.worker"],
@@ -125,6 +133,6 @@ def _in_a_process(row: str, setting: CostSetting) -> dict[str, Any]:
     )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise RuntimeError(f"the row {row!r} could not be measured: {last[0]}")
+        return {"error": f"its process failed: {last[0]}"}
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result

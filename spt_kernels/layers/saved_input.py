@@ -110,8 +110,7 @@ def _may_inspect(x: Tensor) -> bool:
     # Reading a saved tensor runs the unpack hook it was packed with; under non-reentrant
     # checkpointing that would recompute the producer in the middle of the forward.
     return (
-        type(x) in _INSPECTED
-        and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+        type(x) in _INSPECTED and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
     )
 
 
