@@ -16,7 +16,8 @@ from spt_kernels.finetuning.recipe import Recipe
 from spt_kernels.finetuning.training import EpochFigures, train
 from tests.models import tiny_vit
 
-from .pretend import CARD, pretended_card
+from .on_card import CARD
+from .pretend import pretended_card
 
 
 def _batches(device: torch.device) -> Batches:

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 import spt_kernels as spt
 
-from .pretend import CARD, pretended_card
+from .on_card import CARD
+from .pretend import pretended_card
 
 FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {
     "vit_tiny_patch16_224": (32, {"img_size": 32, "depth": 2, "embed_dim": 48}),

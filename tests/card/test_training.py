@@ -11,7 +11,8 @@ from torch.nn import functional as F
 import spt_kernels as spt
 
 from . import steps
-from .pretend import CARD, OnCard, Pretence, pretended_card
+from .on_card import CARD, OnCard, Pretence
+from .pretend import pretended_card
 
 
 @pytest.mark.parametrize("kind", steps.KINDS)
