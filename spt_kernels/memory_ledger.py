@@ -59,13 +59,17 @@ class Ledger(TorchDispatchMode):
             self._categories.setdefault(entry, "activations")
         self._forward = None
 
-    def peak(self) -> dict[str, int]:
-        """Bytes by category at the first moment when most bytes were alive."""
+    def moment(self) -> int:
+        """Now, for `peak` to begin at."""
+        return len(self._events)
+
+    def peak(self, since: int = 0) -> dict[str, int]:
+        """Bytes by category at the first moment, from `since` on, when most bytes were alive."""
         live = highest = 0
         at = 0
         for position, (entry, sign) in enumerate(self._events):
             live += sign * self._sizes[entry]
-            if live > highest:
+            if live > highest and position >= since:
                 highest, at = live, position + 1
         totals = dict.fromkeys(CATEGORIES, 0)
         for entry, sign in self._events[:at]:
