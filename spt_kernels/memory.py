@@ -131,7 +131,9 @@ class Rehearsal:
         self._besides = besides  # alive as long as the model is
         self._ledger = Ledger()
         self._optimizer: torch.optim.Optimizer | None = None
-        self._is_new = True  # no step has left its optimizer state yet
+        # An optimizer of ours leaves its state and nothing else behind its first step; what
+        # another one does in that alone is seen in a second one.
+        self._steps = 2 if callable(optimizer) else 1
         with self._fakes, self._ledger:
             self._ledger.mark(itertools.chain(tensors_of(twin), besides), "weights")
             if training:
@@ -147,9 +149,9 @@ class Rehearsal:
             batch = torch.empty(shape, dtype=torch.bfloat16 if self._dtype == "bf16" else None)
             ledger.mark([batch], "activations")
             if self._training:
-                for _ in range(2 if self._is_new else 1):
+                for _ in range(self._steps):
                     _train_once(self._twin, batch, self._loss_fn, self._optimizer, ledger, autocast)
-                self._is_new = False
+                self._steps = 1
             else:
                 _infer_once(self._twin, batch, autocast)
         by_category = ledger.peak(since=began)
@@ -222,7 +224,12 @@ def _checkpoint(model: nn.Module) -> None:
             f"checkpointing=True needs a model with set_grad_checkpointing, as timm's have; "
             f"{type(model).__name__} has none"
         )
-    switch(True)
+    try:
+        switch(True)
+    except AssertionError as error:  # timm's way to say so
+        raise ValueError(
+            f"checkpointing=True: {type(model).__name__} does not support it ({error})"
+        ) from error
 
 
 def _make_optimizer(

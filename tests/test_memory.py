@@ -392,6 +392,22 @@ def test_optimizer_of_ones_own() -> None:
     assert estimate.by_category["optimizer"] == sum(MATRICES) + 4 * len(MATRICES)
 
 
+@pytest.mark.parametrize("make", [tiny_vit, tiny_swin, tiny_convnext])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16-autocast"])
+def test_one_step_tells_what_the_second_meets(make, dtype: str) -> None:
+    # an optimizer that is handed over is stepped twice, one that is named once
+    def adamw(model: nn.Module) -> torch.optim.Optimizer:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return torch.optim.AdamW(trained, lr=1e-3, fused=True)
+
+    size = 16 if make is tiny_vit else 32
+    for batch, method in ((2, "full"), (30, "full"), (30, "spt-lora"), (2, "bias")):
+        sized = {"budget": 900, "rank": 1} if method == "spt-lora" else {}
+        how = {"method": method, "dtype": dtype, **sized}
+        once = estimate_memory(make(), (batch, 3, size, size), **how)
+        assert once == estimate_memory(make(), (batch, 3, size, size), optimizer=adamw, **how)
+
+
 def test_a_shared_parameter_counts_once() -> None:
     model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
     model[1].weight = model[0].weight
