@@ -43,10 +43,11 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Account for the peak memory of a training step (or of inference) without running one.
 
-    Forward, backward and optimizer step run twice on fake tensors, which have shapes but no
-    storage, while every storage that comes and goes is counted at its nominal size. The second
-    step meets the optimizer state of the first, as any later one does. Not counted: what kernels
-    allocate within themselves, the allocator's rounding and fragmentation, the CUDA context.
+    Forward, backward and optimizer step run on fake tensors, which have shapes but no storage,
+    while every storage that comes and goes is counted at its nominal size. It is a step in the
+    midst of training, which meets the optimizer's state of the one before. Not counted: what
+    kernels allocate within themselves, the allocator's rounding and fragmentation, the CUDA
+    context. `largest_batch` finds the batch for a given memory.
 
     Args:
         model: any module, plain or tuned already, by another library too; neither changed nor
