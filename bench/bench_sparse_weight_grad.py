@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from spt_kernels import ops
-from spt_kernels.costs.synthetic import COLUMN, ENTRY, ROW
 from spt_kernels.ops.sparse_weight_grad import SparsePattern
+from spt_kernels.synthetic_sensitivity import COLUMN, ENTRY, ROW
 
 from .contest import hold
 

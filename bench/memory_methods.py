@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 import spt_kernels as spt
 from spt_kernels.anatomy import candidate_names, describe, head_names
-from spt_kernels.costs.synthetic import skewed_sensitivity
 from spt_kernels.plan import Plan
+from spt_kernels.synthetic_sensitivity import skewed_sensitivity
 
 BUDGET = 400_000
 RANK = 16  # of the paper's LoRA-16

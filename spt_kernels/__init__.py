@@ -34,6 +34,8 @@ _HOME = {
     "unload": "delta",
     "MemoryEstimate": "memory",
     "estimate_memory": "memory",
+    "LargestBatch": "memory_fit",
+    "largest_batch": "memory_fit",
     "BaseModelMismatch": "errors",
     "DeltaFormatError": "errors",
     "backends": "environment",
@@ -44,6 +46,7 @@ __all__ = [
     "AdapterSpec",
     "BaseModelMismatch",
     "DeltaFormatError",
+    "LargestBatch",
     "LoraLinear",
     "LoraSpec",
     "MemoryEstimate",
@@ -59,6 +62,7 @@ __all__ = [
     "apply",
     "backends",
     "estimate_memory",
+    "largest_batch",
     "load_delta",
     "measure_sensitivity",
     "merge",
@@ -82,6 +86,7 @@ if TYPE_CHECKING:
         SparseDeltaNorm,
     )
     from .memory import MemoryEstimate, estimate_memory
+    from .memory_fit import LargestBatch, largest_batch
     from .optim import SparseAdamW, param_groups
     from .sensitivity import Sensitivity, measure_sensitivity
     from .tuning import apply

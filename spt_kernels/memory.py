@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,51 +13,18 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_iter
 
-from .allocation import LoraSpec, Plan
-from .anatomy import candidate_names, describe, head_names
+from .memory_estimate import MemoryEstimate
 from .memory_ledger import Ledger
 from .memory_twin import fake_copy, tensors_of
+from .method import METHODS, Method
+from .method_plan import make_plan
+from .plan import Plan
+from .synthetic_sensitivity import skewed_sensitivity
 from .tuning import apply
 
-METHODS = ("full", "linear", "bias", "lora", "spt", "spt-lora", "spt-adapter", "spt-unstructured")
+__all__ = ["DTYPES", "MemoryEstimate", "Rehearsal", "estimate_memory"]
+
 DTYPES = ("fp32", "bf16-autocast", "bf16")
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Accounted memory at the moment of a step when it is highest.
-
-    Attributes:
-        peak_bytes: all live tensors at that moment.
-        by_category: the same bytes as `weights` (parameters and buffers), `optimizer` (its state),
-            `gradients` (of parameters), `activations` (the batch, and what the forward keeps for
-            the backward) and `temporary` (everything else).
-        method: what is trained.
-        batch_shape: shape of the input.
-        dtype: `"fp32"`, `"bf16-autocast"` or `"bf16"`.
-        training: whether it is a training step or a forward without gradients.
-        num_trainable: parameters that are trained, head included.
-    """
-
-    peak_bytes: int
-    by_category: Mapping[str, int]
-    method: str
-    batch_shape: tuple[int, ...]
-    dtype: str
-    training: bool
-    num_trainable: int
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "by_category", MappingProxyType(dict(self.by_category)))
-
-    def summary(self) -> str:
-        """A text table of the peak by category, in MiB."""
-        step = "training step" if self.training else "inference"
-        shape = " × ".join(map(str, self.batch_shape))
-        lines = [f"{self.method}, {step} on {shape}, {self.dtype} (accounted, not measured)"]
-        rows = [*self.by_category.items(), ("peak", self.peak_bytes)]
-        lines += [f"{name:<12}{count / 2**20:>12,.2f} MiB" for name, count in rows]
-        return "\n".join(lines)
 
 
 def estimate_memory(
@@ -67,117 +33,189 @@ def estimate_memory(
     plan: Plan | None = None,
     *,
     method: str | None = None,
+    budget: int | float | None = None,
+    rank: int | None = None,
     dtype: str = "fp32",
     optimizer: str | Callable[[nn.Module], torch.optim.Optimizer] = "adamw",
     training: bool = True,
     loss_fn: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
-    rank: int = 8,
     checkpointing: bool = False,
 ) -> MemoryEstimate:
     """Account for the peak memory of a training step (or of inference) without running one.
 
-    Forward, backward and optimizer step run twice on fake tensors, which have shapes but no
-    storage, while every storage that comes and goes is counted at its nominal size. The second
-    step meets the optimizer state of the first, as any later one does. Not counted: what kernels
-    allocate within themselves, the allocator's rounding and fragmentation, the CUDA context.
+    Forward, backward and optimizer step run on fake tensors, which have shapes but no storage,
+    while every storage that comes and goes is counted at its nominal size. It is a step in the
+    midst of training, which meets the optimizer's state of the one before. Not counted: what
+    kernels allocate within themselves, the allocator's rounding and fragmentation, the CUDA
+    context. `largest_batch` finds the batch for a given memory.
 
     Args:
         model: any module, plain or tuned already, by another library too; neither changed nor
-            copied.
+            copied. Its parameters may be on the meta device.
         batch_shape: shape of the input, `(batch, 3, height, width)`.
         plan: tune the (plain) model so, and train that; `method` is then only what to call it.
-        method: `"full"`, `"linear"` (the head), `"bias"` (biases and the head), or `"lora"` (a LoRA
-            of `rank` on every Linear outside stem and head, and the head). None, or `"spt"` and its
-            kinds, train what the plan says, or else what `requires_grad` says.
+        method: one of `spt_kernels.method.METHODS`, as `spt-kernels finetune` trains it: `"full"`,
+            `"linear"` (the head), `"bias"` (every bias and the head), `"lora"` (on q and v, and
+            the head), or `"spt-lora"`, `"spt-adapter"`, `"spt-unstructured"`. Those three choose by
+            made-up scores, as skewed as measured ones, where there is no plan. None trains what the
+            plan says, or else what `requires_grad` says.
+        budget: of an `spt-*` method or `"lora"`: a count, or a share of the backbone below 1; by
+            default 0.5 %, and any that `rank` costs for `"lora"`.
+        rank: of the LoRA or Adapter modules of these methods, by default 8.
         dtype: `"fp32"`, `"bf16-autocast"` (fp32 weights under autocast), or `"bf16"` (weights too).
         optimizer: `"adamw"`, `"sgd"` (with momentum), `"none"`, or a function that makes one.
         training: False for a forward pass without gradients.
         loss_fn: takes the model's output and an int64 target `[batch]` of zeros.
-        rank: of `method="lora"`.
         checkpointing: recompute blocks in the backward (the model's `set_grad_checkpointing`).
 
     Raises:
-        ValueError: an argument out of range, or nothing to train.
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of range, nothing to train, or an input of a shape that the
+            model cannot take.
     """
-    shape = tuple(int(size) for size in batch_shape)
-    if not shape or min(shape) < 1:
-        raise ValueError(f"batch_shape must hold sizes of at least 1, got {tuple(batch_shape)}")
-    _check_choices(method, dtype, optimizer)
-    tuned = hasattr(model, "spt_tuning")
-    if plan is None and not tuned and (method or "").startswith("spt"):
-        raise ValueError(f"method={method!r} needs a plan, or a model that is tuned already")
-    if tuned and (plan is not None or method in ("full", "linear", "bias", "lora")):
-        raise ValueError("the model is tuned already: give neither a plan nor another method")
-
-    # real tensors (constants that a model makes for itself) are let in, and not counted
-    fakes = FakeTensorMode(allow_non_fake_inputs=True)
-    twin, besides = fake_copy(model, fakes, torch.bfloat16 if dtype == "bf16" else None)
-    label = method or _label(plan, model)
-    if plan is None and method == "lora":
-        plan = _lora_everywhere(twin, rank)
-    if plan is not None:
-        apply(twin, plan)
-        twin, besides = fake_copy(twin, fakes)  # what tuning has added is still real
-    elif method is not None:
-        _choose_trainable(twin, method)
-    if checkpointing:
-        _checkpoint(twin)
-    trainable = [p for p in twin.parameters() if p.requires_grad]
-    if training and not trainable:
-        raise ValueError("no parameter of the model requires a gradient, there is nothing to train")
-
-    ledger = Ledger()
-    with fakes, ledger:
-        ledger.mark(itertools.chain(tensors_of(twin), besides), "weights")
-        batch = torch.empty(shape)
-        if dtype == "bf16":
-            batch = batch.bfloat16()
-        ledger.mark([batch], "activations")
-        if training:
-            made = _make_optimizer(twin, trainable, optimizer)
-            for _ in range(2):
-                _train_once(twin, batch, loss_fn, made, ledger, dtype == "bf16-autocast")
-        else:
-            _infer_once(twin, batch, dtype == "bf16-autocast")
-    by_category = ledger.peak()
-    return MemoryEstimate(
-        peak_bytes=sum(by_category.values()),
-        by_category=by_category,
-        method=label,
-        batch_shape=shape,
+    return Rehearsal(
+        model,
+        plan,
+        method=method,
+        budget=budget,
+        rank=rank,
         dtype=dtype,
+        optimizer=optimizer,
         training=training,
-        num_trainable=sum(p.numel() for p in trainable),
-    )
+        loss_fn=loss_fn,
+        checkpointing=checkpointing,
+    ).at(batch_shape)
 
 
-def _lora_everywhere(model: nn.Module, rank: int) -> Plan:
-    info = describe(model)
-    specs = {
-        name: LoraSpec(rank, ((0, info[name].shape[0]),), info[name].shape[1])
-        for name in candidate_names(model)
-        if info[name].kind == "linear"
-    }
-    of_specs = {name: info[name] for name in specs}
-    return Plan({}, specs, of_specs, head=head_names(model), kind="lora", rank=rank)
+class Rehearsal:
+    """A training step on fake tensors, prepared once and rehearsed for any number of batches.
+
+    The arguments are those of `estimate_memory`, which rehearses for one batch alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan | None = None,
+        *,
+        method: str | None = None,
+        budget: int | float | None = None,
+        rank: int | None = None,
+        dtype: str = "fp32",
+        optimizer: str | Callable[[nn.Module], torch.optim.Optimizer] = "adamw",
+        training: bool = True,
+        loss_fn: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
+        checkpointing: bool = False,
+    ) -> None:
+        _check_choices(dtype, optimizer, training, checkpointing)
+        plan, self._label = _choose(model, plan, method, budget, rank)
+        self._dtype, self._training, self._loss_fn = dtype, training, loss_fn
+        self._checkpointing = checkpointing
+        # real tensors (constants that a model makes for itself) are let in, and not counted
+        self._fakes = FakeTensorMode(allow_non_fake_inputs=True)
+        twin, besides = fake_copy(model, self._fakes, torch.bfloat16 if dtype == "bf16" else None)
+        if plan is not None:
+            apply(twin, plan)
+            twin, besides = fake_copy(twin, self._fakes)  # what tuning has added is still real
+        elif method == "full":
+            for parameter in twin.parameters():
+                parameter.requires_grad_(parameter.is_floating_point())
+        if checkpointing:
+            _checkpoint(twin)
+        trainable = [p for p in twin.parameters() if p.requires_grad]
+        if training and not trainable:
+            raise ValueError(
+                "no parameter of the model requires a gradient, there is nothing to train"
+            )
+        self._num_trainable = sum(p.numel() for p in trainable)
+        self._twin: nn.Module = twin
+        self._besides = besides  # alive as long as the model is
+        self._ledger = Ledger()
+        self._optimizer: torch.optim.Optimizer | None = None
+        # An optimizer of ours leaves its state and nothing else behind its first step; what
+        # another one does in that alone is seen in a second one.
+        self._steps = 2 if callable(optimizer) else 1
+        with self._fakes, self._ledger:
+            self._ledger.mark(itertools.chain(tensors_of(twin), besides), "weights")
+            if training:
+                self._optimizer = _make_optimizer(twin, trainable, optimizer)
+
+    def at(self, batch_shape: Sequence[int]) -> MemoryEstimate:
+        """The estimate for one shape of the input; errors are those of `estimate_memory`."""
+        shape = _as_shape(batch_shape)
+        self._twin.zero_grad(set_to_none=True)
+        ledger, autocast = self._ledger, self._dtype == "bf16-autocast"
+        with self._fakes, ledger:
+            began = ledger.moment()
+            batch = torch.empty(shape, dtype=torch.bfloat16 if self._dtype == "bf16" else None)
+            ledger.mark([batch], "activations")
+            if self._training:
+                for _ in range(self._steps):
+                    _train_once(self._twin, batch, self._loss_fn, self._optimizer, ledger, autocast)
+                self._steps = 1
+            else:
+                _infer_once(self._twin, batch, autocast)
+        by_category = ledger.peak(since=began)
+        return MemoryEstimate(
+            peak_bytes=sum(by_category.values()),
+            by_category=by_category,
+            method=self._label,
+            batch_shape=shape,
+            dtype=self._dtype,
+            training=self._training,
+            num_trainable=self._num_trainable,
+            checkpointing=self._checkpointing,
+        )
 
 
-def _choose_trainable(model: nn.Module, method: str) -> None:
-    if method not in ("full", "linear", "bias"):
-        return  # tuned already
-    head = set(head_names(model))
-    for name, parameter in model.named_parameters():
-        chosen = method == "full" or name in head
-        chosen = chosen or (method == "bias" and name.rpartition(".")[2] == "bias")
-        parameter.requires_grad_(chosen and parameter.is_floating_point())
-
-
-def _label(plan: Plan | None, model: nn.Module) -> str:
+def _choose(
+    model: nn.Module,
+    plan: Plan | None,
+    method: str | None,
+    budget: int | float | None,
+    rank: int | None,
+) -> tuple[Plan | None, str]:
+    """What to train, None for everything or what the model says itself, and what to call it."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if plan is not None and not isinstance(plan, Plan):
+        raise TypeError(
+            f"plan must be a Plan, got {type(plan).__name__}: Plan.load(path) reads a file"
+        )
+    if method is not None and method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)} or None, got {method!r}")
     tuning: Any = getattr(model, "spt_tuning", None)
-    if plan is None and tuning is None:
-        return "as given"
-    kind = tuning.plan.kind if plan is None else plan.kind
-    return f"spt-{kind or 'unstructured'}"
+    if tuning is not None and plan is not None:
+        raise ValueError("plan: the model is tuned already, by a plan of its own")
+    known = plan if plan is not None else getattr(tuning, "plan", None)
+    if known is not None:
+        whose = "the plan" if plan is not None else "the model, which is tuned already,"
+        for name, value in (("budget", budget), ("rank", rank)):
+            if value is not None:
+                raise ValueError(f"{name}: {whose} has its own, got {value!r}; leave it out")
+        if method == "full":
+            raise ValueError(f"method='full': {whose} trains something else; leave it out")
+        return plan, method or f"spt-{known.kind or 'unstructured'}"
+    if method is None:
+        for name, value in (("budget", budget), ("rank", rank)):
+            if value is not None:
+                raise ValueError(f"{name}: is of a method, and none was given; got {value!r}")
+        return None, "as given"
+    chosen = Method(method, budget, rank)
+    scores = skewed_sensitivity(model) if chosen.is_sensitivity_aware else None
+    return make_plan(model, chosen, scores), method
+
+
+def _as_shape(batch_shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        shape = tuple(operator.index(size) for size in batch_shape)
+    except TypeError:
+        raise TypeError(
+            f"batch_shape must be a sequence of whole numbers, got {batch_shape!r}"
+        ) from None
+    if not shape or min(shape) < 1:
+        raise ValueError(f"batch_shape must hold sizes of at least 1, got {shape}")
+    return shape
 
 
 def _checkpoint(model: nn.Module) -> None:
@@ -187,7 +225,12 @@ def _checkpoint(model: nn.Module) -> None:
             f"checkpointing=True needs a model with set_grad_checkpointing, as timm's have; "
             f"{type(model).__name__} has none"
         )
-    switch(True)
+    try:
+        switch(True)
+    except AssertionError as error:  # timm's way to say so
+        raise ValueError(
+            f"checkpointing=True: {type(model).__name__} does not support it ({error})"
+        ) from error
 
 
 def _make_optimizer(
@@ -200,7 +243,10 @@ def _make_optimizer(
         return torch.optim.AdamW(trainable, lr=1e-3, fused=True)
     if optimizer == "sgd":
         return torch.optim.SGD(trainable, lr=1e-3, momentum=0.9, fused=True)
-    return optimizer(model) if callable(optimizer) else None
+    made = optimizer(model) if callable(optimizer) else None
+    if made is not None and not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must make a torch.optim.Optimizer, got {type(made).__name__}")
+    return made
 
 
 def _train_once(
@@ -215,7 +261,7 @@ def _train_once(
     model.zero_grad(set_to_none=True)
     ledger.begin_forward()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        output = model(batch)
+        output = _forward(model, batch)
         target = torch.zeros(batch.shape[0], dtype=torch.int64)
         loss = loss_fn(output, target)
     ledger.end_forward()
@@ -230,16 +276,28 @@ def _train_once(
 def _infer_once(model: nn.Module, batch: Tensor, autocast: bool) -> None:
     model.eval()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        model(batch)
+        _forward(model, batch)
 
 
-def _check_choices(method: Any, dtype: Any, optimizer: Any) -> None:
-    if method is not None and method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)} or None, got {method!r}")
+def _forward(model: nn.Module, batch: Tensor) -> Any:
+    try:
+        return model(batch)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"batch_shape: {type(model).__name__} cannot take {tuple(batch.shape)}: {reason}"
+        ) from error
+
+
+def _check_choices(dtype: Any, optimizer: Any, training: bool, checkpointing: bool) -> None:
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if not callable(optimizer) and optimizer not in ("adamw", "sgd", "none"):
         raise ValueError(
             "optimizer must be 'adamw', 'sgd', 'none' or a function of the model, "
             f"got {optimizer!r}"
+        )
+    if checkpointing and not training:
+        raise ValueError(
+            "checkpointing=True is for training: inference keeps nothing that it could recompute"
         )

@@ -59,16 +59,29 @@ class Ledger(TorchDispatchMode):
             self._categories.setdefault(entry, "activations")
         self._forward = None
 
-    def peak(self) -> dict[str, int]:
-        """Bytes by category at the first moment when most bytes were alive."""
+    def moment(self) -> int:
+        """Now, for `peak` to begin at."""
+        return len(self._events)
+
+    def peak(self, since: int = 0) -> dict[str, int]:
+        """Bytes by category at the first moment, from `since` on, when most bytes were alive.
+
+        What a step leaves behind, as the optimizer's state, was there before the next one: it
+        counts as if it had been there from `since` on. Gradients do not, as they are dropped.
+        """
+        left = {entry for entry, _ in self._live.values()}
+        left -= {entry for entry in left if self._categories.get(entry) == "gradients"}
+        before, after = self._events[:since], self._events[since:]
+        events = [(entry, +1) for entry, _ in after if entry in left]
+        events = [*before, *events, *(event for event in after if event[0] not in left)]
         live = highest = 0
         at = 0
-        for position, (entry, sign) in enumerate(self._events):
+        for position, (entry, sign) in enumerate(events):
             live += sign * self._sizes[entry]
-            if live > highest:
+            if live > highest and position >= since:
                 highest, at = live, position + 1
         totals = dict.fromkeys(CATEGORIES, 0)
-        for entry, sign in self._events[:at]:
+        for entry, sign in events[:at]:
             totals[self._categories.get(entry, "temporary")] += sign * self._sizes[entry]
         return totals
 

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "spt_kernels"
 
 # Each line may import the lines above it, never one below or beside it.
 ORDER = (
-    ("__version__", "errors", "parameter_info", "replaced_head", "_native"),
+    ("__version__", "errors", "parameter_info", "replaced_head", "_native", "method"),
     ("atomic", "native"),
     ("reference", "kernels"),
     ("ops",),
@@ -19,14 +19,15 @@ ORDER = (
     ("plan",),
     ("layers", "per_sample"),
     ("sensitivity",),
-    ("allocation",),
+    ("allocation", "synthetic_sensitivity"),
     ("tuning",),
-    ("adamw_step",),
+    ("adamw_step", "method_plan"),
     ("prepared_step",),
     ("optim", "base_model", "task_file"),
     ("task",),
-    ("delta", "memory_ledger", "memory_twin"),
+    ("delta", "memory_estimate", "memory_ledger", "memory_twin"),
     ("memory",),
+    ("memory_fit",),
     ("figures", "environment"),
     ("finetuning",),
     ("costs",),

@@ -22,8 +22,11 @@ from spt_kernels.allocation import LoraSpec, Plan, allocate
 from spt_kernels.anatomy import candidate_names, describe, head_names
 from spt_kernels.memory import DTYPES, MemoryEstimate, estimate_memory
 from spt_kernels.memory_ledger import CATEGORIES
+from spt_kernels.method import METHODS, Method
+from spt_kernels.method_plan import make_plan, prepare
 from spt_kernels.optim import SparseAdamW, param_groups
 from spt_kernels.sensitivity import Sensitivity
+from spt_kernels.synthetic_sensitivity import skewed_sensitivity
 from spt_kernels.tuning import apply
 from tests.models import tiny_convnext, tiny_swin, tiny_vit
 
@@ -340,26 +343,41 @@ def test_sparse_adamw_keeps_what_adamw_keeps() -> None:
     assert sparse.by_category["optimizer"] == dense.by_category["optimizer"]
 
 
-def test_lora_on_every_linear() -> None:
-    model = tiny_vit()
-    estimate = estimate_memory(model, (4, 3, 16, 16), method="lora", rank=3)
-    expected = sum(
-        3 * (module.in_features + module.out_features)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name != "head"
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_what_finetune_trains(method: str) -> None:
+    model, shape = tiny_vit(), (4, 3, 16, 16)
+    sized = {"rank": 3} if method == "lora" else {}
+    sized |= {"budget": 900, "rank": 2} if method.startswith("spt-") else {}
+    estimate = estimate_memory(model, shape, method=method, **sized)
+    plan = make_plan(model, Method(method, **sized), skewed_sensitivity(model))
+    assert estimate.method == method
+    assert estimate == replace(
+        estimate_memory(prepare(model, plan), shape), method=method, checkpointing=False
     )
-    assert estimate.method == "lora"
-    assert estimate.num_trainable == expected + sum(p.numel() for p in model.head.parameters())
+
+
+def test_lora_is_on_query_and_value() -> None:
+    estimate = estimate_memory(tiny_vit(width=24), (4, 3, 16, 16), method="lora", rank=3)
+    # two blocks, q and v in each, a down- and an up-projection of rank 3, and the head
+    assert estimate.num_trainable == 2 * 2 * 3 * (24 + 24) + 5 * 24 + 5
+
+
+def test_spt_without_a_plan_spends_half_a_percent() -> None:
+    model = tiny_vit(width=48)
+    backbone = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("head"))
+    estimate = estimate_memory(model, (4, 3, 16, 16), method="spt-unstructured")
+    assert estimate.num_trainable == int(0.005 * backbone) + 5 * 48 + 5
 
 
 def test_a_tuned_model_takes_no_second_method() -> None:
     model = tiny_vit()
     plan = planned(model, 100)
     apply(model, plan)
-    for arguments in ({"plan": plan}, {"method": "full"}):
+    for arguments in ({"plan": plan}, {"method": "full"}, {"budget": 100}, {"rank": 4}):
         with pytest.raises(ValueError, match="tuned already"):
             estimate_memory(model, (4, 3, 16, 16), **arguments)
-    assert estimate_memory(model, (4, 3, 16, 16), method="spt").method == "spt"
+    assert estimate_memory(model, (4, 3, 16, 16)).method == "spt-lora"
+    assert estimate_memory(model, (4, 3, 16, 16), method="lora").method == "lora"
 
 
 def test_optimizer_of_ones_own() -> None:
@@ -372,6 +390,22 @@ def test_optimizer_of_ones_own() -> None:
     estimate = estimate_memory(mlp(), (1, 64), loss_fn=total, optimizer=make)
     assert len(made) == 1
     assert estimate.by_category["optimizer"] == sum(MATRICES) + 4 * len(MATRICES)
+
+
+@pytest.mark.parametrize("make", [tiny_vit, tiny_swin, tiny_convnext])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16-autocast"])
+def test_one_step_tells_what_the_second_meets(make, dtype: str) -> None:
+    # an optimizer that is handed over is stepped twice, one that is named once
+    def adamw(model: nn.Module) -> torch.optim.Optimizer:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return torch.optim.AdamW(trained, lr=1e-3, fused=True)
+
+    size = 16 if make is tiny_vit else 32
+    for batch, method in ((2, "full"), (30, "full"), (30, "spt-lora"), (2, "bias")):
+        sized = {"budget": 900, "rank": 1} if method == "spt-lora" else {}
+        how = {"method": method, "dtype": dtype, **sized}
+        once = estimate_memory(make(), (batch, 3, size, size), **how)
+        assert once == estimate_memory(make(), (batch, 3, size, size), optimizer=adamw, **how)
 
 
 def test_a_shared_parameter_counts_once() -> None:
@@ -416,12 +450,17 @@ def test_the_summary_names_everything() -> None:
     ("arguments", "message"),
     [
         ({"method": "prompt"}, "method must be one of"),
-        ({"method": "spt"}, "needs a plan"),
+        ({"method": "linear", "rank": 4}, "rank: method 'linear' has none"),
+        ({"method": "full", "budget": 4}, "budget: method 'full' has none"),
+        ({"budget": 4}, "budget: is of a method, and none was given"),
+        ({"method": "lora", "rank": 0}, "rank: expected more than zero"),
         ({"dtype": "fp16"}, "dtype must be one of"),
         ({"optimizer": "adam"}, "optimizer must be"),
         ({"batch_shape": ()}, "batch_shape"),
         ({"batch_shape": (0, 64)}, "batch_shape"),
+        ({"batch_shape": (2, 63)}, r"Sequential cannot take \(2, 63\): .*63"),
         ({"checkpointing": True}, "set_grad_checkpointing"),
+        ({"checkpointing": True, "training": False}, "is for training"),
         ({"method": "linear"}, "nothing to train"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else None,
@@ -429,6 +468,32 @@ def test_the_summary_names_everything() -> None:
 def test_bad_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         estimate_memory(mlp(), **{"batch_shape": (1, 64), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_shape": 64}, "batch_shape must be a sequence of whole numbers, got 64"),
+        ({"batch_shape": (1.5, 64)}, "batch_shape must be a sequence of whole numbers"),
+        ({"plan": "photos.plan"}, "plan must be a Plan, got str"),
+        ({"model": "vit_base_patch16_224"}, "model must be a torch.nn.Module, got str"),
+        ({"method": "lora", "rank": 2.5}, "rank: expected a whole number, got 2.5"),
+        ({"method": "lora", "budget": "1%"}, "budget: expected a number, got '1%'"),
+        ({"optimizer": lambda _: "adamw"}, "optimizer must make a torch.optim.Optimizer"),
+    ],
+    ids=["shape", "size", "plan", "model", "rank", "budget", "optimizer"],
+)
+def test_arguments_of_the_wrong_type(arguments: dict, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        estimate_memory(**{"model": mlp(), "batch_shape": (1, 64), **arguments})
+
+
+def test_a_plan_leaves_nothing_to_choose() -> None:
+    model = tiny_vit()
+    plan = planned(model, 100)
+    for arguments in ({"method": "full"}, {"budget": 100}, {"rank": 4}):
+        with pytest.raises(ValueError, match=f"{next(iter(arguments))}.*the plan"):
+            estimate_memory(model, (4, 3, 16, 16), plan, **arguments)
 
 
 def test_nothing_to_train() -> None:

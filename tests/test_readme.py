@@ -65,11 +65,30 @@ def test_python_block(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_shell_lines(photos: Path) -> None:
     lines = [c for block in blocks("sh") for c in commands(block) if c.startswith("spt-kernels")]
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
+        if line.startswith("spt-kernels memory"):
+            continue  # its output is held against the README's
         run([sys.executable, "-m", "spt_kernels.cli", *shlex.split(line)[1:]], photos)
     assert (photos / "runs" / "photos" / "task.safetensors").exists()
     assert (photos / "merged.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_output_of_memory(tmp_path: Path) -> None:
+    found = re.search(r"^(spt-kernels memory .*)\n```\n\n```\n(.*?)^```", README, re.M | re.S)
+    assert found is not None
+    command, shown = found.groups()
+    out = run([sys.executable, "-m", "spt_kernels.cli", *shlex.split(command)[1:], "-q"], tmp_path)
+    assert max(len(line) for line in shown.splitlines()) <= 80
+    number = r"\d[\d,]*\.?\d*"
+    words = [re.sub(r"[█▓▒░· ]+", " ", re.sub(number, "", text)).split() for text in (shown, out)]
+    assert words[0] == words[1]
+    figures = [
+        [float(figure.replace(",", "")) for figure in re.findall(number, text)]
+        for text in (shown, out)
+    ]
+    assert figures[0] == pytest.approx(figures[1], rel=0.03, abs=1)  # versions of torch differ
 
 
 def test_make_targets_exist() -> None:

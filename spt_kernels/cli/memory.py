@@ -2,98 +2,221 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from .options import ModelOptions, described
-from .terminal import Terminal, count, table
+from .options import ModelOptions, described, split_names
+from .terminal import Terminal
+from .training_options import parse_budget
 
 if TYPE_CHECKING:
-    from ..memory import MemoryEstimate
+    from ..memory_estimate import MemoryEstimate
+    from .memory_rows import Answer
 
-HELP = """Account for the memory of a training step, without a GPU.
+HELP = """Will it fit? Account for the memory of a training step, without a GPU.
 
-Neither weights nor images are needed.
+Neither weights nor images are needed, and none are read. All methods side
+by side, then one of them, then the largest batch for three cards:
 
-  spt-kernels memory -m vit_base_patch16_224 --batch-size 64
-  spt-kernels memory -m vit_base_patch16_224 --plan photos.plan \\
-      --dtype bf16-autocast
+  spt-kernels memory -m vit_base_patch16_224
+  spt-kernels memory -m vit_base_patch16_224 --method full --batch 32
+  spt-kernels memory -m vit_base_patch16_224 --fits 8,12,24
+
+What helps when it does not fit, and the picture:
+
+  spt-kernels memory -m convnext_base --method full --checkpointing \\
+      --dtype bf16-autocast --image-size 288
+  spt-kernels memory -m vit_base_patch16_224 -o memory.png
+
+A plan of your own; without one, spt-* methods choose by made-up scores
+that are as skewed as measured ones:
+
+  spt-kernels memory -m vit_base_patch16_224 --plan photos.plan
+
+Not counted: the CUDA context (about 0.5 GiB), what the allocator rounds
+up, what kernels allocate within themselves. --reserve keeps room for it.
 """
+
+_MADE_UP = "spt-*: chosen by made-up scores, as skewed as measured ones; --plan takes yours."
+_NOT_COUNTED = "Not counted: the CUDA context (about 0.5 GiB), what the allocator rounds up."
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What is trained, on which batch."""
+
+    method: Annotated[
+        str | None,
+        described(
+            "Step",
+            "--method",
+            metavar="A,B,…",
+            help="full, linear, bias, lora, lora-R of rank R, spt-lora, spt-adapter, "
+            "spt-unstructured [all, side by side].",
+        ),
+    ] = None
+    plan: Annotated[
+        Path | None, described("Step", "--plan", metavar="FILE", help="A row for this plan.")
+    ] = None
+    budget: Annotated[
+        str | None,
+        described(
+            "Step",
+            "--budget",
+            "-b",
+            metavar="N",
+            help="Of spt-*, or of lora: 400000, 0.4M, or a share of the backbone, 0.005 or 0.5% "
+            "[0.5%].",
+        ),
+    ] = None
+    rank: Annotated[
+        int | None,
+        described(
+            "Step", "--rank", metavar="R", help="Of LoRA and Adapter [8; the table's lora 16]."
+        ),
+    ] = None
+    batch: Annotated[
+        int,
+        described("Step", "--batch", "--batch-size", metavar="N", help="Images per step [64]."),
+    ] = 64
+    image_size: Annotated[
+        int | None,
+        described("Step", "--image-size", metavar="N", help="Side in pixels [the model's]."),
+    ] = None
+    num_classes: Annotated[
+        int, described("Step", "--num-classes", metavar="N", help="Of the head [100].")
+    ] = 100
+    dtype: Annotated[
+        str,
+        described("Step", "--dtype", metavar="NAME", help="fp32, bf16-autocast or bf16 [fp32]."),
+    ] = "fp32"
+    checkpointing: Annotated[
+        bool, described("Step", "--checkpointing", help="Recompute blocks in the backward.")
+    ] = False
+    optimizer: Annotated[
+        str, described("Step", "--optimizer", metavar="NAME", help="adamw, sgd or none [adamw].")
+    ] = "adamw"
+    inference: Annotated[
+        bool,
+        described("Step", "--inference", help="A forward alone; of the plain model by default."),
+    ] = False
+
+    def how(self) -> dict[str, Any]:
+        """The arguments of `estimate_memory` that all rows have in common."""
+        return {
+            "dtype": self.dtype,
+            "checkpointing": self.checkpointing,
+            "optimizer": self.optimizer,
+            "training": not self.inference,
+        }
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What it has to fit in."""
+
+    fits: Annotated[
+        str | None,
+        described("Fit", "--fits", metavar="GIB,…", help="The largest batch in 8 or 8,12,24 GiB."),
+    ] = None
+    reserve: Annotated[
+        float,
+        described("Fit", "--reserve", metavar="GIB", help="Keep so much of it free [0]."),
+    ] = 0.0
+
+    def limits(self) -> dict[float, int]:
+        """Bytes by the GiB that were named."""
+        try:
+            named = [float(part) for part in split_names(self.fits)]
+        except ValueError:
+            named = [0.0]
+        if self.fits is not None and not (named and all(0 < gib < 2**30 for gib in named)):
+            raise ValueError(f"--fits: expected GiB as 24 or 8,12,24, got {self.fits!r}")
+        if not 0 <= self.reserve < min(named, default=float("inf")):
+            raise ValueError(
+                f"--reserve: expected GiB from 0 to less than --fits, got {self.reserve:g}"
+            )
+        return {gib: int((gib - self.reserve) * 2**30) for gib in sorted(set(named))}
 
 
 def run(
     terminal: Terminal,
     model: ModelOptions,
-    plan: Annotated[
-        Path | None, described("Run", "--plan", metavar="FILE", help="A row for this plan.")
+    step: StepOptions,
+    fit: FitOptions,
+    output: Annotated[
+        Path | None,
+        described("Output", "--output", "-o", metavar="PICTURE", help="Draw stacked bars."),
     ] = None,
-    rank: Annotated[
-        int, described("Run", "--rank", metavar="R", help="Of the row for LoRA on q and v [16].")
-    ] = 16,
-    batch_size: Annotated[
-        int, described("Run", "--batch-size", metavar="N", help="Images per step [64].")
-    ] = 64,
-    num_classes: Annotated[
-        int, described("Run", "--num-classes", metavar="N", help="Of the head [100].")
-    ] = 100,
-    dtype: Annotated[
-        str, described("Run", "--dtype", metavar="NAME", help="fp32, bf16-autocast or bf16 [fp32].")
-    ] = "fp32",
 ) -> None:
-    """Estimate each method and show the peaks side by side."""
-    from ..finetuning import methods
-    from ..finetuning.models import build, preprocessing_of
-    from ..finetuning.recipe import Method
-    from ..memory import estimate_memory
-    from ..plan import Plan
-
+    """Estimate each method, search for the largest batches, show both."""
+    limits = fit.limits()
     source = model.source()
     if source is None:
         raise ValueError("--model: name a timm architecture")
-    base = build(source, num_classes).model
-    form = preprocessing_of(base)
-    shape = (batch_size, len(form.mean), form.size, form.size)
-    plans: dict[str, Any] = {
-        name: methods.make_plan(base, Method(name, rank=rank if name == "lora" else None))
-        for name in ("full", "bias", "lora", "linear")
-    }
-    plans[f"lora-{rank}"] = plans.pop("lora")
-    if plan is not None:
-        plans["the plan"] = Plan.load(plan)
+    if output is not None and not output.resolve().parent.is_dir():
+        raise ValueError(f"--output: no such folder: {output.resolve().parent}")
+    if step.batch < 1:
+        raise ValueError(f"--batch: expected at least 1, got {step.batch}")
+    from ..finetuning.models import build_empty
+    from .memory_rows import answer, rows_of
+
+    how = step.how()
+    base, image_shape = build_empty(source, step.num_classes, step.image_size)
+    rows, missing = rows_of(
+        base,
+        split_names(step.method),
+        step.plan,
+        parse_budget(step.budget),
+        step.rank,
+        training=how["training"],
+    )
+    answers = {}
     with terminal.progress() as progress:
-        progress.start("estimating", len(plans))
-        estimates = {}
-        for name, made in plans.items():
-            method = "full" if made is None else None
-            estimates[name] = estimate_memory(base, shape, made, method=method, dtype=dtype)
+        progress.start("estimating", len(rows))
+        for name, row in rows.items():
+            answers[name] = answer(row, base, image_shape, step.batch, limits, how)
             progress.advance(1, name)
-    value = {
-        "batch_shape": list(shape),
-        "dtype": dtype,
-        "accounted": {
-            name: {"peak_bytes": e.peak_bytes, "num_trainable": e.num_trainable, **e.by_category}
-            for name, e in estimates.items()
-        },
-    }
-    terminal.show(value, _table(estimates, shape, dtype))
+    title = f"{source.name}, {_described(next(iter(answers.values())).estimate, step.optimizer)}"
+    if output is not None:
+        from ..figures import memory_figure
+
+        estimates = {name: found.estimate for name, found in answers.items()}
+        memory_figure(estimates, title=title).savefig(output)
+    value: dict[str, Any] = {"model": source.name, "optimizer_name": step.optimizer}
+    values = {name: found.to_json() for name, found in answers.items()}
+    is_table = len(values) > 1 or bool(missing)
+    value |= {"methods": values, "missing": missing} if is_table else values[next(iter(values))]
+    notes = [f"{name}: {reason}" for name, reason in missing.items()]
+    terminal.show(value, *_parts(answers, title, terminal.out.width, fit.reserve), *notes)
 
 
-def _table(estimates: dict[str, MemoryEstimate], shape: tuple[int, ...], dtype: str) -> Any:
-    categories = ("weights", "optimizer", "gradients", "activations", "temporary")
-    rows = [
-        (
-            name,
-            count(estimate.num_trainable),
-            *(_mebibytes(estimate.by_category[category]) for category in categories),
-            _mebibytes(estimate.peak_bytes),
-        )
-        for name, estimate in estimates.items()
-    ]
-    batch = " × ".join(map(str, shape))
-    title = f"Peak of a training step in MiB, accounted: batch {batch}, {dtype}"
-    short = ("weights", "optim.", "gradients", "activ.", "temp.")
-    return table(("method", "trained", *short, "peak"), rows, title)
+def _described(estimate: MemoryEstimate, optimizer: str) -> str:
+    shape = " × ".join(map(str, estimate.batch_shape))
+    parts = [shape, estimate.dtype]
+    parts += [optimizer] if estimate.training else ["inference"]
+    return ", ".join(parts + ["checkpointing"] * estimate.checkpointing)
 
 
-def _mebibytes(number: int) -> str:
-    return f"{number / 2**20:,.1f}"
+def _parts(answers: dict[str, Answer], title: str, columns: int, reserve: float) -> list[Any]:
+    from . import memory_display as display
+
+    estimates = {name: found.estimate for name, found in answers.items()}
+    if len(answers) == 1:
+        [(name, estimate)] = estimates.items()
+        parts: list[Any] = [f"{title}, {name}", "", display.category_table(estimate)]
+    else:
+        parts = [title, "", display.method_table(estimates)]
+    parts += ["", display.bars(estimates, columns), ""]
+    if any(found.found for found in answers.values()):
+        found = {name: found.found for name, found in answers.items()}
+        kept = f", {reserve:g} GiB kept free" if reserve else ""
+        parts += [f"The largest batch, and its peak in GiB{kept}", display.fit_table(found), ""]
+    none = {name: found for name, found in answers.items() if found.otherwise}
+    if none:
+        parts += ["Where none fits: the peak of the smallest step in GiB, as asked and otherwise"]
+        parts += [display.otherwise_table(none), ""]
+    if any(found.row.is_made_up for found in answers.values()):
+        parts.append(_MADE_UP)
+    return [*parts, _NOT_COUNTED]

@@ -42,8 +42,9 @@ def run(
 ) -> None:
     """Measure, save, show where the sensitivity lies."""
     from ..finetuning.job import FinetuneJob
-    from ..finetuning.recipe import Method, Recipe
+    from ..finetuning.recipe import Recipe
     from ..finetuning.setting import open_setting, sensitivity_of
+    from ..method import Method
 
     if not output.resolve().parent.is_dir():
         raise ValueError(f"--output: no such folder: {output.resolve().parent}")

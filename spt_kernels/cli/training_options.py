@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated
 
-from ..finetuning.recipe import METHODS, Method, Recipe
+from ..finetuning.recipe import Recipe
+from ..method import METHODS, Method
 from .options import described
 
 _METHOD = "Method"

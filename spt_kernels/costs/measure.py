@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..finetuning.methods import backbone_numel
 from ..memory import estimate_memory
+from ..method_plan import backbone_numel
 from .peers import accountable
 from .prepared import Prepared
 from .row import CostRow, Spread

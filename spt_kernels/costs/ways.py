@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ..allocation import Plan, allocate
 from ..delta import merge, save_delta
-from ..finetuning.methods import backbone_numel
+from ..method_plan import backbone_numel
 from ..optim import SparseAdamW, param_groups
+from ..synthetic_sensitivity import skewed_sensitivity
 from ..tuning import apply, replace_module
 from .peers import PEERS
 from .prepared import (
@@ -28,7 +29,6 @@ from .prepared import (
 )
 from .rivals import DiagonalLinear, MaskedLinear, PlainLora, PromptedBlock
 from .setting import CostSetting
-from .synthetic import skewed_sensitivity
 
 
 def _full(model: nn.Module, setting: CostSetting) -> Prepared:

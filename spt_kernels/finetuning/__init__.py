@@ -18,8 +18,8 @@ _HOME = {
     "Batches": "pixels",
     "PixelSet": "pixels",
     "Preprocessing": "pixels",
-    "METHODS": "recipe",
-    "Method": "recipe",
+    "METHODS": ".method",  # of the package around this one
+    "Method": ".method",
     "Recipe": "recipe",
     "SavedRun": "saved_run",
     "ImageSource": "splits",
@@ -47,12 +47,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from ..method import METHODS, Method
     from .accuracy import Accuracy, evaluate
     from .job import FinetuneJob
     from .models import ModelSource, build
     from .pipeline import finetune
     from .pixels import Batches, PixelSet, Preprocessing
-    from .recipe import METHODS, Method, Recipe
+    from .recipe import Recipe
     from .saved_run import SavedRun
     from .splits import ImageSource, read_splits
     from .training import train

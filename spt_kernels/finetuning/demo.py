@@ -29,16 +29,17 @@ from torch import nn
 
 from ..delta import merge
 from ..figures import training_curves_figure
+from ..method import Method
+from ..method_plan import plan_uniform_lora
 from .accuracy import evaluate
 from .device import pick_device
 from .digits import write_digits
 from .job import FinetuneJob
-from .methods import plan_uniform_lora
 from .models import ModelSource, build
 from .pipeline import finetune
 from .pixels import Batches, PixelSet
 from .progress import Progress, Silent
-from .recipe import Method, Recipe
+from .recipe import Recipe
 from .run_folder import RunFolder
 from .saved_run import SavedRun
 from .splits import ImageSource, read_evaluation_images

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..method import Method
 from .models import ModelSource
-from .recipe import Method, Recipe
+from .recipe import Recipe
 from .splits import ImageSource
 
 

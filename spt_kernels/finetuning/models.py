@@ -6,7 +6,7 @@ import difflib
 import os
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
 
 from ..anatomy import head_names
 from .pixels import Preprocessing
@@ -93,6 +94,36 @@ def build(
     return BaseModel(model.eval(), head_is_new or source.new_head, rate)
 
 
+def build_empty(
+    source: ModelSource, num_classes: int, image_size: int | None = None
+) -> tuple[nn.Module, tuple[int, int, int]]:
+    """Build the model of `source` without values, in no time, and say which images it takes.
+
+    Weights are neither read nor downloaded. An architecture that is built for one size of images is
+    built for `image_size`; any other takes images of that size as it is.
+
+    Returns:
+        The model, on the meta device where the architecture can be built there, and the shape of an
+        image: channels, height, width.
+
+    Raises:
+        ValueError: an unknown architecture or argument, or a size that it cannot be built for.
+    """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size: expected at least 1, got {image_size}")
+    sized = source
+    if image_size is not None and "img_size" not in source.args:
+        sized = replace(source, args={**source.args, "img_size": image_size})
+    try:
+        model = _create_empty(sized, num_classes)
+    except ValueError:
+        if sized is source:
+            raise
+        model = _create_empty(source, num_classes)  # a ConvNet has no such argument
+    form = preprocessing_of(model, size=image_size)
+    return model, (len(form.mean), form.size, form.size)
+
+
 def preprocessing_of(model: nn.Module, **overrides: Any) -> Preprocessing:
     """The preprocessing that `model` was trained with; an override that is `None` changes nothing.
 
@@ -163,6 +194,20 @@ def _create(
         return timm.create_model(source.name, **args), 0.0
     except (TypeError, AssertionError) as error:
         raise ValueError(f"model: {source.name} cannot be built: {_first_line(error)}") from error
+
+
+def _create_empty(source: ModelSource, num_classes: int) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            model = _create(source, num_classes, 0.0)[0]
+    except RuntimeError:  # it looks at values that it makes
+        return _create(source, num_classes, 0.0)[0].eval()
+    own = {id(t) for t in (*model.parameters(), *model.buffers())}
+    attributes = (value for module in model.modules() for value in vars(module).values())
+    leaves = (leaf for value in attributes for leaf in tree_iter(value))
+    if any(isinstance(t, Tensor) and t.is_meta and id(t) not in own for t in leaves):
+        return _create(source, num_classes, 0.0)[0].eval()  # a forward may read these
+    return model.eval()
 
 
 def _download(model: nn.Module, source: ModelSource, num_classes: int) -> bool:

@@ -16,9 +16,9 @@ from ..atomic import write_atomically
 from ..delta import save_delta
 from ..figures import sensitivity_figure, training_curves_figure
 from ..memory import estimate_memory
+from ..method_plan import backbone_numel, make_plan, prepare
 from ..plan import Plan
 from ..sensitivity import Sensitivity
-from . import methods
 from .accuracy import evaluate
 from .device import reproducible, seed_everything
 from .job import FinetuneJob, plain
@@ -75,7 +75,7 @@ def finetune(
         plan = _plan(setting, folder, progress)
         model = setting.base.model
         facts = _facts(setting, plan)
-        model = methods.prepare(model.to(setting.device), plan)
+        model = prepare(model.to(setting.device), plan)
         history = _train(setting, model, folder, checkpoint_seconds, progress)
         size = _write_model(model, plan, folder)
         accuracy = _test(setting, model, folder, progress)
@@ -123,7 +123,7 @@ def _plan(setting: Setting, folder: RunFolder, progress: Progress) -> Plan | Non
         elif job.method.is_sensitivity_aware:
             sensitivity_of(setting, progress).save(folder["sensitivity"])
             sensitivity = Sensitivity.load(folder["sensitivity"])  # on the CPU, as after a resume
-        plan = methods.make_plan(setting.base.model, job.method, sensitivity)
+        plan = make_plan(setting.base.model, job.method, sensitivity)
     if plan is not None:
         plan.save(folder["plan"])
     return plan
@@ -184,7 +184,7 @@ def _test(
 def _facts(setting: Setting, plan: Plan | None) -> dict[str, Any]:
     """What is trained, on what, at which cost; told from the plain model."""
     model, recipe, form = setting.base.model, setting.job.recipe, setting.form
-    backbone = methods.backbone_numel(model)
+    backbone = backbone_numel(model)
     estimate = estimate_memory(
         model,
         (recipe.batch_size, len(form.mean), form.size, form.size),

@@ -1,70 +1,13 @@
-"""What to train and how: the method, its budget, the paper's training recipe."""
+"""How a method is trained: the paper's recipe."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-SPT_METHODS = {"spt-lora": "lora", "spt-adapter": "adapter", "spt-unstructured": None}
-METHODS = (*SPT_METHODS, "lora", "linear", "bias", "full")
+from ..method import Method, check_positive, check_within
 
-DEFAULT_BUDGET = 0.005  # the paper's 0.4M parameters are 0.5 % of ViT-B/16
-DEFAULT_RANK = 8
 PRECISIONS = ("none", "bf16")
-
-
-@dataclass(frozen=True)
-class Method:
-    """What is trained beside the head.
-
-    Attributes:
-        name: one of `METHODS`.
-        budget: parameters (int) or share of the backbone (float below 1); `None` is 0.5 %.
-            Only the `spt-*` methods and `lora` have one.
-        rank: rank of LoRA and Adapter modules. `None` is 8 for `spt-*`, and for `lora` the largest
-            rank that fits the budget.
-        samples: training images whose gradients are measured (the paper's C); `spt-*` only.
-        rule: `"paper"` or `"published-code"`, see `spt_kernels.allocate`; `spt-*` only.
-        scale: LoRA's factor.
-        dropout: LoRA's dropout.
-    """
-
-    name: str = "spt-lora"
-    budget: int | float | None = None
-    rank: int | None = None
-    samples: int = 800
-    rule: str = "paper"
-    scale: float = 1.0
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.name not in METHODS:
-            raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.name!r}")
-        has_budget = self.is_sensitivity_aware or self.name == "lora"
-        if not has_budget and (self.budget is not None or self.rank is not None):
-            given = "budget" if self.budget is not None else "rank"
-            raise ValueError(f"{given}: method {self.name!r} has none; leave it out")
-        if self.budget is not None and not self.budget > 0:
-            raise ValueError(
-                "budget: expected a number of parameters, or a share of the backbone below 1, "
-                f"got {self.budget}"
-            )
-        _positive("rank", self.rank)
-        _positive("samples", self.samples)
-        _within("dropout", self.dropout, 0.0, 1.0)
-        if self.rule not in ("paper", "published-code"):
-            raise ValueError(f"rule: expected paper or published-code, got {self.rule!r}")
-
-    @property
-    def is_sensitivity_aware(self) -> bool:
-        """Whether this is one of SPT's methods, which need a `Sensitivity`."""
-        return self.name in SPT_METHODS
-
-    @property
-    def structured(self) -> str | None:
-        """SPT's structured tuning: `"lora"`, `"adapter"` or `None`."""
-        return SPT_METHODS[self.name]
 
 
 @dataclass(frozen=True)
@@ -101,14 +44,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr", "val_every", "clip_grad"):
-            _positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
         for name in ("weight_decay", "warmup_epochs", "seed"):
             value = getattr(self, name)
             if value is not None and not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name}: expected zero or more, got {value}")
-        _within("drop_path", self.drop_path, 0.0, 1.0)
-        _within("label_smoothing", self.label_smoothing, 0.0, 1.0)
-        _within("min_lr_share", self.min_lr_share, 0.0, 1.0)
+        check_within("drop_path", self.drop_path, 0.0, 1.0)
+        check_within("label_smoothing", self.label_smoothing, 0.0, 1.0)
+        check_within("min_lr_share", self.min_lr_share, 0.0, 1.0)
         if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs: expected fewer than epochs ({self.epochs}), "
@@ -133,13 +76,3 @@ class Recipe:
         done = (step - warmup) / max(1.0, total - warmup)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         return self.min_lr_share + (1 - self.min_lr_share) * cosine
-
-
-def _positive(name: str, value: Any) -> None:
-    if value is not None and not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name}: expected more than zero, got {value}")
-
-
-def _within(name: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not low <= value < high:
-        raise ValueError(f"{name}: expected at least {low:g} and below {high:g}, got {value}")

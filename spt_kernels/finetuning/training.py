@@ -57,7 +57,7 @@ def train(
     """Train what of `model` requires a gradient, in place; the last epoch's model is the result.
 
     Args:
-        model: prepared by `methods.prepare`, on the device of `batches`.
+        model: prepared by `method_plan.prepare`, on the device of `batches`.
         batches: the training images.
         recipe: how.
         lr: the peak learning rate.

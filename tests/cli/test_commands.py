@@ -142,7 +142,11 @@ def test_tables_are_for_people(
         (["inspect", str(tuned / "plan.safetensors")], ["400"]),
         (["inspect", str(tuned / "sensitivity.safetensors")], ["images", "blocks.0"]),
         (["evaluate", str(tuned)], ["blue", "green", "red", "all", "18"]),
-        (["memory", *model, "--batch-size", "2"], ["full", "lora-16", "accounted"]),
+        (
+            ["memory", *model, "--batch", "2", "--fits", "0.0001,0.01"],
+            ["full", "lora-16", "made-up", "Not counted", "█ weights", "none (", "in 0.01 GiB"],
+        ),
+        (["memory", *model, "--method", "full", "--optimizer", "sgd"], ["100.0 %", "sgd, full"]),
     ):
         text = output_of(
             [*arguments, "--quiet"] if arguments[0] != "inspect" else arguments, capsys
@@ -260,6 +264,33 @@ MISTAKES = {
     "not a plan": (["plan", "{base}"], "not a sensitivity"),
     "not a task": (["merge", "{base}", "{model}", "-o", "{x}/m"], "{base}"),
     "memory without model": (["memory"], "--model"),
+    "memory of no method": (["memory", "{model}", "--method", "prompt"], "spt-lora, spt-adapter"),
+    "memory of no batch": (["memory", "{model}", "--batch", "0"], "--batch: expected at least 1"),
+    "memory in no GiB": (["memory", "{model}", "--fits", "24GB"], "--fits: expected GiB as 24"),
+    "memory all reserved": (
+        ["memory", "{model}", "--fits", "8", "--reserve", "8"],
+        "--reserve: expected GiB from 0 to less than --fits, got 8",
+    ),
+    "memory of a plan and a rank": (
+        ["memory", "{model}", "--method", "lora", "--plan", "x", "--rank", "2"],
+        "--plan: goes with one --method",
+    ),
+    "memory of two ranks": (
+        ["memory", "{model}", "--method", "lora-4", "--rank", "2"],
+        "--rank: lora-4 says its own",
+    ),
+    "memory of a rank for biases": (
+        ["memory", "{model}", "--method", "bias", "--rank", "2"],
+        "rank: method 'bias' has none",
+    ),
+    "memory of no pictures": (
+        ["memory", "-m", "vit_tiny_patch16_224", "--image-size", "0"],
+        "image_size: expected at least 1, got 0",
+    ),
+    "memory drawn nowhere": (
+        ["memory", "{model}", "-o", "{x}/no/such/memory.png"],
+        "--output: no such folder",
+    ),
 }
 
 

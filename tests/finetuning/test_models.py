@@ -6,10 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from spt_kernels.finetuning.models import ModelSource, build, preprocessing_of, read_weights
+from spt_kernels.finetuning.models import (
+    ModelSource,
+    build,
+    build_empty,
+    preprocessing_of,
+    read_weights,
+)
 
 from .pictures_on_disk import TINY, write_weights
 
@@ -111,3 +118,23 @@ def test_a_new_head_is_started_even_for_as_many_classes(tmp_path: Path) -> None:
     kept = build(source, 5, seed=2).model.state_dict()
     for name, tensor in fresh.model.state_dict().items():
         assert torch.equal(tensor, kept[name]) != name.startswith("head."), name
+
+
+def test_an_empty_model_has_shapes_and_no_values() -> None:
+    model, shape = build_empty(ModelSource("vit_tiny_patch16_224", {"depth": 1}), 3, 64)
+    assert shape == (3, 64, 64)
+    assert all(p.is_meta for p in model.parameters())
+    full = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=3, img_size=64)
+    assert {n: p.shape for n, p in model.named_parameters()} == {
+        n: p.shape for n, p in full.named_parameters()
+    }
+
+
+def test_an_empty_convolutional_network_takes_any_size() -> None:
+    source = ModelSource("resnet10t")
+    assert build_empty(source, 3)[1] == (3, 176, 176)
+    assert build_empty(source, 3, 200)[1] == (3, 200, 200)
+    with pytest.raises(ValueError, match="image_size: expected at least 1, got 0"):
+        build_empty(source, 3, 0)
+    with pytest.raises(ValueError, match="timm has no 'resnet10x'"):
+        build_empty(ModelSource("resnet10x"), 3, 200)

@@ -27,8 +27,8 @@ from spt_kernels.finetuning import (
     finetune,
 )
 from spt_kernels.finetuning.pixels import Batches, PixelSet
-from spt_kernels.finetuning.recipe import METHODS
 from spt_kernels.finetuning.splits import read_evaluation_images
+from spt_kernels.method import METHODS
 
 from .pictures_on_disk import write_task, write_weights
 

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from spt_kernels.finetuning.recipe import METHODS, Method, Recipe
+from spt_kernels.finetuning.recipe import Recipe
+from spt_kernels.method import METHODS, Method
 
 
 def test_the_defaults_are_the_papers() -> None:

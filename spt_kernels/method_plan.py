@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..allocation import LoraSpec, Plan, allocate
-from ..anatomy import ParameterInfo, candidate_names, describe, head_names
-from ..sensitivity import Sensitivity
-from ..tuning import apply
-from .recipe import DEFAULT_BUDGET, DEFAULT_RANK, Method
+from .allocation import LoraSpec, Plan, allocate
+from .anatomy import ParameterInfo, candidate_names, describe, head_names
+from .method import DEFAULT_BUDGET, DEFAULT_RANK, Method
+from .sensitivity import Sensitivity
+from .tuning import apply
 
 
 def make_plan(

@@ -1,12 +1,12 @@
-"""Sensitivities for measuring costs where no photographs are at hand."""
+"""Sensitivities for weighing costs where no photographs are at hand."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from ..anatomy import candidate_names, describe
-from ..sensitivity import Sensitivity
+from .anatomy import candidate_names, describe, head_names
+from .sensitivity import Sensitivity
 
 # Standard deviations of log sensitivity as measured on a small pre-trained ViT and photographs of
 # CIFAR-10 (800 samples, 24 matrices): of a matrix's mean, of the means of its rows and of its
@@ -29,6 +29,11 @@ def skewed_sensitivity(model: nn.Module) -> Sensitivity:
             sizes[axis] = shape[axis]
             log_score += deviation * torch.randn(sizes, generator=generator)
         scores[name] = log_score.exp()
+    head = head_names(model)
     return Sensitivity.from_tensors(
-        scores, num_samples=1, info={name: info[name] for name in scores}
+        scores,
+        num_samples=1,
+        info={name: info[name] for name in scores},
+        head=head,
+        backbone_numel=sum(p.numel() for name, p in parameters.items() if name not in head),
     )

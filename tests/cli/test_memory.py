@@ -1,0 +1,184 @@
+"""`spt-kernels memory`: its JSON against estimates of our own, its bars against the figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+
+from spt_kernels.cli import app
+from spt_kernels.cli.memory_display import bars, cells_of
+from spt_kernels.cli.terminal import Terminal
+from spt_kernels.memory import estimate_memory
+from spt_kernels.memory_estimate import MemoryEstimate
+from spt_kernels.memory_ledger import CATEGORIES
+from spt_kernels.method import Method
+from spt_kernels.method_plan import make_plan
+from tests.finetuning.pictures_on_disk import TINY
+
+MODEL = ["-m", "vit_tiny_patch16_224", "--num-classes", "7"]
+MODEL += [part for key, value in TINY.items() for part in ("--model-arg", f"{key}={value}")]
+
+
+def model():
+    return timm.create_model("vit_tiny_patch16_224", num_classes=7, **TINY)
+
+
+def shape(batch: int) -> tuple[int, int, int, int]:
+    return batch, 3, TINY["img_size"], TINY["img_size"]
+
+
+def value_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
+    assert app.run(["memory", *MODEL, *arguments, "--json", "-q"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_one_method_is_one_flat_object(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--method", "full", "--batch", "64", "--dtype", "bf16", "--checkpointing"]
+    value = value_of(arguments, capsys)
+    estimate = estimate_memory(model(), shape(64), method="full", dtype="bf16", checkpointing=True)
+    assert value["peak_bytes"] == estimate.peak_bytes == sum(value[name] for name in CATEGORIES)
+    assert {name: value[name] for name in CATEGORIES} == estimate.by_category
+    assert value["batch_shape"] == list(shape(64))
+    assert value["num_trainable"] == estimate.num_trainable
+    assert (value["method"], value["dtype"], value["checkpointing"]) == ("full", "bf16", True)
+    assert value["accounted"] is True
+    assert value["optimizer_name"] == "adamw"
+    assert not any(isinstance(part, dict) for part in value.values())
+    assert value_of([*arguments[:2], "--batch-size", "64", *arguments[4:]], capsys) == value
+
+
+def test_all_methods_are_objects_of_the_same_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    value = value_of(["--batch", "3", "--rank", "2", "--budget", "900"], capsys)
+    methods = value["methods"]
+    assert list(methods) == [
+        *("full", "linear", "bias", "lora-2", "spt-lora", "spt-adapter", "spt-unstructured")
+    ]
+    for name, one in methods.items():
+        sized = {"rank": 2} if name.startswith(("lora", "spt-")) else {}
+        sized |= {"budget": 900} if name.startswith("spt-") else {}
+        method = "lora" if name == "lora-2" else name
+        estimate = estimate_memory(model(), shape(3), method=method, **sized)
+        assert one["peak_bytes"] == estimate.peak_bytes, name
+        assert one["method"] == method
+        assert one["made_up_scores"] is name.startswith("spt-")
+    again = value_of(["--batch", "3", "--method", "lora-2"], capsys)
+    assert again == {"model": value["model"], "optimizer_name": "adamw", **methods["lora-2"]}
+
+
+def test_a_method_that_the_model_does_not_admit(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["memory", "-m", "resnet10t", "--batch", "2", "--image-size", "64", "-q"]
+    assert app.run(arguments) == 0
+    text = capsys.readouterr().out
+    assert "lora-16: method: the model has no linear" in text
+    assert "spt-unstructured" in text
+    assert app.run([*arguments, "--method", "lora"]) == 2
+    assert "no linear matrices" in capsys.readouterr().err
+
+
+def test_a_plan_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = make_plan(model(), Method("lora", rank=3))
+    assert plan is not None
+    plan.save(tmp_path / "my.plan")
+    arguments = ["--plan", str(tmp_path / "my.plan"), "--batch", "2"]
+    one = value_of([*arguments, "--method", "lora"], capsys)
+    assert one["peak_bytes"] == estimate_memory(model(), shape(2), plan).peak_bytes
+    assert one["made_up_scores"] is False
+    both = value_of(arguments, capsys)["methods"]
+    assert both["the plan"]["peak_bytes"] == one["peak_bytes"]
+    alone = value_of([*arguments, "--inference"], capsys)
+    assert alone["training"] is False
+    assert alone["peak_bytes"] < one["peak_bytes"]
+
+
+def test_inference_is_of_the_plain_model(capsys: pytest.CaptureFixture[str]) -> None:
+    value = value_of(["--inference", "--batch", "5"], capsys)
+    estimate = estimate_memory(model(), shape(5), training=False)
+    assert (value["method"], value["peak_bytes"]) == ("plain", estimate.peak_bytes)
+
+
+def test_the_largest_batches(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--method", "full", "--batch", "8", "--fits", "0.01,0.0001,0.004"]
+    value = value_of([*arguments, "--reserve", "0.00005"], capsys)
+    assert [found["gib"] for found in value["fits"]] == [0.0001, 0.004, 0.01]
+    for found in value["fits"]:
+        limit = int((found["gib"] - 0.00005) * 2**30)
+        assert found["limit_bytes"] == limit
+        for batch, peak in (("batch", "peak_bytes"), ("beyond", "peak_bytes_of_one_more")):
+            images = found["batch"] + (batch == "beyond")
+            if images:
+                own = estimate_memory(model(), shape(images), method="full").peak_bytes
+                assert found[peak] == own
+                assert (own <= limit) is (batch == "batch")
+    none = value["fits"][0]
+    assert none["batch"] == 0
+    ways = [(o["dtype"], o["checkpointing"]) for o in value["smallest_step_otherwise"]]
+    assert ways == [("fp32", True), ("bf16", False), ("bf16", True)]
+    for other in value["smallest_step_otherwise"]:
+        how = {"dtype": other["dtype"], "checkpointing": other["checkpointing"]}
+        own = estimate_memory(model(), shape(1), method="full", **how).peak_bytes
+        assert other["peak_bytes"] == own
+
+
+def test_nothing_helps_where_nothing_can(capsys: pytest.CaptureFixture[str]) -> None:
+    # VGG cannot recompute its blocks
+    arguments = ["memory", "-m", "vgg11", "--method", "linear", "--batch", "1", "--fits", "0.01"]
+    assert app.run([*arguments, "--json", "-q"]) == 0
+    [other] = json.loads(capsys.readouterr().out)["smallest_step_otherwise"]
+    assert (other["dtype"], other["checkpointing"]) == ("bf16", False)
+    assert app.run([*arguments, "--dtype", "bf16", "-q"]) == 0
+    out = capsys.readouterr().out
+    assert "none (0." in out
+    assert "otherwise" not in out
+
+
+SWIN = "swin_tiny_patch4_window7_224"
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", SWIN])
+def test_images_of_another_size(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["memory", "-m", name, "--method", "linear", "--batch", "2", "--json", "-q"]
+    assert app.run([*arguments, "--image-size", "448"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["batch_shape"] == [2, 3, 448, 448]
+    sized = {} if name == "resnet18" else {"img_size": 448}
+    own = timm.create_model(name, num_classes=100, **sized)
+    assert value["peak_bytes"] == estimate_memory(own, (2, 3, 448, 448), method="linear").peak_bytes
+
+
+def test_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    value_of(["--method", "full,linear", "--batch", "2", "-o", str(tmp_path / "m.png")], capsys)
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+
+
+def estimate(*parts: int) -> MemoryEstimate:
+    by_category = dict(zip(CATEGORIES, parts, strict=True))
+    return MemoryEstimate(sum(parts), by_category, "full", (8, 3, 4, 4), "fp32", True, 7)
+
+
+def test_bars_are_as_long_as_what_they_show(capsys: pytest.CaptureFixture[str]) -> None:
+    gib = 2**30
+    two = {"full": estimate(gib, 2 * gib, gib, 4 * gib, 0), "linear": estimate(gib, 0, 0, 0, gib)}
+    terminal = Terminal()
+    terminal.show({}, bars(two, 80))
+    full, linear, legend = capsys.readouterr().out.splitlines()
+    room = full.count("█") * 8  # the eighth that the weights are
+    assert 60 <= room <= 72
+    assert max(len(full), len(linear), len(legend)) <= 80
+    cells = {sign: full.count(sign) for sign in "█▓▒░·"}
+    for sign, share in zip("█▓▒░·", (1, 2, 1, 4, 0), strict=True):
+        assert cells[sign] == pytest.approx(share * room / 8, abs=1)
+    assert linear.count("█") == full.count("█")
+    assert full.endswith(" 8.00 GiB")
+    assert linear.endswith(" 2.00 GiB")
+    assert " ".join(legend.split()) == (
+        "█ weights ▓ optimizer ▒ gradients ░ activations · temporary"
+    )
+
+
+def test_cells_add_up() -> None:
+    assert cells_of([1, 1, 1], 1 / 3 * 10) == [3, 4, 3]
+    assert cells_of([0, 5, 0], 2) == [0, 10, 0]
+    assert sum(cells_of([7] * 9, 0.1)) == 6
