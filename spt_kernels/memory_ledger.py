@@ -16,16 +16,22 @@ CATEGORIES = ("weights", "optimizer", "gradients", "activations", "temporary")
 
 
 class Ledger(TorchDispatchMode):
-    """Books every storage of a fake tensor that an operation makes while the mode is active.
+    """Books every storage that an operation makes while the mode is active, of fakes by default.
 
     A storage is booked once, at its nominal size, and struck off when its last tensor dies. What it
     was for is often only known later (a tensor turns out to be a gradient once the backward is
     over), so `mark` may come at any time, and `peak` sorts out the rest: what the forward made and
     left behind are activations.
+
+    Args:
+        counted: the type of tensors that are booked.
     """
 
-    def __init__(self) -> None:
+    BLOCK_BYTES = 1  # sizes are rounded up to multiples of this
+
+    def __init__(self, counted: type[Tensor] = FakeTensor) -> None:
         super().__init__()
+        self._counted = counted
         self._sizes: list[int] = []  # by entry, in bytes
         self._categories: dict[int, str] = {}  # entry -> category, where known
         self._live: dict[int, tuple[int, Any]] = {}  # address -> entry, weak reference
@@ -37,15 +43,21 @@ class Ledger(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_iter(result):
-            # a sparse tensor has no storage: its indices and values are tensors of their own
-            if isinstance(leaf, FakeTensor) and leaf.layout == torch.strided:
+            if self._counts(leaf):
                 self._book(leaf)
+        scratch = self.scratch_bytes(func, args)
+        if scratch:
+            self._events.append((self._enter(scratch), -1))
         return result
+
+    def scratch_bytes(self, func: Any, args: tuple[Any, ...]) -> int:
+        """What the kernel of an operator allocates within itself, and frees before it returns."""
+        return 0
 
     def mark(self, tensors: Iterable[Tensor | None], category: str) -> None:
         """Say what the storages of some tensors are for, booking them if they are new."""
         for tensor in tensors:
-            if isinstance(tensor, FakeTensor) and tensor.layout == torch.strided:
+            if self._counts(tensor):
                 self._categories.setdefault(self._book(tensor), category)
 
     def begin_forward(self) -> None:
@@ -72,6 +84,16 @@ class Ledger(TorchDispatchMode):
             totals[self._categories.get(entry, "temporary")] += sign * self._sizes[entry]
         return totals
 
+    def _counts(self, value: Any) -> bool:
+        # a sparse tensor has no storage: its indices and values are tensors of their own
+        return isinstance(value, self._counted) and value.layout == torch.strided
+
+    def _enter(self, n_bytes: int) -> int:
+        self._sizes.append(-(-n_bytes // self.BLOCK_BYTES) * self.BLOCK_BYTES)
+        entry = len(self._sizes) - 1
+        self._events.append((entry, +1))
+        return entry
+
     def _book(self, tensor: Tensor) -> int:
         storage = tensor.untyped_storage()
         # not data_ptr: a storage of a fake tensor has no data
@@ -79,9 +101,7 @@ class Ledger(TorchDispatchMode):
         known = self._live.get(address)
         if known is not None and known[1]() is storage:
             return known[0]
-        entry = len(self._sizes)
-        self._sizes.append(storage.nbytes())
-        self._events.append((entry, +1))
+        entry = self._enter(storage.nbytes())
         if self._forward is not None:
             self._forward.add(entry)
 
@@ -92,3 +112,14 @@ class Ledger(TorchDispatchMode):
 
         self._live[address] = (entry, weakref.ref(storage, strike_off))
         return entry
+
+
+class AnyValue(TorchDispatchMode):
+    """Answers 1 where the value of a fake tensor is asked for, as an optimizer asks for its step."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return 1.0 if args[0].is_floating_point() else 1
+        return func(*args, **(kwargs or {}))
