@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .memory_ledger import Ledger
 
+_BACKENDS: Any = torch._C._ConvBackend  # type: ignore[attr-defined]
 _FORWARD = torch.ops.aten.convolution.default
 _BACKWARD = torch.ops.aten.convolution_backward.default
 
@@ -35,11 +36,11 @@ class CpuLedger(Ledger):
         backend = torch._C._select_conv_backend(
             input, weight, bias, stride, padding, dilation, transposed, more, groups, bias_sizes
         )
-        if backend == torch._C._ConvBackend.Slow2d:
+        if backend == _BACKENDS.Slow2d:
             sizes = zip(input.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
             positions = grad_positions or math.prod(_n_positions(*each) for each in sizes)
             return _unfolded_bytes(input, weight, stride, padding, positions)
-        if not wants_input or backend != torch._C._ConvBackend.Mkldnn:
+        if not wants_input or backend != _BACKENDS.Mkldnn:
             return 0
         channels_last = input.is_contiguous(memory_format=torch.channels_last)
         # oneDNN wants its input dense, though only the shape counts for this gradient, and computes

@@ -31,7 +31,6 @@ _IN_FP32 = frozenset(
     )
     if hasattr(space, name)
 )
-_DROPOUT = frozenset({F.dropout, torch.dropout})
 _MASK_ALIGNMENT = 8  # rows of a mask that are no multiple of this are padded to one
 
 
@@ -86,8 +85,8 @@ class AsOnCuda(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
-        if func in _DROPOUT:
-            return _dropout(func, *args, **kwargs)
+        if func is F.dropout:
+            return _dropout(*args, **kwargs)
         if func is F.normalize:
             return _normalize(*args, **kwargs)
         if func in _IN_FP32 and torch.is_autocast_enabled("cpu"):
@@ -106,17 +105,10 @@ def _normalize(
     return input / wide.norm(p, dim, keepdim=True).clamp_min(eps).expand_as(input)
 
 
-def _dropout(func: Any, input: Tensor, p: float = 0.5, *args: Any, **kwargs: Any) -> Tensor:
-    training, inplace = _with_defaults(args, kwargs, ("training", True), ("inplace", False))
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     if training and not inplace and 0 < p < 1:
         return torch.native_dropout(input, p, True)[0]
-    result: Tensor = func(input, p, *args, **kwargs)
-    return result
-
-
-def _with_defaults(args: tuple[Any, ...], kwargs: Any, *wanted: tuple[str, Any]) -> list[Any]:
-    given = dict(zip((name for name, _ in wanted), args), **kwargs)
-    return [given.get(name, default) for name, default in wanted]
+    return F.dropout(input, p, training, inplace)
 
 
 def _attention(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -71,6 +71,10 @@ class Ledger(TorchDispatchMode):
             self._categories.setdefault(entry, "activations")
         self._forward = None
 
+    def bytes_alive(self) -> dict[str, int]:
+        """Bytes by category at this moment."""
+        return self._totals(len(self._events))
+
     def peak(self) -> dict[str, int]:
         """Bytes by category at the first moment when most bytes were alive."""
         live = highest = 0
@@ -79,12 +83,15 @@ class Ledger(TorchDispatchMode):
             live += sign * self._sizes[entry]
             if live > highest:
                 highest, at = live, position + 1
+        return self._totals(at)
+
+    def _totals(self, at: int) -> dict[str, int]:
         totals = dict.fromkeys(CATEGORIES, 0)
         for entry, sign in self._events[:at]:
             totals[self._categories.get(entry, "temporary")] += sign * self._sizes[entry]
         return totals
 
-    def _counts(self, value: Any) -> bool:
+    def _counts(self, value: Any) -> TypeGuard[Tensor]:
         # a sparse tensor has no storage: its indices and values are tensors of their own
         return isinstance(value, self._counted) and value.layout == torch.strided
 
@@ -115,7 +122,7 @@ class Ledger(TorchDispatchMode):
 
 
 class AnyValue(TorchDispatchMode):
-    """Answers 1 where the value of a fake tensor is asked for, as an optimizer asks for its step."""
+    """Answers 1 to who asks for the value of a fake tensor, as optimizers ask for their step."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

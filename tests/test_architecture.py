@@ -26,6 +26,7 @@ ORDER = (
     ("optim", "base_model", "task_file"),
     ("task",),
     ("delta", "memory_ledger", "memory_twin"),
+    ("memory_cpu", "memory_cuda"),
     ("memory",),
     ("figures", "environment"),
     ("finetuning",),
