@@ -81,8 +81,8 @@ def estimate_memory(
 
     Forward, backward and optimizer step run twice on fake tensors, which have shapes but no
     storage, while every storage that comes and goes is counted at its nominal size. The second
-    step meets the optimizer state of the first, as any later one does. Not counted: what kernels
-    allocate within themselves, the allocator's rounding and fragmentation, the CUDA context.
+    step meets the optimizer state of the first, as any later one does. Not counted: what most
+    kernels allocate within themselves, fragmentation, the CUDA context.
 
     Args:
         model: any module, plain or tuned already, by another library too; neither changed nor
