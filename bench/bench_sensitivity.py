@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import spt_kernels as spt
 from spt_kernels.anatomy import candidate_names
 from spt_kernels.costs.sensitivity_speed import square_batch_gradients, square_with_vmap
+from spt_kernels.memory_ledger import Ledger
 
 from .contest import hold
-from .live_bytes import LiveBytes
 
 ORDINARY = "ordinary forward + backward"
 TARGET = {ORDINARY: 1.15}
@@ -70,8 +70,9 @@ class Measurement:
         self._thread.join()
 
     def _run(self) -> None:
-        self._live = LiveBytes([*self._model.parameters(), *self._model.buffers(), *self._batch])
-        self._live.__enter__()  # until the second batch is asked for; a mode belongs to its thread
+        self._ledger = ledger_beyond(self._model, self._batch)
+        # until the second batch is asked for; a mode belongs to its thread
+        self._ledger.__enter__()
         spt.measure_sensitivity(
             self._model,
             self._batches(),
@@ -88,8 +89,20 @@ class Measurement:
             is_counted = False
 
     def _stop_counting(self) -> None:
-        self._live.__exit__(None, None, None)
-        self._facts[PEAK_OURS] = round(self._live.peak / MIB)
+        self._ledger.__exit__(None, None, None)
+        self._facts[PEAK_OURS] = round(peak_beyond(self._ledger) / MIB)
+
+
+def ledger_beyond(model: nn.Module, batch: Batch) -> Ledger:
+    """A ledger of real tensors in which a model and a batch are entered as weights."""
+    ledger = Ledger(counted=Tensor)
+    ledger.mark([*model.parameters(), *model.buffers(), *batch], "weights")
+    return ledger
+
+
+def peak_beyond(ledger: Ledger) -> int:
+    """Most bytes that were alive at once besides these."""
+    return sum(size for category, size in ledger.peak().items() if category != "weights")
 
 
 def ordinary(
@@ -105,9 +118,9 @@ def ordinary(
     def count_or_run() -> None:
         if facts is None or PEAK_ORDINARY in facts:
             return run()
-        with LiveBytes([*model.parameters(), *model.buffers(), *batch]) as live:
+        with ledger_beyond(model, batch) as ledger:
             run()
-        facts[PEAK_ORDINARY] = round(live.peak / MIB)
+        facts[PEAK_ORDINARY] = round(peak_beyond(ledger) / MIB)
 
     return count_or_run
 

@@ -1,6 +1,6 @@
 """Resident memory of real training steps on the CPU beside what is accounted for them.
 
-`python -m bench.real_memory` runs each method in a process of its own and prints one table.
+`python -m bench.real_memory` prints one table.
 """
 
 from __future__ import annotations
@@ -8,11 +8,10 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
+import multiprocessing
 import os
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import timm
@@ -24,47 +23,117 @@ from spt_kernels.memory import estimate_memory
 
 from . import memory_methods as methods
 
-ROWS = (
-    *(methods.FULL, methods.LORA, methods.SHIRA),
-    *(methods.SPT_LORA, methods.SPT_ADAPTER, methods.UNSTRUCTURED),
-)
-MODEL, CLASSES, STEPS, THREADS = "vit_base_patch16_224", 100, 3, 2
+CLASSES, STEPS, THREADS = 100, 2, 2
+TOLERANCE = 0.05  # of what is accounted
+
+
+@dataclass(frozen=True)
+class RealStep:
+    """A step to run: which model, tuned how, on how many images."""
+
+    model: str
+    method: str
+    batch: int
+    checkpointing: bool = False
+    training: bool = True
+
+    def __str__(self) -> str:
+        kind = ", checkpointing" if self.checkpointing else "" if self.training else ", inference"
+        return f"{self.model.partition('_patch')[0]}, {self.method}{kind}, batch {self.batch}"
+
+
+VIT, SWIN = "vit_small_patch16_224", "swin_tiny_patch4_window7_224"
+CONVNEXT, RESNET = "convnext_tiny", "resnet50"
+STEPS_TO_RUN = {
+    str(step): step
+    for step in (
+        RealStep(VIT, methods.FULL, 8),
+        RealStep(VIT, methods.LORA, 8),
+        RealStep(VIT, methods.SHIRA, 8),
+        RealStep(VIT, methods.SPT_LORA, 8),
+        RealStep(VIT, methods.SPT_ADAPTER, 8, checkpointing=True),
+        RealStep(VIT, methods.FULL, 32, training=False),
+        RealStep(SWIN, methods.FULL, 4),
+        RealStep(SWIN, methods.UNSTRUCTURED, 4),
+        RealStep(CONVNEXT, methods.SPT_LORA, 4),
+        RealStep(RESNET, methods.FULL, 4),
+    )
+}
 
 # Every tensor is a mapping of its own, given back when it dies: what is resident is what is alive.
 # Left alone, glibc raises the threshold to 32 MiB and keeps what is freed below it, in holes.
 OWN_MAPPINGS = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 
-def measure(row: str, batch: int) -> dict[str, float]:
-    """Peak resident MiB of training steps beyond what the process had before there was a model."""
-    import peft  # noqa: F401  # whose libraries no row is to be charged with
+@dataclass(frozen=True)
+class Comparison:
+    """Peaks in MiB: resident beyond what the process had before its model, and accounted."""
 
+    real_mib: float
+    accounted_mib: float
+
+    @property
+    def departure(self) -> float:
+        """How much more was resident, as a share of what is accounted."""
+        return self.real_mib / self.accounted_mib - 1
+
+    def __str__(self) -> str:
+        missed = "" if abs(self.departure) <= TOLERANCE else ", missed"
+        return f"{self.real_mib:,.1f} / {self.accounted_mib:,.1f}, {self.departure:+.1%}{missed}"
+
+
+def compare(
+    names: Iterable[str], environment: Mapping[str, str] = OWN_MAPPINGS
+) -> Iterator[tuple[str, Comparison]]:
+    """Run some of `STEPS_TO_RUN`, each in a process of its own.
+
+    The processes are forked from one that has imported everything and computed nothing.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.real_memory", "peft"])
+    before = dict(os.environ)
+    os.environ.update(environment)  # the allocator reads it when a program starts
+    try:
+        with context.Pool(1, maxtasksperchild=1) as pool:
+            for name in names:
+                yield name, pool.apply(_measure, (STEPS_TO_RUN[name],))
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _measure(step: RealStep) -> Comparison:
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
-    tiny = timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES, depth=1)
-    _train(tiny, 1, 2)  # loads libraries, starts threads
-    del tiny
-    base = timm.create_model(MODEL, num_classes=CLASSES)
-    prepare = methods.methods(base)[row]
-    del base
+    base = timm.create_model(step.model, num_classes=CLASSES)
+    if step.checkpointing:
+        base.set_grad_checkpointing(True)
+    prepare = methods.methods(base)[step.method]  # a copy of `base`, which stays
+    _run(prepare(base), step, 1)  # loads libraries, starts threads, compiles kernels
     before = _settled_mib()
-
-    base = timm.create_model(MODEL, num_classes=CLASSES)
     model = prepare(base)
-    del base
     _settled_mib()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    _train(model, batch, STEPS)
+    _run(model, step, step.batch)
     real = _status_mib("VmHWM") - before
-    accounted = estimate_memory(methods.accountable(model), (batch, 3, 224, 224))
-    return {"real_mib": real, "accounted_mib": accounted.peak_bytes / 2**20}
+    accounted = estimate_memory(
+        methods.accountable(model),
+        (step.batch, 3, 224, 224),
+        training=step.training,
+        checkpointing=step.checkpointing,
+    )
+    return Comparison(real, accounted.peak_bytes / 2**20)
 
 
-def _train(model: nn.Module, batch: int, steps: int) -> None:
+def _run(model: nn.Module, step: RealStep, batch: int) -> None:
+    images, target = torch.randn(batch, 3, 224, 224), torch.zeros(batch, dtype=torch.int64)
+    if not step.training:
+        with torch.no_grad():
+            model.eval()(images)
+        return
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-    images, target = torch.randn(batch, 3, 224, 224), torch.zeros(batch, dtype=torch.int64)
-    for _ in range(steps):
+    for _ in range(STEPS):
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(model(images), target).backward()
         optimizer.step()
@@ -81,39 +150,18 @@ def _status_mib(field: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def _in_own_process(row: str, batch: int, environment: dict[str, str]) -> dict[str, float]:
-    command = [sys.executable, "-m", "bench.real_memory", "--row", row, "--batch", str(batch)]
-    done = subprocess.run(
-        command, env=os.environ | environment, check=True, stdout=subprocess.PIPE, text=True
-    )
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure one row in this process, or all of them in processes of their own."""
+    """Compare the rows that are asked for, all by default."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--row", choices=ROWS, help="this one, in this process, as JSON")
-    chosen = parser.parse_args(arguments)
-    if chosen.row is not None:
-        print(json.dumps(measure(chosen.row, chosen.batch)))
-        return
-    print(
-        f"{MODEL}, batch {chosen.batch}, fp32, {THREADS} threads, torch {torch.__version__}: peak"
+    parser.add_argument("--row", choices=STEPS_TO_RUN, action="append")
+    parser.add_argument(
+        "--default-allocator", action="store_true", help="let glibc keep what is freed"
     )
-    print("of a training step in MiB, resident beyond a process without a model, and accounted")
-    print(f"  {'':<26}{'accounted':>11}{'own mappings':>14}{'':>9}{'glibc default':>15}")
-    for row in ROWS:
-        mapped, default = (
-            _in_own_process(row, chosen.batch, environment) for environment in (OWN_MAPPINGS, {})
-        )
-        accounted = mapped["accounted_mib"]
-        cells = [
-            f"{found['real_mib']:>12,.1f} {found['real_mib'] / accounted - 1:>+8.1%}"
-            for found in (mapped, default)
-        ]
-        print(f"  {row:<26}{accounted:>11,.1f}  {'  '.join(cells)}", flush=True)
+    chosen = parser.parse_args(arguments)
+    print(f"peak in MiB, fp32, {THREADS} threads, torch {torch.__version__}: resident / accounted")
+    environment = {} if chosen.default_allocator else OWN_MAPPINGS
+    for name, found in compare(chosen.row or STEPS_TO_RUN, environment):
+        print(f"  {name:<52}{found}", flush=True)
 
 
 if __name__ == "__main__":

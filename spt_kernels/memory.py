@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_iter
 
+from .memory_cpu import CpuLedger
+from .memory_cuda import CudaLedger, take_default_path
 from .memory_estimate import MemoryEstimate
-from .memory_ledger import Ledger
+from .memory_ledger import AnyValue, Ledger
 from .memory_twin import fake_copy, tensors_of
 from .method import METHODS, Method
 from .method_plan import make_plan
@@ -25,6 +27,7 @@ from .tuning import apply
 __all__ = ["DTYPES", "MemoryEstimate", "Rehearsal", "estimate_memory"]
 
 DTYPES = ("fp32", "bf16-autocast", "bf16")
+DEVICES = ("cpu", "cuda")
 
 
 def estimate_memory(
@@ -40,14 +43,15 @@ def estimate_memory(
     training: bool = True,
     loss_fn: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
     checkpointing: bool = False,
+    device: str = "cpu",
 ) -> MemoryEstimate:
     """Account for the peak memory of a training step (or of inference) without running one.
 
     Forward, backward and optimizer step run on fake tensors, which have shapes but no storage,
     while every storage that comes and goes is counted at its nominal size. It is a step in the
     midst of training, which meets the optimizer's state of the one before. Not counted: what
-    kernels allocate within themselves, the allocator's rounding and fragmentation, the CUDA
-    context. `largest_batch` finds the batch for a given memory.
+    most kernels allocate within themselves, fragmentation, the CUDA context. `largest_batch` finds
+    the batch for a given memory.
 
     Args:
         model: any module, plain or tuned already, by another library too; neither changed nor
@@ -67,6 +71,8 @@ def estimate_memory(
         training: False for a forward pass without gradients.
         loss_fn: takes the model's output and an int64 target `[batch]` of zeros.
         checkpointing: recompute blocks in the backward (the model's `set_grad_checkpointing`).
+        device: `"cuda"` accounts for what PyTorch keeps and makes on a card of sm_80 or newer (its
+            attention kernels, its autocast, its dropout, blocks of 512 bytes), without one.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -84,6 +90,7 @@ def estimate_memory(
         training=training,
         loss_fn=loss_fn,
         checkpointing=checkpointing,
+        device=device,
     ).at(batch_shape)
 
 
@@ -106,11 +113,14 @@ class Rehearsal:
         training: bool = True,
         loss_fn: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
         checkpointing: bool = False,
+        device: str = "cpu",
     ) -> None:
         _check_choices(dtype, optimizer, training, checkpointing)
+        if device not in DEVICES:
+            raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
         plan, self._label = _choose(model, plan, method, budget, rank)
         self._dtype, self._training, self._loss_fn = dtype, training, loss_fn
-        self._checkpointing = checkpointing
+        self._checkpointing, self._device = checkpointing, device
         # real tensors (constants that a model makes for itself) are let in, and not counted
         self._fakes = FakeTensorMode(allow_non_fake_inputs=True)
         twin, besides = fake_copy(model, self._fakes, torch.bfloat16 if dtype == "bf16" else None)
@@ -130,7 +140,7 @@ class Rehearsal:
         self._num_trainable = sum(p.numel() for p in trainable)
         self._twin: nn.Module = twin
         self._besides = besides  # alive as long as the model is
-        self._ledger = Ledger()
+        self._ledger: Ledger = CudaLedger() if device == "cuda" else CpuLedger()
         self._optimizer: torch.optim.Optimizer | None = None
         # An optimizer of ours leaves its state and nothing else behind its first step; what
         # another one does in that alone is seen in a second one.
@@ -139,6 +149,8 @@ class Rehearsal:
             self._ledger.mark(itertools.chain(tensors_of(twin), besides), "weights")
             if training:
                 self._optimizer = _make_optimizer(twin, trainable, optimizer)
+            if device == "cuda" and self._optimizer is not None:
+                take_default_path(self._optimizer)
 
     def at(self, batch_shape: Sequence[int]) -> MemoryEstimate:
         """The estimate for one shape of the input; errors are those of `estimate_memory`."""
@@ -155,7 +167,7 @@ class Rehearsal:
                 self._steps = 1
             else:
                 _infer_once(self._twin, batch, autocast)
-        by_category = ledger.peak(since=began)
+        by_category = ledger.peak_of_step(began)
         return MemoryEstimate(
             peak_bytes=sum(by_category.values()),
             by_category=by_category,
@@ -165,6 +177,7 @@ class Rehearsal:
             training=self._training,
             num_trainable=self._num_trainable,
             checkpointing=self._checkpointing,
+            device=self._device,
         )
 
 
@@ -268,7 +281,8 @@ def _train_once(
     loss.backward()
     ledger.mark((parameter.grad for parameter in model.parameters()), "gradients")
     if optimizer is not None:
-        optimizer.step()
+        with AnyValue():
+            optimizer.step()
         ledger.mark(tree_iter(list(optimizer.state.values())), "optimizer")
 
 

@@ -23,6 +23,7 @@ class MemoryEstimate:
         training: whether it is a training step or a forward without gradients.
         num_trainable: parameters that are trained, head included.
         checkpointing: whether blocks are recomputed in the backward.
+        device: whose ways of computing are accounted for, `"cpu"` or `"cuda"`.
     """
 
     peak_bytes: int
@@ -33,6 +34,7 @@ class MemoryEstimate:
     training: bool
     num_trainable: int
     checkpointing: bool = False
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_category", MappingProxyType(dict(self.by_category)))
@@ -52,6 +54,7 @@ class MemoryEstimate:
             "method": self.method,
             "batch_shape": list(self.batch_shape),
             "dtype": self.dtype,
+            "device": self.device,
             "checkpointing": self.checkpointing,
             "training": self.training,
             "num_trainable": self.num_trainable,

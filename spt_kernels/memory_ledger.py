@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -16,16 +16,22 @@ CATEGORIES = ("weights", "optimizer", "gradients", "activations", "temporary")
 
 
 class Ledger(TorchDispatchMode):
-    """Books every storage of a fake tensor that an operation makes while the mode is active.
+    """Books every storage that an operation makes while the mode is active, of fakes by default.
 
     A storage is booked once, at its nominal size, and struck off when its last tensor dies. What it
     was for is often only known later (a tensor turns out to be a gradient once the backward is
     over), so `mark` may come at any time, and `peak` sorts out the rest: what the forward made and
     left behind are activations.
+
+    Args:
+        counted: the type of tensors that are booked.
     """
 
-    def __init__(self) -> None:
+    BLOCK_BYTES = 1  # sizes are rounded up to multiples of this
+
+    def __init__(self, counted: type[Tensor] = FakeTensor) -> None:
         super().__init__()
+        self._counted = counted
         self._sizes: list[int] = []  # by entry, in bytes
         self._categories: dict[int, str] = {}  # entry -> category, where known
         self._live: dict[int, tuple[int, Any]] = {}  # address -> entry, weak reference
@@ -37,15 +43,21 @@ class Ledger(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_iter(result):
-            # a sparse tensor has no storage: its indices and values are tensors of their own
-            if isinstance(leaf, FakeTensor) and leaf.layout == torch.strided:
+            if self._counts(leaf):
                 self._book(leaf)
+        scratch = self.scratch_bytes(func, args)
+        if scratch:
+            self._events.append((self._enter(scratch), -1))
         return result
+
+    def scratch_bytes(self, func: Any, args: tuple[Any, ...]) -> int:
+        """What the kernel of an operator allocates within itself, and frees before it returns."""
+        return 0
 
     def mark(self, tensors: Iterable[Tensor | None], category: str) -> None:
         """Say what the storages of some tensors are for, booking them if they are new."""
         for tensor in tensors:
-            if isinstance(tensor, FakeTensor) and tensor.layout == torch.strided:
+            if self._counts(tensor):
                 self._categories.setdefault(self._book(tensor), category)
 
     def begin_forward(self) -> None:
@@ -59,31 +71,55 @@ class Ledger(TorchDispatchMode):
             self._categories.setdefault(entry, "activations")
         self._forward = None
 
+    def bytes_alive(self) -> dict[str, int]:
+        """Bytes by category at this moment."""
+        return self._totals(self._events)
+
     def moment(self) -> int:
-        """Now, for `peak` to begin at."""
+        """Now, for `peak_of_step` to begin at."""
         return len(self._events)
 
-    def peak(self, since: int = 0) -> dict[str, int]:
-        """Bytes by category at the first moment, from `since` on, when most bytes were alive.
+    def peak(self) -> dict[str, int]:
+        """Bytes by category at the first moment when most bytes were alive."""
+        return self._highest(self._events, 0)
 
-        What a step leaves behind, as the optimizer's state, was there before the next one: it
+    def peak_of_step(self, since: int) -> dict[str, int]:
+        """The same, from the moment `since` on, of a step in the midst of training.
+
+        What the step leaves behind, as the optimizer's state, was there before a later one: it
         counts as if it had been there from `since` on. Gradients do not, as they are dropped.
         """
         left = {entry for entry, _ in self._live.values()}
         left -= {entry for entry in left if self._categories.get(entry) == "gradients"}
         before, after = self._events[:since], self._events[since:]
-        events = [(entry, +1) for entry, _ in after if entry in left]
-        events = [*before, *events, *(event for event in after if event[0] not in left)]
+        lasting = [(entry, +1) for entry, _ in after if entry in left]
+        passing = [event for event in after if event[0] not in left]
+        return self._highest([*before, *lasting, *passing], since)
+
+    def _highest(self, events: list[tuple[int, int]], since: int) -> dict[str, int]:
         live = highest = 0
         at = 0
         for position, (entry, sign) in enumerate(events):
             live += sign * self._sizes[entry]
             if live > highest and position >= since:
                 highest, at = live, position + 1
+        return self._totals(events[:at])
+
+    def _totals(self, events: list[tuple[int, int]]) -> dict[str, int]:
         totals = dict.fromkeys(CATEGORIES, 0)
-        for entry, sign in events[:at]:
+        for entry, sign in events:
             totals[self._categories.get(entry, "temporary")] += sign * self._sizes[entry]
         return totals
+
+    def _counts(self, value: Any) -> TypeGuard[Tensor]:
+        # a sparse tensor has no storage: its indices and values are tensors of their own
+        return isinstance(value, self._counted) and value.layout == torch.strided
+
+    def _enter(self, n_bytes: int) -> int:
+        self._sizes.append(-(-n_bytes // self.BLOCK_BYTES) * self.BLOCK_BYTES)
+        entry = len(self._sizes) - 1
+        self._events.append((entry, +1))
+        return entry
 
     def _book(self, tensor: Tensor) -> int:
         storage = tensor.untyped_storage()
@@ -92,9 +128,7 @@ class Ledger(TorchDispatchMode):
         known = self._live.get(address)
         if known is not None and known[1]() is storage:
             return known[0]
-        entry = len(self._sizes)
-        self._sizes.append(storage.nbytes())
-        self._events.append((entry, +1))
+        entry = self._enter(storage.nbytes())
         if self._forward is not None:
             self._forward.add(entry)
 
@@ -105,3 +139,14 @@ class Ledger(TorchDispatchMode):
 
         self._live[address] = (entry, weakref.ref(storage, strike_off))
         return entry
+
+
+class AnyValue(TorchDispatchMode):
+    """Answers 1 to who asks for the value of a fake tensor, as optimizers ask for their step."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return 1.0 if args[0].is_floating_point() else 1
+        return func(*args, **(kwargs or {}))

@@ -26,6 +26,7 @@ ORDER = (
     ("optim", "base_model", "task_file"),
     ("task",),
     ("delta", "memory_estimate", "memory_ledger", "memory_twin"),
+    ("memory_cpu", "memory_cuda"),
     ("memory",),
     ("memory_fit",),
     ("figures", "environment"),

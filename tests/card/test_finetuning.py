@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 import spt_kernels as spt
-from spt_kernels.costs.synthetic import skewed_sensitivity
 from spt_kernels.finetuning.device import pick_device
 from spt_kernels.finetuning.pixels import Batches, PixelSet, Preprocessing
 from spt_kernels.finetuning.recipe import Recipe
 from spt_kernels.finetuning.training import EpochFigures, train
+from spt_kernels.synthetic_sensitivity import skewed_sensitivity
 from tests.models import tiny_vit
 
 from .on_card import CARD
