@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import gc
 import multiprocessing
@@ -19,9 +20,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from spt_kernels.costs import CostSetting
+from spt_kernels.costs.peers import accountable
+from spt_kernels.costs.ways import WAYS
 from spt_kernels.memory import estimate_memory
-
-from . import memory_methods as methods
 
 CLASSES, STEPS, THREADS = 100, 2, 2
 TOLERANCE = 0.05  # of what is accounted
@@ -29,17 +31,17 @@ TOLERANCE = 0.05  # of what is accounted
 
 @dataclass(frozen=True)
 class RealStep:
-    """A step to run: which model, tuned how, on how many images."""
+    """A step to run: which model, tuned in which way of the cost table, on how many images."""
 
     model: str
-    method: str
+    way: str
     batch: int
     checkpointing: bool = False
     training: bool = True
 
     def __str__(self) -> str:
         kind = ", checkpointing" if self.checkpointing else "" if self.training else ", inference"
-        return f"{self.model.partition('_patch')[0]}, {self.method}{kind}, batch {self.batch}"
+        return f"{self.model.partition('_patch')[0]}, {self.way}{kind}, batch {self.batch}"
 
 
 VIT, SWIN = "vit_small_patch16_224", "swin_tiny_patch4_window7_224"
@@ -47,16 +49,16 @@ CONVNEXT, RESNET = "convnext_tiny", "resnet50"
 STEPS_TO_RUN = {
     str(step): step
     for step in (
-        RealStep(VIT, methods.FULL, 8),
-        RealStep(VIT, methods.LORA, 8),
-        RealStep(VIT, methods.SHIRA, 8),
-        RealStep(VIT, methods.SPT_LORA, 8),
-        RealStep(VIT, methods.SPT_ADAPTER, 8, checkpointing=True),
-        RealStep(VIT, methods.FULL, 32, training=False),
-        RealStep(SWIN, methods.FULL, 4),
-        RealStep(SWIN, methods.UNSTRUCTURED, 4),
-        RealStep(CONVNEXT, methods.SPT_LORA, 4),
-        RealStep(RESNET, methods.FULL, 4),
+        RealStep(VIT, "full", 8),
+        RealStep(VIT, "peft-lora-16", 8),
+        RealStep(VIT, "peft-shira", 8),
+        RealStep(VIT, "spt-lora", 8),
+        RealStep(VIT, "spt-adapter", 8, checkpointing=True),
+        RealStep(VIT, "full", 32, training=False),
+        RealStep(SWIN, "full", 4),
+        RealStep(SWIN, "spt-unstructured", 4),
+        RealStep(CONVNEXT, "spt-lora", 4),
+        RealStep(RESNET, "full", 4),
     )
 }
 
@@ -108,21 +110,28 @@ def _measure(step: RealStep) -> Comparison:
     base = timm.create_model(step.model, num_classes=CLASSES)
     if step.checkpointing:
         base.set_grad_checkpointing(True)
-    prepare = methods.methods(base)[step.method]  # a copy of `base`, which stays
-    _run(prepare(base), step, 1)  # loads libraries, starts threads, compiles kernels
+    _run(_prepared(base, step), step, 1)  # loads libraries, starts threads, compiles kernels
     before = _settled_mib()
-    model = prepare(base)
+    model = _prepared(base, step)
     _settled_mib()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     _run(model, step, step.batch)
     real = _status_mib("VmHWM") - before
-    accounted = estimate_memory(
-        methods.accountable(model),
-        (step.batch, 3, 224, 224),
-        training=step.training,
-        checkpointing=step.checkpointing,
-    )
+    with accountable(model):
+        accounted = estimate_memory(
+            model,
+            (step.batch, 3, 224, 224),
+            training=step.training,
+            checkpointing=step.checkpointing,
+            device="cpu",
+        )
     return Comparison(real, accounted.peak_bytes / 2**20)
+
+
+def _prepared(base: nn.Module, step: RealStep) -> nn.Module:
+    """A tuned copy of `base`, which stays."""
+    setting = CostSetting(model=step.model, num_classes=CLASSES, rounds=0)
+    return WAYS[step.way](copy.deepcopy(base), setting).model
 
 
 def _run(model: nn.Module, step: RealStep, batch: int) -> None:

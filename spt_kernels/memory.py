@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_iter
 
 from .memory_cpu import CpuLedger
-from .memory_cuda import CudaLedger, take_default_path
+from .memory_cuda import CudaLedger, run_backward, take_default_path
 from .memory_estimate import MemoryEstimate
 from .memory_ledger import AnyValue, Ledger
 from .memory_twin import fake_copy, tensors_of
@@ -43,7 +43,7 @@ def estimate_memory(
     training: bool = True,
     loss_fn: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
     checkpointing: bool = False,
-    device: str = "cpu",
+    device: str = "cuda",
 ) -> MemoryEstimate:
     """Account for the peak memory of a training step (or of inference) without running one.
 
@@ -72,7 +72,8 @@ def estimate_memory(
         loss_fn: takes the model's output and an int64 target `[batch]` of zeros.
         checkpointing: recompute blocks in the backward (the model's `set_grad_checkpointing`).
         device: `"cuda"` accounts for what PyTorch keeps and makes on a card of sm_80 or newer (its
-            attention kernels, its autocast, its dropout, blocks of 512 bytes), without one.
+            attention kernels, its autocast, its dropout, blocks of 512 bytes), without one; `"cpu"`
+            for what it does on a CPU.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -113,7 +114,7 @@ class Rehearsal:
         training: bool = True,
         loss_fn: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
         checkpointing: bool = False,
-        device: str = "cpu",
+        device: str = "cuda",
     ) -> None:
         _check_choices(dtype, optimizer, training, checkpointing)
         if device not in DEVICES:
@@ -278,7 +279,7 @@ def _train_once(
         target = torch.zeros(batch.shape[0], dtype=torch.int64)
         loss = loss_fn(output, target)
     ledger.end_forward()
-    loss.backward()
+    run_backward(loss)
     ledger.mark((parameter.grad for parameter in model.parameters()), "gradients")
     if optimizer is not None:
         with AnyValue():

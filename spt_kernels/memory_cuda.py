@@ -71,6 +71,19 @@ def take_default_path(optimizer: torch.optim.Optimizer) -> None:
             group["foreach"] = True
 
 
+def run_backward(loss: Tensor) -> None:
+    """`loss.backward()` in which function modes stay active.
+
+    That is a torch function itself, within which the mode is off; but with checkpointing blocks
+    are computed again in it.
+    """
+    engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+    ones = torch.ones_like(loss)
+    engine.run_backward(
+        (loss,), (ones,), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
+
+
 class AsOnCuda(TorchFunctionMode):
     """While active, CPU tensors are computed with as tensors on a CUDA card of sm_80 or newer.
 

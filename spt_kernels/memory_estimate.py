@@ -34,7 +34,7 @@ class MemoryEstimate:
     training: bool
     num_trainable: int
     checkpointing: bool = False
-    device: str = "cpu"
+    device: str = "cuda"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_category", MappingProxyType(dict(self.by_category)))

@@ -135,11 +135,11 @@ def test_not_even_one() -> None:
 
 def test_a_norm_that_refuses_one_image() -> None:
     model = nn.Sequential(nn.Linear(8, 64), nn.BatchNorm1d(64), nn.Linear(64, 5))
-    two, three = (estimate_memory(model, (n, 8)).peak_bytes for n in (2, 3))
-    assert largest_batch(model, (8,), two).batch == 2
-    found = largest_batch(model, (8,), two - 1)
+    two, three = (estimate_memory(model, (n, 8), device="cpu").peak_bytes for n in (2, 3))
+    assert largest_batch(model, (8,), two, device="cpu").batch == 2
+    found = largest_batch(model, (8,), two - 1, device="cpu")
     assert (found.batch, found.estimate.batch_shape) == (0, (2, 8))
-    assert largest_batch(model, (8,), three).batch == 3
+    assert largest_batch(model, (8,), three, device="cpu").batch == 3
 
 
 def test_a_reserve_is_taken_off() -> None:
@@ -186,5 +186,5 @@ def test_a_batch_by_hand() -> None:
     # the peak of inference: the weight, and the batch beside the output
     model = nn.Linear(100, 300, bias=False)
     limit = 4 * 100 * 300 + 4 * 400 * 1234
-    assert largest_batch(model, (100,), limit, training=False).batch == 1234
-    assert largest_batch(model, (100,), limit - 1, training=False).batch == 1233
+    assert largest_batch(model, (100,), limit, training=False, device="cpu").batch == 1234
+    assert largest_batch(model, (100,), limit - 1, training=False, device="cpu").batch == 1233

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from spt_kernels.allocation import allocate
-from spt_kernels.memory import estimate_memory
+from spt_kernels.memory import DTYPES, estimate_memory
 from spt_kernels.memory_cuda import AsOnCuda, CudaLedger
 from spt_kernels.memory_ledger import Ledger
 from spt_kernels.optim import SparseAdamW, param_groups
@@ -87,6 +87,7 @@ class Step:
             optimizer=self.optimizer,
             training=self.training,
             checkpointing=self.checkpointing,
+            device="cpu",
         ).peak_bytes
 
 
@@ -293,8 +294,20 @@ def test_torchs_adamw_takes_lists_of_tensors_on_cuda() -> None:
     assert temporary["cuda"] >= whole
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", ["full", "spt-lora"])
+def test_blocks_are_recomputed_as_on_cuda(method: str, dtype: str) -> None:
+    plain, checkpointed = (
+        estimate_memory(
+            tiny_vit(depth=4), (64, 3, 16, 16), method=method, dtype=dtype, checkpointing=wanted
+        ).peak_bytes
+        for wanted in (False, True)
+    )
+    assert checkpointed < 0.9 * plain
+
+
 def test_a_device_that_is_neither() -> None:
-    with pytest.raises(ValueError, match="device must be 'cpu' or 'cuda', got 'mps'"):
+    with pytest.raises(ValueError, match="device must be one of cpu, cuda, got 'mps'"):
         estimate_memory(tiny_vit(), (1, 3, 16, 16), device="mps")
 
 

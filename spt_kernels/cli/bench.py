@@ -47,6 +47,10 @@ def run(
         int,
         described("Run", "--timed-batch-size", metavar="N", help="For times on a CPU [4]."),
     ] = 4,
+    image_size: Annotated[
+        int | None,
+        described("Run", "--image-size", metavar="N", help="Side in pixels [the model's]."),
+    ] = None,
     num_classes: Annotated[
         int, described("Run", "--num-classes", metavar="N", help="Of the head [100].")
     ] = 100,
@@ -87,9 +91,10 @@ def run(
         dtype=dtype,
         device=str(pick_device(machine.device)),
         rounds=rounds,
+        image_size=image_size,
     )
     with terminal.progress() as progress:
-        progress.start("measuring", len(chosen) + bool(rounds))
+        progress.start("measuring", len(chosen) + (rounds > 0 and dtype == "fp32"))
         result = run_table7(
             setting,
             chosen,
@@ -223,6 +228,10 @@ def _notes(result: Table7) -> list[str]:
         lines.append(
             f"times are medians of {result.setting.rounds}, their spread at most ± {noise}"
         )
+    both = [row for row in result.rows if result.setting.on_gpu and row.tuning_peak_bytes]
+    if both:
+        ratios = [row.accounted_peak_bytes / row.tuning_peak_bytes for row in both]
+        lines.append(f"accounted over measured peaks: {min(ratios):.2f} to {max(ratios):.2f}")
     lines += [f"{row.way}: {row.note}" for row in result.rows if row.note]
     return lines + [f"{way}: left out, {reason}" for way, reason in result.missing.items()]
 

@@ -97,6 +97,10 @@ class StepOptions:
     optimizer: Annotated[
         str, described("Step", "--optimizer", metavar="NAME", help="adamw, sgd or none [adamw].")
     ] = "adamw"
+    device: Annotated[
+        str,
+        described("Step", "--device", metavar="NAME", help="As cuda or as cpu computes [cuda]."),
+    ] = "cuda"
     inference: Annotated[
         bool,
         described("Step", "--inference", help="A forward alone; of the plain model by default."),
@@ -108,6 +112,7 @@ class StepOptions:
             "dtype": self.dtype,
             "checkpointing": self.checkpointing,
             "optimizer": self.optimizer,
+            "device": self.device,
             "training": not self.inference,
         }
 
@@ -194,7 +199,7 @@ def run(
 
 def _described(estimate: MemoryEstimate, optimizer: str) -> str:
     shape = " × ".join(map(str, estimate.batch_shape))
-    parts = [shape, estimate.dtype]
+    parts = [shape, estimate.dtype, estimate.device]
     parts += [optimizer] if estimate.training else ["inference"]
     return ", ".join(parts + ["checkpointing"] * estimate.checkpointing)
 

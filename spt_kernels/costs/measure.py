@@ -34,7 +34,8 @@ def measure_row(way: str, setting: CostSetting) -> CostRow:
     shape = setting.image_shape(plain)
     prepared = _prepare(way, plain, setting)
     share = prepared.trained / backbone_numel(plain)
-    peak, runnable, note = _tuning_peak(prepared, shape, setting)
+    accounted = _accounted(prepared, (setting.batch_size, *shape), setting)
+    peak, runnable, note = _tuning_peak(prepared, shape, setting, accounted)
     step = over_full = None
     if runnable and setting.rounds:
         step, over_full = _time_steps(prepared, plain, shape, setting)
@@ -53,6 +54,7 @@ def measure_row(way: str, setting: CostSetting) -> CostRow:
         inference_over_plain=over_plain,
         inference_peak_bytes=inference_peak,
         tuning_peak_bytes=peak,
+        accounted_peak_bytes=accounted,
         step=step,
         step_over_full=over_full,
         file_bytes=file_bytes,
@@ -70,7 +72,7 @@ def _prepare(way: str, plain: nn.Module, setting: CostSetting) -> Prepared:
 
 
 def _tuning_peak(
-    prepared: Prepared, shape: tuple[int, ...], setting: CostSetting
+    prepared: Prepared, shape: tuple[int, ...], setting: CostSetting, accounted: int
 ) -> tuple[int, bool, str]:
     """Bytes at the setting's batch size, whether steps can be timed, and why not."""
     if setting.on_gpu:
@@ -81,15 +83,13 @@ def _tuning_peak(
             prepared.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             return 0, False, f"out of memory at batch {setting.batch_size}"
-    # the weights have their dtype already; the batch takes it from them
-    peak = _accounted(prepared, (setting.batch_size, *shape), setting)
     if not setting.rounds:
-        return peak, False, ""
+        return accounted, False, ""
     timed = _accounted(prepared, (setting.timed_batch_size, *shape), setting)
     if timed > LARGEST_PEAK_BYTES:
         wanted = f"{timed / 2**30:.0f} GiB at batch {setting.timed_batch_size}"
-        return peak, False, f"not run: accounts for {wanted}"
-    return peak, True, ""
+        return accounted, False, f"not run: accounts for {wanted}"
+    return accounted, True, ""
 
 
 def _accounted(prepared: Prepared, shape: tuple[int, ...], setting: CostSetting) -> int:

@@ -23,7 +23,7 @@ class PromptedBlock(nn.Module):
         super().__init__()
         self.block = block
         self.num_prefix = num_prefix
-        device = next(block.parameters()).device
+        device = next((p.device for p in block.parameters()), None)
         self.prompts = nn.Parameter(torch.zeros(num_prompts, width, device=device))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

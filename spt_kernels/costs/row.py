@@ -43,6 +43,7 @@ class CostRow:
         inference_over_plain: against the untouched model, in turn with it.
         inference_peak_bytes: at the setting's batch size.
         tuning_peak_bytes: of a training step, likewise.
+        accounted_peak_bytes: what `estimate_memory` says of that step; the same without a card.
         step: a training step with its optimizer, None where it was not timed.
         step_over_full: against full fine-tuning, in turn with it on a CPU.
         file_bytes: what is handed over; 0 where nothing is defined.
@@ -56,6 +57,7 @@ class CostRow:
     inference_over_plain: float | None
     inference_peak_bytes: int
     tuning_peak_bytes: int
+    accounted_peak_bytes: int
     step: Spread | None
     step_over_full: float | None
     file_bytes: int

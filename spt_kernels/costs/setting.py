@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..finetuning.models import ModelSource, build, preprocessing_of
+from ..finetuning.models import ModelSource, build, preprocessing_of, sized_for
 from ..memory import DTYPES
 from .paper import PAPER_MODEL
 
@@ -27,6 +27,7 @@ class CostSetting:
         device: `"cpu"`, `"cuda"` or `"cuda:N"`.
         rank: of the LoRA and Adapter of the SPT rows.
         rounds: timed steps and inferences, after one that warms up; 0 for memory alone.
+        image_size: side in pixels, None for what the architecture is made for.
     """
 
     model: str = PAPER_MODEL
@@ -38,6 +39,7 @@ class CostSetting:
     device: str = "cpu"
     rank: int = 8
     rounds: int = 5
+    image_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -59,16 +61,19 @@ class CostSetting:
     def title(self) -> str:
         """What tells one table from another in a results file: all but `rounds` and the device."""
         extra = "".join(f", {name}={value}" for name, value in self.model_args.items())
+        extra += f", {self.image_size} pixels" if self.image_size else ""
         times = f", times at batch {self.step_batch_size}" if self.rounds else ""
         return f"{self.model}{extra}, {self.dtype}, batch {self.batch_size}{times}"
 
     def build(self) -> Any:
         """The plain model, in fp32 on the CPU."""
-        return build(ModelSource(self.model, dict(self.model_args)), self.num_classes).model
+        source = ModelSource(self.model, dict(self.model_args))
+        source = sized_for(source, self.num_classes, self.image_size)
+        return build(source, self.num_classes).model
 
     def image_shape(self, model: Any) -> tuple[int, int, int]:
         """Channels, height, width of what the model takes."""
-        form = preprocessing_of(model)
+        form = preprocessing_of(model, size=self.image_size)
         return len(form.mean), form.size, form.size
 
     def to_json(self) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def run_table7(
     Args:
         setting: model, sizes, precision, device.
         ways: names from `WAYS`.
-        sensitivity: time the scores too, unless the setting has no rounds to time.
+        sensitivity: time the scores too, in a table of fp32 with rounds to time.
         told: called with the name of each row when it is done.
         kept: called with the table so far after each row, so that a time limit loses none.
 
@@ -112,7 +112,8 @@ def run_table7(
             rows.append(CostRow.from_json(result))
         told(way)
         kept(Table7(setting, tuple(rows), dict(missing)))
-    if sensitivity and setting.rounds:
+    # in fp32 whatever the steps are in: one table is enough to have it
+    if sensitivity and setting.rounds and setting.dtype == "fp32":
         result = _in_a_process(SENSITIVITY, setting)
         if "error" in result:
             missing[SENSITIVITY] = result["error"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import pickle
@@ -109,19 +110,18 @@ def build_empty(
     Raises:
         ValueError: an unknown architecture or argument, or a size that it cannot be built for.
     """
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size: expected at least 1, got {image_size}")
-    sized = source
-    if image_size is not None and "img_size" not in source.args:
-        sized = replace(source, args={**source.args, "img_size": image_size})
-    try:
-        model = _create_empty(sized, num_classes)
-    except ValueError:
-        if sized is source:
-            raise
-        model = _create_empty(source, num_classes)  # a ConvNet has no such argument
+    _, model = _sized(source, num_classes, image_size)
     form = preprocessing_of(model, size=image_size)
     return model, (len(form.mean), form.size, form.size)
+
+
+def sized_for(source: ModelSource, num_classes: int, image_size: int | None) -> ModelSource:
+    """`source`, told the size of the images where its architecture is built for one size.
+
+    Raises:
+        ValueError: an unknown architecture or argument, or a size that it cannot be built for.
+    """
+    return source if image_size is None else _sized(source, num_classes, image_size)[0]
 
 
 def preprocessing_of(model: nn.Module, **overrides: Any) -> Preprocessing:
@@ -194,6 +194,18 @@ def _create(
         return timm.create_model(source.name, **args), 0.0
     except (TypeError, AssertionError) as error:
         raise ValueError(f"model: {source.name} cannot be built: {_first_line(error)}") from error
+
+
+def _sized(
+    source: ModelSource, num_classes: int, image_size: int | None
+) -> tuple[ModelSource, nn.Module]:
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size: expected at least 1, got {image_size}")
+    if image_size is not None and "img_size" not in source.args:
+        sized = replace(source, args={**source.args, "img_size": image_size})
+        with contextlib.suppress(ValueError):  # a ConvNet has no such argument
+            return sized, _create_empty(sized, num_classes)
+    return source, _create_empty(source, num_classes)
 
 
 def _create_empty(source: ModelSource, num_classes: int) -> nn.Module:

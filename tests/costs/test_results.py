@@ -25,6 +25,7 @@ def row(way: str, step: float, peak: int = 1000, **more: Any) -> CostRow:
     values = {
         "way": way, "trained": 10, "trained_share": 0.1, "inference": spread(1.0),
         "inference_over_plain": 1.0, "inference_peak_bytes": 500, "tuning_peak_bytes": peak,
+        "accounted_peak_bytes": peak,
         "step": spread(100 * step), "step_over_full": step, "file_bytes": 100,
     }  # fmt: skip
     return CostRow(**(values | more))

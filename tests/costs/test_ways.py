@@ -168,6 +168,17 @@ def test_table_runs_rows_in_their_own_processes_and_says_what_is_missing() -> No
     assert Table7.from_json(json.loads(json.dumps(table.to_json()))) == table
 
 
+def test_images_of_another_size() -> None:
+    vit = CostSetting(model="vit_tiny_patch16_224", image_size=48, num_classes=3)
+    convnext = CostSetting(model="convnext_atto", image_size=48, num_classes=3)
+    for setting in (vit, convnext):
+        model = setting.build()
+        shape = setting.image_shape(model)
+        assert shape == (3, 48, 48)
+        assert model(torch.zeros(1, *shape)).shape == (1, 3)
+        assert "48 pixels" in setting.title()
+
+
 def test_unknown_way_and_dtype_are_refused() -> None:
     with pytest.raises(ValueError, match="ways must be from"):
         run_table7(SETTING, ("lora-17",))
