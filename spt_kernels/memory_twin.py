@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_iter
 
 from .layers import sparse_deltas
 from .layers.sparse_gradient import DeltaPattern
+from .ops.sparse_weight_grad import SparsePattern
 
 
 def fake_copy(
@@ -55,17 +56,25 @@ def fake_copy(
             if value is tuning:
                 continue  # the plan is no part of the model
             if isinstance(value, DeltaPattern):
-                twin = DeltaPattern(value.whole)
+                twin = DeltaPattern(_on_cpu(value.whole))
                 memo[id(value)] = twin
                 # made on first use otherwise, from the values of the index
                 real |= {id(t): t for t in _tensors_within(twin.compacted)}
             real |= {id(t): t for t in _tensors_within(value)}
+    # the step runs on the CPU wherever the model is
+    memo |= {key: t.cpu() for key, t in real.items() if key not in memo and not t.is_cpu}
     besides = [
         _empty_like(t, fakes, dtype if t.is_floating_point() else None)
         for key, t in real.items()
         if key not in tensors
     ]
     return copy.deepcopy(model, memo), besides
+
+
+def _on_cpu(pattern: SparsePattern) -> SparsePattern:
+    if pattern.index.is_cpu:
+        return pattern
+    return SparsePattern.build(pattern.index.cpu(), pattern.out_features, pattern.in_features)
 
 
 def tensors_of(model: nn.Module) -> Iterator[Tensor]:

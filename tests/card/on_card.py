@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import active_fake_mode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_iter, tree_map
 
@@ -152,7 +153,9 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func is _aten._to_copy.default and isinstance(args[0], OnCard):
         # C++, to which it is on the CPU, may ask for that in a backward, and means where it is
         target = "cpu" if Pretence.leaving else CARD
-    if func in _GRADIENTS_OWN and torch._C._current_graph_task_id() != -1:
+    in_backward = torch._C._current_graph_task_id() != -1
+    # a step on fake tensors, for an account of memory, runs on the CPU wherever the model is
+    if func in _GRADIENTS_OWN and in_backward and active_fake_mode() is None:
         target = CARD
     tensors = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
     on_card = any(isinstance(tensor, OnCard) for tensor in tensors)
