@@ -191,6 +191,7 @@ def _facts(setting: Setting, plan: Plan | None) -> dict[str, Any]:
         plan,
         method="full" if plan is None else None,
         dtype="bf16-autocast" if recipe.amp == "bf16" else "fp32",
+        device="cuda" if setting.device.type == "cuda" else "cpu",
     )
     return {
         "trained_parameters": backbone if plan is None else plan.num_trainable,
