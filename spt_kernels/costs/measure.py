@@ -41,7 +41,8 @@ def measure_row(way: str, setting: CostSetting) -> CostRow:
         step, over_full = _time_steps(prepared, plain, shape, setting)
     file_bytes = prepared.file_bytes(prepared.model)
     prepared.optimizer.zero_grad(set_to_none=True)
-    deployed = prepared.for_inference(prepared.model).eval()
+    # autocast keeps a cast copy of every weight that could be trained
+    deployed = prepared.for_inference(prepared.model).eval().requires_grad_(False)
     inference_peak = _inference_peak(deployed, shape, setting)
     inference = over_plain = None
     if setting.rounds:
