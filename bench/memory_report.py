@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from spt_kernels.costs import PAPER_MODEL, CostRow, Table7
+from spt_kernels.costs import PAPER_MODEL, CostRow, CostSetting, Table7
 from spt_kernels.costs.results import TABLES
 
 from .cost_report import emphasised
@@ -66,12 +67,13 @@ def target_table(measured: Mapping[str, Any]) -> str:
 
 
 def peaks(measured: Mapping[str, Any]) -> dict[Key, Table7]:
-    """The accounted tables at the paper's batch, the paper's model first."""
+    """The accounted tables at the paper's sizes, the paper's model first."""
     found: dict[Key, Table7] = {}
     for value in measured.get(TABLES, {}).values():
         table = Table7.from_json(value)
         setting = table.setting
-        if setting.batch_size == 64 and not setting.model_args and not setting.on_gpu:
+        usual = CostSetting(model=setting.model, dtype=setting.dtype, rounds=0)
+        if replace(setting, rounds=0).title() == usual.title() and not setting.on_gpu:
             found[setting.model, setting.dtype] = table
     order = [*COLUMNS, *sorted(found.keys() - set(COLUMNS))]
     return {key: found[key] for key in order if key in found}

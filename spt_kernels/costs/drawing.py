@@ -57,7 +57,8 @@ def cost_figure(table: Table7) -> Figure:
     _label(time, "time of a step over full fine-tuning")
     memory.invert_yaxis()
     setting = table.setting
-    figure.suptitle(f"{setting.model}, {setting.dtype}", fontsize=10, x=0.01, ha="left", color=INK)
+    heading = f"{setting.model_title()}, {setting.dtype}"
+    figure.suptitle(heading, fontsize=10, x=0.01, ha="left", color=INK)
     return figure
 
 

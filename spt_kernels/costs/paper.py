@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 PAPER_MODEL = "vit_base_patch16_224"
+PAPER_IMAGE_SIZE = 224
+PAPER_BATCH_SIZE = 64
 PAPER_SAMPLES = 400
 PAPER_SENSITIVITY_S = 5.5  # its text, for so many samples on one GPU, squaring batch gradients
 

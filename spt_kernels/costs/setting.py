@@ -8,7 +8,7 @@ from typing import Any
 
 from ..finetuning.models import ModelSource, build, preprocessing_of, sized_for
 from ..memory import DTYPES
-from .paper import PAPER_MODEL
+from .paper import PAPER_BATCH_SIZE, PAPER_IMAGE_SIZE, PAPER_MODEL
 
 _LEAST = {"batch_size": 1, "timed_batch_size": 1, "num_classes": 1, "rank": 1, "rounds": 0}
 
@@ -32,7 +32,7 @@ class CostSetting:
 
     model: str = PAPER_MODEL
     model_args: Mapping[str, Any] = field(default_factory=dict)
-    batch_size: int = 64
+    batch_size: int = PAPER_BATCH_SIZE
     timed_batch_size: int = 4
     num_classes: int = 100
     dtype: str = "fp32"
@@ -58,12 +58,26 @@ class CostSetting:
         """Images of a timed step."""
         return self.batch_size if self.on_gpu else self.timed_batch_size
 
-    def title(self) -> str:
-        """What tells one table from another in a results file: all but `rounds` and the device."""
+    @property
+    def is_papers(self) -> bool:
+        """Whether this is the paper's model on its images and batch, in whatever precision."""
+        is_its_size = self.image_size in (None, PAPER_IMAGE_SIZE)
+        is_its_model = self.model == PAPER_MODEL and not self.model_args and is_its_size
+        return is_its_model and self.batch_size == PAPER_BATCH_SIZE
+
+    def model_title(self) -> str:
+        """The architecture, and what of it is not as timm has it."""
         extra = "".join(f", {name}={value}" for name, value in self.model_args.items())
-        extra += f", {self.image_size} pixels" if self.image_size else ""
+        return self.model + extra + (f", {self.image_size} pixels" if self.image_size else "")
+
+    def title(self) -> str:
+        """What tells one table from another in a machine's results: all but how many rounds."""
+        other = (
+            f", {self.num_classes} classes" if self.num_classes != type(self).num_classes else ""
+        )
+        other += f", rank {self.rank}" if self.rank != type(self).rank else ""
         times = f", times at batch {self.step_batch_size}" if self.rounds else ""
-        return f"{self.model}{extra}, {self.dtype}, batch {self.batch_size}{times}"
+        return f"{self.model_title()}{other}, {self.dtype}, batch {self.batch_size}{times}"
 
     def build(self) -> Any:
         """The plain model, in fp32 on the CPU."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .paper import PAPER_MODEL, PAPER_ROWS, PaperRow
+from .paper import PAPER_ROWS, PaperRow
 from .row import CostRow
 from .sensitivity_speed import SensitivitySpeed
 from .setting import CostSetting
@@ -35,8 +35,8 @@ class Table7:
 
     @property
     def papers(self) -> Mapping[str, PaperRow]:
-        """The paper's rows, where this is its model."""
-        return PAPER_ROWS if self.setting.model == PAPER_MODEL else {}
+        """The paper's rows, where this is its model on its images and batch."""
+        return PAPER_ROWS if self.setting.is_papers else {}
 
     def over(self, row: CostRow, rival: str, column: str) -> float | None:
         """A column of `row` over that of another row, None where either is missing."""

@@ -105,3 +105,28 @@ def test_a_file_that_holds_no_results_is_named(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ValueError, match=r"notes\.json"):
             read(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "vit_small_patch16_224"},
+        {"model_args": {"depth": 2}},
+        {"image_size": 96},
+        {"batch_size": 8},
+    ],
+)
+def test_the_papers_figures_stand_beside_its_own_sizes_alone(changes: dict[str, Any]) -> None:
+    usual = Table7(CostSetting(dtype="bf16"), ())
+    assert usual.papers["full"].tuning_gb == 11.9
+    assert not replace(usual, setting=replace(usual.setting, **changes)).papers
+
+
+def test_whatever_changes_a_figure_changes_the_name_of_its_table() -> None:
+    changes: list[dict[str, Any]] = [
+        {}, {"model": "resnet18"}, {"model_args": {"depth": 2}}, {"image_size": 96},
+        {"batch_size": 8}, {"timed_batch_size": 8}, {"num_classes": 10}, {"dtype": "bf16"},
+        {"rank": 4}, {"rounds": 0},
+    ]  # fmt: skip
+    titles = {replace(SETTING, **change).title() for change in changes}
+    assert len(titles) == len(changes)
