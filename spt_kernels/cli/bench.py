@@ -164,7 +164,8 @@ def _compare(terminal: Terminal, old: Path, new: Path) -> int:
 def _training_table(result: Table7) -> Any:
     setting, papers = result.setting, result.papers
     how = "measured" if setting.on_gpu else "accounted"
-    title = f"Training {setting.model_title()}, {setting.dtype}: peak {how} at batch {setting.batch_size}"
+    title = f"Training {setting.model_title()}, {setting.dtype}: peak {how}"
+    title += f" at batch {setting.batch_size}"
     if setting.rounds:
         title += f", time on {setting.device} at batch {setting.step_batch_size}"
     unit = _unit([row.tuning_peak_bytes for row in result.rows])

@@ -44,14 +44,28 @@ class _Figure:
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """Every figure of ours that both files hold, what grew most first."""
-    before, after = dict(_figures(old)), dict(_figures(new))
+    """Every figure of ours that both files hold, what grew most first.
+
+    Raises:
+        ValueError: a file that another version wrote, or none of ours.
+    """
+    before, after = _known("old", old), _known("new", new)
     changes = [
         Change(name, before[name].value, figure.value, max(before[name].noise, figure.noise))
         for name, figure in after.items()
         if name in before
     ]
     return sorted(changes, key=lambda change: change.before / change.after)
+
+
+def _known(which: str, results: Mapping[str, Any]) -> dict[str, _Figure]:
+    try:
+        return dict(_figures(results))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{which}: expected results as this version writes them, got others ({reason})"
+        ) from error
 
 
 def _figures(results: Mapping[str, Any]) -> Iterator[tuple[str, _Figure]]:

@@ -72,10 +72,9 @@ class CostSetting:
 
     def title(self) -> str:
         """What tells one table from another in a machine's results: all but how many rounds."""
-        other = (
-            f", {self.num_classes} classes" if self.num_classes != type(self).num_classes else ""
-        )
-        other += f", rank {self.rank}" if self.rank != type(self).rank else ""
+        usual = type(self)
+        other = "" if self.num_classes == usual.num_classes else f", {self.num_classes} classes"
+        other += "" if self.rank == usual.rank else f", rank {self.rank}"
         times = f", times at batch {self.step_batch_size}" if self.rounds else ""
         return f"{self.model_title()}{other}, {self.dtype}, batch {self.batch_size}{times}"
 

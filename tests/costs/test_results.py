@@ -130,3 +130,19 @@ def test_whatever_changes_a_figure_changes_the_name_of_its_table() -> None:
     ]  # fmt: skip
     titles = {replace(SETTING, **change).title() for change in changes}
     assert len(titles) == len(changes)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"contests": {"sum": {}}},
+        {"contests": {"sum": {"rows": [{"name": "ours"}, {"name": "theirs"}]}}},
+        {"tables": [1]},
+        {"tables": {"vit": {"setting": {}}}},
+        {"tables": {"vit": {"setting": {"dtype": "fp8"}, "rows": [], "sensitivity": None}}},
+    ],
+)
+def test_results_of_another_form_are_one_clear_error(tmp_path: Path, parts: Any) -> None:
+    old = results_of(tmp_path, TABLE)
+    with pytest.raises(ValueError, match="new: expected results as this version writes them"):
+        compare(old, {"machine": {}, **parts})
