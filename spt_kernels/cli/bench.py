@@ -79,7 +79,9 @@ def run(
     if compare is not None:
         return _compare(terminal, *compare)
     if what not in TABLES:
-        raise ValueError(f"expected one of {', '.join(TABLES)}, got {what!r}")
+        raise ValueError(f"TABLE: expected one of {', '.join(TABLES)}, got {what!r}")
+    if output is not None and output.exists() and not output.is_dir():
+        raise ValueError(f"--output: expected a folder, got the file {output}")
     source = model.source() or ModelSource(PAPER_MODEL)
     chosen = split_names(ways) or tuple(WAYS)
     setting = CostSetting(
@@ -225,10 +227,9 @@ def _notes(result: Table7) -> list[str]:
     spreads = [s for row in result.rows for s in (row.step, row.inference) if s is not None]
     lines = []
     if spreads:
-        noise = percent(max(spread.noise for spread in spreads))
-        lines.append(
-            f"times are medians of {result.setting.rounds}, their spread at most ± {noise}"
-        )
+        rounds, noise = result.setting.rounds, percent(max(spread.noise for spread in spreads))
+        several = f"times are medians of {rounds}, their spread at most ± {noise}"
+        lines.append(several if rounds > 1 else "times are of one run: their spread is not known")
     both = [row for row in result.rows if result.setting.on_gpu and row.tuning_peak_bytes]
     if both:
         ratios = [row.accounted_peak_bytes / row.tuning_peak_bytes for row in both]

@@ -160,10 +160,11 @@ def run(
     source = model.source()
     if source is None:
         raise ValueError("--model: name a timm architecture")
-    if output is not None and not output.resolve().parent.is_dir():
-        raise ValueError(f"--output: no such folder: {output.resolve().parent}")
-    if step.batch < 1:
-        raise ValueError(f"--batch: expected at least 1, got {step.batch}")
+    if output is not None:
+        _check_picture(output)
+    for name, number in (("--batch", step.batch), ("--num-classes", step.num_classes)):
+        if number < 1:
+            raise ValueError(f"{name}: expected at least 1, got {number}")
     from ..finetuning.models import build_empty
     from .memory_rows import answer, rows_of
 
@@ -195,6 +196,17 @@ def run(
     value |= {"methods": values, "missing": missing} if is_table else values[next(iter(values))]
     notes = [f"{name}: {reason}" for name, reason in missing.items()]
     terminal.show(value, *_parts(answers, title, terminal.out.width, fit.reserve), *notes)
+
+
+def _check_picture(path: Path) -> None:
+    """Before the work: what could not be written after it."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if not path.resolve().parent.is_dir():
+        raise ValueError(f"--output: no such folder: {path.resolve().parent}")
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.is_dir() or path.suffix[1:].lower() not in known:
+        raise ValueError(f"--output: expected a picture as memory.png, got {path}")
 
 
 def _described(estimate: MemoryEstimate, optimizer: str) -> str:
