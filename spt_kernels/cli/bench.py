@@ -164,13 +164,15 @@ def _compare(terminal: Terminal, old: Path, new: Path) -> int:
 
 
 def _training_table(result: Table7) -> Any:
+    from ..costs.drawing import unit_of
+
     setting, papers = result.setting, result.papers
     how = "measured" if setting.on_gpu else "accounted"
     title = f"Training {setting.model_title()}, {setting.dtype}: peak {how}"
     title += f" at batch {setting.batch_size}"
     if setting.rounds:
         title += f", time on {setting.device} at batch {setting.step_batch_size}"
-    unit = _unit([row.tuning_peak_bytes for row in result.rows])
+    unit = unit_of([row.tuning_peak_bytes for row in result.rows])
     rows = [
         (
             row.way,
@@ -191,9 +193,10 @@ def _training_table(result: Table7) -> Any:
 
 def _inference_table(result: Table7) -> Any:
     from ..costs import PAPER_SAMPLES
+    from ..costs.drawing import unit_of
 
     papers, speed = result.papers, result.sensitivity
-    unit = _unit([row.inference_peak_bytes for row in result.rows])
+    unit = unit_of([row.inference_peak_bytes for row in result.rows])
     rows = [
         (
             row.way,
@@ -211,12 +214,10 @@ def _inference_table(result: Table7) -> Any:
     return table(names, rows, "Inference, merged where it can be; scores; the file", is_wide=True)
 
 
-def _unit(numbers: list[int]) -> str:
-    return "GiB" if max(numbers, default=0) >= 1 << 29 else "MiB"
-
-
 def _in_unit(number: int, unit: str) -> str:
-    return f"{number / (1 << (30 if unit == 'GiB' else 20)):,.2f}" if number else "–"
+    from ..costs.drawing import UNITS
+
+    return f"{number / UNITS[unit]:,.2f}" if number else "–"
 
 
 def _ratio(ratio: float | None) -> str:
