@@ -39,7 +39,10 @@ up, what kernels allocate within themselves. --reserve keeps room for it.
 """
 
 _MADE_UP = "spt-*: chosen by made-up scores, as skewed as measured ones; --plan takes yours."
-_NOT_COUNTED = "Not counted: the CUDA context (about 0.5 GiB), what the allocator rounds up."
+_NOT_COUNTED = {
+    "cuda": "Not counted: the CUDA context (about 0.5 GiB), what the allocator rounds up.",
+    "cpu": "Not counted: the process without its model, and holes that its allocator keeps.",
+}
 
 
 @dataclass(frozen=True)
@@ -236,4 +239,4 @@ def _parts(answers: dict[str, Answer], title: str, columns: int, reserve: float)
         parts += [display.otherwise_table(none), ""]
     if any(found.row.is_made_up for found in answers.values()):
         parts.append(_MADE_UP)
-    return [*parts, _NOT_COUNTED]
+    return [*parts, _NOT_COUNTED[next(iter(estimates.values())).device]]
