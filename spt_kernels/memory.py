@@ -57,7 +57,8 @@ def estimate_memory(
         model: any module, plain or tuned already, by another library too; neither changed nor
             copied. Its parameters may be on the meta device.
         batch_shape: shape of the input, `(batch, 3, height, width)`.
-        plan: tune the (plain) model so, and train that; `method` is then only what to call it.
+        plan: tune the (plain) model so, and train that; `method` is then only what to call it, as
+            it is for a model that is tuned already.
         method: one of `spt_kernels.method.METHODS`, as `spt-kernels finetune` trains it: `"full"`,
             `"linear"` (the head), `"bias"` (every bias and the head), `"lora"` (on q and v, and
             the head), or `"spt-lora"`, `"spt-adapter"`, `"spt-unstructured"`. Those three choose by

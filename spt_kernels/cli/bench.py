@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 HELP = """Measure what each way of fine-tuning costs: Table 7 of the paper, here.
 
-Neither weights nor images are needed. Without a GPU, memory is accounted
-at --batch-size and times are taken at --timed-batch-size. Rows of other
-libraries (PEFT's LoRA, SHiRA, Super-Tuning) come where they are installed.
+Neither weights nor images are needed, and none are read. Without a GPU,
+memory is accounted as one would need it at --batch-size, and times are
+taken on the CPU at --timed-batch-size. Rows of other libraries (PEFT's
+LoRA, SHiRA, Super-Tuning) come where they are installed.
 
   spt-kernels bench table7
   spt-kernels bench table7 --ways full,lora-16,spt-lora -o costs
