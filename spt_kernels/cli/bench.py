@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import MachineOptions, ModelOptions, described, split_names
+from .options import ArchitectureOptions, DeviceOptions, described, split_names
 from .terminal import Terminal, percent, size, table
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ GOT_WORSE = 1  # exit code of a comparison
 
 def run(
     terminal: Terminal,
-    model: ModelOptions,
-    machine: MachineOptions,
+    model: ArchitectureOptions,
+    machine: DeviceOptions,
     what: Annotated[str, typer.Argument(help="table7.", metavar="TABLE")] = "table7",
     ways: Annotated[
         str | None, described("Run", "--ways", metavar="A,B,…", help="These rows alone [all].")
@@ -84,7 +84,7 @@ def run(
     if output is not None and output.exists() and not output.is_dir():
         raise ValueError(f"--output: expected a folder, got the file {output}")
     source = model.source() or ModelSource(PAPER_MODEL)
-    chosen = split_names(ways) or tuple(WAYS)
+    chosen = tuple(dict.fromkeys(split_names(ways))) or tuple(WAYS)
     setting = CostSetting(
         model=source.name,
         model_args=source.args,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from .options import ModelOptions, described, split_names
+from .options import ArchitectureOptions, described, split_names
 from .terminal import Terminal
 from .training_options import parse_budget
 
@@ -150,7 +150,7 @@ class FitOptions:
 
 def run(
     terminal: Terminal,
-    model: ModelOptions,
+    model: ArchitectureOptions,
     step: StepOptions,
     fit: FitOptions,
     output: Annotated[
@@ -197,8 +197,10 @@ def run(
     values = {name: found.to_json() for name, found in answers.items()}
     is_table = len(values) > 1 or bool(missing)
     value |= {"methods": values, "missing": missing} if is_table else values[next(iter(values))]
-    notes = [f"{name}: {reason}" for name, reason in missing.items()]
-    terminal.show(value, *_parts(answers, title, terminal.out.width, fit.reserve), *notes)
+    parts = _parts(answers, missing, title, terminal.out.width, fit.reserve)
+    if output is not None:
+        parts.append(f"written to {output}")
+    terminal.show(value, *parts)
 
 
 def _check_picture(path: Path) -> None:
@@ -219,7 +221,9 @@ def _described(estimate: MemoryEstimate, optimizer: str) -> str:
     return ", ".join(parts + ["checkpointing"] * estimate.checkpointing)
 
 
-def _parts(answers: dict[str, Answer], title: str, columns: int, reserve: float) -> list[Any]:
+def _parts(
+    answers: dict[str, Answer], missing: dict[str, str], title: str, columns: int, reserve: float
+) -> list[Any]:
     from . import memory_display as display
 
     estimates = {name: found.estimate for name, found in answers.items()}
@@ -228,6 +232,7 @@ def _parts(answers: dict[str, Answer], title: str, columns: int, reserve: float)
         parts: list[Any] = [f"{title}, {name}", "", display.category_table(estimate)]
     else:
         parts = [title, "", display.method_table(estimates)]
+    parts += [f"{name}: left out, {reason}" for name, reason in missing.items()]
     parts += ["", display.bars(estimates, columns), ""]
     if any(found.found for found in answers.values()):
         found = {name: found.found for name, found in answers.items()}

@@ -72,7 +72,7 @@ def test_a_method_that_the_model_does_not_admit(capsys: pytest.CaptureFixture[st
     arguments = ["memory", "-m", "resnet10t", "--batch", "2", "--image-size", "64", "-q"]
     assert app.run(arguments) == 0
     text = capsys.readouterr().out
-    assert "lora-16: method: the model has no linear" in text
+    assert "lora-16: left out, method: the model has no linear" in text
     assert "spt-unstructured" in text
     assert app.run([*arguments, "--method", "lora"]) == 2
     assert "no linear matrices" in capsys.readouterr().err
