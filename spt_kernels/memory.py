@@ -57,7 +57,8 @@ def estimate_memory(
         model: any module, plain or tuned already, by another library too; neither changed nor
             copied. Its parameters may be on the meta device.
         batch_shape: shape of the input, `(batch, 3, height, width)`.
-        plan: tune the (plain) model so, and train that; `method` is then only what to call it.
+        plan: tune the (plain) model so, and train that; `method` is then only what to call it, as
+            it is for a model that is tuned already.
         method: one of `spt_kernels.method.METHODS`, as `spt-kernels finetune` trains it: `"full"`,
             `"linear"` (the head), `"bias"` (every bias and the head), `"lora"` (on q and v, and
             the head), or `"spt-lora"`, `"spt-adapter"`, `"spt-unstructured"`. Those three choose by
@@ -207,8 +208,8 @@ def _choose(
         for name, value in (("budget", budget), ("rank", rank)):
             if value is not None:
                 raise ValueError(f"{name}: {whose} has its own, got {value!r}; leave it out")
-        if method == "full":
-            raise ValueError(f"method='full': {whose} trains something else; leave it out")
+        if method is not None and not _is_such(known, method):
+            raise ValueError(f"method={method!r}: {whose} trains something else; leave it out")
         return plan, method or f"spt-{known.kind or 'unstructured'}"
     if method is None:
         for name, value in (("budget", budget), ("rank", rank)):
@@ -218,6 +219,20 @@ def _choose(
     chosen = Method(method, budget, rank)
     scores = skewed_sensitivity(model) if chosen.is_sensitivity_aware else None
     return make_plan(model, chosen, scores), method
+
+
+def _is_such(plan: Plan, method: str) -> bool:
+    """Whether a plan may be one of `method`, which is a label beside it."""
+    kind, has_entries = plan.kind, bool(plan.unstructured)
+    return {
+        "full": False,
+        "linear": kind is None and not has_entries,
+        "bias": kind is None,
+        "lora": kind == "lora" and not has_entries,
+        "spt-lora": kind == "lora",
+        "spt-adapter": kind == "adapter",
+        "spt-unstructured": kind is None,
+    }[method]
 
 
 def _as_shape(batch_shape: Sequence[int]) -> tuple[int, ...]:
@@ -304,7 +319,7 @@ def _forward(model: nn.Module, batch: Tensor) -> Any:
         ) from error
 
 
-def _check_choices(dtype: Any, optimizer: Any, training: bool, checkpointing: bool) -> None:
+def _check_choices(dtype: Any, optimizer: Any, training: Any, checkpointing: Any) -> None:
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if not callable(optimizer) and optimizer not in ("adamw", "sgd", "none"):
@@ -312,6 +327,9 @@ def _check_choices(dtype: Any, optimizer: Any, training: bool, checkpointing: bo
             "optimizer must be 'adamw', 'sgd', 'none' or a function of the model, "
             f"got {optimizer!r}"
         )
+    for name, value in (("training", training), ("checkpointing", checkpointing)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
     if checkpointing and not training:
         raise ValueError(
             "checkpointing=True is for training: inference keeps nothing that it could recompute"

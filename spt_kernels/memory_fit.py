@@ -89,7 +89,12 @@ class PeakByBatch:
     def __init__(
         self, model: nn.Module, image_shape: Sequence[int], plan: Plan | None = None, **how: Any
     ) -> None:
-        self._image_shape = tuple(image_shape)
+        try:
+            self._image_shape = tuple(operator.index(size) for size in image_shape)
+        except TypeError:
+            raise TypeError(
+                f"image_shape must be a sequence of whole numbers, got {image_shape!r}"
+            ) from None
         self._rehearsal = Rehearsal(model, plan, **how)
         self._known: dict[int, MemoryEstimate] = {}
 

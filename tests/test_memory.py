@@ -304,11 +304,12 @@ def test_a_tuned_model_takes_no_second_method() -> None:
     model = tiny_vit()
     plan = planned(model, 100)
     apply(model, plan)
-    for arguments in ({"plan": plan}, {"method": "full"}, {"budget": 100}, {"rank": 4}):
+    others = [{"method": method} for method in METHODS if method != "spt-lora"]
+    for arguments in ({"plan": plan}, *others, {"budget": 100}, {"rank": 4}):
         with pytest.raises(ValueError, match="tuned already"):
             estimate_memory(model, (4, 3, 16, 16), **arguments)
-    assert estimate_memory(model, (4, 3, 16, 16)).method == "spt-lora"
-    assert estimate_memory(model, (4, 3, 16, 16), method="lora").method == "lora"
+    for method in (None, "spt-lora"):
+        assert estimate_memory(model, (4, 3, 16, 16), method=method).method == "spt-lora"
 
 
 def test_optimizer_of_ones_own() -> None:
@@ -411,8 +412,9 @@ def test_bad_arguments(arguments: dict, message: str) -> None:
         ({"method": "lora", "rank": 2.5}, "rank: expected a whole number, got 2.5"),
         ({"method": "lora", "budget": "1%"}, "budget: expected a number, got '1%'"),
         ({"optimizer": lambda _: "adamw"}, "optimizer must make a torch.optim.Optimizer"),
+        ({"training": "no"}, "training must be True or False, got 'no'"),
     ],
-    ids=["shape", "size", "plan", "model", "rank", "budget", "optimizer"],
+    ids=["shape", "size", "plan", "model", "rank", "budget", "optimizer", "training"],
 )
 def test_arguments_of_the_wrong_type(arguments: dict, message: str) -> None:
     with pytest.raises(TypeError, match=message):
@@ -422,7 +424,8 @@ def test_arguments_of_the_wrong_type(arguments: dict, message: str) -> None:
 def test_a_plan_leaves_nothing_to_choose() -> None:
     model = tiny_vit()
     plan = planned(model, 100)
-    for arguments in ({"method": "full"}, {"budget": 100}, {"rank": 4}):
+    others = [{"method": method} for method in METHODS if method != "spt-lora"]
+    for arguments in (*others, {"budget": 100}, {"rank": 4}):
         with pytest.raises(ValueError, match=f"{next(iter(arguments))}.*the plan"):
             estimate_memory(model, (4, 3, 16, 16), plan, **arguments)
 

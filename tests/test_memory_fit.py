@@ -158,10 +158,15 @@ def test_a_reserve_is_taken_off() -> None:
         ({"limit_bytes": float("nan")}, ValueError, "limit_bytes must leave"),
         ({"reserve_bytes": 2**20}, ValueError, "beside reserve_bytes, got 1048576 and 1048576"),
         ({"reserve_bytes": -1}, ValueError, "reserve_bytes must be at least 0, got -1"),
+        (
+            {"image_shape": 224},
+            TypeError,
+            "image_shape must be a sequence of whole numbers, got 224",
+        ),
         ({"image_shape": (3, 15, 15)}, ValueError, "VisionTransformer cannot take"),
         ({"method": "prompt"}, ValueError, "method must be one of"),
     ],
-    ids=["text", "nothing", "nan", "all-reserved", "negative", "image", "method"],
+    ids=["text", "nothing", "nan", "all-reserved", "negative", "side", "image", "method"],
 )
 def test_bad_arguments(arguments: dict, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):

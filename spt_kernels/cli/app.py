@@ -53,7 +53,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        return _complain("stopped; a run with an output folder goes on with --resume", INTERRUPTED)
+        return _complain(
+            "stopped; finetune with an output folder goes on with --resume", INTERRUPTED
+        )
     except _USAGE_ERROR as error:
         if state["debug"]:
             raise

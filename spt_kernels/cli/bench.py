@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import MachineOptions, ModelOptions, described, split_names
+from .options import ArchitectureOptions, DeviceOptions, described, split_names
 from .terminal import Terminal, percent, size, table
 
 if TYPE_CHECKING:
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 HELP = """Measure what each way of fine-tuning costs: Table 7 of the paper, here.
 
-Neither weights nor images are needed. Without a GPU, memory is accounted
-at --batch-size and times are taken at --timed-batch-size. Rows of other
-libraries (PEFT's LoRA, SHiRA, Super-Tuning) come where they are installed.
+Neither weights nor images are needed, and none are read. Without a GPU,
+memory is accounted as one would need it at --batch-size, and times are
+taken on the CPU at --timed-batch-size. Rows of other libraries (PEFT's
+LoRA, SHiRA, Super-Tuning) come where they are installed.
 
   spt-kernels bench table7
   spt-kernels bench table7 --ways full,lora-16,spt-lora -o costs
@@ -34,8 +35,8 @@ GOT_WORSE = 1  # exit code of a comparison
 
 def run(
     terminal: Terminal,
-    model: ModelOptions,
-    machine: MachineOptions,
+    model: ArchitectureOptions,
+    machine: DeviceOptions,
     what: Annotated[str, typer.Argument(help="table7.", metavar="TABLE")] = "table7",
     ways: Annotated[
         str | None, described("Run", "--ways", metavar="A,B,…", help="These rows alone [all].")
@@ -79,9 +80,11 @@ def run(
     if compare is not None:
         return _compare(terminal, *compare)
     if what not in TABLES:
-        raise ValueError(f"expected one of {', '.join(TABLES)}, got {what!r}")
+        raise ValueError(f"TABLE: expected one of {', '.join(TABLES)}, got {what!r}")
+    if output is not None and output.exists() and not output.is_dir():
+        raise ValueError(f"--output: expected a folder, got the file {output}")
     source = model.source() or ModelSource(PAPER_MODEL)
-    chosen = split_names(ways) or tuple(WAYS)
+    chosen = tuple(dict.fromkeys(split_names(ways))) or tuple(WAYS)
     setting = CostSetting(
         model=source.name,
         model_args=source.args,
@@ -162,13 +165,15 @@ def _compare(terminal: Terminal, old: Path, new: Path) -> int:
 
 
 def _training_table(result: Table7) -> Any:
+    from ..costs.drawing import unit_of
+
     setting, papers = result.setting, result.papers
     how = "measured" if setting.on_gpu else "accounted"
     title = f"Training {setting.model_title()}, {setting.dtype}: peak {how}"
     title += f" at batch {setting.batch_size}"
     if setting.rounds:
         title += f", time on {setting.device} at batch {setting.step_batch_size}"
-    unit = _unit([row.tuning_peak_bytes for row in result.rows])
+    unit = unit_of([row.tuning_peak_bytes for row in result.rows])
     rows = [
         (
             row.way,
@@ -189,9 +194,10 @@ def _training_table(result: Table7) -> Any:
 
 def _inference_table(result: Table7) -> Any:
     from ..costs import PAPER_SAMPLES
+    from ..costs.drawing import unit_of
 
     papers, speed = result.papers, result.sensitivity
-    unit = _unit([row.inference_peak_bytes for row in result.rows])
+    unit = unit_of([row.inference_peak_bytes for row in result.rows])
     rows = [
         (
             row.way,
@@ -209,12 +215,10 @@ def _inference_table(result: Table7) -> Any:
     return table(names, rows, "Inference, merged where it can be; scores; the file", is_wide=True)
 
 
-def _unit(numbers: list[int]) -> str:
-    return "GiB" if max(numbers, default=0) >= 1 << 29 else "MiB"
-
-
 def _in_unit(number: int, unit: str) -> str:
-    return f"{number / (1 << (30 if unit == 'GiB' else 20)):,.2f}" if number else "–"
+    from ..costs.drawing import UNITS
+
+    return f"{number / UNITS[unit]:,.2f}" if number else "–"
 
 
 def _ratio(ratio: float | None) -> str:
@@ -225,10 +229,9 @@ def _notes(result: Table7) -> list[str]:
     spreads = [s for row in result.rows for s in (row.step, row.inference) if s is not None]
     lines = []
     if spreads:
-        noise = percent(max(spread.noise for spread in spreads))
-        lines.append(
-            f"times are medians of {result.setting.rounds}, their spread at most ± {noise}"
-        )
+        rounds, noise = result.setting.rounds, percent(max(spread.noise for spread in spreads))
+        several = f"times are medians of {rounds}, their spread at most ± {noise}"
+        lines.append(several if rounds > 1 else "times are of one run: their spread is not known")
     both = [row for row in result.rows if result.setting.on_gpu and row.tuning_peak_bytes]
     if both:
         ratios = [row.accounted_peak_bytes / row.tuning_peak_bytes for row in both]

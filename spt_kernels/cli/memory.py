@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from .options import ModelOptions, described, split_names
+from .options import ArchitectureOptions, described, split_names
 from .terminal import Terminal
 from .training_options import parse_budget
 
@@ -39,7 +39,10 @@ up, what kernels allocate within themselves. --reserve keeps room for it.
 """
 
 _MADE_UP = "spt-*: chosen by made-up scores, as skewed as measured ones; --plan takes yours."
-_NOT_COUNTED = "Not counted: the CUDA context (about 0.5 GiB), what the allocator rounds up."
+_NOT_COUNTED = {
+    "cuda": "Not counted: the CUDA context (about 0.5 GiB), what the allocator rounds up.",
+    "cpu": "Not counted: the process without its model, and holes that its allocator keeps.",
+}
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class FitOptions:
 
 def run(
     terminal: Terminal,
-    model: ModelOptions,
+    model: ArchitectureOptions,
     step: StepOptions,
     fit: FitOptions,
     output: Annotated[
@@ -160,10 +163,11 @@ def run(
     source = model.source()
     if source is None:
         raise ValueError("--model: name a timm architecture")
-    if output is not None and not output.resolve().parent.is_dir():
-        raise ValueError(f"--output: no such folder: {output.resolve().parent}")
-    if step.batch < 1:
-        raise ValueError(f"--batch: expected at least 1, got {step.batch}")
+    if output is not None:
+        _check_picture(output)
+    for name, number in (("--batch", step.batch), ("--num-classes", step.num_classes)):
+        if number < 1:
+            raise ValueError(f"{name}: expected at least 1, got {number}")
     from ..finetuning.models import build_empty
     from .memory_rows import answer, rows_of
 
@@ -193,8 +197,21 @@ def run(
     values = {name: found.to_json() for name, found in answers.items()}
     is_table = len(values) > 1 or bool(missing)
     value |= {"methods": values, "missing": missing} if is_table else values[next(iter(values))]
-    notes = [f"{name}: {reason}" for name, reason in missing.items()]
-    terminal.show(value, *_parts(answers, title, terminal.out.width, fit.reserve), *notes)
+    parts = _parts(answers, missing, title, terminal.out.width, fit.reserve)
+    if output is not None:
+        parts.append(f"written to {output}")
+    terminal.show(value, *parts)
+
+
+def _check_picture(path: Path) -> None:
+    """Before the work: what could not be written after it."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if not path.resolve().parent.is_dir():
+        raise ValueError(f"--output: no such folder: {path.resolve().parent}")
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.is_dir() or path.suffix[1:].lower() not in known:
+        raise ValueError(f"--output: expected a picture as memory.png, got {path}")
 
 
 def _described(estimate: MemoryEstimate, optimizer: str) -> str:
@@ -204,7 +221,9 @@ def _described(estimate: MemoryEstimate, optimizer: str) -> str:
     return ", ".join(parts + ["checkpointing"] * estimate.checkpointing)
 
 
-def _parts(answers: dict[str, Answer], title: str, columns: int, reserve: float) -> list[Any]:
+def _parts(
+    answers: dict[str, Answer], missing: dict[str, str], title: str, columns: int, reserve: float
+) -> list[Any]:
     from . import memory_display as display
 
     estimates = {name: found.estimate for name, found in answers.items()}
@@ -213,6 +232,7 @@ def _parts(answers: dict[str, Answer], title: str, columns: int, reserve: float)
         parts: list[Any] = [f"{title}, {name}", "", display.category_table(estimate)]
     else:
         parts = [title, "", display.method_table(estimates)]
+    parts += [f"{name}: left out, {reason}" for name, reason in missing.items()]
     parts += ["", display.bars(estimates, columns), ""]
     if any(found.found for found in answers.values()):
         found = {name: found.found for name, found in answers.items()}
@@ -224,4 +244,4 @@ def _parts(answers: dict[str, Answer], title: str, columns: int, reserve: float)
         parts += [display.otherwise_table(none), ""]
     if any(found.row.is_made_up for found in answers.values()):
         parts.append(_MADE_UP)
-    return [*parts, _NOT_COUNTED]
+    return [*parts, _NOT_COUNTED[next(iter(estimates.values())).device]]

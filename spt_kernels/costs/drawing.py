@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..figures import COLOURS, FAINT, INK
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GIB = 1 << 30
-PAPER_BYTES_PER_GB = 1 << 30  # the paper's GB are what the card's tools show
+UNITS = {"GiB": 1 << 30, "MiB": 1 << 20}  # the paper's GB are GiB: what the card's tools show
 WIDTH, ROW_HEIGHT = 9.0, 0.34  # inches
 
 
@@ -32,10 +32,11 @@ def cost_figure(table: Table7) -> Figure:
     names = [row.way for row in table.rows]
     colours = [_colour(row) for row in table.rows]
 
-    peaks = [row.tuning_peak_bytes / GIB for row in table.rows]
+    unit = unit_of([row.tuning_peak_bytes for row in table.rows])
+    peaks = [row.tuning_peak_bytes / UNITS[unit] for row in table.rows]
     memory.barh(names, peaks, color=colours)
     how = "measured" if table.setting.on_gpu else "accounted"
-    title = f"peak of a training step, GiB ({how}), batch {table.setting.batch_size}"
+    title = f"peak of a training step, {unit} ({how}), batch {table.setting.batch_size}"
     papers = table.papers
     marks = [(papers[name].tuning_gb, name) for name in names if name in papers]
     if marks:
@@ -60,6 +61,11 @@ def cost_figure(table: Table7) -> Figure:
     heading = f"{setting.model_title()}, {setting.dtype}"
     figure.suptitle(heading, fontsize=10, x=0.01, ha="left", color=INK)
     return figure
+
+
+def unit_of(numbers: Sequence[int]) -> str:
+    """What such numbers of bytes are told in."""
+    return "GiB" if max(numbers, default=0) >= UNITS["GiB"] // 2 else "MiB"
 
 
 def _colour(row: CostRow) -> str:

@@ -18,7 +18,8 @@ from .setting import CostSetting
 from .timing import autocast, in_turn, make_batch
 from .ways import WAYS
 
-# The published layer's backward holds nnz × nnz values: past this it is not run, only accounted.
+# A step that takes more of a CPU's memory is not run, only accounted, as the published layer's,
+# whose backward holds nnz × nnz values.
 LARGEST_PEAK_BYTES = 8 << 30
 
 
@@ -86,16 +87,18 @@ def _tuning_peak(
             return 0, False, f"out of memory at batch {setting.batch_size}"
     if not setting.rounds:
         return accounted, False, ""
-    timed = _accounted(prepared, (setting.timed_batch_size, *shape), setting)
+    timed = _accounted(prepared, (setting.timed_batch_size, *shape), setting, device="cpu")
     if timed > LARGEST_PEAK_BYTES:
         wanted = f"{timed / 2**30:.0f} GiB at batch {setting.timed_batch_size}"
         return accounted, False, f"not run: accounts for {wanted}"
     return accounted, True, ""
 
 
-def _accounted(prepared: Prepared, shape: tuple[int, ...], setting: CostSetting) -> int:
+def _accounted(
+    prepared: Prepared, shape: tuple[int, ...], setting: CostSetting, device: str = "cuda"
+) -> int:
     with accountable(prepared.model) as model:
-        return estimate_memory(model, shape, dtype=setting.dtype).peak_bytes
+        return estimate_memory(model, shape, dtype=setting.dtype, device=device).peak_bytes
 
 
 def _inference_peak(model: nn.Module, shape: tuple[int, ...], setting: CostSetting) -> int:

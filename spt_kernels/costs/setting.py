@@ -47,6 +47,8 @@ class CostSetting:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1 or None, got {self.image_size}")
 
     @property
     def on_gpu(self) -> bool:

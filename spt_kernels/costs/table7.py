@@ -96,7 +96,7 @@ def run_table7(
     Raises:
         ValueError: an unknown way, or a model that cannot be built.
     """
-    ways = tuple(WAYS) if ways is None else tuple(ways)
+    ways = tuple(WAYS) if ways is None else tuple(dict.fromkeys(ways))
     unknown = [way for way in ways if way not in WAYS]
     if unknown:
         raise ValueError(f"ways must be from {', '.join(WAYS)}, got {', '.join(unknown)}")

@@ -291,6 +291,16 @@ MISTAKES = {
         ["memory", "{model}", "-o", "{x}/no/such/memory.png"],
         "--output: no such folder",
     ),
+    "memory drawn on a folder": (
+        ["memory", "{model}", "-o", "{x}"],
+        "--output: expected a picture",
+    ),
+    "memory drawn as text": (["memory", "{model}", "-o", "{empty}/a.txt"], "expected a picture as"),
+    "memory of no classes": (
+        ["memory", "-m", "vit_tiny_patch16_224", "--num-classes", "0"],
+        "--num-classes: expected at least 1, got 0",
+    ),
+    "bench into a file": (["bench", "-o", __file__], "--output: expected a folder, got the file"),
 }
 
 

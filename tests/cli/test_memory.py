@@ -72,7 +72,7 @@ def test_a_method_that_the_model_does_not_admit(capsys: pytest.CaptureFixture[st
     arguments = ["memory", "-m", "resnet10t", "--batch", "2", "--image-size", "64", "-q"]
     assert app.run(arguments) == 0
     text = capsys.readouterr().out
-    assert "lora-16: method: the model has no linear" in text
+    assert "lora-16: left out, method: the model has no linear" in text
     assert "spt-unstructured" in text
     assert app.run([*arguments, "--method", "lora"]) == 2
     assert "no linear matrices" in capsys.readouterr().err
@@ -182,3 +182,12 @@ def test_cells_add_up() -> None:
     assert cells_of([1, 1, 1], 1 / 3 * 10) == [3, 4, 3]
     assert cells_of([0, 5, 0], 2) == [0, 10, 0]
     assert sum(cells_of([7] * 9, 0.1)) == 6
+
+
+@pytest.mark.parametrize(("device", "has_context"), [("cuda", True), ("cpu", False)])
+def test_only_a_card_has_a_cuda_context(
+    device: str, has_context: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--method", "full", "--batch", "2", "--device", device, "-q"]
+    assert app.run(["memory", *MODEL, *arguments]) == 0
+    assert ("CUDA context" in capsys.readouterr().out) == has_context

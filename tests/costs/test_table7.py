@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from spt_kernels.costs import CostRow, CostSetting, Table7, run_table7, table7
+from spt_kernels.costs.drawing import cost_figure
 
 SETTING = CostSetting(
     model="vit_tiny_patch16_224", model_args={"img_size": 32, "depth": 1}, num_classes=5
@@ -31,3 +33,10 @@ def test_a_row_whose_process_fails_costs_no_other(monkeypatch: pytest.MonkeyPatc
     assert table.missing == {"full": reason, "sensitivity": reason}
     assert table.sensitivity is None
     assert kept[0] == Table7(SETTING, (ROW,))  # before the second row was begun
+
+
+@pytest.mark.parametrize(("peak_bytes", "unit"), [(3 << 20, "MiB"), (3 << 30, "GiB")])
+def test_bars_of_any_length_say_it_in_a_unit_that_shows_it(peak_bytes: int, unit: str) -> None:
+    memory, _ = cost_figure(Table7(SETTING, (replace(ROW, tuning_peak_bytes=peak_bytes),))).axes
+    assert f"{unit} (accounted)" in memory.get_title(loc="left")
+    assert [label.get_text() for label in memory.texts] == ["3.0"]
