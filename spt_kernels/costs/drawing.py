@@ -36,12 +36,12 @@ def cost_figure(table: Table7) -> Figure:
     peaks = [row.tuning_peak_bytes / UNITS[unit] for row in table.rows]
     memory.barh(names, peaks, color=colours)
     how = "measured" if table.setting.on_gpu else "accounted"
-    title = f"peak of a training step, {unit} ({how}), batch {table.setting.batch_size}"
+    title = f"peak, {unit} ({how}), batch {table.setting.batch_size}"
     papers = table.papers
     marks = [(papers[name].tuning_gb, name) for name in names if name in papers]
     if marks:
         memory.plot(*zip(*marks, strict=True), "D", color=INK, ms=4)
-        title += "; \N{BLACK DIAMOND} the paper, RTX 3090"
+        title += ";  \N{BLACK DIAMOND} the paper"
     _label(memory, title)
     most = _widest(peaks, [mark for mark, _ in marks])
     memory.set_xlim(0, 1.12 * most)
