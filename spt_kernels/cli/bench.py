@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import ArchitectureOptions, DeviceOptions, described, split_names
+from .options import MachineOptions, ModelOptions, described, split_names
 from .terminal import Terminal, percent, size, table
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ GOT_WORSE = 1  # exit code of a comparison
 
 def run(
     terminal: Terminal,
-    model: ArchitectureOptions,
-    machine: DeviceOptions,
+    model: ModelOptions,
+    machine: MachineOptions,
     what: Annotated[str, typer.Argument(help="table7.", metavar="TABLE")] = "table7",
     ways: Annotated[
         str | None, described("Run", "--ways", metavar="A,B,…", help="These rows alone [all].")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from .options import ArchitectureOptions, described, split_names
+from .options import ModelOptions, described, split_names
 from .terminal import Terminal
 from .training_options import parse_budget
 
@@ -150,7 +150,7 @@ class FitOptions:
 
 def run(
     terminal: Terminal,
-    model: ArchitectureOptions,
+    model: ModelOptions,
     step: StepOptions,
     fit: FitOptions,
     output: Annotated[

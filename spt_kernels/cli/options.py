@@ -48,8 +48,8 @@ class OutputOptions:
 
 
 @dataclass(frozen=True)
-class ArchitectureOptions:
-    """A model by its shape alone, where values play no part."""
+class ModelOptions:
+    """The base model."""
 
     model: Annotated[
         str | None,
@@ -70,22 +70,6 @@ class ArchitectureOptions:
             help="An argument of its constructor, as img_size=32; repeat for more.",
         ),
     ] = None
-
-    def source(self) -> ModelSource | None:
-        """The architecture described, `None` if none is."""
-        from ..finetuning.models import ModelSource
-
-        if self.model is None:
-            if self.model_arg:
-                raise ValueError("--model: name the architecture that --model-arg is for")
-            return None
-        return ModelSource(self.model, _parse_args(self.model_arg or []))
-
-
-@dataclass(frozen=True)
-class ModelOptions(ArchitectureOptions):
-    """The base model."""
-
     weights: Annotated[
         Path | None,
         described(
@@ -230,18 +214,12 @@ class FormOptions:
 
 
 @dataclass(frozen=True)
-class DeviceOptions:
-    """On what it runs."""
+class MachineOptions:
+    """Where it runs; none of it changes the result on one machine."""
 
     device: Annotated[
         str, described(_RUN, "--device", metavar="NAME", help="auto, cpu, cuda or cuda:N [auto].")
     ] = "auto"
-
-
-@dataclass(frozen=True)
-class MachineOptions(DeviceOptions):
-    """Where it runs; none of it changes the result on one machine."""
-
     workers: Annotated[
         int,
         described(_RUN, "--workers", metavar="N", help="Processes that read images [0: this one]."),
