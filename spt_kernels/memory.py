@@ -58,7 +58,7 @@ def estimate_memory(
             copied. Its parameters may be on the meta device.
         batch_shape: shape of the input, `(batch, 3, height, width)`.
         plan: tune the (plain) model so, and train that; `method` is then only what to call it, as
-            it is for a model that is tuned already.
+            it is for a model that is tuned already, and is refused where the two contradict.
         method: one of `spt_kernels.method.METHODS`, as `spt-kernels finetune` trains it: `"full"`,
             `"linear"` (the head), `"bias"` (every bias and the head), `"lora"` (on q and v, and
             the head), or `"spt-lora"`, `"spt-adapter"`, `"spt-unstructured"`. Those three choose by
@@ -117,9 +117,7 @@ class Rehearsal:
         checkpointing: bool = False,
         device: str = "cuda",
     ) -> None:
-        _check_choices(dtype, optimizer, training, checkpointing)
-        if device not in DEVICES:
-            raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+        _check_choices(dtype, optimizer, training, checkpointing, device)
         plan, self._label = _choose(model, plan, method, budget, rank)
         self._dtype, self._training, self._loss_fn = dtype, training, loss_fn
         self._checkpointing, self._device = checkpointing, device
@@ -319,9 +317,13 @@ def _forward(model: nn.Module, batch: Tensor) -> Any:
         ) from error
 
 
-def _check_choices(dtype: Any, optimizer: Any, training: Any, checkpointing: Any) -> None:
+def _check_choices(
+    dtype: Any, optimizer: Any, training: Any, checkpointing: Any, device: Any
+) -> None:
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if device not in DEVICES:
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
     if not callable(optimizer) and optimizer not in ("adamw", "sgd", "none"):
         raise ValueError(
             "optimizer must be 'adamw', 'sgd', 'none' or a function of the model, "

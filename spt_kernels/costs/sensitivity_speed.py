@@ -47,6 +47,14 @@ class SensitivitySpeed:
         """For so many samples."""
         return samples * self.per_sample[way].median_ms / 1e3
 
+    def per_second(self, way: str) -> float:
+        """Samples."""
+        return 1e3 / self.per_sample[way].median_ms
+
+    def ours_over(self, way: str) -> float:
+        """The time of `EXACT` over that of another way."""
+        return self.per_sample[EXACT].median_ms / self.per_sample[way].median_ms
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)
