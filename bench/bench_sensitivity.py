@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import spt_kernels as spt
-from spt_kernels.anatomy import candidate_names
 from spt_kernels.costs.sensitivity_speed import square_batch_gradients, square_with_vmap
-from spt_kernels.memory_ledger import Ledger
+from spt_kernels.memory.ledger import Ledger
+from spt_kernels.model import candidate_names
 
 from .contest import hold
 

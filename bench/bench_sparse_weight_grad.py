@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spt_kernels import ops
 from spt_kernels.ops.sparse_weight_grad import SparsePattern
-from spt_kernels.synthetic_sensitivity import COLUMN, ENTRY, ROW
+from spt_kernels.sensitivity.synthetic import COLUMN, ENTRY, ROW
 
 from .contest import hold
 

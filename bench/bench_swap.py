@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import spt_kernels as spt
-from spt_kernels.synthetic_sensitivity import skewed_sensitivity
+from spt_kernels.sensitivity import skewed_sensitivity
 
 from .contest import hold
 from .machine import wait

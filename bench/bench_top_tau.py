@@ -12,7 +12,7 @@ from torch import Tensor
 
 import spt_kernels as spt
 from spt_kernels import native, ops
-from tests.score_reads import ScoreReads
+from tests.plan.score_reads import ScoreReads
 
 from .contest import hold
 

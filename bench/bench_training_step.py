@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 
-from spt_kernels.costs import CostSetting
-from spt_kernels.costs.measure import make_step
-from spt_kernels.costs.peers import PEERS
-from spt_kernels.costs.prepared import budget_of
-from spt_kernels.costs.ways import WAYS
+from spt_kernels.costs import ROWS, CostSetting
+from spt_kernels.costs.measure import make_step, tune_for_costs
+from spt_kernels.costs.setting import budget_of
 
 from .contest import hold, turn
 
@@ -24,30 +22,31 @@ OURS = ("spt-lora", "spt-unstructured")
 TARGETS = {"full": 0.75, "peft-lora-16": 1.0}
 
 
-def stepper(way: str, setting: CostSetting) -> Callable[[], object]:
+def stepper(name: str, setting: CostSetting) -> Callable[[], object]:
     torch.manual_seed(0)
     model = setting.build()
     shape, budget = setting.image_shape(model), budget_of(model)
-    prepared = WAYS[way](model.to(setting.device), setting)
+    tunable = tune_for_costs(model.to(setting.device), setting.method(name, model))
     # the rows are only comparable then
-    assert way == "full" or abs(prepared.trained - budget) <= 0.01 * budget, prepared.trained
-    return make_step(prepared, shape, BATCH, setting)
+    assert name == "full" or abs(tunable.trained - budget) <= 0.01 * budget, tunable.trained
+    return make_step(tunable, shape, BATCH, setting)
 
 
 def peers(setting: CostSetting) -> dict[str, Callable[[], object]]:
     """Whatever is installed and can train as many parameters."""
     found = {}
-    for way in PEERS:
-        try:
-            found[way] = stepper(way, setting)
-        except ValueError as reason:
-            print(f"{way}: left out, {reason}")
+    for name in ROWS:
+        if name.startswith("peft-"):
+            try:
+                found[name] = stepper(name, setting)
+            except ValueError as reason:
+                print(f"{name}: left out, {reason}")
     return found
 
 
 def test_training_step_vit_b(benchmark: Any, device: torch.device) -> None:
     setting = CostSetting(device=str(device))
-    contestants = {way: stepper(way, setting) for way in (*OURS, "full")} | peers(setting)
+    contestants = {name: stepper(name, setting) for name in (*OURS, "full")} | peers(setting)
     contest = hold(
         benchmark,
         f"training step: ViT-B/16, batch {BATCH}, fp32, 589,824 parameters and the head",

@@ -24,7 +24,7 @@ def cost_table(measured: Mapping[str, Any]) -> str:
             f"{100 * row.trained_share:.2f} %",
             f"{row.tuning_peak_bytes / 2**30:.2f}",
             _ratio(table.over(row, "lora-16", "tuning_peak_bytes")),
-            f"{table.papers[row.way].tuning_gb}" if row.way in table.papers else "",
+            f"{table.papers[row.method].tuning_gb}" if row.method in table.papers else "",
             _ratio(table.step_over(row, "full")),
             _ratio(row.inference_over_plain),
             f"{row.file_bytes / 2**20:.1f} MiB" if row.file_bytes else "",
@@ -84,7 +84,7 @@ def papers_table(measured: Mapping[str, Any]) -> tuple[Table7, str]:
 
 def emphasised(row: CostRow) -> str:
     """Its name, ours in bold."""
-    return f"**{row.way}**" if row.is_ours else row.way
+    return f"**{row.method}**" if row.is_ours else row.method
 
 
 def _ratio(value: float | None) -> str:

@@ -87,13 +87,13 @@ else
     say benches "skipped: no pytest-benchmark" 0
 fi
 MOST=full,lora-16,spt-lora-structured,spt-lora,spt-adapter,spt-unstructured,dense-gradient
-table7 bf16-autocast 150 --ways "$MOST"
+table7 bf16-autocast 150 --methods "$MOST"
 step tests-rest 120 "$PYTHON" -m pytest -q -m gpu \
-    tests/test_memory_truth.py tests/test_optim.py tests/test_delta.py
+    tests/memory tests/optim tests/task
 if has_module pytest_benchmark; then
     for name in sensitivity top_tau rebuild_input swap; do bench "$name"; done
 fi
-table7 bf16 150 --ways "$MOST"
+table7 bf16 150 --methods "$MOST"
 if [[ $CARD == yes ]]; then
     ARCH=$("$PYTHON" -c 'import torch; print("sm_%d%d" % torch.cuda.get_device_capability())')
     case $ARCH in

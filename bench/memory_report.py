@@ -41,7 +41,7 @@ def memory_table(measured: Mapping[str, Any]) -> str:
     rows: dict[str, list[str]] = {}
     for column, table in enumerate(tables.values()):
         for row in table.rows:
-            cells = rows.setdefault(row.way, [emphasised(row)])
+            cells = rows.setdefault(row.method, [emphasised(row)])
             cells += [""] * (1 + column - len(cells))
             ratio = table.over(row, "lora-16", "tuning_peak_bytes")
             cells.append(f"{row.tuning_peak_bytes / 2**30:.2f} ({ratio:.2f})")
@@ -81,4 +81,4 @@ def peaks(measured: Mapping[str, Any]) -> dict[Key, Table7]:
 
 def _row(tables: Mapping[Key, Table7], key: Key, way: str) -> CostRow | None:
     rows = tables[key].rows if key in tables else ()
-    return next((row for row in rows if row.way == way), None)
+    return next((row for row in rows if row.method == way), None)

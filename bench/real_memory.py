@@ -21,8 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from spt_kernels.costs import CostSetting
-from spt_kernels.costs.peers import accountable
-from spt_kernels.costs.ways import WAYS
+from spt_kernels.costs.measure import tune_for_costs
 from spt_kernels.memory import estimate_memory
 
 CLASSES, STEPS, THREADS = 100, 2, 2
@@ -31,17 +30,17 @@ TOLERANCE = 0.05  # of what is accounted
 
 @dataclass(frozen=True)
 class RealStep:
-    """A step to run: which model, tuned in which way of the cost table, on how many images."""
+    """A step to run: which model, tuned as which row of the cost table, on how many images."""
 
     model: str
-    way: str
+    method: str
     batch: int
     checkpointing: bool = False
     training: bool = True
 
     def __str__(self) -> str:
         kind = ", checkpointing" if self.checkpointing else "" if self.training else ", inference"
-        return f"{self.model.partition('_patch')[0]}, {self.way}{kind}, batch {self.batch}"
+        return f"{self.model.partition('_patch')[0]}, {self.method}{kind}, batch {self.batch}"
 
 
 VIT, SWIN = "vit_small_patch16_224", "swin_tiny_patch4_window7_224"
@@ -117,21 +116,20 @@ def _measure(step: RealStep) -> Comparison:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     _run(model, step, step.batch)
     real = _status_mib("VmHWM") - before
-    with accountable(model):
-        accounted = estimate_memory(
-            model,
-            (step.batch, 3, 224, 224),
-            training=step.training,
-            checkpointing=step.checkpointing,
-            device="cpu",
-        )
+    accounted = estimate_memory(
+        model,
+        (step.batch, 3, 224, 224),
+        training=step.training,
+        checkpointing=step.checkpointing,
+        device="cpu",
+    )
     return Comparison(real, accounted.peak_bytes / 2**20)
 
 
 def _prepared(base: nn.Module, step: RealStep) -> nn.Module:
     """A tuned copy of `base`, which stays."""
     setting = CostSetting(model=step.model, num_classes=CLASSES, rounds=0)
-    return WAYS[step.way](copy.deepcopy(base), setting).model
+    return tune_for_costs(copy.deepcopy(base), setting.method(step.method, base)).model
 
 
 def _run(model: nn.Module, step: RealStep, batch: int) -> None:

@@ -11,35 +11,36 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# public name -> module that defines it, in the order in which data flows
+# public name -> folder or file that has it, in the order in which data flows
 _HOME = {
     "Sensitivity": "sensitivity",
     "measure_sensitivity": "sensitivity",
-    "AdapterSpec": "allocation",
-    "LoraSpec": "allocation",
-    "Plan": "allocation",
-    "allocate": "allocation",
-    "allocate_each": "allocation",
-    "apply": "tuning",
+    "AdapterSpec": "plan",
+    "LoraSpec": "plan",
+    "Plan": "plan",
+    "allocate": "plan",
+    "allocate_each": "plan",
     "AdapterLinear": "layers",
     "LoraLinear": "layers",
     "SparseDeltaConv2d": "layers",
     "SparseDeltaLinear": "layers",
     "SparseDeltaNorm": "layers",
+    "apply": "tuning",
     "SparseAdamW": "optim",
     "param_groups": "optim",
-    "load_delta": "delta",
-    "merge": "delta",
-    "save_delta": "delta",
-    "unload": "delta",
+    "load_delta": "task",
+    "merge": "task",
+    "save_delta": "task",
+    "unload": "task",
+    "LargestBatch": "memory",
     "MemoryEstimate": "memory",
     "estimate_memory": "memory",
-    "LargestBatch": "memory_fit",
-    "largest_batch": "memory_fit",
+    "largest_batch": "memory",
     "BaseModelMismatch": "errors",
     "DeltaFormatError": "errors",
     "backends": "environment",
 }
+_FOLDERS = ("methods", "ops")  # public as they are
 
 __all__ = [
     "AdapterLinear",
@@ -66,6 +67,7 @@ __all__ = [
     "load_delta",
     "measure_sensitivity",
     "merge",
+    "methods",
     "ops",
     "param_groups",
     "save_delta",
@@ -73,9 +75,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from . import methods as methods
     from . import ops as ops
-    from .allocation import AdapterSpec, LoraSpec, Plan, allocate, allocate_each
-    from .delta import load_delta, merge, save_delta, unload
     from .environment import backends
     from .errors import BaseModelMismatch, DeltaFormatError
     from .layers import (
@@ -85,16 +86,17 @@ if TYPE_CHECKING:
         SparseDeltaLinear,
         SparseDeltaNorm,
     )
-    from .memory import MemoryEstimate, estimate_memory
-    from .memory_fit import LargestBatch, largest_batch
+    from .memory import LargestBatch, MemoryEstimate, estimate_memory, largest_batch
     from .optim import SparseAdamW, param_groups
+    from .plan import AdapterSpec, LoraSpec, Plan, allocate, allocate_each
     from .sensitivity import Sensitivity, measure_sensitivity
+    from .task import load_delta, merge, save_delta, unload
     from .tuning import apply
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ops":
-        return importlib.import_module(".ops", __name__)
+    if name in _FOLDERS:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -1,4 +1,4 @@
-"""Imports run one way, each op has its mirrors, and no file grows past its purpose."""
+"""Imports run one way along the stages, each op has its mirrors, no file outgrows its purpose."""
 
 from __future__ import annotations
 
@@ -7,56 +7,43 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "spt_kernels"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "spt_kernels"
 
-# Each line may import the lines above it, never one below or beside it.
-ORDER = (
-    ("__version__", "errors", "parameter_info", "replaced_head", "_native", "method"),
-    ("atomic", "native"),
-    ("reference", "kernels"),
-    ("ops",),
-    ("anatomy", "checked_file", "model_check", "plan_table", "selection"),
-    ("plan",),
-    ("layers", "per_sample"),
-    ("sensitivity",),
-    ("allocation", "synthetic_sensitivity"),
-    ("tuning",),
-    ("adamw_step", "method_plan"),
-    ("prepared_step",),
-    ("optim", "base_model", "task_file"),
-    ("task",),
-    ("delta", "memory_estimate", "memory_ledger", "memory_twin"),
-    ("memory_cpu", "memory_cuda"),
-    ("memory",),
-    ("memory_fit",),
-    ("figures", "environment"),
-    ("finetuning",),
-    ("costs",),
-    ("cli",),
+# The line in which data flows: a stage imports those before it, never one after it.
+STAGES = (
+    *("model", "sensitivity", "plan", "layers", "tuning", "optim", "task", "methods", "memory"),
+    *("finetuning", "costs", "cli"),
 )
-RANK = {module: rank for rank, modules in enumerate(ORDER) for module in modules}
+# What each folder of the grid of ops, and each file at the root, imports; stages may import all.
+BESIDES = {
+    "errors": set(),
+    "_native": set(),
+    "__version__": set(),
+    "files": {"errors"},
+    "native": {"_native"},
+    "reference": set(),
+    "kernels": set(),
+    "ops": {"reference", "kernels", "native"},
+    "environment": {"native"},
+}
+ROOT_FILES = {"__init__.py", "errors.py", "environment.py", "py.typed"}
 
 
 def imports_of(path: Path) -> set[tuple[str, ...]]:
-    """Package-internal modules that `path` imports at run time, as parts below `spt_kernels`."""
+    """Package-internal modules that `path` imports, as parts below `spt_kernels`."""
     found: set[tuple[str, ...]] = set()
     package = path.relative_to(PACKAGE).parts[:-1]
-    tree = ast.parse(path.read_text())
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1]
             module = tuple(node.module.split(".")) if node.module else ()
             found |= {(*base, *module)} if module else {(*base, n.name) for n in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("spt_kernels"):
             found.add(tuple((node.module or "").split(".")[1:]))
+        elif isinstance(node, ast.Import):
+            names = [n.name.split(".") for n in node.names]
+            found |= {tuple(parts[1:]) for parts in names if parts[0] == "spt_kernels"}
     return {parts for parts in found if parts}
 
 
@@ -67,22 +54,50 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(PACKAGE))
 
 
+def allowed(own: str) -> set[str]:
+    if own in STAGES:
+        return {*STAGES[: STAGES.index(own)], *BESIDES}
+    return BESIDES[own]
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_run_one_way(path: Path) -> None:
     own = path.relative_to(PACKAGE).with_suffix("").parts[0]
     if own == "__init__":
         return  # the public face names everything
     for module in imports_of(path):
-        if module[0] == own:
-            continue
-        assert RANK[module[0]] < RANK[own], f"{name_of(path)} imports {'.'.join(module)}"
+        assert module[0] in {own, *allowed(own)}, f"{name_of(path)} imports {'.'.join(module)}"
 
 
-def test_the_backends_do_not_know_each_other() -> None:
-    for folder in ("reference", "kernels"):
-        for path in (PACKAGE / folder).glob("*.py"):
-            for module in imports_of(path):
-                assert module[0] == folder, f"{name_of(path)} imports {'.'.join(module)}"
+def test_the_root_shows_the_line_of_data() -> None:
+    present = {path.name for path in PACKAGE.iterdir() if not path.name.startswith("_native.")}
+    folders = {name for name in {*STAGES, *BESIDES} if (PACKAGE / name).is_dir()}
+    assert set(STAGES) <= folders
+    assert present - {"__pycache__"} == ROOT_FILES | folders
+
+
+def test_no_file_imports_in_a_circle() -> None:
+    modules = {path.relative_to(PACKAGE).with_suffix("").parts: path for path in FILES}
+    modules = {p[:-1] if p[-1] == "__init__" else p: path for p, path in modules.items()}
+    del modules[()]  # the public face loads on demand
+    graph = {
+        own: {t for m in imports_of(path) if (t := m if m in modules else m[:-1]) in modules}
+        for own, path in modules.items()
+    }
+    state: dict[tuple[str, ...], str] = {}
+
+    def visit(module: tuple[str, ...], path: tuple[str, ...]) -> None:
+        assert state.get(module) != "open", " → ".join((*path, ".".join(module)))
+        if module in state:
+            return
+        state[module] = "open"
+        for other in sorted(graph[module]):
+            if other != module[: len(other)]:  # not the folder that it is in
+                visit(other, (*path, ".".join(module)))
+        state[module] = "done"
+
+    for module in sorted(graph):
+        visit(module, ())
 
 
 def test_every_op_has_its_mirrors() -> None:
@@ -96,9 +111,16 @@ def test_every_kernel_file_runs_in_the_interpreter() -> None:
     with_kernels = {
         p.stem for p in (PACKAGE / "kernels").glob("*.py") if "\n@triton.jit" in p.read_text()
     }
-    tested = {p.stem for p in (Path(__file__).parent / "kernels" / "interpreter").glob("test_*.py")}
+    tested = {p.stem for p in (TESTS / "kernels" / "interpreter").glob("test_*.py")}
     assert with_kernels
     assert {f"test_{name}" for name in with_kernels} <= tested
+
+
+def test_tests_mirror_the_package() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    tested = {path.name for path in TESTS.iterdir() if list(path.glob("test_*.py"))}
+    # the reference is what every op is tested against; the card and the bench are no folders of it
+    assert tested - {"card", "bench"} == folders - {"reference"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

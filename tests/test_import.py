@@ -51,3 +51,8 @@ def test_a_kernel_without_triton_says_what_to_install() -> None:
     )
     assert "needs Triton" in out
     assert "pip install triton" in out
+
+
+def test_matplotlib_is_loaded_only_for_drawing() -> None:
+    files = "spt_kernels.plan.figure, spt_kernels.memory.figure, spt_kernels.costs.drawing"
+    assert run(f"import sys, {files}; print('matplotlib' in sys.modules)").strip() == "False"

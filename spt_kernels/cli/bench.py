@@ -15,7 +15,7 @@ from .terminal import Terminal, percent, size, table
 if TYPE_CHECKING:
     from ..costs import SensitivitySpeed, Table7
 
-HELP = """Measure what each way of fine-tuning costs: Table 7 of the paper, here.
+HELP = """Measure what each method of fine-tuning costs: Table 7 of the paper, here.
 
 Neither weights nor images are needed, and none are read. Without a GPU,
 memory is accounted as one would need it at --batch-size, and times are
@@ -23,7 +23,7 @@ taken on the CPU at --timed-batch-size. Rows of other libraries (PEFT's
 LoRA, SHiRA, Super-Tuning) come where they are installed.
 
   spt-kernels bench table7
-  spt-kernels bench table7 --ways full,lora-16,spt-lora -o costs
+  spt-kernels bench table7 --methods full,lora-16,spt-lora -o costs
   spt-kernels bench table7 -m swin_base_patch4_window7_224 --dtype bf16
   spt-kernels bench table7 --rounds 0            (memory alone: quick)
   spt-kernels bench --compare old.json new.json  (fails where slower)
@@ -38,8 +38,9 @@ def run(
     model: ModelOptions,
     machine: MachineOptions,
     what: Annotated[str, typer.Argument(help="table7.", metavar="TABLE")] = "table7",
-    ways: Annotated[
-        str | None, described("Run", "--ways", metavar="A,B,…", help="These rows alone [all].")
+    methods: Annotated[
+        str | None,
+        described("Run", "--methods", "--ways", metavar="A,B,…", help="These rows alone [all]."),
     ] = None,
     batch_size: Annotated[
         int, described("Run", "--batch-size", "--batch", metavar="N", help="Images per step [64].")
@@ -72,7 +73,7 @@ def run(
     ] = None,
 ) -> int:
     """Measure the rows and show them beside the paper's, or compare two results."""
-    from ..costs import PAPER_MODEL, WAYS, CostSetting, run_table7
+    from ..costs import PAPER_MODEL, ROWS, CostSetting, run_table7
     from ..costs.results import add_table
     from ..finetuning.device import pick_device
     from ..finetuning.models import ModelSource
@@ -84,7 +85,7 @@ def run(
     if output is not None and output.exists() and not output.is_dir():
         raise ValueError(f"--output: expected a folder, got the file {output}")
     source = model.source() or ModelSource(PAPER_MODEL)
-    chosen = tuple(dict.fromkeys(split_names(ways))) or tuple(WAYS)
+    chosen = tuple(dict.fromkeys(split_names(methods))) or ROWS
     setting = CostSetting(
         model=source.name,
         model_args=source.args,
@@ -101,7 +102,7 @@ def run(
         result = run_table7(
             setting,
             chosen,
-            told=lambda way: progress.advance(1, way),
+            told=lambda name: progress.advance(1, name),
             kept=lambda table: None if output is None else add_table(output, table),
         )
     if not result.rows:
@@ -176,12 +177,12 @@ def _training_table(result: Table7) -> Any:
     unit = unit_of([row.tuning_peak_bytes for row in result.rows])
     rows = [
         (
-            row.way,
+            row.method,
             percent(row.trained_share, 2),
             _in_unit(row.tuning_peak_bytes, unit),
             _ratio(result.over(row, "full", "tuning_peak_bytes")),
             _ratio(result.over(row, "lora-16", "tuning_peak_bytes")),
-            str(papers[row.way].tuning_gb) if row.way in papers else "",
+            str(papers[row.method].tuning_gb) if row.method in papers else "",
             "–" if row.step is None else f"{row.step.median_ms / 1e3:.2f}",
             _ratio(result.step_over(row, "full")),
             _ratio(result.step_over(row, "lora-16")),
@@ -189,7 +190,7 @@ def _training_table(result: Table7) -> Any:
         for row in result.rows
     ]
     peak, step = (unit, "/ full", "/ lora", "paper"), ("step, s", "/ full", "/ lora")
-    return table(("way", "trained", *peak, *step), rows, title, is_wide=True)
+    return table(("method", "trained", *peak, *step), rows, title, is_wide=True)
 
 
 def _inference_table(result: Table7) -> Any:
@@ -200,18 +201,18 @@ def _inference_table(result: Table7) -> Any:
     unit = unit_of([row.inference_peak_bytes for row in result.rows])
     rows = [
         (
-            row.way,
+            row.method,
             "–" if row.inference is None else f"{row.inference.median_ms:.1f}",
             _ratio(row.inference_over_plain),
-            str(papers[row.way].inference_ms) if row.way in papers else "",
+            str(papers[row.method].inference_ms) if row.method in papers else "",
             _in_unit(row.inference_peak_bytes, unit),
-            str(papers[row.way].inference_gb) if row.way in papers else "",
+            str(papers[row.method].inference_gb) if row.method in papers else "",
             f"{speed.seconds(PAPER_SAMPLES):,.1f}" if speed and row.is_ours else "",
             size(row.file_bytes) if row.file_bytes else "–",
         )
         for row in result.rows
     ]
-    names = ("way", "ms/image", "/ plain", "paper", unit, "paper", "scores, s", "file")
+    names = ("method", "ms/image", "/ plain", "paper", unit, "paper", "scores, s", "file")
     return table(names, rows, "Inference, merged where it can be; scores; the file", is_wide=True)
 
 
@@ -236,8 +237,8 @@ def _notes(result: Table7) -> list[str]:
     if both:
         ratios = [row.accounted_peak_bytes / row.tuning_peak_bytes for row in both]
         lines.append(f"accounted over measured peaks: {min(ratios):.2f} to {max(ratios):.2f}")
-    lines += [f"{row.way}: {row.note}" for row in result.rows if row.note]
-    return lines + [f"{way}: left out, {reason}" for way, reason in result.missing.items()]
+    lines += [f"{row.method}: {row.note}" for row in result.rows if row.note]
+    return lines + [f"{name}: left out, {reason}" for name, reason in result.missing.items()]
 
 
 def _speed_table(speed: SensitivitySpeed) -> Any:

@@ -140,7 +140,6 @@ def _job_in(folder: Path) -> FinetuneJob:
 def _lines(result: dict[str, Any], output: Path) -> list[tuple[str, str]]:
     trained, backbone = result["trained_parameters"], result["backbone_parameters"]
     parts = f"{percent(trained / backbone, 2)} of the backbone, and a head of "
-    kind = "model.safetensors" if result["budget"] is None else "task.safetensors"
     lines = [
         ("method", result["method"]),
         ("trained parameters", f"{count(trained)} ({parts}{count(result['head_parameters'])})"),
@@ -151,4 +150,4 @@ def _lines(result: dict[str, Any], output: Path) -> list[tuple[str, str]]:
     ]
     if result["measured_peak_bytes"] is not None:
         lines.append(("peak memory, measured", size(result["measured_peak_bytes"])))
-    return [*lines, (kind, f"{size(result['task_bytes'])}, in {output}")]
+    return [*lines, (result["file"], f"{size(result['task_bytes'])}, in {output}")]

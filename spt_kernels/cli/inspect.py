@@ -65,7 +65,7 @@ def kind_of(file: Path) -> str:
 
 
 def _task(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
-    from ..task_file.format import read
+    from ..task.file.format import read
 
     task = read(file)
     rows = [

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ..methods import METHODS
 from .options import ModelOptions, described, split_names
 from .terminal import Terminal
 from .training_options import parse_budget
 
 if TYPE_CHECKING:
-    from ..memory_estimate import MemoryEstimate
-    from .memory_rows import Answer
+    from ..memory import MemoryEstimate
+    from .memory_rows import Answer, Row
 
 HELP = """Will it fit? Account for the memory of a training step, without a GPU.
 
@@ -55,8 +58,7 @@ class StepOptions:
             "Step",
             "--method",
             metavar="A,B,…",
-            help="full, linear, bias, lora, lora-R of rank R, spt-lora, spt-adapter, "
-            "spt-unstructured [all, side by side].",
+            help=f"{', '.join(METHODS)} [all but baselines, side by side].",
         ),
     ] = None
     plan: Annotated[
@@ -69,14 +71,14 @@ class StepOptions:
             "--budget",
             "-b",
             metavar="N",
-            help="Of spt-*, or of lora: 400000, 0.4M, or a share of the backbone, 0.005 or 0.5% "
-            "[0.5%].",
+            help="Of a method that has one: 400000, 0.4M, or a share of the backbone, 0.005 or "
+            "0.5% [0.5%].",
         ),
     ] = None
     rank: Annotated[
         int | None,
         described(
-            "Step", "--rank", metavar="R", help="Of LoRA and Adapter [8; the table's lora 16]."
+            "Step", "--rank", metavar="R", help="Of lora and spt-* [8; the table's lora 16]."
         ),
     ] = None
     batch: Annotated[
@@ -109,6 +111,11 @@ class StepOptions:
         described("Step", "--inference", help="A forward alone; of the plain model by default."),
     ] = False
 
+    @property
+    def training(self) -> bool:
+        """Whether it is more than a forward."""
+        return not self.inference
+
     def how(self) -> dict[str, Any]:
         """The arguments of `estimate_memory` that all rows have in common."""
         return {
@@ -116,7 +123,7 @@ class StepOptions:
             "checkpointing": self.checkpointing,
             "optimizer": self.optimizer,
             "device": self.device,
-            "training": not self.inference,
+            "training": self.training,
         }
 
 
@@ -169,27 +176,12 @@ def run(
         if number < 1:
             raise ValueError(f"{name}: expected at least 1, got {number}")
     from ..finetuning.models import build_empty
-    from .memory_rows import answer, rows_of
 
-    how = step.how()
     base, image_shape = build_empty(source, step.num_classes, step.image_size)
-    rows, missing = rows_of(
-        base,
-        split_names(step.method),
-        step.plan,
-        parse_budget(step.budget),
-        step.rank,
-        training=how["training"],
-    )
-    answers = {}
-    with terminal.progress() as progress:
-        progress.start("estimating", len(rows))
-        for name, row in rows.items():
-            answers[name] = answer(row, base, image_shape, step.batch, limits, how)
-            progress.advance(1, name)
+    answers, missing = _ask(terminal, step, base, image_shape, limits)
     title = f"{source.name}, {_described(next(iter(answers.values())).estimate, step.optimizer)}"
     if output is not None:
-        from ..figures import memory_figure
+        from ..memory.figure import memory_figure
 
         estimates = {name: found.estimate for name, found in answers.items()}
         memory_figure(estimates, title=title).savefig(output)
@@ -201,6 +193,50 @@ def run(
     if output is not None:
         parts.append(f"written to {output}")
     terminal.show(value, *parts)
+
+
+def _ask(
+    terminal: Terminal,
+    step: StepOptions,
+    base: Any,
+    image_shape: tuple[int, ...],
+    limits: dict[float, int],
+) -> tuple[dict[str, Answer], dict[str, str]]:
+    """The answer of each row by name, and why others, of the table of all, have none."""
+    from ..sensitivity import skewed_sensitivity
+    from .memory_rows import Row, answer, methods_of, row_of, row_of_plan
+
+    how, names = step.how(), split_names(step.method)
+    scores = functools.cache(lambda: skewed_sensitivity(base))
+    rows: dict[str, Callable[[], Row]] = {}
+    if step.plan is not None:
+        if len(names) > 1 or (names and (step.budget is not None or step.rank is not None)):
+            raise ValueError(
+                "--plan: goes with one --method, and without --budget and --rank, which it has"
+            )
+        name, row = row_of_plan(names, step.plan)
+        rows[name] = lambda: row
+    if step.plan is None or (step.training and not names):
+        methods = methods_of(names, parse_budget(step.budget), step.rank)
+        of_methods = {
+            name: functools.partial(row_of, base, method, scores)
+            for name, method in methods.items()
+        }
+        rows = {**of_methods, **rows} if step.training or names else {"plain": Row}
+    answers, missing = {}, {}
+    with terminal.progress() as progress:
+        progress.start("estimating", len(rows))
+        for name, make in rows.items():
+            try:
+                answers[name] = answer(make(), base, image_shape, step.batch, limits, how)
+            except ValueError as error:
+                if names or name == "the plan":
+                    raise
+                missing[name] = str(error)
+            progress.advance(1, name)
+    if not answers:  # whatever is wrong, it is not one method
+        raise ValueError(next(iter(missing.values())))
+    return answers, missing
 
 
 def _check_picture(path: Path) -> None:

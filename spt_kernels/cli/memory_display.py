@@ -11,8 +11,7 @@ from rich.text import Text
 from .terminal import count, percent, table
 
 if TYPE_CHECKING:
-    from ..memory_estimate import MemoryEstimate
-    from ..memory_fit import LargestBatch
+    from ..memory import LargestBatch, MemoryEstimate
     from .memory_rows import Answer
 
 GIB = 1 << 30

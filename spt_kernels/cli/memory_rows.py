@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from ..memory_estimate import MemoryEstimate
-from ..memory_fit import LargestBatch, PeakByBatch
-from ..method import Method
-from ..method_plan import make_plan
+from ..memory import LargestBatch, MemoryEstimate, PeakByBatch
+from ..methods import METHODS, Method, make_plan
 from ..plan import Plan
 from ..sensitivity import Sensitivity
-from ..synthetic_sensitivity import skewed_sensitivity
 
-TABLE = ("full", "linear", "bias", "lora", "spt-lora", "spt-adapter", "spt-unstructured")
 TABLE_LORA_RANK = 16  # the paper's
 
 
@@ -27,21 +22,22 @@ class Row:
     """One way to train a model.
 
     Attributes:
-        method: what `estimate_memory` calls it, None for what the plan or the model says itself.
-        plan: None for everything, and for a model that is not trained.
-        rank: of its LoRA or Adapter modules, where it was chosen here.
+        method: None for what the plan says, and where there is no plan either for nothing at all.
+        plan: of a method that takes one.
         is_made_up: whether no sensitivity was measured for the plan.
     """
 
-    method: str | None = None
+    method: Method | None = None
     plan: Plan | None = None
-    rank: int | None = None
     is_made_up: bool = False
 
     def peaks(self, base: nn.Module, image_shape: tuple[int, ...], how: Any) -> PeakByBatch:
         """Its estimates for any batch."""
-        method = self.method if self.plan is not None or self.method == "full" else None
-        return PeakByBatch(base, image_shape, self.plan, method=method, **how)
+        asked: dict[str, Any] = {}
+        if self.method is not None:
+            asked["method"] = self.method.name
+            asked["budget"] = self.method.budget if self.plan is None else None
+        return PeakByBatch(base, image_shape, self.plan, **asked, **how)
 
 
 @dataclass(frozen=True)
@@ -67,11 +63,14 @@ class Answer:
 
     def to_json(self) -> dict[str, Any]:
         """One object; flat but for the lists of what fits."""
+        plan = self.row.plan
+        modules = list(plan.structured.values()) if plan is not None else []
+        is_plain = plan is None and self.row.method is None
         value = {
             **self.estimate.to_json(),
-            "method": self.row.method or self.estimate.method,
-            "budget": None if self.row.plan is None else self.row.plan.budget,
-            "rank": self.row.rank,
+            "method": "plain" if is_plain else self.estimate.method,
+            "budget": None if plan is None else plan.budget,
+            "rank": modules[0].rank if modules else None,
             "made_up_scores": self.row.is_made_up,
         }
         if self.found:
@@ -136,62 +135,38 @@ def _admits_checkpointing(base: nn.Module) -> bool:
     return True
 
 
-def rows_of(
-    base: nn.Module,
-    names: tuple[str, ...],
-    plan: Path | None,
-    budget: int | float | None,
-    rank: int | None,
-    *,
-    training: bool,
-) -> tuple[dict[str, Row], dict[str, str]]:
-    """The rows that were asked for by name, or else all there are.
-
-    Returns:
-        The rows, and of all there are those that the model does not admit, with the reason.
+def methods_of(
+    names: tuple[str, ...], budget: int | float | None, rank: int | None
+) -> dict[str, Method]:
+    """The methods that were asked for by name, or else all but baselines, with what they read.
 
     Raises:
-        ValueError: an unknown method, or one that the budget, the rank or the plan is not for.
+        ValueError: an unknown method, or one that the budget or the rank is not for.
     """
-    scores = functools.cache(lambda: skewed_sensitivity(base))
-    if plan is not None and names:
-        if len(names) > 1 or budget is not None or rank is not None:
-            raise ValueError(
-                "--plan: goes with one --method, and without --budget and --rank, which it has"
-            )
-        return {names[0]: Row(Method(names[0]).name, Plan.load(plan))}, {}
     if names:
-        return {name: _row(base, name, budget, rank, scores) for name in names}, {}
-    own = {} if plan is None else {"the plan": Row(plan=Plan.load(plan))}
-    if not training:
-        return own or {"plain": Row("plain")}, {}
-    rows, missing = {}, {}
-    for name in TABLE:
-        is_spt = name.startswith("spt-")
-        width = rank or (TABLE_LORA_RANK if name == "lora" else None)
-        sized = width if is_spt or name == "lora" else None
-        label = f"lora-{width}" if name == "lora" else name
-        try:
-            rows[label] = _row(base, name, budget if is_spt else None, sized, scores)
-        except ValueError as error:
-            missing[label] = str(error)
-    return {**rows, **own}, missing
+        return {name: Method(name, budget, rank) for name in names}
+    table = {}
+    for family, entry in METHODS.items():
+        name = family.replace("-K", f"-{TABLE_LORA_RANK}")
+        if not entry.is_baseline:
+            width = rank or (TABLE_LORA_RANK if name == "lora" else None)
+            # LoRA is sized by its rank here: that of the rival whose name says it
+            own = budget if "budget" in entry.options and name != "lora" else None
+            table[name] = Method(name, own, width if "rank" in entry.options else None)
+    return table
 
 
-def _row(
-    base: nn.Module,
-    name: str,
-    budget: int | float | None,
-    rank: int | None,
-    scores: Callable[[], Sensitivity],
-) -> Row:
-    lora, _, width = name.partition("-")
-    if lora == "lora" and width.isdecimal():
-        if rank is not None:
-            raise ValueError(f"--rank: {name} says its own, got {rank}")
-        name, rank = lora, int(width)
-    chosen = Method(name, budget, rank)
-    is_spt = chosen.is_sensitivity_aware
-    plan = make_plan(base, chosen, scores() if is_spt else None)
-    modules = list(plan.structured.values()) if plan is not None else []
-    return Row(name, plan, modules[0].rank if modules else None, is_spt)
+def row_of(base: nn.Module, method: Method, scores: Callable[[], Sensitivity]) -> Row:
+    """The row of a method, which chooses, where it does, by made-up scores.
+
+    Raises:
+        ValueError: as `make_plan`.
+    """
+    is_made_up = method.is_sensitivity_aware
+    return Row(method, make_plan(base, method, scores() if is_made_up else None), is_made_up)
+
+
+def row_of_plan(names: tuple[str, ...], file: Path) -> tuple[str, Row]:
+    """The row of a saved plan, by the one name that was given, if any."""
+    plan = Plan.load(file)
+    return (names[0], Row(Method(names[0]), plan)) if names else ("the plan", Row(plan=plan))

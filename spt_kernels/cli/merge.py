@@ -33,17 +33,13 @@ def run(
     """Load, merge, write."""
     from safetensors.torch import save
 
-    from ..atomic import write_atomically
-    from ..delta import merge
+    from ..files.atomic import write_atomically
     from ..finetuning.saved_run import SavedRun
 
     if output.exists() and not force:
         raise ValueError(f"--output: {output} is there already; --force overwrites it")
     saved = SavedRun.find(task, model.source())
-    if saved.is_whole_model:
-        raise ValueError(f"{saved.path} is a whole model already; there is nothing to merge")
-    merged = merge(saved.load())
-    state = {name: tensor.contiguous() for name, tensor in merged.state_dict().items()}
+    state = {name: tensor.contiguous() for name, tensor in saved.merged().state_dict().items()}
     data = save(state)
     write_atomically(output, data)
     value = {

@@ -57,7 +57,7 @@ def run(
     ] = None,
 ) -> None:
     """Allocate, save, draw, show."""
-    from ..allocation import allocate
+    from ..plan import allocate
     from ..sensitivity import Sensitivity
 
     share = parse_budget(budget)
@@ -68,7 +68,7 @@ def run(
     if output is not None:
         made.save(output)
     if picture is not None:
-        from ..figures import sensitivity_figure
+        from ..plan.figure import sensitivity_figure
 
         sensitivity_figure(made).savefig(picture)
     terminal.show(plan_figures(made), made.summary())

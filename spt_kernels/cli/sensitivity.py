@@ -44,7 +44,7 @@ def run(
     from ..finetuning.job import FinetuneJob
     from ..finetuning.recipe import Recipe
     from ..finetuning.setting import open_setting, sensitivity_of
-    from ..method import Method
+    from ..methods.method import Method
 
     if not output.resolve().parent.is_dir():
         raise ValueError(f"--output: no such folder: {output.resolve().parent}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated
 
 from ..finetuning.recipe import Recipe
-from ..method import METHODS, Method
+from ..methods import METHODS, Method
 from .options import described
 
 _METHOD = "Method"
@@ -20,7 +20,7 @@ class MethodOptions:
     method: Annotated[
         str | None,
         described(
-            _METHOD, "--method", metavar="NAME", help=f"{', '.join(METHODS)} [{METHODS[0]}]."
+            _METHOD, "--method", metavar="NAME", help=f"{', '.join(METHODS)} [{Method.name}]."
         ),
     ] = None
     budget: Annotated[

@@ -1,18 +1,17 @@
-"""What each way of fine-tuning costs: the paper's Table 7, measured again on this machine."""
+"""What each method of fine-tuning costs: the paper's Table 7, measured again on this machine."""
 
 from .paper import PAPER_MODEL, PAPER_ROWS, PAPER_SAMPLES, PAPER_SENSITIVITY_S, PaperRow
 from .row import CostRow
 from .sensitivity_speed import SensitivitySpeed
-from .setting import CostSetting
+from .setting import ROWS, CostSetting
 from .table7 import Table7, run_table7
-from .ways import WAYS
 
 __all__ = [
     "PAPER_MODEL",
     "PAPER_ROWS",
     "PAPER_SAMPLES",
     "PAPER_SENSITIVITY_S",
-    "WAYS",
+    "ROWS",
     "CostRow",
     "CostSetting",
     "PaperRow",

@@ -17,7 +17,7 @@ from .table7 import Table7
 
 SMALLEST_NOISE = 0.05  # of a ratio of medians, even where the runs at hand agree better
 BYTES_NOISE = 0.01  # of accounted or allocated bytes, which other versions may round differently
-RIVALS = ("full", "lora-16")
+BASELINES = ("full", "lora-16")
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,18 @@ def _figures(results: Mapping[str, Any]) -> Iterator[tuple[str, _Figure]]:
 
 
 def _of_table(table: Table7) -> Iterator[tuple[str, _Figure]]:
-    rivals = {row.way: row for row in table.rows if row.way in RIVALS}
+    rivals = {row.method: row for row in table.rows if row.method in BASELINES}
     for row in table.rows:
         if not row.is_ours:
             continue  # a rival that became slower is no regression of ours
         for column in ("tuning_peak_bytes", "inference_peak_bytes", "file_bytes"):
             if getattr(row, column):
-                yield f"{row.way}, {column}", _Figure(getattr(row, column), BYTES_NOISE)
+                yield f"{row.method}, {column}", _Figure(getattr(row, column), BYTES_NOISE)
         for name, rival in rivals.items():
-            yield from _step_over(table, row, rival, f"{row.way}, step / {name}")
+            yield from _step_over(table, row, rival, f"{row.method}, step / {name}")
         if row.inference is not None and row.inference_over_plain is not None:
             noise = _noise(row.inference)
-            yield f"{row.way}, inference / plain", _Figure(row.inference_over_plain, noise)
+            yield f"{row.method}, inference / plain", _Figure(row.inference_over_plain, noise)
     speed = table.sensitivity
     if speed is not None:
         ours = speed.per_sample[EXACT]
@@ -104,7 +104,7 @@ def _of_table(table: Table7) -> Iterator[tuple[str, _Figure]]:
 def _step_over(
     table: Table7, row: CostRow, rival: CostRow, name: str
 ) -> Iterator[tuple[str, _Figure]]:
-    ratio = table.step_over(row, rival.way)
+    ratio = table.step_over(row, rival.method)
     if ratio is not None and row.step is not None and rival.step is not None:
         yield name, _Figure(ratio, _noise(row.step, rival.step))
 

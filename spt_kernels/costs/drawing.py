@@ -6,8 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..figures import COLOURS, FAINT, INK
-from .peers import PEERS
+from ..files.picture import COLOURS, FAINT, INK, new_figure
 from .row import CostRow
 from .table7 import Table7
 
@@ -16,20 +15,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 UNITS = {"GiB": 1 << 30, "MiB": 1 << 20}  # the paper's GB are GiB: what the card's tools show
-WIDTH, ROW_HEIGHT = 9.0, 0.34  # inches
+ROW_HEIGHT = 0.34  # inches
 
 
 def cost_figure(table: Table7) -> Figure:
-    """Peak memory of tuning and the time of a step, a bar per way; diamonds are the paper's.
+    """Peak memory of tuning and the time of a step, a bar per method; diamonds are the paper's.
 
-    This package's ways are blue, those of other libraries orange, all others grey.
+    This package's methods are blue, those of other libraries orange, all others grey.
     """
-    from matplotlib.figure import Figure
-
-    height = 1.4 + ROW_HEIGHT * len(table.rows)
-    figure = Figure(figsize=(WIDTH, height), dpi=150, layout="constrained")
+    figure = new_figure(1.4 + ROW_HEIGHT * len(table.rows))
     memory, time = figure.subplots(1, 2, sharey=True)
-    names = [row.way for row in table.rows]
+    names = [row.method for row in table.rows]
     colours = [_colour(row) for row in table.rows]
 
     unit = unit_of([row.tuning_peak_bytes for row in table.rows])
@@ -71,11 +67,11 @@ def unit_of(numbers: Sequence[int]) -> str:
 def _colour(row: CostRow) -> str:
     if row.is_ours:
         return COLOURS[0]
-    return COLOURS[1] if row.way in PEERS else COLOURS[-1]
+    return COLOURS[1] if row.method.startswith("peft-") else COLOURS[-1]
 
 
 def _widest(peaks: list[float], marks: list[float]) -> float:
-    """The end of the scale: one way that takes ten times as much must not flatten all others."""
+    """The end of the scale: one method that takes ten times as much must not flatten all others."""
     usual = 2 * statistics.median(peaks)
     return max([peak for peak in peaks if peak <= usual] + marks)
 

@@ -10,47 +10,45 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..memory import estimate_memory
-from ..method_plan import backbone_numel
-from .peers import accountable
-from .prepared import Prepared
+from ..methods import Method, make_plan, tune
+from ..methods.tunable import Tunable
+from ..model import backbone_numel
+from ..sensitivity import skewed_sensitivity
 from .row import CostRow, Spread
 from .setting import CostSetting
 from .timing import autocast, in_turn, make_batch
-from .ways import WAYS
 
 # A step that takes more of a CPU's memory is not run, only accounted, as the published layer's,
 # whose backward holds nnz × nnz values.
 LARGEST_PEAK_BYTES = 8 << 30
 
 
-def measure_row(way: str, setting: CostSetting) -> CostRow:
-    """Prepare the model as `way` does, train a few steps, deploy it, and note what that takes.
+def measure_row(name: str, setting: CostSetting) -> CostRow:
+    """Tune the model by the method called `name`, train a few steps, deploy it, note the cost.
 
     Raises:
-        ValueError: no such way, or it cannot tune this architecture.
+        ValueError: no such method, or it cannot tune this architecture.
     """
-    if way not in WAYS:
-        raise ValueError(f"way must be one of {', '.join(WAYS)}, got {way!r}")
     plain = setting.build()
     shape = setting.image_shape(plain)
-    prepared = _prepare(way, plain, setting)
-    share = prepared.trained / backbone_numel(plain)
-    accounted = _accounted(prepared, (setting.batch_size, *shape), setting)
-    peak, runnable, note = _tuning_peak(prepared, shape, setting, accounted)
+    tunable = _tuned(name, plain, setting)
+    share = tunable.trained / backbone_numel(plain)
+    accounted = _accounted(tunable, (setting.batch_size, *shape), setting)
+    peak, runnable, note = _tuning_peak(tunable, shape, setting, accounted)
     step = over_full = None
     if runnable and setting.rounds:
-        step, over_full = _time_steps(prepared, plain, shape, setting)
-    file_bytes = prepared.file_bytes(prepared.model)
-    prepared.optimizer.zero_grad(set_to_none=True)
+        step, over_full = _time_steps(tunable, plain, shape, setting)
+    tunable.model.zero_grad(set_to_none=True)
+    file_bytes = tunable.file_bytes()
     # autocast keeps a cast copy of every weight that could be trained
-    deployed = prepared.for_inference(prepared.model).eval().requires_grad_(False)
+    deployed = tunable.deployed().eval().requires_grad_(False)
     inference_peak = _inference_peak(deployed, shape, setting)
     inference = over_plain = None
     if setting.rounds:
         inference, over_plain = _time_inference(deployed, plain, shape, setting)
     return CostRow(
-        way=way,
-        trained=prepared.trained,
+        method=name,
+        trained=tunable.trained,
         trained_share=share,
         inference=inference,
         inference_over_plain=over_plain,
@@ -64,30 +62,36 @@ def measure_row(way: str, setting: CostSetting) -> CostRow:
     )
 
 
-def _prepare(way: str, plain: nn.Module, setting: CostSetting) -> Prepared:
+def tune_for_costs(model: nn.Module, method: Method) -> Tunable:
+    """`model` tuned by `method`, which chooses, where it does, by made-up scores."""
+    scores = skewed_sensitivity(model) if method.is_sensitivity_aware else None
+    return tune(model, method, make_plan(model, method, scores))
+
+
+def _tuned(name: str, plain: nn.Module, setting: CostSetting) -> Tunable:
+    """A tuned copy of `plain`, which changes only in dtype."""
     model = copy.deepcopy(plain)
     if setting.dtype == "bf16":
         model = model.bfloat16()
         plain.bfloat16()
-    model = model.to(setting.device)
-    return WAYS[way](model, setting)
+    return tune_for_costs(model.to(setting.device), setting.method(name, plain))
 
 
 def _tuning_peak(
-    prepared: Prepared, shape: tuple[int, ...], setting: CostSetting, accounted: int
+    tunable: Tunable, shape: tuple[int, ...], setting: CostSetting, accounted: int
 ) -> tuple[int, bool, str]:
     """Bytes at the setting's batch size, whether steps can be timed, and why not."""
     if setting.on_gpu:
-        step = make_step(prepared, shape, setting.batch_size, setting)
+        step = make_step(tunable, shape, setting.batch_size, setting)
         try:
             return _allocated_peak([step] * 3), True, ""
         except torch.OutOfMemoryError:
-            prepared.optimizer.zero_grad(set_to_none=True)
+            tunable.model.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             return 0, False, f"out of memory at batch {setting.batch_size}"
     if not setting.rounds:
         return accounted, False, ""
-    timed = _accounted(prepared, (setting.timed_batch_size, *shape), setting, device="cpu")
+    timed = _accounted(tunable, (setting.timed_batch_size, *shape), setting, device="cpu")
     if timed > LARGEST_PEAK_BYTES:
         wanted = f"{timed / 2**30:.0f} GiB at batch {setting.timed_batch_size}"
         return accounted, False, f"not run: accounts for {wanted}"
@@ -95,10 +99,9 @@ def _tuning_peak(
 
 
 def _accounted(
-    prepared: Prepared, shape: tuple[int, ...], setting: CostSetting, device: str = "cuda"
+    tunable: Tunable, shape: tuple[int, ...], setting: CostSetting, device: str = "cuda"
 ) -> int:
-    with accountable(prepared.model) as model:
-        return estimate_memory(model, shape, dtype=setting.dtype, device=device).peak_bytes
+    return estimate_memory(tunable.model, shape, dtype=setting.dtype, device=device).peak_bytes
 
 
 def _inference_peak(model: nn.Module, shape: tuple[int, ...], setting: CostSetting) -> int:
@@ -120,16 +123,16 @@ def _allocated_peak(runs: Iterable[Callable[[], object]]) -> int:
 
 
 def _time_steps(
-    prepared: Prepared, plain: nn.Module, shape: tuple[int, ...], setting: CostSetting
+    tunable: Tunable, plain: nn.Module, shape: tuple[int, ...], setting: CostSetting
 ) -> tuple[Spread, float | None]:
     """A step's time, and on a CPU its ratio to full tuning's: a card may not hold both models."""
     batch = setting.step_batch_size
-    step = make_step(prepared, shape, batch, setting)
+    step = make_step(tunable, shape, batch, setting)
     if setting.on_gpu:
         return in_turn([step], setting)[0], None
-    rival = WAYS["full"](copy.deepcopy(plain), setting)
-    ours, full = in_turn([step, make_step(rival, shape, batch, setting)], setting)
-    return ours, ours.median_ms / full.median_ms
+    full = make_step(_tuned("full", plain, setting), shape, batch, setting)
+    ours, theirs = in_turn([step, full], setting)
+    return ours, ours.median_ms / theirs.median_ms
 
 
 def _time_inference(
@@ -144,18 +147,19 @@ def _time_inference(
 
 
 def make_step(
-    prepared: Prepared, shape: tuple[int, ...], batch: int, setting: CostSetting
+    tunable: Tunable, shape: tuple[int, ...], batch: int, setting: CostSetting
 ) -> Callable[[], object]:
     """A training step, optimizer included, on one batch again and again."""
     images, target = make_batch(shape, batch, setting)
-    prepared.model.train()
+    model = tunable.model.train()
+    optimizer = tunable.optimizer(fused=True)
 
     def step() -> None:
         with autocast(setting):
-            loss = F.cross_entropy(prepared.model(images), target)
+            loss = F.cross_entropy(model(images), target)
         loss.backward()
-        prepared.optimizer.step()
-        prepared.optimizer.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     return step
 

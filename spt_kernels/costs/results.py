@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..atomic import write_atomically
+from ..files.atomic import write_atomically
 from .machine import Machine, commit, describe
 from .table7 import Table7
 

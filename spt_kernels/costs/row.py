@@ -1,4 +1,4 @@
-"""What is known of one way's cost."""
+"""What is known of one method's cost."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class CostRow:
-    """One way of fine-tuning.
+    """What one method costs.
 
     Attributes:
-        way: its name in `WAYS`.
+        method: its name.
         trained: parameters besides the head.
         trained_share: of the backbone.
         inference: of one image, merged where that can be.
@@ -50,7 +50,7 @@ class CostRow:
         note: why something is missing.
     """
 
-    way: str
+    method: str
     trained: int
     trained_share: float
     inference: Spread | None
@@ -66,7 +66,7 @@ class CostRow:
     @property
     def is_ours(self) -> bool:
         """Whether this package tunes it, from scores that are measured before."""
-        return self.way.startswith("spt-")
+        return self.method.startswith("spt-")
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from ..anatomy import candidate_names
+from ..model import candidate_names
 from ..sensitivity import measure_sensitivity
 from .row import Spread
 from .setting import CostSetting

@@ -6,9 +6,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torch import nn
+
 from ..finetuning.models import ModelSource, build, preprocessing_of, sized_for
 from ..memory import DTYPES
+from ..methods import METHODS, Method, entry_of
+from ..methods.matrices import attention_matrices
+from ..model import backbone_numel
 from .paper import PAPER_BATCH_SIZE, PAPER_IMAGE_SIZE, PAPER_MODEL
+
+LORA_RANK = 16  # of the paper's LoRA, whose count is every row's budget
+ROWS = tuple(name.replace("-K", f"-{LORA_RANK}") for name in METHODS)
 
 _LEAST = {"batch_size": 1, "timed_batch_size": 1, "num_classes": 1, "rank": 1, "rounds": 0}
 
@@ -91,6 +99,18 @@ class CostSetting:
         form = preprocessing_of(model, size=self.image_size)
         return len(form.mean), form.size, form.size
 
+    def method(self, name: str, model: nn.Module) -> Method:
+        """The method of a row, with everybody's budget where it has one."""
+        budget = budget_of(model) if "budget" in entry_of(name).options else None
+        return Method(name, budget, self.rank if name.startswith("spt-") else None)
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self) | {"model_args": dict(self.model_args)}
+
+
+def budget_of(model: nn.Module) -> int:
+    """Parameters of a LoRA of rank 16 on the fused qkv, 0.69 % of ViT-B/16 as in the paper."""
+    linears = attention_matrices(model).values()
+    of_lora = sum(LORA_RANK * sum(linear.weight.shape) for linear in linears)
+    return min(of_lora, backbone_numel(model))

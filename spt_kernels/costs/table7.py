@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..methods import entry_of
 from .paper import PAPER_ROWS, PaperRow
 from .row import CostRow
 from .sensitivity_speed import SensitivitySpeed
-from .setting import CostSetting
-from .ways import WAYS
+from .setting import ROWS, CostSetting
 from .worker import SENSITIVITY
 
 
@@ -23,8 +23,8 @@ class Table7:
 
     Attributes:
         setting: of all rows.
-        rows: in the order of `WAYS`.
-        missing: way -> reason.
+        rows: in the order that was asked for.
+        missing: method -> reason.
         sensitivity: how fast scores come, None where that was not asked for.
     """
 
@@ -40,13 +40,13 @@ class Table7:
 
     def over(self, row: CostRow, rival: str, column: str) -> float | None:
         """A column of `row` over that of another row, None where either is missing."""
-        other = next((r for r in self.rows if r.way == rival), None)
+        other = next((r for r in self.rows if r.method == rival), None)
         ours, theirs = getattr(row, column), other and getattr(other, column)
         return ours / theirs if ours and theirs else None
 
     def step_over(self, row: CostRow, rival: str) -> float | None:
         """A step's time over another row's; both were timed in turn with full tuning on a CPU."""
-        other = next((r for r in self.rows if r.way == rival), None)
+        other = next((r for r in self.rows if r.method == rival), None)
         if other is None or row.step is None or other.step is None:
             return None
         if row.step_over_full is None or other.step_over_full is None:
@@ -78,39 +78,38 @@ class Table7:
 
 def run_table7(
     setting: CostSetting,
-    ways: Sequence[str] | None = None,
+    methods: Sequence[str] = ROWS,
     *,
     sensitivity: bool = True,
     told: Callable[[str], None] = lambda _: None,
     kept: Callable[[Table7], object] = lambda _: None,
 ) -> Table7:
-    """Measure `ways`, by default all of `WAYS`.
+    """Measure one method after the other.
 
     Args:
         setting: model, sizes, precision, device.
-        ways: names from `WAYS`.
+        methods: their names.
         sensitivity: time the scores too, in a table of fp32 with rounds to time.
         told: called with the name of each row when it is done.
         kept: called with the table so far after each row, so that a time limit loses none.
 
     Raises:
-        ValueError: an unknown way, or a model that cannot be built.
+        ValueError: an unknown method, or a model that cannot be built.
     """
-    ways = tuple(WAYS) if ways is None else tuple(dict.fromkeys(ways))
-    unknown = [way for way in ways if way not in WAYS]
-    if unknown:
-        raise ValueError(f"ways must be from {', '.join(WAYS)}, got {', '.join(unknown)}")
+    methods = tuple(dict.fromkeys(methods))
+    for name in methods:
+        entry_of(name)
     setting.build()  # a wrong name is told once, not by every row
     rows: list[CostRow] = []
     missing: dict[str, str] = {}
     speed = None
-    for way in ways:
-        result = _in_a_process(way, setting)
+    for name in methods:
+        result = _in_a_process(name, setting)
         if "error" in result:
-            missing[way] = result["error"]
+            missing[name] = result["error"]
         else:
             rows.append(CostRow.from_json(result))
-        told(way)
+        told(name)
         kept(Table7(setting, tuple(rows), dict(missing)))
     # in fp32 whatever the steps are in: one table is enough to have it
     if sensitivity and setting.rounds and setting.dtype == "fp32":

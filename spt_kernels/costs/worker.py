@@ -21,7 +21,7 @@ def main() -> None:
             result = measure_sensitivity_speed(setting).to_json()
         else:
             result = measure_row(asked["row"], setting).to_json()
-    except ValueError as error:  # this way and this architecture do not go together
+    except ValueError as error:  # this method and this architecture do not go together
         result = {"error": str(error)}
     print(json.dumps(result))
 

@@ -18,8 +18,8 @@ _HOME = {
     "Batches": "pixels",
     "PixelSet": "pixels",
     "Preprocessing": "pixels",
-    "METHODS": ".method",  # of the package around this one
-    "Method": ".method",
+    "METHODS": ".methods",  # of the package around this one
+    "Method": ".methods",
     "Recipe": "recipe",
     "SavedRun": "saved_run",
     "ImageSource": "splits",
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from ..method import METHODS, Method
+    from ..methods import METHODS, Method
     from .accuracy import Accuracy, evaluate
     from .job import FinetuneJob
     from .models import ModelSource, build

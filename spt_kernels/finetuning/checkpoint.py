@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..atomic import write_atomically
+from ..files.atomic import write_atomically
 from ..layers import sparse_deltas
 
 FORMAT_VERSION = 1

@@ -27,11 +27,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..delta import merge
-from ..figures import training_curves_figure
-from ..method import Method
-from ..method_plan import plan_uniform_lora
+from ..methods import Method, make_plan
+from ..task import merge
 from .accuracy import evaluate
+from .curves import training_curves_figure
 from .device import pick_device
 from .digits import write_digits
 from .job import FinetuneJob
@@ -256,8 +255,10 @@ def _told(name: str, result: Mapping[str, Any]) -> str:
 
 def _methods(model: ModelSource) -> list[Method]:
     rival = Method("lora", rank=8)
-    budget = plan_uniform_lora(build(model, len(NEW)).model, rival).num_trainable
-    return [Method("linear"), rival, Method("spt-lora", budget=budget, rank=8), Method("full")]
+    plan = make_plan(build(model, len(NEW)).model, rival)
+    assert plan is not None
+    spt_lora = Method("spt-lora", budget=plan.num_trainable, rank=8)
+    return [Method("linear"), rival, spt_lora, Method("full")]
 
 
 def _images(output: Path, name: str, count: int | None) -> ImageSource:

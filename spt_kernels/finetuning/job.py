@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..method import Method
+from ..methods import Method
 from .models import ModelSource
 from .recipe import Recipe
 from .splits import ImageSource

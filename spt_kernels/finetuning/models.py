@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
-from ..anatomy import head_names
+from ..model import head_names
 from .pixels import Preprocessing
 
 _UNREADABLE = (

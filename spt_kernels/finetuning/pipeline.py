@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from .. import __version__
-from ..atomic import write_atomically
-from ..delta import save_delta
-from ..figures import sensitivity_figure, training_curves_figure
 from ..memory import estimate_memory
-from ..method_plan import backbone_numel, make_plan, prepare
+from ..methods import make_plan, tune
+from ..methods.tunable import Tunable
+from ..model import backbone_numel
 from ..plan import Plan
+from ..plan.figure import sensitivity_figure
 from ..sensitivity import Sensitivity
 from .accuracy import evaluate
+from .curves import training_curves_figure
 from .device import reproducible, seed_everything
 from .job import FinetuneJob, plain
 from .progress import Progress, Silent
@@ -73,12 +73,12 @@ def finetune(
         if not setting.base.head_is_new:
             progress.say("the head is that of the weights, as the classes are as many (new_head)")
         plan = _plan(setting, folder, progress)
-        model = setting.base.model
         facts = _facts(setting, plan)
-        model = prepare(model.to(setting.device), plan)
-        history = _train(setting, model, folder, checkpoint_seconds, progress)
-        size = _write_model(model, plan, folder)
-        accuracy = _test(setting, model, folder, progress)
+        tunable = tune(setting.base.model.to(setting.device), job.method, plan)
+        accounted = _accounted_bytes(setting, tunable)
+        history = _train(setting, tunable.model, folder, checkpoint_seconds, progress)
+        size = tunable.save(folder[tunable.file])
+        accuracy = _test(setting, tunable.model, folder, progress)
     last = history[-1]
     result = {
         "method": job.method.name,
@@ -86,7 +86,10 @@ def finetune(
         "val_accuracy": last.val_accuracy,
         "train_loss": last.train_loss,
         "epochs": last.epoch,
+        "trained_parameters": tunable.trained,
         **facts,
+        "accounted_peak_bytes": accounted,
+        "file": folder[tunable.file].name,
         "task_bytes": size,
         "step_ms": median_step_ms(history),
         "measured_peak_bytes": _measured_bytes(setting),
@@ -154,16 +157,6 @@ def _train(
     )
 
 
-def _write_model(model: nn.Module, plan: Plan | None, folder: RunFolder) -> int:
-    """The task file; for full fine-tuning, which has none, the whole model. Returns its size."""
-    if plan is not None:
-        save_delta(model, folder["task"])
-        return folder["task"].stat().st_size
-    state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(folder["model"], save(state))
-    return folder["model"].stat().st_size
-
-
 def _test(
     setting: Setting, model: nn.Module, folder: RunFolder, progress: Progress
 ) -> float | None:
@@ -182,29 +175,30 @@ def _test(
 
 
 def _facts(setting: Setting, plan: Plan | None) -> dict[str, Any]:
-    """What is trained, on what, at which cost; told from the plain model."""
-    model, recipe, form = setting.base.model, setting.job.recipe, setting.form
+    """What is trained, on what; told from the plain model."""
+    model = setting.base.model
     backbone = backbone_numel(model)
-    estimate = estimate_memory(
-        model,
-        (recipe.batch_size, len(form.mean), form.size, form.size),
-        plan,
-        method="full" if plan is None else None,
-        dtype="bf16-autocast" if recipe.amp == "bf16" else "fp32",
-        device="cuda" if setting.device.type == "cuda" else "cpu",
-    )
     return {
-        "trained_parameters": backbone if plan is None else plan.num_trainable,
         "unstructured_parameters": None if plan is None else plan.num_unstructured,
         "structured_parameters": None if plan is None else plan.num_structured,
         "head_parameters": sum(p.numel() for p in model.parameters()) - backbone,
         "backbone_parameters": backbone,
         "budget": None if plan is None else plan.budget,
-        "lr": recipe.peak_lr(setting.job.method),
+        "lr": setting.job.recipe.peak_lr(setting.job.method),
         "drop_path": setting.base.drop_path,
         "images": {name: len(s) for name, s in vars(setting.splits).items() if s is not None},
-        "accounted_peak_bytes": estimate.peak_bytes,
     }
+
+
+def _accounted_bytes(setting: Setting, tunable: Tunable) -> int:
+    """The peak of a training step."""
+    recipe, form = setting.job.recipe, setting.form
+    return estimate_memory(
+        tunable.model,
+        (recipe.batch_size, len(form.mean), form.size, form.size),
+        dtype="bf16-autocast" if recipe.amp == "bf16" else "fp32",
+        device="cuda" if setting.device.type == "cuda" else "cpu",
+    ).peak_bytes
 
 
 def _measured_bytes(setting: Setting) -> int | None:

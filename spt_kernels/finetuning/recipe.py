@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..method import Method, check_positive, check_within
+from ..methods.method import Method, check_positive, check_within
 
 PRECISIONS = ("none", "bf16")
 

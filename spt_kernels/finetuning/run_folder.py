@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..atomic import write_atomically
+from ..files.atomic import write_atomically
 
 FILES = {
     "config": "config.json",
@@ -17,6 +17,7 @@ FILES = {
     "checkpoint": "checkpoint.pt",
     "metrics": "metrics.jsonl",
     "task": "task.safetensors",
+    "trained": "trained.safetensors",
     "model": "model.safetensors",
     "predictions": "predictions.jsonl",
     "result": "result.json",

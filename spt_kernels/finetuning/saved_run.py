@@ -9,12 +9,17 @@ from typing import Any
 
 from torch import nn
 
-from ..delta import load_delta
-from ..task_file.format import read
+from ..methods import tune
+from ..methods.tunable import Tunable
+from ..plan import Plan
+from ..task import load_delta, merge
+from ..task.file.format import read
 from .job import FinetuneJob
 from .models import ModelSource, build
 from .pixels import Preprocessing
 from .run_folder import FILES, RunFolder
+
+SAVED = ("task", "trained", "model")  # what a run hands over, one of them
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class SavedRun:
     """What a run folder, or a task file alone, tells.
 
     Attributes:
-        path: the task file; for full fine-tuning, which has none, the whole model.
+        path: the task file; where the method has none, what it trained or the whole model.
         model: how to build the base model.
         num_classes: of the head.
         classes: their names, empty if unknown.
@@ -51,9 +56,10 @@ class SavedRun:
         path = Path(path)
         folder = RunFolder(path if path.is_dir() else path.parent)
         if path.is_dir():
-            path = folder["task"] if folder["task"].is_file() else folder["model"]
-            if not path.is_file():
+            saved = [folder[name] for name in SAVED if folder[name].is_file()]
+            if not saved:
                 raise ValueError(f"{folder.path}: no {FILES['task']} in this folder")
+            path = saved[0]
         elif not path.is_file():
             raise ValueError(f"no such file: {path}")
         config = folder.read_json("config")
@@ -87,8 +93,36 @@ class SavedRun:
             source = replace(self.model, weights=str(self.path), pretrained=False)
             return build(source, self.num_classes).model
         model = build(self.model, self.num_classes).model
-        load_delta(model, self.path)
-        return model.eval()
+        if self.path.name != FILES["trained"]:
+            load_delta(model, self.path)
+            return model.eval()
+        return self._tuned(model).model.eval()
+
+    def merged(self) -> nn.Module:
+        """The plain model with what was learnt folded in; errors as `load`.
+
+        Raises:
+            ValueError: it cannot be folded in, or there is nothing to fold.
+        """
+        if self.is_whole_model:
+            raise ValueError(f"{self.path} is a whole model already; there is nothing to merge")
+        if self.path.name != FILES["trained"]:
+            return merge(self.load())
+        tunable = self._tuned(build(self.model, self.num_classes).model)
+        if tunable.fold is None:
+            raise ValueError(f"{self.path}: what this method trains cannot be merged")
+        return tunable.fold(tunable.model.eval())
+
+    def _tuned(self, model: nn.Module) -> Tunable:
+        """A plain model tuned by the run's method once more, with what that trained."""
+        if self.job is None:
+            raise ValueError(
+                f"{self.path} has no {FILES['config']} beside it, which tells the method"
+            )
+        plan = RunFolder(self.path.parent)["plan"]
+        tunable = tune(model, self.job.method, Plan.load(plan) if plan.is_file() else None)
+        tunable.load(self.path)
+        return tunable
 
 
 def _classes_of_head(path: Path) -> int:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..optim import SparseAdamW, param_groups
+from ..methods.tunable import make_optimizer
 from .accuracy import evaluate
 from .checkpoint import Checkpoint
 from .device import autocast
@@ -57,7 +57,7 @@ def train(
     """Train what of `model` requires a gradient, in place; the last epoch's model is the result.
 
     Args:
-        model: prepared by `method_plan.prepare`, on the device of `batches`.
+        model: made ready by `methods.tune`, on the device of `batches`.
         batches: the training images.
         recipe: how.
         lr: the peak learning rate.
@@ -103,14 +103,6 @@ def train(
             last_saved = time.monotonic()
     model.eval()
     return history
-
-
-def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """SparseAdamW for a tuned model, AdamW for a plain one; neither decays vectors."""
-    groups = param_groups(model, weight_decay=weight_decay)
-    if hasattr(model, "spt_tuning"):
-        return SparseAdamW(groups, lr=lr)
-    return torch.optim.AdamW(groups, lr=lr)
 
 
 def median_step_ms(history: list[EpochFigures]) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spt_kernels as spt
-from spt_kernels.synthetic_sensitivity import skewed_sensitivity
+from spt_kernels.sensitivity import skewed_sensitivity
 
 CLASSES, BATCH, PIXELS, BUDGET = 5, 4, 32, 6000
 KINDS = ("lora", "adapter", None)

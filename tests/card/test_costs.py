@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spt_kernels.costs import WAYS, CostSetting
+from spt_kernels.costs import ROWS, CostSetting
 from spt_kernels.costs.measure import measure_row
 from spt_kernels.costs.sensitivity_speed import EXACT, measure_sensitivity_speed
 
@@ -28,12 +28,12 @@ def _setting(dtype: str) -> CostSetting:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16-autocast", "bf16"])
-@pytest.mark.parametrize("way", [way for way in WAYS if way not in NOT_PRETENDED])
-def test_row(way: str, dtype: str) -> None:
-    if way.startswith("peft"):
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in NOT_PRETENDED])
+def test_row(name: str, dtype: str) -> None:
+    if name.startswith("peft"):
         pytest.importorskip("peft")
     with pretended_card():
-        row = measure_row(way, _setting(dtype))
+        row = measure_row(name, _setting(dtype))
     assert row.note == ""
     assert row.step is not None
     assert row.inference is not None

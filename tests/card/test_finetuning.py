@@ -13,7 +13,7 @@ from spt_kernels.finetuning.device import pick_device
 from spt_kernels.finetuning.pixels import Batches, PixelSet, Preprocessing
 from spt_kernels.finetuning.recipe import Recipe
 from spt_kernels.finetuning.training import EpochFigures, train
-from spt_kernels.synthetic_sensitivity import skewed_sensitivity
+from spt_kernels.sensitivity import skewed_sensitivity
 from tests.models import tiny_vit
 
 from .on_card import CARD

@@ -11,11 +11,9 @@ import timm
 from spt_kernels.cli import app
 from spt_kernels.cli.memory_display import bars, cells_of
 from spt_kernels.cli.terminal import Terminal
-from spt_kernels.memory import estimate_memory
-from spt_kernels.memory_estimate import MemoryEstimate
-from spt_kernels.memory_ledger import CATEGORIES
-from spt_kernels.method import Method
-from spt_kernels.method_plan import make_plan
+from spt_kernels.memory import MemoryEstimate, estimate_memory
+from spt_kernels.memory.ledger import CATEGORIES
+from spt_kernels.methods import METHODS, Method, make_plan
 from tests.finetuning.pictures_on_disk import TINY
 
 MODEL = ["-m", "vit_tiny_patch16_224", "--num-classes", "7"]
@@ -54,18 +52,17 @@ def test_all_methods_are_objects_of_the_same_kind(capsys: pytest.CaptureFixture[
     value = value_of(["--batch", "3", "--rank", "2", "--budget", "900"], capsys)
     methods = value["methods"]
     assert list(methods) == [
-        *("full", "linear", "bias", "lora-2", "spt-lora", "spt-adapter", "spt-unstructured")
+        name.replace("-K", "-16") for name, entry in METHODS.items() if not entry.is_baseline
     ]
     for name, one in methods.items():
-        sized = {"rank": 2} if name.startswith(("lora", "spt-")) else {}
-        sized |= {"budget": 900} if name.startswith("spt-") else {}
-        method = "lora" if name == "lora-2" else name
-        estimate = estimate_memory(model(), shape(3), method=method, **sized)
+        sized = {"rank": 2} if name == "lora" or name.startswith("spt-") else {}
+        sized |= {"budget": 900} if name == "prompt-deep" or name.startswith("spt-") else {}
+        estimate = estimate_memory(model(), shape(3), method=name, **sized)
         assert one["peak_bytes"] == estimate.peak_bytes, name
-        assert one["method"] == method
+        assert one["method"] == name
         assert one["made_up_scores"] is name.startswith("spt-")
-    again = value_of(["--batch", "3", "--method", "lora-2"], capsys)
-    assert again == {"model": value["model"], "optimizer_name": "adamw", **methods["lora-2"]}
+    again = value_of(["--batch", "3", "--method", "lora-16"], capsys)
+    assert again == {"model": value["model"], "optimizer_name": "adamw", **methods["lora-16"]}
 
 
 def test_a_method_that_the_model_does_not_admit(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,9 +21,9 @@ def spread(ms: float) -> Spread:
     return Spread(ms, 0.99 * ms, 1.01 * ms)
 
 
-def row(way: str, step: float, peak: int = 1000, **more: Any) -> CostRow:
+def row(name: str, step: float, peak: int = 1000, **more: Any) -> CostRow:
     values = {
-        "way": way, "trained": 10, "trained_share": 0.1, "inference": spread(1.0),
+        "method": name, "trained": 10, "trained_share": 0.1, "inference": spread(1.0),
         "inference_over_plain": 1.0, "inference_peak_bytes": 500, "tuning_peak_bytes": peak,
         "accounted_peak_bytes": peak,
         "step": spread(100 * step), "step_over_full": step, "file_bytes": 100,

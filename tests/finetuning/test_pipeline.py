@@ -28,7 +28,7 @@ from spt_kernels.finetuning import (
 )
 from spt_kernels.finetuning.pixels import Batches, PixelSet
 from spt_kernels.finetuning.splits import read_evaluation_images
-from spt_kernels.method import METHODS
+from tests.methods import every
 
 from .pictures_on_disk import write_task, write_weights
 
@@ -51,16 +51,16 @@ def base(place: Path) -> ModelSource:
 
 
 def method(name: str) -> Method:
-    has_budget = name.startswith("spt") or name == "lora"
-    return Method(name, budget=400, rank=2) if has_budget else Method(name)
+    return every.method(name, 1000 if name.startswith("peft") else 400)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", every.NAMES)
 def test_a_run_leaves_a_model_that_loads_and_predicts_the_same(
     name: str, place: Path, task: ImageSource, base: ModelSource
 ) -> None:
     folder = place / name
-    result = finetune(FinetuneJob(base, task, method(name), SHORT), folder)
+    job = FinetuneJob(base, task, method(name), SHORT)
+    result = finetune(job, folder)
     saved = SavedRun.find(folder)
     images = read_evaluation_images(task.root, saved.classes)
     assert saved.form is not None
@@ -74,8 +74,9 @@ def test_a_run_leaves_a_model_that_loads_and_predicts_the_same(
     assert all(line["val_accuracy"] is not None for line in lines)
     made = {path.name for path in folder.iterdir()}
     assert {"config.json", "result.json", "curves.png"} <= made
-    assert ("model.safetensors" if name == "full" else "task.safetensors") in made
-    assert ("sensitivity.png" in made) == name.startswith("spt")
+    assert result["file"] in made
+    assert (folder / result["file"]).stat().st_size == result["task_bytes"]
+    assert ("sensitivity.png" in made) == job.method.is_sensitivity_aware
     assert "checkpoint.pt" not in made
     assert result["trained_parameters"] <= (result["budget"] or result["backbone_parameters"])
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spt_kernels.finetuning.recipe import Recipe
-from spt_kernels.method import METHODS, Method
+from spt_kernels.methods import METHODS, Method
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -82,4 +82,5 @@ def test_an_impossible_method_is_refused_by_name(change: dict, message: str) -> 
 
 
 def test_every_method_can_be_named() -> None:
-    assert [Method(name).name for name in METHODS] == list(METHODS)
+    names = [name.replace("-K", "-4") for name in METHODS]
+    assert [Method(name).name for name in names] == names

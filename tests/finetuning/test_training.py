@@ -13,7 +13,8 @@ from torch import nn
 from spt_kernels.finetuning.checkpoint import Checkpoint
 from spt_kernels.finetuning.pixels import Batches, PixelSet, Preprocessing
 from spt_kernels.finetuning.recipe import Recipe
-from spt_kernels.finetuning.training import EpochFigures, make_optimizer, train
+from spt_kernels.finetuning.training import EpochFigures, train
+from spt_kernels.methods.tunable import make_optimizer
 from tests.models import tiny_vit
 
 CPU = torch.device("cpu")

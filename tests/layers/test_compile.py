@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spt_kernels import AdapterSpec, LoraSpec, Plan, apply
-from spt_kernels.anatomy import describe, head_names
 from spt_kernels.layers import SparseDeltaConv2d, SparseDeltaLinear, sparse_deltas
+from spt_kernels.model import describe, head_names
 from tests.models import tiny_batch, tiny_vit
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spt_kernels.layers import SparseDeltaConv2d
-from tests.random_convolutions import draw
+from tests.sensitivity.random_convolutions import draw
 from tests.tolerance import assert_within_budget
 
 CONVS = {

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from spt_kernels import AdapterSpec, LoraSpec, Plan, apply
-from spt_kernels.anatomy import describe
+from spt_kernels.model import describe
 
 WIDTH, BATCH, TOKENS = 48, 4, 65
 ACTIVATION_BYTES = BATCH * TOKENS * WIDTH * 4

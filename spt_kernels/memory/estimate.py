@@ -1,0 +1,67 @@
+"""What the peak of a step is made of, as a table and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+DTYPES = ("fp32", "bf16-autocast", "bf16")
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Accounted memory at the moment of a step when it is highest.
+
+    Attributes:
+        peak_bytes: all live tensors at that moment.
+        by_category: the same bytes as `weights` (parameters and buffers), `optimizer` (its state),
+            `gradients` (of parameters), `activations` (the batch, and what the forward keeps for
+            the backward) and `temporary` (everything else).
+        method: what is trained.
+        batch_shape: shape of the input.
+        dtype: `"fp32"`, `"bf16-autocast"` or `"bf16"`.
+        training: whether it is a training step or a forward without gradients.
+        num_trainable: parameters that are trained, head included.
+        checkpointing: whether blocks are recomputed in the backward.
+        device: whose ways of computing are accounted for, `"cpu"` or `"cuda"`.
+    """
+
+    peak_bytes: int
+    by_category: Mapping[str, int]
+    method: str
+    batch_shape: tuple[int, ...]
+    dtype: str
+    training: bool
+    num_trainable: int
+    checkpointing: bool = False
+    device: str = "cuda"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_category", MappingProxyType(dict(self.by_category)))
+
+    def summary(self) -> str:
+        """A text table of the peak by category, in MiB."""
+        step = "training step" if self.training else "inference"
+        shape = " × ".join(map(str, self.batch_shape))
+        lines = [f"{self.method}, {step} on {shape}, {self.dtype} (accounted, not measured)"]
+        rows = [*self.by_category.items(), ("peak", self.peak_bytes)]
+        lines += [f"{name:<12}{count / 2**20:>12,.2f} MiB" for name, count in rows]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """One flat object of plain values; bytes of each category go by the category's name."""
+        return {
+            "method": self.method,
+            "batch_shape": list(self.batch_shape),
+            "dtype": self.dtype,
+            "device": self.device,
+            "checkpointing": self.checkpointing,
+            "training": self.training,
+            "num_trainable": self.num_trainable,
+            "accounted": True,
+            "peak_bytes": self.peak_bytes,
+            **self.by_category,
+        }

@@ -1,0 +1,221 @@
+"""A training step rehearsed on fake tensors, to count its memory: no GPU, no arithmetic."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..methods import Method, entry_of, make_plan, tune
+from ..methods.peft_shira import let_fakes_run
+from ..plan import Plan
+from ..sensitivity import skewed_sensitivity
+from .cpu import CpuLedger
+from .cuda import CudaLedger, take_default_path
+from .estimate import MemoryEstimate
+from .ledger import Ledger
+from .step import Step, switch_on_checkpointing
+from .twin import fake_copy, tensors_of
+
+
+def estimate_memory(
+    model: nn.Module,
+    batch_shape: Sequence[int],
+    plan: Plan | None = None,
+    *,
+    method: str | None = None,
+    budget: int | float | None = None,
+    rank: int | None = None,
+    dtype: str = "fp32",
+    optimizer: str | Callable[[nn.Module], torch.optim.Optimizer] = "adamw",
+    training: bool = True,
+    loss_fn: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
+    checkpointing: bool = False,
+    device: str = "cuda",
+) -> MemoryEstimate:
+    """Account for the peak memory of a training step (or of inference) without running one.
+
+    Forward, backward and optimizer step run on fake tensors, which have shapes but no storage,
+    while every storage that comes and goes is counted at its nominal size. It is a step in the
+    midst of training, which meets the optimizer's state of the one before. Not counted: what
+    most kernels allocate within themselves, fragmentation, the CUDA context. `largest_batch` finds
+    the batch for a given memory.
+
+    Args:
+        model: any module, plain or tuned already, by another library too; neither changed nor
+            copied. Its parameters may be on the meta device.
+        batch_shape: shape of the input, `(batch, 3, height, width)`.
+        plan: tune the (plain) model so, and train that; `method` is then only what to call it, as
+            it is for a model that is tuned already, and is refused where the two contradict.
+        method: the name of one of `spt_kernels.methods`, as `spt-kernels finetune` trains it:
+            `"full"`, `"linear"`, `"lora-16"`, `"spt-lora"`, … Those that choose by sensitivity take
+            made-up scores, as skewed as measured ones, where there is no plan. None trains what the
+            plan says, or else what `requires_grad` says.
+        budget: of a method that has one: a count, or a share of the backbone below 1; by default
+            0.5 %, and any that `rank` costs for `"lora"`.
+        rank: of the LoRA or Adapter modules of `"lora"` and `"spt-*"`, by default 8.
+        dtype: `"fp32"`, `"bf16-autocast"` (fp32 weights under autocast), or `"bf16"` (weights too).
+        optimizer: `"adamw"`, `"sgd"` (with momentum), `"none"`, or a function that makes one.
+        training: False for a forward pass without gradients.
+        loss_fn: takes the model's output and an int64 target `[batch]` of zeros.
+        checkpointing: recompute blocks in the backward (the model's `set_grad_checkpointing`).
+        device: `"cuda"` accounts for what PyTorch keeps and makes on a card of sm_80 or newer (its
+            attention kernels, its autocast, its dropout, blocks of 512 bytes), without one; `"cpu"`
+            for what it does on a CPU.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of range, nothing to train, or an input of a shape that the
+            model cannot take.
+    """
+    step = Step(dtype, optimizer, training, loss_fn, checkpointing, device)
+    return Rehearsal(model, plan, method=method, budget=budget, rank=rank, step=step).at(
+        batch_shape
+    )
+
+
+class Rehearsal:
+    """A step on fake tensors, prepared once and rehearsed for any number of batches.
+
+    The arguments are those of `estimate_memory`, which rehearses for one batch alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan | None = None,
+        *,
+        method: str | None = None,
+        budget: int | float | None = None,
+        rank: int | None = None,
+        step: Step,
+    ) -> None:
+        chosen, plan, self._label = _choose(model, plan, method, budget, rank)
+        self._step = step
+        # real tensors (constants that a model makes for itself) are let in, and not counted
+        self._fakes = FakeTensorMode(allow_non_fake_inputs=True)
+        twin, besides = fake_copy(model, self._fakes, step.weight_dtype)
+        if chosen is not None:
+            twin = tune(twin, chosen, plan).model
+            twin, besides = fake_copy(twin, self._fakes)  # what tuning has added is still real
+        let_fakes_run(twin)
+        if step.checkpointing:
+            switch_on_checkpointing(twin)
+        self._num_trainable = sum(p.numel() for p in twin.parameters() if p.requires_grad)
+        if step.training and not self._num_trainable:
+            raise ValueError(
+                "no parameter of the model requires a gradient, there is nothing to train"
+            )
+        self._twin: nn.Module = twin
+        self._besides = besides  # alive as long as the model is
+        self._ledger: Ledger = CudaLedger() if step.device == "cuda" else CpuLedger()
+        self._optimizer: torch.optim.Optimizer | None = None
+        # An optimizer of ours leaves its state and nothing else behind its first step; what
+        # another one does in that alone is seen in a second one.
+        self._steps = 2 if callable(step.optimizer) else 1
+        with self._fakes, self._ledger:
+            self._ledger.mark(itertools.chain(tensors_of(twin), besides), "weights")
+            if step.training:
+                self._optimizer = step.make_optimizer(twin)
+            if step.device == "cuda" and self._optimizer is not None:
+                take_default_path(self._optimizer)
+
+    def at(self, batch_shape: Sequence[int]) -> MemoryEstimate:
+        """The estimate for one shape of the input; errors are those of `estimate_memory`."""
+        shape, step, ledger = _as_shape(batch_shape), self._step, self._ledger
+        self._twin.zero_grad(set_to_none=True)
+        with self._fakes, ledger:
+            began = ledger.moment()
+            batch = torch.empty(shape, dtype=step.weight_dtype)
+            ledger.mark([batch], "activations")
+            if step.training:
+                for _ in range(self._steps):
+                    step.train(self._twin, batch, self._optimizer, ledger)
+                self._steps = 1
+            else:
+                step.infer(self._twin, batch)
+        by_category = ledger.peak_of_step(began)
+        return MemoryEstimate(
+            peak_bytes=sum(by_category.values()),
+            by_category=by_category,
+            method=self._label,
+            batch_shape=shape,
+            dtype=step.dtype,
+            training=step.training,
+            num_trainable=self._num_trainable,
+            checkpointing=step.checkpointing,
+            device=step.device,
+        )
+
+
+def _choose(
+    model: nn.Module,
+    plan: Plan | None,
+    method: str | None,
+    budget: int | float | None,
+    rank: int | None,
+) -> tuple[Method | None, Plan | None, str]:
+    """How to tune the model, None for not at all, by which plan, and what to call it."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if plan is not None and not isinstance(plan, Plan):
+        raise TypeError(
+            f"plan must be a Plan, got {type(plan).__name__}: Plan.load(path) reads a file"
+        )
+    if method is not None:
+        entry_of(method)
+    tuning: Any = getattr(model, "spt_tuning", None)
+    if tuning is not None and plan is not None:
+        raise ValueError("plan: the model is tuned already, by a plan of its own")
+    known = plan if plan is not None else getattr(tuning, "plan", None)
+    if known is not None:
+        whose = "the plan" if plan is not None else "the model, which is tuned already,"
+        for name, value in (("budget", budget), ("rank", rank)):
+            if value is not None:
+                raise ValueError(f"{name}: {whose} has its own, got {value!r}; leave it out")
+        if method is not None and not _is_such(known, method):
+            raise ValueError(f"method={method!r}: {whose} trains something else; leave it out")
+        label = method or f"spt-{known.kind or 'unstructured'}"
+        return None if plan is None else Method(label), plan, label
+    if method is None:
+        for name, value in (("budget", budget), ("rank", rank)):
+            if value is not None:
+                raise ValueError(f"{name}: is of a method, and none was given; got {value!r}")
+        return None, None, "as given"
+    chosen = Method(method, budget, rank)
+    scores = skewed_sensitivity(model) if chosen.is_sensitivity_aware else None
+    return chosen, make_plan(model, chosen, scores), method
+
+
+def _is_such(plan: Plan, method: str) -> bool:
+    """Whether a plan may be one of `method`, which is a label beside it."""
+    kind, has_entries = plan.kind, bool(plan.unstructured)
+    return {
+        "linear": kind is None and not has_entries,
+        "bias": kind is None,
+        "lora": kind == "lora" and not has_entries,
+        "spt-lora": kind == "lora",
+        "spt-lora-structured": kind == "lora" and not has_entries,
+        "spt-adapter": kind == "adapter",
+        "spt-unstructured": kind is None,
+        "dense-gradient": kind is None,
+        "published-layer": kind is None,
+    }.get(method, False)
+
+
+def _as_shape(batch_shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        shape = tuple(operator.index(size) for size in batch_shape)
+    except TypeError:
+        raise TypeError(
+            f"batch_shape must be a sequence of whole numbers, got {batch_shape!r}"
+        ) from None
+    if not shape or min(shape) < 1:
+        raise ValueError(f"batch_shape must hold sizes of at least 1, got {shape}")
+    return shape

@@ -1,0 +1,133 @@
+"""How a step is taken: in which precision, by which optimizer, with what made again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
+
+from .cuda import run_backward
+from .estimate import DEVICES, DTYPES
+from .ledger import AnyValue, Ledger
+
+OPTIMIZERS = ("adamw", "sgd", "none")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step, or a forward alone; the attributes are arguments of `estimate_memory`."""
+
+    dtype: str = "fp32"
+    optimizer: str | Callable[[nn.Module], torch.optim.Optimizer] = "adamw"
+    training: bool = True
+    loss_fn: Callable[[Any, Tensor], Tensor] = F.cross_entropy
+    checkpointing: bool = False
+    device: str = "cuda"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.device not in DEVICES:
+            raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
+        if not callable(self.optimizer) and self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                "optimizer must be 'adamw', 'sgd', 'none' or a function of the model, "
+                f"got {self.optimizer!r}"
+            )
+        for name in ("training", "checkpointing"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.checkpointing and not self.training:
+            raise ValueError(
+                "checkpointing=True is for training: inference keeps nothing that it could "
+                "recompute"
+            )
+
+    @property
+    def weight_dtype(self) -> torch.dtype | None:
+        """What the weights are cast to, None for nothing."""
+        return torch.bfloat16 if self.dtype == "bf16" else None
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer | None:
+        """The optimizer of what requires a gradient."""
+        trained = [p for p in model.parameters() if p.requires_grad]
+        # fused: the step makes no temporary tensors of its own
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(trained, lr=1e-3, fused=True)
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(trained, lr=1e-3, momentum=0.9, fused=True)
+        made = self.optimizer(model) if callable(self.optimizer) else None
+        if made is not None and not isinstance(made, torch.optim.Optimizer):
+            raise TypeError(
+                f"optimizer must make a torch.optim.Optimizer, got {type(made).__name__}"
+            )
+        return made
+
+    def train(
+        self,
+        model: nn.Module,
+        batch: Tensor,
+        optimizer: torch.optim.Optimizer | None,
+        ledger: Ledger,
+    ) -> None:
+        """Forward, backward and optimizer step, told to the ledger part by part."""
+        model.train()
+        model.zero_grad(set_to_none=True)
+        ledger.begin_forward()
+        with self._autocast():
+            output = _forward(model, batch)
+            target = torch.zeros(batch.shape[0], dtype=torch.int64)
+            loss = self.loss_fn(output, target)
+        ledger.end_forward()
+        run_backward(loss)
+        ledger.mark((parameter.grad for parameter in model.parameters()), "gradients")
+        if optimizer is not None:
+            with AnyValue():
+                optimizer.step()
+            ledger.mark(tree_iter(list(optimizer.state.values())), "optimizer")
+
+    @torch.no_grad()
+    def infer(self, model: nn.Module, batch: Tensor) -> None:
+        """A forward in evaluation mode."""
+        model.eval()
+        with self._autocast():
+            _forward(model, batch)
+
+    def _autocast(self) -> torch.autocast:
+        # on fakes of a CPU whatever the device is: `CudaLedger` makes of it what CUDA does
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bf16-autocast")
+
+
+def switch_on_checkpointing(model: nn.Module) -> None:
+    """Let a model recompute its blocks in the backward, as timm's models know how to.
+
+    Raises:
+        ValueError: it does not know how to.
+    """
+    switch: Any = getattr(model, "set_grad_checkpointing", None)
+    if not callable(switch):
+        raise ValueError(
+            f"checkpointing=True needs a model with set_grad_checkpointing, as timm's have; "
+            f"{type(model).__name__} has none"
+        )
+    try:
+        switch(True)
+    except AssertionError as error:  # timm's way to say so
+        raise ValueError(
+            f"checkpointing=True: {type(model).__name__} does not support it ({error})"
+        ) from error
+
+
+def _forward(model: nn.Module, batch: Tensor) -> Any:
+    try:
+        return model(batch)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"batch_shape: {type(model).__name__} cannot take {tuple(batch.shape)}: {reason}"
+        ) from error

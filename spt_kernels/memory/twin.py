@@ -1,0 +1,101 @@
+"""A copy of a model on fake tensors, and all the tensors that the model holds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_iter
+
+from ..layers import sparse_deltas
+from ..layers.sparse_gradient import DeltaPattern
+from ..ops.sparse_weight_grad import SparsePattern
+
+
+def fake_copy(
+    model: nn.Module, fakes: FakeTensorMode, dtype: torch.dtype | None = None
+) -> tuple[Any, list[Tensor]]:
+    """A deep copy with fakes of the same shape for parameters and buffers: no data is read.
+
+    Args:
+        model: plain or tuned; its parameters may be fakes already.
+        fakes: the mode to make them in.
+        dtype: to cast floating tensors to, but for what tuned layers keep in fp32.
+
+    Returns:
+        The copy, and fakes for tensors that its modules hold besides, which stay real in it because
+        a forward may look at their values.
+    """
+    tuning = getattr(model, "spt_tuning", None)
+    tensors = {id(t): t for t in tensors_of(model)}
+    kept = set()
+    if tuning is not None:
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        kept = {id(p) for name, p in trained.items() if name not in tuning.plan.head}
+    memo: dict[int, Any] = {}
+    for key, tensor in tensors.items():
+        fake = tensor.detach()
+        if not isinstance(tensor, FakeTensor):
+            is_cast = tensor.is_floating_point() and key not in kept
+            fake = _empty_like(tensor, fakes, dtype if is_cast else None)
+        if isinstance(tensor, nn.Parameter):
+            fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+        memo[key] = fake
+
+    real: dict[int, Tensor] = {}
+    if tuning is not None:
+        memo[id(tuning)] = tuning
+        real |= {id(t): t for t in tuning.base_head.values()}
+    for module in model.modules():
+        for value in vars(module).values():
+            if value is tuning:
+                continue  # the plan is no part of the model
+            if isinstance(value, DeltaPattern):
+                twin = DeltaPattern(_on_cpu(value.whole))
+                memo[id(value)] = twin
+                # made on first use otherwise, from the values of the index
+                real |= {id(t): t for t in _tensors_within(twin.compacted)}
+            real |= {id(t): t for t in _tensors_within(value)}
+    # the step runs on the CPU wherever the model is
+    memo |= {key: t.cpu() for key, t in real.items() if key not in memo and not t.is_cpu}
+    besides = [
+        _empty_like(t, fakes, dtype if t.is_floating_point() else None)
+        for key, t in real.items()
+        if key not in tensors
+    ]
+    return copy.deepcopy(model, memo), besides
+
+
+def _on_cpu(pattern: SparsePattern) -> SparsePattern:
+    if pattern.index.is_cpu:
+        return pattern
+    return SparsePattern.build(pattern.index.cpu(), pattern.out_features, pattern.in_features)
+
+
+def tensors_of(model: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers, and what sparse deltas hold besides: positions and base values."""
+    yield from model.parameters()
+    yield from model.buffers()
+    for delta in sparse_deltas(model).values():
+        yield from (delta.index, delta.original)
+
+
+def _tensors_within(value: Any) -> Iterator[Tensor]:
+    """Tensors in an attribute of a module: in containers, and in dataclasses as patterns are."""
+    for leaf in tree_iter(value):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            for field in fields(leaf):
+                yield from _tensors_within(getattr(leaf, field.name))
+
+
+def _empty_like(tensor: Tensor, fakes: FakeTensorMode, dtype: torch.dtype | None = None) -> Tensor:
+    dtype = dtype or tensor.dtype
+    with fakes:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="cpu")

@@ -1,0 +1,152 @@
+"""What a user may choose to train: the list of methods, and one of them with its options."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+DEFAULT_BUDGET = 0.005  # the paper's 0.4M parameters are 0.5 % of ViT-B/16
+DEFAULT_RANK = 8
+
+_SPT = frozenset({"budget", "rank", "samples", "rule", "scale", "dropout"})
+_BY_ENTRIES = frozenset({"budget", "samples", "rule"})
+_BUDGET = frozenset({"budget"})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a method before torch is loaded.
+
+    Attributes:
+        home: the file in this folder that holds it.
+        options: the fields of `Method` that it reads.
+        is_baseline: whether it is another's work, or another's way, and here to compare with.
+    """
+
+    home: str
+    options: frozenset[str] = frozenset()
+    is_baseline: bool = False
+
+
+# Every way to fine-tune there is, in the order of tables. K stands for a number.
+METHODS: Mapping[str, Entry] = MappingProxyType(
+    {
+        "full": Entry("full"),
+        "linear": Entry("linear"),
+        "bias": Entry("bias"),
+        "prompt-deep": Entry("prompt_deep", _BUDGET),
+        "lora": Entry("lora", frozenset({"budget", "rank", "scale", "dropout"})),
+        "lora-K": Entry("plain_lora"),
+        "spt-lora-structured": Entry("spt", _SPT),
+        "spt-lora": Entry("spt", _SPT),
+        "spt-adapter": Entry("spt", _SPT),
+        "spt-unstructured": Entry("spt", _SPT),
+        "dense-gradient": Entry("dense_gradient", _BY_ENTRIES, is_baseline=True),
+        "published-layer": Entry("published_layer", _BY_ENTRIES, is_baseline=True),
+        "peft-lora-K": Entry("peft_lora", is_baseline=True),
+        "peft-lora-all": Entry("peft_lora_all", _BUDGET, is_baseline=True),
+        "peft-shira": Entry("peft_shira", _BUDGET, is_baseline=True),
+        "peft-super-tuning": Entry("peft_super_tuning", _BUDGET, is_baseline=True),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is trained beside the head.
+
+    Attributes:
+        name: one of `METHODS`, with a number in place of `K`.
+        budget: parameters (int) or share of the backbone (float below 1); `None` is 0.5 %.
+        rank: rank of LoRA and Adapter modules. `None` is 8, and for `lora` with a budget the
+            largest rank that fits it.
+        samples: training images whose gradients are measured (the paper's C).
+        rule: `"paper"` or `"published-code"`, see `spt_kernels.allocate`.
+        scale: LoRA's factor.
+        dropout: LoRA's dropout.
+
+    `METHODS` says which of these a method reads; a budget or a rank that it does not is refused.
+    """
+
+    name: str = "spt-lora"
+    budget: int | float | None = None
+    rank: int | None = None
+    samples: int = 800
+    rule: str = "paper"
+    scale: float = 1.0
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        options = self.entry.options
+        for option in ("budget", "rank"):
+            if getattr(self, option) is not None and option not in options:
+                raise ValueError(f"{option}: method {self.name!r} has none; leave it out")
+        check_number("budget", self.budget, int, float)
+        check_number("rank", self.rank, int)
+        if self.budget is not None and not self.budget > 0:
+            raise ValueError(
+                "budget: expected a number of parameters, or a share of the backbone below 1, "
+                f"got {self.budget}"
+            )
+        check_positive("rank", self.rank)
+        check_positive("samples", self.samples)
+        check_within("dropout", self.dropout, 0.0, 1.0)
+        if self.rule not in ("paper", "published-code"):
+            raise ValueError(f"rule: expected paper or published-code, got {self.rule!r}")
+
+    @property
+    def entry(self) -> Entry:
+        """Its entry in `METHODS`."""
+        return entry_of(self.name)
+
+    @property
+    def size(self) -> int:
+        """The number in its name."""
+        return int(self.name.rpartition("-")[2])
+
+    @property
+    def is_sensitivity_aware(self) -> bool:
+        """Whether it chooses by a `Sensitivity`."""
+        return "samples" in self.entry.options
+
+    def count(self, backbone: int) -> int:
+        """Its budget as a number of parameters of a backbone of so many."""
+        budget = DEFAULT_BUDGET if self.budget is None else self.budget
+        if isinstance(budget, float) and budget >= 1:
+            raise ValueError(f"budget: expected a whole number or a share below 1, got {budget}")
+        return int(budget * backbone) if isinstance(budget, float) else budget
+
+
+def entry_of(name: Any) -> Entry:
+    """The entry of the method called `name`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    family = re.sub(r"-[1-9]\d*$", "-K", name) if isinstance(name, str) else ""
+    if family not in METHODS or name.endswith("-K"):
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {name!r}")
+    return METHODS[family]
+
+
+def check_number(name: str, value: Any, *kinds: type) -> None:
+    """Refuse what is no number of one of these kinds, a truth value above all."""
+    if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+        wanted = "a number" if float in kinds else "a whole number"
+        raise TypeError(f"{name}: expected {wanted}, got {value!r}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Refuse zero, less, and what is not finite."""
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name}: expected more than zero, got {value}")
+
+
+def check_within(name: str, value: float | None, low: float, high: float) -> None:
+    """Refuse what is below `low`, or not below `high`."""
+    if value is not None and not low <= value < high:
+        raise ValueError(f"{name}: expected at least {low:g} and below {high:g}, got {value}")

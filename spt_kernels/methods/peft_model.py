@@ -1,0 +1,62 @@
+"""Tuning by PEFT: its adapters on some layers of a model, and the head besides."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from ..model import backbone_numel, head_names
+from .matrices import block_matrices
+from .method import Method
+from .tunable import Tunable, counted
+
+
+def peft() -> Any:
+    """The library.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise ValueError("peft is not installed (pip install peft)") from error
+    return peft
+
+
+def tune_by(model: nn.Module, config: Callable[..., Any], targets: Iterable[str]) -> Tunable:
+    """Put PEFT's adapters on the modules called `targets`.
+
+    Args:
+        model: plain; wrapped afterwards.
+        config: makes the adapters' configuration.
+        targets: names of modules.
+    """
+    names = head_names(model)
+    heads = sorted({name.rpartition(".")[0] for name in names})
+    numel = sum(model.get_parameter(name).numel() for name in names)
+    chosen = config(target_modules=list(targets), modules_to_save=heads)
+    tuned = peft().get_peft_model(model, chosen)
+    return counted(tuned, _fold, head_numel=numel)
+
+
+def _fold(tuned: Any) -> nn.Module:
+    plain: nn.Module = tuned.merge_and_unload()
+    return plain
+
+
+def tune_all_by(model: nn.Module, method: Method, config: Callable[..., Any]) -> Tunable:
+    """On every matrix of the blocks, of the highest rank that the budget allows.
+
+    Raises:
+        ValueError: it does not allow rank 1.
+    """
+    matrices = block_matrices(model)
+    of_rank_1 = sum(sum(what.shape) for what in matrices.values())
+    rank = method.count(backbone_numel(model)) // max(1, of_rank_1)
+    if rank < 1:
+        raise ValueError(f"rank 1 on every matrix trains {of_rank_1:,}, past the budget")
+    return tune_by(model, functools.partial(config, r=rank), matrices)

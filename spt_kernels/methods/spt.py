@@ -1,0 +1,31 @@
+"""Sensitivity-aware tuning, SPT (He et al., ICCV 2023), with or without its structured half."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from ..plan import Plan, allocate
+from ..sensitivity import Sensitivity
+from .method import DEFAULT_BUDGET, DEFAULT_RANK, Method
+
+_STRUCTURED = {"spt-lora": "lora", "spt-lora-structured": "lora", "spt-adapter": "adapter"}
+
+
+def plan(model: nn.Module, method: Method, sensitivity: Sensitivity) -> Plan:
+    """Spend the budget by the scores; `-structured` leaves out what no module took the place of.
+
+    Raises:
+        ValueError: as `allocate`.
+    """
+    made = allocate(
+        sensitivity,
+        DEFAULT_BUDGET if method.budget is None else method.budget,
+        structured=_STRUCTURED.get(method.name),
+        rank=method.rank or DEFAULT_RANK,
+        rule=method.rule,
+        scale=method.scale,
+        dropout=method.dropout,
+    )
+    return replace(made, unstructured={}) if method.name.endswith("-structured") else made

@@ -1,0 +1,160 @@
+"""A model that one method has made ready to train, and what becomes of it afterwards."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ..files import checked_file
+from ..files.atomic import write_atomically
+from ..model import backbone_numel, candidate_names, describe, head_names
+from ..optim import SparseAdamW, param_groups
+from ..plan import LoraSpec, Plan
+from ..task import load_delta, merge, save_delta
+from ..tuning import apply
+
+
+@dataclass(frozen=True)
+class Tunable:
+    """A model ready to train.
+
+    Attributes:
+        model: trains what requires a gradient.
+        trained: how many values change, besides the head's.
+        plan: what was applied, None where nothing was.
+        fold: makes the plain model of the trained one, in place; None where nothing can.
+        file: what `save` writes: the `"task"`, what was `"trained"`, or the whole `"model"`.
+    """
+
+    model: nn.Module
+    trained: int
+    plan: Plan | None = None
+    fold: Callable[[nn.Module], nn.Module] | None = None
+    file: str = "trained"
+
+    def optimizer(
+        self, lr: float = 1e-3, weight_decay: float = 1e-4, *, fused: bool | None = None
+    ) -> torch.optim.Optimizer:
+        """The optimizer of all that is trained; see `make_optimizer`."""
+        return make_optimizer(self.model, lr, weight_decay, fused=fused)
+
+    def deployed(self) -> nn.Module:
+        """What a user would run: the plain model where the method can be folded in."""
+        return self.model if self.fold is None else self.fold(self.model)
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write what was learnt, whole or not at all, and return the size of the file in bytes."""
+        if self.file == "task":
+            return save_delta(self.model, path)
+        if self.file == "model":
+            state = {n: t.detach().cpu().contiguous() for n, t in self.model.state_dict().items()}
+            write_atomically(path, save(state))
+        else:
+            checked_file.write(path, "trained", {}, self._state())
+        return Path(path).stat().st_size
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Read what `save` wrote of a model tuned likewise; a task may be of another plan.
+
+        Raises:
+            DeltaFormatError: the file is damaged, or another kind of file.
+            ValueError: it is of a model that is tuned otherwise.
+        """
+        if self.file == "task":
+            load_delta(self.model, path)
+            return
+        _, tensors = checked_file.read(path, "trained")
+        own = self._state()
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        if shapes != {name: tensor.shape for name, tensor in own.items()}:
+            raise ValueError(f"{os.fspath(path)}: is of a model that is tuned otherwise")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(tensors[name])
+
+    def file_bytes(self) -> int:
+        """The size of what `save` writes."""
+        with tempfile.TemporaryDirectory() as folder:
+            return self.save(Path(folder) / "saved.safetensors")
+
+    def _state(self) -> dict[str, Tensor]:
+        """What training changes: the trained parameters, and running statistics."""
+        frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
+        return {name: t for name, t in self.model.state_dict().items() if name not in frozen}
+
+
+def make_optimizer(
+    model: nn.Module, lr: float, weight_decay: float, *, fused: bool | None = None
+) -> torch.optim.Optimizer:
+    """SparseAdamW for a model that a plan was applied to, else AdamW; neither decays vectors."""
+    groups = param_groups(model, weight_decay=weight_decay)
+    if hasattr(model, "spt_tuning"):
+        return SparseAdamW(groups, lr=lr)
+    return torch.optim.AdamW(groups, lr=lr, fused=fused)
+
+
+def applied(model: nn.Module, plan: Plan | None) -> Tunable:
+    """`model` tuned by a plan; an Adapter has a nonlinearity, which nothing can fold in."""
+    assert plan is not None
+    apply(model, plan)
+    fold = None if plan.kind == "adapter" and plan.structured else merge
+    return Tunable(model, plan.num_trainable, plan, fold, "task")
+
+
+def counted(
+    model: nn.Module,
+    fold: Callable[[nn.Module], nn.Module] | None = None,
+    file: str = "trained",
+    *,
+    head_numel: int | None = None,
+) -> Tunable:
+    """A model that trains, whole, every parameter that requires a gradient.
+
+    Args:
+        model: ready to train.
+        fold: as `Tunable` has it.
+        file: likewise.
+        head_numel: how much of what is trained is the head; by default `head_names` tells.
+    """
+    if head_numel is None:
+        head_numel = sum(model.get_parameter(name).numel() for name in head_names(model))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Tunable(model, trained - head_numel, fold=fold, file=file)
+
+
+def as_it_is(model: nn.Module) -> nn.Module:
+    """The way to fold in what changed the plain model itself."""
+    return model
+
+
+def plan_of(
+    model: nn.Module,
+    unstructured: Mapping[str, Tensor] = MappingProxyType({}),
+    structured: Mapping[str, LoraSpec] = MappingProxyType({}),
+) -> Plan:
+    """A plan for `model` that no scores were asked for."""
+    info = describe(model)
+    return Plan(
+        unstructured=unstructured,
+        structured=structured,
+        info={name: info[name] for name in candidate_names(model)},
+        head=head_names(model),
+        model_name=type(model).__name__,
+        kind="lora" if structured else None,
+        backbone_numel=backbone_numel(model),
+    )
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Train the head alone."""
+    model.requires_grad_(False)
+    for name in head_names(model):
+        model.get_parameter(name).requires_grad_()

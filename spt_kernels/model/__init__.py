@@ -1,0 +1,15 @@
+"""What a model is: its parameters and what they are for, its head, what it must be to be tuned."""
+
+from .anatomy import backbone_numel, candidate_names, head_names, stem_names
+from .parameter_info import ParameterInfo, RowBlock, describe, guess
+
+__all__ = [
+    "ParameterInfo",
+    "RowBlock",
+    "backbone_numel",
+    "candidate_names",
+    "describe",
+    "guess",
+    "head_names",
+    "stem_names",
+]

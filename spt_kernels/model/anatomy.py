@@ -1,0 +1,170 @@
+"""Which parameters of a model are its head, its stem, and the candidates for tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from .parameter_info import describe
+
+_TUNABLE_KINDS = frozenset({"linear", "functional", "conv2d", "norm", "bias"})
+_HEAD_ATTRIBUTES = ("head", "head_dist", "fc", "classifier", "heads")
+_STEM_ATTRIBUTES = frozenset(
+    {"patch_embed", "patch_embeds", "patch_embeddings", "embeddings", "stem", "conv_stem"}
+    | {"conv_proj", "pixel_embed"}
+)
+# biases that attention keeps outside its fused Linear (BEiT, Swin V2, EVA)
+_BARE_BIASES = (".q_bias", ".k_bias", ".v_bias")
+# torchvision keeps its stem as the first member of a long `features`
+_STEM_PREFIXES = ("features.0", "features.conv0", "features.norm0")
+_FIRST_CONVOLUTIONS = frozenset({"conv1", "conv_stem"})  # their norm is a sibling named `bn1`
+
+
+def head_names(model: nn.Module) -> tuple[str, ...]:
+    """Name the parameters of the classifier head or heads, in the model's order.
+
+    A timm model says itself which module that is; any other has it in an attribute called `head`,
+    `head_dist`, `fc`, `classifier` or `heads`. Empty when there is none.
+    """
+    heads: list[nn.Module] = []
+    for host in _timm_models(model):
+        heads += _timm_heads(host)
+    if not _is_timm(model):
+        heads += [module for name, module in model.named_children() if name in _HEAD_ATTRIBUTES]
+    inside = {id(parameter) for head in heads for parameter in head.parameters()}
+    return tuple(name for name, parameter in model.named_parameters() if id(parameter) in inside)
+
+
+def backbone_numel(model: nn.Module) -> int:
+    """Count the parameters of a model outside its head."""
+    head = set(head_names(model))
+    return sum(p.numel() for name, p in model.named_parameters() if name not in head)
+
+
+def stem_names(model: nn.Module) -> tuple[str, ...]:
+    """Name the parameters of the stem (patch embedding), in order; empty when unknown."""
+    modules = dict(model.named_modules())
+    prefixes = set(_STEM_PREFIXES)
+    for name, module in modules.items():
+        parts = name.split(".")
+        if len(parts) <= 2 and parts[-1] in _STEM_ATTRIBUTES:
+            prefixes.add(name)
+        if _is_timm(module):
+            for first in _config_entry(module, "first_conv"):
+                prefixes.add(_widen(modules, f"{name}.{first}" if name else first))
+    if "conv1" in modules and "bn1" in modules:
+        prefixes.add("conv1")
+    for prefix in list(prefixes):
+        parent, _, last = prefix.rpartition(".")
+        if last in _FIRST_CONVOLUTIONS:
+            prefixes.add(f"{parent}.bn1" if parent else "bn1")
+    prefixes.discard("")
+    return tuple(
+        name
+        for name, _ in model.named_parameters()
+        if any(name.startswith(f"{prefix}.") for prefix in prefixes)
+    )
+
+
+def candidate_names(
+    model: nn.Module, include: Iterable[str] = (), exclude: Iterable[str] = ()
+) -> list[str]:
+    """Name the parameters that may be tuned, in the model's order.
+
+    By default these are weights and biases of every Linear, Conv2d and norm that is neither in the
+    head nor in the stem, and the q, k and v biases that some models keep outside their Linear.
+    Parameters that go by several names, being shared, cannot be tuned and are left out.
+
+    Args:
+        model: any module.
+        include: shell-style patterns over full parameter names, added to the default.
+        exclude: patterns taken away from the result; they win over `include`.
+
+    Raises:
+        ValueError: a pattern matches no parameter, or nothing is left.
+    """
+    info = describe(model)
+    chosen = {
+        name
+        for name, what in info.items()
+        if what.kind in _TUNABLE_KINDS or name.endswith(_BARE_BIASES)
+    }
+    chosen -= {*head_names(model), *stem_names(model), *_shared_names(model)}
+    chosen |= _matching(info, include, "include")
+    chosen -= _matching(info, exclude, "exclude")
+    if not chosen:
+        raise ValueError(
+            f"{type(model).__name__} has no candidate parameters: expected Linear, Conv2d or norm "
+            "modules outside head and stem, or names added by include"
+        )
+    return [name for name in info if name in chosen]
+
+
+def _shared_names(model: nn.Module) -> set[str]:
+    """Names of the parameters that occur more than once in the model."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name for same in names.values() if len(same) > 1 for name in same}
+
+
+def _matching(names: Iterable[str], patterns: Iterable[str], argument: str) -> set[str]:
+    if isinstance(patterns, str):
+        raise TypeError(f"{argument} must be a sequence of patterns, got the string {patterns!r}")
+    names = list(names)
+    result: set[str] = set()
+    for pattern in patterns:
+        found = [name for name in names if fnmatchcase(name, pattern)]
+        if not found:
+            raise ValueError(f"{argument}: pattern {pattern!r} matches no parameter of the model")
+        result.update(found)
+    return result
+
+
+def _is_timm(module: nn.Module) -> bool:
+    return any(
+        hasattr(module, name) for name in ("pretrained_cfg", "default_cfg", "get_classifier")
+    )
+
+
+def _timm_models(model: nn.Module) -> Iterator[nn.Module]:
+    # a timm model may be wrapped, as `backbone`
+    for name, module in model.named_modules():
+        if name.count(".") <= 1 and _is_timm(module):
+            yield module
+
+
+def _timm_heads(model: nn.Module) -> list[nn.Module]:
+    modules = dict(model.named_modules())
+    named = [modules[name] for name in _config_entry(model, "classifier") if name in modules]
+    if named:
+        return named
+    get_classifier = getattr(model, "get_classifier", None)
+    found = get_classifier() if callable(get_classifier) else ()
+    found = found.values() if isinstance(found, Mapping) else found
+    found = [found] if isinstance(found, nn.Module) else found
+    return [module for module in found or () if isinstance(module, nn.Module)]
+
+
+def _config_entry(model: nn.Module, key: str) -> tuple[str, ...]:
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+    value = config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
+def _widen(modules: Mapping[str, nn.Module], name: str) -> str:
+    # The stem is all of the top-level module around the first convolution, unless that module is
+    # most of the model (VGG keeps everything in `features`).
+    parts = name.split(".")
+    total = _n_matrices(modules[""])
+    for stop in range(1, len(parts)):
+        prefix = ".".join(parts[:stop])
+        if prefix in modules and 2 * _n_matrices(modules[prefix]) < total:
+            return prefix
+    return name
+
+
+def _n_matrices(module: nn.Module) -> int:
+    return sum(parameter.ndim >= 2 for parameter in module.parameters())

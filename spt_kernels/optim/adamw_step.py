@@ -1,0 +1,163 @@
+"""The general way through one AdamW step: any parameters, found anew, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
+
+from ..layers import SparseDelta, delta_of
+from ..ops.sparse_adamw import AdamWEntry, sparse_adamw
+from ..ops.write_delta import TARGET_DTYPES
+
+
+@dataclass(frozen=True)
+class Member:
+    """A parameter that takes part in this step."""
+
+    param: Tensor
+    grad: Tensor
+    state: dict[str, Tensor]
+    group: dict[str, Any]
+    delta: SparseDelta | None
+    entry_id: int
+
+    @property
+    def is_entry(self) -> bool:
+        """Whether the fused op takes it; anything else goes through torch's own AdamW."""
+        param, mean, square = self.param, self.state["exp_avg"], self.state["exp_avg_sq"]
+        return (
+            param.dtype == mean.dtype == square.dtype == torch.float32
+            and param.is_contiguous()
+            and mean.is_contiguous()
+            and square.is_contiguous()
+            and param.device.type in ("cpu", "cuda")
+            and (self.delta is None or self.delta.target.dtype in TARGET_DTYPES)
+        )
+
+
+def members_of(optimizer: Optimizer) -> list[Member]:
+    """The parameters with a gradient, with their state, which is made where it is missing.
+
+    Raises:
+        RuntimeError: a gradient is sparse.
+    """
+    members = []
+    entry_id = -1
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            entry_id += 1  # also where there is no gradient: a parameter keeps its random bits
+            delta = delta_of(param)
+            if param.grad is None:
+                leave(delta)
+                continue
+            if param.grad.layout != torch.strided:
+                raise RuntimeError(
+                    f"SparseAdamW needs dense gradients, got {param.grad.layout} for a "
+                    f"parameter of shape {tuple(param.shape)}"
+                )
+            state = _state_of(param, group, optimizer)
+            members.append(Member(param, param.grad, state, group, delta, entry_id))
+    return members
+
+
+def _state_of(param: Tensor, group: dict[str, Any], optimizer: Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state[param]
+    if not state:
+        on_device = param.device if group["capturable"] else "cpu"
+        state["step"] = torch.zeros((), dtype=torch.float32, device=on_device)
+        state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+    return state
+
+
+def leave(delta: SparseDelta | None) -> None:
+    """Keep the hook that follows each step from rounding anew what this step does not touch."""
+    if delta is not None and delta.is_fresh:
+        delta.mark_written()
+
+
+def unscale(members: Iterable[Member], grad_scale: Tensor | None) -> None:
+    """Divide the gradients by what GradScaler has multiplied the loss with."""
+    if grad_scale is None:
+        return
+    for device in dict.fromkeys(member.param.device for member in members):
+        grads = [member.grad for member in members if member.param.device == device]
+        torch._foreach_div_(grads, grad_scale.to(device, non_blocking=True))
+
+
+def step_entries(members: list[Member], found_inf: Tensor | None) -> None:
+    """One call of the op for each way of rounding, which is one call as a rule."""
+    for device in dict.fromkeys(member.state["step"].device for member in members):
+        steps = [m.state["step"] for m in members if m.state["step"].device == device]
+        finite = 1 if found_inf is None else 1 - found_inf.to(device, non_blocking=True)
+        torch._foreach_add_(steps, finite)
+    roundings = dict.fromkeys((m.group["stochastic_rounding"], m.group["seed"]) for m in members)
+    for stochastic, seed in roundings:
+        chosen = [
+            m
+            for m in members
+            if (m.group["stochastic_rounding"], m.group["seed"]) == (stochastic, seed)
+        ]
+        entries = [_entry(member, found_inf) for member in chosen]
+        sparse_adamw(entries, stochastic_rounding=stochastic, seed=seed)
+    for member in members:
+        if member.delta is not None:
+            member.delta.mark_written()
+
+
+def _entry(member: Member, found_inf: Tensor | None) -> AdamWEntry:
+    group, delta, step = member.group, member.delta, member.state["step"]
+    beta1, beta2 = group["betas"]
+    if found_inf is not None:
+        step = step * (1 - found_inf.to(step.device, non_blocking=True))  # 0 skips the entry
+    return AdamWEntry(
+        param=member.param,
+        grad=member.grad.contiguous(),
+        exp_avg=member.state["exp_avg"],
+        exp_avg_sq=member.state["exp_avg_sq"],
+        step=step,
+        lr=group["lr"],
+        beta1=float(beta1),
+        beta2=float(beta2),
+        eps=group["eps"],
+        weight_decay=group["weight_decay"],
+        maximize=group["maximize"],
+        target=None if delta is None else delta.target,
+        index=None if delta is None else delta.index,
+        original=None if delta is None else delta.original,
+        entry_id=member.entry_id,
+    )
+
+
+def step_rest(members: list[Member]) -> None:
+    """Torch's own AdamW for what the fused op does not take."""
+    for group_id in dict.fromkeys(id(member.group) for member in members):
+        chosen = [member for member in members if id(member.group) == group_id]
+        group, states = chosen[0].group, [member.state for member in chosen]
+        beta1, beta2 = group["betas"]
+        adamw(
+            [member.param for member in chosen],
+            [member.grad for member in chosen],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            capturable=group["capturable"] and all(s["step"].device.type != "cpu" for s in states),
+            has_complex=any(member.param.is_complex() for member in chosen),
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+        )
+    for member in members:
+        if member.delta is not None:
+            member.delta.write()

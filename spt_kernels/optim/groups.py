@@ -1,0 +1,66 @@
+"""The trainable parameters in groups: what weight decay is for, and what it is not for."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+from torch import Tensor, nn
+
+# Trained tokens and tables have two or more dimensions, yet decay pulls them to no useful place
+_NEVER_DECAYED = ("_token", "pos_embed", "_position_bias_table")
+
+
+def param_groups(model: nn.Module, weight_decay: float = 1e-4) -> list[dict[str, Any]]:
+    """The trainable parameters in two groups, for any torch optimizer.
+
+    Weight decay is for matrices: the head, LoRA and Adapter. Deltas, biases, norms and other
+    vectors, class and position tokens, and whatever the model lists in `no_weight_decay()`, are
+    not decayed.
+
+    Args:
+        model: tuned or plain; parameters that need no gradient are left out.
+        weight_decay: of the first group; the paper's is 1e-4.
+
+    Returns:
+        Two groups, by name "decayed" and "not decayed", each ordered by parameter name; one of them
+        may be empty.
+
+    Raises:
+        TypeError: `model` is no module, or `weight_decay` no number.
+        ValueError: nothing is trainable, or `weight_decay` is below 0.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_not_negative("weight_decay", weight_decay)
+    named = sorted((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    if not named:
+        raise ValueError("model has no trainable parameters: apply a plan to it first")
+    ask = getattr(model, "no_weight_decay", None)
+    exempt = set(ask()) if callable(ask) else set()
+    decays = {name: p.dim() >= 2 and not _is_exempt(name, exempt) for name, p in named}
+    return [
+        {
+            "name": "decayed",
+            "params": [p for name, p in named if decays[name]],
+            "weight_decay": weight_decay,
+        },
+        {
+            "name": "not decayed",
+            "params": [p for name, p in named if not decays[name]],
+            "weight_decay": 0.0,
+        },
+    ]
+
+
+def _is_exempt(name: str, exempt: set[str]) -> bool:
+    leaf = name.rpartition(".")[2]
+    return name in exempt or leaf in exempt or leaf.endswith(_NEVER_DECAYED)
+
+
+def check_not_negative(name: str, value: Any) -> None:
+    """Raise unless a hyperparameter is a number of at least 0."""
+    if not isinstance(value, (numbers.Real, Tensor)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not float(value) >= 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")

@@ -1,0 +1,268 @@
+"""The `Plan`: which entries of a model are trained, and which matrices get a LoRA or an Adapter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DeltaFormatError
+from ..files import checked_file
+from ..model import ParameterInfo
+from . import table
+from .cell import Cell
+from .specs import AdapterSpec, LoraSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What to train within a budget: the result of `allocate`, checked when made.
+
+    Attributes:
+        unstructured: parameter name -> sorted flat positions in the whole parameter, int64 `[nnz]`.
+        structured: name of a matrix -> the LoRA or Adapter put on (some row ranges of) it. A name
+            may be in both; its positions are then outside those rows.
+        info: every candidate parameter.
+        selected: parameter name -> number of sensitive parameters (Eq. 4) per row block.
+        budget: most parameters that may be trained, head not counted.
+        head: names of the classifier's parameters, trained in any case.
+        model_name: the model that the scores were measured on, if known.
+        rule: `"paper"` or `"published-code"`.
+        kind: what structured tuning was asked for: `"lora"`, `"adapter"` or `None`.
+        rank: the rank asked for.
+        scale: the LoRA scale asked for.
+        dropout: the LoRA dropout asked for.
+        num_samples: how many samples the sensitivity was summed over; 0 if unknown.
+        backbone_numel: parameters of the model without its head; 0 if unknown.
+    """
+
+    unstructured: Mapping[str, Tensor]
+    structured: Mapping[str, LoraSpec | AdapterSpec]
+    info: Mapping[str, ParameterInfo]
+    selected: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    budget: int = -1
+    head: tuple[str, ...] = ()
+    model_name: str = ""
+    rule: str = "paper"
+    kind: str | None = None
+    rank: int = 8
+    scale: float = 1.0
+    dropout: float = 0.1
+    num_samples: int = 0
+    backbone_numel: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("unstructured", "structured", "info", "selected"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        object.__setattr__(self, "head", tuple(self.head))
+        if self.budget == -1:
+            object.__setattr__(self, "budget", self.num_trainable)
+        _check(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # mapping proxies cannot be pickled, so a plan travels as plain dicts and is checked again
+        values = (getattr(self, f.name) for f in fields(self))
+        return Plan, tuple(dict(v) if isinstance(v, Mapping) else v for v in values)
+
+    def __repr__(self) -> str:
+        return (
+            f"Plan(num_trainable={self.num_trainable}, budget={self.budget}, rule={self.rule!r}, "
+            f"num_unstructured={self.num_unstructured}, num_structured={self.num_structured})"
+        )
+
+    @property
+    def num_unstructured(self) -> int:
+        """Parameters trained one by one."""
+        return sum(positions.numel() for positions in self.unstructured.values())
+
+    @property
+    def num_structured(self) -> int:
+        """Parameters of all LoRA and Adapter modules."""
+        return sum(spec.num_parameters for spec in self.structured.values())
+
+    @property
+    def num_trainable(self) -> int:
+        """All trained parameters but the head; never above `budget`."""
+        return self.num_unstructured + self.num_structured
+
+    def cells(self) -> dict[tuple[str, str], Cell]:
+        """The plan by (block, operation), both in the order of the model.
+
+        Biases and norms are gathered under the operations `"bias"` and `"norm"`, whatever they
+        belong to.
+        """
+        cells: dict[tuple[str, str], Cell] = {}
+        for name, info in self.info.items():
+            row_numel = info.numel // _rows(info)
+            positions = self.unstructured.get(name)
+            spec = self.structured.get(name)
+            counts = self.selected.get(name, (0,) * len(info.row_blocks))
+            for block, selected in zip(info.row_blocks, counts, strict=True):
+                unstructured = structured = 0
+                if positions is not None:
+                    ends = torch.tensor([block.start * row_numel, block.stop * row_numel])
+                    first, last = torch.searchsorted(positions, ends).tolist()
+                    unstructured = last - first
+                if spec is not None:
+                    inside = [r for r in spec.rows if block.start <= r[0] and r[1] <= block.stop]
+                    structured = _with_rows(spec, inside).num_parameters
+                operation = info.kind if info.kind in ("bias", "norm") else block.operation
+                numel = (block.stop - block.start) * row_numel
+                cell = Cell(numel, selected, unstructured, structured)
+                key = (info.block, operation)
+                cells[key] = cells.get(key, Cell()) + cell
+        return cells
+
+    def summary(self) -> str:
+        """An aligned text table: trained parameters by block and by operation."""
+        cells = table.render(self.cells(), self.kind)
+        return "\n".join([*_title(self), "", "trained parameters by block and operation", *cells])
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the positions, ready for `json.dumps`."""
+        document: dict[str, Any] = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in _MAPPINGS
+        }
+        document["head"] = list(self.head)
+        document["structured"] = {name: asdict(spec) for name, spec in self.structured.items()}
+        document["info"] = {name: info.to_json() for name, info in self.info.items()}
+        document["selected"] = {name: list(counts) for name, counts in self.selected.items()}
+        return document
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], unstructured: Mapping[str, Tensor]) -> Plan:
+        """The plan that `to_json` described; `ValueError` if it and the positions do not fit."""
+        values = dict(document)
+        try:
+            values["structured"] = {n: _spec(d) for n, d in document["structured"].items()}
+            values["info"] = {n: ParameterInfo.from_json(d) for n, d in document["info"].items()}
+            values["selected"] = {n: tuple(c) for n, c in document["selected"].items()}
+            # in the order of the model, which a file of tensors does not keep
+            in_order = {
+                name: unstructured[name] for name in document["info"] if name in unstructured
+            }
+            return cls({**in_order, **unstructured}, **values)
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"not the description of a plan: {error!r}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file, whole or not at all."""
+        tensors = {
+            # int32 holds every position of a parameter below 2^31 elements, at half the size
+            name: positions.to(torch.int32 if self.info[name].numel < 2**31 else torch.int64)
+            for name, positions in self.unstructured.items()
+        }
+        checked_file.write(path, "plan", self.to_json(), tensors)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read what `save` wrote; `DeltaFormatError` if anything in it is not as it should be."""
+        document, tensors = checked_file.read(path, "plan")
+        positions = {name: tensor.to(torch.int64) for name, tensor in tensors.items()}
+        try:
+            return cls.from_json(document, positions)
+        except ValueError as error:
+            raise DeltaFormatError(f"cannot load the plan {os.fspath(path)}: {error}") from error
+
+
+def _title(plan: Plan) -> list[str]:
+    kind = f"{table.KINDS[plan.kind]} of rank {plan.rank}" if plan.kind else "no structured tuning"
+    samples = f", {table.count(plan.num_samples, 'sample')}" if plan.num_samples else ""
+    lines = [f"plan        {plan.model_name or 'model unnamed'}: rule {plan.rule}, {kind}{samples}"]
+    of_all = ""
+    if plan.backbone_numel:
+        of_all = f", {table.percent(plan.num_trainable, plan.backbone_numel)} of the backbone"
+    lines.append(f"trained     {plan.num_trainable:,} of a budget of {plan.budget:,}{of_all}")
+    matrices = sum(len(spec.rows) for spec in plan.structured.values())
+    lines.append(f"structured  {plan.num_structured:,} in {table.count(matrices, 'module')}")
+    touched = sum(positions.numel() > 0 for positions in plan.unstructured.values())
+    lines.append(
+        f"single      {plan.num_unstructured:,} in {table.count(touched, 'parameter tensor')}"
+    )
+    if plan.head:
+        sizes = [plan.info[name].numel for name in plan.head if name in plan.info]
+        size = f"{sum(sizes):,} in " if len(sizes) == len(plan.head) else ""
+        lines.append(f"head        {size}{', '.join(plan.head)} (trained besides, not counted)")
+    return lines
+
+
+_MAPPINGS = ("unstructured", "structured", "info", "selected")
+
+
+def _rows(info: ParameterInfo) -> int:
+    return max(1, info.shape[0]) if info.shape else 1
+
+
+def _with_rows(spec: LoraSpec | AdapterSpec, rows: list[tuple[int, int]]) -> LoraSpec | AdapterSpec:
+    if isinstance(spec, LoraSpec):
+        return LoraSpec(spec.rank, tuple(rows), spec.in_features, spec.scale, spec.dropout)
+    return AdapterSpec(spec.rank, tuple(rows))
+
+
+def _spec(document: Mapping[str, Any]) -> LoraSpec | AdapterSpec:
+    values = {**document, "rows": tuple((int(a), int(b)) for a, b in document["rows"])}
+    return LoraSpec(**values) if "in_features" in values else AdapterSpec(**values)
+
+
+def _check(plan: Plan) -> None:
+    for field_name in ("unstructured", "structured", "selected"):
+        unknown = sorted(set(getattr(plan, field_name)) - set(plan.info))
+        if unknown:
+            raise ValueError(f"{field_name}: {unknown[0]!r} is not among the candidates in info")
+    for name, positions in plan.unstructured.items():
+        _check_positions(name, positions, plan.info[name].numel)
+    for name, spec in plan.structured.items():
+        _check_spec(name, spec, plan.info[name])
+        positions = plan.unstructured.get(name, torch.empty(0, dtype=torch.int64))
+        row = positions // plan.info[name].shape[1]
+        if any(bool(((row >= start) & (row < stop)).any()) for start, stop in spec.rows):
+            raise ValueError(f"unstructured[{name!r}] has positions in rows that are structured")
+    for name, counts in plan.selected.items():
+        if len(counts) != len(plan.info[name].row_blocks):
+            raise ValueError(
+                f"selected[{name!r}] must hold {len(plan.info[name].row_blocks)} counts, one per "
+                f"row block, got {len(counts)}"
+            )
+    if plan.num_trainable > plan.budget:
+        raise ValueError(f"the plan trains {plan.num_trainable}, above its budget {plan.budget}")
+
+
+def _check_positions(name: str, positions: Tensor, numel: int) -> None:
+    if positions.dtype != torch.int64 or positions.ndim != 1 or positions.device.type != "cpu":
+        raise ValueError(
+            f"unstructured[{name!r}] must be a 1-D int64 CPU tensor, got {positions.ndim}-D "
+            f"{positions.dtype} on {positions.device}"
+        )
+    if positions.numel() == 0:
+        return
+    if bool((positions[1:] <= positions[:-1]).any()):
+        raise ValueError(f"unstructured[{name!r}] must be sorted and without duplicates")
+    low, high = int(positions[0]), int(positions[-1])
+    if low < 0 or high >= numel:
+        raise ValueError(f"unstructured[{name!r}] must lie in [0, {numel}), got {low} to {high}")
+
+
+def _check_spec(name: str, spec: LoraSpec | AdapterSpec, info: ParameterInfo) -> None:
+    if info.kind != "linear":
+        raise ValueError(f"structured[{name!r}] must be the weight of a linear layer: {info.kind}")
+    if spec.rank < 1:
+        raise ValueError(f"structured[{name!r}] must have a rank of at least 1, got {spec.rank}")
+    if isinstance(spec, LoraSpec) and spec.in_features != info.shape[1]:
+        raise ValueError(
+            f"structured[{name!r}] has in_features {spec.in_features}, the matrix {info.shape[1]}"
+        )
+    last = 0
+    for start, stop in spec.rows:
+        if not last <= start < stop <= info.shape[0]:
+            raise ValueError(
+                f"structured[{name!r}] rows must be ascending, apart, and within "
+                f"[0, {info.shape[0]}], got {spec.rows}"
+            )
+        last = stop
+    if not spec.rows:
+        raise ValueError(f"structured[{name!r}] has no rows")

@@ -1,0 +1,103 @@
+"""The text table of a plan: trained parameters by block and by operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from .cell import Cell
+
+KINDS = {"lora": "LoRA", "adapter": "Adapter"}
+_WORDS = {"lora": "LoRA", "adapter": "Adapt"}  # no wider than a number
+
+
+def render(cells: Mapping[tuple[str, str], Cell], kind: str | None) -> list[str]:
+    """The lines of the table of `Plan.summary`: 80 columns for a ViT, below 100 for a Swin.
+
+    Args:
+        cells: by (block, operation), as `Plan.cells` gives them.
+        kind: of structured tuning, `"lora"`, `"adapter"` or None.
+    """
+    blocks = list(dict.fromkeys(block for block, _ in cells))
+    operations = ordered(operation for _, operation in cells)
+
+    def total(of: Iterable[Cell]) -> int:
+        return sum(cell.trainable for cell in of)
+
+    whole = total(cells.values())
+    table = [["block", *operations, "all", "share"]]
+    for block in blocks:
+        here = [cells.get((block, operation)) for operation in operations]
+        trained = total(cell for cell in here if cell)
+        texts = [_cell(cell, kind) for cell in here]
+        table.append([block or "(no block)", *texts, _short(trained), _share(trained, whole)])
+    columns = [
+        total(cell for (_, own), cell in cells.items() if own == operation)
+        for operation in operations
+    ]
+    table.append(["all", *map(_short, columns), _short(whole), _share(whole, whole)])
+    table.append(["share", *(_share(column, whole) for column in columns), _share(whole, whole)])
+
+    lines = _aligned(table)
+    if kind and any(cell.structured for cell in cells.values()):
+        word = _WORDS[kind]
+        article = "an" if kind == "adapter" else "a"
+        lines.append(f"{word}: {article} {KINDS[kind]} in place of single parameters")
+        if any(cell.structured and cell.unstructured for cell in cells.values()):
+            lines.append(f"{word}+: and single parameters besides")
+    return lines
+
+
+def ordered(operations: Iterable[str]) -> list[str]:
+    """Each operation once, matrices in the order they come, then biases and norms."""
+    last = ("bias", "norm")
+    seen = dict.fromkeys(operations)
+    return [o for o in seen if o not in last] + [o for o in last if o in seen]
+
+
+def _cell(cell: Cell | None, kind: str | None) -> str:
+    if cell is None:
+        return ""
+    if cell.structured and kind:
+        return _WORDS[kind] + ("+" if cell.unstructured else "")
+    return _short(cell.trainable) if cell.trainable else "-"
+
+
+def _short(n: int) -> str:
+    """A count in at most five characters; the title has the exact ones."""
+    if n < 10_000:
+        return f"{n:,}"
+    for unit, size in (("k", 1e3), ("M", 1e6), ("G", 1e9)):
+        if n < 99.95 * size:
+            return f"{n / size:.1f}{unit}"
+        if n < 999.5 * size:
+            return f"{n / size:.0f}{unit}"
+    return f"{n:.0e}"
+
+
+def _share(part: int, whole: int) -> str:
+    share = 100 * part / whole if whole else 0.0
+    return f"{share:.2f}%" if share < 0.995 else f"{share:.1f}%" if share < 99.95 else "100%"
+
+
+def percent(part: int, whole: int) -> str:
+    """A share as the title tells it."""
+    share = 100 * part / whole if whole else 0.0
+    return f"{share:.2f} %" if share < 1 else f"{share:.1f} %"
+
+
+def count(n: int, noun: str) -> str:
+    """`1 sample`, `2 samples`."""
+    return f"{n} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def _aligned(table: list[list[str]]) -> list[str]:
+    n_columns = len(table[0])
+    table = [row + [""] * (n_columns - len(row)) for row in table]
+    widths = [max(len(row[column]) for row in table) for column in range(n_columns)]
+    return [
+        "  ".join(
+            text.ljust(width) if column == 0 else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]

@@ -1,0 +1,11 @@
+"""How sensitive a task is to each parameter: a model and batches become a `Sensitivity`."""
+
+from .measure import measure_sensitivity
+from .scores import Sensitivity
+from .synthetic import skewed_sensitivity
+
+__all__ = [
+    "Sensitivity",
+    "measure_sensitivity",
+    "skewed_sensitivity",
+]

@@ -1,0 +1,144 @@
+"""How sensitive a task's loss is to each parameter: the scores of Algorithm 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..model import candidate_names, describe, head_names
+from ..model.check import check_trainable_itself
+from .per_sample.batches import take_samples
+from .per_sample.calls import noting_calls
+from .per_sample.losses import PerSampleLoss
+from .per_sample.measurement import measure
+from .per_sample.progress import reporting
+from .per_sample.restoration import borrowed
+from .scores import Sensitivity, check_num_samples
+
+
+@torch.inference_mode(False)  # which a caller may be in, and in which nothing has a gradient
+def measure_sensitivity(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss_fn: Callable[[Any, Any], Tensor] = F.cross_entropy,
+    num_samples: int = 800,
+    *,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    device: torch.device | str | None = None,
+    train: bool = False,
+    progress: bool | Callable[[int, int], None] = True,
+) -> Sensitivity:
+    """Measure how much each parameter matters to a task: the paper's Algorithm 1, batched.
+
+    The score of a parameter is Σ g² over samples, where g is the gradient of *that sample's* loss:
+    `loss_fn` is evaluated on one sample at a time, so its reduction does not matter. Forward and
+    backward run on whole batches, at the cost of one ordinary training step each, under the
+    caller's autocast. Uses of a parameter that cannot be observed are found by a probe on two
+    samples, and such parameters are measured exactly but slowly, one sample at a time; a log line
+    and `Sensitivity.fallback` name them.
+
+    Candidates are weights and biases of all Linear, Conv2d and norm modules but those of head and
+    stem; tokens, tables and scales can be added by pattern, and so can head and stem. The model is
+    left as it was: mode, `requires_grad`, gradients, buffers, hooks. Its dropout, when `train` is
+    set, draws from the global random state; nothing else does.
+
+    Args:
+        model: called as `model(input)`.
+        batches: yields `(input, target)` pairs, for example a DataLoader. Inputs and targets may
+            be tensors or nests of them; each has one row per sample.
+        loss_fn: `loss_fn(output, target)`, a scalar; called on batches of one sample.
+        num_samples: how many samples to use, exactly; all there are when `batches` has fewer
+            (`Sensitivity.num_samples` tells).
+        include: shell-style patterns of parameter names to measure besides the default candidates.
+            What is included of the head is no longer part of `Sensitivity.head`.
+        exclude: patterns of names to leave out.
+        device: where batches are moved; by default where the model is.
+        train: measure in training mode instead of eval mode.
+        progress: draw a bar on a terminal; or a function called with (samples done, wanted).
+
+    Returns:
+        The scores in fp32, on the device of each parameter.
+
+    Raises:
+        TypeError: an argument, or the labels, are of the wrong type.
+        ValueError: no samples; labels out of range; a loss that is no scalar, not finite, fails, or
+            does not depend on the model; samples that influence each other; a pattern that matches
+            nothing; scores that are not finite, or all zero; a model that is compiled, wrapped
+            for data parallelism, tuned, on the meta device, or made in inference mode.
+    """
+    _check_model(model)
+    check_num_samples(num_samples)
+    loss = PerSampleLoss(loss_fn)
+    names = candidate_names(model, include, exclude)
+    described = describe(model)
+    info = {name: described[name] for name in names}
+    parameters = dict(model.named_parameters())
+    where = torch.device(device) if device is not None else parameters[names[0]].device
+    tokens = tuple(
+        name
+        for name, what in info.items()
+        if what.kind == "other" and len(what.shape) > 1 and what.shape[0] == 1
+    )
+    linears = {
+        name: model.get_submodule(name.rpartition(".")[0])
+        for name, what in info.items()
+        if what.kind == "linear"
+    }
+    with (
+        borrowed(model, train=train),
+        reporting(progress, num_samples) as report,
+        noting_calls(linears.values()) as called,
+    ):
+        taken = take_samples(batches, num_samples, where)
+        scores, n_measured, fallback = measure(
+            model, loss, taken, names, tokens, lambda done: report(done, num_samples)
+        )
+    _check_any(scores)
+    for name, module in linears.items():
+        if module not in called:  # BEiT, EVA and Swin V2 read the weight of `qkv` themselves
+            info[name] = replace(info[name], kind="functional")
+    heads = head_names(model)
+    return Sensitivity(
+        scores=scores,
+        info=info,
+        num_samples=n_measured,
+        model_name=_model_name(model),
+        head=tuple(name for name in heads if name not in info),
+        backbone_numel=sum(
+            parameter.numel()
+            for name, parameter in parameters.items()
+            if name in info or name not in heads
+        ),
+        fallback=fallback,
+    )
+
+
+def _check_model(model: Any) -> None:
+    """Raise unless `model` is a plain module, whose names are those that `apply` will meet."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_trainable_itself(model, "measure")
+    if hasattr(model, "spt_tuning"):
+        raise ValueError("model: expected a plain model, got a tuned one: merge or unload it first")
+
+
+def _check_any(scores: Mapping[str, Tensor]) -> None:
+    """Raise when no gradient arrived anywhere."""
+    if not any(bool(score.any()) for score in scores.values()):
+        raise ValueError(
+            "every sensitivity is zero: no gradient reaches a candidate parameter. A head that is "
+            "all zeros, as timm makes some new ones, stops them: initialise its weight, for "
+            "example with nn.init.trunc_normal_(model.get_classifier().weight, std=0.02)"
+        )
+
+
+def _model_name(model: nn.Module) -> str:
+    config = getattr(model, "pretrained_cfg", None)
+    name = config.get("architecture") if isinstance(config, Mapping) else None
+    return name or type(model).__name__

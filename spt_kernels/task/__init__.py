@@ -1,0 +1,10 @@
+"""A tuned model and its task file: saved, loaded, swapped, merged, unloaded."""
+
+from .delta import load_delta, merge, save_delta, unload
+
+__all__ = [
+    "load_delta",
+    "merge",
+    "save_delta",
+    "unload",
+]

@@ -1,0 +1,108 @@
+"""The base model inside a tuned one: its parameters, by their own names, with their own bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..layers import AdapterLinear, LoraLinear, SparseDelta, is_attached
+from ..layers.delta_holder import DeltaHolder
+
+_TUNED = (LoraLinear, AdapterLinear, DeltaHolder)
+
+# A tensor, and the positions at which it counts as if it held other values: both None, or [nnz]
+BaseTensor = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class BaseModel:
+    """What is where in a model, tuned or plain, by the names of the base model, in its order.
+
+    What has several names goes by the first of them, as in `named_parameters()`. Made in one walk
+    over the modules; it is out of date as soon as one of them is replaced.
+
+    Attributes:
+        parameters: name -> parameter, as it is: a tuned weight holds base + delta.
+        buffers: name -> floating buffer that the state dict of the base model has, such as running
+            statistics.
+        tuned: module name -> the tuned module there; of a LoRA on a sparse layer the outer one.
+        deltas: parameter name -> its sparse delta.
+        structured: name of a weight -> the LoRA or Adapter on it.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    buffers: dict[str, Tensor]
+    tuned: dict[str, nn.Module]
+    deltas: dict[str, SparseDelta]
+    structured: dict[str, LoraLinear | AdapterLinear]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> BaseModel:
+        """Walk over a model."""
+        found = cls({}, {}, {}, {}, {})
+        _walk(model, "", found, set())
+        return found
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers."""
+        return {**self.parameters, **self.buffers}
+
+    def base_tensors(self, names: Collection[str]) -> dict[str, BaseTensor]:
+        """Some parameters, with the positions at which the base has other values, and those."""
+        found: dict[str, BaseTensor] = {}
+        for name, parameter in self.parameters.items():
+            if name in names:
+                delta = self.deltas.get(name)
+                changed = (None, None) if delta is None else (delta.index, delta.original)
+                found[name] = (parameter.detach(), *changed)
+        return found
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model itself under `torch.compile` and data-parallel wrappers."""
+    while True:
+        if _is_wrapper(model):
+            model = model.module  # type: ignore[assignment]
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def is_data_parallel(model: nn.Module) -> bool:
+    """Whether a data-parallel wrapper relies on the parameters that the model has now."""
+    while isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        model = model._orig_mod  # type: ignore[assignment]
+    return _is_wrapper(model)
+
+
+def _walk(module: nn.Module, prefix: str, found: BaseModel, seen: set[int]) -> None:
+    """Add what is in a module, but for what is seen already: ids of modules and tensors."""
+    seen.add(id(module))
+    if isinstance(module, _TUNED):
+        found.tuned[prefix.removesuffix(".")] = module
+        for local, delta in module.sparse_deltas().items():
+            found.deltas[prefix + local] = delta
+            seen.add(id(delta.delta))
+        if isinstance(module, (LoraLinear, AdapterLinear)):
+            found.structured[f"{prefix}weight"] = module
+        if not is_attached(module):  # it stands where the plain one stood: the order is the base's
+            module = module.plain  # type: ignore[assignment]
+    for local, parameter in module._parameters.items():
+        if parameter is not None and id(parameter) not in seen:
+            found.parameters[prefix + local] = parameter
+            seen.add(id(parameter))
+    transient = module._non_persistent_buffers_set
+    for local, buffer in module._buffers.items():
+        if buffer is not None and buffer.is_floating_point() and local not in transient:
+            found.buffers[prefix + local] = buffer
+    for local, child in module._modules.items():
+        if child is not None and id(child) not in seen:
+            _walk(child, f"{prefix}{local}.", found, seen)
+
+
+def _is_wrapper(model: nn.Module) -> bool:
+    return isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))

@@ -1,0 +1,191 @@
+"""The verbs on a tuned model as a whole: save its task, load one, merge it, drop it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import BaseModelMismatch
+from ..layers import AdapterLinear
+from .base_model import BaseModel, is_data_parallel, unwrap
+from .file.format import read, write
+from .transfer import capture, check_fits, drop, drop_problem, fill, has_same_structure, hold, put
+
+_SAVED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def save_delta(
+    model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32
+) -> int:
+    """Write the task of a tuned model to one file, whole or not at all.
+
+    It holds the sparse deltas, LoRA and Adapter tensors, the head and whatever else is trainable,
+    the plan, and a fingerprint of the base weights of every touched tensor. The same model gives
+    the same bytes.
+
+    Args:
+        model: tuned; may be wrapped by `torch.compile` or data parallelism. Not changed.
+        path: of the file. An older one is replaced at the very end.
+        dtype: `float32` stores every value as it is; `bfloat16` or `float16` round all of them to
+            nearest.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        ValueError: the model is not tuned, or holds values that are NaN, infinite, or too large for
+            `dtype`.
+        OSError: the file cannot be written; what was at `path` stays.
+    """
+    if dtype not in _SAVED_DTYPES:
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
+    return write(capture(_tuned(model, "save"), dtype), path)
+
+
+@torch.inference_mode(False)  # what is made in it could never be trained
+def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """Put the task in a file onto its base model, in place; a tuned model drops its own task first.
+
+    Everything is checked before the model is touched. When the model already holds a task of the
+    same structure, the new values are copied into the same parameters, so that optimizers,
+    compiled code and data-parallel wrappers stay valid. Otherwise layers are replaced as `apply`
+    does. A head of another number of classes is replaced, and comes back with `unload`.
+
+    The head and the deltas are trainable afterwards, the rest is frozen.
+
+    Args:
+        model: the base model, or one tuned from it; on any device, in the dtype it was saved in.
+        path: of a file that `save_delta` wrote.
+
+    Returns:
+        The model.
+
+    Raises:
+        DeltaFormatError: the file is damaged, cut, of a newer format, or holds what must not be
+            loaded.
+        BaseModelMismatch: it was made for another base model; names the first tensor that differs.
+        ValueError: the task's structure is another one and the model is wrapped for data
+            parallelism.
+        OSError: the file cannot be read, `FileNotFoundError` among them.
+    """
+    _check_is_module(model)
+    task = read(path)
+    bare = unwrap(model)
+    now = BaseModel.of(bare)
+    problem = check_fits(bare, now, task)
+    if problem is not None:
+        raise BaseModelMismatch(f"{os.fspath(path)}: made for another base model: {problem}")
+    if not _is_tuned(bare):
+        _refuse_wrapped_for_loading(model)
+        put(bare, task)
+        return model
+    previous = hold(bare, now)
+    if has_same_structure(bare, now, task):
+        try:
+            fill(bare, now, task)
+        except BaseException:
+            fill(bare, now, previous)
+            raise
+        return model
+    _refuse_wrapped_for_loading(model)
+    _refuse(drop_problem(bare, now))
+    drop(bare, now)
+    try:
+        put(bare, task)
+    except BaseException:
+        put(bare, previous)
+        raise
+    return model
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Fold the task into the weights, in place: plain module types, nothing extra at inference.
+
+    Sparse deltas are in the weights already. LoRA is added in fp32 and rounded once to the weight's
+    dtype. The head stays as trained. What required a gradient before `apply` requires it again.
+
+    Args:
+        model: tuned with LoRA or sparse deltas; an Adapter is not linear and cannot be folded in.
+
+    Returns:
+        The model, no longer tuned; there is no way back but the task file.
+
+    Raises:
+        ValueError: the model is not tuned, has an Adapter (named), or is wrapped for data
+            parallelism. The model is as it was.
+    """
+    bare = _tuned(model, "merge")
+    now = BaseModel.of(bare)
+    for name, layer in now.structured.items():
+        if isinstance(layer, AdapterLinear):
+            raise ValueError(
+                f"cannot merge {name}: an Adapter is not linear and has no weights to fold into; "
+                "keep the tuned model, or tune with LoRA"
+            )
+    _refuse_wrapped(model, "merge")
+    drop(bare, now, merge=True)
+    return model
+
+
+def unload(model: nn.Module) -> nn.Module:
+    """Drop the task, in place: the very modules, weights and head of the base, bit for bit.
+
+    Args:
+        model: tuned, in whichever way.
+
+    Returns:
+        The model, as it was before `apply` or `load_delta`, `requires_grad` included.
+
+    Raises:
+        ValueError: the model is not tuned, a parameter was trained whole without its base value
+            being known, or the model is wrapped for data parallelism. The model is as it was.
+    """
+    bare = _tuned(model, "unload")
+    _refuse_wrapped(model, "unload")
+    now = BaseModel.of(bare)
+    _refuse(drop_problem(bare, now))
+    drop(bare, now)
+    return model
+
+
+def _is_tuned(model: nn.Module) -> bool:
+    return getattr(model, "spt_tuning", None) is not None
+
+
+def _check_is_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+
+
+def _tuned(model: nn.Module, verb: str) -> nn.Module:
+    _check_is_module(model)
+    bare = unwrap(model)
+    if not _is_tuned(bare):
+        raise ValueError(
+            f"cannot {verb}: the model is not tuned; apply a plan or load a task first"
+        )
+    return bare
+
+
+def _refuse_wrapped_for_loading(model: nn.Module) -> None:
+    if is_data_parallel(model):
+        raise ValueError(
+            "model is wrapped for data parallelism, which holds on to the parameters it has: load "
+            "the task before wrapping it, or pass model.module and wrap it anew"
+        )
+
+
+def _refuse_wrapped(model: nn.Module, verb: str) -> None:
+    if is_data_parallel(model):
+        raise ValueError(
+            f"cannot {verb} under a data parallel wrapper, which holds on to the parameters it "
+            "has: pass model.module and wrap it anew"
+        )
+
+
+def _refuse(problem: str | None) -> None:
+    if problem is not None:
+        raise ValueError(problem)

@@ -1,0 +1,262 @@
+"""The task file: a `TaskFile` and its bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import DeltaFormatError
+from ...files.atomic import write_atomically
+from ...plan import AdapterSpec, LoraSpec, Plan
+from .container import pack, unpack
+from .fingerprint import Fingerprint
+from .positions import decode_positions, encode_positions
+
+FORMAT = "spt_kernels.task"
+FORMAT_VERSION = 2
+
+
+@dataclass(frozen=True, eq=False)
+class TaskFile:
+    """One task: everything that turns a base model into the tuned one. Checked when made.
+
+    Attributes:
+        model_name: the base model, for people to read.
+        plan: what was trained; its `unstructured` are the positions of the `values`.
+        base: name of every touched tensor -> fingerprint of that tensor in the base model.
+        values: parameter name -> trained deltas, `[nnz]` at the plan's positions.
+        structured: matrix name -> local name -> trained tensor of its LoRA or Adapter, as
+            `structured_shapes` names them.
+        dense: parameter name -> a tensor that was trained whole: the head, and what else was.
+    """
+
+    model_name: str
+    plan: Plan
+    base: Mapping[str, Fingerprint]
+    values: Mapping[str, Tensor]
+    structured: Mapping[str, Mapping[str, Tensor]]
+    dense: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        for name in ("base", "values", "structured", "dense"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        _check(self)
+
+
+def structured_shapes(spec: LoraSpec | AdapterSpec) -> dict[str, tuple[int, ...]]:
+    """Local name -> shape of each trained tensor of a LoRA or an Adapter, slices stacked."""
+    stacked, rows = len(spec.rows) * spec.rank, sum(stop - start for start, stop in spec.rows)
+    if isinstance(spec, LoraSpec):
+        return {"lora_a": (stacked, spec.in_features), "lora_b": (rows, spec.rank)}
+    return {
+        "down_weight": (spec.rank, rows),
+        "down_bias": (stacked,),
+        "up_weight": (rows, spec.rank),
+        "up_bias": (rows,),
+    }
+
+
+def encode(task: TaskFile) -> bytes:
+    """Bytes of a task file. The same task gives the same bytes."""
+    document = {
+        "model_name": task.model_name,
+        "base": {name: task.base[name].to_json() for name in sorted(task.base)},
+        "plan": task.plan.to_json(),
+    }
+    tensors: dict[str, Tensor] = {f"dense/{name}": tensor for name, tensor in task.dense.items()}
+    for name, values in task.values.items():
+        tensors[f"unstructured/{name}/values"] = values
+        tensors[f"unstructured/{name}/positions"] = encode_positions(task.plan.unstructured[name])
+    for name, parts in task.structured.items():
+        tensors |= {f"structured/{name}/{local}": part for local, part in parts.items()}
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        # in the order of the model, which the plan's tables follow
+        "task": json.dumps(document, separators=(",", ":"), allow_nan=False),
+    }
+    return pack(metadata, tensors)
+
+
+def decode(file: bytes, source: str = "task file") -> TaskFile:
+    """The task in `file`, with everything checked that can be without a model.
+
+    Args:
+        file: all bytes of the file.
+        source: what the file is called in messages.
+
+    Raises:
+        DeltaFormatError: the file is another kind of file, cut, damaged, of a newer format, or
+            holds something that must not be loaded.
+    """
+    try:
+        metadata, tensors = unpack(file)
+        _check_version(metadata)
+        return _decode(metadata, tensors)
+    except ValueError as error:
+        raise DeltaFormatError(f"{source}: {error}") from error
+    except (LookupError, ArithmeticError, TypeError, AttributeError) as error:
+        # a valid checksum over a description of wrong types, so written by something else
+        raise DeltaFormatError(f"{source}: the task contradicts itself: {error!r}") from error
+
+
+def read(path: str | os.PathLike[str]) -> TaskFile:
+    """The task in the file at `path`; errors as `decode`, and `OSError` if it cannot be read."""
+    return decode(Path(path).read_bytes(), os.fspath(path))
+
+
+def write(task: TaskFile, path: str | os.PathLike[str]) -> int:
+    """Put the task at `path`, whole or not at all, and return the number of bytes."""
+    file = encode(task)
+    write_atomically(path, file)
+    return len(file)
+
+
+def _check_version(metadata: Mapping[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"expected a file of format {FORMAT!r}, got {metadata.get('format')!r}")
+    version = metadata.get("format_version", "")
+    if not (version.isascii() and version.isdigit() and len(version) <= 9 and int(version) >= 1):
+        raise ValueError(f"expected a format version, got {version!r}")
+    if int(version) < FORMAT_VERSION:
+        raise ValueError(
+            f"the file is of format version {version}, which was never released and whose "
+            "fingerprints are of another kind: save the task again"
+        )
+    if int(version) > FORMAT_VERSION:
+        raise ValueError(
+            f"the file is of format version {version}, this package reads up to {FORMAT_VERSION}: "
+            "upgrade spt_kernels"
+        )
+
+
+def _decode(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> TaskFile:
+    if sorted(metadata) != ["format", "format_version", "task"]:
+        raise ValueError(f"expected metadata format, format_version, task, got {sorted(metadata)}")
+    document = _parse(metadata["task"])
+    dense: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
+    encoded: dict[str, Tensor] = {}
+    structured: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        group, _, rest = key.partition("/")
+        name, _, local = rest.rpartition("/")
+        if group == "dense" and rest:
+            dense[rest] = tensor
+        elif group == "structured" and name:
+            structured.setdefault(name, {})[local] = tensor
+        elif group == "unstructured" and local == "values":
+            values[name] = tensor
+        elif group == "unstructured" and local == "positions" and tensor.dtype == torch.uint8:
+            encoded[name] = tensor
+        else:
+            raise ValueError(f"unexpected tensor {key!r} of {tensor.dtype}")
+    if encoded.keys() != values.keys():
+        lacking = min(encoded.keys() ^ values.keys())
+        raise ValueError(f"unstructured/{lacking} lacks its positions or its values")
+
+    plan = _decode_plan(document["plan"], encoded, values)
+    base = {name: Fingerprint.from_json(entry) for name, entry in document["base"].items()}
+    return TaskFile(document["model_name"], plan, base, values, structured, dense)
+
+
+def _decode_plan(
+    document: Mapping[str, Any], encoded: Mapping[str, Tensor], values: Mapping[str, Tensor]
+) -> Plan:
+    info = document.get("info")
+    if not isinstance(info, dict) or not encoded.keys() <= info.keys():
+        raise ValueError("the plan does not describe every parameter that the file trains")
+    positions: dict[str, Tensor] = {}
+    for name in (name for name in info if name in encoded):
+        try:
+            numel = _numel(info[name])
+            positions[name] = decode_positions(encoded[name], values[name].numel(), numel)
+        except ValueError as error:
+            raise ValueError(f"unstructured/{name}/positions: {error}") from error
+    return Plan.from_json(document, positions)
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the description of the task is no JSON: {error}") from error
+    expected = {"base": dict, "model_name": str, "plan": dict}
+    if not isinstance(document, dict) or document.keys() != expected.keys():
+        raise ValueError(f"expected a description with {sorted(expected)}")
+    for key, kind in expected.items():
+        if not isinstance(document[key], kind):
+            raise ValueError(f"{key}: expected a {kind.__name__}, got {document[key]!r:.80}")
+    return document
+
+
+def _numel(info: object) -> int:
+    shape = info.get("shape") if isinstance(info, dict) else None
+    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
+        raise ValueError(f"expected a shape, got {shape!r:.80}")
+    return math.prod(shape)
+
+
+def _check(task: TaskFile) -> None:
+    plan = task.plan
+    if task.values.keys() != plan.unstructured.keys():
+        name = min(task.values.keys() ^ plan.unstructured.keys())
+        raise ValueError(f"{name}: positions without values, or values without positions")
+    if task.structured.keys() != plan.structured.keys():
+        name = min(task.structured.keys() ^ plan.structured.keys())
+        raise ValueError(f"{name}: a structured module without tensors, or tensors without one")
+    missing = sorted(set(plan.head) - task.dense.keys())
+    if missing:
+        raise ValueError(f"{missing[0]}: a parameter of the head is missing")
+    for name in sorted({*plan.unstructured, *plan.structured}):
+        if name not in task.base:
+            raise ValueError(f"{name}: the fingerprint of its base weight is missing")
+        if task.base[name].shape != tuple(plan.info[name].shape):
+            raise ValueError(
+                f"{name}: the fingerprint is of shape {list(task.base[name].shape)}, the plan "
+                f"says {list(plan.info[name].shape)}"
+            )
+    for name, values in task.values.items():
+        shape = (plan.unstructured[name].numel(),)
+        _check_tensor(f"unstructured/{name}/values", values, shape)
+    for name, parts in task.structured.items():
+        spec = plan.structured[name]
+        _check_spec(name, spec)
+        shapes = structured_shapes(spec)
+        if parts.keys() != shapes.keys():
+            raise ValueError(f"structured/{name}: expected {sorted(shapes)}, got {sorted(parts)}")
+        for local, part in parts.items():
+            _check_tensor(f"structured/{name}/{local}", part, shapes[local])
+    for name, tensor in task.dense.items():
+        _check_tensor(f"dense/{name}", tensor, tuple(tensor.shape))
+
+
+def _check_spec(name: str, spec: LoraSpec | AdapterSpec) -> None:
+    # Plan checks what it computes with; these reach the layers as they are
+    if type(spec.rank) is not int:
+        raise ValueError(f"structured/{name}: rank must be an integer, got {spec.rank!r}")
+    if isinstance(spec, LoraSpec):
+        numbers = isinstance(spec.scale, (int, float)) and isinstance(spec.dropout, (int, float))
+        if not numbers or not math.isfinite(spec.scale) or not 0 <= spec.dropout <= 1:
+            raise ValueError(
+                f"structured/{name}: scale must be finite and dropout in [0, 1], got "
+                f"{spec.scale!r} and {spec.dropout!r}"
+            )
+
+
+def _check_tensor(key: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{key}: expected shape {list(shape)}, got {list(tensor.shape)}")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{key}: expected floating-point values, got {tensor.dtype}")
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"{key}: holds NaN or infinite values")

@@ -1,0 +1,9 @@
+"""A model and a `Plan` become a tuned model."""
+
+from .tuning import Tuning, apply, replace_module
+
+__all__ = [
+    "Tuning",
+    "apply",
+    "replace_module",
+]

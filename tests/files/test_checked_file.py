@@ -1,0 +1,149 @@
+"""Files of plans and sensitivities: whatever is wrong with one is one clear error."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save, save_file
+
+import spt_kernels as spt
+from spt_kernels.files import checked_file
+from spt_kernels.task.file.container import pack
+
+from .test_task_file import NASTY, paths_of
+
+Load = Callable[[Path], Any]
+LOADERS: dict[str, Load] = {"sensitivity": spt.Sensitivity.load, "plan": spt.Plan.load}
+KINDS = pytest.mark.parametrize("kind", list(LOADERS))
+
+
+def scores() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"blocks.0.qkv.weight": (6, 4), "blocks.0.qkv.bias": (6,)}
+    return {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def example(kind: str) -> Any:
+    sensitivity = spt.Sensitivity.from_tensors(scores(), 3, head=("head.weight",))
+    if kind == "sensitivity":
+        return sensitivity
+    plan = spt.allocate(sensitivity, budget=20, structured="lora", rank=1)
+    assert plan.structured
+    assert plan.unstructured
+    return plan
+
+
+@pytest.fixture(params=list(LOADERS))
+def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Load]:
+    path = tmp_path / "file"
+    example(request.param).save(path)
+    return path, LOADERS[request.param]
+
+
+def test_every_cut_is_noticed(saved: tuple[Path, Load]) -> None:
+    path, load = saved
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(spt.DeltaFormatError, match="cannot load the"):
+            load(path)
+
+
+def test_flipped_bits_are_noticed(saved: tuple[Path, Load]) -> None:
+    path, load = saved
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 5):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(spt.DeltaFormatError, match="cannot load the"):
+            load(path)
+
+
+@KINDS
+def test_a_path_that_is_no_file_is_told_of_by_its_name(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        LOADERS[kind](tmp_path)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        LOADERS[kind](tmp_path / "absent")
+
+
+@KINDS
+@pytest.mark.parametrize("of", ["task", "other kind", "weights"])
+def test_another_kind_of_file(kind: str, of: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    if of == "task":
+        path.write_bytes(pack({"format": "spt_kernels.task"}, {"x": torch.ones(2)}))
+    elif of == "weights":
+        save_file({"x": torch.ones(2)}, path, {"format": "pt"})
+    else:
+        example("plan" if kind == "sensitivity" else "sensitivity").save(path)
+    with pytest.raises(spt.DeltaFormatError, match=f"it is not a {kind}"):
+        LOADERS[kind](path)
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@KINDS
+def test_a_header_nested_without_end(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(save({"x": torch.ones(2)}, {"spt": DEEP}))
+    with pytest.raises(spt.DeltaFormatError, match="nested too deeply"):
+        LOADERS[kind](path)
+
+
+@KINDS
+@pytest.mark.parametrize("text", [DEEP, "[]", "3", "null", '"x"', "{"])
+def test_a_description_that_is_none(kind: str, text: str, tmp_path: Path) -> None:
+    header = {
+        "format": f"spt-{kind}",
+        "version": checked_file.FORMAT_VERSION,
+        "document": text,
+        "checksum": hashlib.blake2b(text.encode(), digest_size=32).hexdigest(),
+    }
+    path = tmp_path / "file"
+    path.write_bytes(save({}, {"spt": json.dumps(header)}))
+    with pytest.raises(spt.DeltaFormatError, match="cannot load the"):
+        LOADERS[kind](path)
+
+
+@KINDS
+def test_any_value_anywhere_in_the_description(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each node of the JSON replaced by each nasty value: something sound, or one clear error."""
+    monkeypatch.setattr("os.fsync", lambda _: None)  # hundreds of files, none to outlive the test
+    path = tmp_path / "file"
+    example(kind).save(path)
+    whole, tensors = checked_file.read(path, kind)
+    refused = 0
+    for place in paths_of(whole):
+        for value in NASTY:
+            document = json.loads(json.dumps(whole))
+            parent = document
+            for key in place[:-1]:
+                parent = parent[key]
+            parent[place[-1]] = value
+            checked_file.write(path, kind, document, tensors)
+            try:
+                LOADERS[kind](path)
+            except spt.DeltaFormatError:
+                refused += 1
+    assert refused > 400
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_scores_of_any_dtype_come_back_as_they_were(dtype: torch.dtype, tmp_path: Path) -> None:
+    whole = example("sensitivity")
+    cast = {name: score.to(dtype) for name, score in whole.scores.items()}
+    spt.Sensitivity(cast, whole.info, 3).save(tmp_path / "file")
+    for name, score in spt.Sensitivity.load(tmp_path / "file").items():
+        assert score.dtype == dtype
+        assert torch.equal(score, cast[name])

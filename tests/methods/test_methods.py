@@ -1,0 +1,158 @@
+"""Every method trains, is saved and loaded, and deploys what it trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import spt_kernels as spt
+from spt_kernels.errors import DeltaFormatError
+from spt_kernels.methods import METHODS, Method, entry_of, make_plan
+from spt_kernels.sensitivity import skewed_sensitivity
+from tests.models import tiny_swin, tiny_vit
+
+from .every import NAMES, method, tuned
+
+STAYS = ("prompt-deep", "spt-adapter")  # what cannot be folded into the plain model
+HEAD = 5 * 24 + 5
+
+
+def types_of(model: nn.Module) -> list[type]:
+    return [type(module) for module in model.modules()]
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
+    generator = torch.Generator().manual_seed(0)
+    images, target = torch.randn(4, 3, 16, 16, generator=generator), torch.tensor([0, 1, 2, 3])
+    model.eval()  # no dropout: the loss must fall
+    losses = []
+    for _ in range(4):
+        loss = nn.functional.cross_entropy(model(images), target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_moves_the_loss_and_deploying_keeps_the_output(name: str) -> None:
+    tunable = tuned(name, tiny_vit())
+    losses = train(tunable.model, tunable.optimizer(lr=1e-3))
+    assert losses[-1] < losses[0]
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        before = tunable.model(images)
+        deployed = tunable.deployed()
+        torch.testing.assert_close(deployed(images), before, rtol=1e-4, atol=1e-5)
+    assert (types_of(deployed) == types_of(tiny_vit())) == (name not in STAYS)
+    assert (tunable.fold is None) == (name in STAYS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_counted_is_what_is_trained(name: str) -> None:
+    tunable = tuned(name, tiny_vit())
+    before = {n: p.detach().clone() for n, p in tunable.model.named_parameters()}
+    trained = sum(p.numel() for p in tunable.model.parameters() if p.requires_grad)
+    train(tunable.model, tunable.optimizer(lr=1e-2))
+    if name == "dense-gradient":  # most of what requires a gradient there gets none
+        after = tunable.model.named_parameters()
+        trained = sum(int((p != before[n]).sum()) for n, p in after)
+    assert trained == tunable.trained + HEAD
+    budget = method(name).budget
+    assert budget is None or tunable.trained <= budget
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_saved_comes_back(name: str, tmp_path: Path) -> None:
+    tunable = tuned(name, tiny_vit())
+    train(tunable.model, tunable.optimizer(lr=1e-2))
+    file = tmp_path / "saved.safetensors"
+    assert tunable.save(file) == file.stat().st_size
+    assert tunable.file_bytes() == file.stat().st_size
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        expected = tunable.model.eval()(images)
+        if tunable.file == "model":
+            again = tiny_vit()
+            again.load_state_dict(load_file(file))
+        else:
+            fresh = tuned(name, tiny_vit())
+            assert not torch.equal(fresh.model.eval()(images), expected)
+            fresh.load(file)
+            again = fresh.model
+        assert torch.equal(again.eval()(images), expected)
+
+
+def test_a_file_of_another_method_changes_nothing(tmp_path: Path) -> None:
+    tuned("prompt-deep", tiny_vit()).save(tmp_path / "prompts")
+    other = tuned("lora-2", tiny_vit())
+    before = {name: tensor.clone() for name, tensor in other.model.state_dict().items()}
+    with pytest.raises(ValueError, match="is of a model that is tuned otherwise"):
+        other.load(tmp_path / "prompts")
+    whole = (tmp_path / "prompts").read_bytes()
+    (tmp_path / "prompts").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DeltaFormatError, match="cannot load the trained"):
+        other.load(tmp_path / "prompts")
+    assert all(torch.equal(before[name], t) for name, t in other.model.state_dict().items())
+
+
+def test_methods_by_name() -> None:
+    tunable = spt.methods["lora-3"](tiny_vit())
+    assert tunable.trained == 2 * 3 * (24 + 3 * 24)
+    model = tiny_vit()
+    tunable = spt.methods["spt-lora"](model, skewed_sensitivity(model), budget=500, rank=2)
+    assert tunable.plan is not None
+    assert tunable.trained == tunable.plan.num_trainable == 500
+    assert list(spt.methods) == list(METHODS)
+    assert len(spt.methods) == len(METHODS)
+    for name in ("lora-K", "lora-0", "lora-", "lora--3", "peft", "full-2", "", 7, None):
+        with pytest.raises(ValueError, match=r"method: expected one of full, .*, got"):
+            spt.methods[name]
+
+    assert spt.methods["linear"](tiny_vit()).trained == 0
+
+
+def test_every_entry_has_a_file_that_plans_or_tunes() -> None:
+    from importlib import import_module
+
+    for entry in METHODS.values():
+        home = import_module(f"spt_kernels.methods.{entry.home}")
+        assert hasattr(home, "plan") or hasattr(home, "tune")
+
+
+def test_options_that_a_method_does_not_read_are_refused() -> None:
+    for name in NAMES:
+        options = entry_of(name).options
+        for option in {"budget", "rank"} - options:
+            with pytest.raises(ValueError, match=f"{option}: method '{name}' has none"):
+                Method(name, **{option: 2})
+
+
+def test_methods_that_choose_need_scores() -> None:
+    for name in NAMES:
+        if Method(name).is_sensitivity_aware:
+            with pytest.raises(ValueError, match=f"sensitivity: method '{name}' needs one"):
+                make_plan(tiny_vit(), Method(name))
+
+
+def test_deep_prompts_are_as_many_as_the_budget_pays_for() -> None:
+    tunable = spt.methods["prompt-deep"](tiny_vit(), budget=300)
+    assert tunable.trained == 288  # two blocks of six prompts of width 24
+    with pytest.raises(ValueError, match="deep prompts need a plain ViT"):
+        spt.methods["prompt-deep"](tiny_swin())
+
+
+def test_structured_tuning_alone_leaves_the_entries_out() -> None:
+    model = tiny_vit()
+    scores = skewed_sensitivity(model)
+    both = make_plan(model, Method("spt-lora", 1500, 2), scores)
+    alone = make_plan(model, Method("spt-lora-structured", 1500, 2), scores)
+    assert both is not None
+    assert alone is not None
+    assert alone.structured == both.structured
+    assert both.num_unstructured > 0 == alone.num_unstructured

@@ -1,0 +1,131 @@
+"""Activations that are made again in the backward pass: the same numbers, in less memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+
+import spt_kernels as spt
+from spt_kernels.sensitivity.per_sample import remaking
+from tests.models import tiny_batch, tiny_vit
+
+from .per_sample_truth import assert_exact
+
+
+def saved_bytes(run: Callable[[], object]) -> int:
+    """Bytes of all storages that autograd saves while `run` runs."""
+    sizes: dict[int, int] = {}
+    kept: list[Tensor] = []  # an address means nothing once its storage is gone
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(sizes.values())
+
+
+@pytest.fixture
+def keeping(monkeypatch: pytest.MonkeyPatch) -> Callable[[], contextlib.AbstractContextManager]:
+    """A context in which nothing is made again."""
+
+    @contextlib.contextmanager
+    def context():
+        with monkeypatch.context() as patch:
+            patch.setattr(remaking, "_CHEAP", frozenset())
+            yield
+
+    return context
+
+
+def test_results_of_norms_and_gelu_are_not_kept(keeping) -> None:
+    model, batch = tiny_vit(depth=3), tiny_batch(8)
+
+    def measure() -> spt.Sensitivity:
+        return spt.measure_sensitivity(model, [batch], num_samples=8)
+
+    with keeping():
+        before = saved_bytes(measure)
+    # of a block's 17 widths, 2 are of norms and 4 of the GELU; weights are saved as well
+    assert saved_bytes(measure) < 0.8 * before
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16 autocast"])
+def test_the_scores_have_the_same_bits(keeping, autocast: bool) -> None:
+    model, batch = tiny_vit(), tiny_batch(4)
+
+    def measure() -> spt.Sensitivity:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return spt.measure_sensitivity(model, [batch], num_samples=4)
+
+    with keeping():
+        kept = measure()
+    remade = measure()
+    assert all(torch.equal(remade[name], kept[name]) for name in kept)
+
+
+class Edits(nn.Module):
+    """Writes into what comes from, or goes into, the functions that are computed again."""
+
+    def __init__(self, edit: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.edit = edit
+        self.first = nn.Linear(12, 10)
+        self.norm = nn.LayerNorm(10)
+        self.second = nn.Linear(10, 10)
+        self.head = nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.edit == "result of a norm":
+            x = self.norm(x)
+            x[:, ::2] *= 3
+        elif self.edit == "result of a GELU":
+            x = F.gelu(self.norm(x))
+            x.add_(1)
+        elif self.edit == "input without a graph":
+            detached = x.detach().clone()
+            x = F.gelu(detached) + self.norm(x)
+            detached.zero_()
+        elif self.edit == "other memory for a result":
+            x = F.gelu(self.norm(x))
+            x.data = x.data + 1
+        elif self.edit == "other memory for an input":
+            normed = self.norm(x)
+            x = F.gelu(normed)
+            normed.data = normed.data + 1
+        elif self.edit == "SiLU in place":
+            x = F.silu(self.norm(x), inplace=True)
+        elif self.edit == "result twice":
+            x = F.silu(self.norm(x))
+            return self.head(self.second(x) + x @ self.second.weight)
+        return self.head(self.second(x).relu())
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "result of a norm",
+        "result of a GELU",
+        "input without a graph",
+        "other memory for a result",
+        "other memory for an input",
+        "SiLU in place",
+        "result twice",
+    ],
+)
+def test_edited_activations_are_exact(edit: str) -> None:
+    model = Edits(edit).eval()
+    generator = torch.Generator().manual_seed(0)
+    batch = (torch.randn(6, 12, generator=generator), torch.arange(6) % 5)
+    assert_exact(spt.measure_sensitivity(model, [batch], num_samples=6), model, [batch])
