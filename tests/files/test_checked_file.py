@@ -15,8 +15,7 @@ from safetensors.torch import save, save_file
 import spt_kernels as spt
 from spt_kernels.files import checked_file
 from spt_kernels.task.file.container import pack
-
-from .test_task_file import NASTY, paths_of
+from tests.task.test_task_file import NASTY, paths_of
 
 Load = Callable[[Path], Any]
 LOADERS: dict[str, Load] = {"sensitivity": spt.Sensitivity.load, "plan": spt.Plan.load}

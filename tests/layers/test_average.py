@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from spt_kernels import apply, unload
 from spt_kernels.layers import SparseDeltaLinear, attach_parameter, sparse_deltas
 from tests.models import tiny_batch, tiny_vit
-from tests.test_tuning import unstructured
+from tests.tuning.test_tuning import unstructured
 
 DECAY = 0.9
 Average = tuple[Callable[[nn.Module], object], Callable[[], nn.Module]]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import spt_kernels as spt
-from spt_kernels.memory import PeakByBatch, estimate_memory, largest_batch, last_below
+from spt_kernels.memory import PeakByBatch, estimate_memory, largest_batch
+from spt_kernels.memory.fit import last_below
 from tests.models import tiny_convnext, tiny_swin, tiny_vit
 
 SHAPE = (3, 16, 16)
