@@ -226,16 +226,14 @@ def _half_tiles() -> dict[str, int]:
 def shipped_variants() -> list[Variant]:
     """A histogram for each digit, then count and collect; fp32 and bf16 are told at run time."""
     tiles = {"TILE": _TILE, "TILES": _TILES}
-    table = {"table_ptr": "*i64", "n_tensors": "i32"}
     histograms = [
         Variant(
             name=f"histogram-bits-{shift}-{prefix_shift}",
             kernel=histogram_kernel,
-            signature=table | {"histogram_ptr": "*i64", "prefix": "i32"},
+            types={"table_ptr": "*i64", "histogram_ptr": "*i64"},
             constexprs=tiles
             | {"PREFIX_SHIFT": prefix_shift, "SHIFT": shift, "BINS": 1 << (prefix_shift - shift)},
             num_warps=_WARPS,
-            aligned=("table_ptr", "histogram_ptr"),
         )
         for prefix_shift, shift in pairwise(_SHIFTS)
     ]
@@ -243,10 +241,9 @@ def shipped_variants() -> list[Variant]:
         Variant(
             name=name,
             kernel=kernel,
-            signature=table | {pointer: "*i64", "threshold": "i32"},
+            types={"table_ptr": "*i64", pointer: "*i64"},
             constexprs=_half_tiles(),
             num_warps=_WARPS,
-            aligned=("table_ptr", pointer),
         )
         for name, kernel, pointer in (
             ("count", count_kernel, "count_ptr"),
