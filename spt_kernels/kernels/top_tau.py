@@ -159,12 +159,10 @@ def _histogram(tensors: Sequence[Tensor], prefix: int, prefix_shift: int, shift:
     bins = 1 << (prefix_shift - shift)
     device = tensors[0].device
     histogram = torch.zeros(len(tensors), bins, dtype=torch.int64, device=device)
-    kinds = [int(tensor.dtype == torch.bfloat16) for tensor in tensors]
-    columns: list[Sequence[Tensor | int]] = [tensors, kinds]
-    table, n_programs = address_table([t.numel() for t in tensors], _TILE * _TILES, columns)
+    table, n_programs = _table(tensors)
     if n_programs:
         histogram_kernel[(n_programs,)](
-            upload(table, device),
+            table,
             histogram,
             n_tensors=len(tensors),
             prefix=prefix,
@@ -176,6 +174,14 @@ def _histogram(tensors: Sequence[Tensor], prefix: int, prefix_shift: int, shift:
             num_warps=_WARPS,
         )
     return histogram.cpu()
+
+
+def _table(tensors: Sequence[Tensor], *more: Sequence[Tensor | int]) -> tuple[Tensor, int]:
+    """On the device a row for each tensor, and the number of programs."""
+    kinds = [int(tensor.dtype == torch.bfloat16) for tensor in tensors]
+    numels = [tensor.numel() for tensor in tensors]
+    table, n_programs = address_table(numels, _TILE * _TILES, [tensors, kinds, *more])
+    return upload(table, tensors[0].device), n_programs
 
 
 def _share_ties(above: list[int], tied: list[int], caps: list[int], k: int) -> list[int]:
@@ -201,10 +207,7 @@ def _collect(
         torch.empty(n_above + n_ties, dtype=torch.int64, device=device)  # [selected]
         for n_above, n_ties in zip(above, ties, strict=True)
     ]
-    kinds = [int(tensor.dtype == torch.bfloat16) for tensor in tensors]
-    columns: list[Sequence[Tensor | int]] = [tensors, kinds, outputs, ties]
-    table, n_programs = address_table([t.numel() for t in tensors], _TILE * _TILES, columns)
-    table = upload(table, device)
+    table, n_programs = _table(tensors, outputs, ties)
     counts = torch.empty(n_programs, 2, dtype=torch.int64, device=device)
     tiles = _half_tiles() | {"num_warps": _WARPS}
     n_tensors = len(tensors)
