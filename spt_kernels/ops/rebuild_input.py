@@ -7,6 +7,8 @@ gives the activation back.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -118,40 +120,26 @@ torch.library.register_kernel("spt::rebuild_layer_norm", "cpu", reference.rebuil
 torch.library.register_kernel("spt::rebuild_gelu", "cpu", reference.rebuild_gelu)
 
 
+# The kernels get what the schema lists, in its order.
 @torch.library.register_kernel("spt::rebuild_layer_norm", "cuda")
-def _rebuild_layer_norm_cuda(
-    input: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    normalized_ndim: int,
-    dtype: torch.dtype,
-) -> Tensor:
+def _rebuild_layer_norm_cuda(input: Tensor, *others: Any) -> Tensor:
     from ..kernels import rebuild_input as kernels
 
     with torch.cuda.device(input.device):  # Triton launches on the current device
-        return kernels.rebuild_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
+        return kernels.rebuild_layer_norm(input, *others)
 
 
 @torch.library.register_kernel("spt::rebuild_gelu", "cuda")
-def _rebuild_gelu_cuda(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
+def _rebuild_gelu_cuda(input: Tensor, *others: Any) -> Tensor:
     from ..kernels import rebuild_input as kernels
 
     with torch.cuda.device(input.device):
-        return kernels.rebuild_gelu(input, approximate, dtype)
+        return kernels.rebuild_gelu(input, *others)
 
 
 @torch.library.register_fake("spt::rebuild_layer_norm")
-def _rebuild_layer_norm_fake(
-    input: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    normalized_ndim: int,
-    dtype: torch.dtype,
-) -> Tensor:
+def _rebuild_layer_norm_fake(input: Tensor, *others: Any) -> Tensor:
+    *_, dtype = others
     return torch.empty(input.shape, dtype=dtype, device=input.device)
 
 

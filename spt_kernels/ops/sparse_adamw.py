@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,16 +145,17 @@ def _hyper(numbered: list[tuple[int, AdamWEntry]], device: torch.device) -> Tens
 
 def _validate(name: str, entry: AdamWEntry) -> None:
     param = entry.param
-    parts = (param, entry.grad, entry.exp_avg, entry.exp_avg_sq)
-    if any(
-        part.dtype != torch.float32
-        or part.layout != torch.strided
-        or not part.is_contiguous()
-        or part.shape != param.shape
-        or part.device != param.device
-        for part in parts
-    ):
-        _explain(name, entry)
+    for part in ("param", "grad", "exp_avg", "exp_avg_sq"):
+        value = getattr(entry, part)
+        if value.dtype != torch.float32:
+            raise TypeError(f"{name}.{part} must be float32, got {value.dtype}")
+        if value.layout != torch.strided or not value.is_contiguous():
+            raise ValueError(f"{name}.{part} must be dense and contiguous")
+        if value.shape != param.shape or value.device != param.device:
+            raise ValueError(
+                f"{name}.{part} must be of shape {tuple(param.shape)} on {param.device} like "
+                f"param, got {tuple(value.shape)} on {value.device}"
+            )
     if entry.step.dim() != 0:
         raise ValueError(f"{name}.step must be a scalar, got shape {tuple(entry.step.shape)}")
     if entry.step.device.type != "cpu" and entry.step.device != param.device:
@@ -167,93 +169,33 @@ def _validate(name: str, entry: AdamWEntry) -> None:
         raise ValueError(f"{name} must have all of target, index and original, or none of them")
 
 
-def _explain(name: str, entry: AdamWEntry) -> None:
-    """Raise the error that says which of the fp32 tensors of an entry does not fit."""
-    param = entry.param
-    for part in ("param", "grad", "exp_avg", "exp_avg_sq"):
-        value = getattr(entry, part)
-        if value.dtype != torch.float32:
-            raise TypeError(f"{name}.{part} must be float32, got {value.dtype}")
-        if value.layout != torch.strided or not value.is_contiguous():
-            raise ValueError(f"{name}.{part} must be dense and contiguous")
-        if value.shape != param.shape or value.device != param.device:
-            raise ValueError(
-                f"{name}.{part} must be of shape {tuple(param.shape)} on {param.device} like "
-                f"param, got {tuple(value.shape)} on {value.device}"
-            )
-
-
+# The kernels get what the schema lists, in its order.
 @torch.library.register_kernel("spt::sparse_adamw", "cpu")
-def _cpu(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    targets: list[Tensor],
-    indices: list[Tensor],
-    originals: list[Tensor],
-    hyper: Tensor,
-    stochastic_rounding: bool,
-    seed: int,
-) -> None:
+def _cpu(*arguments: Any) -> None:
     backend = native if native.available() else reference
-    backend.sparse_adamw(
-        params,
-        grads,
-        exp_avgs,
-        exp_avg_sqs,
-        targets,
-        indices,
-        originals,
-        hyper,
-        stochastic_rounding,
-        seed,
-    )
-    mark_mutated([*params, *exp_avgs, *exp_avg_sqs, *targets])
+    backend.sparse_adamw(*arguments)
+    _mark_mutated(*arguments)
 
 
 @torch.library.register_kernel("spt::sparse_adamw", "cuda")
-def _cuda(
+def _cuda(*arguments: Any) -> None:
+    from ..kernels import sparse_adamw as kernels
+
+    params = arguments[0]
+    with torch.cuda.device_of(params[0]):  # Triton launches on the current device
+        kernels.sparse_adamw(*arguments)
+    _mark_mutated(*arguments)
+
+
+def _mark_mutated(
     params: list[Tensor],
     grads: list[Tensor],
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
     targets: list[Tensor],
-    indices: list[Tensor],
-    originals: list[Tensor],
-    hyper: Tensor,
-    stochastic_rounding: bool,
-    seed: int,
+    *rest: Any,
 ) -> None:
-    from ..kernels import sparse_adamw as kernels
-
-    with torch.cuda.device_of(params[0]):  # Triton launches on the current device
-        kernels.sparse_adamw(
-            params,
-            grads,
-            exp_avgs,
-            exp_avg_sqs,
-            targets,
-            indices,
-            originals,
-            hyper,
-            stochastic_rounding,
-            seed,
-        )
     mark_mutated([*params, *exp_avgs, *exp_avg_sqs, *targets])
 
 
-@torch.library.register_fake("spt::sparse_adamw")
-def _fake(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    targets: list[Tensor],
-    indices: list[Tensor],
-    originals: list[Tensor],
-    hyper: Tensor,
-    stochastic_rounding: bool,
-    seed: int,
-) -> None:
-    return None
+torch.library.register_fake("spt::sparse_adamw", lambda *arguments: None)
