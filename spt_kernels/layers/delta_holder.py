@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .keep_fp32 import keeping_fp32
+from .plain_module import plain_of
 from .position_index import CheckedIndex, checked_index, position_problem
 from .sparse_delta import SparseDelta, WrittenState, tag, write_deltas
 
@@ -80,6 +81,11 @@ class DeltaHolder(nn.Module):
                 written=written,
             )
         return found
+
+    @property
+    def plain(self) -> nn.Module:
+        """The module this one stands for, with the parameters as they are now."""
+        return plain_of(self)
 
     @property
     def spt_was_called(self) -> bool:
