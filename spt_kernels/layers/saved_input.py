@@ -117,7 +117,7 @@ def _may_inspect(x: Tensor) -> bool:
 def _rebuilt(x: Tensor, dtype: torch.dtype) -> tuple[SavedInput, Tensors] | None:
     """The recipe after a GELU or a LayerNorm, and what it starts from; or None."""
     # An edit in place under no_grad leaves the node as it is, and only the version tells of it
-    if x.grad_fn is None or x.is_inference() or x._version != 0:
+    if x.grad_fn is None or x.is_inference() or x._version != 0 or dtype not in _REBUILDABLE:
         return None
     node, steps = _look_through(x)
     if node is None:
@@ -125,10 +125,11 @@ def _rebuilt(x: Tensor, dtype: torch.dtype) -> tuple[SavedInput, Tensors] | None
     kind = node.name()
     if kind == "GeluBackward0":
         saved = _read(node, ("self",))
-        more: dict[str, Any] = {"approximate": getattr(node, "_saved_approximate", "none")}
+        recipe = SavedInput("gelu", dtype, getattr(node, "_saved_approximate", "none"), steps=steps)
     elif kind == "NativeLayerNormBackward0":
         saved = _read(node, ("input", "result1", "result2", "weight", "bias"))
-        more = {"normalized_ndim": len(node._saved_normalized_shape)}  # type: ignore[attr-defined]
+        normalized_ndim = len(node._saved_normalized_shape)
+        recipe = SavedInput("layer_norm", dtype, normalized_ndim=normalized_ndim, steps=steps)
     else:
         return None
     if saved is None or not all(t is None or t.dtype in _REBUILDABLE for t in saved):
@@ -136,10 +137,7 @@ def _rebuilt(x: Tensor, dtype: torch.dtype) -> tuple[SavedInput, Tensors] | None
     source = saved[0]
     if source is None or source.dtype != x.dtype or source.numel() != x.numel():
         return None
-    if dtype not in _REBUILDABLE:
-        return None
-    name: Literal["gelu", "layer_norm"] = "gelu" if kind == "GeluBackward0" else "layer_norm"
-    return SavedInput(name, dtype, steps=steps, **more), saved
+    return recipe, saved
 
 
 def _look_through(x: Tensor) -> tuple[Any, tuple[Step, ...]]:

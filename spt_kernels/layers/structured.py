@@ -12,6 +12,7 @@ from .keep_fp32 import keeping_fp32
 from .linear import SparseDeltaLinear
 from .plain_module import share_hooks
 from .sparse_delta import SparseDelta, tag
+from .tuned_linear import LoraCall
 
 
 class StructuredLinear(nn.Module):
@@ -19,11 +20,13 @@ class StructuredLinear(nn.Module):
 
     Attributes:
         base: the frozen layer; a `SparseDeltaLinear` keeps training its deltas.
+        spec: what is on it.
         in_features: of the base layer.
         out_features: of the base layer.
     """
 
     base: nn.Linear | SparseDeltaLinear
+    spec: Any
     in_features: int
     out_features: int
 
@@ -56,12 +59,23 @@ class StructuredLinear(nn.Module):
         """Local parameter name -> its sparse delta: those of the base layer."""
         return self.base.sparse_deltas() if isinstance(self.base, SparseDeltaLinear) else {}
 
-    def _freeze_base(self, base: nn.Linear | SparseDeltaLinear) -> None:
+    def extra_repr(self) -> str:
+        """Sizes, rank and ranges."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"rank={self.spec.rank}, rows={self.spec.rows}"
+        )
+
+    def _ranges(self) -> list[tuple[slice, slice, slice]]:
+        """Per range: its output features, its own rows, its part of the bottleneck."""
+        return LoraCall(self.spec.rank, self.spec.rows, 1.0).ranges()
+
+    def _put_on(self, base: nn.Linear | SparseDeltaLinear, spec: Any) -> None:
         """Register the base layer, frozen, and take over its sizes and hooks."""
         base.weight.requires_grad_(False)
         if base.bias is not None:
             base.bias.requires_grad_(False)
-        self.base = base
+        self.base, self.spec = base, spec
         self.in_features, self.out_features = base.in_features, base.out_features
         share_hooks(self, base)
         self.train(base.training)
