@@ -153,11 +153,12 @@ def _plan_strips(rows: Tensor, columns: Tensor, height: int, width: int) -> Tile
 
 def _best_width(channels_of_group: Tensor) -> int:
     """The width of lists with which the programs read least."""
-    staged = []
-    for width in STRIP_WIDTHS:
+
+    def staged(width: int) -> int:
         n_lists = int(((channels_of_group + width - 1) // width).sum())
-        staged.append(n_lists * (STRIP_HEIGHT + width))
-    return STRIP_WIDTHS[staged.index(min(staged))]
+        return n_lists * (STRIP_HEIGHT + width)
+
+    return min(STRIP_WIDTHS, key=staged)
 
 
 def _sort_into_tiles(tile_of_entry: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

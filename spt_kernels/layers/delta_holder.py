@@ -129,12 +129,10 @@ class DeltaHolder(nn.Module):
             _, index_name, original_name = self.delta_local_names(local)
             setattr(self, index_name, _moved(delta.index, fn(delta.index)))
             setattr(self, original_name, fn(delta.original))
-        if any(
-            d.index.device != before[local].index.device
-            for local, d in self.sparse_deltas().items()
-        ):
+        after = self.sparse_deltas()
+        if any(after[local].index.device != d.index.device for local, d in before.items()):
             self._index_changed()
-        for local, delta in self.sparse_deltas().items():
+        for local, delta in after.items():
             tag(delta.delta, self)
             if not delta.target.is_contiguous():  # flat positions need it, channels last or not
                 delta.target.data = delta.target.data.contiguous()
@@ -171,13 +169,7 @@ class DeltaHolder(nn.Module):
             return
         own_unexpected: list[str] = []
         super()._load_from_state_dict(
-            state_dict,
-            prefix,
-            local_metadata,
-            strict,
-            missing_keys,
-            own_unexpected,
-            error_msgs,
+            state_dict, prefix, local_metadata, strict, missing_keys, own_unexpected, error_msgs
         )
         constants = self._constants()
         unexpected_keys += [k for k in own_unexpected if k.removeprefix(prefix) not in constants]
@@ -193,8 +185,8 @@ class DeltaHolder(nn.Module):
         self._index_changed()
         for local, delta in self.sparse_deltas().items():
             tag(delta.delta, self)
-            names = self.delta_local_names(local)
-            if prefix + local in state_dict and prefix + names[2] not in state_dict:
+            _, _, original_name = self.delta_local_names(local)
+            if prefix + local in state_dict and prefix + original_name not in state_dict:
                 delta.original.copy_(_gather(delta.target, delta.index))  # plain base weights
             if _holds(delta):
                 delta.written.record(delta.delta)
@@ -239,9 +231,8 @@ class DeltaHolder(nn.Module):
         for local, delta in self.sparse_deltas().items():
             tag(delta.delta, self)
             if delta.original.dtype != delta.target.dtype:  # a copy may be made in another dtype
-                setattr(
-                    self, self.delta_local_names(local)[2], delta.original.to(delta.target.dtype)
-                )
+                _, _, original_name = self.delta_local_names(local)
+                setattr(self, original_name, delta.original.to(delta.target.dtype))
             if fresh[local]:
                 delta.written.record(delta.delta)
 
@@ -266,7 +257,5 @@ def _holds(delta: SparseDelta) -> bool:
         return True
     truth = delta.original.double() + delta.delta.double()
     error = (_gather(delta.target, delta.index).double() - truth).abs()
-    spacing = (
-        torch.finfo(delta.target.dtype).eps * truth.abs() + torch.finfo(delta.target.dtype).tiny
-    )
-    return bool((error <= spacing).all())
+    numbers = torch.finfo(delta.target.dtype)
+    return bool((error <= numbers.eps * truth.abs() + numbers.tiny).all())

@@ -184,13 +184,9 @@ def _is_kept_by_producer(x: Tensor) -> bool:
     node: Any = x.grad_fn
     while node is not None:
         for name in _saved_names(type(node)):  # type: ignore[arg-type]
-            saved = _read(node, (name,))
-            if (
-                saved is not None
-                and isinstance(saved[0], Tensor)
-                and saved[0].untyped_storage()._cdata == storage
-            ):
-                return True
+            for saved in _read(node, (name,)) or ():
+                if isinstance(saved, Tensor) and saved.untyped_storage()._cdata == storage:
+                    return True
         if node.name() not in _VIEWS:
             return False
         node = node.next_functions[0][0]

@@ -85,19 +85,17 @@ class StructuredLinear(nn.Module):
 
         They are drawn on the CPU: the same seed gives the same start on every device.
         """
-        for parameter in self._parameters.values():
-            if parameter is not None:
-                parameter.data = parameter.data.to(device)
+        for parameter in self.parameters(recurse=False):
+            parameter.data = parameter.data.to(device)
         self._tag_all()
 
     def _tag_all(self) -> None:
         """Let every own parameter lead back to this module."""
-        for parameter in self._parameters.values():
-            if parameter is not None:
-                tag(parameter, self)
+        for parameter in self.parameters(recurse=False):
+            tag(parameter, self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StructuredLinear:
-        super()._apply(keeping_fp32(fn, self._parameters.values()), recurse)
+        super()._apply(keeping_fp32(fn, self.parameters(recurse=False)), recurse)
         self._tag_all()
         return self
 
