@@ -8,21 +8,17 @@ from typing import Any
 
 import torch
 
-# Triton's spelling of a pointer to each element type
+# The dtypes that activations, gradients and weights come in, and Triton's pointers to them
 POINTER: Mapping[torch.dtype, str] = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
 }
-
-# The dtypes that activations, gradients and weights come in
-FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FLOAT_DTYPES = tuple(POINTER)
 
 
 def short_name(dtype: torch.dtype) -> str:
-    """`fp32`, `bf16`, `fp16`, ...: how a variant's name spells its dtypes."""
+    """`fp32`, `bf16` or `fp16`: how a variant's name spells its dtypes."""
     return POINTER[dtype].removeprefix("*")
 
 

@@ -56,7 +56,13 @@ class SparseDeltaConv2d(SparseDeltaLayer):
         if plain.padding_mode != "zeros" or plain.padding == "same":
             mode = "constant" if plain.padding_mode == "zeros" else plain.padding_mode
             x = F.pad(x, plain._reversed_padding_repeated_twice, mode=mode)
-        return self._convolve(x, self._geometry())
+        geometry = self._geometry()
+        if not (torch.is_grad_enabled() and self.has_gradients()):
+            return F.conv2d(x, self.weight, self.bias, *geometry[1:])
+        unbatched = x.dim() == 3
+        batch = x.unsqueeze(0) if unbatched else x
+        y = TunedConv2d.apply(batch, self.weight, self.bias, *self.trained_tensors(), geometry)
+        return y.squeeze(0) if unbatched else y
 
     def _geometry(self) -> tuple[Any, ...]:
         """Fields of `ConvGeometry`, with the padding that `forward` leaves to the convolution."""
@@ -74,11 +80,3 @@ class SparseDeltaConv2d(SparseDeltaLayer):
         else:
             pattern = TouchedGroups.of(self.index, self.weight, how.groups)
         self.__dict__["_spt_pattern"] = pattern
-
-    def _convolve(self, x: Tensor, geometry: tuple[Any, ...]) -> Tensor:
-        if not (torch.is_grad_enabled() and self.has_gradients()):
-            return F.conv2d(x, self.weight, self.bias, *geometry[1:])
-        unbatched = x.dim() == 3
-        batch = x.unsqueeze(0) if unbatched else x
-        y = TunedConv2d.apply(batch, self.weight, self.bias, *self.trained_tensors(), geometry)
-        return y.squeeze(0) if unbatched else y

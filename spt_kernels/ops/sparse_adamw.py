@@ -87,22 +87,18 @@ def sparse_adamw(
     """
     for n, entry in enumerate(entries):
         _validate(f"entries[{n}]", entry)
-    numbered = [(n if e.entry_id is None else e.entry_id, e) for n, e in enumerate(entries)]
-    places = dict.fromkeys((e.param.device, e.step.device) for e in entries)
+    ids = [n if e.entry_id is None else e.entry_id for n, e in enumerate(entries)]
+    places = [(e.param.device, e.step.device) for e in entries]
     with torch.no_grad():
-        for device, step_device in places:
-            chosen = [
-                (entry_id, entry)
-                for entry_id, entry in numbered
-                if entry.param.device == device and entry.step.device == step_device
-            ]
-            _update(chosen, device, stochastic_rounding, seed)
+        for place in dict.fromkeys(places):
+            chosen = [n for n, other in enumerate(places) if other == place]
+            some_entries, some_ids = [entries[n] for n in chosen], [ids[n] for n in chosen]
+            _update(some_entries, some_ids, place[0], stochastic_rounding, seed)
 
 
 def _update(
-    numbered: list[tuple[int, AdamWEntry]], device: torch.device, stochastic: bool, seed: int
+    entries: list[AdamWEntry], ids: list[int], device: torch.device, stochastic: bool, seed: int
 ) -> None:
-    entries = [entry for _, entry in numbered]
     absent = torch.empty(0, device=device)
     no_index = torch.empty(0, dtype=torch.int32, device=device)
     torch.ops.spt.sparse_adamw(
@@ -113,15 +109,14 @@ def _update(
         [absent if e.target is None else e.target for e in entries],
         [no_index if e.index is None else e.index for e in entries],
         [absent if e.original is None else e.original for e in entries],
-        _hyper(numbered, device),
+        _hyper(entries, ids, device),
         stochastic,
         seed,
     )
 
 
-def _hyper(numbered: list[tuple[int, AdamWEntry]], device: torch.device) -> Tensor:
+def _hyper(entries: list[AdamWEntry], ids: list[int], device: torch.device) -> Tensor:
     """The table of numbers: on the CPU, or on the device as soon as the steps are counted there."""
-    entries = [entry for _, entry in numbered]
     steps = torch.stack([entry.step for entry in entries])  # [entries]
     on_host = steps.device.type == "cpu"
     rows = [
@@ -129,7 +124,7 @@ def _hyper(numbered: list[tuple[int, AdamWEntry]], device: torch.device) -> Tens
             0.0 if isinstance(e.lr, Tensor) and not on_host else float(e.lr),
             *(e.beta1, e.beta2, e.eps, e.weight_decay, 0.0, float(e.maximize), float(entry_id)),
         )
-        for entry_id, e in numbered
+        for e, entry_id in zip(entries, ids, strict=True)
     ]
     hyper = torch.tensor(rows, dtype=torch.float64)  # [entries, 8]
     if not on_host:
