@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from .keep_fp32 import keeping_fp32
 from .plain_module import plain_of
 from .position_index import CheckedIndex, checked_index, position_problem
-from .sparse_delta import SparseDelta, WrittenState, tag, write_deltas
+from .sparse_delta import Owner, SparseDelta, WrittenState, tag, write_deltas
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-class DeltaHolder(nn.Module):
+class DeltaHolder(Owner):
     """A module some of whose parameters are frozen but for a sparse delta.
 
     For a parameter `bias` it registers the Parameter `bias_delta` (fp32), and has the constants
@@ -86,11 +86,6 @@ class DeltaHolder(nn.Module):
     def plain(self) -> nn.Module:
         """The module this one stands for, with the parameters as they are now."""
         return plain_of(self)
-
-    @property
-    def spt_was_called(self) -> bool:
-        """Whether its forward has ever run eagerly."""
-        return bool(self.__dict__.get("_spt_called", False))
 
     @classmethod
     def delta_local_names(cls, local: str) -> tuple[str, str, str]:

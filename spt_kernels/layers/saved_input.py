@@ -45,14 +45,14 @@ class SavedInput:
 
     Attributes:
         kind: `tensor` (the input itself), `columns` (some of one dimension of it), `gelu` or
-            `layer_norm` (what their producer keeps), or `nothing`.
+            `layer_norm` (what their producer keeps).
         dtype: of the input as the layer computes with it.
         approximate: of a GELU.
         normalized_ndim: of a LayerNorm.
         steps: reshapes and permutations between the producer's output and the layer.
     """
 
-    kind: Literal["nothing", "tensor", "columns", "gelu", "layer_norm"]
+    kind: Literal["tensor", "columns", "gelu", "layer_norm"]
     dtype: torch.dtype
     approximate: str = "none"
     normalized_ndim: int = 0

@@ -24,22 +24,20 @@ _TAG = "_spt_owner"
 _LEFT = "_spt_left_to_hook"
 
 
-class Owner(Protocol):
+class Owner(nn.Module):
     """A module that holds trained parameters of its own."""
-
-    _parameters: dict[str, nn.Parameter | None]
 
     @property
     def spt_was_called(self) -> bool:
         """Whether its forward has ever run eagerly."""
-        ...
+        return bool(self.__dict__.get("_spt_called", False))
 
     def sparse_deltas(self) -> dict[str, SparseDelta]:
         """Local parameter name -> its sparse delta."""
-        ...
+        raise NotImplementedError
 
 
-class DeltaOwner(Owner, Protocol):
+class DeltaOwner(Protocol):
     """An owner some of whose parameters have a sparse delta."""
 
     def delta_local_names(self, local: str) -> tuple[str, str, str]:

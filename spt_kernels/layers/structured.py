@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from .keep_fp32 import keeping_fp32
 from .linear import SparseDeltaLinear
 from .plain_module import share_hooks
-from .sparse_delta import SparseDelta, tag
+from .sparse_delta import Owner, SparseDelta, tag
 from .tuned_linear import LoraCall
 
 
-class StructuredLinear(nn.Module):
+class StructuredLinear(Owner):
     """A frozen Linear with a small trained module on it; subclasses add parameters and forward.
 
     Attributes:
@@ -49,11 +49,6 @@ class StructuredLinear(nn.Module):
         """The module this one stands for, with the parameters as they are now."""
         base = self.base
         return base.plain if isinstance(base, SparseDeltaLinear) else base
-
-    @property
-    def spt_was_called(self) -> bool:
-        """Whether its forward has ever run eagerly."""
-        return bool(self.__dict__.get("_spt_called", False))
 
     def sparse_deltas(self) -> dict[str, SparseDelta]:
         """Local parameter name -> its sparse delta: those of the base layer."""

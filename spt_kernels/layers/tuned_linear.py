@@ -94,7 +94,7 @@ class TunedLinear(torch.autograd.Function):
         if not torch.compiler.is_compiling() and y._is_view():
             # so that what follows may work on it in place
             y = torch.ops.aten._unsafe_view(y, y.shape)
-        saved = SavedInput("nothing", y.dtype)
+        saved: SavedInput | None = None
         kept: Tensors = ()
         if needs_delta or needs_a:
             columns = None if needs_a or pattern is None else pattern.columns
