@@ -48,8 +48,7 @@ def rebuild_layer_norm(
         TypeError: a dtype is not one of fp32, bf16, fp16.
         ValueError: a shape does not fit.
     """
-    _require_floats(input=input, mean=mean, rstd=rstd, weight=weight, bias=bias)
-    _require_float_dtype(dtype)
+    _require_floats(dtype, input, mean=mean, rstd=rstd, weight=weight, bias=bias)
     if not 1 <= normalized_ndim <= input.dim():
         raise ValueError(
             f"normalized_ndim: expected 1 to {input.dim()}, the dimensions of input, "
@@ -85,25 +84,20 @@ def rebuild_gelu(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
         TypeError: a dtype is not one of fp32, bf16, fp16.
         ValueError: `approximate` is neither of its two values.
     """
-    _require_floats(input=input)
-    _require_float_dtype(dtype)
+    _require_floats(dtype, input)
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate: expected 'none' or 'tanh', got {approximate!r}")
     return torch.ops.spt.rebuild_gelu(input, approximate, dtype)
 
 
-def _require_floats(**tensors: Tensor | None) -> None:
-    device = next(tensor.device for tensor in tensors.values() if tensor is not None)
-    for name, tensor in tensors.items():
+def _require_floats(dtype: torch.dtype, input: Tensor, **others: Tensor | None) -> None:
+    for name, tensor in {"input": input, **others}.items():
         if tensor is None:
             continue
         if tensor.dtype not in _FLOATS:
             raise TypeError(f"{name}: expected fp32, bf16 or fp16, got {tensor.dtype}")
-        if tensor.device != device:
-            raise ValueError(f"{name}: expected device {device}, got {tensor.device}")
-
-
-def _require_float_dtype(dtype: torch.dtype) -> None:
+        if tensor.device != input.device:
+            raise ValueError(f"{name}: expected device {input.device}, got {tensor.device}")
     if dtype not in _FLOATS:
         raise TypeError(f"dtype: expected fp32, bf16 or fp16, got {dtype}")
 
