@@ -17,6 +17,7 @@ from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 # 256 entries share what they read of a token's row: fewer, and each program reads the row again
 _ENTRIES = 256
 LAUNCH = Launch(tokens=4, num_warps=4, num_stages=2, programs_per_sm=7)
+_BLOCKS = {"BLOCK_ENTRIES": _ENTRIES, "BLOCK_TOKENS": LAUNCH.tokens}
 
 # A block of rows of the dense gradient is at most this many elements: 16 MB of fp32
 _DENSE_BLOCK_NUMEL = 1 << 22
@@ -113,10 +114,8 @@ def by_vectors(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
         input.shape[1],
         *grad_output.stride(),
         *input.stride(),
-        BLOCK_ENTRIES=_ENTRIES,
-        BLOCK_TOKENS=LAUNCH.tokens,
-        num_warps=LAUNCH.num_warps,
-        num_stages=LAUNCH.num_stages,
+        **_BLOCKS,
+        **LAUNCH.options,
     )
     return partial
 
@@ -156,30 +155,15 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 def shipped_variants() -> list[Variant]:
     """One per dtype."""
-    return [_vector_variant(dtype) for dtype in FLOAT_DTYPES]
-
-
-def _vector_variant(dtype: torch.dtype) -> Variant:
-    pointers = {
-        "partial_ptr": "*fp32",
-        "grad_ptr": POINTER[dtype],
-        "input_ptr": POINTER[dtype],
-        "index_ptr": "*i32",
-    }
-    multiples = ("n_out", "n_in", "grad_token_stride", "input_token_stride")
-    return Variant(
-        name=f"vector-{short_name(dtype)}",
-        kernel=vector_kernel,
-        signature=pointers
-        | dict.fromkeys(("nnz", "n_tokens", "tokens_per_split", *multiples), "i32"),
-        constexprs={
-            "grad_out_stride": 1,
-            "input_in_stride": 1,
-            "BLOCK_ENTRIES": _ENTRIES,
-            "BLOCK_TOKENS": LAUNCH.tokens,
-        },
-        num_warps=LAUNCH.num_warps,
-        num_stages=LAUNCH.num_stages,
-        aligned=(*pointers, *multiples),
-        programs_per_sm=LAUNCH.programs_per_sm,
-    )
+    return [
+        Variant(
+            name=f"vector-{short_name(dtype)}",
+            kernel=vector_kernel,
+            types={"partial_ptr": "*fp32", "index_ptr": "*i32"}
+            | dict.fromkeys(("grad_ptr", "input_ptr"), POINTER[dtype]),
+            constexprs={"grad_out_stride": 1, "input_in_stride": 1, **_BLOCKS},
+            programs_per_sm=LAUNCH.programs_per_sm,
+            **LAUNCH.options,
+        )
+        for dtype in FLOAT_DTYPES
+    ]

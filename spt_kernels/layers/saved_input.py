@@ -45,14 +45,14 @@ class SavedInput:
 
     Attributes:
         kind: `tensor` (the input itself), `columns` (some of one dimension of it), `gelu` or
-            `layer_norm` (what their producer keeps), or `nothing`.
+            `layer_norm` (what their producer keeps).
         dtype: of the input as the layer computes with it.
         approximate: of a GELU.
         normalized_ndim: of a LayerNorm.
         steps: reshapes and permutations between the producer's output and the layer.
     """
 
-    kind: Literal["nothing", "tensor", "columns", "gelu", "layer_norm"]
+    kind: Literal["tensor", "columns", "gelu", "layer_norm"]
     dtype: torch.dtype
     approximate: str = "none"
     normalized_ndim: int = 0
@@ -117,7 +117,7 @@ def _may_inspect(x: Tensor) -> bool:
 def _rebuilt(x: Tensor, dtype: torch.dtype) -> tuple[SavedInput, Tensors] | None:
     """The recipe after a GELU or a LayerNorm, and what it starts from; or None."""
     # An edit in place under no_grad leaves the node as it is, and only the version tells of it
-    if x.grad_fn is None or x.is_inference() or x._version != 0:
+    if x.grad_fn is None or x.is_inference() or x._version != 0 or dtype not in _REBUILDABLE:
         return None
     node, steps = _look_through(x)
     if node is None:
@@ -125,10 +125,11 @@ def _rebuilt(x: Tensor, dtype: torch.dtype) -> tuple[SavedInput, Tensors] | None
     kind = node.name()
     if kind == "GeluBackward0":
         saved = _read(node, ("self",))
-        more: dict[str, Any] = {"approximate": getattr(node, "_saved_approximate", "none")}
+        recipe = SavedInput("gelu", dtype, getattr(node, "_saved_approximate", "none"), steps=steps)
     elif kind == "NativeLayerNormBackward0":
         saved = _read(node, ("input", "result1", "result2", "weight", "bias"))
-        more = {"normalized_ndim": len(node._saved_normalized_shape)}  # type: ignore[attr-defined]
+        normalized_ndim = len(node._saved_normalized_shape)
+        recipe = SavedInput("layer_norm", dtype, normalized_ndim=normalized_ndim, steps=steps)
     else:
         return None
     if saved is None or not all(t is None or t.dtype in _REBUILDABLE for t in saved):
@@ -136,10 +137,7 @@ def _rebuilt(x: Tensor, dtype: torch.dtype) -> tuple[SavedInput, Tensors] | None
     source = saved[0]
     if source is None or source.dtype != x.dtype or source.numel() != x.numel():
         return None
-    if dtype not in _REBUILDABLE:
-        return None
-    name: Literal["gelu", "layer_norm"] = "gelu" if kind == "GeluBackward0" else "layer_norm"
-    return SavedInput(name, dtype, steps=steps, **more), saved
+    return recipe, saved
 
 
 def _look_through(x: Tensor) -> tuple[Any, tuple[Step, ...]]:
@@ -186,13 +184,9 @@ def _is_kept_by_producer(x: Tensor) -> bool:
     node: Any = x.grad_fn
     while node is not None:
         for name in _saved_names(type(node)):  # type: ignore[arg-type]
-            saved = _read(node, (name,))
-            if (
-                saved is not None
-                and isinstance(saved[0], Tensor)
-                and saved[0].untyped_storage()._cdata == storage
-            ):
-                return True
+            for saved in _read(node, (name,)) or ():
+                if isinstance(saved, Tensor) and saved.untyped_storage()._cdata == storage:
+                    return True
         if node.name() not in _VIEWS:
             return False
         node = node.next_functions[0][0]

@@ -87,23 +87,24 @@ class TunedLinear(torch.autograd.Function):
         lora: LoraCall | None,
     ) -> Tensor:
         """`[..., out]`; the dtype is that which autocast, if it is on, gives to `F.linear`."""
-        needs = _Needs(*(ctx.needs_input_grad[i] for i in (0, 3, 5, 7, 8)))
+        needs_x, _, _, needs_delta, _, needs_bias_delta, _, needs_a, needs_b, _ = (
+            ctx.needs_input_grad
+        )
         y, inner = linear_with_lora(x, weight, bias, lora_a, lora_b, lora)
         if not torch.compiler.is_compiling() and y._is_view():
-            y = torch.ops.aten._unsafe_view(
-                y, y.shape
-            )  # so that what follows may work on it in place
-        saved = SavedInput("nothing", y.dtype)
+            # so that what follows may work on it in place
+            y = torch.ops.aten._unsafe_view(y, y.shape)
+        saved: SavedInput | None = None
         kept: Tensors = ()
-        if needs.delta or needs.lora_a:
-            columns = None if needs.lora_a or pattern is None else pattern.columns
+        if needs_delta or needs_a:
+            columns = None if needs_a or pattern is None else pattern.columns
             saved, kept = SavedInput.of(x, y.dtype, columns)
         ctx.save_for_backward(
-            weight if needs.x else None,
-            bias_index if needs.bias_delta else None,
-            lora_a if needs.x or needs.lora_a else None,
-            lora_b if needs.x or needs.lora_a else None,
-            inner if needs.lora_b else None,
+            weight if needs_x else None,
+            bias_index if needs_bias_delta else None,
+            lora_a if needs_x or needs_a else None,
+            lora_b if needs_x or needs_a else None,
+            inner if needs_b else None,
             *kept,
         )
         ctx.saved_input, ctx.pattern, ctx.lora = saved, pattern, lora
@@ -115,32 +116,34 @@ class TunedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the input, the deltas and the LoRA; never one of the whole weight."""
         weight, bias_index, lora_a, lora_b, inner, *kept = ctx.saved_tensors
-        needs = _Needs(*(ctx.needs_input_grad[i] for i in (0, 3, 5, 7, 8)))
+        needs_x, _, _, needs_delta, _, needs_bias_delta, _, needs_a, needs_b, _ = (
+            ctx.needs_input_grad
+        )
         lora: LoraCall | None = ctx.lora
         x: Any = None
         grad_inner: Any = None
         grad_x = grad_delta = grad_bias_delta = grad_a = grad_b = None
         with without_autocast(grad_output.device):
             gy = grad_output.reshape(-1, grad_output.shape[-1])  # [tokens, out]
-            if needs.delta or needs.lora_a:
+            if needs_delta or needs_a:
                 x = ctx.saved_input.rebuild(tuple(kept))
-            if needs.delta:
+            if needs_delta:
                 some = ctx.saved_input.kind == "columns"
                 pattern = ctx.pattern.compacted if some else ctx.pattern.whole
                 grad_delta = sparse_gradient(gy, x, pattern)
-            if needs.bias_delta:
+            if needs_bias_delta:
                 grad_bias_delta = gy.sum(0, dtype=wide_dtype(gy)).index_select(0, bias_index)
             if lora is not None:
-                if needs.lora_b:
+                if needs_b:
                     grad_b = _grad_of_b(gy, inner, lora)
-                if needs.x or needs.lora_a:
+                if needs_x or needs_a:
                     grad_inner = _grad_of_inner(gy, lora_b, lora)  # [tokens, ranges · rank]
-                if needs.lora_a:
+                if needs_a:
                     # into what was rebuilt, but not into another's tensor
                     x = lora.dropped(x) if ctx.saved_input.kind == "tensor" else lora.drop_(x)
                     grad_a = grad_inner.t() @ x.reshape(-1, ctx.in_features)
             del x  # before the gradient of the same size is made
-            if needs.x:
+            if needs_x:
                 flat = _grad_of_x(gy, weight, grad_inner, lora_a, lora)
                 shape = (*grad_output.shape[:-1], ctx.in_features)
                 grad_x = flat.view(shape).to(ctx.x_dtype)
@@ -148,15 +151,6 @@ class TunedLinear(torch.autograd.Function):
             *(grad_x, None, None, grad_delta, None),
             *(grad_bias_delta, None, grad_a, grad_b, None),
         )
-
-
-@dataclass(frozen=True)
-class _Needs:
-    x: bool
-    delta: bool
-    bias_delta: bool
-    lora_a: bool
-    lora_b: bool
 
 
 def linear_with_lora(

@@ -150,7 +150,8 @@ def sparse_weight_grad(
     if isinstance(index, SparsePattern):
         if columns is not None or in_features is not None:
             raise ValueError("columns: a pattern knows its own, pass pattern.compacted() instead")
-        _require_widths(grad_output, input, index.out_features, index.in_features)
+        _require_width("grad_output", grad_output, index.out_features)
+        _require_width("input", input, index.in_features)
         positions, plan, block = index.index, index._plan, index._block
     else:
         positions = _checked(index, grad_output, input, columns, in_features)
@@ -205,15 +206,11 @@ def _within(index: Tensor, columns: Tensor, in_features: int) -> Tensor:
     return torch.where(columns[place] == column, position, -1) if len(index) else index
 
 
-def _require_widths(grad_output: Tensor, input: Tensor, out_width: int, in_width: int) -> None:
-    for name, tensor, width in (
-        ("grad_output", grad_output, out_width),
-        ("input", input, in_width),
-    ):
-        if tensor.shape[-1] != width:
-            raise ValueError(
-                f"{name}: expected {width} features, as the pattern has, got {tensor.shape[-1]}"
-            )
+def _require_width(name: str, tensor: Tensor, width: int) -> None:
+    if tensor.shape[-1] != width:
+        raise ValueError(
+            f"{name}: expected {width} features, as the pattern has, got {tensor.shape[-1]}"
+        )
 
 
 torch.library.define(
