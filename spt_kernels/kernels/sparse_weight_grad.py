@@ -19,7 +19,8 @@ _ENTRIES = 256
 LAUNCH = Launch(tokens=4, num_warps=4, num_stages=2, programs_per_sm=7)
 _BLOCKS = {"BLOCK_ENTRIES": _ENTRIES, "BLOCK_TOKENS": LAUNCH.tokens}
 
-# A block of rows of the dense gradient is at most this many elements: 16 MB of fp32
+# A dense gradient of at most so many elements is made whole, 32 MB of fp32; else in blocks of rows
+_DENSE_NUMEL = 1 << 23
 _DENSE_BLOCK_NUMEL = 1 << 22
 
 
@@ -86,7 +87,9 @@ def sparse_weight_grad(
         is_fp32=input.dtype == torch.float32,
     )
     if way is Way.DENSE:
-        return by_dense_blocks(grad_output, input, index, plan)
+        if plan is not None and grad_output.shape[1] * input.shape[1] <= _DENSE_NUMEL:
+            return by_dense(grad_output, input, index)
+        return by_dense_blocks(grad_output, input, index)
     if way is Way.VECTORS or plan is None:
         partial = by_vectors(grad_output, input, index.contiguous())
     elif plan.lists is None:
@@ -120,26 +123,23 @@ def by_vectors(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
     return partial
 
 
-def by_dense_blocks(
-    grad_output: Tensor, input: Tensor, index: Tensor, plan: TilePlan | None
-) -> Tensor:
-    """Entries of torch's product of the rows and columns that occur, `[nnz]`."""
-    in_range = (index >= 0) & (index < grad_output.shape[1] * input.shape[1])
-    rows, columns = index // input.shape[1], index % input.shape[1]
-    if plan is not None and plan.rows.dim() == 1 and plan.rows.numel():
-        grad_output = grad_output.index_select(1, plan.rows)
-        rows = torch.searchsorted(plan.rows, rows)
-    if plan is not None and plan.columns.dim() == 1 and plan.columns.numel():
-        input = input.index_select(1, plan.columns)
-        columns = torch.searchsorted(plan.columns, columns)
+def by_dense(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
+    """Entries of torch's product, `[nnz]`, at positions that lie in it: two launches."""
+    return _product(grad_output.T, input).view(-1).index_select(0, index)
+
+
+def by_dense_blocks(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
+    """Entries of torch's product, some rows at a time, `[nnz]`, at any positions."""
     n_rows, n_columns = grad_output.shape[1], input.shape[1]
+    rows = index // n_columns
+    in_range = (index >= 0) & (rows < n_rows)
     # a position outside of the weight shows, as by vectors
     result = torch.full(index.shape, float("nan"), device=input.device)  # [nnz] fp32
     rows_per_block = max(1, _DENSE_BLOCK_NUMEL // n_columns)
     for first in range(0, n_rows, rows_per_block):
         block = _product(grad_output[:, first : first + rows_per_block].T, input).flatten()
         within = in_range & (rows >= first) & (rows < first + rows_per_block)
-        places = ((rows - first).long() * n_columns + columns).clamp_(0, len(block) - 1)
+        places = (index.long() - first * n_columns).clamp_(0, len(block) - 1)
         result = torch.where(within, block[places], result)
     return result
 

@@ -95,12 +95,13 @@ class DeltaHolder(Owner):
 
     def write_stale_deltas(self) -> None:
         """Write what has changed since the last forward; to be called by every eager forward."""
-        self.__dict__["_spt_called"] = True
+        own = self.__dict__
+        own["_spt_called"] = True
         stale = []
-        for local, written in self._spt_states.items():
+        for local, written in own["_spt_written"].items():
             written.by_optimizer = False
-            delta = self._parameters[self.delta_local_names(local)[0]]
-            if not written.matches(delta):  # type: ignore[arg-type]
+            name = "delta" if local == self._main_parameter else f"{local}_delta"
+            if not written.matches(self._parameters[name]):  # type: ignore[arg-type]
                 stale.append(local)
         if stale:
             deltas = self.sparse_deltas()

@@ -73,7 +73,7 @@ class LoraLinear(StructuredLinear):
             self.base.write_stale_deltas()
             deltas = self.base.trained_tensors()
         seed = _draw_seed(x) if dropout else 0
-        call = LoraCall(self.spec.rank, self.spec.rows, self.spec.scale, dropout, seed)
+        call = LoraCall(self._ranges(), self.spec.scale, dropout, seed)
         weight, bias = self.base.weight, self.base.bias
         if not torch.is_grad_enabled():
             return linear_with_lora(x, weight, bias, self.lora_a, self.lora_b, call)[0]

@@ -12,7 +12,7 @@ from .keep_fp32 import keeping_fp32
 from .linear import SparseDeltaLinear
 from .plain_module import share_hooks
 from .sparse_delta import Owner, SparseDelta, tag
-from .tuned_linear import LoraCall
+from .tuned_linear import Ranges, ranges_of
 
 
 class StructuredLinear(Owner):
@@ -61,9 +61,9 @@ class StructuredLinear(Owner):
             f"rank={self.spec.rank}, rows={self.spec.rows}"
         )
 
-    def _ranges(self) -> list[tuple[slice, slice, slice]]:
+    def _ranges(self) -> Ranges:
         """Per range: its output features, its own rows, its part of the bottleneck."""
-        return LoraCall(self.spec.rank, self.spec.rows, 1.0).ranges()
+        return ranges_of(self.spec.rank, self.spec.rows)
 
     def _put_on(self, base: nn.Linear | SparseDeltaLinear, spec: Any) -> None:
         """Register the base layer, frozen, and take over its sizes and hooks."""

@@ -110,25 +110,51 @@ torch.library.define(
 torch.library.define(
     "spt::rebuild_gelu", "(Tensor input, str approximate, ScalarType dtype) -> Tensor"
 )
-torch.library.register_kernel("spt::rebuild_layer_norm", "cpu", reference.rebuild_layer_norm)
-torch.library.register_kernel("spt::rebuild_gelu", "cpu", reference.rebuild_gelu)
 
 
-# The kernels get what the schema lists, in its order.
-@torch.library.register_kernel("spt::rebuild_layer_norm", "cuda")
-def _rebuild_layer_norm_cuda(input: Tensor, *others: Any) -> Tensor:
+def launch_layer_norm(input: Tensor, *others: Any) -> Tensor:
+    """`rebuild_layer_norm` without its checks, for a tensor on a CPU or a card."""
+    if input.is_cpu:
+        return _layer_norm_on_cpu(input, *others)
     from ..kernels import rebuild_input as kernels
 
     with torch.cuda.device(input.device):  # Triton launches on the current device
         return kernels.rebuild_layer_norm(input, *others)
 
 
-@torch.library.register_kernel("spt::rebuild_gelu", "cuda")
-def _rebuild_gelu_cuda(input: Tensor, *others: Any) -> Tensor:
+def launch_gelu(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
+    """`rebuild_gelu` without its checks, for a tensor on a CPU or a card."""
+    if input.is_cpu:
+        return reference.rebuild_gelu(input, approximate, dtype)
     from ..kernels import rebuild_input as kernels
 
     with torch.cuda.device(input.device):
-        return kernels.rebuild_gelu(input, *others)
+        return kernels.rebuild_gelu(input, approximate, dtype)
+
+
+def _layer_norm_on_cpu(
+    input: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    normalized_ndim: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The reference, less what does nothing to fp32 values whose statistics have their shape."""
+    tensors = (input, mean, rstd, *(t for t in (weight, bias) if t is not None))
+    plain = input.is_contiguous() and mean.dim() == input.dim() and dtype is torch.float32
+    if not plain or any(tensor.dtype is not torch.float32 for tensor in tensors):
+        return reference.rebuild_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
+    y = torch.sub(input, mean).mul_(rstd)
+    if weight is not None:
+        y.mul_(weight)
+    return y if bias is None else y.add_(bias)
+
+
+for _device in ("cpu", "cuda"):
+    torch.library.register_kernel("spt::rebuild_layer_norm", _device, launch_layer_norm)
+    torch.library.register_kernel("spt::rebuild_gelu", _device, launch_gelu)
 
 
 @torch.library.register_fake("spt::rebuild_layer_norm")

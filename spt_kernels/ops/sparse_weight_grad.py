@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -165,6 +166,12 @@ def sparse_weight_grad(
     return torch.ops.spt.sparse_weight_grad(flat_grad, flat_input, positions, plan, block)
 
 
+def launch(grad_output: Tensor, input: Tensor, pattern: SparsePattern) -> Tensor:
+    """`sparse_weight_grad` of matrices without its checks, on a CPU or a card."""
+    run = _cpu if input.is_cpu else _cuda
+    return run(grad_output, input, pattern.index, pattern._plan, pattern._block)
+
+
 def _checked(
     index: Tensor,
     grad_output: Tensor,
@@ -219,9 +226,8 @@ torch.library.define(
 )
 
 
-@torch.library.register_kernel("spt::sparse_weight_grad", "cpu")
 def _cpu(
-    grad_output: Tensor, input: Tensor, index: Tensor, plan: list[Tensor], block: int
+    grad_output: Tensor, input: Tensor, index: Tensor, plan: Sequence[Tensor], block: int
 ) -> Tensor:
     if not native.available():
         return reference.sparse_weight_grad(grad_output, input, index)
@@ -302,9 +308,8 @@ def _whole_rows(matrix: Tensor) -> Tensor:
     return matrix if matrix.stride(1) == 1 else matrix.contiguous()
 
 
-@torch.library.register_kernel("spt::sparse_weight_grad", "cuda")
 def _cuda(
-    grad_output: Tensor, input: Tensor, index: Tensor, plan: list[Tensor], block: int
+    grad_output: Tensor, input: Tensor, index: Tensor, plan: Sequence[Tensor], block: int
 ) -> Tensor:
     from ..kernels import sparse_weight_grad as kernels
     from ..kernels.tile_plan import TilePlan
@@ -312,6 +317,11 @@ def _cuda(
     tile_plan = TilePlan(block, *plan) if plan else None
     with torch.cuda.device(input.device):  # Triton launches on the current device
         return kernels.sparse_weight_grad(grad_output, input, index, tile_plan)
+
+
+# not as decorators: what those leave of a function cannot be called
+torch.library.register_kernel("spt::sparse_weight_grad", "cpu", _cpu)
+torch.library.register_kernel("spt::sparse_weight_grad", "cuda", _cuda)
 
 
 @torch.library.register_fake("spt::sparse_weight_grad")
