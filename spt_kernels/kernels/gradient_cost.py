@@ -53,6 +53,11 @@ RATES: Mapping[tuple[int, bool], Rates] = {
 }
 
 
+# How many times as fast torch's fp32 product is where TF32 is allowed, by the cards' figures: not
+# measured. Tiles, which multiply three times to be exact, are then out of the question.
+TF32_GAIN: Mapping[int, float] = {80: 6.0, 86: 1.0, 90: 6.0}
+
+
 def cheapest_way(
     plan: TilePlan | None,
     nnz: int,
@@ -60,6 +65,7 @@ def cheapest_way(
     *,
     capability: int,
     is_fp32: bool,
+    allows_tf32: bool = False,
 ) -> Way:
     """The way with the smallest estimate; the same for the same arguments.
 
@@ -69,13 +75,16 @@ def cheapest_way(
         shape: rows and columns of the weight.
         capability: the card's, one of `card.CAPABILITIES`.
         is_fp32: whether values are fp32 rather than bf16 or fp16.
+        allows_tf32: whether torch may round the factors of an fp32 product to TF32.
     """
     rates = RATES[capability, is_fp32]
     costs = {
         Way.VECTORS: rates.gathered * nnz,
         Way.DENSE: shape[0] * shape[1] + rates.called,
     }
-    if plan is not None:
+    if is_fp32 and allows_tf32:
+        costs[Way.DENSE] /= TF32_GAIN[capability]
+    elif plan is not None:
         selected = sum(side.numel() for side in (plan.rows, plan.columns) if side.dim() == 1)
         copied = 0 if plan.lists is None else shape[0] if plan.lists_rows else shape[1]
         products = max(rates.tiled * plan.numel, rates.staged * plan.staged)

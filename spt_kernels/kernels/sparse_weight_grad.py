@@ -85,6 +85,7 @@ def sparse_weight_grad(
         (grad_output.shape[1], input.shape[1]),
         capability=capability_of(input.device),
         is_fp32=input.dtype == torch.float32,
+        allows_tf32=torch.backends.cuda.matmul.fp32_precision == "tf32",
     )
     if way is Way.DENSE:
         if plan is not None and grad_output.shape[1] * input.shape[1] <= _DENSE_NUMEL:

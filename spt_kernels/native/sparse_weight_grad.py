@@ -43,16 +43,28 @@ def sparse_weight_grad(
         if in_features is None:
             raise ValueError("in_features must be given with columns")
         n_in = in_features
-    grad = torch.empty(index.numel(), dtype=torch.float32)  # [nnz]
+    return launch(grad_output, input, index, columns, n_in)
+
+
+def launch(
+    grad_output: Tensor,
+    input: Tensor,
+    index: Tensor,
+    columns: Tensor | None = None,
+    in_features: int | None = None,
+) -> Tensor:
+    """`sparse_weight_grad` of what is known to have its layouts, dtypes and lengths."""
+    tokens, n_out = grad_output.shape
+    n_in = input.shape[1]
+    number = DTYPE_NUMBERS[input.dtype]
+    grad = torch.empty(len(index), dtype=torch.float32)  # [nnz]
     module().sparse_weight_grad(
-        (len(grad_output), grad_output.shape[1], n_in),
-        *(
-            (t.data_ptr(), DTYPE_NUMBERS[t.dtype], t.stride(0), t.shape[1])
-            for t in (grad_output, input)
-        ),
+        (tokens, n_out, n_in if in_features is None else in_features),
+        (grad_output.data_ptr(), number, grad_output.stride(0), n_out),
+        (input.data_ptr(), number, input.stride(0), n_in),
         0 if columns is None else columns.data_ptr(),
         index.data_ptr(),
-        index.numel(),
+        len(index),
         grad.data_ptr(),
         torch.get_num_threads(),
     )

@@ -85,6 +85,24 @@ def test_choices_at_fc1(density: float, capability: int, is_fp32: bool, way: Way
     assert chosen is way
 
 
+def test_where_tf32_is_allowed_the_dense_product_is_hard_to_beat() -> None:
+    shape = (3072, 768)
+    for density, way in ((0.0001, Way.VECTORS), (0.005, Way.DENSE), (0.02, Way.DENSE)):
+        index = uniform_index(*shape, density).int()
+        plan = plan_tiles(index, *shape)
+        chosen = cheapest_way(
+            plan, len(index), shape, capability=90, is_fp32=True, allows_tf32=True
+        )
+        assert chosen is way
+        narrow, allowed = (
+            cheapest_way(
+                plan, len(index), shape, capability=90, is_fp32=False, allows_tf32=allows_tf32
+            )
+            for allows_tf32 in (False, True)
+        )
+        assert narrow is allowed  # of no matter in 16 bits
+
+
 def test_without_a_plan_no_tiles() -> None:
     for nnz in (10, 10**4, 10**6):
         way = cheapest_way(None, nnz, (3072, 768), capability=90, is_fp32=True)
