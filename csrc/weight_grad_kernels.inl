@@ -58,14 +58,15 @@ SPT_TARGET void dot_row(const float* a, const float* b, int64_t stride, const in
 
 using Tile = Vector[SPT_TILE_ROWS][SPT_TILE_VECTORS];
 
-// sum += the product; the cells it is meant for have left the inner caches since they were last
-// used, so they are fetched meanwhile.
+// sum += the product. The cells it is meant for have left the inner caches since they were last
+// used, so they are fetched meanwhile: a row with each of the first tokens. All of them at once
+// would wait for each other, and their addresses would take registers away from the tile.
 SPT_TARGET SPT_INLINE void multiply(const float* a, const float* b, int64_t tokens, const float* c,
                                     int64_t c_stride, Tile& sum) {
-    for (int i = 0; i < SPT_TILE_ROWS; ++i) {
-        for (int j = 0; j < kTileColumns; j += 16) SPT_PREFETCH(c + i * c_stride + j);
-    }
+    const float* last_row = c + (SPT_TILE_ROWS - 1) * c_stride;
     do {
+        for (int j = 0; j < kTileColumns; j += 16) SPT_PREFETCH(c + j);
+        c += c == last_row ? 0 : c_stride;
         Vector row[SPT_TILE_VECTORS];
         for (int v = 0; v < SPT_TILE_VECTORS; ++v) row[v] = load(b + v * SPT_WIDTH);
         for (int i = 0; i < SPT_TILE_ROWS; ++i) {
