@@ -17,9 +17,11 @@
 #if defined(__GNUC__)
 #    define SPT_INLINE inline __attribute__((always_inline))
 #    define SPT_PREFETCH(address) __builtin_prefetch(address)
+#    define SPT_PREFETCH_OUTER(address) __builtin_prefetch(address, 0, 2)  // second level
 #else
 #    define SPT_INLINE inline
 #    define SPT_PREFETCH(address)
+#    define SPT_PREFETCH_OUTER(address)
 #endif
 
 namespace spt {

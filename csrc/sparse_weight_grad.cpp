@@ -188,7 +188,8 @@ class Product {
                     for (size_t& i = next[p]; i < tiles.size() && tiles[i].column == column; ++i) {
                         kernels_.add_tile(rows + tiles[i].row * row_size,
                                           resident_tile(block, column), tokens.size,
-                                          sums + tiles[i].row * height * cell_stride, cell_stride);
+                                          sums + tiles[i].row * height * cell_stride, cell_stride,
+                                          resident_tile(block, column));
                     }
                 }
             }

@@ -122,6 +122,8 @@ class Accumulation {
         const int64_t n_tile_rows = pieces(rows.size, kernels_.tile_rows);
         const int64_t n_tile_columns = pieces(columns.size, kernels_.tile_columns);
         const int64_t n_partial = n_blocks_ > 1 ? n_tile_rows * n_tile_columns * tile_size : 0;
+        // the first rows of tiles fetch a share each of the next column's input
+        const int64_t n_fetching = kernels_.tile_columns / kLineFloats;
         Buffer grads;  // [tile row][token][tile_rows]
         grads.allocate(n_rows_ * block_);
         Buffer partials;  // [tile column][tile row] of the sample's gradient, up to its last block
@@ -131,20 +133,23 @@ class Accumulation {
             const TokenRange tokens = block(i);
             pack(problem_.grad_output, grad_offsets_.data() + rows.begin, rows.size,
                  kernels_.tile_rows, samples.begin + piece / n_blocks_, tokens, grads.data());
+            const int64_t share = tokens.size * kLineFloats;
             if (i == 0) std::fill(partials.data(), partials.data() + n_partial, 0.0f);
             for (int64_t c = 0; c < n_tile_columns; ++c) {
                 const float* input = packed(piece, c);
                 for (int64_t r = 0; r < n_tile_rows; ++r) {
                     const float* grad = grads.data() + r * kernels_.tile_rows * block_;
+                    const float* next = r < n_fetching ? packed(piece, c + 1) + r * share : input;
                     float* partial = n_partial == 0
                                          ? nullptr
                                          : partials.data() + (c * n_tile_rows + r) * tile_size;
                     if (i < n_blocks_ - 1) {
-                        kernels_.add_tile(grad, input, tokens.size, partial, kernels_.tile_columns);
+                        kernels_.add_tile(grad, input, tokens.size, partial, kernels_.tile_columns,
+                                          next);
                     } else {
                         add_squared(rows.begin + r * kernels_.tile_rows,
                                     columns.begin + c * kernels_.tile_columns, grad, input,
-                                    tokens.size, partial);
+                                    tokens.size, partial, next);
                     }
                 }
             }
@@ -153,21 +158,22 @@ class Accumulation {
 
     // The last block of a tile's tokens; at the edges of the score the tile is put together aside.
     void add_squared(int64_t row, int64_t column, const float* grad, const float* input,
-                     int64_t tokens, const float* partial) {
+                     int64_t tokens, const float* partial, const float* next) {
         float* cells = problem_.score + row * problem_.score_stride + column;
         const int64_t stride = kernels_.tile_columns;
         const int64_t n_rows = std::min<int64_t>(kernels_.tile_rows, problem_.out_features - row);
         const int64_t n_columns = std::min(stride, problem_.in_features - column);
         if (n_rows == kernels_.tile_rows && n_columns == stride) {
             kernels_.add_squared_tile(grad, input, tokens, partial, problem_.scale, cells,
-                                      problem_.score_stride);
+                                      problem_.score_stride, next);
             return;
         }
         float aside[kMostTileCells] = {};
         for (int64_t i = 0; i < n_rows; ++i) {
             std::copy_n(cells + i * problem_.score_stride, n_columns, aside + i * stride);
         }
-        kernels_.add_squared_tile(grad, input, tokens, partial, problem_.scale, aside, stride);
+        kernels_.add_squared_tile(grad, input, tokens, partial, problem_.scale, aside, stride,
+                                  next);
         for (int64_t i = 0; i < n_rows; ++i) {
             std::copy_n(aside + i * stride, n_columns, cells + i * problem_.score_stride);
         }

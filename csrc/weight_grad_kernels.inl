@@ -58,28 +58,31 @@ SPT_TARGET void dot_row(const float* a, const float* b, int64_t stride, const in
 
 using Tile = Vector[SPT_TILE_ROWS][SPT_TILE_VECTORS];
 
-// sum += the product; the cells it is meant for have left the inner caches since they were last
-// used, so they are fetched meanwhile.
+// sum += the product. The cells it is meant for have left the inner caches since they were last
+// used, so they are fetched meanwhile: a row with each of the first tokens. All of them at once
+// would wait for each other, and their addresses would take registers away from the tile.
 SPT_TARGET SPT_INLINE void multiply(const float* a, const float* b, int64_t tokens, const float* c,
-                                    int64_t c_stride, Tile& sum) {
-    for (int i = 0; i < SPT_TILE_ROWS; ++i) {
-        for (int j = 0; j < kTileColumns; j += 16) SPT_PREFETCH(c + i * c_stride + j);
-    }
+                                    int64_t c_stride, const float* next, Tile& sum) {
+    const float* last_row = c + (SPT_TILE_ROWS - 1) * c_stride;
     do {
+        for (int j = 0; j < kTileColumns; j += kLineFloats) SPT_PREFETCH(c + j);
+        c += c == last_row ? 0 : c_stride;
         Vector row[SPT_TILE_VECTORS];
         for (int v = 0; v < SPT_TILE_VECTORS; ++v) row[v] = load(b + v * SPT_WIDTH);
         for (int i = 0; i < SPT_TILE_ROWS; ++i) {
             for (int v = 0; v < SPT_TILE_VECTORS; ++v) sum[i][v] += a[i] * row[v];
         }
+        SPT_PREFETCH_OUTER(next);
+        next += kLineFloats;
         a += SPT_TILE_ROWS;
         b += kTileColumns;
     } while (--tokens > 0);
 }
 
-SPT_TARGET void add_tile(const float* a, const float* b, int64_t tokens, float* c,
-                         int64_t c_stride) {
+SPT_TARGET void add_tile(const float* a, const float* b, int64_t tokens, float* c, int64_t c_stride,
+                         const float* next) {
     Tile sum = {};
-    multiply(a, b, tokens, c, c_stride, sum);
+    multiply(a, b, tokens, c, c_stride, next, sum);
     for (int i = 0; i < SPT_TILE_ROWS; ++i) {
         for (int v = 0; v < SPT_TILE_VECTORS; ++v) {
             float* cells = c + i * c_stride + v * SPT_WIDTH;
@@ -89,9 +92,10 @@ SPT_TARGET void add_tile(const float* a, const float* b, int64_t tokens, float* 
 }
 
 SPT_TARGET void add_squared_tile(const float* a, const float* b, int64_t tokens,
-                                 const float* partial, float scale, float* c, int64_t c_stride) {
+                                 const float* partial, float scale, float* c, int64_t c_stride,
+                                 const float* next) {
     Tile sum = {};
-    multiply(a, b, tokens, c, c_stride, sum);
+    multiply(a, b, tokens, c, c_stride, next, sum);
     for (int i = 0; i < SPT_TILE_ROWS; ++i) {
         for (int v = 0; v < SPT_TILE_VECTORS; ++v) {
             Vector gradient = sum[i][v];
