@@ -61,10 +61,11 @@ class SparseDeltaLinear(SparseDeltaLayer):
         """`F.linear(x, weight, bias)`."""
         if not torch.compiler.is_compiling():
             self.write_stale_deltas()
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
         if not (torch.is_grad_enabled() and self.has_gradients()):
-            return F.linear(x, self.weight, self.bias)
+            return F.linear(x, weight, bias)  # type: ignore[arg-type]
         no_lora = (None, None, None)
-        return TunedLinear.apply(x, self.weight, self.bias, *self.trained_tensors(), *no_lora)
+        return TunedLinear.apply(x, weight, bias, *self.trained_tensors(), *no_lora)
 
     def _index_changed(self) -> None:
         pattern = DeltaPattern.of(self.index, self.out_features, self.in_features)

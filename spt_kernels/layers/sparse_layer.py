@@ -49,18 +49,19 @@ class SparseDeltaLayer(DeltaHolder):
 
     def has_gradients(self) -> bool:
         """Whether a backward through this layer has anything to make for its deltas."""
-        return any(
-            delta is not None and delta.requires_grad and delta.numel() > 0
-            for delta in (self._parameters["delta"], self._parameters.get("bias_delta"))
-        )
+        parameters = self._parameters
+        delta, bias_delta = parameters["delta"], parameters.get("bias_delta")
+        return _is_trained(delta) or _is_trained(bias_delta)
 
     def trained_tensors(self) -> tuple[Any, ...]:
         """Delta, its pattern, bias delta and bias index, as the autograd functions take them."""
+        parameters, own = self._parameters, self.__dict__
+        delta = parameters["delta"]
         return (
-            self.delta if self.delta.numel() else None,
-            self.__dict__["_spt_pattern"],
-            self._parameters.get("bias_delta"),
-            getattr(self, "bias_index", None),
+            delta if delta.numel() else None,  # type: ignore[union-attr]
+            own["_spt_pattern"],
+            parameters.get("bias_delta"),
+            own.get("bias_index"),
         )
 
     def extra_repr(self) -> str:
@@ -68,3 +69,7 @@ class SparseDeltaLayer(DeltaHolder):
         bias_delta = self._parameters.get("bias_delta")
         trained = "" if bias_delta is None else f", bias_nnz={bias_delta.numel()}"
         return f"{self.plain.extra_repr()}, nnz={self.delta.numel()}{trained}"
+
+
+def _is_trained(delta: Tensor | None) -> bool:
+    return delta is not None and delta.requires_grad and delta.numel() > 0

@@ -14,6 +14,7 @@ from .module import (
     why_unavailable,
 )
 from .sparse_adamw import AdamWPlan, sparse_adamw
+from .sparse_weight_grad import launch as launch_sparse_weight_grad
 from .sparse_weight_grad import sample_block, sparse_weight_grad
 from .squared_grad import accumulate_squared_grad
 from .top_tau import top_tau, top_tau_bytes_read
@@ -27,6 +28,7 @@ __all__ = [
     "dropout",
     "fingerprint",
     "instruction_set",
+    "launch_sparse_weight_grad",
     "limit_instruction_set",
     "sample_block",
     "sparse_adamw",

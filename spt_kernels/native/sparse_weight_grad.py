@@ -56,15 +56,15 @@ def launch(
     """`sparse_weight_grad` of what is known to have its layouts, dtypes and lengths."""
     tokens, n_out = grad_output.shape
     n_in = input.shape[1]
-    number = DTYPE_NUMBERS[input.dtype]
-    grad = torch.empty(len(index), dtype=torch.float32)  # [nnz]
+    number, nnz = DTYPE_NUMBERS[input.dtype], index.shape[0]
+    grad = torch.empty(nnz, dtype=torch.float32)
     module().sparse_weight_grad(
         (tokens, n_out, n_in if in_features is None else in_features),
         (grad_output.data_ptr(), number, grad_output.stride(0), n_out),
         (input.data_ptr(), number, input.stride(0), n_in),
         0 if columns is None else columns.data_ptr(),
         index.data_ptr(),
-        len(index),
+        nnz,
         grad.data_ptr(),
         torch.get_num_threads(),
     )

@@ -174,8 +174,14 @@ def sparse_weight_grad(
 
 def launch(grad_output: Tensor, input: Tensor, pattern: SparsePattern) -> Tensor:
     """`sparse_weight_grad` of matrices without its checks, on a CPU or a card."""
-    run = _cpu if input.is_cpu else _cuda
-    return run(grad_output, input, pattern.index, pattern._plan, pattern._block)
+    index, plan, block = pattern.index, pattern._plan, pattern._block
+    if not input.is_cpu:
+        return _cuda(grad_output, input, index, plan, block)
+    # one that is dense enough for another way than the first has a plan
+    are_rows = grad_output.stride(1) == input.stride(1) == 1 and input.shape[0]
+    if plan or not are_rows or not native.available():
+        return _cpu(grad_output, input, index, plan, block)
+    return native.launch_sparse_weight_grad(grad_output, input, index)
 
 
 def _checked(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def rebuild_layer_norm(
@@ -29,6 +30,5 @@ def rebuild_layer_norm(
 
 def rebuild_gelu(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
     """`x Φ(x)`, or its tanh approximation, rounded as the forward rounded."""
-    y = torch.empty_like(input)
-    torch.ops.aten.gelu.out(input, approximate=approximate, out=y)
-    return y.to(dtype)
+    y = F.gelu(input, approximate=approximate, out=torch.empty_like(input))  # type: ignore[call-arg]
+    return y if y.dtype is dtype else y.to(dtype)
