@@ -143,9 +143,11 @@ def to_binary(variant: Variant, capability: int) -> Any:
 
 
 def _check_arguments(variant: Variant) -> None:
-    # a name that is missing, left over or doubly given would silently compile something else
-    arguments = set(variant.kernel.arg_names)
-    given = set(variant.signature) | set(variant.constexprs)
-    assert given == arguments, f"{variant.name}: {sorted(given ^ arguments)} are not its arguments"
-    assert not set(variant.signature) & set(variant.constexprs), f"{variant.name}: given twice"
-    assert set(variant.aligned) <= set(variant.signature), f"{variant.name}: aligned a constexpr"
+    # a name that is no argument, is given twice or has no type would compile something else
+    parameters = {parameter.name: parameter for parameter in variant.kernel.params}
+    unknown = (set(variant.types) | set(variant.constexprs)) - set(parameters)
+    assert not unknown, f"{variant.name}: {sorted(unknown)} are not its arguments"
+    assert not set(variant.types) & set(variant.constexprs), f"{variant.name}: given twice"
+    for name, kind in variant.signature.items():
+        assert not parameters[name].is_constexpr, f"{variant.name}: {name} has no value"
+        assert name.endswith("_ptr") == kind.startswith("*"), f"{variant.name}: {name} is {kind}"

@@ -13,7 +13,7 @@ from .markdown import markdown
 
 
 def cost_table(measured: Mapping[str, Any]) -> str:
-    """What each way of fine-tuning costs, with the paper's memory beside it."""
+    """What each method costs, with the paper's memory beside it."""
     table, date = papers_table(measured)
     peak = "peak, GiB (accounted)" if not table.setting.on_gpu else "peak, GiB"
     times = ("step / full", "inference / plain")
@@ -38,7 +38,7 @@ def cost_table(measured: Mapping[str, Any]) -> str:
         f"{machine['threads']} threads,\nin turn with full tuning and with the plain model. "
         f"torch {machine['versions']['torch']}, {date}."
     ]
-    lines += [f"{way}: left out, {reason}." for way, reason in table.missing.items()]
+    lines += [f"{name}: left out, {reason}." for name, reason in table.missing.items()]
     return f"{markdown(titles, rows)}\n\n" + "\n".join(lines)
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
-from spt_kernels.kernels.gradient_cost import Rates, Way
+from spt_kernels.kernels.gradient_cost import RATES, Rates, Way
 from spt_kernels.kernels.tile_plan import TilePlan
 
-from .cards import Card
+from .cards import CARDS, Card
+
+H100 = next(card for card in CARDS if card.capability == 90)  # which rates were measured on
 
 # The entries that one program of the vector kernel takes, and the lanes of a warp
 _ENTRIES, _LANES = 256, 32
@@ -22,6 +24,7 @@ _LINE_BYTES, _SECTOR_BYTES = 128, 32
 MEMORY_SHARE = 0.85
 _TORCH_OVER_TRITON = 1.35
 _OVERLAP = 0.8
+_FILLING = 4096
 _TF32_SHARE = 0.6  # of the peak, when every operand is split into three TF32 products' worth
 
 
@@ -52,19 +55,36 @@ def uniform_index(rows: int, columns: int, density: float) -> Tensor:
     return order[: int(density * rows * columns)].sort().values.int()
 
 
-def rates_of(card: Card, *, is_fp32: bool, density: float = 0.005) -> Rates:
-    """The rates that `spt_kernels.kernels.gradient_cost` ships, at fc1 of ViT-B/16."""
+def rates_of(card: Card, *, is_fp32: bool) -> Rates:
+    """The rates that `spt_kernels.kernels.gradient_cost` ships for a card that was not measured.
+
+    What the card's figures give, each in the proportion in which an H100's measured rate departs
+    from what its own figures give.
+    """
+    measured, modelled = asdict(RATES[H100.capability, is_fp32]), asdict(_modelled(H100, is_fp32))
+    own = asdict(_modelled(card, is_fp32))
+    # Triton does not use Hopper's fastest units for TF32 tiles, which tells of no other card
+    told = own.keys() - ({"tiled", "staged"} if is_fp32 and card.capability != 90 else set())
+    return Rates(**{n: v * (measured[n] / modelled[n] if n in told else 1) for n, v in own.items()})
+
+
+def _modelled(card: Card, is_fp32: bool, density: float = 0.005) -> Rates:
+    """At fc1 of ViT-B/16, by the figures of a card alone."""
     itemsize = 4 if is_fp32 else 2
     product_ps = dense_product_ps(card, is_fp32)
     tiled_ps = product_ps * _TORCH_OVER_TRITON
     if is_fp32:
         tiled_ps = 2 / (card.tf32_tflops / 3 * _TF32_SHARE)
     fc1 = Gradient(3072, 768, 64 * 197, int(density * 3072 * 768), itemsize)
+    copied = 2 * itemsize / (card.memory_gb * MEMORY_SHARE) * 1e3 / product_ps
     return Rates(
         gathered=gather_ps(card, fc1) / product_ps,
         tiled=tiled_ps / product_ps,
         staged=itemsize / card.l2_gb * 1e3 / product_ps,
-        copied=2 * itemsize / (card.memory_gb * MEMORY_SHARE) * 1e3 / product_ps,
+        copied=copied,
+        selected=copied,
+        # a product fills a card from some thousands of elements on each of its multiprocessors on
+        called=_FILLING * card.multiprocessors,
     )
 
 
@@ -98,11 +118,11 @@ def ways_us(card: Card, gradient: Gradient, plan: TilePlan) -> dict[Way, float]:
     rates = rates_of(card, is_fp32=is_fp32)
     product_us = dense_product_ps(card, is_fp32) * gradient.tokens * 1e-6
     products = max(rates.tiled * plan.numel, rates.staged * staged_values(plan))
-    copied = rates.copied * copied_values(plan)
+    beforehand = rates.selected * selected_values(plan) + rates.copied * transposed_values(plan)
     return {
-        Way.VECTORS: gather_ps(card, gradient) * gradient.nnz * gradient.tokens * 1e-6,
-        Way.TILES: (products + copied) * product_us,
-        Way.DENSE: gradient.rows * gradient.columns * product_us,
+        Way.VECTORS: rates.gathered * gradient.nnz * product_us,
+        Way.TILES: (products + beforehand) * product_us,
+        Way.DENSE: (gradient.rows * gradient.columns + rates.called) * product_us,
     }
 
 
@@ -113,10 +133,14 @@ def staged_values(plan: TilePlan) -> int:
     return len(plan.tiles) * plan.block + int((plan.lists >= 0).sum())
 
 
-def copied_values(plan: TilePlan) -> int:
-    """Values per token that are compacted before the product, or transposed for strips."""
-    copied = sum(side.numel() for side in (plan.rows, plan.columns) if side.dim() == 1)
-    return copied if plan.lists is None else copied + int(plan.lists.max()) + 1
+def selected_values(plan: TilePlan) -> int:
+    """Values per token of channels that are brought together before the product."""
+    return sum(side.numel() for side in (plan.rows, plan.columns) if side.dim() == 1)
+
+
+def transposed_values(plan: TilePlan) -> int:
+    """Values per token that are transposed for strips."""
+    return 0 if plan.lists is None else int(plan.lists.max()) + 1
 
 
 def shared_gather_us(card: Card, gradient: Gradient, *, packed: bool) -> float:

@@ -21,16 +21,16 @@ COLUMNS = (FP32, AUTOCAST, BF16, (SWIN, "fp32"), (CONVNEXT, "fp32"))
 # The row, where; the row beside it, where; and the highest ratio of their peaks that will do
 TARGETS: tuple[tuple[str, Key, str, Key, float], ...] = (
     *(
-        (way, key, "lora-16", key, 0.95)
+        (name, key, "lora-16", key, 0.95)
         for key in (FP32, AUTOCAST, BF16)
-        for way in ("spt-lora", "spt-unstructured")
+        for name in ("spt-lora", "spt-unstructured")
     ),
     *(("spt-lora", key, "spt-lora-structured", key, 1.01) for key in (FP32, AUTOCAST, BF16)),
-    *((way, BF16, "lora-16", AUTOCAST, 0.9) for way in ("spt-lora", "spt-unstructured")),
+    *((name, BF16, "lora-16", AUTOCAST, 0.9) for name in ("spt-lora", "spt-unstructured")),
     *(
-        (way, (model, "fp32"), "peft-lora-all", (model, "fp32"), 1.0)
+        (name, (model, "fp32"), "peft-lora-all", (model, "fp32"), 1.0)
         for model in (SWIN, CONVNEXT)
-        for way in ("spt-lora", "spt-unstructured")
+        for name in ("spt-lora", "spt-unstructured")
     ),
 )
 
@@ -54,15 +54,15 @@ def target_table(measured: Mapping[str, Any]) -> str:
     """Each pair of rows that has a target, and whether it is reached."""
     tables = peaks(measured)
     rows = []
-    for way, here, rival, there, target in TARGETS:
-        ours, theirs = _row(tables, here, way), _row(tables, there, rival)
+    for name, here, rival, there, target in TARGETS:
+        ours, theirs = _row(tables, here, name), _row(tables, there, rival)
         if ours is None or theirs is None:
             continue
         ratio = ours.tuning_peak_bytes / theirs.tuning_peak_bytes
         where = f"{SHORT[here[0]]}, {here[1]}"
         other = rival if here == there else f"{rival} in {there[1]}"
         missed = ", missed" if ratio > target else ""
-        rows.append((f"{where}: {way} / {other}", f"{ratio:.3f}", f"{target:.2f}{missed}"))
+        rows.append((f"{where}: {name} / {other}", f"{ratio:.3f}", f"{target:.2f}{missed}"))
     return markdown(("peak of a training step", "ratio", "target"), rows)
 
 
@@ -79,6 +79,6 @@ def peaks(measured: Mapping[str, Any]) -> dict[Key, Table7]:
     return {key: found[key] for key in order if key in found}
 
 
-def _row(tables: Mapping[Key, Table7], key: Key, way: str) -> CostRow | None:
+def _row(tables: Mapping[Key, Table7], key: Key, name: str) -> CostRow | None:
     rows = tables[key].rows if key in tables else ()
-    return next((row for row in rows if row.method == way), None)
+    return next((row for row in rows if row.method == name), None)

@@ -16,9 +16,9 @@ from .cards import CARDS, Card
 from .gradient_model import (
     MEMORY_SHARE,
     Gradient,
-    copied_values,
     shared_gather_us,
     staged_values,
+    transposed_values,
     uniform_index,
     ways_us,
 )
@@ -203,7 +203,7 @@ def verdict(itemsize: int, target: float = 0.6) -> str:
         line = f"- {card.name}: {ratio:.2f}, {'reached' if ratio <= target else 'not reached'}"
         if ratio > target:
             staged = staged_values(plan) * gradient.tokens * itemsize
-            copied = 2 * copied_values(plan) * gradient.tokens * itemsize
+            copied = 2 * transposed_values(plan) * gradient.tokens * itemsize
             through = [shared_gather_us(card, gradient, packed=p) for p in (True, False)]
             line += (
                 f": strips stage {staged / 1e6:.0f} MB through L2, "

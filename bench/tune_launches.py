@@ -121,7 +121,7 @@ def time_ways(
             "chosen": partial(gradient_kernels.sparse_weight_grad, *both, index, plan),
             "vectors": partial(gradient_kernels.by_vectors, *both, index),
             kernel: partial(by_plan, *both, plan),
-            "dense, then read": partial(gradient_kernels.by_dense_blocks, *both, index, plan),
+            "dense, then read": partial(gradient_kernels.by_dense, *both, index),
         }
         for name, run in runs.items():
             case = f"{rows}×{columns}, {density:.2%}, {dtype}"

@@ -40,36 +40,34 @@ def run(
     what: Annotated[str, typer.Argument(help="table7.", metavar="TABLE")] = "table7",
     methods: Annotated[
         str | None,
-        described("Run", "--methods", "--ways", metavar="A,B,…", help="These rows alone [all]."),
+        described("Run", "--methods --ways A,B,…", "These rows alone [all]."),
     ] = None,
     batch_size: Annotated[
-        int, described("Run", "--batch-size", "--batch", metavar="N", help="Images per step [64].")
+        int, described("Run", "--batch-size --batch N", "Images per step [64].")
     ] = 64,
     timed_batch_size: Annotated[
         int,
-        described("Run", "--timed-batch-size", metavar="N", help="For times on a CPU [4]."),
+        described("Run", "--timed-batch-size N", "For times on a CPU [4]."),
     ] = 4,
     image_size: Annotated[
         int | None,
-        described("Run", "--image-size", metavar="N", help="Side in pixels [the model's]."),
+        described("Run", "--image-size N", "Side in pixels [the model's]."),
     ] = None,
-    num_classes: Annotated[
-        int, described("Run", "--num-classes", metavar="N", help="Of the head [100].")
-    ] = 100,
+    num_classes: Annotated[int, described("Run", "--num-classes N", "Of the head [100].")] = 100,
     dtype: Annotated[
-        str, described("Run", "--dtype", metavar="NAME", help="fp32, bf16-autocast or bf16 [fp32].")
+        str, described("Run", "--dtype NAME", "fp32, bf16-autocast or bf16 [fp32].")
     ] = "fp32",
     rounds: Annotated[
         int,
-        described("Run", "--rounds", metavar="N", help="Timed runs of each; 0: memory alone [5]."),
+        described("Run", "--rounds N", "Timed runs of each; 0: memory alone [5]."),
     ] = 5,
     output: Annotated[
         Path | None,
-        described("Output", "--output", "-o", metavar="FOLDER", help="For results and picture."),
+        described("Output", "--output -o FOLDER", "For results and picture."),
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
-        described("Output", "--compare", metavar="OLD NEW", help="Two results files; no run."),
+        described("Output", "--compare OLD NEW", "Two results files; no run."),
     ] = None,
 ) -> int:
     """Measure the rows and show them beside the paper's, or compare two results."""

@@ -26,13 +26,11 @@ def run(
     terminal: Terminal,
     output: Annotated[
         Path,
-        described("Run", "--output", "-o", metavar="FOLDER", help="All results [demo-output]."),
+        described("Run", "--output -o FOLDER", "All results [demo-output]."),
     ] = Path("demo-output"),
-    seeds: Annotated[
-        int, described("Run", "--seeds", metavar="N", help="Runs of each method [3].")
-    ] = 3,
+    seeds: Annotated[int, described("Run", "--seeds N", "Runs of each method [3].")] = 3,
     force: Annotated[
-        bool, described("Run", "--force", help="Overwrite what is in the output folder.")
+        bool, described("Run", "--force", "Overwrite what is in the output folder.")
     ] = False,
 ) -> None:
     """Run it and show the table."""

@@ -36,27 +36,19 @@ def run(
     data: Annotated[
         Path | None,
         described(
-            "Images",
-            "--data",
-            "-d",
-            metavar="FOLDER",
-            help="Its test/ if it has one, else itself [the run's].",
+            "Images", "--data -d FOLDER", "Its test/ if it has one, else itself [the run's]."
         ),
     ] = None,
     test_list: Annotated[
         Path | None,
-        described("Images", "--test-list", metavar="FILE", help="Lines 'path label', from --data."),
+        described("Images", "--test-list FILE", "Lines 'path label', from --data."),
     ] = None,
     classes: Annotated[
         str | None,
-        described(
-            "Images", "--classes", metavar="A,B,…", help="In the order of the head [the run's]."
-        ),
+        described("Images", "--classes A,B,…", "In the order of the head [the run's]."),
     ] = None,
-    batch_size: Annotated[int, described("Run", "--batch-size", metavar="N", help="[64]")] = 64,
-    amp: Annotated[
-        str, described("Run", "--amp", metavar="NAME", help="none or bf16 [none].")
-    ] = "none",
+    batch_size: Annotated[int, described("Run", "--batch-size N", "[64]")] = 64,
+    amp: Annotated[str, described("Run", "--amp NAME", "none or bf16 [none].")] = "none",
 ) -> None:
     """Find the run, load it, evaluate it, show the accuracy."""
     from ..finetuning.accuracy import evaluate

@@ -51,26 +51,24 @@ def run(
     what: MethodOptions,
     sensitivity: Annotated[
         Path | None,
-        described("Method", "--sensitivity", metavar="FILE", help="Measured before; not again."),
+        described("Method", "--sensitivity FILE", "Measured before; not again."),
     ] = None,
     plan: Annotated[
-        Path | None, described("Method", "--plan", metavar="FILE", help="Made before; not again.")
+        Path | None, described("Method", "--plan FILE", "Made before; not again.")
     ] = None,
     *,
     recipe: RecipeOptions,
     form: FormOptions,
-    output: Annotated[
-        Path, described(_RUN, "--output", "-o", metavar="FOLDER", help="Where all results go.")
-    ],
+    output: Annotated[Path, described(_RUN, "--output -o FOLDER", "Where all results go.")],
     resume: Annotated[
-        bool, described(_RUN, "--resume", help="Go on with a run that was killed.")
+        bool, described(_RUN, "--resume", "Go on with a run that was killed.")
     ] = False,
     force: Annotated[
-        bool, described(_RUN, "--force", help="Overwrite the run in the output folder.")
+        bool, described(_RUN, "--force", "Overwrite the run in the output folder.")
     ] = False,
     checkpoint_every: Annotated[
         float,
-        described(_RUN, "--checkpoint-every", metavar="SECONDS", help="At an epoch's end [60]."),
+        described(_RUN, "--checkpoint-every SECONDS", "At an epoch's end [60]."),
     ] = 60.0,
     machine: MachineOptions,
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,62 +42,35 @@ def run(
 
 
 def kind_of(file: Path) -> str:
-    """`task`, `plan`, `sensitivity`, or `state-dict` for any other safetensors file.
+    """A kind of `checked_file`, or `state-dict` for any other safetensors file.
 
     Raises:
         ValueError: it is no safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
+    from ..files import checked_file
+
     try:
         with safe_open(str(file), framework="pt") as opened:
             metadata = opened.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{file}: not a safetensors file, or damaged ({error})") from error
-    try:
-        own = json.loads(metadata.get("spt", "{}"))
-    except ValueError:
-        own = {}
-    name = metadata.get("format") or own.get("format", "")
-    known = {"spt_kernels.task": "task", "spt-plan": "plan", "spt-sensitivity": "sensitivity"}
-    return known.get(name, "state-dict")
+    return checked_file.kind_of(metadata) or "state-dict"
 
 
 def _task(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
     from ..task.file.format import read
 
     task = read(file)
-    rows = [
-        {
-            "name": name,
-            "kind": "entries",
-            "shape": list(task.plan.info[name].shape),
-            "trained": values.numel(),
-            "dtype": str(values.dtype).removeprefix("torch."),
-        }
-        for name, values in task.values.items()
-    ]
+    shapes = {name: list(info.shape) for name, info in task.plan.info.items()}
+    rows = [_row(n, "entries", shapes[n], v.numel(), v) for n, v in task.values.items()]
     for name, parts in task.structured.items():
         spec = task.plan.structured[name]
-        rows.append(
-            {
-                "name": name,
-                "kind": f"{'lora' if hasattr(spec, 'in_features') else 'adapter'} {spec.rank}",
-                "shape": list(task.plan.info[name].shape),
-                "trained": spec.num_parameters,
-                "dtype": str(next(iter(parts.values())).dtype).removeprefix("torch."),
-            }
-        )
-    rows += [
-        {
-            "name": name,
-            "kind": "whole",
-            "shape": list(tensor.shape),
-            "trained": tensor.numel(),
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-        }
-        for name, tensor in task.dense.items()
-    ]
+        kind = f"{'lora' if hasattr(spec, 'in_features') else 'adapter'} {spec.rank}"
+        first = next(iter(parts.values()))
+        rows.append(_row(name, kind, shapes[name], spec.num_parameters, first))
+    rows += [_row(n, "whole", list(t.shape), t.numel(), t) for n, t in task.dense.items()]
     n_head = sum(t.numel() for t in task.dense.values())
     value = {
         "model": task.model_name,
@@ -118,6 +90,11 @@ def _task(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
         ("fingerprinted tensors", count(len(task.base))),
     ]
     return value, [facts(lines), "", _tensor_table(rows, limit)]
+
+
+def _row(name: str, kind: str, shape: list[int], trained: int, values: Any) -> dict[str, Any]:
+    dtype = str(values.dtype).removeprefix("torch.")
+    return {"name": name, "kind": kind, "shape": shape, "trained": trained, "dtype": dtype}
 
 
 def _tensor_table(rows: list[dict[str, Any]], limit: int) -> Any:
@@ -215,5 +192,6 @@ _READERS = {
     "task": _task,
     "plan": _plan,
     "sensitivity": _sensitivity,
+    "trained": _state_dict,
     "state-dict": _state_dict,
 }

@@ -55,60 +55,49 @@ class StepOptions:
     method: Annotated[
         str | None,
         described(
-            "Step",
-            "--method",
-            metavar="A,B,…",
-            help=f"{', '.join(METHODS)} [all but baselines, side by side].",
+            "Step", "--method A,B,…", f"{', '.join(METHODS)} [all but baselines, side by side]."
         ),
     ] = None
-    plan: Annotated[
-        Path | None, described("Step", "--plan", metavar="FILE", help="A row for this plan.")
-    ] = None
+    plan: Annotated[Path | None, described("Step", "--plan FILE", "A row for this plan.")] = None
     budget: Annotated[
         str | None,
         described(
             "Step",
-            "--budget",
-            "-b",
-            metavar="N",
-            help="Of a method that has one: 400000, 0.4M, or a share of the backbone, 0.005 or "
+            "--budget -b N",
+            "Of a method that has one: 400000, 0.4M, or a share of the backbone, 0.005 or "
             "0.5% [0.5%].",
         ),
     ] = None
     rank: Annotated[
         int | None,
-        described(
-            "Step", "--rank", metavar="R", help="Of lora and spt-* [8; the table's lora 16]."
-        ),
+        described("Step", "--rank R", "Of lora and spt-* [8; the table's lora 16]."),
     ] = None
     batch: Annotated[
         int,
-        described("Step", "--batch", "--batch-size", metavar="N", help="Images per step [64]."),
+        described("Step", "--batch --batch-size N", "Images per step [64]."),
     ] = 64
     image_size: Annotated[
         int | None,
-        described("Step", "--image-size", metavar="N", help="Side in pixels [the model's]."),
+        described("Step", "--image-size N", "Side in pixels [the model's]."),
     ] = None
-    num_classes: Annotated[
-        int, described("Step", "--num-classes", metavar="N", help="Of the head [100].")
-    ] = 100
+    num_classes: Annotated[int, described("Step", "--num-classes N", "Of the head [100].")] = 100
     dtype: Annotated[
         str,
-        described("Step", "--dtype", metavar="NAME", help="fp32, bf16-autocast or bf16 [fp32]."),
+        described("Step", "--dtype NAME", "fp32, bf16-autocast or bf16 [fp32]."),
     ] = "fp32"
     checkpointing: Annotated[
-        bool, described("Step", "--checkpointing", help="Recompute blocks in the backward.")
+        bool, described("Step", "--checkpointing", "Recompute blocks in the backward.")
     ] = False
     optimizer: Annotated[
-        str, described("Step", "--optimizer", metavar="NAME", help="adamw, sgd or none [adamw].")
+        str, described("Step", "--optimizer NAME", "adamw, sgd or none [adamw].")
     ] = "adamw"
     device: Annotated[
         str,
-        described("Step", "--device", metavar="NAME", help="As cuda or as cpu computes [cuda]."),
+        described("Step", "--device NAME", "As cuda or as cpu computes [cuda]."),
     ] = "cuda"
     inference: Annotated[
         bool,
-        described("Step", "--inference", help="A forward alone; of the plain model by default."),
+        described("Step", "--inference", "A forward alone; of the plain model by default."),
     ] = False
 
     @property
@@ -133,11 +122,11 @@ class FitOptions:
 
     fits: Annotated[
         str | None,
-        described("Fit", "--fits", metavar="GIB,…", help="The largest batch in 8 or 8,12,24 GiB."),
+        described("Fit", "--fits GIB,…", "The largest batch in 8 or 8,12,24 GiB."),
     ] = None
     reserve: Annotated[
         float,
-        described("Fit", "--reserve", metavar="GIB", help="Keep so much of it free [0]."),
+        described("Fit", "--reserve GIB", "Keep so much of it free [0]."),
     ] = 0.0
 
     def limits(self) -> dict[float, int]:
@@ -162,7 +151,7 @@ def run(
     fit: FitOptions,
     output: Annotated[
         Path | None,
-        described("Output", "--output", "-o", metavar="PICTURE", help="Draw stacked bars."),
+        described("Output", "--output -o PICTURE", "Draw stacked bars."),
     ] = None,
 ) -> None:
     """Estimate each method, search for the largest batches, show both."""

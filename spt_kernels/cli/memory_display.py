@@ -74,7 +74,8 @@ def bars(estimates: Mapping[str, MemoryEstimate], columns: int) -> Text:
         ):
             drawn.append(sign * cells, style=colour)
         drawn.append(f"{ends[key]}\n")
-    drawn.append(" " * margin)
+    legend = sum(len(category) + 4 for category in _LOOKS) - 2
+    drawn.append(" " * min(margin, max(0, columns - legend)))
     for category, (sign, colour) in _LOOKS.items():
         drawn.append(sign, style=colour)
         drawn.append(f" {category}  ")

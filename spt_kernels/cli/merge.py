@@ -25,10 +25,8 @@ def run(
     terminal: Terminal,
     task: Annotated[Path, typer.Argument(help="A run's folder, or a task file.", metavar="RUN")],
     model: ModelOptions,
-    output: Annotated[
-        Path, described("Run", "--output", "-o", metavar="FILE", help="Where to write it.")
-    ],
-    force: Annotated[bool, described("Run", "--force", help="Overwrite the file.")] = False,
+    output: Annotated[Path, described("Run", "--output -o FILE", "Where to write it.")],
+    force: Annotated[bool, described("Run", "--force", "Overwrite the file.")] = False,
 ) -> None:
     """Load, merge, write."""
     from safetensors.torch import save

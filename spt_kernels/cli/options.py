@@ -17,11 +17,22 @@ if TYPE_CHECKING:
     from ..finetuning.splits import ImageSource
 
 
-def described(panel: str, *flags: str, metavar: str | None = None, help: str) -> Any:
-    """An option under the heading `panel`; its help names the default in square brackets."""
-    help = help.replace("[", r"\[")  # not a tag of rich's markup
+def described(panel: str, flags: str, help: str) -> Any:
+    """An option under the heading `panel`.
+
+    Args:
+        panel: the heading.
+        flags: as `"--data -d FOLDER"`, the last words being what stands for the value, if any.
+        help: names the default in square brackets.
+    """
+    words = flags.split()
+    names = [word for word in words if word.startswith("-")]
     return typer.Option(
-        *flags, help=help, rich_help_panel=panel, metavar=metavar, show_default=False
+        *names,
+        help=help.replace("[", r"\["),  # not a tag of rich's markup
+        rich_help_panel=panel,
+        metavar=" ".join(words[len(names) :]) or None,
+        show_default=False,
     )
 
 
@@ -37,14 +48,10 @@ class OutputOptions:
     """How a command speaks."""
 
     as_json: Annotated[
-        bool, described(_OUTPUT, "--json", help="One JSON object on stdout and nothing else there.")
+        bool, described(_OUTPUT, "--json", "One JSON object on stdout and nothing else there.")
     ] = False
-    quiet: Annotated[bool, described(_OUTPUT, "--quiet", "-q", help="No progress on stderr.")] = (
-        False
-    )
-    debug: Annotated[bool, described(_OUTPUT, "--debug", help="Show where an error came from.")] = (
-        False
-    )
+    quiet: Annotated[bool, described(_OUTPUT, "--quiet -q", "No progress on stderr.")] = False
+    debug: Annotated[bool, described(_OUTPUT, "--debug", "Show where an error came from.")] = False
 
 
 @dataclass(frozen=True)
@@ -53,42 +60,31 @@ class ModelOptions:
 
     model: Annotated[
         str | None,
-        described(
-            _MODEL,
-            "--model",
-            "-m",
-            metavar="NAME",
-            help="Any timm architecture, as vit_base_patch16_224.",
-        ),
+        described(_MODEL, "--model -m NAME", "Any timm architecture, as vit_base_patch16_224."),
     ] = None
     model_arg: Annotated[
         list[str] | None,
         described(
             _MODEL,
-            "--model-arg",
-            metavar="KEY=VALUE",
-            help="An argument of its constructor, as img_size=32; repeat for more.",
+            "--model-arg KEY=VALUE",
+            "An argument of its constructor, as img_size=32; repeat for more.",
         ),
     ] = None
     weights: Annotated[
         Path | None,
         described(
             _MODEL,
-            "--weights",
-            "-w",
-            metavar="FILE",
-            help="State dict, .safetensors or .pt. A head for other classes is left out.",
+            "--weights -w FILE",
+            "State dict, .safetensors or .pt. A head for other classes is left out.",
         ),
     ] = None
     pretrained: Annotated[
-        bool, described(_MODEL, "--pretrained", help="Let timm download its weights.")
+        bool, described(_MODEL, "--pretrained", "Let timm download its weights.")
     ] = False
 
     new_head: Annotated[
         bool,
-        described(
-            _MODEL, "--new-head", help="Start the head afresh though the classes are as many."
-        ),
+        described(_MODEL, "--new-head", "Start the head afresh though the classes are as many."),
     ] = False
 
     def source(self) -> ModelSource | None:
@@ -114,47 +110,39 @@ class ImageOptions:
         Path | None,
         described(
             _IMAGES,
-            "--data",
-            "-d",
-            metavar="FOLDER",
-            help="Folder with train/, and if you have them val/ and test/, each with a folder per "
+            "--data -d FOLDER",
+            "Folder with train/, and if you have them val/ and test/, each with a folder per "
             "class; or what the paths in the lists start from.",
         ),
     ] = None
     train_list: Annotated[
         Path | None,
-        described(
-            _IMAGES, "--train-list", metavar="FILE", help="Lines 'path label' (VTAB), for train/."
-        ),
+        described(_IMAGES, "--train-list FILE", "Lines 'path label' (VTAB), for train/."),
     ] = None
     val_list: Annotated[
-        Path | None, described(_IMAGES, "--val-list", metavar="FILE", help="Likewise for val/.")
+        Path | None, described(_IMAGES, "--val-list FILE", "Likewise for val/.")
     ] = None
     test_list: Annotated[
-        Path | None, described(_IMAGES, "--test-list", metavar="FILE", help="Likewise for test/.")
+        Path | None, described(_IMAGES, "--test-list FILE", "Likewise for test/.")
     ] = None
     classes: Annotated[
         str | None,
-        described(
-            _IMAGES, "--classes", metavar="A,B,…", help="Use these classes alone, in this order."
-        ),
+        described(_IMAGES, "--classes A,B,…", "Use these classes alone, in this order."),
     ] = None
     train_images: Annotated[
         int | None,
         described(
             _IMAGES,
-            "--train-images",
-            metavar="N",
-            help="Train on N images, as many of each class; --seed draws them.",
+            "--train-images N",
+            "Train on N images, as many of each class; --seed draws them.",
         ),
     ] = None
     val_share: Annotated[
         float | None,
         described(
             _IMAGES,
-            "--val-share",
-            metavar="SHARE",
-            help="Without val/, hold out this share of the training images [0.1]. test/ is only "
+            "--val-share SHARE",
+            "Without val/, hold out this share of the training images [0.1]. test/ is only "
             "ever used once, at the end.",
         ),
     ] = None
@@ -186,20 +174,16 @@ class FormOptions:
 
     image_size: Annotated[
         int | None,
-        described(_FORM, "--image-size", metavar="N", help="Side in pixels [the model's]."),
+        described(_FORM, "--image-size N", "Side in pixels [the model's]."),
     ] = None
     mean: Annotated[
         str | None,
-        described(_FORM, "--mean", metavar="R,G,B", help="Of values in 0…1 [the model's]."),
+        described(_FORM, "--mean R,G,B", "Of values in 0…1 [the model's]."),
     ] = None
-    std: Annotated[
-        str | None, described(_FORM, "--std", metavar="R,G,B", help="Likewise [the model's].")
-    ] = None
+    std: Annotated[str | None, described(_FORM, "--std R,G,B", "Likewise [the model's].")] = None
     fit: Annotated[
         str | None,
-        described(
-            _FORM, "--fit", metavar="HOW", help="squash to a square, or crop the middle [squash]."
-        ),
+        described(_FORM, "--fit HOW", "squash to a square, or crop the middle [squash]."),
     ] = None
 
     def overrides(self) -> dict[str, Any]:
@@ -218,11 +202,11 @@ class MachineOptions:
     """Where it runs; none of it changes the result on one machine."""
 
     device: Annotated[
-        str, described(_RUN, "--device", metavar="NAME", help="auto, cpu, cuda or cuda:N [auto].")
+        str, described(_RUN, "--device NAME", "auto, cpu, cuda or cuda:N [auto].")
     ] = "auto"
     workers: Annotated[
         int,
-        described(_RUN, "--workers", metavar="N", help="Processes that read images [0: this one]."),
+        described(_RUN, "--workers N", "Processes that read images [0: this one]."),
     ] = 0
 
 

@@ -32,28 +32,24 @@ def run(
         str,
         described(
             "Method",
-            "--budget",
-            "-b",
-            metavar="N",
-            help="400000, 0.4M, or a share of the backbone, 0.005 or 0.5% [0.5%].",
+            "--budget -b N",
+            "400000, 0.4M, or a share of the backbone, 0.005 or 0.5% [0.5%].",
         ),
     ] = "0.5%",
     structured: Annotated[
         str,
-        described("Method", "--structured", metavar="KIND", help="lora, adapter or none [lora]."),
+        described("Method", "--structured KIND", "lora, adapter or none [lora]."),
     ] = "lora",
-    rank: Annotated[
-        int, described("Method", "--rank", metavar="R", help="Of LoRA and Adapter [8].")
-    ] = 8,
+    rank: Annotated[int, described("Method", "--rank R", "Of LoRA and Adapter [8].")] = 8,
     rule: Annotated[
-        str, described("Method", "--rule", metavar="NAME", help="paper or published-code [paper].")
+        str, described("Method", "--rule NAME", "paper or published-code [paper].")
     ] = "paper",
     output: Annotated[
-        Path | None, described("Run", "--output", "-o", metavar="FILE", help="Where to write it.")
+        Path | None, described("Run", "--output -o FILE", "Where to write it.")
     ] = None,
     picture: Annotated[
         Path | None,
-        described("Run", "--picture", metavar="FILE", help="Draw it, as the paper's Figure 4."),
+        described("Run", "--picture FILE", "Draw it, as the paper's Figure 4."),
     ] = None,
 ) -> None:
     """Allocate, save, draw, show."""

@@ -25,18 +25,14 @@ def run(
     model: ModelOptions,
     images: ImageOptions,
     form: FormOptions,
-    output: Annotated[
-        Path, described("Run", "--output", "-o", metavar="FILE", help="Where to write it.")
-    ],
+    output: Annotated[Path, described("Run", "--output -o FILE", "Where to write it.")],
     samples: Annotated[
-        int, described("Run", "--samples", metavar="N", help="Training images to measure on [800].")
+        int, described("Run", "--samples N", "Training images to measure on [800].")
     ] = 800,
     batch_size: Annotated[
-        int, described("Run", "--batch-size", metavar="N", help="[64]; does not change the result.")
+        int, described("Run", "--batch-size N", "[64]; does not change the result.")
     ] = 64,
-    seed: Annotated[
-        int, described("Run", "--seed", metavar="N", help="Of the head and of what is drawn [0].")
-    ] = 0,
+    seed: Annotated[int, described("Run", "--seed N", "Of the head and of what is drawn [0].")] = 0,
     *,
     machine: MachineOptions,
 ) -> None:

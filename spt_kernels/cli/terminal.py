@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ..finetuning.progress import Silent
+
 _WORTH_A_LINE_SECONDS = 2.0
 _LINE_SECONDS = 15.0  # between two progress lines where there is no terminal to draw on
 
@@ -49,28 +51,15 @@ class Terminal:
             self.out.print(part, soft_wrap=isinstance(part, str), markup=False)
 
     @contextlib.contextmanager
-    def progress(self) -> Iterator[Quiet | Bars | Lines]:
+    def progress(self) -> Iterator[Silent | Bars | Lines]:
         """A progress display on stderr, gone or complete when the block ends."""
         if self.quiet:
-            yield Quiet()
+            yield Silent()
         elif self.err.is_terminal:
             with Bars(self.err) as bars:
                 yield bars
         else:
             yield Lines(self.err)
-
-
-class Quiet:
-    """No progress."""
-
-    def start(self, stage: str, total: int) -> None:
-        """Say nothing."""
-
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        """Say nothing."""
-
-    def say(self, message: str) -> None:
-        """Say nothing."""
 
 
 class Bars:

@@ -19,50 +19,34 @@ class MethodOptions:
 
     method: Annotated[
         str | None,
-        described(
-            _METHOD, "--method", metavar="NAME", help=f"{', '.join(METHODS)} [{Method.name}]."
-        ),
+        described(_METHOD, "--method NAME", f"{', '.join(METHODS)} [{Method.name}]."),
     ] = None
     budget: Annotated[
         str | None,
         described(
             _METHOD,
-            "--budget",
-            "-b",
-            metavar="N",
-            help="Trained parameters beside the head: 400000, 0.4M, or a share of the backbone, "
+            "--budget -b N",
+            "Trained parameters beside the head: 400000, 0.4M, or a share of the backbone, "
             "0.005 or 0.5% [0.5%].",
         ),
     ] = None
     rank: Annotated[
         int | None,
-        described(
-            _METHOD,
-            "--rank",
-            metavar="R",
-            help="Of LoRA and Adapter [8; lora: what fits the budget].",
-        ),
+        described(_METHOD, "--rank R", "Of LoRA and Adapter [8; lora: what fits the budget]."),
     ] = None
     samples: Annotated[
         int | None,
         described(
-            _METHOD,
-            "--samples",
-            metavar="N",
-            help=f"Images that sensitivity is measured on [{Method.samples}].",
+            _METHOD, "--samples N", f"Images that sensitivity is measured on [{Method.samples}]."
         ),
     ] = None
     rule: Annotated[
         str | None,
-        described(
-            _METHOD, "--rule", metavar="NAME", help=f"paper or published-code [{Method.rule}]."
-        ),
+        described(_METHOD, "--rule NAME", f"paper or published-code [{Method.rule}]."),
     ] = None
     dropout: Annotated[
         float | None,
-        described(
-            _METHOD, "--dropout", metavar="P", help=f"LoRA's input dropout [{Method.dropout:g}]."
-        ),
+        described(_METHOD, "--dropout P", f"LoRA's input dropout [{Method.dropout:g}]."),
     ] = None
 
     def chosen(self) -> Method:
@@ -79,74 +63,50 @@ class RecipeOptions:
 
     epochs: Annotated[
         int | None,
-        described(
-            _RECIPE,
-            "--epochs",
-            metavar="N",
-            help=f"Passes over the training images [{Recipe.epochs}].",
-        ),
+        described(_RECIPE, "--epochs N", f"Passes over the training images [{Recipe.epochs}]."),
     ] = None
     batch_size: Annotated[
         int | None,
-        described(
-            _RECIPE, "--batch-size", metavar="N", help=f"Images per step [{Recipe.batch_size}]."
-        ),
+        described(_RECIPE, "--batch-size N", f"Images per step [{Recipe.batch_size}]."),
     ] = None
     lr: Annotated[
         float | None,
-        described(_RECIPE, "--lr", metavar="X", help="Peak learning rate [1e-3; full: 1e-4]."),
+        described(_RECIPE, "--lr X", "Peak learning rate [1e-3; full: 1e-4]."),
     ] = None
     weight_decay: Annotated[
         float | None,
-        described(
-            _RECIPE, "--weight-decay", metavar="X", help=f"Of matrices [{Recipe.weight_decay:g}]."
-        ),
+        described(_RECIPE, "--weight-decay X", f"Of matrices [{Recipe.weight_decay:g}]."),
     ] = None
     warmup_epochs: Annotated[
         float | None,
-        described(
-            _RECIPE,
-            "--warmup-epochs",
-            metavar="N",
-            help="Linear, then a cosine [a tenth of the epochs].",
-        ),
+        described(_RECIPE, "--warmup-epochs N", "Linear, then a cosine [a tenth of the epochs]."),
     ] = None
     drop_path: Annotated[
         float | None,
-        described(
-            _RECIPE,
-            "--drop-path",
-            metavar="P",
-            help="Stochastic depth [0.1 where the model has it].",
-        ),
+        described(_RECIPE, "--drop-path P", "Stochastic depth [0.1 where the model has it]."),
     ] = None
     label_smoothing: Annotated[
         float | None,
-        described(_RECIPE, "--label-smoothing", metavar="P", help=f"[{Recipe.label_smoothing:g}]"),
+        described(_RECIPE, "--label-smoothing P", f"[{Recipe.label_smoothing:g}]"),
     ] = None
     clip_grad: Annotated[
-        float | None, described(_RECIPE, "--clip-grad", metavar="X", help="Largest norm [any].")
+        float | None, described(_RECIPE, "--clip-grad X", "Largest norm [any].")
     ] = None
     val_every: Annotated[
         int | None,
-        described(
-            _RECIPE,
-            "--val-every",
-            metavar="N",
-            help=f"Epochs between validations [{Recipe.val_every}].",
-        ),
+        described(_RECIPE, "--val-every N", f"Epochs between validations [{Recipe.val_every}]."),
     ] = None
     amp: Annotated[
         str | None,
-        described(_RECIPE, "--amp", metavar="NAME", help=f"none or bf16 autocast [{Recipe.amp}]."),
+        described(_RECIPE, "--amp NAME", f"none or bf16 autocast [{Recipe.amp}]."),
     ] = None
     augment: Annotated[
         str | None,
-        described(_RECIPE, "--augment", metavar="HOW", help="none, or crop-flip at random [none]."),
+        described(_RECIPE, "--augment HOW", "none, or crop-flip at random [none]."),
     ] = None
     seed: Annotated[
         int | None,
-        described(_RECIPE, "--seed", metavar="N", help=f"Of everything drawn [{Recipe.seed}]."),
+        described(_RECIPE, "--seed N", f"Of everything drawn [{Recipe.seed}]."),
     ] = None
 
     def chosen(self) -> Recipe:

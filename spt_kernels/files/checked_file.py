@@ -1,22 +1,68 @@
-"""The file of a plan or a sensitivity: a JSON document and tensors, in safetensors, checksummed."""
+"""The files of this package: a JSON document and tensors of one kind, of a known format version."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import DeltaFormatError
 from .atomic import write_atomically
+from .container import pack, unpack
 
-FORMAT_VERSION = 2
+T = TypeVar("T")
+Build = Callable[[dict[str, Any], dict[str, Tensor]], T]
+
+# Kind of file -> the version that is written, the only one that is read
+VERSIONS = MappingProxyType({"task": 2, "plan": 3, "sensitivity": 3, "trained": 1})
+_FORMAT = "spt_kernels."
+
+
+def encode(kind: str, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """Bytes of a file; the same content gives the same bytes.
+
+    Args:
+        kind: one of `VERSIONS`; `decode` refuses any other kind.
+        document: what `json.dumps` takes; the order of its keys is kept.
+        tensors: on any device.
+    """
+    metadata = {
+        "format": _FORMAT + kind,
+        "format_version": str(VERSIONS[kind]),
+        kind: json.dumps(document, separators=(",", ":")),
+    }
+    return pack(metadata, tensors)
+
+
+def decode(file: bytes, kind: str, source: str | os.PathLike[str], build: Build[T]) -> T:
+    """What `build` makes of the document and the tensors that `encode` was given.
+
+    Args:
+        file: all bytes of the file.
+        kind: what it must be.
+        source: what the file is called in messages.
+        build: may raise `ValueError`, or what wrong types in a document lead to.
+
+    Raises:
+        DeltaFormatError: it is another kind of file, damaged, cut, of another format version, or
+            holds what cannot be built.
+    """
+    try:
+        metadata, tensors = unpack(file)
+        _check(metadata, kind)
+        return build(_parse(metadata[kind]), tensors)
+    except ValueError as error:
+        raise DeltaFormatError(f"cannot load the {kind} {os.fspath(source)}: {error}") from error
+    except (LookupError, ArithmeticError, TypeError, AttributeError) as error:
+        # a valid checksum over a description of wrong types, so written by something else
+        raise DeltaFormatError(
+            f"cannot load the {kind} {os.fspath(source)}: it contradicts itself: {error!r}"
+        ) from error
 
 
 def write(
@@ -24,48 +70,38 @@ def write(
     kind: str,
     document: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
-) -> None:
-    """Write the file whole or not at all; an older one at `path` stays until the end.
-
-    Args:
-        path: where to.
-        kind: what the file is, one word: `read` refuses any other kind.
-        document: what `json.dumps` takes; the order of its keys is kept.
-        tensors: on any device, sharing memory or not.
-    """
-    own = _apart(tensors)
-    text = json.dumps(document)
-    header = {
-        "format": f"spt-{kind}",
-        "version": FORMAT_VERSION,
-        "document": text,
-        "checksum": _checksum(text, own),
-    }
-    # one key, because safetensors writes several in an order that differs from run to run
-    write_atomically(path, save(own, metadata={"spt": json.dumps(header, sort_keys=True)}))
+) -> int:
+    """Write a file, whole or not at all, and return its size in bytes; arguments as `encode`."""
+    file = encode(kind, document, tensors)
+    write_atomically(path, file)
+    return len(file)
 
 
-def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read what `write` wrote.
+def read(path: str | os.PathLike[str], kind: str, build: Build[T]) -> T:
+    """Read what `write` wrote; as `decode`, and `OSError` if it cannot be read."""
+    return decode(Path(path).read_bytes(), kind, path, build)
 
-    Raises:
-        OSError: the file cannot be read; `FileNotFoundError` and `IsADirectoryError` among them.
-        DeltaFormatError: it is another kind of file, damaged, cut, or of another format version.
-    """
-    with open(path, "rb"):
-        pass  # of a path that cannot be read Python tells more than safetensors does
-    try:
-        with safe_open(os.fspath(path), framework="pt") as file:
-            header = _parse((file.metadata() or {}).get("spt", "{}"))
-            if header.get("format") != f"spt-{kind}":
-                raise ValueError(f"it is not a {kind}")
-            _check_version(header["version"], kind)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header["checksum"] != _checksum(header["document"], tensors):
-            raise ValueError("it is damaged: the checksum does not match")
-        return _parse(header["document"]), tensors
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DeltaFormatError(f"cannot load the {kind} {os.fspath(path)}: {error}") from error
+
+def kind_of(metadata: Mapping[str, str]) -> str | None:
+    """The kind of a file with such metadata, None where it is not of this package."""
+    kind = metadata.get("format", "").removeprefix(_FORMAT)
+    return kind if kind in VERSIONS else None
+
+
+def _check(metadata: Mapping[str, str], kind: str) -> None:
+    if kind_of(metadata) != kind:
+        raise ValueError(f"it is not a {kind} but of format {metadata.get('format')!r}")
+    own, version = VERSIONS[kind], metadata.get("format_version", "")
+    if not (version.isascii() and version.isdigit() and len(version) <= 9 and int(version) >= 1):
+        raise ValueError(f"expected a format version, got {version!r}")
+    if int(version) != own:
+        remedy = f"make the {kind} again" if int(version) < own else "upgrade spt_kernels"
+        raise ValueError(
+            f"it has format version {version}, this package reads version {own}: {remedy}"
+        )
+    expected = {"format", "format_version", kind}
+    if metadata.keys() != expected:
+        raise ValueError(f"expected metadata {sorted(expected)}, got {sorted(metadata)}")
 
 
 def _parse(text: str) -> dict[str, Any]:
@@ -76,36 +112,3 @@ def _parse(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("its description is no JSON object")
     return value
-
-
-def _check_version(version: Any, kind: str) -> None:
-    if version == FORMAT_VERSION:
-        return
-    is_older = isinstance(version, int) and version < FORMAT_VERSION
-    remedy = f"make the {kind} again" if is_older else "a newer spt_kernels wrote it"
-    raise ValueError(
-        f"it has format version {version}, this package reads {FORMAT_VERSION}: {remedy}"
-    )
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, none sharing memory: safetensors refuses that."""
-    apart: dict[str, Tensor] = {}
-    taken: set[int] = set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        storage = tensor.untyped_storage()
-        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in taken:
-            tensor = tensor.clone()
-        taken.add(tensor.untyped_storage().data_ptr())
-        apart[name] = tensor
-    return apart
-
-
-def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.blake2b(text.encode(), digest_size=32)
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # NumPy knows no bf16
-    return digest.hexdigest()

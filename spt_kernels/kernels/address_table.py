@@ -119,14 +119,5 @@ def upload_as_arguments(table: Tensor, device: torch.device) -> Tensor:
 
 def shipped_variants() -> list[Variant]:
     """The one kernel here; arguments are words of any value."""
-    words = {f"w{n}": "i64" for n in range(_WORDS_PER_LAUNCH)}
-    return [
-        Variant(
-            name="place_words",
-            kernel=place_words_kernel,
-            signature={"output_ptr": "*i64", **words},
-            constexprs={},
-            num_warps=1,
-            aligned=("output_ptr",),
-        )
-    ]
+    types = {"output_ptr": "*i64"}
+    return [Variant("place_words", place_words_kernel, types, constexprs={}, num_warps=1)]

@@ -6,6 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+import triton
+
+# Whether kernels run in Triton's interpreter, on the CPU: settled when they were defined
+INTERPRETED: bool = triton.knobs.runtime.interpret
 
 # Ten times the compute capability of the cards that launch configurations are made for: A100,
 # RTX 3090, H100 and H200.
@@ -27,6 +31,11 @@ class Launch:
     num_warps: int
     num_stages: int
     programs_per_sm: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What the compiler is told of it."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
 def capability_of(device: torch.device) -> int:

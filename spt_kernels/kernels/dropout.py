@@ -62,20 +62,13 @@ def dropout(
 
 def shipped_variants() -> list[Variant]:
     """Each dtype; a thread's 16 elements are hashed and compared in registers."""
-    words = dict.fromkeys(("before", "between", "threshold", "first"), "i64")
     return [
         Variant(
             name=f"dropout-{short_name(dtype)}",
             kernel=dropout_kernel,
-            signature={
-                "input_ptr": POINTER[dtype],
-                "output_ptr": POINTER[dtype],
-                "n": "i32",
-                **words,
-            },
+            types=dict.fromkeys(("input_ptr", "output_ptr"), POINTER[dtype]),
             constexprs={"BLOCK": _BLOCK},
             num_warps=_WARPS,
-            aligned=("input_ptr", "output_ptr", "n"),
             load_bits=128,
         )
         for dtype in FLOAT_DTYPES

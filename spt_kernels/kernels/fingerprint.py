@@ -85,10 +85,9 @@ def shipped_variants() -> list[Variant]:
         Variant(
             name="fingerprint",
             kernel=fingerprint_kernel,
-            signature={"table_ptr": "*i64", "output_ptr": "*i64", "n_rows": "i32"},
+            types={"table_ptr": "*i64", "output_ptr": "*i64"},
             constexprs={"BLOCK": _BLOCK},
             num_warps=_WARPS,
-            aligned=("table_ptr", "output_ptr"),
             load_bits=64,
         )
     ]

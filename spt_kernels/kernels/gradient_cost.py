@@ -14,7 +14,7 @@ class Way(Enum):
 
     VECTORS = "vectors"  # both factors of every entry gathered
     TILES = "tiles"  # products on tensor cores, tile by tile, of which the entries are kept
-    DENSE = "dense"  # torch's product, a block of rows at a time, and the entries read from it
+    DENSE = "dense"  # torch's product of the whole matrix, and the entries read from it
 
 
 @dataclass(frozen=True)
@@ -25,25 +25,31 @@ class Rates:
         gathered: of an entry whose two factors are gathered.
         tiled: of an element of a tile, as far as arithmetic goes.
         staged: of a value that a program reads for a tile, from L2 mostly.
-        copied: of a value that is copied beforehand: compacted or transposed.
+        copied: of a value that is transposed beforehand.
+        selected: of a value of a channel that `index_select` brings together with others.
+        called: of a dense product besides its elements: it fills a card badly when it is small, and
+            the entries are still to be read from it.
     """
 
     gathered: float
     tiled: float
     staged: float
     copied: float
+    selected: float
+    called: float
 
 
-# By compute capability and whether values are fp32. From the figures of the cards, as
-# `bench/gradient_model.py` derives them; not measured. Torch's product of fp32 values does without
-# tensor cores, which is why tiles (three TF32 products each) beat it on cards strong in TF32.
+# By compute capability and whether values are fp32. Those of 90 fit what an H100 took for 12,608
+# tokens (torch 2.11, Triton 3.6; `tests/kernels/test_gradient_cost.py` has the times). The others
+# are not measured: what the cards' figures give, as far off as they were on the H100, but for TF32
+# tiles, for which Triton does not use Hopper's fastest units (`bench/gradient_model.py`).
 RATES: Mapping[tuple[int, bool], Rates] = {
-    (80, False): Rates(gathered=390, tiled=1.35, staged=55, copied=290),
-    (86, False): Rates(gathered=105, tiled=1.35, staged=24, copied=150),
-    (90, False): Rates(gathered=630, tiled=1.35, staged=110, copied=420),
-    (80, True): Rates(gathered=40, tiled=0.53, staged=7.4, copied=38),
-    (86, True): Rates(gathered=71, tiled=3.25, staged=18.5, copied=116),
-    (90, True): Rates(gathered=80, tiled=0.51, staged=18, copied=70),
+    (80, False): Rates(490, tiled=1.8, staged=57, copied=348, selected=1250, called=563_000),
+    (86, False): Rates(130, tiled=1.8, staged=24.6, copied=183, selected=660, called=427_000),
+    (90, False): Rates(780, tiled=1.8, staged=112, copied=512, selected=1844, called=688_000),
+    (80, True): Rates(37.7, tiled=0.53, staged=7.4, copied=34.7, selected=125, called=52_400),
+    (86, True): Rates(66.8, tiled=3.25, staged=18.5, copied=106, selected=380, called=39_800),
+    (90, True): Rates(75, tiled=1.6, staged=60, copied=64, selected=230, called=64_000),
 }
 
 
@@ -65,24 +71,13 @@ def cheapest_way(
         is_fp32: whether values are fp32 rather than bf16 or fp16.
     """
     rates = RATES[capability, is_fp32]
-    n_rows, n_columns = shape if plan is None else compacted_shape(plan, shape)
-    copied = (n_rows if n_rows != shape[0] else 0) + (n_columns if n_columns != shape[1] else 0)
     costs = {
         Way.VECTORS: rates.gathered * nnz,
-        Way.DENSE: n_rows * n_columns + rates.copied * copied,
+        Way.DENSE: shape[0] * shape[1] + rates.called,
     }
     if plan is not None:
-        if plan.lists is not None:
-            copied += shape[0] if plan.lists_rows else shape[1]
+        selected = sum(side.numel() for side in (plan.rows, plan.columns) if side.dim() == 1)
+        copied = 0 if plan.lists is None else shape[0] if plan.lists_rows else shape[1]
         products = max(rates.tiled * plan.numel, rates.staged * plan.staged)
-        costs[Way.TILES] = products + rates.copied * copied
+        costs[Way.TILES] = products + rates.selected * selected + rates.copied * copied
     return min(costs, key=lambda way: costs[way])
-
-
-def compacted_shape(plan: TilePlan, shape: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns that remain where the plan brings together those that occur."""
-    n_rows, n_columns = (
-        side.numel() if side.dim() == 1 and side.numel() else whole
-        for side, whole in zip((plan.rows, plan.columns), shape, strict=True)
-    )
-    return n_rows, n_columns

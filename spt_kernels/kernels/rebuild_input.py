@@ -134,36 +134,26 @@ def shipped_variants() -> list[Variant]:
 
 
 def _gelu_variant(dtype: torch.dtype, tanh: bool) -> Variant:
-    pointers = {"input_ptr": POINTER[dtype], "output_ptr": POINTER[dtype]}
     return Variant(
         name=f"gelu-{'tanh' if tanh else 'none'}-{short_name(dtype)}",
         kernel=gelu_kernel,
-        signature=pointers | {"n": "i32"},
+        types=dict.fromkeys(("input_ptr", "output_ptr"), POINTER[dtype]),
         constexprs={"TANH": tanh, "BLOCK": _FLAT},
         num_warps=_WARPS,
-        aligned=(*pointers, "n"),
         load_bits=128,
         store_bits=128,
     )
 
 
 def _layer_norm_variant(dtype: torch.dtype, out: torch.dtype) -> Variant:
-    pointers = {
-        "input_ptr": POINTER[dtype],
-        "mean_ptr": "*fp32",
-        "rstd_ptr": "*fp32",
-        "weight_ptr": POINTER[dtype],
-        "bias_ptr": POINTER[dtype],
-        "output_ptr": POINTER[out],
-    }
+    types = dict.fromkeys(("input_ptr", "weight_ptr", "bias_ptr"), POINTER[dtype])
     flags = {"HAS_WEIGHT": True, "HAS_BIAS": True, "BLOCK_ROWS": _ROWS, "BLOCK_COLS": _COLS}
     return Variant(
         name=f"layer_norm-{short_name(dtype)}-{short_name(out)}",
         kernel=layer_norm_kernel,
-        signature=pointers | {"n_rows": "i32", "n_cols": "i32", "input_row_stride": "i32"},
+        types=types | {"mean_ptr": "*fp32", "rstd_ptr": "*fp32", "output_ptr": POINTER[out]},
         constexprs=flags,
         num_warps=_WARPS,
-        aligned=(*pointers, "n_cols", "input_row_stride"),
         load_bits=128,
         store_bits=128,
     )

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .card import Launch, capability_of
+from .card import INTERPRETED, Launch, capability_of
 from .tile_plan import TilePlan
 from .token_split import split_tokens
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
-_ENTRIES = 256  # sampled at a time
+# How the kernels of tiles and of strips sample, and what they are given beside their operands
+SAMPLING = {"BLOCK_ENTRIES": 256, "UPCAST": INTERPRETED}
+PLAN_TYPES = {
+    "partial_ptr": "*fp32",
+    "tiles_ptr": "*i32",
+    "order_ptr": "*i32",
+    "places_ptr": "*i16",
+}
 
 # By the tile's rows and columns, whether values are fp32, and the card: what fits without spilling,
 # with two programs on a multiprocessor where that is possible, so that one computes while the other
@@ -133,73 +143,73 @@ def by_tiles(grad_output: Tensor, input: Tensor, plan: TilePlan) -> Tensor:
         grad_output = grad_output.index_select(1, plan.rows)
     if plan.columns.numel():
         input = input.index_select(1, plan.columns)
-    is_fp32 = input.dtype == torch.float32
-    launch = LAUNCHES[plan.block, is_fp32, capability_of(input.device)]
-    n_tiles, nnz = len(plan.tiles), plan.order.numel()
-    splits, tokens_per_split = split_tokens(len(input), n_tiles, launch, input.device)
-    partial = torch.empty(splits, nnz, device=input.device)  # fp32
-    tile_kernel[(n_tiles * splits,)](
+    launch = LAUNCHES[plan.block, input.dtype == torch.float32, capability_of(input.device)]
+    sizes = (grad_output.shape[1], input.shape[1], *grad_output.stride(), *input.stride())
+    constexprs = _constexprs(plan.block, launch)
+    return launch_tiles(
+        tile_kernel, (grad_output, input), plan, len(input), sizes, launch, constexprs
+    )
+
+
+def launch_tiles(
+    kernel: Any,
+    operands: Sequence[Tensor],
+    plan: TilePlan,
+    n_tokens: int,
+    sizes: Sequence[int],
+    launch: Launch,
+    constexprs: Mapping[str, int],
+) -> Tensor:
+    """Partial sums `[splits, nnz]`, fp32, by a program for each tile and split of the tokens.
+
+    Args:
+        kernel: of tiles or of strips.
+        operands: what it reads besides the plan.
+        plan: the tiles.
+        n_tokens: that both factors have.
+        sizes: the kernel's own, behind those that both kernels take.
+        launch: how its programs walk the tokens.
+        constexprs: what it is compiled for.
+    """
+    n_tiles, nnz, device = len(plan.tiles), plan.order.numel(), operands[0].device
+    splits, tokens_per_split = split_tokens(n_tokens, n_tiles, launch, device)
+    partial = torch.empty(splits, nnz, device=device)  # fp32
+    kernel[(n_tiles * splits,)](
         partial,
-        grad_output,
-        input,
+        *operands,
         plan.tiles,
         plan.order,
         plan.places,
         n_tiles,
         nnz,
-        len(input),
+        n_tokens,
         tokens_per_split,
-        grad_output.shape[1],
-        input.shape[1],
-        *grad_output.stride(),
-        *input.stride(),
-        BLOCK=plan.block,
-        BLOCK_TOKENS=launch.tokens,
-        BLOCK_ENTRIES=_ENTRIES,
-        UPCAST=triton.knobs.runtime.interpret,
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
+        *sizes,
+        **constexprs,
+        **launch.options,
     )
     return partial
 
 
+def _constexprs(block: int, launch: Launch) -> dict[str, int]:
+    return {"BLOCK": block, "BLOCK_TOKENS": launch.tokens, **SAMPLING}
+
+
 def shipped_variants() -> list[Variant]:
     """Both sizes in each dtype on each card."""
+    unit_strides = {"grad_out_stride": 1, "input_in_stride": 1}
     return [
-        _variant(dtype, block, capability)
+        Variant(
+            name=f"tile-{short_name(dtype)}-{block}x{block}-sm_{capability}",
+            kernel=tile_kernel,
+            types=PLAN_TYPES | dict.fromkeys(("grad_ptr", "input_ptr"), POINTER[dtype]),
+            constexprs=unit_strides | _constexprs(block, launch),
+            load_bits=128,
+            capability=capability,
+            programs_per_sm=launch.programs_per_sm,
+            **launch.options,
+        )
         for dtype in FLOAT_DTYPES
-        for block, is_fp32, capability in LAUNCHES
+        for (block, is_fp32, capability), launch in LAUNCHES.items()
         if is_fp32 == (dtype == torch.float32)
     ]
-
-
-def _variant(dtype: torch.dtype, block: int, capability: int) -> Variant:
-    launch = LAUNCHES[block, dtype == torch.float32, capability]
-    pointers = {
-        "partial_ptr": "*fp32",
-        "grad_ptr": POINTER[dtype],
-        "input_ptr": POINTER[dtype],
-        "tiles_ptr": "*i32",
-        "order_ptr": "*i32",
-        "places_ptr": "*i16",
-    }
-    multiples = ("tokens_per_split", "n_out", "n_in", "grad_token_stride", "input_token_stride")
-    return Variant(
-        name=f"tile-{short_name(dtype)}-{block}x{block}-sm_{capability}",
-        kernel=tile_kernel,
-        signature=pointers | dict.fromkeys(("n_tiles", "nnz", "n_tokens", *multiples), "i32"),
-        constexprs={
-            "grad_out_stride": 1,
-            "input_in_stride": 1,
-            "BLOCK": block,
-            "BLOCK_TOKENS": launch.tokens,
-            "BLOCK_ENTRIES": _ENTRIES,
-            "UPCAST": False,
-        },
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
-        aligned=(*pointers, *multiples),
-        load_bits=128,
-        capability=capability,
-        programs_per_sm=launch.programs_per_sm,
-    )

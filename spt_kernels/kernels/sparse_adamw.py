@@ -183,15 +183,9 @@ def shipped_variants() -> list[Variant]:
         Variant(
             name=name,
             kernel=sparse_adamw_kernel,
-            signature={
-                "table_ptr": "*i64",
-                "numbers_ptr": "*fp64",
-                "n_entries": "i32",
-                "seed": "i64",
-            },
+            types={"table_ptr": "*i64", "numbers_ptr": "*fp64"},
             constexprs={"STOCHASTIC": name == "stochastic", "BLOCK": _BLOCK},
             num_warps=_WARPS,
-            aligned=("table_ptr", "numbers_ptr"),
         )
         for name in ("nearest", "stochastic")
     ]

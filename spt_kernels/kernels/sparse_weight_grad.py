@@ -17,8 +17,10 @@ from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 # 256 entries share what they read of a token's row: fewer, and each program reads the row again
 _ENTRIES = 256
 LAUNCH = Launch(tokens=4, num_warps=4, num_stages=2, programs_per_sm=7)
+_BLOCKS = {"BLOCK_ENTRIES": _ENTRIES, "BLOCK_TOKENS": LAUNCH.tokens}
 
-# A block of rows of the dense gradient is at most this many elements: 16 MB of fp32
+# A dense gradient of at most so many elements is made whole, 32 MB of fp32; else in blocks of rows
+_DENSE_NUMEL = 1 << 23
 _DENSE_BLOCK_NUMEL = 1 << 22
 
 
@@ -85,7 +87,9 @@ def sparse_weight_grad(
         is_fp32=input.dtype == torch.float32,
     )
     if way is Way.DENSE:
-        return by_dense_blocks(grad_output, input, index, plan)
+        if plan is not None and grad_output.shape[1] * input.shape[1] <= _DENSE_NUMEL:
+            return by_dense(grad_output, input, index)
+        return by_dense_blocks(grad_output, input, index)
     if way is Way.VECTORS or plan is None:
         partial = by_vectors(grad_output, input, index.contiguous())
     elif plan.lists is None:
@@ -113,34 +117,29 @@ def by_vectors(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
         input.shape[1],
         *grad_output.stride(),
         *input.stride(),
-        BLOCK_ENTRIES=_ENTRIES,
-        BLOCK_TOKENS=LAUNCH.tokens,
-        num_warps=LAUNCH.num_warps,
-        num_stages=LAUNCH.num_stages,
+        **_BLOCKS,
+        **LAUNCH.options,
     )
     return partial
 
 
-def by_dense_blocks(
-    grad_output: Tensor, input: Tensor, index: Tensor, plan: TilePlan | None
-) -> Tensor:
-    """Entries of torch's product of the rows and columns that occur, `[nnz]`."""
-    in_range = (index >= 0) & (index < grad_output.shape[1] * input.shape[1])
-    rows, columns = index // input.shape[1], index % input.shape[1]
-    if plan is not None and plan.rows.dim() == 1 and plan.rows.numel():
-        grad_output = grad_output.index_select(1, plan.rows)
-        rows = torch.searchsorted(plan.rows, rows)
-    if plan is not None and plan.columns.dim() == 1 and plan.columns.numel():
-        input = input.index_select(1, plan.columns)
-        columns = torch.searchsorted(plan.columns, columns)
+def by_dense(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
+    """Entries of torch's product, `[nnz]`, at positions that lie in it: two launches."""
+    return _product(grad_output.T, input).view(-1).index_select(0, index)
+
+
+def by_dense_blocks(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
+    """Entries of torch's product, some rows at a time, `[nnz]`, at any positions."""
     n_rows, n_columns = grad_output.shape[1], input.shape[1]
+    rows = index // n_columns
+    in_range = (index >= 0) & (rows < n_rows)
     # a position outside of the weight shows, as by vectors
     result = torch.full(index.shape, float("nan"), device=input.device)  # [nnz] fp32
     rows_per_block = max(1, _DENSE_BLOCK_NUMEL // n_columns)
     for first in range(0, n_rows, rows_per_block):
         block = _product(grad_output[:, first : first + rows_per_block].T, input).flatten()
         within = in_range & (rows >= first) & (rows < first + rows_per_block)
-        places = ((rows - first).long() * n_columns + columns).clamp_(0, len(block) - 1)
+        places = (index.long() - first * n_columns).clamp_(0, len(block) - 1)
         result = torch.where(within, block[places], result)
     return result
 
@@ -156,30 +155,15 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 def shipped_variants() -> list[Variant]:
     """One per dtype."""
-    return [_vector_variant(dtype) for dtype in FLOAT_DTYPES]
-
-
-def _vector_variant(dtype: torch.dtype) -> Variant:
-    pointers = {
-        "partial_ptr": "*fp32",
-        "grad_ptr": POINTER[dtype],
-        "input_ptr": POINTER[dtype],
-        "index_ptr": "*i32",
-    }
-    multiples = ("n_out", "n_in", "grad_token_stride", "input_token_stride")
-    return Variant(
-        name=f"vector-{short_name(dtype)}",
-        kernel=vector_kernel,
-        signature=pointers
-        | dict.fromkeys(("nnz", "n_tokens", "tokens_per_split", *multiples), "i32"),
-        constexprs={
-            "grad_out_stride": 1,
-            "input_in_stride": 1,
-            "BLOCK_ENTRIES": _ENTRIES,
-            "BLOCK_TOKENS": LAUNCH.tokens,
-        },
-        num_warps=LAUNCH.num_warps,
-        num_stages=LAUNCH.num_stages,
-        aligned=(*pointers, *multiples),
-        programs_per_sm=LAUNCH.programs_per_sm,
-    )
+    return [
+        Variant(
+            name=f"vector-{short_name(dtype)}",
+            kernel=vector_kernel,
+            types={"partial_ptr": "*fp32", "index_ptr": "*i32"}
+            | dict.fromkeys(("grad_ptr", "input_ptr"), POINTER[dtype]),
+            constexprs={"grad_out_stride": 1, "input_in_stride": 1, **_BLOCKS},
+            programs_per_sm=LAUNCH.programs_per_sm,
+            **LAUNCH.options,
+        )
+        for dtype in FLOAT_DTYPES
+    ]

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .card import INTERPRETED
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
 
@@ -21,6 +22,10 @@ class _Tile:
     tokens: int
     num_warps: int
     num_stages: int
+
+    def count(self, n_out: int, n_in: int) -> int:
+        """How many of them cover a score."""
+        return triton.cdiv(n_out, self.out) * triton.cdiv(n_in, self.cols)
 
 
 # Two fp32 accumulators live in registers at once: the sample's gradient and the sum of squares. In
@@ -169,10 +174,8 @@ def accumulate_squared_grad(
     if score.numel() == 0 or n_samples * n_tokens == 0:
         return
     large, small = _tiles(grad_output.dtype)
-    large_tiles = triton.cdiv(n_out, large.out) * triton.cdiv(n_in, large.cols)
-    tile = large if large_tiles >= _LARGE_FROM_TILES else small
-    grid = (triton.cdiv(n_out, tile.out) * triton.cdiv(n_in, tile.cols),)
-    matrix_kernel[grid](
+    tile = large if large.count(n_out, n_in) >= _LARGE_FROM_TILES else small
+    matrix_kernel[(tile.count(n_out, n_in),)](
         score,
         grad_output,
         input,
@@ -184,11 +187,7 @@ def accumulate_squared_grad(
         *score.stride(),
         *grad_output.stride(),
         *input.stride(),
-        BLOCK_OUT=tile.out,
-        BLOCK_IN=tile.cols,
-        BLOCK_TOKENS=tile.tokens,
-        GROUP=_GROUP,
-        UPCAST=triton.knobs.runtime.interpret,
+        **_matrix_constexprs(tile),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
@@ -214,9 +213,7 @@ def accumulate_squared_vector_grad(
         n_channels,
         *grad_output.stride(),
         *x.stride(),
-        HAS_INPUT=input is not None,
-        BLOCK_TOKENS=_VECTOR_TOKENS,
-        BLOCK_CHANNELS=_VECTOR_CHANNELS,
+        **_vector_constexprs(input is not None),
         num_warps=_VECTOR_WARPS,
     )
     score += partial.sum(0)
@@ -229,61 +226,48 @@ def shipped_variants() -> list[Variant]:
     ]
 
 
+def _matrix_constexprs(tile: _Tile) -> dict[str, int]:
+    return {
+        "BLOCK_OUT": tile.out,
+        "BLOCK_IN": tile.cols,
+        "BLOCK_TOKENS": tile.tokens,
+        "GROUP": _GROUP,
+        "UPCAST": INTERPRETED,
+    }
+
+
 def _matrix_variant(dtype: torch.dtype, tile: _Tile) -> Variant:
-    pointers = {"score_ptr": "*fp32", "grad_ptr": POINTER[dtype], "input_ptr": POINTER[dtype]}
-    sizes = ("n_samples", "n_tokens", "n_out", "n_in")
-    strides = (
-        "score_out_stride",
-        "grad_sample_stride",
-        "grad_token_stride",
-        "input_sample_stride",
-        "input_token_stride",
-    )
+    unit_strides = dict.fromkeys(("score_in_stride", "grad_out_stride", "input_in_stride"), 1)
     return Variant(
         name=f"matrix-{short_name(dtype)}-{tile.out}x{tile.cols}",
         kernel=matrix_kernel,
-        signature=pointers | {"scale": "fp32"} | dict.fromkeys((*sizes, *strides), "i32"),
-        constexprs={
-            "score_in_stride": 1,
-            "grad_out_stride": 1,
-            "input_in_stride": 1,
-            "BLOCK_OUT": tile.out,
-            "BLOCK_IN": tile.cols,
-            "BLOCK_TOKENS": tile.tokens,
-            "GROUP": _GROUP,
-            "UPCAST": False,
-        },
+        types=_types("score_ptr", dtype),
+        constexprs=unit_strides | _matrix_constexprs(tile),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        aligned=(*pointers, "n_out", "n_in", *strides),
         load_bits=128,
         store_bits=128,
     )
 
 
+def _vector_constexprs(has_input: bool) -> dict[str, int]:
+    blocks = {"BLOCK_TOKENS": _VECTOR_TOKENS, "BLOCK_CHANNELS": _VECTOR_CHANNELS}
+    return {"HAS_INPUT": has_input, **blocks}
+
+
 def _vector_variant(dtype: torch.dtype, has_input: bool) -> Variant:
-    pointers = {"partial_ptr": "*fp32", "grad_ptr": POINTER[dtype], "input_ptr": POINTER[dtype]}
-    strides = (
-        "grad_sample_stride",
-        "grad_token_stride",
-        "input_sample_stride",
-        "input_token_stride",
-    )
+    unit_strides = {"grad_channel_stride": 1, "input_channel_stride": 1}
     return Variant(
         name=f"vector-{short_name(dtype)}-{'input' if has_input else 'ones'}",
         kernel=vector_kernel,
-        signature=pointers
-        | {"scale": "fp32"}
-        | dict.fromkeys(("n_tokens", "n_channels", *strides), "i32"),
-        constexprs={
-            "grad_channel_stride": 1,
-            "input_channel_stride": 1,
-            "HAS_INPUT": has_input,
-            "BLOCK_TOKENS": _VECTOR_TOKENS,
-            "BLOCK_CHANNELS": _VECTOR_CHANNELS,
-        },
+        types=_types("partial_ptr", dtype),
+        constexprs=unit_strides | _vector_constexprs(has_input),
         num_warps=_VECTOR_WARPS,
         num_stages=3,
-        aligned=(*pointers, "n_channels", *strides),
         load_bits=128,
     )
+
+
+def _types(output: str, dtype: torch.dtype) -> dict[str, str]:
+    operands = {"grad_ptr": POINTER[dtype], "input_ptr": POINTER[dtype]}
+    return {output: "*fp32", "scale": "fp32", **operands}

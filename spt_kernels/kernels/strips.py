@@ -8,14 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .card import Launch, capability_of
-from .sampled_tiles import store_entries
+from .sampled_tiles import PLAN_TYPES, SAMPLING, launch_tiles, store_entries
 from .tile_plan import STRIP_HEIGHT, TilePlan
-from .token_split import split_tokens
 from .transpose import transposed
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
-
-_ENTRIES = 256  # sampled at a time
-
 
 # By the strip's width, whether values are fp32, and the card: what fits without spilling, with two
 # programs on a multiprocessor where that is possible. On an RTX 3090 one strip of 256, when it is
@@ -121,69 +117,33 @@ def by_strips(grad_output: Tensor, input: Tensor, plan: TilePlan) -> Tensor:
     if together.numel():
         kept = kept.index_select(1, together)
     listed = transposed(listed)  # [channels, tokens and zeros]
-    is_fp32 = input.dtype == torch.float32
-    launch = LAUNCHES[plan.width, is_fp32, capability_of(input.device)]
-    n_tiles, nnz = len(plan.tiles), plan.order.numel()
-    splits, tokens_per_split = split_tokens(len(input), n_tiles, launch, input.device)
-    partial = torch.empty(splits, nnz, device=input.device)  # fp32
-    strip_kernel[(n_tiles * splits,)](
-        partial,
-        kept,
-        listed,
-        lists,
-        plan.tiles,
-        plan.order,
-        plan.places,
-        n_tiles,
-        nnz,
-        len(input),
-        tokens_per_split,
-        kept.shape[1],
-        *kept.stride(),
-        listed.stride(0),
-        HEIGHT=plan.block,
-        WIDTH=plan.width,
-        BLOCK_TOKENS=launch.tokens,
-        BLOCK_ENTRIES=_ENTRIES,
-        UPCAST=triton.knobs.runtime.interpret,
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
+    launch = LAUNCHES[plan.width, input.dtype == torch.float32, capability_of(input.device)]
+    sizes = (kept.shape[1], *kept.stride(), listed.stride(0))
+    constexprs = _constexprs(plan.width, launch)
+    return launch_tiles(
+        strip_kernel, (kept, listed, lists), plan, len(input), sizes, launch, constexprs
     )
-    return partial
+
+
+def _constexprs(width: int, launch: Launch) -> dict[str, int]:
+    return {"HEIGHT": STRIP_HEIGHT, "WIDTH": width, "BLOCK_TOKENS": launch.tokens, **SAMPLING}
 
 
 def shipped_variants() -> list[Variant]:
     """Every width in each dtype on each card."""
     return [
-        _variant(dtype, width, capability)
+        Variant(
+            name=f"strip-{short_name(dtype)}-{STRIP_HEIGHT}x{width}-sm_{capability}",
+            kernel=strip_kernel,
+            types=PLAN_TYPES
+            | {"kept_ptr": POINTER[dtype], "listed_ptr": POINTER[dtype], "lists_ptr": "*i32"},
+            constexprs={"kept_channel_stride": 1, **_constexprs(width, launch)},
+            load_bits=128,
+            capability=capability,
+            programs_per_sm=launch.programs_per_sm,
+            **launch.options,
+        )
         for dtype in FLOAT_DTYPES
-        for width, is_fp32, capability in LAUNCHES
+        for (width, is_fp32, capability), launch in LAUNCHES.items()
         if is_fp32 == (dtype == torch.float32)
     ]
-
-
-def _variant(dtype: torch.dtype, width: int, capability: int) -> Variant:
-    launch = LAUNCHES[width, dtype == torch.float32, capability]
-    pointers = {"partial_ptr": "*fp32", "kept_ptr": POINTER[dtype], "listed_ptr": POINTER[dtype]}
-    pointers |= dict.fromkeys(("lists_ptr", "tiles_ptr", "order_ptr"), "*i32")
-    pointers |= {"places_ptr": "*i16"}
-    multiples = ("tokens_per_split", "n_kept", "kept_token_stride", "listed_channel_stride")
-    return Variant(
-        name=f"strip-{short_name(dtype)}-{STRIP_HEIGHT}x{width}-sm_{capability}",
-        kernel=strip_kernel,
-        signature=pointers | dict.fromkeys(("n_tiles", "nnz", "n_tokens", *multiples), "i32"),
-        constexprs={
-            "kept_channel_stride": 1,
-            "HEIGHT": STRIP_HEIGHT,
-            "WIDTH": width,
-            "BLOCK_TOKENS": launch.tokens,
-            "BLOCK_ENTRIES": _ENTRIES,
-            "UPCAST": False,
-        },
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
-        aligned=(*pointers, *multiples),
-        load_bits=128,
-        capability=capability,
-        programs_per_sm=launch.programs_per_sm,
-    )

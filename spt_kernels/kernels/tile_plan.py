@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -89,14 +89,7 @@ def plan_tiles(index: Tensor, out_features: int, in_features: int) -> TilePlan:
         strips = _plan_strips(rows, columns, out_features, in_features)
     else:
         swapped = _plan_strips(columns, rows, in_features, out_features)
-        strips = TilePlan(
-            STRIP_HEIGHT,
-            swapped.tiles,
-            swapped.order,
-            swapped.places,
-            swapped.columns,
-            swapped.rows,
-        )
+        strips = replace(swapped, rows=swapped.columns, columns=swapped.rows)
     copied = _STAGED_VALUES_PER_COPIED * min(out_features, in_features)
     return strips if strips.staged + copied < squares.staged else squares
 
@@ -110,12 +103,12 @@ def _plan_squares(rows: Tensor, columns: Tensor, height: int, width: int) -> Til
 
     column_tiles = -(-width // block)
     tile_of_entry = (row_places // block).long() * column_tiles + column_places // block
-    order, occupied, ends = _sort_into_tiles(tile_of_entry)
-    tiles = [occupied // column_tiles, occupied % column_tiles, ends.roll(1), ends]
+    order, occupied, *bounds = _sort_into_tiles(tile_of_entry)
+    tiles = [occupied // column_tiles, occupied % column_tiles, *bounds]
     places = (row_places % block) * block + column_places % block
     return TilePlan(
         block=block,
-        tiles=_table(tiles),
+        tiles=torch.stack(tiles, dim=1).int(),
         order=order.int(),
         places=places[order].short(),
         rows=kept_rows,
@@ -145,12 +138,12 @@ def _plan_strips(rows: Tensor, columns: Tensor, height: int, width: int) -> Tile
     lists = rows.new_full((int(lists_of_group.sum()), list_width), -1)
     lists[list_of_channel, slot] = (occurring % width).to(lists.dtype)
 
-    order, occupied, ends = _sort_into_tiles(list_of_channel[entry_channel])
-    tiles = [groups.repeat_interleave(lists_of_group), occupied, ends.roll(1), ends]
+    order, occupied, *bounds = _sort_into_tiles(list_of_channel[entry_channel])
+    tiles = [groups.repeat_interleave(lists_of_group), occupied, *bounds]
     places = (row_places % STRIP_HEIGHT) * list_width + slot[entry_channel]
     return TilePlan(
         block=STRIP_HEIGHT,
-        tiles=_table(tiles),
+        tiles=torch.stack(tiles, dim=1).int(),
         order=order.int(),
         places=places[order].short(),
         rows=kept_rows,
@@ -160,25 +153,20 @@ def _plan_strips(rows: Tensor, columns: Tensor, height: int, width: int) -> Tile
 
 def _best_width(channels_of_group: Tensor) -> int:
     """The width of lists with which the programs read least."""
-    staged = []
-    for width in STRIP_WIDTHS:
+
+    def staged(width: int) -> int:
         n_lists = int(((channels_of_group + width - 1) // width).sum())
-        staged.append(n_lists * (STRIP_HEIGHT + width))
-    return STRIP_WIDTHS[staged.index(min(staged))]
+        return n_lists * (STRIP_HEIGHT + width)
+
+    return min(STRIP_WIDTHS, key=staged)
 
 
-def _sort_into_tiles(tile_of_entry: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Entries in the order of their tiles, the tiles that have any, and where each tile ends."""
+def _sort_into_tiles(tile_of_entry: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Entries in the order of their tiles, the tiles that have any, where each begins and ends."""
     order = torch.argsort(tile_of_entry, stable=True)
     occupied, counts = torch.unique_consecutive(tile_of_entry[order], return_counts=True)
-    return order, occupied, counts.cumsum(0)
-
-
-def _table(columns: list[Tensor]) -> Tensor:
-    """`[n_tiles, 4]` int32; the third column, the ends rolled by one, begins with 0 here."""
-    table = torch.stack(columns, dim=1).int()
-    table[:1, 2] = 0
-    return table
+    ends = counts.cumsum(0)
+    return order, occupied, ends - counts, ends
 
 
 def _compact(coordinates: Tensor, extent: int) -> tuple[Tensor, Tensor]:

@@ -159,12 +159,10 @@ def _histogram(tensors: Sequence[Tensor], prefix: int, prefix_shift: int, shift:
     bins = 1 << (prefix_shift - shift)
     device = tensors[0].device
     histogram = torch.zeros(len(tensors), bins, dtype=torch.int64, device=device)
-    kinds = [int(tensor.dtype == torch.bfloat16) for tensor in tensors]
-    columns: list[Sequence[Tensor | int]] = [tensors, kinds]
-    table, n_programs = address_table([t.numel() for t in tensors], _TILE * _TILES, columns)
+    table, n_programs = _table(tensors)
     if n_programs:
         histogram_kernel[(n_programs,)](
-            upload(table, device),
+            table,
             histogram,
             n_tensors=len(tensors),
             prefix=prefix,
@@ -176,6 +174,14 @@ def _histogram(tensors: Sequence[Tensor], prefix: int, prefix_shift: int, shift:
             num_warps=_WARPS,
         )
     return histogram.cpu()
+
+
+def _table(tensors: Sequence[Tensor], *more: Sequence[Tensor | int]) -> tuple[Tensor, int]:
+    """On the device a row for each tensor, and the number of programs."""
+    kinds = [int(tensor.dtype == torch.bfloat16) for tensor in tensors]
+    numels = [tensor.numel() for tensor in tensors]
+    table, n_programs = address_table(numels, _TILE * _TILES, [tensors, kinds, *more])
+    return upload(table, tensors[0].device), n_programs
 
 
 def _share_ties(above: list[int], tied: list[int], caps: list[int], k: int) -> list[int]:
@@ -201,10 +207,7 @@ def _collect(
         torch.empty(n_above + n_ties, dtype=torch.int64, device=device)  # [selected]
         for n_above, n_ties in zip(above, ties, strict=True)
     ]
-    kinds = [int(tensor.dtype == torch.bfloat16) for tensor in tensors]
-    columns: list[Sequence[Tensor | int]] = [tensors, kinds, outputs, ties]
-    table, n_programs = address_table([t.numel() for t in tensors], _TILE * _TILES, columns)
-    table = upload(table, device)
+    table, n_programs = _table(tensors, outputs, ties)
     counts = torch.empty(n_programs, 2, dtype=torch.int64, device=device)
     tiles = _half_tiles() | {"num_warps": _WARPS}
     n_tensors = len(tensors)
@@ -226,16 +229,14 @@ def _half_tiles() -> dict[str, int]:
 def shipped_variants() -> list[Variant]:
     """A histogram for each digit, then count and collect; fp32 and bf16 are told at run time."""
     tiles = {"TILE": _TILE, "TILES": _TILES}
-    table = {"table_ptr": "*i64", "n_tensors": "i32"}
     histograms = [
         Variant(
             name=f"histogram-bits-{shift}-{prefix_shift}",
             kernel=histogram_kernel,
-            signature=table | {"histogram_ptr": "*i64", "prefix": "i32"},
+            types={"table_ptr": "*i64", "histogram_ptr": "*i64"},
             constexprs=tiles
             | {"PREFIX_SHIFT": prefix_shift, "SHIFT": shift, "BINS": 1 << (prefix_shift - shift)},
             num_warps=_WARPS,
-            aligned=("table_ptr", "histogram_ptr"),
         )
         for prefix_shift, shift in pairwise(_SHIFTS)
     ]
@@ -243,10 +244,9 @@ def shipped_variants() -> list[Variant]:
         Variant(
             name=name,
             kernel=kernel,
-            signature=table | {pointer: "*i64", "threshold": "i32"},
+            types={"table_ptr": "*i64", pointer: "*i64"},
             constexprs=_half_tiles(),
             num_warps=_WARPS,
-            aligned=("table_ptr", pointer),
         )
         for name, kernel, pointer in (
             ("count", count_kernel, "count_ptr"),

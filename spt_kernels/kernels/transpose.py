@@ -63,19 +63,15 @@ def transposed(matrix: Tensor) -> Tensor:
 
 def shipped_variants() -> list[Variant]:
     """One per dtype."""
-    return [_variant(dtype) for dtype in FLOAT_DTYPES]
-
-
-def _variant(dtype: torch.dtype) -> Variant:
-    pointers = {"input_ptr": POINTER[dtype], "output_ptr": POINTER[dtype]}
-    sizes = ("n_tokens", "n_channels", "padded_tokens", "token_stride")
-    return Variant(
-        name=f"transpose-{short_name(dtype)}",
-        kernel=transpose_kernel,
-        signature=pointers | dict.fromkeys(sizes, "i32"),
-        constexprs={"channel_stride": 1, "BLOCK": _BLOCK},
-        num_warps=_WARPS,
-        aligned=(*pointers, "n_channels", "padded_tokens", "token_stride"),
-        load_bits=128,
-        store_bits=128,
-    )
+    return [
+        Variant(
+            name=f"transpose-{short_name(dtype)}",
+            kernel=transpose_kernel,
+            types=dict.fromkeys(("input_ptr", "output_ptr"), POINTER[dtype]),
+            constexprs={"channel_stride": 1, "BLOCK": _BLOCK},
+            num_warps=_WARPS,
+            load_bits=128,
+            store_bits=128,
+        )
+        for dtype in FLOAT_DTYPES
+    ]

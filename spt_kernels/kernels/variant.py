@@ -8,21 +8,17 @@ from typing import Any
 
 import torch
 
-# Triton's spelling of a pointer to each element type
+# The dtypes that activations, gradients and weights come in, and Triton's pointers to them
 POINTER: Mapping[torch.dtype, str] = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
 }
-
-# The dtypes that activations, gradients and weights come in
-FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FLOAT_DTYPES = tuple(POINTER)
 
 
 def short_name(dtype: torch.dtype) -> str:
-    """`fp32`, `bf16`, `fp16`, ...: how a variant's name spells its dtypes."""
+    """`fp32`, `bf16` or `fp16`: how a variant's name spells its dtypes."""
     return POINTER[dtype].removeprefix("*")
 
 
@@ -33,13 +29,12 @@ class Variant:
     Attributes:
         name: unique within its file, e.g. `"tiles-bf16-64x64"`.
         kernel: the `@triton.jit` function.
-        signature: run-time argument -> Triton type (`"*bf16"`, `"i32"`), constexprs left out.
+        types: run-time argument -> Triton type (`"*bf16"`, `"fp32"`) where that is neither the
+            kernel's annotation nor, without one, `"i32"`.
         constexprs: value of every `tl.constexpr` argument, and of run-time integers that are
             always 1 at launch (a unit stride), which Triton folds in as constants too.
         num_warps: warps per program.
         num_stages: depth of software pipelining.
-        aligned: run-time arguments that Triton finds divisible by 16 at launch: pointers from the
-            allocator, sizes and strides that are multiples of 16.
         load_bits: the width that global loads must reach in the compiled code; 0 promises nothing.
         store_bits: likewise of global stores.
         capability: the only card that it is launched on, one of `card.CAPABILITIES`; 0: all.
@@ -48,12 +43,32 @@ class Variant:
 
     name: str
     kernel: Any
-    signature: Mapping[str, str]
+    types: Mapping[str, str]
     constexprs: Mapping[str, Any]
     num_warps: int = 4
     num_stages: int = 1
-    aligned: tuple[str, ...] = ()
     load_bits: int = 0
     store_bits: int = 0
     capability: int = 0
     programs_per_sm: int = 0
+
+    @property
+    def signature(self) -> dict[str, str]:
+        """Run-time argument -> Triton type, constexprs left out."""
+        return {
+            parameter.name: self.types.get(parameter.name, parameter.annotation_type or "i32")
+            for parameter in self.kernel.params
+            if parameter.name not in self.constexprs
+        }
+
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        """Run-time arguments that Triton finds divisible by 16 at launch.
+
+        They are pointers from the allocator, and sizes and strides, of which the kernel declares
+        with `do_not_specialize` those that may be no multiples of 16.
+        """
+        unknown = self.kernel.do_not_specialize
+        return tuple(
+            name for name, kind in self.signature.items() if kind[0] in "*i" and name not in unknown
+        )

@@ -92,10 +92,9 @@ def shipped_variants() -> list[Variant]:
         Variant(
             name=name,
             kernel=write_delta_kernel,
-            signature={"table_ptr": "*i64", "n_rows": "i32"},
+            types={"table_ptr": "*i64"},
             constexprs={"RESTORE": name == "restore", "BLOCK": _BLOCK},
             num_warps=_WARPS,
-            aligned=("table_ptr",),
         )
         for name in ("write", "restore")
     ]

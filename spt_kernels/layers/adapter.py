@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from .linear import SparseDeltaLinear
 from .structured import StructuredLinear, add_to_rows, check_base
-from .tuned_linear import LoraCall
 
 if TYPE_CHECKING:
     from ..plan import AdapterSpec
@@ -44,8 +43,7 @@ class AdapterLinear(StructuredLinear):
     def __init__(self, base: nn.Linear | SparseDeltaLinear, spec: AdapterSpec) -> None:
         super().__init__()
         check_base(base, spec)
-        self._freeze_base(base)
-        self.spec = spec
+        self._put_on(base, spec)
         n_rows = sum(stop - start for start, stop in spec.rows)
         self.down_weight = nn.Parameter(torch.empty(spec.rank, n_rows))
         self.down_bias = nn.Parameter(torch.empty(len(spec.rows) * spec.rank))
@@ -71,23 +69,6 @@ class AdapterLinear(StructuredLinear):
                 self.down_weight[:, own].to(y.dtype),
                 self.down_bias[part].to(y.dtype),
             )
-            updates.append(
-                (
-                    rows,
-                    F.linear(
-                        F.gelu(low), self.up_weight[own].to(y.dtype), self.up_bias[own].to(y.dtype)
-                    ),
-                )
-            )
+            up, bias = self.up_weight[own].to(y.dtype), self.up_bias[own].to(y.dtype)
+            updates.append((rows, F.linear(F.gelu(low), up, bias)))
         return add_to_rows(y, updates)
-
-    def extra_repr(self) -> str:
-        """Sizes, rank and ranges."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"rank={self.spec.rank}, rows={self.spec.rows}"
-        )
-
-    def _ranges(self) -> list[tuple[slice, slice, slice]]:
-        # sliced like a LoRA: output features, own rows, own part of the bottleneck
-        return LoraCall(self.spec.rank, self.spec.rows, 1.0).ranges()

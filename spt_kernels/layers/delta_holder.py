@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from .keep_fp32 import keeping_fp32
+from .plain_module import plain_of
 from .position_index import CheckedIndex, checked_index, position_problem
-from .sparse_delta import SparseDelta, WrittenState, tag, write_deltas
+from .sparse_delta import Owner, SparseDelta, WrittenState, tag, write_deltas
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-class DeltaHolder(nn.Module):
+class DeltaHolder(Owner):
     """A module some of whose parameters are frozen but for a sparse delta.
 
     For a parameter `bias` it registers the Parameter `bias_delta` (fp32), and has the constants
@@ -82,9 +83,9 @@ class DeltaHolder(nn.Module):
         return found
 
     @property
-    def spt_was_called(self) -> bool:
-        """Whether its forward has ever run eagerly."""
-        return bool(self.__dict__.get("_spt_called", False))
+    def plain(self) -> nn.Module:
+        """The module this one stands for, with the parameters as they are now."""
+        return plain_of(self)
 
     @classmethod
     def delta_local_names(cls, local: str) -> tuple[str, str, str]:
@@ -94,12 +95,13 @@ class DeltaHolder(nn.Module):
 
     def write_stale_deltas(self) -> None:
         """Write what has changed since the last forward; to be called by every eager forward."""
-        self.__dict__["_spt_called"] = True
+        own = self.__dict__
+        own["_spt_called"] = True
         stale = []
-        for local, written in self._spt_states.items():
+        for local, written in own["_spt_written"].items():
             written.by_optimizer = False
-            delta = self._parameters[self.delta_local_names(local)[0]]
-            if not written.matches(delta):  # type: ignore[arg-type]
+            name = "delta" if local == self._main_parameter else f"{local}_delta"
+            if not written.matches(self._parameters[name]):  # type: ignore[arg-type]
                 stale.append(local)
         if stale:
             deltas = self.sparse_deltas()
@@ -123,12 +125,10 @@ class DeltaHolder(nn.Module):
             _, index_name, original_name = self.delta_local_names(local)
             setattr(self, index_name, _moved(delta.index, fn(delta.index)))
             setattr(self, original_name, fn(delta.original))
-        if any(
-            d.index.device != before[local].index.device
-            for local, d in self.sparse_deltas().items()
-        ):
+        after = self.sparse_deltas()
+        if any(after[local].index.device != d.index.device for local, d in before.items()):
             self._index_changed()
-        for local, delta in self.sparse_deltas().items():
+        for local, delta in after.items():
             tag(delta.delta, self)
             if not delta.target.is_contiguous():  # flat positions need it, channels last or not
                 delta.target.data = delta.target.data.contiguous()
@@ -165,13 +165,7 @@ class DeltaHolder(nn.Module):
             return
         own_unexpected: list[str] = []
         super()._load_from_state_dict(
-            state_dict,
-            prefix,
-            local_metadata,
-            strict,
-            missing_keys,
-            own_unexpected,
-            error_msgs,
+            state_dict, prefix, local_metadata, strict, missing_keys, own_unexpected, error_msgs
         )
         constants = self._constants()
         unexpected_keys += [k for k in own_unexpected if k.removeprefix(prefix) not in constants]
@@ -187,8 +181,8 @@ class DeltaHolder(nn.Module):
         self._index_changed()
         for local, delta in self.sparse_deltas().items():
             tag(delta.delta, self)
-            names = self.delta_local_names(local)
-            if prefix + local in state_dict and prefix + names[2] not in state_dict:
+            _, _, original_name = self.delta_local_names(local)
+            if prefix + local in state_dict and prefix + original_name not in state_dict:
                 delta.original.copy_(_gather(delta.target, delta.index))  # plain base weights
             if _holds(delta):
                 delta.written.record(delta.delta)
@@ -233,9 +227,8 @@ class DeltaHolder(nn.Module):
         for local, delta in self.sparse_deltas().items():
             tag(delta.delta, self)
             if delta.original.dtype != delta.target.dtype:  # a copy may be made in another dtype
-                setattr(
-                    self, self.delta_local_names(local)[2], delta.original.to(delta.target.dtype)
-                )
+                _, _, original_name = self.delta_local_names(local)
+                setattr(self, original_name, delta.original.to(delta.target.dtype))
             if fresh[local]:
                 delta.written.record(delta.delta)
 
@@ -260,7 +253,5 @@ def _holds(delta: SparseDelta) -> bool:
         return True
     truth = delta.original.double() + delta.delta.double()
     error = (_gather(delta.target, delta.index).double() - truth).abs()
-    spacing = (
-        torch.finfo(delta.target.dtype).eps * truth.abs() + torch.finfo(delta.target.dtype).tiny
-    )
-    return bool((error <= spacing).all())
+    numbers = torch.finfo(delta.target.dtype)
+    return bool((error <= numbers.eps * truth.abs() + numbers.tiny).all())

@@ -21,9 +21,11 @@ def first_derivative_only(backward: Backward) -> Backward:
 
     @functools.wraps(backward)
     def wrapper(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():  # an ordinary backward records nothing
+            return backward(ctx, *grad_outputs)
         with torch.no_grad():
             grads = backward(ctx, *grad_outputs)
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
             return grads
         present = [grad for grad in grads if grad is not None]
         if not present:

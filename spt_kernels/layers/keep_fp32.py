@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 def keeping_fp32(
-    fn: Callable[[Tensor], Tensor], parameters: Iterable[nn.Parameter | None]
+    fn: Callable[[Tensor], Tensor], parameters: Iterable[nn.Parameter]
 ) -> Callable[[Tensor], Tensor]:
     """What `Module._apply` should apply in place of `fn`: the same, save for these dtypes.
 
     A delta is often smaller than one rounding of the weight that it belongs to: in bf16 most
     optimizer steps would be lost.
     """
-    kept = [p for p in parameters if p is not None]
+    kept = list(parameters)
     kept_or_grad: list[Tensor] = [*kept, *(p.grad for p in kept if p.grad is not None)]
 
     def apply(tensor: Tensor) -> Tensor:

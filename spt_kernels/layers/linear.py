@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .delta_holder import DeltaHolder
-from .plain_module import keep_plain, plain_of
-from .position_index import CheckedIndex, checked_index
+from .position_index import CheckedIndex
 from .sparse_gradient import DeltaPattern
+from .sparse_layer import SparseDeltaLayer
 from .tuned_linear import TunedLinear
 
 
-class SparseDeltaLinear(DeltaHolder):
+class SparseDeltaLinear(SparseDeltaLayer):
     """A frozen Linear plus a sparse delta; the forward is that of the plain layer.
 
     `weight` holds base + delta at all times, so that the forward neither copies nor adds anything;
@@ -45,15 +42,8 @@ class SparseDeltaLinear(DeltaHolder):
         ValueError: positions unsorted, repeated, out of range, on another device; no bias.
     """
 
-    weight: Tensor
-    bias: Tensor | None
-    delta: nn.Parameter
-    index: Tensor
-    original: Tensor
     in_features: int
     out_features: int
-
-    _main_parameter = "weight"
 
     def __init__(
         self,
@@ -61,25 +51,11 @@ class SparseDeltaLinear(DeltaHolder):
         index: Tensor | CheckedIndex,
         bias_index: Tensor | CheckedIndex | None = None,
     ) -> None:
-        super().__init__()
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be an nn.Linear, got {type(linear).__name__}")
-        index = checked_index("index", index, "weight", linear.weight)
-        if bias_index is not None and linear.bias is not None:
-            bias_index = checked_index("bias_index", bias_index, "bias", linear.bias)
-        keep_plain(self, linear)
+        super().__init__(linear, index, bias_index)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.hold_delta("weight", index)
-        if bias_index is not None:
-            self.hold_delta("bias", bias_index, "bias_index")
-        elif linear.bias is not None:
-            linear.bias.requires_grad_(False)
         self._index_changed()
-
-    @property
-    def plain(self) -> nn.Module:
-        """The module this one stands for, with the parameters as they are now."""
-        return plain_of(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """`F.linear(x, weight, bias)`."""
@@ -89,31 +65,6 @@ class SparseDeltaLinear(DeltaHolder):
             return F.linear(x, self.weight, self.bias)
         no_lora = (None, None, None)
         return TunedLinear.apply(x, self.weight, self.bias, *self.trained_tensors(), *no_lora)
-
-    def has_gradients(self) -> bool:
-        """Whether a backward through this layer has anything to make for its deltas."""
-        return any(
-            delta is not None and delta.requires_grad and delta.numel() > 0
-            for delta in (self._parameters["delta"], self._parameters.get("bias_delta"))
-        )
-
-    def trained_tensors(self) -> tuple[Any, ...]:
-        """Delta, its pattern, bias delta and bias index, as `TunedLinear` takes them."""
-        return (
-            self.delta if self.delta.numel() else None,
-            self.__dict__["_spt_pattern"],
-            self._parameters.get("bias_delta"),
-            getattr(self, "bias_index", None),
-        )
-
-    def extra_repr(self) -> str:
-        """Sizes and numbers of trained entries."""
-        bias_delta = self._parameters.get("bias_delta")
-        trained = "" if bias_delta is None else f", bias_nnz={bias_delta.numel()}"
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, nnz={self.delta.numel()}{trained}"
-        )
 
     def _index_changed(self) -> None:
         pattern = DeltaPattern.of(self.index, self.out_features, self.in_features)

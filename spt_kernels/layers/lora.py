@@ -53,8 +53,7 @@ class LoraLinear(StructuredLinear):
             )
         if not 0.0 <= spec.dropout <= 1.0:
             raise ValueError(f"dropout must be within [0, 1], got {spec.dropout}")
-        self._freeze_base(base)
-        self.spec = spec
+        self._put_on(base, spec)
         device, n_ranges = base.weight.device, len(spec.rows)
         n_rows = sum(stop - start for start, stop in spec.rows)
         self.lora_a = nn.Parameter(torch.empty(n_ranges * spec.rank, base.in_features))
@@ -74,7 +73,7 @@ class LoraLinear(StructuredLinear):
             self.base.write_stale_deltas()
             deltas = self.base.trained_tensors()
         seed = _draw_seed(x) if dropout else 0
-        call = LoraCall(self.spec.rank, self.spec.rows, self.spec.scale, dropout, seed)
+        call = LoraCall(self._ranges(), self.spec.scale, dropout, seed)
         weight, bias = self.base.weight, self.base.bias
         if not torch.is_grad_enabled():
             return linear_with_lora(x, weight, bias, self.lora_a, self.lora_b, call)[0]
@@ -83,29 +82,23 @@ class LoraLinear(StructuredLinear):
     def update(self) -> Tensor:
         """`scale · B_i A_i` in its rows, zeros elsewhere: `[out, in]`, fp32; what merging adds."""
         total = self.lora_a.new_zeros(self.out_features, self.in_features)
-        call = LoraCall(self.spec.rank, self.spec.rows, self.spec.scale)
         with torch.no_grad():
-            for rows, rows_of_b, part in call.ranges():
+            for rows, rows_of_b, part in self._ranges():
                 total[rows] = self.spec.scale * (self.lora_b[rows_of_b] @ self.lora_a[part])
         return total
 
     def extra_repr(self) -> str:
-        """Sizes, rank and ranges."""
-        spec = self.spec
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, rank={spec.rank}, "
-            f"rows={spec.rows}, scale={spec.scale}, dropout={spec.dropout}"
-        )
+        """Sizes, rank, ranges, scale and dropout."""
+        return f"{super().extra_repr()}, scale={self.spec.scale}, dropout={self.spec.dropout}"
 
     def _forward_plainly(self, x: Tensor, dropout: float) -> Tensor:
         # Compiled code fuses and recomputes by itself, and has its own random numbers
         y = self.base.forward(x)  # its hooks are ours, and run once
         low, up = self.lora_a.to(y.dtype), self.lora_b.to(y.dtype)
         inner = F.linear(F.dropout(x.to(y.dtype), dropout), low)
-        call = LoraCall(self.spec.rank, self.spec.rows, self.spec.scale)
         updates = [
             (rows, F.linear(inner[..., part], up[rows_of_b]) * self.spec.scale)
-            for rows, rows_of_b, part in call.ranges()
+            for rows, rows_of_b, part in self._ranges()
         ]
         return add_to_rows(y, updates)
 

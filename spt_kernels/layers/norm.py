@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .delta_holder import DeltaHolder
 from .parameter import attached
-from .plain_module import keep_plain, plain_of
+from .plain_module import keep_plain
 from .position_index import CheckedIndex
 
 
@@ -56,11 +56,6 @@ class SparseDeltaNorm(DeltaHolder):
         for name, value in vars(norm).items():
             if not name.startswith("_") and name != "training":
                 setattr(self, name, value)
-
-    @property
-    def plain(self) -> nn.Module:
-        """The module this one stands for, with the parameters as they are now."""
-        return plain_of(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """What the plain norm returns."""

@@ -74,7 +74,5 @@ def position_problem(index: Tensor, numel: int) -> str:
     steps = index[1:] - index[:-1]
     if bool((steps < 0).any()):
         return "must be sorted in ascending order"
-    if bool((steps == 0).any()):
-        position = int(index[1:][steps == 0][0])
-        return f"must not repeat a position, got {position} more than once"
-    return ""
+    position = int(index[1:][steps == 0][0])
+    return f"must not repeat a position, got {position} more than once"

@@ -13,14 +13,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable
-from dataclasses import dataclass
-from typing import Any, Literal
+from operator import attrgetter
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ..ops.rebuild_input import rebuild_gelu, rebuild_layer_norm
+from ..ops.rebuild_input import (
+    launch_gelu,
+    launch_layer_norm,
+    rebuild_gelu,
+    rebuild_layer_norm,
+)
+from .launching import may_launch
 
 _RESHAPES = frozenset({"ViewBackward0", "ReshapeAliasBackward0"})
 # Nodes that may lie between a tensor and the node whose output it shares its storage with
@@ -31,6 +37,7 @@ _VIEWS = frozenset(
     | {"TBackward0", "UnbindBackward0", "UnsafeViewBackward0"}
     | _RESHAPES
 )
+_PRODUCERS = frozenset({"GeluBackward0", "NativeLayerNormBackward0"})
 _REBUILDABLE = (torch.float32, torch.bfloat16, torch.float16)
 # Tensors that are what autograd takes them for; other subclasses may be anything
 _INSPECTED: tuple[type[Tensor], ...] = (Tensor, torch.nn.Parameter, FakeTensor)
@@ -39,20 +46,19 @@ Tensors = tuple[Tensor | None, ...]
 Step = tuple[Literal["reshape", "permute"], tuple[int, ...]]
 
 
-@dataclass(frozen=True)
-class SavedInput:
+class SavedInput(NamedTuple):
     """A recipe for a layer's input from a few saved tensors, which it does not hold itself.
 
     Attributes:
         kind: `tensor` (the input itself), `columns` (some of one dimension of it), `gelu` or
-            `layer_norm` (what their producer keeps), or `nothing`.
+            `layer_norm` (what their producer keeps).
         dtype: of the input as the layer computes with it.
         approximate: of a GELU.
         normalized_ndim: of a LayerNorm.
         steps: reshapes and permutations between the producer's output and the layer.
     """
 
-    kind: Literal["nothing", "tensor", "columns", "gelu", "layer_norm"]
+    kind: Literal["tensor", "columns", "gelu", "layer_norm"]
     dtype: torch.dtype
     approximate: str = "none"
     normalized_ndim: int = 0
@@ -91,16 +97,13 @@ class SavedInput:
         source = tensors[0]
         assert source is not None
         if self.kind == "gelu":
-            x = rebuild_gelu(source, self.approximate, self.dtype)
+            make = launch_gelu if may_launch(source) else rebuild_gelu
+            x = make(source, self.approximate, self.dtype)
         elif self.kind == "layer_norm":
-            _, mean, rstd, weight, bias = tensors
-            assert mean is not None
-            assert rstd is not None
-            x = rebuild_layer_norm(
-                source, mean, rstd, weight, bias, self.normalized_ndim, self.dtype
-            )
+            make_norm: Any = launch_layer_norm if may_launch(source) else rebuild_layer_norm
+            x = make_norm(*tensors, self.normalized_ndim, self.dtype)
         else:
-            x = source.to(self.dtype)
+            x = source if source.dtype is self.dtype else source.to(self.dtype)
         for kind, argument in self.steps:
             x = x.reshape(argument) if kind == "reshape" else x.permute(argument)
         return x
@@ -117,18 +120,21 @@ def _may_inspect(x: Tensor) -> bool:
 def _rebuilt(x: Tensor, dtype: torch.dtype) -> tuple[SavedInput, Tensors] | None:
     """The recipe after a GELU or a LayerNorm, and what it starts from; or None."""
     # An edit in place under no_grad leaves the node as it is, and only the version tells of it
-    if x.grad_fn is None or x.is_inference() or x._version != 0:
+    if x.grad_fn is None or x.is_inference() or x._version != 0 or dtype not in _REBUILDABLE:
         return None
-    node, steps = _look_through(x)
-    if node is None:
-        return None
+    node: Any = x.grad_fn
+    steps: tuple[Step, ...] = ()
     kind = node.name()
+    if kind not in _PRODUCERS:
+        node, steps = _look_through(x)
+        kind = "" if node is None else node.name()
     if kind == "GeluBackward0":
-        saved = _read(node, ("self",))
-        more: dict[str, Any] = {"approximate": getattr(node, "_saved_approximate", "none")}
+        saved = _OF_GELU.read(node)
+        recipe = SavedInput("gelu", dtype, getattr(node, "_saved_approximate", "none"), steps=steps)
     elif kind == "NativeLayerNormBackward0":
-        saved = _read(node, ("input", "result1", "result2", "weight", "bias"))
-        more = {"normalized_ndim": len(node._saved_normalized_shape)}  # type: ignore[attr-defined]
+        saved = _OF_LAYER_NORM.read(node)
+        normalized_ndim = len(node._saved_normalized_shape)
+        recipe = SavedInput("layer_norm", dtype, normalized_ndim=normalized_ndim, steps=steps)
     else:
         return None
     if saved is None or not all(t is None or t.dtype in _REBUILDABLE for t in saved):
@@ -136,10 +142,7 @@ def _rebuilt(x: Tensor, dtype: torch.dtype) -> tuple[SavedInput, Tensors] | None
     source = saved[0]
     if source is None or source.dtype != x.dtype or source.numel() != x.numel():
         return None
-    if dtype not in _REBUILDABLE:
-        return None
-    name: Literal["gelu", "layer_norm"] = "gelu" if kind == "GeluBackward0" else "layer_norm"
-    return SavedInput(name, dtype, steps=steps, **more), saved
+    return recipe, saved
 
 
 def _look_through(x: Tensor) -> tuple[Any, tuple[Step, ...]]:
@@ -185,42 +188,51 @@ def _is_kept_by_producer(x: Tensor) -> bool:
     storage = x.untyped_storage()._cdata
     node: Any = x.grad_fn
     while node is not None:
-        for name in _saved_names(type(node)):  # type: ignore[arg-type]
-            saved = _read(node, (name,))
-            if (
-                saved is not None
-                and isinstance(saved[0], Tensor)
-                and saved[0].untyped_storage()._cdata == storage
-            ):
-                return True
+        for names in _saved_names(type(node)):  # type: ignore[arg-type]
+            for saved in names.read(node) or ():
+                if isinstance(saved, Tensor) and saved.untyped_storage()._cdata == storage:
+                    return True
         if node.name() not in _VIEWS:
             return False
         node = node.next_functions[0][0]
     return False
 
 
+class _Names:
+    """Names of what a node saves, without their prefix, to be read all at once."""
+
+    def __init__(self, *names: str) -> None:
+        # the getter of one name alone would give no tuple
+        self._raw = attrgetter(*(f"_raw_saved_{name}" for name in (*names, names[0])))
+        self._saved = attrgetter(*(f"_saved_{name}" for name in (*names, names[0])))
+
+    def read(self, node: Any) -> tuple[Any, ...] | None:
+        """Saved tensors of a node, or None when they cannot be had without side effects."""
+        try:
+            for raw in self._raw(node)[:-1]:
+                if raw is not None and _may_have_hooks(raw):
+                    return None
+            saved: tuple[Any, ...] = self._saved(node)[:-1]
+            return saved
+        except RuntimeError:
+            # Freed by a backward, or edited in place since: this graph can no longer be gone
+            # through, but the forward, as with a plain layer, must still run.
+            return None
+
+
+_OF_GELU = _Names("self")
+_OF_LAYER_NORM = _Names("input", "result1", "result2", "weight", "bias")
+
+
 @functools.cache
-def _saved_names(node_type: Hashable) -> tuple[str, ...]:
-    """What a type of C++ node saves, by the names without their prefix."""
+def _saved_names(node_type: Hashable) -> tuple[_Names, ...]:
+    """What a type of C++ node saves, its results first."""
     prefix = "_raw_saved_"
     names = [name.removeprefix(prefix) for name in dir(node_type) if name.startswith(prefix)]
-    return tuple(name for name in names if hasattr(node_type, f"_saved_{name}"))
+    names.sort(key=lambda name: not name.startswith(("out", "result")))
+    return tuple(_Names(name) for name in names if hasattr(node_type, f"_saved_{name}"))
 
 
 def _may_have_hooks(raw: Any) -> bool:
     # Before 2.11 (2.9 for one) torch does not tell, and then nothing is rebuilt
     return not hasattr(raw, "unpack_hook") or raw.unpack_hook is not None
-
-
-def _read(node: Any, names: tuple[str, ...]) -> tuple[Any, ...] | None:
-    """Saved tensors of a node, or None when they cannot be had without side effects."""
-    try:
-        for name in names:
-            raw = getattr(node, f"_raw_saved_{name}")
-            if raw is not None and _may_have_hooks(raw):
-                return None
-        return tuple(getattr(node, f"_saved_{name}") for name in names)
-    except RuntimeError:
-        # Freed by a backward, or edited in place since: this graph can no longer be gone through,
-        # but the forward, as with a plain layer, must still run.
-        return None

@@ -24,22 +24,20 @@ _TAG = "_spt_owner"
 _LEFT = "_spt_left_to_hook"
 
 
-class Owner(Protocol):
+class Owner(nn.Module):
     """A module that holds trained parameters of its own."""
-
-    _parameters: dict[str, nn.Parameter | None]
 
     @property
     def spt_was_called(self) -> bool:
         """Whether its forward has ever run eagerly."""
-        ...
+        return bool(self.__dict__.get("_spt_called", False))
 
     def sparse_deltas(self) -> dict[str, SparseDelta]:
         """Local parameter name -> its sparse delta."""
-        ...
+        raise NotImplementedError
 
 
-class DeltaOwner(Owner, Protocol):
+class DeltaOwner(Protocol):
     """An owner some of whose parameters have a sparse delta."""
 
     def delta_local_names(self, local: str) -> tuple[str, str, str]:
@@ -141,38 +139,33 @@ class SparseDelta:
 def write_deltas(deltas: Iterable[SparseDelta]) -> None:
     """Write base + delta into every target, one launch per device."""
     chosen = list(deltas)
-    ours = [d for d in chosen if d.target.dtype != torch.float64]
-    if ours:
-        write_delta(
-            [d.target for d in ours],
-            [d.index for d in ours],
-            [d.original for d in ours],
-            [d.delta for d in ours],
-        )
+    _write(chosen, restore=False)
     for d in chosen:
-        if d.target.dtype == torch.float64:
-            _write_float64(d, d.original + d.delta.detach())
         d.written.record(d.delta)
 
 
 def restore_deltas(deltas: Iterable[SparseDelta]) -> None:
     """Write the base values into every target, one launch per device."""
     chosen = list(deltas)
-    ours = [d for d in chosen if d.target.dtype != torch.float64]
-    if ours:
-        write_delta(
-            [d.target for d in ours], [d.index for d in ours], [d.original for d in ours], None
-        )
+    _write(chosen, restore=True)
     for d in chosen:
-        if d.target.dtype == torch.float64:
-            _write_float64(d, d.original)
         d.written.forget()
 
 
 @torch.no_grad()
-def _write_float64(delta: SparseDelta, values: Tensor) -> None:
+def _write(deltas: list[SparseDelta], *, restore: bool) -> None:
+    ours = [d for d in deltas if d.target.dtype != torch.float64]
+    if ours:
+        write_delta(
+            [d.target for d in ours],
+            [d.index for d in ours],
+            [d.original for d in ours],
+            None if restore else [d.delta for d in ours],
+        )
     # The op serves the dtypes that are trained in; float64 models exist to check gradients with
-    delta.target.view(-1)[delta.index.long()] = values
+    for d in deltas:
+        if d.target.dtype == torch.float64:
+            d.target.view(-1)[d.index.long()] = d.original if restore else d.original + d.delta
 
 
 class DeltaSlot:

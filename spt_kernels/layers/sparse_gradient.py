@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops.sparse_weight_grad import SparsePattern, sparse_weight_grad
+from ..ops.sparse_weight_grad import SparsePattern, launch, sparse_weight_grad
+from .launching import may_launch
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,4 +52,6 @@ def sparse_gradient(grad_output: Tensor, input: Tensor, pattern: SparsePattern) 
     if grad_output.dtype == torch.float64:
         # The op serves the dtypes that are trained in; float64 models exist to check gradients with
         return (grad_output.t() @ flat).flatten().index_select(0, pattern.index)
+    if may_launch(flat) and type(grad_output) is Tensor:
+        return launch(grad_output, flat, pattern)
     return sparse_weight_grad(grad_output, flat, pattern)

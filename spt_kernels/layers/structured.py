@@ -11,19 +11,22 @@ from torch import Tensor, nn
 from .keep_fp32 import keeping_fp32
 from .linear import SparseDeltaLinear
 from .plain_module import share_hooks
-from .sparse_delta import SparseDelta, tag
+from .sparse_delta import Owner, SparseDelta, tag
+from .tuned_linear import Ranges, ranges_of
 
 
-class StructuredLinear(nn.Module):
+class StructuredLinear(Owner):
     """A frozen Linear with a small trained module on it; subclasses add parameters and forward.
 
     Attributes:
         base: the frozen layer; a `SparseDeltaLinear` keeps training its deltas.
+        spec: what is on it.
         in_features: of the base layer.
         out_features: of the base layer.
     """
 
     base: nn.Linear | SparseDeltaLinear
+    spec: Any
     in_features: int
     out_features: int
 
@@ -47,21 +50,27 @@ class StructuredLinear(nn.Module):
         base = self.base
         return base.plain if isinstance(base, SparseDeltaLinear) else base
 
-    @property
-    def spt_was_called(self) -> bool:
-        """Whether its forward has ever run eagerly."""
-        return bool(self.__dict__.get("_spt_called", False))
-
     def sparse_deltas(self) -> dict[str, SparseDelta]:
         """Local parameter name -> its sparse delta: those of the base layer."""
         return self.base.sparse_deltas() if isinstance(self.base, SparseDeltaLinear) else {}
 
-    def _freeze_base(self, base: nn.Linear | SparseDeltaLinear) -> None:
+    def extra_repr(self) -> str:
+        """Sizes, rank and ranges."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"rank={self.spec.rank}, rows={self.spec.rows}"
+        )
+
+    def _ranges(self) -> Ranges:
+        """Per range: its output features, its own rows, its part of the bottleneck."""
+        return ranges_of(self.spec.rank, self.spec.rows)
+
+    def _put_on(self, base: nn.Linear | SparseDeltaLinear, spec: Any) -> None:
         """Register the base layer, frozen, and take over its sizes and hooks."""
         base.weight.requires_grad_(False)
         if base.bias is not None:
             base.bias.requires_grad_(False)
-        self.base = base
+        self.base, self.spec = base, spec
         self.in_features, self.out_features = base.in_features, base.out_features
         share_hooks(self, base)
         self.train(base.training)
@@ -71,19 +80,17 @@ class StructuredLinear(nn.Module):
 
         They are drawn on the CPU: the same seed gives the same start on every device.
         """
-        for parameter in self._parameters.values():
-            if parameter is not None:
-                parameter.data = parameter.data.to(device)
+        for parameter in self.parameters(recurse=False):
+            parameter.data = parameter.data.to(device)
         self._tag_all()
 
     def _tag_all(self) -> None:
         """Let every own parameter lead back to this module."""
-        for parameter in self._parameters.values():
-            if parameter is not None:
-                tag(parameter, self)
+        for parameter in self.parameters(recurse=False):
+            tag(parameter, self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StructuredLinear:
-        super()._apply(keeping_fp32(fn, self._parameters.values()), recurse)
+        super()._apply(keeping_fp32(fn, self.parameters(recurse=False)), recurse)
         self._tag_all()
         return self
 

@@ -105,7 +105,7 @@ class TunedConv2d(torch.autograd.Function):
         how = ConvGeometry(*geometry)
         y = F.conv2d(x, weight, bias, how.stride, how.padding, how.dilation, how.groups)
         needs_x, needs_delta, needs_bias_delta = (ctx.needs_input_grad[i] for i in (0, 3, 5))
-        saved = SavedInput("nothing", y.dtype)
+        saved: SavedInput | None = None
         kept: Tensors = ()
         if needs_delta:
             channels = pattern.inputs if isinstance(pattern, TouchedGroups) else None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,10 @@ from .sparse_gradient import DeltaPattern, sparse_gradient
 # The input with elements dropped is made in pieces of this size: at the moment when a forward needs
 # most, a whole copy of it would be the largest tensor about
 _DROPPED_ELEMENTS = 2**23
+_UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
+
+# Per range of a LoRA or Adapter: output features, rows of its own, part of the bottleneck
+Ranges = tuple[tuple[slice, slice, slice], ...]
 
 # Asked for once: `torch.compile` of torch 2.11 cannot trace the question
 _AUTOCAST_KINDS = frozenset(
@@ -25,33 +29,31 @@ _AUTOCAST_KINDS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class LoraCall:
+@functools.cache
+def ranges_of(rank: int, rows: tuple[tuple[int, int], ...]) -> Ranges:
+    """Where half-open ranges of output features lie in what is stacked for all of them."""
+    found, first = [], 0
+    for n, (start, stop) in enumerate(rows):
+        last = first + stop - start
+        found.append((slice(start, stop), slice(first, last), slice(n * rank, (n + 1) * rank)))
+        first = last
+    return tuple(found)
+
+
+class LoraCall(NamedTuple):
     """One forward of a LoRA: what it is, and which elements of its input are dropped.
 
     Attributes:
-        rank: width of each range's bottleneck.
-        rows: half-open ranges of output features.
+        ranges: of `ranges_of`.
         scale: factor of the update.
         dropout: probability of dropping an element; 0 outside training.
         seed: which elements; forward and backward both make the mask from it.
     """
 
-    rank: int
-    rows: tuple[tuple[int, int], ...]
+    ranges: Ranges
     scale: float
     dropout: float = 0.0
     seed: int = 0
-
-    def ranges(self) -> list[tuple[slice, slice, slice]]:
-        """Per range: its output features, its rows of `lora_b`, its part of the bottleneck."""
-        found, first = [], 0
-        for n, (start, stop) in enumerate(self.rows):
-            last = first + stop - start
-            inner = slice(n * self.rank, (n + 1) * self.rank)
-            found.append((slice(start, stop), slice(first, last), inner))
-            first = last
-        return found
 
     def dropped(self, x: Tensor, first: int = 0) -> Tensor:
         """`x` with zeros for the elements that this call drops, of which the first is `first`."""
@@ -87,23 +89,24 @@ class TunedLinear(torch.autograd.Function):
         lora: LoraCall | None,
     ) -> Tensor:
         """`[..., out]`; the dtype is that which autocast, if it is on, gives to `F.linear`."""
-        needs = _Needs(*(ctx.needs_input_grad[i] for i in (0, 3, 5, 7, 8)))
+        needs_x, _, _, needs_delta, _, needs_bias_delta, _, needs_a, needs_b, _ = (
+            ctx.needs_input_grad
+        )
         y, inner = linear_with_lora(x, weight, bias, lora_a, lora_b, lora)
         if not torch.compiler.is_compiling() and y._is_view():
-            y = torch.ops.aten._unsafe_view(
-                y, y.shape
-            )  # so that what follows may work on it in place
-        saved = SavedInput("nothing", y.dtype)
+            # so that what follows may work on it in place
+            y = _UNSAFE_VIEW(y, y.shape)
+        saved: SavedInput | None = None
         kept: Tensors = ()
-        if needs.delta or needs.lora_a:
-            columns = None if needs.lora_a or pattern is None else pattern.columns
+        if needs_delta or needs_a:
+            columns = None if needs_a or pattern is None else pattern.columns
             saved, kept = SavedInput.of(x, y.dtype, columns)
         ctx.save_for_backward(
-            weight if needs.x else None,
-            bias_index if needs.bias_delta else None,
-            lora_a if needs.x or needs.lora_a else None,
-            lora_b if needs.x or needs.lora_a else None,
-            inner if needs.lora_b else None,
+            weight if needs_x else None,
+            bias_index if needs_bias_delta else None,
+            lora_a if needs_x or needs_a else None,
+            lora_b if needs_x or needs_a else None,
+            inner if needs_b else None,
             *kept,
         )
         ctx.saved_input, ctx.pattern, ctx.lora = saved, pattern, lora
@@ -114,49 +117,44 @@ class TunedLinear(torch.autograd.Function):
     @first_derivative_only
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the input, the deltas and the LoRA; never one of the whole weight."""
-        weight, bias_index, lora_a, lora_b, inner, *kept = ctx.saved_tensors
-        needs = _Needs(*(ctx.needs_input_grad[i] for i in (0, 3, 5, 7, 8)))
-        lora: LoraCall | None = ctx.lora
-        x: Any = None
-        grad_inner: Any = None
-        grad_x = grad_delta = grad_bias_delta = grad_a = grad_b = None
-        with without_autocast(grad_output.device):
-            gy = grad_output.reshape(-1, grad_output.shape[-1])  # [tokens, out]
-            if needs.delta or needs.lora_a:
-                x = ctx.saved_input.rebuild(tuple(kept))
-            if needs.delta:
-                some = ctx.saved_input.kind == "columns"
-                pattern = ctx.pattern.compacted if some else ctx.pattern.whole
-                grad_delta = sparse_gradient(gy, x, pattern)
-            if needs.bias_delta:
-                grad_bias_delta = gy.sum(0, dtype=wide_dtype(gy)).index_select(0, bias_index)
-            if lora is not None:
-                if needs.lora_b:
-                    grad_b = _grad_of_b(gy, inner, lora)
-                if needs.x or needs.lora_a:
-                    grad_inner = _grad_of_inner(gy, lora_b, lora)  # [tokens, ranges · rank]
-                if needs.lora_a:
-                    # into what was rebuilt, but not into another's tensor
-                    x = lora.dropped(x) if ctx.saved_input.kind == "tensor" else lora.drop_(x)
-                    grad_a = grad_inner.t() @ x.reshape(-1, ctx.in_features)
-            del x  # before the gradient of the same size is made
-            if needs.x:
-                flat = _grad_of_x(gy, weight, grad_inner, lora_a, lora)
-                shape = (*grad_output.shape[:-1], ctx.in_features)
-                grad_x = flat.view(shape).to(ctx.x_dtype)
-        return (
-            *(grad_x, None, None, grad_delta, None),
-            *(grad_bias_delta, None, grad_a, grad_b, None),
-        )
+        if _is_autocast(grad_output):
+            with torch.autocast(grad_output.device.type, enabled=False):
+                return _backward(ctx, grad_output)
+        return _backward(ctx, grad_output)
 
 
-@dataclass(frozen=True)
-class _Needs:
-    x: bool
-    delta: bool
-    bias_delta: bool
-    lora_a: bool
-    lora_b: bool
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    weight, bias_index, lora_a, lora_b, inner, *kept = ctx.saved_tensors
+    needs_x, _, _, needs_delta, _, needs_bias_delta, _, needs_a, needs_b, _ = ctx.needs_input_grad
+    lora: LoraCall | None = ctx.lora
+    x: Any = None
+    grad_inner: Any = None
+    grad_x = grad_delta = grad_bias_delta = grad_a = grad_b = None
+    gy = grad_output.reshape(-1, grad_output.shape[-1])  # [tokens, out]
+    if needs_delta or needs_a:
+        x = ctx.saved_input.rebuild(kept)
+    if needs_delta:
+        some = ctx.saved_input.kind == "columns"
+        grad_delta = sparse_gradient(gy, x, ctx.pattern.compacted if some else ctx.pattern.whole)
+    if needs_bias_delta:
+        grad_bias_delta = gy.sum(0, dtype=wide_dtype(gy)).index_select(0, bias_index)
+    if lora is not None:
+        if needs_b:
+            grad_b = _grad_of_b(gy, inner, lora)
+        if needs_x or needs_a:
+            grad_inner = _grad_of_inner(gy, lora_b, lora)  # [tokens, ranges · rank]
+        if needs_a:
+            # into what was rebuilt, but not into another's tensor
+            x = lora.dropped(x) if ctx.saved_input.kind == "tensor" else lora.drop_(x)
+            grad_a = grad_inner.t() @ x.reshape(-1, ctx.in_features)
+    del x  # before the gradient of the same size is made
+    if needs_x:
+        flat = _grad_of_x(gy, weight, grad_inner, lora_a, lora)
+        grad_x = _cast(flat.view(*grad_output.shape[:-1], ctx.in_features), ctx.x_dtype)
+    return (
+        *(grad_x, None, None, grad_delta, None),
+        *(grad_bias_delta, None, grad_a, grad_b, None),
+    )
 
 
 def linear_with_lora(
@@ -175,6 +173,17 @@ def linear_with_lora(
     return y, _add_lora(y, x, lora_a, lora_b, lora)
 
 
+def _is_autocast(tensor: Tensor) -> bool:
+    """Whether operations on it would be cast: a backward may be called under autocast."""
+    kind = tensor.device.type
+    return kind in _AUTOCAST_KINDS and torch.is_autocast_enabled(kind)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor.to(dtype)`, which to ask for costs as much as to do where there is nothing to do."""
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
+
+
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """A backward may be called under autocast, which must not change dtypes a second time."""
     kind = device.type
@@ -190,12 +199,14 @@ def wide_dtype(tensor: Tensor) -> torch.dtype:
 
 def _add_lora(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, lora: LoraCall) -> Tensor:
     """Add `scale · B A dropout(x)` into `y`; returns the bottleneck `[tokens, ranges · rank]`."""
-    with without_autocast(y.device):
-        inner = _bottleneck(x.to(y.dtype), lora_a.to(y.dtype), lora)
-        flat = y.view(-1, y.shape[-1])
-        for rows, rows_of_b, part in lora.ranges():
-            low = lora_b[rows_of_b].to(y.dtype)
-            flat[:, rows].addmm_(inner[:, part], low.t(), alpha=lora.scale)
+    if _is_autocast(y):
+        with torch.autocast(y.device.type, enabled=False):
+            return _add_lora(y, x, lora_a, lora_b, lora)
+    dtype = y.dtype
+    inner = _bottleneck(_cast(x, dtype), _cast(lora_a, dtype), lora)
+    flat, low = y.view(-1, y.shape[-1]), _cast(lora_b, dtype)
+    for rows, rows_of_b, part in lora.ranges:
+        flat[:, rows].addmm_(inner[:, part], low[rows_of_b].t(), alpha=lora.scale)
     return inner
 
 
@@ -203,8 +214,10 @@ def _bottleneck(x: Tensor, lora_a: Tensor, lora: LoraCall) -> Tensor:
     flat = x.reshape(-1, x.shape[-1])  # [tokens, in]
     if lora.dropout == 0.0:
         return flat @ lora_a.t()
-    inner = flat.new_empty(flat.shape[0], lora_a.shape[0])
     step = max(1, _DROPPED_ELEMENTS // flat.shape[1])
+    if len(flat) <= step:
+        return (lora.dropped(flat) @ lora_a.t()).mul_(lora.kept_scale)
+    inner = flat.new_empty(flat.shape[0], lora_a.shape[0])
     for start in range(0, flat.shape[0], step):
         some = lora.dropped(flat[start : start + step], start * flat.shape[1])
         torch.mm(some, lora_a.t(), out=inner[start : start + step])
@@ -213,14 +226,14 @@ def _bottleneck(x: Tensor, lora_a: Tensor, lora: LoraCall) -> Tensor:
 
 def _grad_of_b(gy: Tensor, inner: Tensor, lora: LoraCall) -> Tensor:
     # the thin factor on the left: BLAS is several times slower at the transpose of this on a CPU
-    parts = [(inner[:, part].t() @ gy[:, rows]).t() for rows, _, part in lora.ranges()]
+    parts = [(inner[:, part].t() @ gy[:, rows]).t() for rows, _, part in lora.ranges]
     return torch.cat(parts).mul_(lora.scale)  # [rows of all ranges, rank]
 
 
 def _grad_of_inner(gy: Tensor, lora_b: Tensor, lora: LoraCall) -> Tensor:
-    grad = gy.new_empty(gy.shape[0], len(lora.rows) * lora.rank)
-    for rows, rows_of_b, part in lora.ranges():
-        low = lora_b[rows_of_b].to(gy.dtype).t().contiguous()  # [rank, rows]
+    grad = gy.new_empty(gy.shape[0], lora_b.shape[1] * len(lora.ranges))
+    for rows, rows_of_b, part in lora.ranges:
+        low = _cast(lora_b[rows_of_b], gy.dtype).t().contiguous()  # [rank, rows]
         grad[:, part] = (low @ gy[:, rows].t()).t()  # half the time of `gy @ b` on a CPU
     return grad.mul_(lora.scale * (lora.kept_scale if lora.dropout else 1.0))
 
@@ -233,8 +246,8 @@ def _grad_of_x(
     lora: LoraCall | None,
 ) -> Tensor:
     """`[tokens, in]`, in one buffer: the LoRA's part with its dropout first, then the base's."""
-    weight = weight.to(gy.dtype)
+    weight = _cast(weight, gy.dtype)
     if grad_inner is None or lora_a is None or lora is None:
         return gy @ weight
-    grad = lora.drop_(grad_inner @ lora_a.to(gy.dtype))
+    grad = lora.drop_(grad_inner @ _cast(lora_a, gy.dtype))
     return grad.addmm_(gy, weight)

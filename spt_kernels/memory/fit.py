@@ -13,7 +13,6 @@ from torch import nn
 from ..plan import Plan
 from .estimate import MemoryEstimate
 from .rehearsal import Rehearsal
-from .step import Step
 
 _FIRST_GUESS = 32
 _GROWTH = 16  # no guess is more than so many times the largest batch seen: lines may bend
@@ -89,15 +88,7 @@ class PeakByBatch:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        image_shape: Sequence[int],
-        plan: Plan | None = None,
-        *,
-        method: str | None = None,
-        budget: int | float | None = None,
-        rank: int | None = None,
-        **step: Any,
+        self, model: nn.Module, image_shape: Sequence[int], plan: Plan | None = None, **how: Any
     ) -> None:
         try:
             self._image_shape = tuple(operator.index(size) for size in image_shape)
@@ -105,9 +96,7 @@ class PeakByBatch:
             raise TypeError(
                 f"image_shape must be a sequence of whole numbers, got {image_shape!r}"
             ) from None
-        self._rehearsal = Rehearsal(
-            model, plan, method=method, budget=budget, rank=rank, step=Step(**step)
-        )
+        self._rehearsal = Rehearsal(model, plan, **how)
         self._known: dict[int, MemoryEstimate] = {}
 
     def at(self, batch: int) -> MemoryEstimate:

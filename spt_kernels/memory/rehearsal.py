@@ -74,16 +74,26 @@ def estimate_memory(
         ValueError: an argument out of range, nothing to train, or an input of a shape that the
             model cannot take.
     """
-    step = Step(dtype, optimizer, training, loss_fn, checkpointing, device)
-    return Rehearsal(model, plan, method=method, budget=budget, rank=rank, step=step).at(
-        batch_shape
-    )
+    return Rehearsal(
+        model,
+        plan,
+        method=method,
+        budget=budget,
+        rank=rank,
+        dtype=dtype,
+        optimizer=optimizer,
+        training=training,
+        loss_fn=loss_fn,
+        checkpointing=checkpointing,
+        device=device,
+    ).at(batch_shape)
 
 
 class Rehearsal:
     """A step on fake tensors, prepared once and rehearsed for any number of batches.
 
-    The arguments are those of `estimate_memory`, which rehearses for one batch alone.
+    The arguments are those of `estimate_memory`, which rehearses for one batch alone: those that
+    are not named here are of a `Step`.
     """
 
     def __init__(
@@ -94,8 +104,9 @@ class Rehearsal:
         method: str | None = None,
         budget: int | float | None = None,
         rank: int | None = None,
-        step: Step,
+        **how: Any,
     ) -> None:
+        step = Step(**how)
         chosen, plan, self._label = _choose(model, plan, method, budget, rank)
         self._step = step
         # real tensors (constants that a model makes for itself) are let in, and not counted

@@ -31,34 +31,41 @@ def tune(model: nn.Module, method: Method, plan: Plan) -> Tunable:
 def tune_entries(
     model: nn.Module, plan: Plan, layer: Callable[[nn.Linear, Tensor], nn.Module], file: str
 ) -> Tunable:
-    """Put a layer in the place of every matrix of the plan; biases and norms are trained whole."""
+    """Put a layer in the place of every matrix of the plan; of the rest gradients are masked."""
     freeze_backbone(model)
     replaced: list[str] = []
-    trained = 0
     for name, index in plan.unstructured.items():
         module_name, _, local = name.rpartition(".")
         module = model.get_submodule(module_name)
         if isinstance(module, nn.Linear) and local == "weight":
             replace_module(model, module_name, layer(module, index))
             replaced.append(module_name)
-            trained += index.numel()
         else:
-            trained += model.get_parameter(name).requires_grad_().numel()
-    return Tunable(model, trained, fold=folding(replaced), file=file)
+            parameter = model.get_parameter(name).requires_grad_()
+            parameter.register_hook(mask_of(parameter, index).mul)
+    return Tunable(model, plan.num_trainable, fold=folding(replaced), file=file)
+
+
+def mask_of(parameter: Tensor, index: Tensor) -> Tensor:
+    """True at flat positions of a parameter."""
+    mask = torch.zeros_like(parameter, dtype=torch.bool).view(-1)
+    mask[index.to(mask.device)] = True
+    return mask.view(parameter.shape)
 
 
 class MaskedLinear(nn.Module):
-    """A trainable dense weight whose gradient is computed whole and then masked."""
+    """A trainable dense weight whose gradient is computed whole and then masked.
+
+    An optimizer's weight decay, if any, moves what the mask leaves out all the same.
+    """
 
     def __init__(self, linear: nn.Linear, index: Tensor) -> None:
         super().__init__()
         self.plain = [linear]  # in a list: not a child, its parameters are ours
         self.weight, self.bias = linear.weight.requires_grad_(), linear.bias
-        mask = torch.zeros_like(linear.weight, dtype=torch.bool).view(-1)
-        mask[index.to(mask.device)] = True
         self.mask: Tensor
         # not in the state dict, which is the plain layer's
-        self.register_buffer("mask", mask.view(linear.weight.shape), persistent=False)
+        self.register_buffer("mask", mask_of(linear.weight, index), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """The plain layer."""

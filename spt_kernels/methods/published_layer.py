@@ -66,4 +66,5 @@ class _DiagonalGradient(torch.autograd.Function):
         inputs = x.flatten(0, -2)[:, columns].to(gy.dtype)  # under autocast x may be wider
         product = gy[:, rows].t() @ inputs  # [nnz, nnz]
         grad_x = grads[0] @ whole.to(grads[0].dtype)
-        return grad_x, None, None, product.diagonal().float(), None
+        grad_bias = gy.sum(0) if ctx.needs_input_grad[2] else None
+        return grad_x, None, grad_bias, product.diagonal().float(), None

@@ -58,7 +58,7 @@ class Tunable:
             state = {n: t.detach().cpu().contiguous() for n, t in self.model.state_dict().items()}
             write_atomically(path, save(state))
         else:
-            checked_file.write(path, "trained", {}, self._state())
+            return checked_file.write(path, "trained", {}, self._state())
         return Path(path).stat().st_size
 
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -71,7 +71,7 @@ class Tunable:
         if self.file == "task":
             load_delta(self.model, path)
             return
-        _, tensors = checked_file.read(path, "trained")
+        tensors = checked_file.read(path, "trained", lambda _, tensors: tensors)
         own = self._state()
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         if shapes != {name: tensor.shape for name, tensor in own.items()}:

@@ -47,7 +47,7 @@ def sparse_adamw(
     check("hyper", hyper, (torch.float64,), 8 * len(params))
     entry_ids = [int(entry_id) for entry_id in hyper[:, 7].tolist()] if len(params) else []
     module().sparse_adamw(
-        *_adamw_entries(params, exp_avgs, exp_avg_sqs, targets, indices, originals, entry_ids),
+        *_entries((params, exp_avgs, exp_avg_sqs, targets, indices, originals), entry_ids),
         [t.data_ptr() for t in grads],
         hyper.data_ptr(),
         stochastic_rounding,
@@ -92,7 +92,7 @@ class AdamWPlan:
         for i, step in enumerate(steps):
             check(f"steps[{i}]", step, (torch.float32,), 1)
         self._plan = module().AdamWPlan(
-            *_adamw_entries(params, exp_avgs, exp_avg_sqs, targets, indices, originals, entry_ids),
+            *_entries((params, exp_avgs, exp_avg_sqs, targets, indices, originals), entry_ids),
             [t.data_ptr() for t in steps],
             list(groups),
         )
@@ -120,22 +120,17 @@ class AdamWPlan:
         self._plan.step(grads, numbers, stochastic_rounding, seed & 0xFFFFFFFF, threads)
 
 
-def _adamw_entries(
-    params: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    indices: Sequence[Tensor],
-    originals: Sequence[Tensor],
-    entry_ids: Sequence[int],
+def _entries(
+    columns: Sequence[Sequence[Tensor]], entry_ids: Sequence[int]
 ) -> tuple[list[list[int]], list[int], list[int], list[int], list[int]]:
-    columns = [params, exp_avgs, exp_avg_sqs, targets, indices, originals]
+    """What the C++ is told of params, exp_avgs, exp_avg_sqs, targets, indices and originals."""
     for i, row in enumerate(zip(*columns, strict=True)):
         n = row[0].numel()
         for name, tensor in zip(("params", "exp_avgs", "exp_avg_sqs"), row, strict=False):
             check(f"{name}[{i}]", tensor, (torch.float32,), n)
         if row[3].numel() > 0:
             check_target(i, row[3], row[4], row[5], n)
+    params, targets = columns[0], columns[3]
     return (
         [[t.data_ptr() for t in column] for column in columns],
         [t.numel() for t in params],

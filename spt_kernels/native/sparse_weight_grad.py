@@ -37,14 +37,15 @@ def sparse_weight_grad(
     if len(input) != len(grad_output):
         raise ValueError(f"input must have {len(grad_output)} tokens, got {len(input)}")
     check("index", index, (torch.int32,))
+    n_in = input.shape[1]
     if columns is not None:
-        check("columns", columns, (torch.int32,), input.shape[1])
-    if columns is not None and in_features is None:
-        raise ValueError("in_features must be given with columns")
-    in_features = input.shape[1] if columns is None or in_features is None else in_features
+        check("columns", columns, (torch.int32,), n_in)
+        if in_features is None:
+            raise ValueError("in_features must be given with columns")
+        n_in = in_features
     grad = torch.empty(index.numel(), dtype=torch.float32)  # [nnz]
     module().sparse_weight_grad(
-        (len(grad_output), grad_output.shape[1], in_features),
+        (len(grad_output), grad_output.shape[1], n_in),
         *(
             (t.data_ptr(), DTYPE_NUMBERS[t.dtype], t.stride(0), t.shape[1])
             for t in (grad_output, input)

@@ -43,22 +43,19 @@ def fingerprint(
     n = len(tensors)
     some_indices = [None] * n if indices is None else list(indices)
     some_originals = [None] * n if originals is None else list(originals)
-    rows: list[tuple[Tensor, Tensor, Tensor]] = []
     for name, column in (("indices", some_indices), ("originals", some_originals)):
         if len(column) != n:
             raise ValueError(f"{name} has {len(column)} items, expected {n}, one per tensor")
-    for m, (tensor, index, original) in enumerate(
-        zip(tensors, some_indices, some_originals, strict=True)
-    ):
-        rows.append(_checked(m, tensor, index, original))
+    columns = zip(tensors, some_indices, some_originals, strict=True)
+    rows = [_checked(m, *row) for m, row in enumerate(columns)]
     digits = [""] * n
     for device in dict.fromkeys(row[0].device for row in rows):
         chosen = [m for m, row in enumerate(rows) if row[0].device == device]
-        columns = [[rows[m][i] for m in chosen] for i in range(3)]
+        some = [[rows[m][i] for m in chosen] for i in range(3)]
         if device.type not in ("cpu", "cuda"):
-            columns = [[tensor.cpu() for tensor in column] for column in columns]
+            some = [[tensor.cpu() for tensor in column] for column in some]
         with torch.no_grad():
-            found = torch.ops.spt.fingerprint(*columns)  # int64 [tensors, 2]
+            found = torch.ops.spt.fingerprint(*some)  # int64 [tensors, 2]
         for m, (first, second) in zip(chosen, found.tolist(), strict=True):
             digits[m] = f"{first % 2**64:016x}{second % 2**64:016x}"
     return digits

@@ -7,6 +7,8 @@ gives the activation back.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -46,8 +48,7 @@ def rebuild_layer_norm(
         TypeError: a dtype is not one of fp32, bf16, fp16.
         ValueError: a shape does not fit.
     """
-    _require_floats(input=input, mean=mean, rstd=rstd, weight=weight, bias=bias)
-    _require_float_dtype(dtype)
+    _require_floats(dtype, input, mean=mean, rstd=rstd, weight=weight, bias=bias)
     if not 1 <= normalized_ndim <= input.dim():
         raise ValueError(
             f"normalized_ndim: expected 1 to {input.dim()}, the dimensions of input, "
@@ -83,25 +84,20 @@ def rebuild_gelu(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
         TypeError: a dtype is not one of fp32, bf16, fp16.
         ValueError: `approximate` is neither of its two values.
     """
-    _require_floats(input=input)
-    _require_float_dtype(dtype)
+    _require_floats(dtype, input)
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate: expected 'none' or 'tanh', got {approximate!r}")
     return torch.ops.spt.rebuild_gelu(input, approximate, dtype)
 
 
-def _require_floats(**tensors: Tensor | None) -> None:
-    device = next(tensor.device for tensor in tensors.values() if tensor is not None)
-    for name, tensor in tensors.items():
+def _require_floats(dtype: torch.dtype, input: Tensor, **others: Tensor | None) -> None:
+    for name, tensor in {"input": input, **others}.items():
         if tensor is None:
             continue
         if tensor.dtype not in _FLOATS:
             raise TypeError(f"{name}: expected fp32, bf16 or fp16, got {tensor.dtype}")
-        if tensor.device != device:
-            raise ValueError(f"{name}: expected device {device}, got {tensor.device}")
-
-
-def _require_float_dtype(dtype: torch.dtype) -> None:
+        if tensor.device != input.device:
+            raise ValueError(f"{name}: expected device {input.device}, got {tensor.device}")
     if dtype not in _FLOATS:
         raise TypeError(f"dtype: expected fp32, bf16 or fp16, got {dtype}")
 
@@ -114,36 +110,29 @@ torch.library.define(
 torch.library.define(
     "spt::rebuild_gelu", "(Tensor input, str approximate, ScalarType dtype) -> Tensor"
 )
-torch.library.register_kernel("spt::rebuild_layer_norm", "cpu", reference.rebuild_layer_norm)
-torch.library.register_kernel("spt::rebuild_gelu", "cpu", reference.rebuild_gelu)
 
 
-@torch.library.register_kernel("spt::rebuild_layer_norm", "cuda")
-def _rebuild_layer_norm_cuda(
-    input: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    normalized_ndim: int,
-    dtype: torch.dtype,
-) -> Tensor:
+def launch_layer_norm(input: Tensor, *others: Any) -> Tensor:
+    """`rebuild_layer_norm` without its checks, for a tensor on a CPU or a card."""
+    if input.is_cpu:
+        return _layer_norm_on_cpu(input, *others)
     from ..kernels import rebuild_input as kernels
 
     with torch.cuda.device(input.device):  # Triton launches on the current device
-        return kernels.rebuild_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
+        return kernels.rebuild_layer_norm(input, *others)
 
 
-@torch.library.register_kernel("spt::rebuild_gelu", "cuda")
-def _rebuild_gelu_cuda(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
+def launch_gelu(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
+    """`rebuild_gelu` without its checks, for a tensor on a CPU or a card."""
+    if input.is_cpu:
+        return reference.rebuild_gelu(input, approximate, dtype)
     from ..kernels import rebuild_input as kernels
 
     with torch.cuda.device(input.device):
         return kernels.rebuild_gelu(input, approximate, dtype)
 
 
-@torch.library.register_fake("spt::rebuild_layer_norm")
-def _rebuild_layer_norm_fake(
+def _layer_norm_on_cpu(
     input: Tensor,
     mean: Tensor,
     rstd: Tensor,
@@ -152,6 +141,25 @@ def _rebuild_layer_norm_fake(
     normalized_ndim: int,
     dtype: torch.dtype,
 ) -> Tensor:
+    """The reference, less what does nothing to fp32 values whose statistics have their shape."""
+    tensors = (input, mean, rstd, *(t for t in (weight, bias) if t is not None))
+    plain = input.is_contiguous() and mean.dim() == input.dim() and dtype is torch.float32
+    if not plain or any(tensor.dtype is not torch.float32 for tensor in tensors):
+        return reference.rebuild_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
+    y = torch.sub(input, mean).mul_(rstd)
+    if weight is not None:
+        y.mul_(weight)
+    return y if bias is None else y.add_(bias)
+
+
+for _device in ("cpu", "cuda"):
+    torch.library.register_kernel("spt::rebuild_layer_norm", _device, launch_layer_norm)
+    torch.library.register_kernel("spt::rebuild_gelu", _device, launch_gelu)
+
+
+@torch.library.register_fake("spt::rebuild_layer_norm")
+def _rebuild_layer_norm_fake(input: Tensor, *others: Any) -> Tensor:
+    *_, dtype = others
     return torch.empty(input.shape, dtype=dtype, device=input.device)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,22 +87,18 @@ def sparse_adamw(
     """
     for n, entry in enumerate(entries):
         _validate(f"entries[{n}]", entry)
-    numbered = [(n if e.entry_id is None else e.entry_id, e) for n, e in enumerate(entries)]
-    places = dict.fromkeys((e.param.device, e.step.device) for e in entries)
+    ids = [n if e.entry_id is None else e.entry_id for n, e in enumerate(entries)]
+    places = [(e.param.device, e.step.device) for e in entries]
     with torch.no_grad():
-        for device, step_device in places:
-            chosen = [
-                (entry_id, entry)
-                for entry_id, entry in numbered
-                if entry.param.device == device and entry.step.device == step_device
-            ]
-            _update(chosen, device, stochastic_rounding, seed)
+        for place in dict.fromkeys(places):
+            chosen = [n for n, other in enumerate(places) if other == place]
+            some_entries, some_ids = [entries[n] for n in chosen], [ids[n] for n in chosen]
+            _update(some_entries, some_ids, place[0], stochastic_rounding, seed)
 
 
 def _update(
-    numbered: list[tuple[int, AdamWEntry]], device: torch.device, stochastic: bool, seed: int
+    entries: list[AdamWEntry], ids: list[int], device: torch.device, stochastic: bool, seed: int
 ) -> None:
-    entries = [entry for _, entry in numbered]
     absent = torch.empty(0, device=device)
     no_index = torch.empty(0, dtype=torch.int32, device=device)
     torch.ops.spt.sparse_adamw(
@@ -112,15 +109,14 @@ def _update(
         [absent if e.target is None else e.target for e in entries],
         [no_index if e.index is None else e.index for e in entries],
         [absent if e.original is None else e.original for e in entries],
-        _hyper(numbered, device),
+        _hyper(entries, ids, device),
         stochastic,
         seed,
     )
 
 
-def _hyper(numbered: list[tuple[int, AdamWEntry]], device: torch.device) -> Tensor:
+def _hyper(entries: list[AdamWEntry], ids: list[int], device: torch.device) -> Tensor:
     """The table of numbers: on the CPU, or on the device as soon as the steps are counted there."""
-    entries = [entry for _, entry in numbered]
     steps = torch.stack([entry.step for entry in entries])  # [entries]
     on_host = steps.device.type == "cpu"
     rows = [
@@ -128,7 +124,7 @@ def _hyper(numbered: list[tuple[int, AdamWEntry]], device: torch.device) -> Tens
             0.0 if isinstance(e.lr, Tensor) and not on_host else float(e.lr),
             *(e.beta1, e.beta2, e.eps, e.weight_decay, 0.0, float(e.maximize), float(entry_id)),
         )
-        for entry_id, e in numbered
+        for e, entry_id in zip(entries, ids, strict=True)
     ]
     hyper = torch.tensor(rows, dtype=torch.float64)  # [entries, 8]
     if not on_host:
@@ -144,16 +140,17 @@ def _hyper(numbered: list[tuple[int, AdamWEntry]], device: torch.device) -> Tens
 
 def _validate(name: str, entry: AdamWEntry) -> None:
     param = entry.param
-    parts = (param, entry.grad, entry.exp_avg, entry.exp_avg_sq)
-    if any(
-        part.dtype != torch.float32
-        or part.layout != torch.strided
-        or not part.is_contiguous()
-        or part.shape != param.shape
-        or part.device != param.device
-        for part in parts
-    ):
-        _explain(name, entry)
+    for part in ("param", "grad", "exp_avg", "exp_avg_sq"):
+        value = getattr(entry, part)
+        if value.dtype != torch.float32:
+            raise TypeError(f"{name}.{part} must be float32, got {value.dtype}")
+        if value.layout != torch.strided or not value.is_contiguous():
+            raise ValueError(f"{name}.{part} must be dense and contiguous")
+        if value.shape != param.shape or value.device != param.device:
+            raise ValueError(
+                f"{name}.{part} must be of shape {tuple(param.shape)} on {param.device} like "
+                f"param, got {tuple(value.shape)} on {value.device}"
+            )
     if entry.step.dim() != 0:
         raise ValueError(f"{name}.step must be a scalar, got shape {tuple(entry.step.shape)}")
     if entry.step.device.type != "cpu" and entry.step.device != param.device:
@@ -167,93 +164,33 @@ def _validate(name: str, entry: AdamWEntry) -> None:
         raise ValueError(f"{name} must have all of target, index and original, or none of them")
 
 
-def _explain(name: str, entry: AdamWEntry) -> None:
-    """Raise the error that says which of the fp32 tensors of an entry does not fit."""
-    param = entry.param
-    for part in ("param", "grad", "exp_avg", "exp_avg_sq"):
-        value = getattr(entry, part)
-        if value.dtype != torch.float32:
-            raise TypeError(f"{name}.{part} must be float32, got {value.dtype}")
-        if value.layout != torch.strided or not value.is_contiguous():
-            raise ValueError(f"{name}.{part} must be dense and contiguous")
-        if value.shape != param.shape or value.device != param.device:
-            raise ValueError(
-                f"{name}.{part} must be of shape {tuple(param.shape)} on {param.device} like "
-                f"param, got {tuple(value.shape)} on {value.device}"
-            )
-
-
+# The kernels get what the schema lists, in its order.
 @torch.library.register_kernel("spt::sparse_adamw", "cpu")
-def _cpu(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    targets: list[Tensor],
-    indices: list[Tensor],
-    originals: list[Tensor],
-    hyper: Tensor,
-    stochastic_rounding: bool,
-    seed: int,
-) -> None:
+def _cpu(*arguments: Any) -> None:
     backend = native if native.available() else reference
-    backend.sparse_adamw(
-        params,
-        grads,
-        exp_avgs,
-        exp_avg_sqs,
-        targets,
-        indices,
-        originals,
-        hyper,
-        stochastic_rounding,
-        seed,
-    )
-    mark_mutated([*params, *exp_avgs, *exp_avg_sqs, *targets])
+    backend.sparse_adamw(*arguments)
+    _mark_mutated(*arguments)
 
 
 @torch.library.register_kernel("spt::sparse_adamw", "cuda")
-def _cuda(
+def _cuda(*arguments: Any) -> None:
+    from ..kernels import sparse_adamw as kernels
+
+    params = arguments[0]
+    with torch.cuda.device_of(params[0]):  # Triton launches on the current device
+        kernels.sparse_adamw(*arguments)
+    _mark_mutated(*arguments)
+
+
+def _mark_mutated(
     params: list[Tensor],
     grads: list[Tensor],
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
     targets: list[Tensor],
-    indices: list[Tensor],
-    originals: list[Tensor],
-    hyper: Tensor,
-    stochastic_rounding: bool,
-    seed: int,
+    *rest: Any,
 ) -> None:
-    from ..kernels import sparse_adamw as kernels
-
-    with torch.cuda.device_of(params[0]):  # Triton launches on the current device
-        kernels.sparse_adamw(
-            params,
-            grads,
-            exp_avgs,
-            exp_avg_sqs,
-            targets,
-            indices,
-            originals,
-            hyper,
-            stochastic_rounding,
-            seed,
-        )
     mark_mutated([*params, *exp_avgs, *exp_avg_sqs, *targets])
 
 
-@torch.library.register_fake("spt::sparse_adamw")
-def _fake(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    targets: list[Tensor],
-    indices: list[Tensor],
-    originals: list[Tensor],
-    hyper: Tensor,
-    stochastic_rounding: bool,
-    seed: int,
-) -> None:
-    return None
+torch.library.register_fake("spt::sparse_adamw", lambda *arguments: None)

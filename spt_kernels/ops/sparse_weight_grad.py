@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -151,7 +152,8 @@ def sparse_weight_grad(
     if isinstance(index, SparsePattern):
         if columns is not None or in_features is not None:
             raise ValueError("columns: a pattern knows its own, pass pattern.compacted() instead")
-        _require_widths(grad_output, input, index.out_features, index.in_features)
+        _require_width("grad_output", grad_output, index.out_features)
+        _require_width("input", input, index.in_features)
         positions, plan, block = index.index, index._plan, index._block
     else:
         positions = _checked(index, grad_output, input, columns, in_features)
@@ -163,6 +165,12 @@ def sparse_weight_grad(
     flat_grad = grad_output.reshape(-1, grad_output.shape[-1])  # [tokens, out], mostly a view
     flat_input = input.reshape(-1, input.shape[-1])  # [tokens, in]
     return torch.ops.spt.sparse_weight_grad(flat_grad, flat_input, positions, plan, block)
+
+
+def launch(grad_output: Tensor, input: Tensor, pattern: SparsePattern) -> Tensor:
+    """`sparse_weight_grad` of matrices without its checks, on a CPU or a card."""
+    run = _cpu if input.is_cpu else _cuda
+    return run(grad_output, input, pattern.index, pattern._plan, pattern._block)
 
 
 def _checked(
@@ -206,15 +214,11 @@ def _within(index: Tensor, columns: Tensor, in_features: int) -> Tensor:
     return torch.where(columns[place] == column, position, -1) if len(index) else index
 
 
-def _require_widths(grad_output: Tensor, input: Tensor, out_width: int, in_width: int) -> None:
-    for name, tensor, width in (
-        ("grad_output", grad_output, out_width),
-        ("input", input, in_width),
-    ):
-        if tensor.shape[-1] != width:
-            raise ValueError(
-                f"{name}: expected {width} features, as the pattern has, got {tensor.shape[-1]}"
-            )
+def _require_width(name: str, tensor: Tensor, width: int) -> None:
+    if tensor.shape[-1] != width:
+        raise ValueError(
+            f"{name}: expected {width} features, as the pattern has, got {tensor.shape[-1]}"
+        )
 
 
 torch.library.define(
@@ -223,9 +227,8 @@ torch.library.define(
 )
 
 
-@torch.library.register_kernel("spt::sparse_weight_grad", "cpu")
 def _cpu(
-    grad_output: Tensor, input: Tensor, index: Tensor, plan: list[Tensor], block: int
+    grad_output: Tensor, input: Tensor, index: Tensor, plan: Sequence[Tensor], block: int
 ) -> Tensor:
     if not native.available():
         return reference.sparse_weight_grad(grad_output, input, index)
@@ -306,9 +309,8 @@ def _whole_rows(matrix: Tensor) -> Tensor:
     return matrix if matrix.stride(1) == 1 else matrix.contiguous()
 
 
-@torch.library.register_kernel("spt::sparse_weight_grad", "cuda")
 def _cuda(
-    grad_output: Tensor, input: Tensor, index: Tensor, plan: list[Tensor], block: int
+    grad_output: Tensor, input: Tensor, index: Tensor, plan: Sequence[Tensor], block: int
 ) -> Tensor:
     from ..kernels import sparse_weight_grad as kernels
     from ..kernels.tile_plan import TilePlan
@@ -316,6 +318,11 @@ def _cuda(
     tile_plan = TilePlan(block, *plan) if plan else None
     with torch.cuda.device(input.device):  # Triton launches on the current device
         return kernels.sparse_weight_grad(grad_output, input, index, tile_plan)
+
+
+# not as decorators: what those leave of a function cannot be called
+torch.library.register_kernel("spt::sparse_weight_grad", "cpu", _cpu)
+torch.library.register_kernel("spt::sparse_weight_grad", "cuda", _cuda)
 
 
 @torch.library.register_fake("spt::sparse_weight_grad")

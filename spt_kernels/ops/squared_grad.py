@@ -126,9 +126,9 @@ def _matrix_cpu(score: Tensor, grad_output: Tensor, input: Tensor, scale: float)
     torch.autograd.graph.increment_version(score)  # autograd does not see what C++ writes
 
 
-@torch.library.register_kernel("spt::accumulate_squared_vector_grad", "cpu")
-def _vector_cpu(score: Tensor, grad_output: Tensor, input: Tensor | None, scale: float) -> None:
-    reference.accumulate_squared_vector_grad(score, grad_output, input, scale)
+torch.library.register_kernel(
+    "spt::accumulate_squared_vector_grad", "cpu", reference.accumulate_squared_vector_grad
+)
 
 
 @torch.library.register_kernel("spt::accumulate_squared_grad", "cuda")
@@ -148,11 +148,5 @@ def _vector_cuda(score: Tensor, grad_output: Tensor, input: Tensor | None, scale
         kernels.accumulate_squared_vector_grad(score, grad_output, input, scale)
 
 
-@torch.library.register_fake("spt::accumulate_squared_grad")
-def _matrix_fake(score: Tensor, grad_output: Tensor, input: Tensor, scale: float) -> None:
-    return None
-
-
-@torch.library.register_fake("spt::accumulate_squared_vector_grad")
-def _vector_fake(score: Tensor, grad_output: Tensor, input: Tensor | None, scale: float) -> None:
-    return None
+for _op in ("spt::accumulate_squared_grad", "spt::accumulate_squared_vector_grad"):
+    torch.library.register_fake(_op, lambda *arguments: None)

@@ -113,9 +113,8 @@ def _explain(tensors: list[Tensor], k: int, caps: list[int], calls: list[str]) -
 
 @torch.library.register_kernel("spt::top_tau", "cpu")
 def _cpu(tensors: list[Tensor], k: int, caps: list[int]) -> list[Tensor]:
-    if native.available():
-        return native.top_tau(tensors, k, caps)
-    return reference.top_tau(tensors, k, caps)
+    backend = native if native.available() else reference
+    return backend.top_tau(tensors, k, caps)
 
 
 @torch.library.register_kernel("spt::top_tau", "cuda")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,40 +116,24 @@ def _check_index(name: str, index: Tensor, target: Tensor) -> None:
         raise ValueError(f"{name} must be on {target.device}, got {index.device}")
 
 
+# The kernels get what the schema lists, in its order.
 @torch.library.register_kernel("spt::write_delta", "cpu")
-def _cpu(
-    targets: list[Tensor],
-    indices: list[Tensor],
-    originals: list[Tensor],
-    deltas: list[Tensor] | None,
-) -> None:
+def _cpu(targets: list[Tensor], *others: Any) -> None:
     backend = native if native.available() else reference
-    backend.write_delta(targets, indices, originals, deltas)
+    backend.write_delta(targets, *others)
     mark_mutated(targets)
 
 
 @torch.library.register_kernel("spt::write_delta", "cuda")
-def _cuda(
-    targets: list[Tensor],
-    indices: list[Tensor],
-    originals: list[Tensor],
-    deltas: list[Tensor] | None,
-) -> None:
+def _cuda(targets: list[Tensor], *others: Any) -> None:
     from ..kernels import write_delta as kernels
 
     with torch.cuda.device_of(targets[0]):  # Triton launches on the current device
-        kernels.write_delta(targets, indices, originals, deltas)
+        kernels.write_delta(targets, *others)
     mark_mutated(targets)
 
 
-@torch.library.register_fake("spt::write_delta")
-def _fake(
-    targets: list[Tensor],
-    indices: list[Tensor],
-    originals: list[Tensor],
-    deltas: list[Tensor] | None,
-) -> None:
-    return None
+torch.library.register_fake("spt::write_delta", lambda *arguments: None)
 
 
 def mark_mutated(tensors: Sequence[Tensor]) -> None:

@@ -97,18 +97,16 @@ def allocate_each(
     _check_options(structured, rank, rule, scale, dropout)
     counts = [_as_count(budget, sensitivity.backbone_numel) for budget in budgets]
     segments = _segments(sensitivity, structured, rank, rule)
+    options: dict[str, Any] = {"kind": structured, "rank": rank, "scale": scale, "dropout": dropout}
     return [
         Plan(
-            **_assign(segments, selected, sensitivity, structured, rank, scale, dropout),
+            **_assign(segments, selected, sensitivity, **options),
+            **options,
             info=sensitivity.info,
             budget=budget,
             head=sensitivity.head,
             model_name=sensitivity.model_name,
             rule=rule,
-            kind=structured,
-            rank=rank,
-            scale=scale,
-            dropout=dropout,
             num_samples=sensitivity.num_samples,
             backbone_numel=sensitivity.backbone_numel,
         )
@@ -174,7 +172,7 @@ def _assign(
     segments: Sequence[Segment],
     selected: Selected,
     sensitivity: Sensitivity,
-    structured: str | None,
+    kind: str | None,
     rank: int,
     scale: float,
     dropout: float,
@@ -199,7 +197,7 @@ def _assign(
             parts.setdefault(segment.name, []).append(whole)
     specs: dict[str, LoraSpec | AdapterSpec] = {}
     for name, ranges in rows.items():
-        if structured == "lora":
+        if kind == "lora":
             in_features = sensitivity.info[name].shape[1]
             specs[name] = LoraSpec(rank, tuple(ranges), in_features, scale, dropout)
         else:

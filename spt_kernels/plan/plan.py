@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DeltaFormatError
 from ..files import checked_file
 from ..model import ParameterInfo
 from . import table
@@ -143,10 +142,9 @@ class Plan:
             values["info"] = {n: ParameterInfo.from_json(d) for n, d in document["info"].items()}
             values["selected"] = {n: tuple(c) for n, c in document["selected"].items()}
             # in the order of the model, which a file of tensors does not keep
-            in_order = {
-                name: unstructured[name] for name in document["info"] if name in unstructured
-            }
-            return cls({**in_order, **unstructured}, **values)
+            in_order = {n: unstructured[n] for n in document["info"] if n in unstructured}
+            positions = {n: p.to(torch.int64) for n, p in (in_order | dict(unstructured)).items()}
+            return cls(positions, **values)
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"not the description of a plan: {error!r}") from error
 
@@ -162,12 +160,7 @@ class Plan:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
         """Read what `save` wrote; `DeltaFormatError` if anything in it is not as it should be."""
-        document, tensors = checked_file.read(path, "plan")
-        positions = {name: tensor.to(torch.int64) for name, tensor in tensors.items()}
-        try:
-            return cls.from_json(document, positions)
-        except ValueError as error:
-            raise DeltaFormatError(f"cannot load the plan {os.fspath(path)}: {error}") from error
+        return checked_file.read(path, "plan", cls.from_json)
 
 
 def _title(plan: Plan) -> list[str]:

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import DeltaFormatError
 from ..files import checked_file
 from ..model import ParameterInfo, guess
 
@@ -132,20 +131,20 @@ class Sensitivity(Mapping[str, Tensor]):
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Sensitivity:
         """Read what `save` wrote, onto the CPU; `DeltaFormatError` when the file is not whole."""
-        document, scores = checked_file.read(path, "sensitivity")
-        try:
-            info = {name: ParameterInfo.from_json(what) for name, what in document["info"]}
-            return cls(
-                scores={name: scores[name] for name in info},
-                info=info,
-                num_samples=document["num_samples"],
-                model_name=document["model_name"],
-                head=tuple(document["head"]),
-                backbone_numel=document["backbone_numel"],
-                fallback=tuple(document["fallback"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise DeltaFormatError(f"cannot load the sensitivity {path}: {error!r}") from error
+        return checked_file.read(path, "sensitivity", cls._from_json)
+
+    @classmethod
+    def _from_json(cls, document: Mapping[str, Any], scores: Mapping[str, Tensor]) -> Sensitivity:
+        info = {name: ParameterInfo.from_json(what) for name, what in document["info"]}
+        return cls(
+            scores={name: scores[name] for name in info},
+            info=info,
+            num_samples=document["num_samples"],
+            model_name=document["model_name"],
+            head=tuple(document["head"]),
+            backbone_numel=document["backbone_numel"],
+            fallback=tuple(document["fallback"]),
+        )
 
 
 def check_num_samples(num_samples: Any) -> None:

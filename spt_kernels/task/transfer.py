@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,38 +18,17 @@ from .file.fingerprint import Fingerprint
 from .file.format import TaskFile, structured_shapes
 
 
-class Task(Protocol):
-    """What can be put on a model: a `TaskFile`, or what `hold` took from one."""
-
-    @property
-    def plan(self) -> Plan:
-        """What is trained."""
-        ...
-
-    @property
-    def values(self) -> Mapping[str, Tensor]:
-        """Parameter name -> deltas `[nnz]`."""
-        ...
-
-    @property
-    def structured(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """Matrix name -> local name -> tensor of its LoRA or Adapter."""
-        ...
-
-    @property
-    def dense(self) -> Mapping[str, Tensor]:
-        """Name -> a tensor that was trained whole."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class HeldTask:
-    """The task that a tuned model holds, as copies; a `Task`."""
+    """The task that a tuned model holds, as copies; the attributes are those of a `TaskFile`."""
 
     plan: Plan
     values: Mapping[str, Tensor]
     structured: Mapping[str, Mapping[str, Tensor]]
     dense: Mapping[str, Tensor]
+
+
+Task = TaskFile | HeldTask  # what can be put on a model
 
 
 def hold(

@@ -266,7 +266,7 @@ MISTAKES = {
     "no file": (["inspect", "{x}/none"], "no such file"),
     "not ours": (["inspect", "{data}/train/red/000.png"], "not a safetensors file"),
     "not a run": (["evaluate", "{data}"], "no task.safetensors"),
-    "not a plan": (["plan", "{base}"], "not a sensitivity"),
+    "not a plan": (["plan", "{base}"], "another kind of file"),
     "not a task": (["merge", "{base}", "{model}", "-o", "{x}/m"], "{base}"),
     "memory without model": (["memory"], "--model"),
     "memory of no method": (["memory", "{model}", "--method", "prompt"], "spt-lora, spt-adapter"),
@@ -282,7 +282,7 @@ MISTAKES = {
     ),
     "memory of two ranks": (
         ["memory", "{model}", "--method", "lora-4", "--rank", "2"],
-        "--rank: lora-4 says its own",
+        "rank: method 'lora-4' has none",
     ),
     "memory of a rank for biases": (
         ["memory", "{model}", "--method", "bias", "--rank", "2"],

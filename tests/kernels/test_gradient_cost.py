@@ -30,14 +30,50 @@ def test_rates_are_those_of_the_model(card: Card, is_fp32: bool) -> None:
         assert shipped == pytest.approx(derived[name], rel=0.03), name
 
 
+# Microseconds of kernels on an H100 80GB HBM3, 12,608 tokens, torch 2.11, Triton 3.6, 2026-11-28:
+# rows, columns, density, whether in a quarter of the rows and columns, fp32; then every way
+H100_US = [
+    (3072, 768, 0.005, False, False, {Way.DENSE: 93, Way.VECTORS: 315, Way.TILES: 62}),
+    (3072, 768, 0.02, False, False, {Way.DENSE: 93, Way.VECTORS: 1174, Way.TILES: 133}),
+    (3072, 768, 0.02, True, False, {Way.DENSE: 94, Way.VECTORS: 876, Way.TILES: 76}),
+    (768, 768, 0.005, False, False, {Way.DENSE: 39, Way.VECTORS: 121, Way.TILES: 31}),
+    (768, 768, 0.02, False, False, {Way.DENSE: 39, Way.VECTORS: 304, Way.TILES: 34}),
+    (3072, 768, 0.005, False, True, {Way.DENSE: 1182, Way.VECTORS: 510, Way.TILES: 713}),
+    (3072, 768, 0.02, False, True, {Way.DENSE: 1180, Way.VECTORS: 1348, Way.TILES: 1805}),
+    (3072, 768, 0.02, True, True, {Way.DENSE: 1171, Way.VECTORS: 1048, Way.TILES: 219}),
+    (768, 768, 0.005, False, True, {Way.DENSE: 319, Way.VECTORS: 136, Way.TILES: 197}),
+    (768, 768, 0.02, False, True, {Way.DENSE: 320, Way.VECTORS: 443, Way.TILES: 460}),
+]
+
+
+def mask(rows: int, columns: int, density: float, in_a_quarter: bool) -> torch.Tensor:
+    if not in_a_quarter:
+        return uniform_index(rows, columns, density).int()
+    generator = torch.Generator().manual_seed(0)
+    some_rows, some_columns = (
+        torch.randperm(size, generator=generator)[: size // 4] for size in (rows, columns)
+    )
+    every = (some_rows[:, None] * columns + some_columns).flatten()
+    chosen = torch.randperm(len(every), generator=generator)[: int(density * rows * columns)]
+    return every[chosen].sort().values.int()
+
+
+@pytest.mark.parametrize(("rows", "columns", "density", "in_a_quarter", "is_fp32", "us"), H100_US)
+def test_what_is_taken_was_the_fastest_on_a_card(
+    rows: int, columns: int, density: float, in_a_quarter: bool, is_fp32: bool, us: dict[Way, float]
+) -> None:
+    index = mask(rows, columns, density, in_a_quarter)
+    plan = plan_tiles(index, rows, columns)
+    way = cheapest_way(plan, len(index), (rows, columns), capability=90, is_fp32=is_fp32)
+    assert way is min(us, key=lambda way: us[way])
+
+
 @pytest.mark.parametrize(
     ("density", "capability", "is_fp32", "way"),
     [
         (0.0001, 90, False, Way.VECTORS),
-        (0.005, 90, False, Way.TILES),
         (0.005, 80, False, Way.TILES),
-        (0.02, 90, False, Way.DENSE),
-        (0.02, 90, True, Way.TILES),
+        (0.02, 80, True, Way.TILES),
         (0.005, 86, True, Way.VECTORS),
         (0.05, 86, True, Way.DENSE),
     ],

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from bench import examine_kernels
 from bench.cards import CARDS
 from bench.compilation import Compiled, Failure, Key
-from bench.gradient_model import copied_values, staged_values, ways_us
+from bench.gradient_model import staged_values, transposed_values, ways_us
 from bench.machine_code import MachineCode
 from bench.roofline_gpu import fc1, kernels, taken_way
 from spt_kernels.kernels.gradient_cost import Way
@@ -40,7 +40,7 @@ def test_ways_of_the_sparse_weight_gradient(itemsize: int) -> None:
     # 64 rows and the columns that occur in them, from a copy of all 768 columns
     occurring = 768 * (1 - (1 - 0.005) ** 64)
     assert staged_values(plan) == pytest.approx(48 * (64 + occurring), rel=0.01)
-    assert copied_values(plan) == 768
+    assert transposed_values(plan) == 768
     for card in CARDS:
         us = ways_us(card, gradient, plan)
         assert us[taken_way(card, gradient, plan)] <= us[Way.DENSE]

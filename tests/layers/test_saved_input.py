@@ -318,7 +318,7 @@ def test_only_what_needs_a_gradient_is_made() -> None:
     layer = sparse_linear()
     layer.delta.requires_grad_(False)
     y = layer(F.gelu(tokens(4, 5, 8)))
-    assert y.grad_fn.saved_input.kind == "nothing"
+    assert y.grad_fn.saved_input is None
     y.sum().backward()
     assert layer.delta.grad is None
     assert layer.bias_delta.grad is not None

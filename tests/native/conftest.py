@@ -22,13 +22,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(params=["portable", "avx2"])
 def code_path(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once for each code path that every kernel has."""
-    best = native.INSTRUCTION_SETS[-1]
-    native.limit_instruction_set(request.param)
-    if native.instruction_set() != request.param:
-        native.limit_instruction_set(best)
-        pytest.skip(f"this processor has no {request.param}")
-    yield request.param
-    native.limit_instruction_set(best)
+    yield from _limited_to(request.param)
+
+
+@pytest.fixture(params=native.INSTRUCTION_SETS)
+def any_code_path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Like `code_path`, with AVX-512 as well, for which some ops have code of their own."""
+    yield from _limited_to(request.param)
+
+
+def _limited_to(path: str) -> Iterator[str]:
+    native.limit_instruction_set(path)
+    found = native.instruction_set()
+    if found == path:
+        yield path
+    native.limit_instruction_set(native.INSTRUCTION_SETS[-1])
+    if found != path:
+        pytest.skip(f"this processor has no {path}")
 
 
 @pytest.fixture

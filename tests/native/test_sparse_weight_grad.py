@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,18 +12,6 @@ from tests.tolerance import assert_within_budget
 DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"]
 )
-
-
-@pytest.fixture(params=native.INSTRUCTION_SETS)
-def any_code_path(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Like `code_path`, with AVX-512 as well, for which only this op has code of its own."""
-    native.limit_instruction_set(request.param)
-    found = native.instruction_set()
-    if found == request.param:
-        yield request.param
-    native.limit_instruction_set(native.INSTRUCTION_SETS[-1])
-    if found != request.param:
-        pytest.skip(f"this processor has no {request.param}")
 
 
 def operands(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import math
 import pickle
 from dataclasses import replace
@@ -21,6 +20,7 @@ from torch import Tensor
 from spt_kernels import native
 from spt_kernels.errors import DeltaFormatError
 from spt_kernels.files import checked_file
+from spt_kernels.files.container import pack
 from spt_kernels.plan import AdapterSpec, LoraSpec, Plan, allocate, allocate_each, table
 from spt_kernels.sensitivity import Sensitivity
 
@@ -444,12 +444,12 @@ def test_a_cut_file(tmp_path: Path, kept: int) -> None:
 def test_another_file_and_another_format(tmp_path: Path) -> None:
     path = tmp_path / "plan.safetensors"
     save_file({"x": torch.ones(2)}, path)
-    with pytest.raises(DeltaFormatError, match="not a plan"):
+    with pytest.raises(DeltaFormatError, match="another kind of file"):
         Plan.load(path)
-    for version, remedy in ((1, "2: make the plan again"), (3, "2: a newer spt_kernels wrote it")):
-        header = json.dumps({"format": "spt-plan", "version": version})
-        save_file({"x": torch.ones(2)}, path, {"spt": header})
-        with pytest.raises(DeltaFormatError, match=f"format version {version}.* reads {remedy}"):
+    for version, remedy in ((2, "make the plan again"), (4, "upgrade spt_kernels")):
+        metadata = {"format": "spt_kernels.plan", "format_version": str(version), "plan": "{}"}
+        path.write_bytes(pack(metadata, {"x": torch.ones(2)}))
+        with pytest.raises(DeltaFormatError, match=f"version {version}, .* version 3: {remedy}"):
             Plan.load(path)
     random_scores(0).save(path)
     with pytest.raises(DeltaFormatError, match="not a plan"):

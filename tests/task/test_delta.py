@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import spt_kernels as spt
+from spt_kernels.files import container
 from spt_kernels.layers import sparse_deltas
 from spt_kernels.model import candidate_names, describe, head_names
 from spt_kernels.plan import AdapterSpec, LoraSpec, Plan
-from spt_kernels.task.file import container
 from spt_kernels.task.file.format import read
 from tests.models import tiny_batch, tiny_convnext, tiny_swin, tiny_vit
 

@@ -55,9 +55,8 @@ class _Uses(TorchFunctionMode):
         self._modules = set(modules)
         self._owners: dict[int, list[nn.Module]] = {}
         for module in self._modules:
-            for parameter in module._parameters.values():
-                if parameter is not None:
-                    self._owners.setdefault(id(parameter), []).append(module)
+            for parameter in module.parameters(recurse=False):
+                self._owners.setdefault(id(parameter), []).append(module)
 
     def enter(self, module: nn.Module, args: object) -> None:
         """Before a forward."""

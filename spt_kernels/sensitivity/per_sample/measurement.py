@@ -65,11 +65,8 @@ def measure(
             _tell(methods, len(parameters))
             accumulator = Accumulator(scores, methods.n_uses, 1 / loss_scale)
             one_by_one = {name: parameters[name] for name in methods.one_by_one}
-            shared = {name: parameters[name] for name in methods.expanded}
-        if methods.n_uses or shared:
-            _add_batch(
-                model, loss, batch, parameters, methods, accumulator, shared, scores, loss_scale
-            )
+        if methods.n_uses or methods.expanded:
+            _add_batch(model, loss, batch, parameters, methods, accumulator, scores, loss_scale)
         if one_by_one:
             add_squared_gradients(model, loss, batch, one_by_one, loss_scale, scores)
         done += batch.size
@@ -86,12 +83,11 @@ def _add_batch(
     parameters: Mapping[str, Tensor],
     methods: Methods,
     accumulator: Accumulator,
-    shared: Mapping[str, Tensor],
     scores: Mapping[str, Tensor],
     loss_scale: float,
 ) -> None:
     """One forward and one backward pass over the batch."""
-    leaves = expand(shared, batch.size)
+    leaves = expand({name: parameters[name] for name in methods.expanded}, batch.size)
     input = (
         pytree.tree_map(_requiring_grad, batch.input) if methods.input_needs_grad else batch.input
     )

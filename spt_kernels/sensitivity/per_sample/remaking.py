@@ -79,11 +79,7 @@ class Productions:
 
 def _state_of(output: Tensor, source: Tensor) -> tuple[int, int, int]:
     # the version of the source is autograd's to check: the producer's own backward needs it too
-    return (
-        output._version,
-        output.untyped_storage()._cdata,
-        source.untyped_storage()._cdata,
-    )
+    return output._version, output.untyped_storage()._cdata, source.untyped_storage()._cdata
 
 
 def _detached(value: Any) -> Any:

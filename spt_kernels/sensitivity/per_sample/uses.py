@@ -81,12 +81,9 @@ def layer_norm(
 ) -> Use | None:
     """`F.layer_norm`: what multiplies the weight is normalized again rather than kept."""
     shape = tuple(normalized_shape)
-    n_dims = len(shape)
-
-    def normalize(x: Tensor) -> Tensor:
-        return F.layer_norm(x.float(), shape, None, None, eps)
-
-    return _norm_over_last(input, n_dims, weight, bias, normalize)
+    return _norm_over_last(
+        input, len(shape), weight, bias, lambda x: F.layer_norm(x, shape, None, None, eps)
+    )
 
 
 def rms_norm(
@@ -98,11 +95,9 @@ def rms_norm(
     """`F.rms_norm`."""
     shape = tuple(normalized_shape)
     eps = torch.finfo(input.dtype).eps if eps is None else eps
-
-    def normalize(x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), shape, None, eps)
-
-    return _norm_over_last(input, len(shape), weight, None, normalize)
+    return _norm_over_last(
+        input, len(shape), weight, None, lambda x: F.rms_norm(x, shape, None, eps)
+    )
 
 
 def group_norm(
@@ -114,11 +109,9 @@ def group_norm(
     cudnn_enabled: bool = True,
 ) -> Use | None:
     """`F.group_norm`."""
-
-    def normalize(x: Tensor) -> Tensor:
-        return F.group_norm(x.float(), num_groups, None, None, eps)
-
-    return _norm_over_channels(input, weight, bias, normalize)
+    return _norm_over_channels(
+        input, weight, bias, lambda x: F.group_norm(x, num_groups, None, None, eps)
+    )
 
 
 def batch_norm(
@@ -135,13 +128,10 @@ def batch_norm(
     """`F.batch_norm` by its running statistics; statistics of the batch are no sample's own."""
     if training or running_mean is None or running_var is None:
         return None
-    mean, rstd = running_mean.float(), (running_var.float() + eps).rsqrt()
     shape = (-1, *(1,) * (input.ndim - 2))
-
-    def normalize(x: Tensor) -> Tensor:
-        return (x.float() - mean.view(shape)) * rstd.view(shape)
-
-    return _norm_over_channels(input, weight, bias, normalize)
+    mean = running_mean.float().view(shape)
+    rstd = (running_var.float() + eps).rsqrt().view(shape)
+    return _norm_over_channels(input, weight, bias, lambda x: (x - mean) * rstd)
 
 
 def _norm_over_last(
@@ -155,15 +145,10 @@ def _norm_over_last(
         return None
 
     def rule(grad_output: Tensor, input: Tensor | None) -> Factors:
-        normalized = None if input is None else normalize(input).flatten(-n_dims)
+        normalized = None if input is None else normalize(input.float()).flatten(-n_dims)
         return _last(grad_output.flatten(-n_dims), normalized)
 
-    numel = input[0].numel()
-    roles = (
-        Role(weight, "vector", rule, samples_numel=numel),
-        Role(bias, "vector", rule, needs_input=False),
-    )
-    return Use(input, roles)
+    return _norm(input, weight, bias, rule)
 
 
 def _norm_over_channels(
@@ -178,14 +163,15 @@ def _norm_over_channels(
 
     def rule(grad_output: Tensor, input: Tensor | None) -> Factors:
         if input is not None:
-            input = normalize(input.flatten(0, 1)).unflatten(0, input.shape[:2])
+            input = normalize(input.flatten(0, 1).float()).unflatten(0, input.shape[:2])
         return on_axis(axis)(grad_output, input)
 
-    roles = (
-        Role(weight, "vector", rule, samples_numel=input[0].numel()),
-        Role(bias, "vector", rule, needs_input=False),
-    )
-    return Use(input, roles)
+    return _norm(input, weight, bias, rule)
+
+
+def _norm(input: Tensor, weight: Tensor | None, bias: Tensor | None, rule: Rule) -> Use:
+    weights = Role(weight, "vector", rule, samples_numel=input[0].numel())
+    return Use(input, (weights, Role(bias, "vector", rule, needs_input=False)))
 
 
 def multiply(first: Any, second: Any, is_parameter: Callable[[Any], bool]) -> Use | None:

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...errors import DeltaFormatError
+from ...files import checked_file
 from ...files.atomic import write_atomically
 from ...plan import AdapterSpec, LoraSpec, Plan
-from .container import pack, unpack
 from .fingerprint import Fingerprint
 from .positions import decode_positions, encode_positions
-
-FORMAT = "spt_kernels.task"
-FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +64,7 @@ def encode(task: TaskFile) -> bytes:
     document = {
         "model_name": task.model_name,
         "base": {name: task.base[name].to_json() for name in sorted(task.base)},
-        "plan": task.plan.to_json(),
+        "plan": task.plan.to_json(),  # in the order of the model, which its tables follow
     }
     tensors: dict[str, Tensor] = {f"dense/{name}": tensor for name, tensor in task.dense.items()}
     for name, values in task.values.items():
@@ -78,16 +72,10 @@ def encode(task: TaskFile) -> bytes:
         tensors[f"unstructured/{name}/positions"] = encode_positions(task.plan.unstructured[name])
     for name, parts in task.structured.items():
         tensors |= {f"structured/{name}/{local}": part for local, part in parts.items()}
-    metadata = {
-        "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
-        # in the order of the model, which the plan's tables follow
-        "task": json.dumps(document, separators=(",", ":"), allow_nan=False),
-    }
-    return pack(metadata, tensors)
+    return checked_file.encode("task", document, tensors)
 
 
-def decode(file: bytes, source: str = "task file") -> TaskFile:
+def decode(file: bytes, source: str | os.PathLike[str] = "file") -> TaskFile:
     """The task in `file`, with everything checked that can be without a model.
 
     Args:
@@ -98,20 +86,12 @@ def decode(file: bytes, source: str = "task file") -> TaskFile:
         DeltaFormatError: the file is another kind of file, cut, damaged, of a newer format, or
             holds something that must not be loaded.
     """
-    try:
-        metadata, tensors = unpack(file)
-        _check_version(metadata)
-        return _decode(metadata, tensors)
-    except ValueError as error:
-        raise DeltaFormatError(f"{source}: {error}") from error
-    except (LookupError, ArithmeticError, TypeError, AttributeError) as error:
-        # a valid checksum over a description of wrong types, so written by something else
-        raise DeltaFormatError(f"{source}: the task contradicts itself: {error!r}") from error
+    return checked_file.decode(file, "task", source, _decode)
 
 
 def read(path: str | os.PathLike[str]) -> TaskFile:
     """The task in the file at `path`; errors as `decode`, and `OSError` if it cannot be read."""
-    return decode(Path(path).read_bytes(), os.fspath(path))
+    return checked_file.read(path, "task", _decode)
 
 
 def write(task: TaskFile, path: str | os.PathLike[str]) -> int:
@@ -121,28 +101,10 @@ def write(task: TaskFile, path: str | os.PathLike[str]) -> int:
     return len(file)
 
 
-def _check_version(metadata: Mapping[str, str]) -> None:
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"expected a file of format {FORMAT!r}, got {metadata.get('format')!r}")
-    version = metadata.get("format_version", "")
-    if not (version.isascii() and version.isdigit() and len(version) <= 9 and int(version) >= 1):
-        raise ValueError(f"expected a format version, got {version!r}")
-    if int(version) < FORMAT_VERSION:
-        raise ValueError(
-            f"the file is of format version {version}, which was never released and whose "
-            "fingerprints are of another kind: save the task again"
-        )
-    if int(version) > FORMAT_VERSION:
-        raise ValueError(
-            f"the file is of format version {version}, this package reads up to {FORMAT_VERSION}: "
-            "upgrade spt_kernels"
-        )
-
-
-def _decode(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> TaskFile:
-    if sorted(metadata) != ["format", "format_version", "task"]:
-        raise ValueError(f"expected metadata format, format_version, task, got {sorted(metadata)}")
-    document = _parse(metadata["task"])
+def _decode(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TaskFile:
+    for key, kind in {"base": dict, "model_name": str, "plan": dict}.items():
+        if not isinstance(document[key], kind):
+            raise ValueError(f"{key}: expected a {kind.__name__}, got {document[key]!r:.80}")
     dense: dict[str, Tensor] = {}
     values: dict[str, Tensor] = {}
     encoded: dict[str, Tensor] = {}
@@ -183,20 +145,6 @@ def _decode_plan(
         except ValueError as error:
             raise ValueError(f"unstructured/{name}/positions: {error}") from error
     return Plan.from_json(document, positions)
-
-
-def _parse(text: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"the description of the task is no JSON: {error}") from error
-    expected = {"base": dict, "model_name": str, "plan": dict}
-    if not isinstance(document, dict) or document.keys() != expected.keys():
-        raise ValueError(f"expected a description with {sorted(expected)}")
-    for key, kind in expected.items():
-        if not isinstance(document[key], kind):
-            raise ValueError(f"{key}: expected a {kind.__name__}, got {document[key]!r:.80}")
-    return document
 
 
 def _numel(info: object) -> int:

@@ -29,7 +29,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     poison_scratch(monkeypatch)
 
 
-@pytest.mark.parametrize("way", ["vectors", "dense", "dense-of-what-occurs"])
+@pytest.mark.parametrize("way", ["vectors", "dense", "dense-in-blocks"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("tokens", "n_out", "n_in", "nnz"), SHAPES, ids=SHAPE_NAMES)
 def test_entries(
@@ -41,8 +41,8 @@ def test_entries(
     if way == "vectors":
         found = kernels.by_vectors(grad_output, x, index).sum(0)
     else:
-        plan = None if way == "dense" else plan_tiles(index, n_out, n_in)
-        found = kernels.by_dense_blocks(grad_output, x, index, plan)
+        by = kernels.by_dense if way == "dense" else kernels.by_dense_blocks
+        found = by(grad_output, x, index)
     check_entries(found, grad_output, x, index)
 
 
@@ -61,19 +61,16 @@ def test_views() -> None:
     x = noise(24, 20, seed=1, dtype=torch.float32).T
     index = positions(40, 32 * 24)
     check_entries(kernels.by_vectors(grad_output, x, index).sum(0), grad_output, x, index)
-    found = kernels.by_dense_blocks(grad_output, x, index, None)
+    found = kernels.by_dense_blocks(grad_output, x, index)
     check_entries(found, grad_output, x, index)
 
 
 def test_dense_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_DENSE_BLOCK_NUMEL", 7 * 300)
     index = clustered(torch.arange(0, 90, 3), torch.arange(0, 600, 9), 600, 0.2)
-    plan = plan_tiles(index, 90, 600)
     grad_output = noise(6, 90, seed=0, dtype=torch.bfloat16)
     x = noise(6, 600, seed=1, dtype=torch.bfloat16)
-    for some_plan in (plan, None):
-        found = kernels.by_dense_blocks(grad_output, x, index, some_plan)
-        check_entries(found, grad_output, x, index)
+    check_entries(kernels.by_dense_blocks(grad_output, x, index), grad_output, x, index)
 
 
 @pytest.mark.parametrize("way", list(Way), ids=lambda way: way.value)

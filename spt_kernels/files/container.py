@@ -22,7 +22,10 @@ _DTYPES = {
     "F32": torch.float32,
     "BF16": torch.bfloat16,
     "F16": torch.float16,
+    "I64": torch.int64,
+    "I32": torch.int32,
     "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _OPENING = b'{"__metadata__":{"checksum":"'
@@ -61,9 +64,9 @@ def pack(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bytes:
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
         raise ValueError(f"header of {len(text)} bytes, expected at most {MAX_HEADER_BYTES}")
-    file = bytearray(b"".join([len(text).to_bytes(8, "little"), text, *blocks]))
-    file[_DIGITS] = _checksum(file)
-    return bytes(file)
+    head = bytearray(len(text).to_bytes(8, "little") + text)
+    head[_DIGITS] = _checksum(head, *blocks)
+    return b"".join([head, *blocks])
 
 
 def unpack(file: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -75,8 +78,8 @@ def unpack(file: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
     opening = file[8 : _DIGITS.start]
     if len(file) < _DIGITS.stop or opening != _OPENING:
         raise ValueError(
-            f"expected a task file, got {len(file)} bytes that do not open like one: "
-            "another kind of file, or one cut or damaged at its beginning"
+            f"its {len(file)} bytes do not open as a file of spt_kernels does: "
+            "it is another kind of file, or one cut or damaged at its beginning"
         )
     n_header = int.from_bytes(file[:8], "little")
     if n_header > min(MAX_HEADER_BYTES, len(file) - 8):
@@ -155,8 +158,9 @@ def _json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
-def _checksum(file: bytes | bytearray) -> bytes:
-    view = memoryview(file)
+def _checksum(head: bytes | bytearray, *rest: memoryview) -> bytes:
+    view = memoryview(head)
     digest = hashlib.blake2b(view[: _DIGITS.start], digest_size=_DIGEST_BYTES)
-    digest.update(view[_DIGITS.stop :])
+    for part in (view[_DIGITS.stop :], *rest):
+        digest.update(part)
     return digest.hexdigest().encode()
