@@ -32,9 +32,11 @@ setup: $(VENV)/.test $(VENV)/.bench  ## a .venv with everything
 demo: $(VENV)/.demo  ## tune a small ViT on handwritten digits, three minutes on two cores
 	$(BIN)/spt-kernels demo --output demo-output --force
 
+# As many tests side by side as there are cores, one thread each; who is done takes over from others.
+PYTEST = $(BIN)/python -m pytest -q -n auto --dist worksteal --benchmark-disable
 test: $(VENV)/.test  ## the whole test suite, then the Triton kernels in the interpreter
-	$(BIN)/python -m pytest -q --ignore=tests/kernels/interpreter
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels/interpreter
+	$(PYTEST) --ignore=tests/kernels/interpreter
+	TRITON_INTERPRET=1 $(PYTEST) tests/kernels/interpreter
 
 lint: $(VENV)/.test  ## ruff, mypy, clang-format
 	$(BIN)/ruff format --check .

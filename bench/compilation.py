@@ -6,7 +6,7 @@ import importlib
 import multiprocessing
 import os
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -89,31 +89,37 @@ def compile_all(keys: Iterable[Key]) -> Mapping[Key, Compiled | Failure]:
 
     Triton keeps what it compiled in its cache directory, so a second run is quick.
     """
-    keys = list(keys)
-    if len(keys) < 4:
-        return {key: compile_variant(key) for key in keys}
+    groups: dict[tuple[str, int], list[Key]] = {}
+    for key in keys:
+        groups.setdefault((key[0], key[2]), []).append(key)
     workers = min(os.cpu_count() or 1, 8)
     # spawned, not forked: the parent has torch's threads running
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        return dict(zip(keys, pool.map(compile_variant, keys), strict=True))
+        found = pool.map(compile_group, groups.values())
+        return {key: one for group in found for key, one in group.items()}
 
 
-def compile_variant(key: Key) -> Compiled | Failure:
-    """Compile one variant for one card."""
-    file, name, capability = key
-    variant = variants_of(file)[name]
-    try:
-        compiled = to_binary(variant, capability)
-    except Exception as error:  # whatever the compiler objects to is the finding
-        return Failure(f"{type(error).__name__}: {error}")
-    code = disassemble(compiled.asm["cubin"])
-    shared_bytes = compiled.metadata.shared
-    resident, limited_by = resident_programs(
-        capability, code.registers, shared_bytes, variant.num_warps
-    )
-    occupancy = resident * variant.num_warps / MULTIPROCESSORS[capability].warps
-    return Compiled(code, shared_bytes, resident, limited_by, occupancy)
+def compile_group(keys: Sequence[Key]) -> Mapping[Key, Compiled | Failure]:
+    """Compile, in this process, variants for one card."""
+    (capability,) = {key[2] for key in keys}
+    binaries: dict[Key, Any] = {}
+    found: dict[Key, Compiled | Failure] = {}
+    for key in keys:
+        try:
+            binaries[key] = to_binary(variants_of(key[0])[key[1]], capability)
+        except Exception as error:  # whatever the compiler objects to is the finding
+            found[key] = Failure(f"{type(error).__name__}: {error}")
+    codes = disassemble([binary.asm["cubin"] for binary in binaries.values()], capability)
+    for (key, binary), code in zip(binaries.items(), codes, strict=True):
+        num_warps = variants_of(key[0])[key[1]].num_warps
+        shared_bytes = binary.metadata.shared
+        resident, limited_by = resident_programs(
+            capability, code.registers, shared_bytes, num_warps
+        )
+        occupancy = resident * num_warps / MULTIPROCESSORS[capability].warps
+        found[key] = Compiled(code, shared_bytes, resident, limited_by, occupancy)
+    return {key: found[key] for key in keys}
 
 
 def to_binary(variant: Variant, capability: int) -> Any:

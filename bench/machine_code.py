@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import re
+import struct
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,21 +48,54 @@ class MachineCode:
         return max(self.stores, default=0)
 
 
-def disassemble(cubin: bytes) -> MachineCode:
-    """Read a compiled kernel with the tools that Triton brings along."""
+def disassemble(cubins: Sequence[bytes], capability: int) -> list[MachineCode]:
+    """Read compiled kernels of one card with the tools that Triton brings along."""
+    if not cubins:
+        return []
     import triton
 
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        found = [
-            subprocess.run(
-                [str(tool), option, file.name], capture_output=True, text=True, check=True
-            ).stdout
-            for option in ("--dump-resource-usage", "--dump-sass")
-        ]
-    return read_code(*found)
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+    def output_of(tool: str, *options: str, image: bytes) -> str:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(image)
+            file.flush()
+            command = [str(tools / tool), *options, file.name]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    usages = [output_of("cuobjdump", "--dump-resource-usage", image=cubin) for cubin in cubins]
+    # the disassembler takes longer to start than to read, so it reads all kernels as one
+    codes = [instructions_of(cubin) for cubin in cubins]
+    ends = list(itertools.accumulate(map(len, codes)))
+    architecture = f"SM{capability}a" if capability >= 90 else f"SM{capability}"
+    lines: list[list[str]] = [[] for _ in cubins]
+    sass = output_of("nvdisasm", "--binary", architecture, image=b"".join(codes))
+    for line in sass.splitlines():
+        if address := re.match(r"\s+/\*([0-9a-f]+)\*/", line):
+            lines[bisect.bisect(ends, int(address[1], 16))].append(line)
+    return [read_code(usage, "\n".join(own)) for usage, own in zip(usages, lines, strict=True)]
+
+
+def instructions_of(cubin: bytes) -> bytes:
+    """The code of the one kernel in a cubin, which is an ELF file of 64 bits."""
+    assert cubin[:5] == b"\x7fELF\x02"
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    n_sections, names_section = struct.unpack_from("<HH", cubin, 0x3C)
+    # of each section: where its name begins, where it begins, how long it is
+    sections = [
+        (
+            struct.unpack_from("<I", cubin, at)[0],
+            *struct.unpack_from("<QQ", cubin, at + 0x18),
+        )
+        for at in range(table, table + 64 * n_sections, 64)
+    ]
+    names_at = sections[names_section][1]
+    (code,) = (
+        cubin[begin : begin + size]
+        for name, begin, size in sections
+        if cubin.startswith(b".text.", names_at + name)
+    )
+    return code
 
 
 def read_code(resource_usage: str, sass: str) -> MachineCode:

@@ -1,17 +1,20 @@
-"""What every test process sets: Triton defaults, two threads, GPU tests skipped without a GPU."""
+"""What every test process sets: Triton defaults, threads, GPU tests skipped without a GPU."""
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # newer Triton warns unless it is pinned
 # Tiny models on busy machines: threads that spin while they wait make everything many times slower
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Tests side by side take one thread each, and so do the processes that they start
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 import pytest
 import torch
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,3 +24,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    # what was imported stays: every later search for garbage would go through half a million objects
+    gc.collect()
+    gc.freeze()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -16,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bench.report import TEXTS, newest_cpu_results, parts, rendered
+from spt_kernels.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,15 +26,6 @@ def blocks(language: str) -> list[str]:
 
 def commands(text: str) -> list[str]:
     return [line.split(" #")[0].strip() for line in text.splitlines() if line.strip()]
-
-
-def run(command: list[str], where: Path) -> str:
-    # the block's imports and the command must come from this checkout, installed or not
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    environment = os.environ | {"PYTHONPATH": paths}
-    process = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    return process.stdout
 
 
 @pytest.fixture
@@ -53,33 +43,35 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_python_block(tmp_path: Path) -> None:
+def test_python_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = blocks("python")
-    script = tmp_path / "block.py"
-    script.write_text(block + "\nprint(type(model.blocks[0].attn.qkv).__name__)\n")
-    out = run([sys.executable, str(script)], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block, names)
     assert (tmp_path / "flowers.safetensors").stat().st_size > 0
-    assert out.strip().endswith("Linear")
+    assert type(names["model"].blocks[0].attn.qkv).__name__ == "Linear"
 
 
 @pytest.mark.slow
-def test_shell_lines(photos: Path) -> None:
+def test_shell_lines(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
     lines = [c for block in blocks("sh") for c in commands(block) if c.startswith("spt-kernels")]
     assert len(lines) == 5
     for line in lines:
         if line.startswith("spt-kernels memory"):
             continue  # its output is held against the README's
-        run([sys.executable, "-m", "spt_kernels.cli", *shlex.split(line)[1:]], photos)
+        assert app.run(shlex.split(line)[1:]) == 0, line
     assert (photos / "runs" / "photos" / "task.safetensors").exists()
     assert (photos / "merged.safetensors").exists()
 
 
 @pytest.mark.slow
-def test_output_of_memory(tmp_path: Path) -> None:
+def test_output_of_memory(capsys: pytest.CaptureFixture[str]) -> None:
     found = re.search(r"^(spt-kernels memory .*)\n```\n\n```\n(.*?)^```", README, re.M | re.S)
     assert found is not None
     command, shown = found.groups()
-    out = run([sys.executable, "-m", "spt_kernels.cli", *shlex.split(command)[1:], "-q"], tmp_path)
+    assert app.run([*shlex.split(command)[1:], "-q"]) == 0
+    out = capsys.readouterr().out
     assert max(len(line) for line in shown.splitlines()) <= 80
     number = r"\d[\d,]*\.?\d*"
     words = [re.sub(r"[█▓▒░· ]+", " ", re.sub(number, "", text)).split() for text in (shown, out)]

@@ -123,6 +123,7 @@ def sparse_weight_grad(
     """`g[k] = Σ_t grad_output[t, row_k] · input[t, column_k]`, without the dense gradient.
 
     Products are summed in fp32 and in an order that shapes alone decide: the same bits every run.
+    Where a CPU takes the dense product its library decides, by the number of threads too.
 
     Args:
         grad_output: `[..., out]`, fp32, bf16 or fp16.

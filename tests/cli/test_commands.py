@@ -11,6 +11,10 @@ import pytest
 from safetensors.torch import load_file
 
 from spt_kernels.cli.app import run
+from spt_kernels.costs import CostSetting, table7
+from spt_kernels.costs.measure import measure_row
+from spt_kernels.costs.sensitivity_speed import measure_sensitivity_speed
+from spt_kernels.costs.worker import SENSITIVITY
 from tests.finetuning.pictures_on_disk import TINY, write_images, write_task, write_weights
 
 SHAPE = [part for key, value in TINY.items() for part in ("--model-arg", f"{key}={value}")]
@@ -133,6 +137,7 @@ def test_a_merged_model_predicts_what_the_task_does(
 def test_tables_are_for_people(
     tuned: Path, model: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    three = ["--method", "full,lora-16,spt-lora"]
     for arguments, words in (
         (["inspect", str(tuned)], ["finished", "spt-lora", "task.safetensors"]),
         (
@@ -143,7 +148,7 @@ def test_tables_are_for_people(
         (["inspect", str(tuned / "sensitivity.safetensors")], ["images", "blocks.0"]),
         (["evaluate", str(tuned)], ["blue", "green", "red", "all", "18"]),
         (
-            ["memory", *model, "--batch", "2", "--fits", "0.0001,0.01"],
+            ["memory", *model, "--batch", "2", "--fits", "0.0001,0.01", *three],
             ["full", "lora-16", "made-up", "Not counted", "█ weights", "none (", "in 0.01 GiB"],
         ),
         (["memory", *model, "--method", "full", "--optimizer", "sgd"], ["100.0 %", "sgd, full"]),
@@ -406,8 +411,16 @@ def test_progress_is_on_stderr_alone(
     assert "training 2/2" in streams.err or "training 1/1" in streams.err
 
 
-@pytest.mark.slow
-def test_bench_measures_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_measures_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def in_this_process(row: str, setting: CostSetting) -> dict:
+        if row == SENSITIVITY:
+            return measure_sensitivity_speed(setting).to_json()
+        return measure_row(row, setting).to_json()
+
+    # that each row has a process of its own is for the tests of the table to say
+    monkeypatch.setattr(table7, "_in_a_process", in_this_process)
     arguments = ["bench", "table7", "-m", "vit_tiny_patch16_224", *SHAPE, "-o", str(tmp_path)]
     sizes = ["--batch-size", "4", "--timed-batch-size", "2", "--rounds", "1"]
     text = output_of([*arguments, *sizes, "--ways", "linear,spt-lora", "--quiet"], capsys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from bench.compilation import (
     Compiled,
     Failure,
     Key,
-    compile_all,
+    compile_group,
     kernel_files,
     kernels_of,
     keys_of,
@@ -26,20 +27,21 @@ from bench.compilation import (
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(interpreted, reason="TRITON_INTERPRET=1: kernels are not compiled")
 
-KEYS: list[Key] = [] if interpreted else keys_of(kernel_files())
+# of one file for one card after another: they are compiled together
+KEYS: list[Key] = (
+    [] if interpreted else sorted(keys_of(kernel_files()), key=lambda key: (key[0], key[2]))
+)
 
 
-@pytest.fixture(scope="module")
-def compiled(request: pytest.FixtureRequest) -> Mapping[Key, Compiled | Failure]:
-    # only what was selected (-k, a single id), all at once so that every core has work
-    calls = (getattr(item, "callspec", None) for item in request.session.items)
-    return compile_all(call.params["key"] for call in calls if call and "key" in call.params)
+@cache
+def compiled(file: str, capability: int) -> Mapping[Key, Compiled | Failure]:
+    return compile_group([key for key in KEYS if (key[0], key[2]) == (file, capability)])
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: f"{key[0]}-{key[1]}-sm_{key[2]}")
-def test_variant_compiles_and_fits(key: Key, compiled: Mapping[Key, Compiled | Failure]) -> None:
+def test_variant_compiles_fits_and_uses_the_units_of_its_card(key: Key) -> None:
     file, name, capability = key
-    variant, found = variants_of(file)[name], compiled[key]
+    variant, found = variants_of(file)[name], compiled(file, capability)[key]
 
     assert not isinstance(found, Failure), found.message
     assert found.code.local_bytes == 0, f"registers spill: {found}"
@@ -48,15 +50,7 @@ def test_variant_compiles_and_fits(key: Key, compiled: Mapping[Key, Compiled | F
     assert found.code.store_bits >= variant.store_bits, f"narrow stores: {found}"
     assert found.resident >= max(1, variant.programs_per_sm), f"fewer than counted on: {found}"
 
-
-@pytest.mark.parametrize("key", KEYS, ids=lambda key: f"{key[0]}-{key[1]}-sm_{key[2]}")
-def test_what_multiplies_tiles_does_so_on_tensor_cores_and_copies_asynchronously(
-    key: Key, compiled: Mapping[Key, Compiled | Failure]
-) -> None:
-    file, name, capability = key
-    source = Path(str(variants_of(file)[name].kernel.fn.__code__.co_filename)).read_text()
-    found = compiled[key]
-    assert not isinstance(found, Failure), found.message
+    source = Path(str(variant.kernel.fn.__code__.co_filename)).read_text()
     if "tl.dot" not in source or name.startswith("vector"):
         assert found.code.tensor_core == ()
         return

@@ -6,7 +6,8 @@ import copy
 import gc
 import json
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,13 +168,23 @@ def tensors_of_plan(model: nn.Module) -> list[Tensor]:
     return [] if tuning is None else list(tuning.plan.unstructured.values())
 
 
+@pytest.fixture
+def own_kernels() -> Iterator[None]:
+    """torch's own kernels: what oneDNN keeps in its layouts depends on the CPU, up to a fifth."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TF32 acceleration")  # the switch sets that one as well
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
+
+
+@pytest.mark.usefixtures("own_kernels")
 @pytest.mark.parametrize("name", STEPS)
 def test_peak_is_what_the_allocator_saw(name: str, tmp_path: Path) -> None:
     step = STEPS[name]
     real, model = allocated_peak(step, tmp_path)
-    # oneDNN's layouts, and casts within operations of two dtypes, are where the last percents go
-    exact = step.dtype == "fp32" and step.make is not tiny_resnet
-    assert step.accounted(model) == pytest.approx(real, rel=0.01 if exact else 0.05)
+    # casts within operations of two dtypes are where the last percents go
+    tolerance = 0.02 if step.dtype == "bf16-autocast" else 0.01
+    assert step.accounted(model) == pytest.approx(real, rel=tolerance)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from Linux's /proc")
