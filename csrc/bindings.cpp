@@ -188,8 +188,8 @@ class AdamWPlan {
 // `shape` is tokens, out_features, in_features; an operand is address, dtype, row stride, columns.
 void sparse_weight_grad(const std::array<int64_t, 3>& shape,
                         const std::tuple<Address, int, int64_t, int64_t>& grad_output,
-                        const std::tuple<Address, int, int64_t, int64_t>& input, Address columns,
-                        Address index, int64_t nnz, Address grad, int n_threads) {
+                        const std::tuple<Address, int, int64_t, int64_t>& input, Address index,
+                        int64_t nnz, Address grad, int n_threads) {
     auto operand = [](const std::tuple<Address, int, int64_t, int64_t>& fields) {
         return spt::Operand{pointer<void>(std::get<0>(fields)),
                             static_cast<spt::DType>(std::get<1>(fields)), std::get<2>(fields),
@@ -200,7 +200,6 @@ void sparse_weight_grad(const std::array<int64_t, 3>& shape,
                                         shape[0],
                                         shape[1],
                                         shape[2],
-                                        pointer<int32_t>(columns),
                                         pointer<int32_t>(index),
                                         nnz,
                                         pointer<float>(grad)};

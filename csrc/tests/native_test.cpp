@@ -221,7 +221,6 @@ void test_sparse_weight_grad(int n_threads) {
                                                   tokens,
                                                   shape.first,
                                                   shape.second,
-                                                  nullptr,
                                                   index.data(),
                                                   static_cast<int64_t>(index.size()),
                                                   grad.data()};

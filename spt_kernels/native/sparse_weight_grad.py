@@ -9,22 +9,13 @@ from .layout import DTYPE_NUMBERS, check, check_matrix
 from .module import module
 
 
-def sparse_weight_grad(
-    grad_output: Tensor,
-    input: Tensor,
-    index: Tensor,
-    *,
-    columns: Tensor | None = None,
-    in_features: int | None = None,
-) -> Tensor:
+def sparse_weight_grad(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
     """See `spt_kernels.ops.sparse_weight_grad.sparse_weight_grad`.
 
     Args:
         grad_output: `[tokens, out_features]`, fp32, bf16 or fp16; rows may be any distance apart.
-        input: `[tokens, in_features]`, likewise, or just the named columns of it.
+        input: `[tokens, in_features]`, likewise.
         index: int32 `[nnz]`, flat positions in `[out_features, in_features]`.
-        columns: int32 `[n_columns]`, which columns `input` holds; needs `in_features`.
-        in_features: the full number of columns.
 
     Returns:
         fp32 `[nnz]`, summed in fp32.
@@ -37,32 +28,17 @@ def sparse_weight_grad(
     if len(input) != len(grad_output):
         raise ValueError(f"input must have {len(grad_output)} tokens, got {len(input)}")
     check("index", index, (torch.int32,))
-    n_in = input.shape[1]
-    if columns is not None:
-        check("columns", columns, (torch.int32,), n_in)
-        if in_features is None:
-            raise ValueError("in_features must be given with columns")
-        n_in = in_features
-    return launch(grad_output, input, index, columns, n_in)
+    return launch(grad_output, input, index)
 
 
-def launch(
-    grad_output: Tensor,
-    input: Tensor,
-    index: Tensor,
-    columns: Tensor | None = None,
-    in_features: int | None = None,
-) -> Tensor:
+def launch(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
     """`sparse_weight_grad` of what is known to have its layouts, dtypes and lengths."""
-    tokens, n_out = grad_output.shape
-    n_in = input.shape[1]
-    number, nnz = DTYPE_NUMBERS[input.dtype], index.shape[0]
+    (tokens, n_out), n_in, nnz = grad_output.shape, input.shape[1], index.shape[0]
     grad = torch.empty(nnz, dtype=torch.float32)
     module().sparse_weight_grad(
-        (tokens, n_out, n_in if in_features is None else in_features),
-        (grad_output.data_ptr(), number, grad_output.stride(0), n_out),
-        (input.data_ptr(), number, input.stride(0), n_in),
-        0 if columns is None else columns.data_ptr(),
+        (tokens, n_out, n_in),
+        (grad_output.data_ptr(), DTYPE_NUMBERS[grad_output.dtype], grad_output.stride(0), n_out),
+        (input.data_ptr(), DTYPE_NUMBERS[input.dtype], input.stride(0), n_in),
         index.data_ptr(),
         nnz,
         grad.data_ptr(),

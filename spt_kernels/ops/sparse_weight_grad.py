@@ -85,7 +85,8 @@ class SparsePattern:
         """The same entries for an input of which only the columns `self.columns` were kept."""
         if self.in_features == len(self.columns):
             return self
-        index = _within(self.index, self.columns, self.in_features)
+        place = torch.searchsorted(self.columns, self.index % self.in_features, out_int32=True)
+        index = self.index // self.in_features * len(self.columns) + place
         return self._prepare(index, self.out_features, len(self.columns), self.columns)
 
     @classmethod
@@ -116,9 +117,6 @@ def sparse_weight_grad(
     grad_output: Tensor,
     input: Tensor,
     index: Tensor | SparsePattern,
-    *,
-    columns: Tensor | None = None,
-    in_features: int | None = None,
 ) -> Tensor:
     """`g[k] = Σ_t grad_output[t, row_k] · input[t, column_k]`, without the dense gradient.
 
@@ -131,16 +129,13 @@ def sparse_weight_grad(
         index: `[nnz]` int32 flat positions in `[out, in]`, or the pattern made from them once. A
             pattern is checked and lets CUDA choose the tiled kernel; a position of a bare index
             that lies outside of the weight is an error on a CPU and gives NaN on CUDA.
-        columns: `[n]` int32, sorted: `input` holds only these columns of the layer's input, while
-            `index` still refers to the whole weight. For a pattern use `pattern.compacted()`.
-        in_features: columns of the whole weight; goes with `columns`.
 
     Returns:
         `[nnz]` fp32.
 
     Raises:
         TypeError: a dtype is not one of those above.
-        ValueError: a shape or device does not fit, or an argument is missing.
+        ValueError: a shape or device does not fit.
     """
     if grad_output.dtype not in _FLOATS:
         raise TypeError(f"grad_output: expected fp32, bf16 or fp16, got {grad_output.dtype}")
@@ -156,13 +151,11 @@ def sparse_weight_grad(
     plan: tuple[Tensor, ...] = ()
     block = 0
     if isinstance(index, SparsePattern):
-        if columns is not None or in_features is not None:
-            raise ValueError("columns: a pattern knows its own, pass pattern.compacted() instead")
         _require_width("grad_output", grad_output, index.out_features)
         _require_width("input", input, index.in_features)
         positions, plan, block = index.index, index._plan, index._block
     else:
-        positions = _checked(index, grad_output, input, columns, in_features)
+        positions = _checked(index, grad_output, input)
     if not grad_output.device == input.device == positions.device:
         raise ValueError(
             "grad_output, input, index: expected one device, got "
@@ -185,27 +178,12 @@ def launch(grad_output: Tensor, input: Tensor, pattern: SparsePattern) -> Tensor
     return native.launch_sparse_weight_grad(grad_output, input, index)
 
 
-def _checked(
-    index: Tensor,
-    grad_output: Tensor,
-    input: Tensor,
-    columns: Tensor | None,
-    in_features: int | None,
-) -> Tensor:
-    """Positions in `[out, columns of input]`."""
+def _checked(index: Tensor, grad_output: Tensor, input: Tensor) -> Tensor:
+    """An index of int32 positions in `[out, in]`, as far as looking at it may tell."""
     if index.dtype != torch.int32:
         raise TypeError(f"index: expected torch.int32, got {index.dtype}")
     if index.dim() != 1:
         raise ValueError(f"index: expected shape [nnz], got {tuple(index.shape)}")
-    if (columns is None) != (in_features is None):
-        raise ValueError("columns, in_features: expected both or neither, got one of them")
-    if columns is not None and in_features is not None:
-        if input.shape[-1] != len(columns):
-            raise ValueError(
-                f"input: expected {len(columns)} columns, as many as there are in columns, "
-                f"got {input.shape[-1]}"
-            )
-        index = _within(index, columns, in_features)
     numel = grad_output.shape[-1] * input.shape[-1]
     # on CUDA looking would wait for the device; there the kernel never reads out of range
     if index.device.type == "cpu" and len(index):
@@ -216,14 +194,6 @@ def _checked(
                 f"gradient, got {lowest if lowest < 0 else highest}"
             )
     return index
-
-
-def _within(index: Tensor, columns: Tensor, in_features: int) -> Tensor:
-    """Positions in the weight without its other columns; -1 for a position in one of those."""
-    column = index % in_features
-    place = torch.searchsorted(columns, column, out_int32=True).clamp_(max=len(columns) - 1)
-    position = index // in_features * len(columns) + place
-    return torch.where(columns[place] == column, position, -1) if len(index) else index
 
 
 def _require_width(name: str, tensor: Tensor, width: int) -> None:

@@ -100,19 +100,6 @@ def test_same_bits_for_any_number_of_threads(
     assert all(torch.equal(result, results[0]) for result in results[1:])
 
 
-@pytest.mark.parametrize("density", [0.01, 0.9])
-def test_only_the_touched_columns_are_given(any_code_path: str, density: float) -> None:
-    grad_output, x = operands(200, 30, 100)
-    index = uniform_index(30, 50, density)
-    index = index // 50 * 100 + index % 50 * 2  # even columns only
-    columns = torch.arange(0, 100, 2, dtype=torch.int32)
-    narrow = x[:, columns.long()].contiguous()
-    actual = native.sparse_weight_grad(grad_output, narrow, index, columns=columns, in_features=100)
-    check(grad_output, x, index, actual)
-    with pytest.raises(ValueError, match="columns: expected every column that index touches"):
-        native.sparse_weight_grad(grad_output, narrow, index + 1, columns=columns, in_features=100)
-
-
 @pytest.mark.parametrize("density", [0.05, 0.9])
 def test_a_slice_of_a_wider_matrix(any_code_path: str, density: float) -> None:
     grad_output, x = operands(200, 90, 70)
@@ -189,5 +176,3 @@ def test_layout_and_dtype_are_checked() -> None:
         native.sparse_weight_grad(grad_output, x, index.long())
     with pytest.raises(ValueError, match=r"got torch\.float64"):
         native.sparse_weight_grad(grad_output.double(), x, index)
-    with pytest.raises(ValueError, match="in_features must be given with columns"):
-        native.sparse_weight_grad(grad_output, x, index, columns=torch.arange(4).int())

@@ -207,8 +207,6 @@ def test_input_of_the_columns_that_occur(dtype: torch.dtype, device: str) -> Non
     kept = x[..., pattern.columns]
 
     check(sparse_weight_grad(grad_output, kept, pattern.compacted()), grad_output, x, index)
-    found = sparse_weight_grad(grad_output, kept, index, columns=pattern.columns, in_features=50)
-    check(found, grad_output, x, index)
     assert pattern.compacted().compacted().in_features == len(pattern.columns)
 
 
@@ -272,21 +270,8 @@ GOOD = {"grad_output": torch.zeros(2, 3), "input": torch.zeros(2, 4), "index": I
         ({"index": INDEX.view(1, 3)}, ValueError, r"index: expected shape \[nnz\]"),
         ({"index": INDEX - 1}, ValueError, "expected positions in the 3×4 gradient, got -1"),
         ({"index": INDEX + 1}, ValueError, "expected positions in the 3×4 gradient, got 12"),
-        ({"columns": INDEX}, ValueError, "expected both or neither"),
-        ({"in_features": 4}, ValueError, "expected both or neither"),
-        ({"columns": INDEX, "in_features": 12}, ValueError, "input: expected 3 columns"),
-        (
-            {"columns": INDEX, "in_features": 12, "input": torch.zeros(2, 3), "index": INDEX + 1},
-            ValueError,
-            "got -1",
-        ),
         ({"index": SparsePattern.build(INDEX, 6, 2)}, ValueError, "grad_output: expected 6 feat"),
         ({"index": SparsePattern.build(INDEX, 3, 5)}, ValueError, "input: expected 5 features"),
-        (
-            {"index": SparsePattern.build(INDEX, 3, 4), "in_features": 4},
-            ValueError,
-            "columns: a pattern knows its own",
-        ),
         ({"index": INDEX.to("meta")}, ValueError, "expected one device"),
     ],
 )
