@@ -42,56 +42,37 @@ _HOME = {
 }
 _FOLDERS = ("methods", "ops")  # public as they are
 
-__all__ = [
-    "AdapterLinear",
-    "AdapterSpec",
-    "BaseModelMismatch",
-    "DeltaFormatError",
-    "LargestBatch",
-    "LoraLinear",
-    "LoraSpec",
-    "MemoryEstimate",
-    "Plan",
-    "Sensitivity",
-    "SparseAdamW",
-    "SparseDeltaConv2d",
-    "SparseDeltaLinear",
-    "SparseDeltaNorm",
-    "__version__",
-    "allocate",
-    "allocate_each",
-    "apply",
-    "backends",
-    "estimate_memory",
-    "largest_batch",
-    "load_delta",
-    "measure_sensitivity",
-    "merge",
-    "methods",
-    "ops",
-    "param_groups",
-    "save_delta",
-    "unload",
-]
+__all__ = sorted([*_HOME, *_FOLDERS, "__version__"])
 
 if TYPE_CHECKING:
     from . import methods as methods
     from . import ops as ops
-    from .environment import backends
-    from .errors import BaseModelMismatch, DeltaFormatError
-    from .layers import (
-        AdapterLinear,
-        LoraLinear,
-        SparseDeltaConv2d,
-        SparseDeltaLinear,
-        SparseDeltaNorm,
-    )
-    from .memory import LargestBatch, MemoryEstimate, estimate_memory, largest_batch
-    from .optim import SparseAdamW, param_groups
-    from .plan import AdapterSpec, LoraSpec, Plan, allocate, allocate_each
-    from .sensitivity import Sensitivity, measure_sensitivity
-    from .task import load_delta, merge, save_delta, unload
-    from .tuning import apply
+    from .environment import backends as backends
+    from .errors import BaseModelMismatch as BaseModelMismatch
+    from .errors import DeltaFormatError as DeltaFormatError
+    from .layers import AdapterLinear as AdapterLinear
+    from .layers import LoraLinear as LoraLinear
+    from .layers import SparseDeltaConv2d as SparseDeltaConv2d
+    from .layers import SparseDeltaLinear as SparseDeltaLinear
+    from .layers import SparseDeltaNorm as SparseDeltaNorm
+    from .memory import LargestBatch as LargestBatch
+    from .memory import MemoryEstimate as MemoryEstimate
+    from .memory import estimate_memory as estimate_memory
+    from .memory import largest_batch as largest_batch
+    from .optim import SparseAdamW as SparseAdamW
+    from .optim import param_groups as param_groups
+    from .plan import AdapterSpec as AdapterSpec
+    from .plan import LoraSpec as LoraSpec
+    from .plan import Plan as Plan
+    from .plan import allocate as allocate
+    from .plan import allocate_each as allocate_each
+    from .sensitivity import Sensitivity as Sensitivity
+    from .sensitivity import measure_sensitivity as measure_sensitivity
+    from .task import load_delta as load_delta
+    from .task import merge as merge
+    from .task import save_delta as save_delta
+    from .task import unload as unload
+    from .tuning import apply as apply
 
 
 def __getattr__(name: str) -> Any:

@@ -27,36 +27,25 @@ _HOME = {
     "train": "training",
 }
 
-__all__ = [
-    "METHODS",
-    "Accuracy",
-    "Batches",
-    "FinetuneJob",
-    "ImageSource",
-    "Method",
-    "ModelSource",
-    "PixelSet",
-    "Preprocessing",
-    "Recipe",
-    "SavedRun",
-    "build",
-    "evaluate",
-    "finetune",
-    "read_splits",
-    "train",
-]
+__all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
-    from ..methods import METHODS, Method
-    from .accuracy import Accuracy, evaluate
-    from .job import FinetuneJob
-    from .models import ModelSource, build
-    from .pipeline import finetune
-    from .pixels import Batches, PixelSet, Preprocessing
-    from .recipe import Recipe
-    from .saved_run import SavedRun
-    from .splits import ImageSource, read_splits
-    from .training import train
+    from ..methods import METHODS as METHODS
+    from ..methods import Method as Method
+    from .accuracy import Accuracy as Accuracy
+    from .accuracy import evaluate as evaluate
+    from .job import FinetuneJob as FinetuneJob
+    from .models import ModelSource as ModelSource
+    from .models import build as build
+    from .pipeline import finetune as finetune
+    from .pixels import Batches as Batches
+    from .pixels import PixelSet as PixelSet
+    from .pixels import Preprocessing as Preprocessing
+    from .recipe import Recipe as Recipe
+    from .saved_run import SavedRun as SavedRun
+    from .splits import ImageSource as ImageSource
+    from .splits import read_splits as read_splits
+    from .training import train as train
 
 
 def __getattr__(name: str) -> Any:
@@ -65,7 +54,3 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value  # the next access is an ordinary one
     return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

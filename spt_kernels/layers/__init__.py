@@ -3,7 +3,7 @@
 from .adapter import AdapterLinear
 from .conv import SparseDeltaConv2d
 from .linear import SparseDeltaLinear
-from .lookup import sparse_deltas, structured_layers, tuned_modules
+from .lookup import sparse_deltas, tuned_modules
 from .lora import LoraLinear
 from .norm import SparseDeltaNorm
 from .parameter import AttachDelta, attach_parameter, detach_parameters, is_attached
@@ -23,7 +23,6 @@ __all__ = [
     "is_attached",
     "restore_deltas",
     "sparse_deltas",
-    "structured_layers",
     "tuned_modules",
     "write_deltas",
 ]

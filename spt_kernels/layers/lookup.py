@@ -32,12 +32,3 @@ def sparse_deltas(model: nn.Module) -> dict[str, SparseDelta]:
         for name, module in tuned_modules(model).items()
         for local, delta in module.sparse_deltas().items()  # type: ignore[operator]
     }
-
-
-def structured_layers(model: nn.Module) -> dict[str, LoraLinear | AdapterLinear]:
-    """Name of a weight in the base model -> the LoRA or Adapter on it."""
-    return {
-        f"{name}.weight" if name else "weight": module
-        for name, module in tuned_modules(model).items()
-        if isinstance(module, (LoraLinear, AdapterLinear))
-    }

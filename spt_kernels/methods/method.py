@@ -48,7 +48,7 @@ METHODS: Mapping[str, Entry] = MappingProxyType(
         "dense-gradient": Entry("dense_gradient", _BY_ENTRIES, is_baseline=True),
         "published-layer": Entry("published_layer", _BY_ENTRIES, is_baseline=True),
         "peft-lora-K": Entry("peft_lora", is_baseline=True),
-        "peft-lora-all": Entry("peft_lora_all", _BUDGET, is_baseline=True),
+        "peft-lora-all": Entry("peft_lora", _BUDGET, is_baseline=True),
         "peft-shira": Entry("peft_shira", _BUDGET, is_baseline=True),
         "peft-super-tuning": Entry("peft_super_tuning", _BUDGET, is_baseline=True),
     }

@@ -1,4 +1,4 @@
-"""PEFT's LoRA of rank K on attention's fused q, k, v."""
+"""PEFT's LoRA: of rank K on attention's fused q, k, v, or on every matrix of the blocks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from torch import nn
 
 from .matrices import attention_matrices
 from .method import Method
-from .peft_model import peft, tune_by
+from .peft_model import peft, tune_all_by, tune_by
 from .tunable import Tunable
 
 
 def tune(model: nn.Module, method: Method, plan: Any) -> Tunable:
-    """With PEFT's defaults but for the rank."""
-    config = functools.partial(peft().LoraConfig, r=method.size)
-    return tune_by(model, config, attention_matrices(model))
+    """With PEFT's defaults but for the rank: on every matrix the highest that the budget allows."""
+    config = peft().LoraConfig
+    if method.name == "peft-lora-all":
+        return tune_all_by(model, method, config)
+    return tune_by(model, functools.partial(config, r=method.size), attention_matrices(model))

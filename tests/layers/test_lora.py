@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spt_kernels import LoraSpec
-from spt_kernels.layers import LoraLinear, SparseDeltaLinear, sparse_deltas, structured_layers
+from spt_kernels.layers import LoraLinear, SparseDeltaLinear, sparse_deltas, tuned_modules
 from tests.tolerance import assert_within_budget
 
 from .truth import INDEX, sparse_linear, tokens
@@ -194,7 +194,7 @@ def test_on_a_sparse_layer_both_train(make) -> None:  # type: ignore[no-untyped-
     y.square().sum().backward()
     torch.testing.assert_close(sparse, weight.grad.flatten()[index])
     assert set(sparse_deltas(layer)) == {"weight"}
-    assert structured_layers(layer) == {"weight": layer}
+    assert tuned_modules(layer) == {"": layer}
     assert len(actual) == 4
 
 

@@ -35,10 +35,10 @@ from spt_kernels.layers import (
     SparseDeltaLinear,
     SparseDeltaNorm,
     sparse_deltas,
-    structured_layers,
     tuned_modules,
 )
 from spt_kernels.model import describe, head_names
+from spt_kernels.task.base_model import BaseModel
 from spt_kernels.tuning import replace_module
 from tests.models import tiny_batch, tiny_convnext, tiny_swin, tiny_vit
 
@@ -163,7 +163,7 @@ def test_what_stands_where() -> None:
     assert type(model.patch_embed.proj) is SparseDeltaConv2d
     # a sparse Linear has a delta of its weight, be it an empty one
     assert set(sparse_deltas(model)) == positions.keys() | {"blocks.0.attn.proj.weight"}
-    assert set(structured_layers(model)) == specs.keys()
+    assert set(BaseModel.of(model).structured) == specs.keys()
     assert "" in tuned_modules(model)  # cls_token is the model's own
     images, labels = tiny_batch()
     F.cross_entropy(model(images), labels).backward()
