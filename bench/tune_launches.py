@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from spt_kernels.kernels import sampled_tiles, squared_grad, strips
+from spt_kernels.kernels import sampled_tiles, squared_grad
 from spt_kernels.kernels import sparse_weight_grad as gradient_kernels
 from spt_kernels.kernels.card import Launch, capability_of
-from spt_kernels.kernels.tile_plan import TilePlan, plan_tiles
+from spt_kernels.kernels.sampled_tiles import by_tiles
+from spt_kernels.kernels.tile_plan import plan_tiles
 
 from .gradient_model import uniform_index
 
@@ -87,24 +87,18 @@ def tune_tiles(
     """Configurations of the kernel that a uniform mask of this density would be computed with."""
     index = uniform_index(rows, columns, density).int().to(device)
     plan = plan_tiles(index, rows, columns)
-    kernel, module, by_plan = _tiled(plan)
+    kernel = "squares" if plan.lists is None else "strips"
     for dtype in (torch.bfloat16, torch.float32):
-        run = partial(by_plan, *factors(rows, columns, tokens, dtype, device), plan)
+        run = partial(by_tiles, *factors(rows, columns, tokens, dtype, device), plan)
         case = f"{rows}×{columns}, {density:.2%}, {dtype}, width {plan.width}"
-        key = (plan.width, dtype == torch.float32, capability_of(device))
-        shipped = module.LAUNCHES[key]
+        key = (plan.block, plan.width, dtype == torch.float32, capability_of(device))
+        shipped = sampled_tiles.LAUNCHES[key]
         try:
             for launch in candidates(shipped):
-                module.LAUNCHES[key] = launch
+                sampled_tiles.LAUNCHES[key] = launch
                 yield _timing(kernel, case, launch, launch == shipped, run, measure)
         finally:
-            module.LAUNCHES[key] = shipped
-
-
-def _tiled(plan: TilePlan) -> tuple[str, ModuleType, Callable[..., object]]:
-    if plan.lists is None:
-        return "tiles", sampled_tiles, sampled_tiles.by_tiles
-    return "strips", strips, strips.by_strips
+            sampled_tiles.LAUNCHES[key] = shipped
 
 
 def time_ways(
@@ -113,14 +107,14 @@ def time_ways(
     """Every way to the sparse weight gradient, and torch's dense one: the cost model's matter."""
     index = uniform_index(rows, columns, density).int().to(device)
     plan = plan_tiles(index, rows, columns)
-    kernel, _, by_plan = _tiled(plan)
+    kernel = "squares" if plan.lists is None else "strips"
     for dtype in (torch.bfloat16, torch.float32):
         both = factors(rows, columns, tokens, dtype, device)
         runs: dict[str, Callable[[], object]] = {
             "torch, dense": partial(torch.mm, both[0].T, both[1]),
             "chosen": partial(gradient_kernels.sparse_weight_grad, *both, index, plan),
             "vectors": partial(gradient_kernels.by_vectors, *both, index),
-            kernel: partial(by_plan, *both, plan),
+            kernel: partial(by_tiles, *both, plan),
             "dense, then read": partial(gradient_kernels.by_dense, *both, index),
         }
         for name, run in runs.items():

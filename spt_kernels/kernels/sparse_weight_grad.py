@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import sampled_tiles, strips
 from .card import Launch, capability_of
 from .gradient_cost import Way, cheapest_way
+from .sampled_tiles import by_tiles
 from .tile_plan import TilePlan
 from .token_split import split_tokens
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
@@ -93,10 +93,8 @@ def sparse_weight_grad(
         return by_dense_blocks(grad_output, input, index)
     if way is Way.VECTORS or plan is None:
         partial = by_vectors(grad_output, input, index.contiguous())
-    elif plan.lists is None:
-        partial = sampled_tiles.by_tiles(grad_output, input, plan)
     else:
-        partial = strips.by_strips(grad_output, input, plan)
+        partial = by_tiles(grad_output, input, plan)
     return partial[0] if len(partial) == 1 else partial.sum(0)
 
 

@@ -117,44 +117,42 @@ class TunedLinear(torch.autograd.Function):
     @first_derivative_only
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the input, the deltas and the LoRA; never one of the whole weight."""
-        if _is_autocast(grad_output):
-            with torch.autocast(grad_output.device.type, enabled=False):
-                return _backward(ctx, grad_output)
-        return _backward(ctx, grad_output)
-
-
-def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    weight, bias_index, lora_a, lora_b, inner, *kept = ctx.saved_tensors
-    needs_x, _, _, needs_delta, _, needs_bias_delta, _, needs_a, needs_b, _ = ctx.needs_input_grad
-    lora: LoraCall | None = ctx.lora
-    x: Any = None
-    grad_inner: Any = None
-    grad_x = grad_delta = grad_bias_delta = grad_a = grad_b = None
-    gy = grad_output.reshape(-1, grad_output.shape[-1])  # [tokens, out]
-    if needs_delta or needs_a:
-        x = ctx.saved_input.rebuild(kept)
-    if needs_delta:
-        some = ctx.saved_input.kind == "columns"
-        grad_delta = sparse_gradient(gy, x, ctx.pattern.compacted if some else ctx.pattern.whole)
-    if needs_bias_delta:
-        grad_bias_delta = gy.sum(0, dtype=wide_dtype(gy)).index_select(0, bias_index)
-    if lora is not None:
-        if needs_b:
-            grad_b = _grad_of_b(gy, inner, lora)
-        if needs_x or needs_a:
-            grad_inner = _grad_of_inner(gy, lora_b, lora)  # [tokens, ranges · rank]
-        if needs_a:
-            # into what was rebuilt, but not into another's tensor
-            x = lora.dropped(x) if ctx.saved_input.kind == "tensor" else lora.drop_(x)
-            grad_a = grad_inner.t() @ x.reshape(-1, ctx.in_features)
-    del x  # before the gradient of the same size is made
-    if needs_x:
-        flat = _grad_of_x(gy, weight, grad_inner, lora_a, lora)
-        grad_x = _cast(flat.view(*grad_output.shape[:-1], ctx.in_features), ctx.x_dtype)
-    return (
-        *(grad_x, None, None, grad_delta, None),
-        *(grad_bias_delta, None, grad_a, grad_b, None),
-    )
+        weight, bias_index, lora_a, lora_b, inner, *kept = ctx.saved_tensors
+        needs_x, _, _, needs_delta, _, needs_bias_delta, _, needs_a, needs_b, _ = (
+            ctx.needs_input_grad
+        )
+        lora: LoraCall | None = ctx.lora
+        x: Any = None
+        grad_inner: Any = None
+        grad_x = grad_delta = grad_bias_delta = grad_a = grad_b = None
+        gy = grad_output.reshape(-1, grad_output.shape[-1])  # [tokens, out]
+        with without_autocast(grad_output.device):
+            if needs_delta or needs_a:
+                x = ctx.saved_input.rebuild(kept)
+            if needs_delta:
+                some = ctx.saved_input.kind == "columns"
+                grad_delta = sparse_gradient(
+                    gy, x, ctx.pattern.compacted if some else ctx.pattern.whole
+                )
+            if needs_bias_delta:
+                grad_bias_delta = gy.sum(0, dtype=wide_dtype(gy)).index_select(0, bias_index)
+            if lora is not None:
+                if needs_b:
+                    grad_b = _grad_of_b(gy, inner, lora)
+                if needs_x or needs_a:
+                    grad_inner = _grad_of_inner(gy, lora_b, lora)  # [tokens, ranges · rank]
+                if needs_a:
+                    # into what was rebuilt, but not into another's tensor
+                    x = lora.dropped(x) if ctx.saved_input.kind == "tensor" else lora.drop_(x)
+                    grad_a = grad_inner.t() @ x.reshape(-1, ctx.in_features)
+            del x  # before the gradient of the same size is made
+            if needs_x:
+                flat = _grad_of_x(gy, weight, grad_inner, lora_a, lora)
+                grad_x = _cast(flat.view(*grad_output.shape[:-1], ctx.in_features), ctx.x_dtype)
+        return (
+            *(grad_x, None, None, grad_delta, None),
+            *(grad_bias_delta, None, grad_a, grad_b, None),
+        )
 
 
 def linear_with_lora(
@@ -171,12 +169,6 @@ def linear_with_lora(
         return y, None
     y = y.contiguous()
     return y, _add_lora(y, x, lora_a, lora_b, lora)
-
-
-def _is_autocast(tensor: Tensor) -> bool:
-    """Whether operations on it would be cast: a backward may be called under autocast."""
-    kind = tensor.device.type
-    return kind in _AUTOCAST_KINDS and torch.is_autocast_enabled(kind)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -199,14 +191,12 @@ def wide_dtype(tensor: Tensor) -> torch.dtype:
 
 def _add_lora(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, lora: LoraCall) -> Tensor:
     """Add `scale · B A dropout(x)` into `y`; returns the bottleneck `[tokens, ranges · rank]`."""
-    if _is_autocast(y):
-        with torch.autocast(y.device.type, enabled=False):
-            return _add_lora(y, x, lora_a, lora_b, lora)
     dtype = y.dtype
-    inner = _bottleneck(_cast(x, dtype), _cast(lora_a, dtype), lora)
     flat, low = y.view(-1, y.shape[-1]), _cast(lora_b, dtype)
-    for rows, rows_of_b, part in lora.ranges:
-        flat[:, rows].addmm_(inner[:, part], low[rows_of_b].t(), alpha=lora.scale)
+    with without_autocast(y.device):
+        inner = _bottleneck(_cast(x, dtype), _cast(lora_a, dtype), lora)
+        for rows, rows_of_b, part in lora.ranges:
+            flat[:, rows].addmm_(inner[:, part], low[rows_of_b].t(), alpha=lora.scale)
     return inner
 
 

@@ -60,11 +60,6 @@ class ParameterInfo:
         return "".join(rows.operation for rows in self.row_blocks)
 
     @property
-    def is_matrix(self) -> bool:
-        """Whether it is the weight of a Linear or Conv2d."""
-        return self.kind in ("linear", "functional", "conv2d")
-
-    @property
     def numel(self) -> int:
         """How many numbers it holds."""
         count = 1

@@ -52,13 +52,13 @@ def test_what_was_found_is_shown_and_written(
 ) -> None:
     code = MachineCode(40, 0, {128: 4, 32: 2}, {128: 1}, 12, 0, ("HMMA.16816.F32.BF16",))
     found: dict[Key, Compiled | Failure] = {
-        ("strips", "good", 90): Compiled(code, 1024, 3, "shared", 0.19),
-        ("strips", "bad", 90): Failure("CompilationError: no\nmore"),
+        ("sampled_tiles", "good", 90): Compiled(code, 1024, 3, "shared", 0.19),
+        ("sampled_tiles", "bad", 90): Failure("CompilationError: no\nmore"),
     }
     monkeypatch.setattr(examine_kernels, "examine", lambda files, capabilities: found)
     path = tmp_path / "found.json"
 
-    status = examine_kernels.main(["--arch", "sm_90", "--json", str(path), "strips"])
+    status = examine_kernels.main(["--arch", "sm_90", "--json", str(path), "sampled_tiles"])
 
     assert status == 1, "a variant did not compile"
     shown = capsys.readouterr().out

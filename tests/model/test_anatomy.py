@@ -174,7 +174,6 @@ def test_description(make, name, kind, operation, block, groups) -> None:
     info = describe(make())[name]
     assert (info.kind, info.operation, info.block, info.groups) == (kind, operation, block, groups)
     assert info.shape == tuple(dict(make().named_parameters())[name].shape)
-    assert info.is_matrix == (kind in ("linear", "conv2d"))
     assert info.row_blocks[0].start == 0
     assert info.row_blocks[-1].stop == info.shape[0]
 
@@ -225,6 +224,5 @@ def test_the_projection_of_torchs_attention_is_read_and_not_called() -> None:
     info = describe(torchvision_vit())
     prefix = "encoder.layers.encoder_layer_0"
     assert info[f"{prefix}.self_attention.out_proj.weight"].kind == "functional"
-    assert info[f"{prefix}.self_attention.out_proj.weight"].is_matrix
     assert info[f"{prefix}.self_attention.out_proj.bias"].kind == "bias"
     assert info[f"{prefix}.mlp.0.weight"].kind == "linear"

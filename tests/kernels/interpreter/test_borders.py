@@ -17,7 +17,6 @@ from spt_kernels.kernels import (
     sampled_tiles,
     sparse_weight_grad,
     squared_grad,
-    strips,
     tile_plan,
     top_tau,
     transpose,
@@ -108,7 +107,7 @@ def chosen(guard: Guard) -> Tensor:
 CASES: dict[str, Callable[[Guard], Tensor]] = {
     "vectors": lambda guard: gradients(guard, sparse_weight_grad.by_vectors, tiles=False),
     "squares-of-tiles": lambda guard: gradients(guard, sampled_tiles.by_tiles, tiles=True),
-    "strips": lambda guard: gradients(guard, strips.by_strips, tiles=True),
+    "strips": lambda guard: gradients(guard, sampled_tiles.by_tiles, tiles=True),
     "transpose": lambda guard: transpose.transposed(
         guard.put(noise(65, 67, seed=0, dtype=torch.bfloat16))
     ),
@@ -169,7 +168,7 @@ def test_tokens_beyond_2_to_the_31_elements(
     if way == "vectors":
         found = sparse_weight_grad.by_vectors(far, far, index)
     else:
-        found = (strips.by_strips if way == "strips" else sampled_tiles.by_tiles)(far, far, plan)
+        found = sampled_tiles.by_tiles(far, far, plan)
     torch.testing.assert_close(found.sum(0), expected, rtol=1e-5, atol=1e-5)
 
 

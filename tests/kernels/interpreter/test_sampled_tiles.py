@@ -1,4 +1,4 @@
-"""The kernel of square tiles, interpreted, against float64."""
+"""The kernel of tiles on squares, interpreted, against float64."""
 
 from __future__ import annotations
 

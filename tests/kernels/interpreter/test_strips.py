@@ -1,4 +1,4 @@
-"""The kernel of strips, interpreted, against float64."""
+"""The kernel of tiles on strips, interpreted, against float64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from spt_kernels.kernels import tile_plan, token_split
-from spt_kernels.kernels.strips import by_strips
+from spt_kernels.kernels.sampled_tiles import by_tiles
 from spt_kernels.kernels.tile_plan import TilePlan, plan_tiles
 
 from .entries import (
@@ -50,7 +50,7 @@ def test_entries(
     x = noise(tokens, n_in, seed=1, dtype=dtype)
     index = positions(nnz, n_out * n_in)
     check_entries(
-        by_strips(grad_output, x, strips(index, n_out, n_in)).sum(0), grad_output, x, index
+        by_tiles(grad_output, x, strips(index, n_out, n_in)).sum(0), grad_output, x, index
     )
 
 
@@ -65,7 +65,7 @@ def test_groups_with_several_lists(width: int, monkeypatch: pytest.MonkeyPatch) 
     assert plan.tiles[:, 0].unique().tolist() == [0, 2, 3, 4]
     grad_output = noise(70, 320, seed=0, dtype=torch.bfloat16)
     x = noise(70, 191, seed=1, dtype=torch.bfloat16)
-    check_entries(by_strips(grad_output, x, plan).sum(0), grad_output, x, index)
+    check_entries(by_tiles(grad_output, x, plan).sum(0), grad_output, x, index)
 
 
 def test_split_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_split_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     grad_output = noise(270, 30, seed=0, dtype=torch.bfloat16)
     x = noise(270, 20, seed=1, dtype=torch.bfloat16)
     index = positions(50, 600)
-    partial = by_strips(grad_output, x, strips(index, 30, 20))
+    partial = by_tiles(grad_output, x, strips(index, 30, 20))
     assert len(partial) == 5
     check_entries(partial.sum(0), grad_output, x, index)
 
@@ -82,7 +82,7 @@ def test_views() -> None:
     grad_output = noise(20, 96, seed=0, dtype=torch.float32)[:, 32:64]
     x = noise(24, 20, seed=1, dtype=torch.float32).T
     index = positions(40, 32 * 24)
-    check_entries(by_strips(grad_output, x, strips(index, 32, 24)).sum(0), grad_output, x, index)
+    check_entries(by_tiles(grad_output, x, strips(index, 32, 24)).sum(0), grad_output, x, index)
 
 
 @pytest.mark.parametrize("shape", [(900, 400), (400, 900)], ids=["tall", "wide"])
@@ -93,7 +93,7 @@ def test_clustered(shape: tuple[int, int]) -> None:
     assert 0 < len(kept) < max(shape) // 2, "what occurs of the other side is brought together"
     grad_output = noise(6, shape[0], seed=0, dtype=torch.float32)
     x = noise(6, shape[1], seed=1, dtype=torch.float32)
-    check_entries(by_strips(grad_output, x, plan).sum(0), grad_output, x, index)
+    check_entries(by_tiles(grad_output, x, plan).sum(0), grad_output, x, index)
 
 
 def test_what_no_list_names_is_not_read() -> None:
@@ -103,5 +103,5 @@ def test_what_no_list_names_is_not_read() -> None:
     x[:, [7, 20]] = 1.0
     grad_output = torch.full((9, 100), float("nan"))
     grad_output[:, [3, 99]] = 2.0
-    found = by_strips(grad_output, x, strips(index, 100, 50)).sum(0)
+    found = by_tiles(grad_output, x, strips(index, 100, 50)).sum(0)
     assert found.tolist() == [18.0, 18.0, 18.0]

@@ -11,12 +11,12 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from bench import tune_launches
-from spt_kernels.kernels import sampled_tiles, squared_grad, strips
+from spt_kernels.kernels import sampled_tiles, squared_grad
 
 
 def test_everything_runs_and_nothing_is_left_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(squared_grad, "_LARGE_FROM_TILES", 0)
-    before = copy.deepcopy((strips.LAUNCHES, sampled_tiles.LAUNCHES, squared_grad._LARGE))
+    before = copy.deepcopy((sampled_tiles.LAUNCHES, squared_grad._LARGE))
     calls = 0
 
     def count(run: Callable[[], object]) -> float:
@@ -38,13 +38,13 @@ def test_everything_runs_and_nothing_is_left_changed(monkeypatch: pytest.MonkeyP
     failed = [timing for timing in timings if timing.median_us is None]
     assert [timing.error for timing in failed] == ["RuntimeError: out of shared memory"]
     tuned = {timing.kernel for timing in timings if timing.launch}
-    assert tuned == {"tiles", "strips", "squared_grad"} or tuned == {"tiles", "squared_grad"}
+    assert tuned == {"squares", "strips", "squared_grad"} or tuned == {"squares", "squared_grad"}
     for case in {(timing.kernel, timing.case) for timing in timings if timing.launch}:
         group = [t for t in timings if (t.kernel, t.case) == case]
         assert [t.shipped for t in group].count(True) == 1
         assert group[0].shipped, "the shipped one comes first"
         assert len({str(t.launch) for t in group}) == len(group) > 3
-    assert before == (strips.LAUNCHES, sampled_tiles.LAUNCHES, squared_grad._LARGE)
+    assert before == (sampled_tiles.LAUNCHES, squared_grad._LARGE)
 
 
 def test_without_a_card_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
