@@ -27,6 +27,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    # what was imported stays: every later search for garbage would go through half a million objects
+    # what was imported stays: no later search for garbage need go through half a million objects
     gc.collect()
     gc.freeze()
