@@ -6,12 +6,14 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
 import spt_kernels.ops
+from bench import compilation
 from bench.cards import MULTIPROCESSORS
 from bench.compilation import (
     Compiled,
@@ -21,8 +23,10 @@ from bench.compilation import (
     kernel_files,
     kernels_of,
     keys_of,
+    to_binary,
     variants_of,
 )
+from spt_kernels.kernels.variant import Variant
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(interpreted, reason="TRITON_INTERPRET=1: kernels are not compiled")
@@ -58,6 +62,26 @@ def test_variant_compiles_fits_and_uses_the_units_of_its_card(key: Key) -> None:
     assert {operation.split(".")[0] for operation in found.code.tensor_core} == {unit}
     assert all(".F32" in operation for operation in found.code.tensor_core), "sums are in fp32"
     assert found.code.async_copies > 0
+
+
+def test_kernels_are_read_at_once_as_each_alone_and_one_that_fails_costs_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = [key for key in KEYS if (key[0], key[2]) == ("transpose", 90)]
+    together = compile_group(keys)
+    assert {key: compile_group([key])[key] for key in keys[-2:]}.items() <= together.items()
+
+    def first_fails(variant: Variant, capability: int) -> Any:
+        if variant.name == keys[0][1]:
+            raise ValueError("no code")
+        return to_binary(variant, capability)
+
+    monkeypatch.setattr(compilation, "to_binary", first_fails)
+    found = compile_group(keys[:2])
+    assert list(found.items()) == [
+        (keys[0], Failure("ValueError: no code")),
+        (keys[1], together[keys[1]]),
+    ]
 
 
 def test_no_kernel_is_left_out() -> None:

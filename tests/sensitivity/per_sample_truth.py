@@ -41,8 +41,12 @@ def assert_exact(
     model: nn.Module,
     batches: list[tuple[Tensor, Tensor]],
     loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    factor: float = 2.0,
 ) -> None:
-    """Fail unless `actual` is as close to the float64 truth as a plain float32 loop."""
+    """Fail unless `actual` is about as close to the float64 truth as a plain float32 loop.
+
+    `factor` is how many times the loop's error is allowed.
+    """
     names = list(actual)
     truth = squared_gradients(model, batches, names, loss_fn)
     plain = squared_gradients(model, batches, names, loss_fn, torch.float32)
@@ -59,4 +63,4 @@ def assert_exact(
         torch.cat([(scores[name].double() / scale[name]).reshape(-1) for name in scale])
         for scores in (actual, plain, truth)
     ]
-    assert_within_budget(stacked[0].float(), *stacked[1:])
+    assert_within_budget(stacked[0].float(), *stacked[1:], factor=factor)
