@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .linear import SparseDeltaLinear
+from .row_ranges import groups_of
 from .structured import StructuredLinear, add_to_rows, check_base
 from .tuned_linear import LoraCall, TunedLinear, linear_with_lora
 
@@ -73,7 +74,7 @@ class LoraLinear(StructuredLinear):
             self.base.write_stale_deltas()
             deltas = self.base.trained_tensors()
         seed = _draw_seed(x) if dropout else 0
-        call = LoraCall(self._ranges(), self.spec.scale, dropout, seed)
+        call = LoraCall(groups_of(self.spec.rank, self.spec.rows), self.spec.scale, dropout, seed)
         weight, bias = self.base.weight, self.base.bias
         if not torch.is_grad_enabled():
             return linear_with_lora(x, weight, bias, self.lora_a, self.lora_b, call)[0]

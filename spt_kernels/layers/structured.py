@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from .keep_fp32 import keeping_fp32
 from .linear import SparseDeltaLinear
 from .plain_module import share_hooks
+from .row_ranges import Ranges, ranges_of
 from .sparse_delta import Owner, SparseDelta, tag
-from .tuned_linear import Ranges, ranges_of
 
 
 class StructuredLinear(Owner):

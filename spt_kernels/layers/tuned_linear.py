@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..ops.dropout import dropout, dropout_
 from .first_order import first_derivative_only
+from .row_ranges import RangeGroup
 from .saved_input import SavedInput, Tensors
 from .sparse_gradient import DeltaPattern, sparse_gradient
 
@@ -20,37 +20,23 @@ from .sparse_gradient import DeltaPattern, sparse_gradient
 _DROPPED_ELEMENTS = 2**23
 _UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
 
-# Per range of a LoRA or Adapter: output features, rows of its own, part of the bottleneck
-Ranges = tuple[tuple[slice, slice, slice], ...]
-
 # Asked for once: `torch.compile` of torch 2.11 cannot trace the question
 _AUTOCAST_KINDS = frozenset(
     kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)
 )
 
 
-@functools.cache
-def ranges_of(rank: int, rows: tuple[tuple[int, int], ...]) -> Ranges:
-    """Where half-open ranges of output features lie in what is stacked for all of them."""
-    found, first = [], 0
-    for n, (start, stop) in enumerate(rows):
-        last = first + stop - start
-        found.append((slice(start, stop), slice(first, last), slice(n * rank, (n + 1) * rank)))
-        first = last
-    return tuple(found)
-
-
 class LoraCall(NamedTuple):
     """One forward of a LoRA: what it is, and which elements of its input are dropped.
 
     Attributes:
-        ranges: of `ranges_of`.
+        groups: of `groups_of`.
         scale: factor of the update.
         dropout: probability of dropping an element; 0 outside training.
         seed: which elements; forward and backward both make the mask from it.
     """
 
-    ranges: Ranges
+    groups: tuple[RangeGroup, ...]
     scale: float
     dropout: float = 0.0
     seed: int = 0
@@ -195,8 +181,9 @@ def _add_lora(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, lora: LoraCa
     flat, low = y.view(-1, y.shape[-1]), _cast(lora_b, dtype)
     with without_autocast(y.device):
         inner = _bottleneck(_cast(x, dtype), _cast(lora_a, dtype), lora)
-        for rows, rows_of_b, part in lora.ranges:
-            flat[:, rows].addmm_(inner[:, part], low[rows_of_b].t(), alpha=lora.scale)
+        for group in lora.groups:
+            up = group.of_rows(low).transpose(1, 2)
+            group.of_outputs(flat).baddbmm_(group.of_bottleneck(inner), up, alpha=lora.scale)
     return inner
 
 
@@ -215,17 +202,28 @@ def _bottleneck(x: Tensor, lora_a: Tensor, lora: LoraCall) -> Tensor:
 
 
 def _grad_of_b(gy: Tensor, inner: Tensor, lora: LoraCall) -> Tensor:
-    # the thin factor on the left: BLAS is several times slower at the transpose of this on a CPU
-    parts = [(inner[:, part].t() @ gy[:, rows]).t() for rows, _, part in lora.ranges]
-    return torch.cat(parts).mul_(lora.scale)  # [rows of all ranges, rank]
+    parts = []
+    for group in lora.groups:
+        # the thin factor on the left: the transpose of this takes a CPU several times as long
+        low = group.of_bottleneck(inner).transpose(1, 2)
+        parts.append(torch.bmm(low, group.of_outputs(gy)).transpose(1, 2).flatten(0, 1))
+    grad = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+    return _scaled(grad, lora.scale)  # [rows of all ranges, rank]
 
 
 def _grad_of_inner(gy: Tensor, lora_b: Tensor, lora: LoraCall) -> Tensor:
-    grad = gy.new_empty(gy.shape[0], lora_b.shape[1] * len(lora.ranges))
-    for rows, rows_of_b, part in lora.ranges:
-        low = _cast(lora_b[rows_of_b], gy.dtype).t().contiguous()  # [rank, rows]
-        grad[:, part] = (low @ gy[:, rows].t()).t()  # half the time of `gy @ b` on a CPU
-    return grad.mul_(lora.scale * (lora.kept_scale if lora.dropout else 1.0))
+    low = _cast(lora_b, gy.dtype)
+    rank, n_ranges = low.shape[1], sum(group.n_ranges for group in lora.groups)
+    grad = gy.new_empty(gy.shape[0], n_ranges * rank)
+    for group in lora.groups:
+        out = group.of_bottleneck(grad)
+        torch.bmm(group.of_outputs(gy), group.of_rows(low), out=out)
+    return _scaled(grad, lora.scale * (lora.kept_scale if lora.dropout else 1.0))
+
+
+def _scaled(tensor: Tensor, factor: float) -> Tensor:
+    """A product of ours times `factor`, in place."""
+    return tensor if factor == 1.0 else tensor.mul_(factor)
 
 
 def _grad_of_x(

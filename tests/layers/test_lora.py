@@ -18,7 +18,14 @@ from tests.tolerance import assert_within_budget
 
 from .truth import INDEX, sparse_linear, tokens
 
-ROWS = {"whole": ((0, 6),), "slices": ((0, 2), (4, 6)), "middle": ((1, 5),)}
+ROWS = {
+    "whole": ((0, 6),),
+    "middle": ((1, 5),),
+    "apart": ((0, 2), (4, 6)),
+    "side-by-side": ((0, 2), (2, 4), (4, 6)),
+    "uneven-widths": ((0, 1), (1, 6)),
+    "uneven-steps": ((0, 1), (2, 3), (5, 6)),
+}
 
 
 def lora(
@@ -69,6 +76,24 @@ def check(layer: LoraLinear, make: Callable[[Tensor], Tensor], x: Tensor, mask=1
     truth = gradients(lambda x: by_formula(wide, make(x), mask), wide, x.double())
     for own, dense, exact in zip(actual, plain, truth, strict=True):
         assert_within_budget(own, dense, exact)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(
+    "read",
+    [lambda y: y, lambda y: y.transpose(0, 2) * 2, lambda y: y[:, 1:, ::2]],
+    ids=["one-value-for-all", "transposed", "some-columns"],
+)
+def test_a_gradient_that_comes_as_a_view(rows: str, read) -> None:  # type: ignore[no-untyped-def]
+    layer = lora(ROWS[rows])
+    x = tokens(4, 5, 8)
+    read(layer(x)).sum().backward()
+    assert layer.lora_b.grad.is_contiguous()
+    actual = [layer.lora_a.grad.clone(), layer.lora_b.grad.clone()]
+    layer.zero_grad()
+    read(by_formula(layer, x)).sum().backward()
+    expected = [layer.lora_a.grad, layer.lora_b.grad]
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", ROWS)

@@ -1,0 +1,81 @@
+"""The ranges of output features that a LoRA or an Adapter is on, as views of what it works with."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import NamedTuple
+
+from torch import Tensor
+
+# Per range: output features, rows of its own, part of the bottleneck
+Ranges = tuple[tuple[slice, slice, slice], ...]
+
+
+@functools.cache
+def ranges_of(rank: int, rows: tuple[tuple[int, int], ...]) -> Ranges:
+    """Where half-open ranges of output features lie in what is stacked for all of them."""
+    found, first = [], 0
+    for n, (start, stop) in enumerate(rows):
+        last = first + stop - start
+        found.append((slice(start, stop), slice(first, last), slice(n * rank, (n + 1) * rank)))
+        first = last
+    return tuple(found)
+
+
+class RangeGroup(NamedTuple):
+    """Ranges of one width, evenly apart, as those of q, k, v: one batched product does for all.
+
+    Attributes:
+        n_ranges: how many.
+        width: output features of each.
+        step: features from the start of one to that of the next.
+        first: where the first starts.
+        own: their rows in what is stacked.
+        part: theirs of the bottleneck.
+    """
+
+    n_ranges: int
+    width: int
+    step: int
+    first: int
+    own: slice
+    part: slice
+
+    def of_outputs(self, matrix: Tensor) -> Tensor:
+        """`[tokens, out]` as `[ranges, tokens, width]`, a view."""
+        row, column = matrix.stride()
+        shape = (self.n_ranges, matrix.shape[0], self.width)
+        offset = matrix.storage_offset() + self.first * column
+        return matrix.as_strided(shape, (self.step * column, row, column), offset)
+
+    def of_bottleneck(self, inner: Tensor) -> Tensor:
+        """`[tokens, ranges · rank]` as `[ranges, tokens, rank]`, a view."""
+        row, column = inner.stride()
+        rank = (self.part.stop - self.part.start) // self.n_ranges
+        shape = (self.n_ranges, inner.shape[0], rank)
+        offset = inner.storage_offset() + self.part.start * column
+        return inner.as_strided(shape, (rank * column, row, column), offset)
+
+    def of_rows(self, stacked: Tensor) -> Tensor:
+        """`[rows of all ranges, rank]` as `[ranges, width, rank]`, a view."""
+        row, column = stacked.stride()
+        shape = (self.n_ranges, self.width, stacked.shape[1])
+        offset = stacked.storage_offset() + self.own.start * row
+        return stacked.as_strided(shape, (self.width * row, row, column), offset)
+
+
+@functools.cache
+def groups_of(rank: int, rows: tuple[tuple[int, int], ...]) -> tuple[RangeGroup, ...]:
+    """The ranges as one group where they are one, else each for itself."""
+    ranges = ranges_of(rank, rows)
+    widths = {stop - start for start, stop in rows}
+    steps = {later[0] - earlier[0] for earlier, later in itertools.pairwise(rows)}
+    if len(widths) == 1 and len(steps) <= 1:
+        (width,), (step,) = widths, steps or {0}
+        all_own, all_parts = slice(0, len(rows) * width), slice(0, len(rows) * rank)
+        return (RangeGroup(len(rows), width, step, rows[0][0], all_own, all_parts),)
+    return tuple(
+        RangeGroup(1, own.stop - own.start, 0, features.start, own, part)
+        for features, own, part in ranges
+    )
