@@ -247,11 +247,11 @@ _GRADIENT_NOTE = (
     "load touches as many lines as lie under 32 columns, one after the other. *Strips* multiply 64 "
     "rows by the columns that occur in them, on tensor cores, from a transposed copy of the input "
     "whose tokens lie side by side, so that every load is a whole word of 128 bits. *Tiles* are "
-    "squares of the whole gradient. Where neither wins, torch's product is taken and the entries are "
-    "read from it: so it is never slower than dense by more than that read. The model is fitted to "
-    "30 times of an H100: it gives 0.8 to 1.8 times what that took, half of them within a quarter, "
-    "and ranks the ways as they were. The other cards are as far from their figures as that one; "
-    "none of them is measured."
+    "squares of the whole gradient. Where neither wins, torch's product is taken and the entries "
+    "are read from it: so it is never slower than dense by more than that read. The model is "
+    "fitted to 30 times of an H100: it gives 0.8 to 1.8 times what that took, half of them within "
+    "a quarter, and ranks the ways as they were. The other cards are as far from their figures as "
+    "that one; none of them is measured."
 )
 
 

@@ -50,7 +50,7 @@ class AdapterLinear(StructuredLinear):
         self.up_weight = nn.Parameter(torch.zeros(n_rows, spec.rank))
         self.up_bias = nn.Parameter(torch.zeros(n_rows))
         with torch.no_grad():
-            for _, columns, part in self._ranges():
+            for _, columns, part in self._ranges:
                 width = columns.stop - columns.start
                 down = torch.empty(spec.rank, width)  # as nn.Linear starts: its fan-in is the width
                 self.down_weight[:, columns] = nn.init.kaiming_uniform_(down, a=math.sqrt(5))
@@ -63,7 +63,7 @@ class AdapterLinear(StructuredLinear):
             self.__dict__["_spt_called"] = True
         y = self.base.forward(x)  # its hooks are ours, and run once
         updates = []
-        for rows, own, part in self._ranges():
+        for rows, own, part in self._ranges:
             low = F.linear(
                 y[..., rows].contiguous(),  # what is kept of them must not hold on to all of y
                 self.down_weight[:, own].to(y.dtype),

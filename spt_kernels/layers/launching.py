@@ -7,9 +7,15 @@ from torch import Tensor
 
 
 def may_launch(tensor: Tensor) -> bool:
-    """Whether a tensor is what it seems: no fake, no subclass, nothing that a compiler traces.
+    """Whether a tensor is what it seems, and nobody listens: no fake, no subclass, no compiler.
 
     The registered ops are for those; each costs a second dispatch and a guard, more than all that
     an autograd function does else.
     """
-    return type(tensor) is Tensor and not torch.compiler.is_compiling()
+    return (
+        not torch.compiler.is_compiling()  # first: what traces stops here
+        and type(tensor) is Tensor
+        and (tensor.is_cpu or tensor.is_cuda)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+    )

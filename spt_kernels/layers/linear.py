@@ -61,9 +61,9 @@ class SparseDeltaLinear(SparseDeltaLayer):
         """`F.linear(x, weight, bias)`."""
         if not torch.compiler.is_compiling():
             self.write_stale_deltas()
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        weight, bias = self.weight, self.bias
         if not (torch.is_grad_enabled() and self.has_gradients()):
-            return F.linear(x, weight, bias)  # type: ignore[arg-type]
+            return F.linear(x, weight, bias)
         no_lora = (None, None, None)
         return TunedLinear.apply(x, weight, bias, *self.trained_tensors(), *no_lora)
 

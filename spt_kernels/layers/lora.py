@@ -55,6 +55,7 @@ class LoraLinear(StructuredLinear):
         if not 0.0 <= spec.dropout <= 1.0:
             raise ValueError(f"dropout must be within [0, 1], got {spec.dropout}")
         self._put_on(base, spec)
+        self._groups = groups_of(spec.rank, spec.rows)
         device, n_ranges = base.weight.device, len(spec.rows)
         n_rows = sum(stop - start for start, stop in spec.rows)
         self.lora_a = nn.Parameter(torch.empty(n_ranges * spec.rank, base.in_features))
@@ -74,7 +75,7 @@ class LoraLinear(StructuredLinear):
             self.base.write_stale_deltas()
             deltas = self.base.trained_tensors()
         seed = _draw_seed(x) if dropout else 0
-        call = LoraCall(groups_of(self.spec.rank, self.spec.rows), self.spec.scale, dropout, seed)
+        call = LoraCall(self._groups, self.spec.scale, dropout, seed)
         weight, bias = self.base.weight, self.base.bias
         if not torch.is_grad_enabled():
             return linear_with_lora(x, weight, bias, self.lora_a, self.lora_b, call)[0]
@@ -84,7 +85,7 @@ class LoraLinear(StructuredLinear):
         """`scale · B_i A_i` in its rows, zeros elsewhere: `[out, in]`, fp32; what merging adds."""
         total = self.lora_a.new_zeros(self.out_features, self.in_features)
         with torch.no_grad():
-            for rows, rows_of_b, part in self._ranges():
+            for rows, rows_of_b, part in self._ranges:
                 total[rows] = self.spec.scale * (self.lora_b[rows_of_b] @ self.lora_a[part])
         return total
 
@@ -99,7 +100,7 @@ class LoraLinear(StructuredLinear):
         inner = F.linear(F.dropout(x.to(y.dtype), dropout), low)
         updates = [
             (rows, F.linear(inner[..., part], up[rows_of_b]) * self.spec.scale)
-            for rows, rows_of_b, part in self._ranges()
+            for rows, rows_of_b, part in self._ranges
         ]
         return add_to_rows(y, updates)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from typing import NamedTuple
 
@@ -12,7 +11,6 @@ from torch import Tensor
 Ranges = tuple[tuple[slice, slice, slice], ...]
 
 
-@functools.cache
 def ranges_of(rank: int, rows: tuple[tuple[int, int], ...]) -> Ranges:
     """Where half-open ranges of output features lie in what is stacked for all of them."""
     found, first = [], 0
@@ -65,7 +63,6 @@ class RangeGroup(NamedTuple):
         return stacked.as_strided(shape, (self.width * row, row, column), offset)
 
 
-@functools.cache
 def groups_of(rank: int, rows: tuple[tuple[int, int], ...]) -> tuple[RangeGroup, ...]:
     """The ranges as one group where they are one, else each for itself."""
     ranges = ranges_of(rank, rows)

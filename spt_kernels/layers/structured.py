@@ -29,6 +29,7 @@ class StructuredLinear(Owner):
     spec: Any
     in_features: int
     out_features: int
+    _ranges: Ranges
 
     @property
     def weight(self) -> Tensor:
@@ -61,16 +62,13 @@ class StructuredLinear(Owner):
             f"rank={self.spec.rank}, rows={self.spec.rows}"
         )
 
-    def _ranges(self) -> Ranges:
-        """Per range: its output features, its own rows, its part of the bottleneck."""
-        return ranges_of(self.spec.rank, self.spec.rows)
-
     def _put_on(self, base: nn.Linear | SparseDeltaLinear, spec: Any) -> None:
         """Register the base layer, frozen, and take over its sizes and hooks."""
         base.weight.requires_grad_(False)
         if base.bias is not None:
             base.bias.requires_grad_(False)
         self.base, self.spec = base, spec
+        self._ranges = ranges_of(spec.rank, spec.rows)
         self.in_features, self.out_features = base.in_features, base.out_features
         share_hooks(self, base)
         self.train(base.training)

@@ -112,14 +112,14 @@ torch.library.define(
 )
 
 
-def launch_layer_norm(input: Tensor, *others: Any) -> Tensor:
+def launch_layer_norm(input: Tensor, mean: Tensor, *others: Any) -> Tensor:
     """`rebuild_layer_norm` without its checks, for a tensor on a CPU or a card."""
     if input.is_cpu:
-        return _layer_norm_on_cpu(input, *others)
+        return _layer_norm_on_cpu(input, mean, *others)
     from ..kernels import rebuild_input as kernels
 
     with torch.cuda.device(input.device):  # Triton launches on the current device
-        return kernels.rebuild_layer_norm(input, *others)
+        return kernels.rebuild_layer_norm(input, mean, *others)
 
 
 def launch_gelu(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:

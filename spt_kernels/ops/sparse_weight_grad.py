@@ -79,13 +79,22 @@ class SparsePattern:
                 "others"
             )
         columns = _occurring(index % in_features, in_features)
-        return cls._prepare(index.int(), out_features, in_features, columns)
+        return cls._prepare(index.int().contiguous(), out_features, in_features, columns)
 
     def compacted(self) -> SparsePattern:
-        """The same entries for an input of which only the columns `self.columns` were kept."""
+        """The same entries for an input of which only the columns `self.columns` were kept.
+
+        Raises:
+            ValueError: positions were written into `index` since, of other columns.
+        """
         if self.in_features == len(self.columns):
             return self
-        place = torch.searchsorted(self.columns, self.index % self.in_features, out_int32=True)
+        column = self.index % self.in_features
+        place = torch.searchsorted(self.columns, column, out_int32=True)
+        if not torch.equal(self.columns[place.clamp_(max=len(self.columns) - 1)], column):
+            raise ValueError(
+                "index: expected the columns of when the pattern was built, got others"
+            )
         index = self.index // self.in_features * len(self.columns) + place
         return self._prepare(index, self.out_features, len(self.columns), self.columns)
 
@@ -167,7 +176,9 @@ def sparse_weight_grad(
 
 
 def launch(grad_output: Tensor, input: Tensor, pattern: SparsePattern) -> Tensor:
-    """`sparse_weight_grad` of matrices without its checks, on a CPU or a card."""
+    """`sparse_weight_grad` of matrices of one dtype and device, a CPU's or a card's."""
+    if input.shape != (len(grad_output), pattern.in_features):
+        return sparse_weight_grad(grad_output, input, pattern)  # which says what does not fit
     index, plan, block = pattern.index, pattern._plan, pattern._block
     if not input.is_cpu:
         return _cuda(grad_output, input, index, plan, block)
