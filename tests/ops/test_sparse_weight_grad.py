@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spt_kernels import native
-from spt_kernels.ops.sparse_weight_grad import SparsePattern, sparse_weight_grad
+from spt_kernels.ops.sparse_weight_grad import SparsePattern, launch, sparse_weight_grad
 from spt_kernels.reference import sparse_weight_grad as reference
 
 from ..tolerance import assert_within_budget
@@ -249,6 +249,14 @@ def test_opcheck(where: str) -> None:
 
 
 INDEX = torch.tensor([0, 5, 11], dtype=torch.int32)
+
+
+def test_a_pattern_of_an_index_with_gaps_in_memory() -> None:
+    index = torch.arange(0, 480, 7, dtype=torch.int32)[::2]
+    grad_output, x = torch.randn(5, 20), torch.randn(5, 24)
+    pattern = SparsePattern.build(index, 20, 24)
+    expected = (grad_output.t() @ x).flatten()[index.long()]
+    torch.testing.assert_close(launch(grad_output, x, pattern), expected)
 
 
 def test_no_tokens_of_a_view_give_zeros() -> None:

@@ -1,0 +1,88 @@
+"""A backward that calls its launchers itself: where nobody listens, and with what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from spt_kernels import LoraLinear, LoraSpec, SparseDeltaLinear
+from spt_kernels.layers.launching import may_launch
+
+from .truth import tokens
+
+INDEX = torch.arange(0, 480, 13)
+INDICES = ([3, 100, 200], [7, 30, 250])  # of different columns
+
+
+def layer() -> SparseDeltaLinear:
+    torch.manual_seed(0)
+    return SparseDeltaLinear(nn.Linear(24, 20), INDEX)
+
+
+class Log(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_dispatch_mode_sees_the_ops() -> None:
+    own = layer()
+    y = own(F.layer_norm(tokens(5, 24), (24,)))
+    assert may_launch(y.detach())
+    with Log() as log:
+        y.sum().backward()
+    assert {"spt::sparse_weight_grad", "spt::rebuild_layer_norm"} <= log.seen
+
+
+def test_a_recorded_backward_computes_on_other_inputs_too() -> None:
+    own = layer()
+
+    def gradient(x: Tensor, grad_output: Tensor) -> Tensor:
+        return torch.autograd.grad(own(x), own.delta, grad_output)[0]
+
+    (one, other), (grad, other_grad) = torch.randn(2, 5, 24), torch.randn(2, 5, 20)
+    recorded = make_fx(gradient)(one, grad)
+    torch.testing.assert_close(recorded(other, other_grad), gradient(other, other_grad))
+
+
+@pytest.mark.parametrize("make", [F.gelu, lambda x: F.layer_norm(x, (24,))], ids=["gelu", "norm"])
+def test_shapes_alone_suffice(make: Callable[[Tensor], Tensor]) -> None:
+    own = LoraLinear(nn.Linear(24, 20), LoraSpec(2, ((0, 20),), 24, dropout=0.5)).to("meta")
+    own(make(torch.randn(5, 24, device="meta").requires_grad_())).sum().backward()
+    assert own.lora_a.grad is not None
+    assert own.lora_a.grad.shape == (2, 24)
+
+
+def test_an_input_that_was_given_other_memory_is_an_error() -> None:
+    own, x = layer(), torch.randn(64, 24)
+    y = own(x)
+    x.data = torch.randn(3, 24)  # as who prefetches the next batch into the same tensor
+    with pytest.raises(ValueError, match="input: expected the leading dimensions of grad_output"):
+        y.sum().backward()
+
+
+def test_positions_that_were_loaded_before_a_pending_backward_are_an_error() -> None:
+    few, other = (SparseDeltaLinear(nn.Linear(24, 20), torch.tensor(index)) for index in INDICES)
+    y = few(torch.randn(5, 24))
+    few.load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match="expected the columns of when the pattern was built"):
+        y.sum().backward()
+
+
+def test_a_weight_that_is_an_attribute_is_read() -> None:
+    own = layer()
+    torch.nn.utils.parametrize.register_parametrization(own, "weight", nn.Identity())
+    x = torch.randn(5, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(own(x), F.linear(x, own.weight, own.bias))
