@@ -8,7 +8,7 @@
 
 namespace spt {
 
-// The numbers are those that spt_kernels/native.py passes.
+// The numbers are those that spt_kernels/native/layout.py passes.
 enum class DType : int { fp32 = 0, bf16 = 1, fp16 = 2 };
 
 SPT_INLINE uint32_t bits_of(float value) {

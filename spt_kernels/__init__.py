@@ -45,7 +45,6 @@ _FOLDERS = ("methods", "ops")  # public as they are
 __all__ = sorted([*_HOME, *_FOLDERS, "__version__"])
 
 if TYPE_CHECKING:
-    from . import methods as methods
     from . import ops as ops
     from .environment import backends as backends
     from .errors import BaseModelMismatch as BaseModelMismatch
@@ -59,6 +58,7 @@ if TYPE_CHECKING:
     from .memory import MemoryEstimate as MemoryEstimate
     from .memory import estimate_memory as estimate_memory
     from .memory import largest_batch as largest_batch
+    from .methods import _Methods
     from .optim import SparseAdamW as SparseAdamW
     from .optim import param_groups as param_groups
     from .plan import AdapterSpec as AdapterSpec
@@ -73,6 +73,8 @@ if TYPE_CHECKING:
     from .task import save_delta as save_delta
     from .task import unload as unload
     from .tuning import apply as apply
+
+    methods: _Methods
 
 
 def __getattr__(name: str) -> Any:

@@ -187,7 +187,7 @@ def _training_table(result: Table7) -> Any:
         )
         for row in result.rows
     ]
-    peak, step = (unit, "/ full", "/ lora", "paper"), ("step, s", "/ full", "/ lora")
+    peak, step = (unit, "/ full", "/ lora-16", "paper"), ("step, s", "/ full", "/ lora-16")
     return table(("method", "trained", *peak, *step), rows, title, is_wide=True)
 
 

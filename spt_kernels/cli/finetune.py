@@ -36,8 +36,10 @@ After a kill, the same command with --resume, or just:
 
   spt-kernels finetune --resume -o runs/photos
 
-The output folder gets task.safetensors (model.safetensors for full), the
-plan, the sensitivity, metrics.jsonl, result.json, config.json and pictures.
+The output folder gets task.safetensors, or trained.safetensors of a method
+without a plan, or model.safetensors where all is trained; the plan and the
+sensitivity where there are such; metrics.jsonl, result.json, config.json and
+pictures.
 """
 
 _RUN = "Run"

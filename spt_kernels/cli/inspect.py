@@ -142,24 +142,36 @@ def _sensitivity(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
     return value, [facts(lines), "", table(("tensor", "shape", "share of Σ g²"), rows)]
 
 
+def _trained(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
+    from ..files import checked_file
+
+    state = checked_file.read(file, "trained", lambda _, tensors: tensors)
+    return _tensors(("trained values", "numbers"), state, file, limit)
+
+
 def _state_dict(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
     from safetensors.torch import load_file
 
-    state = load_file(file)
+    return _tensors(("state dict", "parameters"), load_file(file), file, limit)
+
+
+def _tensors(
+    names: tuple[str, str], state: dict[str, Any], file: Path, limit: int
+) -> tuple[dict[str, Any], list[Any]]:
     rows: list[dict[str, Any]] = [
         {"name": name, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
         for name, t in state.items()
     ]
     numel = sum(tensor.numel() for tensor in state.values())
     lines = [
-        ("state dict", f"{file}, {size(file.stat().st_size)}"),
-        ("parameters", f"{count(numel)} in {len(state)} tensors"),
+        (names[0], f"{file}, {size(file.stat().st_size)}"),
+        (names[1], f"{count(numel)} in {len(state)} tensors"),
     ]
     shown = [(r["name"], "×".join(map(str, r["shape"])), r["dtype"]) for r in rows[:limit]]
     if len(rows) > limit:
         shown.append((f"… {len(rows) - limit} more (--tensors)", "", ""))
     parts = [facts(lines), "", table(("tensor", "shape", "dtype"), shown)]
-    return {"parameters": numel, "tensors": rows}, parts
+    return {names[1]: numel, "tensors": rows}, parts
 
 
 def _folder(path: Path) -> tuple[dict[str, Any], list[Any]]:
@@ -192,6 +204,6 @@ _READERS = {
     "task": _task,
     "plan": _plan,
     "sensitivity": _sensitivity,
-    "trained": _state_dict,
+    "trained": _trained,
     "state-dict": _state_dict,
 }

@@ -219,6 +219,8 @@ def _ask(
             try:
                 answers[name] = answer(make(), base, image_shape, step.batch, limits, how)
             except ValueError as error:
+                if len(names) > 1:
+                    raise ValueError(f"{name}: {error}") from error
                 if names or name == "the plan":
                     raise
                 missing[name] = str(error)

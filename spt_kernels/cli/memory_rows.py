@@ -149,7 +149,7 @@ def methods_of(
     for family, entry in METHODS.items():
         name = family.replace("-K", f"-{TABLE_LORA_RANK}")
         if not entry.is_baseline:
-            width = rank or (TABLE_LORA_RANK if name == "lora" else None)
+            width = TABLE_LORA_RANK if rank is None and name == "lora" else rank
             # LoRA is sized by its rank here: that of the rival whose name says it
             own = budget if "budget" in entry.options and name != "lora" else None
             table[name] = Method(name, own, width if "rank" in entry.options else None)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..finetuning.models import ModelSource, build, preprocessing_of, sized_for
 from ..memory import DTYPES
-from ..methods import METHODS, Method, entry_of
+from ..methods import DEFAULT_BUDGET, METHODS, Method, entry_of
 from ..methods.matrices import attention_matrices
 from ..model import backbone_numel
 from .paper import PAPER_BATCH_SIZE, PAPER_IMAGE_SIZE, PAPER_MODEL
@@ -110,7 +110,11 @@ class CostSetting:
 
 
 def budget_of(model: nn.Module) -> int:
-    """Parameters of a LoRA of rank 16 on the fused qkv, 0.69 % of ViT-B/16 as in the paper."""
+    """Parameters of a LoRA of rank 16 on the fused qkv, 0.69 % of ViT-B/16 as in the paper.
+
+    Of a model without attention it is the default share of the backbone.
+    """
     linears = attention_matrices(model).values()
     of_lora = sum(LORA_RANK * sum(linear.weight.shape) for linear in linears)
-    return min(of_lora, backbone_numel(model))
+    backbone = backbone_numel(model)
+    return min(of_lora or int(DEFAULT_BUDGET * backbone), backbone)

@@ -21,6 +21,7 @@ Build = Callable[[dict[str, Any], dict[str, Tensor]], T]
 # Kind of file -> the version that is written, the only one that is read
 VERSIONS = MappingProxyType({"task": 2, "plan": 3, "sensitivity": 3, "trained": 1})
 _FORMAT = "spt_kernels."
+_NAMES = {"trained": "trained values"}  # in messages, where the kind is no name
 
 
 def encode(kind: str, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
@@ -52,16 +53,17 @@ def decode(file: bytes, kind: str, source: str | os.PathLike[str], build: Build[
         DeltaFormatError: it is another kind of file, damaged, cut, of another format version, or
             holds what cannot be built.
     """
+    name = _NAMES.get(kind, kind)
     try:
         metadata, tensors = unpack(file)
         _check(metadata, kind)
         return build(_parse(metadata[kind]), tensors)
     except ValueError as error:
-        raise DeltaFormatError(f"cannot load the {kind} {os.fspath(source)}: {error}") from error
+        raise DeltaFormatError(f"cannot load the {name} {os.fspath(source)}: {error}") from error
     except (LookupError, ArithmeticError, TypeError, AttributeError) as error:
         # a valid checksum over a description of wrong types, so written by something else
         raise DeltaFormatError(
-            f"cannot load the {kind} {os.fspath(source)}: it contradicts itself: {error!r}"
+            f"cannot load the {name} {os.fspath(source)}: it contradicts itself: {error!r}"
         ) from error
 
 

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..methods import Method, entry_of, make_plan, tune
 from ..methods.peft_shira import let_fakes_run
+from ..model import head_names
 from ..plan import Plan
 from ..sensitivity import skewed_sensitivity
 from .cpu import CpuLedger
@@ -112,14 +113,18 @@ class Rehearsal:
         # real tensors (constants that a model makes for itself) are let in, and not counted
         self._fakes = FakeTensorMode(allow_non_fake_inputs=True)
         twin, besides = fake_copy(model, self._fakes, step.weight_dtype)
+        trained: int | None = None
         if chosen is not None:
-            twin = tune(twin, chosen, plan).model
+            head = sum(twin.get_parameter(name).numel() for name in head_names(twin))
+            tunable = tune(twin, chosen, plan)
+            twin, trained = tunable.model, tunable.trained + head
             twin, besides = fake_copy(twin, self._fakes)  # what tuning has added is still real
         let_fakes_run(twin)
         if step.checkpointing:
             switch_on_checkpointing(twin)
-        self._num_trainable = sum(p.numel() for p in twin.parameters() if p.requires_grad)
-        if step.training and not self._num_trainable:
+        numel = sum(p.numel() for p in twin.parameters() if p.requires_grad)
+        self._num_trainable = numel if trained is None else trained  # some train but a part
+        if step.training and not numel:
             raise ValueError(
                 "no parameter of the model requires a gradient, there is nothing to train"
             )

@@ -82,7 +82,7 @@ class Sensitivity(Mapping[str, Tensor]):
             tensors: non-negative scores by parameter name, each shaped like its parameter; any
                 floating dtype, kept as fp32.
             num_samples: how many samples they were summed over.
-            info: what each parameter is, from `spt_kernels.anatomy.describe(model)`; guessed from
+            info: what each parameter is, from `spt_kernels.model.describe(model)`; guessed from
                 names and shapes when left out.
             model_name: for the record.
             head: names of the parameters that will be trained outside the budget.

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+import spt_kernels as spt
 from spt_kernels.cli.app import run
 from spt_kernels.costs import CostSetting, table7
 from spt_kernels.costs.measure import measure_row
 from spt_kernels.costs.sensitivity_speed import measure_sensitivity_speed
 from spt_kernels.costs.worker import SENSITIVITY
 from tests.finetuning.pictures_on_disk import TINY, write_images, write_task, write_weights
+from tests.models import tiny_vit
 
 SHAPE = [part for key, value in TINY.items() for part in ("--model-arg", f"{key}={value}")]
 COMMANDS = (
@@ -94,6 +96,22 @@ def test_the_module_can_be_run() -> None:
     import spt_kernels
 
     assert done.stdout.strip() == spt_kernels.__version__
+
+
+def test_trained_values_are_shown_and_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tunable = spt.methods["lora-2"](tiny_vit())
+    file = tmp_path / "trained.safetensors"
+    tunable.save(file)
+    shown = json_of(["inspect", str(file)], capsys)
+    assert (shown["kind"], shown["numbers"]) == ("trained", tunable.trained + 5 * 24 + 5)
+    assert "trained values" in output_of(["inspect", str(file)], capsys)
+    damaged = bytearray(file.read_bytes())
+    damaged[-1] ^= 1
+    file.write_bytes(damaged)
+    assert run(["inspect", str(file)]) == 2
+    assert "checksum mismatch" in capsys.readouterr().err
 
 
 def test_finetune_inspect_evaluate_and_merge_agree(
@@ -287,6 +305,11 @@ MISTAKES = {
     "memory of a rank for biases": (
         ["memory", "{model}", "--method", "bias", "--rank", "2"],
         "rank: method 'bias' has none",
+    ),
+    "memory of rank 0": (["memory", "{model}", "--rank", "0"], "rank: expected"),
+    "memory of two of which one cannot be": (
+        ["memory", "{model}", "--method", "bias,spt-lora", "-b", "10M"],
+        ": budget: ",
     ),
     "memory of no pictures": (
         ["memory", "-m", "vit_tiny_patch16_224", "--image-size", "0"],

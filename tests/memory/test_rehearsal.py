@@ -282,8 +282,11 @@ def test_a_method_is_what_finetune_trains(name: str) -> None:
         tiny_vit(), shape, method=name, budget=chosen.budget, rank=chosen.rank
     )
     assert estimate.method == name
-    real = estimate_memory(every.tuned(name, tiny_vit()).model, shape)
-    assert estimate == replace(real, method=name, checkpointing=False)
+    tunable = every.tuned(name, tiny_vit())
+    real = estimate_memory(tunable.model, shape)
+    trained = tunable.trained + 5 * 24 + 5  # and the head
+    assert estimate == replace(real, method=name, checkpointing=False, num_trainable=trained)
+    assert trained <= real.num_trainable, "of some parameters a part is trained"
 
 
 def test_a_stand_in_for_shira_computes_what_shira_does() -> None:
