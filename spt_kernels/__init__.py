@@ -11,35 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# public name -> folder or file that has it, in the order in which data flows
-_HOME = {
-    "Sensitivity": "sensitivity",
-    "measure_sensitivity": "sensitivity",
-    "AdapterSpec": "plan",
-    "LoraSpec": "plan",
-    "Plan": "plan",
-    "allocate": "plan",
-    "allocate_each": "plan",
-    "AdapterLinear": "layers",
-    "LoraLinear": "layers",
-    "SparseDeltaConv2d": "layers",
-    "SparseDeltaLinear": "layers",
-    "SparseDeltaNorm": "layers",
-    "apply": "tuning",
-    "SparseAdamW": "optim",
-    "param_groups": "optim",
-    "load_delta": "task",
-    "merge": "task",
-    "save_delta": "task",
-    "unload": "task",
-    "LargestBatch": "memory",
-    "MemoryEstimate": "memory",
-    "estimate_memory": "memory",
-    "largest_batch": "memory",
-    "BaseModelMismatch": "errors",
-    "DeltaFormatError": "errors",
-    "backends": "environment",
+# folder or file -> the public names that it has, in the order in which data flows
+_NAMES = {
+    "sensitivity": ("Sensitivity", "measure_sensitivity"),
+    "plan": ("AdapterSpec", "LoraSpec", "Plan", "allocate", "allocate_each"),
+    "layers": (
+        *("AdapterLinear", "LoraLinear"),
+        *("SparseDeltaConv2d", "SparseDeltaLinear", "SparseDeltaNorm"),
+    ),
+    "tuning": ("apply",),
+    "optim": ("SparseAdamW", "param_groups"),
+    "task": ("load_delta", "merge", "save_delta", "unload"),
+    "memory": ("LargestBatch", "MemoryEstimate", "estimate_memory", "largest_batch"),
+    "errors": ("BaseModelMismatch", "DeltaFormatError"),
+    "environment": ("backends",),
 }
+_HOME = {name: home for home, names in _NAMES.items() for name in names}
 _FOLDERS = ("methods", "ops")  # public as they are
 
 __all__ = sorted([*_HOME, *_FOLDERS, "__version__"])

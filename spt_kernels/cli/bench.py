@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import MachineOptions, ModelOptions, described, split_names
+from .options import ModelOptions, SizeOptions, described, split_names
 from .terminal import Terminal, percent, size, table
 
 if TYPE_CHECKING:
@@ -36,27 +36,19 @@ GOT_WORSE = 1  # exit code of a comparison
 def run(
     terminal: Terminal,
     model: ModelOptions,
-    machine: MachineOptions,
+    step: SizeOptions,
     what: Annotated[str, typer.Argument(help="table7.", metavar="TABLE")] = "table7",
     methods: Annotated[
         str | None,
         described("Run", "--methods --ways A,B,…", "These rows alone [all]."),
     ] = None,
-    batch_size: Annotated[
-        int, described("Run", "--batch-size --batch N", "Images per step [64].")
-    ] = 64,
     timed_batch_size: Annotated[
         int,
         described("Run", "--timed-batch-size N", "For times on a CPU [4]."),
     ] = 4,
-    image_size: Annotated[
-        int | None,
-        described("Run", "--image-size N", "Side in pixels [the model's]."),
-    ] = None,
-    num_classes: Annotated[int, described("Run", "--num-classes N", "Of the head [100].")] = 100,
-    dtype: Annotated[
-        str, described("Run", "--dtype NAME", "fp32, bf16-autocast or bf16 [fp32].")
-    ] = "fp32",
+    device: Annotated[
+        str, described("Run", "--device NAME", "auto, cpu, cuda or cuda:N [auto].")
+    ] = "auto",
     rounds: Annotated[
         int,
         described("Run", "--rounds N", "Timed runs of each; 0: memory alone [5]."),
@@ -87,16 +79,16 @@ def run(
     setting = CostSetting(
         model=source.name,
         model_args=source.args,
-        batch_size=batch_size,
+        batch_size=step.batch_size,
         timed_batch_size=timed_batch_size,
-        num_classes=num_classes,
-        dtype=dtype,
-        device=str(pick_device(machine.device)),
+        num_classes=step.num_classes,
+        dtype=step.dtype,
+        device=str(pick_device(device)),
         rounds=rounds,
-        image_size=image_size,
+        image_size=step.image_size,
     )
     with terminal.progress() as progress:
-        progress.start("measuring", len(chosen) + (rounds > 0 and dtype == "fp32"))
+        progress.start("measuring", len(chosen) + (rounds > 0 and step.dtype == "fp32"))
         result = run_table7(
             setting,
             chosen,

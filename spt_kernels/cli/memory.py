@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..methods import METHODS
-from .options import ModelOptions, described, split_names
+from .options import ModelOptions, SizeOptions, described, split_names
 from .terminal import Terminal
 from .training_options import parse_budget
 
@@ -49,7 +49,7 @@ _NOT_COUNTED = {
 
 
 @dataclass(frozen=True)
-class StepOptions:
+class StepOptions(SizeOptions):
     """What is trained, on which batch."""
 
     method: Annotated[
@@ -72,19 +72,6 @@ class StepOptions:
         int | None,
         described("Step", "--rank R", "Of lora and spt-* [8; the table's lora 16]."),
     ] = None
-    batch: Annotated[
-        int,
-        described("Step", "--batch --batch-size N", "Images per step [64]."),
-    ] = 64
-    image_size: Annotated[
-        int | None,
-        described("Step", "--image-size N", "Side in pixels [the model's]."),
-    ] = None
-    num_classes: Annotated[int, described("Step", "--num-classes N", "Of the head [100].")] = 100
-    dtype: Annotated[
-        str,
-        described("Step", "--dtype NAME", "fp32, bf16-autocast or bf16 [fp32]."),
-    ] = "fp32"
     checkpointing: Annotated[
         bool, described("Step", "--checkpointing", "Recompute blocks in the backward.")
     ] = False
@@ -161,7 +148,7 @@ def run(
         raise ValueError("--model: name a timm architecture")
     if output is not None:
         _check_picture(output)
-    for name, number in (("--batch", step.batch), ("--num-classes", step.num_classes)):
+    for name, number in (("--batch", step.batch_size), ("--num-classes", step.num_classes)):
         if number < 1:
             raise ValueError(f"{name}: expected at least 1, got {number}")
     from ..finetuning.models import build_empty
@@ -217,7 +204,7 @@ def _ask(
         progress.start("estimating", len(rows))
         for name, make in rows.items():
             try:
-                answers[name] = answer(make(), base, image_shape, step.batch, limits, how)
+                answers[name] = answer(make(), base, image_shape, step.batch_size, limits, how)
             except ValueError as error:
                 if len(names) > 1:
                     raise ValueError(f"{name}: {error}") from error

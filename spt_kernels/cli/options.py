@@ -39,6 +39,7 @@ def described(panel: str, flags: str, help: str) -> Any:
 _MODEL = "Model"
 _IMAGES = "Images"
 _FORM = "Preprocessing"
+_STEP = "Step"
 _RUN = "Run"
 _OUTPUT = "Output"
 
@@ -195,6 +196,22 @@ class FormOptions:
             "fit": self.fit,
         }
         return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class SizeOptions:
+    """The batch of a step that is accounted or timed, and its precision."""
+
+    batch_size: Annotated[
+        int, described(_STEP, "--batch --batch-size N", "Images per step [64].")
+    ] = 64
+    image_size: Annotated[
+        int | None, described(_STEP, "--image-size N", "Side in pixels [the model's].")
+    ] = None
+    num_classes: Annotated[int, described(_STEP, "--num-classes N", "Of the head [100].")] = 100
+    dtype: Annotated[
+        str, described(_STEP, "--dtype NAME", "fp32, bf16-autocast or bf16 [fp32].")
+    ] = "fp32"
 
 
 @dataclass(frozen=True)

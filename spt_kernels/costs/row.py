@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -68,12 +68,8 @@ class CostRow:
         """Whether this package tunes it, from scores that are measured before."""
         return self.method.startswith("spt-")
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
     @staticmethod
     def from_json(value: dict[str, Any]) -> CostRow:
-        """The inverse of `to_json`."""
+        """The inverse of `asdict`."""
         spreads = {key: value[key] and Spread(**value[key]) for key in ("inference", "step")}
         return CostRow(**{**value, **spreads})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,13 +55,9 @@ class SensitivitySpeed:
         """The time of `EXACT` over that of another way."""
         return self.per_sample[EXACT].median_ms / self.per_sample[way].median_ms
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> SensitivitySpeed:
-        """The inverse of `to_json`."""
+        """The inverse of `asdict`."""
         per_sample = {way: Spread(**spread) for way, spread in value["per_sample"].items()}
         return SensitivitySpeed(per_sample, value["batch_size"], value["missing"])
 

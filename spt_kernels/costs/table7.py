@@ -58,9 +58,9 @@ class Table7:
         return {
             "setting": self.setting.to_json(),
             "memory": "measured" if self.setting.on_gpu else "accounted",
-            "rows": [row.to_json() for row in self.rows],
+            "rows": [asdict(row) for row in self.rows],
             "missing": dict(self.missing),
-            "sensitivity": self.sensitivity and self.sensitivity.to_json(),
+            "sensitivity": self.sensitivity and asdict(self.sensitivity),
             "paper": {name: asdict(row) for name, row in self.papers.items()},
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 
 from .measure import measure_row
 from .sensitivity_speed import measure_sensitivity_speed
@@ -18,9 +19,9 @@ def main() -> None:
     setting = CostSetting(**asked["setting"])
     try:
         if asked["row"] == SENSITIVITY:
-            result = measure_sensitivity_speed(setting).to_json()
+            result = asdict(measure_sensitivity_speed(setting))
         else:
-            result = measure_row(asked["row"], setting).to_json()
+            result = asdict(measure_row(asked["row"], setting))
     except ValueError as error:  # this method and this architecture do not go together
         result = {"error": str(error)}
     print(json.dumps(result))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -439,8 +440,8 @@ def test_bench_measures_costs(
 ) -> None:
     def in_this_process(row: str, setting: CostSetting) -> dict:
         if row == SENSITIVITY:
-            return measure_sensitivity_speed(setting).to_json()
-        return measure_row(row, setting).to_json()
+            return asdict(measure_sensitivity_speed(setting))
+        return asdict(measure_row(row, setting))
 
     # that each row has a process of its own is for the tests of the table to say
     monkeypatch.setattr(table7, "_in_a_process", in_this_process)

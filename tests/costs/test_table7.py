@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -21,7 +21,7 @@ ROW = CostRow("linear", 5, 0.1, None, None, 100, 200, 200, None, None, 300)
 def test_a_row_whose_process_fails_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*_: Any, input: str, **__: Any) -> subprocess.CompletedProcess[str]:
         if json.loads(input)["row"] == ROW.method:
-            found = json.dumps(ROW.to_json())
+            found = json.dumps(asdict(ROW))
             return subprocess.CompletedProcess([], 0, f"a library's words\n{found}\n", "")
         return subprocess.CompletedProcess([], 1, "", "Traceback\nRuntimeError: no card")
 
