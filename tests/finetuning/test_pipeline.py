@@ -156,12 +156,33 @@ SHORT_TWO = replace(SHORT, epochs=2)
 def test_an_impossible_job_does_not_cost_the_old_result(
     place: Path, task: ImageSource, base: ModelSource
 ) -> None:
-    job = FinetuneJob(base, task, method("linear"), replace(SHORT, epochs=1))
+    job = FinetuneJob(base, task, method("spt-lora"), replace(SHORT, epochs=1))
     finetune(job, place / "kept")
-    before = (place / "kept" / "task.safetensors").read_bytes()
-    with pytest.raises(ValueError, match="no such folder"):
-        finetune(replace(job, images=ImageSource("nowhere")), place / "kept", force=True)
-    assert (place / "kept" / "task.safetensors").read_bytes() == before
+    before = {path.name: path.read_bytes() for path in (place / "kept").iterdir()}
+    given = str(place / "kept" / "sensitivity.safetensors")
+    for change, message in (
+        ({"images": ImageSource("nowhere")}, "no such folder"),
+        ({"method": Method("spt-lora", 10**9)}, "budget"),
+        ({"method": Method("spt-lora", 10**9), "sensitivity": given}, "budget"),
+        ({"method": Method("lora", 1)}, "budget"),
+        ({"method": Method("spt-lora"), "plan": given}, "cannot load the plan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            finetune(replace(job, **change), place / "kept", force=True)
+        after = {path.name: path.read_bytes() for path in (place / "kept").iterdir()}
+        assert after == before
+
+
+@pytest.mark.parametrize("name", ["lora", "spt-lora"])
+def test_a_refused_job_leaves_nothing_in_the_way_of_the_corrected_one(
+    name: str, tmp_path: Path, task: ImageSource, base: ModelSource
+) -> None:
+    job = FinetuneJob(base, task, method(name), replace(SHORT, epochs=1))
+    refused = Method(name, {"lora": 1, "spt-lora": 10**9}[name])
+    with pytest.raises(ValueError, match="budget"):
+        finetune(replace(job, method=refused), tmp_path)
+    assert not list(tmp_path.iterdir())
+    finetune(job, tmp_path)
 
 
 def test_a_measured_sensitivity_or_a_plan_can_be_used_again(
