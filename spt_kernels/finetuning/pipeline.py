@@ -13,6 +13,7 @@ from torch import nn
 
 from .. import __version__
 from ..memory import estimate_memory
+from ..memory.rehearsal import _is_such
 from ..methods import Method, make_plan, tune
 from ..methods.tunable import Tunable
 from ..model import backbone_numel
@@ -125,7 +126,11 @@ def _plan(
     """The sensitivities, where they had to be measured, and the plan, which may be in a file."""
     job, model = setting.job, setting.base.model
     if file is not None:
-        return None, Plan.load(file)
+        plan = Plan.load(file)
+        if not _is_such(plan, job.method.name):
+            kind = plan.kind or "unstructured"
+            raise ValueError(f"plan: expected one of method {job.method.name!r}, got {kind}")
+        return None, plan
     if job.sensitivity is not None:
         return None, make_plan(model, job.method, Sensitivity.load(job.sensitivity))
     if not job.method.is_sensitivity_aware:

@@ -199,6 +199,18 @@ def test_a_measured_sensitivity_or_a_plan_can_be_used_again(
         for file in ("plan.safetensors", "task.safetensors"):
             assert (place / name / file).read_bytes() == (place / "measured" / file).read_bytes()
 
+    for name in ("dense-gradient", "spt-adapter", "spt-lora-structured"):
+        with pytest.raises(ValueError, match=f"plan: expected one of method '{name}', got lora"):
+            finetune(replace(plan, method=Method(name)), place / "of-another")
+    assert not list((place / "of-another").iterdir())
+    for name, change in (
+        ("budget", {"method": Method("spt-lora", 400)}),
+        ("rank", {"method": Method("spt-lora", rank=2)}),
+        ("sensitivity", {"sensitivity": sensitivity.sensitivity}),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: a plan has its own"):
+            replace(plan, **change)
+
 
 def test_a_method_that_tunes_needs_weights(task: ImageSource) -> None:
     with pytest.raises(ValueError, match="needs a pre-trained model"):
