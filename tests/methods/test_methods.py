@@ -162,3 +162,5 @@ def test_structured_tuning_alone_leaves_the_entries_out() -> None:
     assert alone is not None
     assert alone.structured == both.structured
     assert both.num_unstructured > 0 == alone.num_unstructured
+    with pytest.raises(ValueError, match="budget: 20 puts no LoRA on any matrix"):
+        make_plan(model, Method("spt-lora-structured", 20, 2), scores)
