@@ -133,10 +133,14 @@ def test_every_entry_has_a_file_that_plans_or_tunes() -> None:
 
 def test_options_that_a_method_does_not_read_are_refused() -> None:
     for name in NAMES:
-        options = entry_of(name).options
-        for option in {"budget", "rank"} - options:
-            with pytest.raises(ValueError, match=f"{option}: method '{name}' has none"):
-                Method(name, **{option: 2})
+        values = {"budget": 2, "rank": 2, "samples": 2, "scale": 2.0, "dropout": 0.0}
+        for option, value in {**values, "rule": "published-code"}.items():
+            if option not in entry_of(name).options:
+                with pytest.raises(ValueError, match=f"{option}: method '{name}' has none"):
+                    Method(name, **{option: value})
+    for option in values:
+        with pytest.raises(TypeError, match=f"{option}: expected a .*number, got 'x'"):
+            Method("spt-lora", **{option: "x"})
 
 
 def test_methods_that_choose_need_scores() -> None:
