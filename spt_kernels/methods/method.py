@@ -131,7 +131,8 @@ def entry_of(name: Any) -> Entry:
     """
     family = re.sub(r"-[1-9]\d*$", "-K", name) if isinstance(name, str) else ""
     if family not in METHODS or name.endswith("-K"):
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {name!r}")
+        names = ", ".join(METHODS)
+        raise ValueError(f"method: expected one of {names} (K is a number), got {name!r}")
     return METHODS[family]
 
 
