@@ -50,7 +50,11 @@ class Tunable:
 
     def deployed(self) -> nn.Module:
         """What a user would run: the plain model where the method can be folded in."""
-        return self.model if self.fold is None else self.fold(self.model)
+        if self.fold is None:
+            return self.model
+        plain = self.fold(self.model)
+        vars(plain).pop("spt_method", None)  # it may be tuned anew
+        return plain
 
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write what was learnt, whole or not at all, and return the size of the file in bytes."""

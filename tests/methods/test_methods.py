@@ -116,6 +116,8 @@ def test_methods_by_name() -> None:
     assert tunable.trained == tunable.plan.num_trainable == 500
     assert list(spt.methods) == list(METHODS)
     assert len(spt.methods) == len(METHODS)
+    assert "lora-16" in spt.methods
+    assert "lora-K" not in spt.methods
     for name in ("lora-K", "lora-0", "lora-", "lora--3", "peft", "full-2", "", 7, None):
         with pytest.raises(
             ValueError, match=r"method: expected one of full, .* \(K is a number\), got"
@@ -123,6 +125,18 @@ def test_methods_by_name() -> None:
             spt.methods[name]
 
     assert spt.methods["linear"](tiny_vit()).trained == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_a_plain_model_is_tuned(name: str) -> None:
+    tunable = tuned(name, tiny_vit())
+    for other in ("lora-2", "linear"):
+        with pytest.raises(ValueError, match="model: expected a plain one, got one that is tuned"):
+            spt.methods[other](tunable.model)
+    if tunable.fold is not None:
+        spt.methods["lora-2"](tunable.deployed())
+    with pytest.raises(TypeError, match=r"model: expected an nn\.Module, got str"):
+        spt.methods["lora-2"]("vit")
 
 
 def test_every_entry_has_a_file_that_plans_or_tunes() -> None:
