@@ -120,6 +120,8 @@ class Method:
         budget = DEFAULT_BUDGET if self.budget is None else self.budget
         if isinstance(budget, float) and budget >= 1:
             raise ValueError(f"budget: expected a whole number or a share below 1, got {budget}")
+        if budget > backbone:
+            raise ValueError(f"budget: the backbone has {backbone:,} parameters, got {budget:,}")
         return int(budget * backbone) if isinstance(budget, float) else budget
 
 

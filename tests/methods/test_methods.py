@@ -169,8 +169,37 @@ def test_methods_that_choose_need_scores() -> None:
 def test_deep_prompts_are_as_many_as_the_budget_pays_for() -> None:
     tunable = spt.methods["prompt-deep"](tiny_vit(), budget=300)
     assert tunable.trained == 288  # two blocks of six prompts of width 24
-    with pytest.raises(ValueError, match="deep prompts need a plain ViT"):
+    with pytest.raises(ValueError, match="method: deep prompts need a plain ViT"):
         spt.methods["prompt-deep"](tiny_swin())
+
+
+@pytest.mark.parametrize("name", ["lora", "prompt-deep", "peft-lora-all"])
+def test_a_budget_past_the_backbone_is_refused(name: str) -> None:
+    method(name)
+    with pytest.raises(ValueError, match=r"budget: the backbone has .*, got 10,000,000"):
+        spt.methods[name](tiny_vit(), budget=10**7)
+
+
+@pytest.mark.parametrize("name", ["lora-25", "peft-lora-25"])
+def test_a_rank_past_the_smaller_side_is_refused(name: str) -> None:
+    method(name)
+    with pytest.raises(ValueError, match="method: expected a rank of at most 24, got 25"):
+        spt.methods[name](tiny_vit())
+
+
+@pytest.mark.parametrize("name", ["lora-2", "peft-lora-2", "peft-lora-all", "peft-super-tuning"])
+def test_a_model_without_matrices_in_blocks_is_refused(name: str) -> None:
+    method(name)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
+    model(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="method: the model has no linear matrices in blocks"):
+        spt.methods[name](model)
+
+
+def test_a_budget_below_rank_1_on_every_matrix_is_refused() -> None:
+    method("peft-lora-all")
+    with pytest.raises(ValueError, match=r"budget: rank 1 on every matrix trains \d+, got 20"):
+        spt.methods["peft-lora-all"](tiny_vit(), budget=20)
 
 
 def test_structured_tuning_alone_leaves_the_entries_out() -> None:
