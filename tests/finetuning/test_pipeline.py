@@ -51,7 +51,8 @@ def base(place: Path) -> ModelSource:
 
 
 def method(name: str) -> Method:
-    return every.method(name, 1000 if name.startswith("peft") else 400)
+    budgets = {"peft": 1000, "spt-lora-structured": 1500}
+    return every.method(name, next((n for k, n in budgets.items() if name.startswith(k)), 400))
 
 
 @pytest.mark.parametrize("name", every.NAMES)
@@ -173,12 +174,12 @@ def test_an_impossible_job_does_not_cost_the_old_result(
         assert after == before
 
 
-@pytest.mark.parametrize("name", ["lora", "spt-lora"])
+@pytest.mark.parametrize("name", ["lora", "spt-lora", "spt-lora-structured"])
 def test_a_refused_job_leaves_nothing_in_the_way_of_the_corrected_one(
     name: str, tmp_path: Path, task: ImageSource, base: ModelSource
 ) -> None:
     job = FinetuneJob(base, task, method(name), replace(SHORT, epochs=1))
-    refused = Method(name, {"lora": 1, "spt-lora": 10**9}[name])
+    refused = Method(name, {"lora": 1, "spt-lora": 10**9}.get(name, 20))
     with pytest.raises(ValueError, match="budget"):
         finetune(replace(job, method=refused), tmp_path)
     assert not list(tmp_path.iterdir())
