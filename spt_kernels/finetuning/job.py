@@ -47,8 +47,10 @@ class FinetuneJob:
                 raise ValueError(f"{name}: method {self.method.name!r} does not use one")
             if path is not None and not Path(path).is_file():
                 raise ValueError(f"{name}: no such file: {path}")
-        if self.plan is not None and self.method.budget is not None:
-            raise ValueError("budget: a plan has its own; leave it out")
+        own = {"budget": self.method.budget, "rank": self.method.rank}
+        for name, value in {**own, "sensitivity": self.sensitivity}.items():
+            if self.plan is not None and value is not None:
+                raise ValueError(f"{name}: a plan has its own; leave it out")
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from torch import nn
 
 from .. import __version__
 from ..memory import estimate_memory
-from ..methods import make_plan, tune
+from ..memory.rehearsal import _is_such
+from ..methods import Method, make_plan, tune
 from ..methods.tunable import Tunable
 from ..model import backbone_numel
 from ..plan import Plan
 from ..plan.figure import sensitivity_figure
-from ..sensitivity import Sensitivity
+from ..sensitivity import Sensitivity, skewed_sensitivity
 from .accuracy import evaluate
 from .curves import training_curves_figure
 from .device import reproducible, seed_everything
@@ -55,7 +57,7 @@ def finetune(
         progress: told how far it is.
 
     Raises:
-        ValueError: anything about the job that cannot be done.
+        ValueError: anything about the job that cannot be done; the folder is then as it was.
     """
     progress = progress or Silent()
     started = time.monotonic()
@@ -67,15 +69,20 @@ def finetune(
             return finished
     with reproducible():
         setting = open_setting(job, device, workers)
-        if force:
-            folder.clear()  # not before the job is known to be possible
-        folder.write_json("config", _config(setting))
         if not setting.base.head_is_new:
             progress.say("the head is that of the weights, as the classes are as many (new_head)")
-        plan = _plan(setting, folder, progress)
+        kept = resume and folder["plan"].is_file()
+        measured, plan = _plan(setting, folder["plan"] if kept else job.plan, progress)
         facts = _facts(setting, plan)
         tunable = tune(setting.base.model.to(setting.device), job.method, plan)
         accounted = _accounted_bytes(setting, tunable)
+        if force:
+            folder.clear()  # not before the job is known to be possible
+        folder.write_json("config", _config(setting))
+        if measured is not None:
+            measured.save(folder["sensitivity"])
+        if plan is not None:
+            plan.save(folder["plan"])
         history = _train(setting, tunable.model, folder, checkpoint_seconds, progress)
         size = tunable.save(folder[tunable.file])
         accuracy = _test(setting, tunable.model, folder, progress)
@@ -113,23 +120,31 @@ def _finished(folder: RunFolder, job: FinetuneJob) -> dict[str, Any] | None:
     return folder.read_json("result")
 
 
-def _plan(setting: Setting, folder: RunFolder, progress: Progress) -> Plan | None:
-    job = setting.job
-    if folder["plan"].is_file():
-        return Plan.load(folder["plan"])
-    if job.plan is not None:
-        plan: Plan | None = Plan.load(job.plan)
-    else:
-        sensitivity = None
-        if job.sensitivity is not None:
-            sensitivity = Sensitivity.load(job.sensitivity)
-        elif job.method.is_sensitivity_aware:
-            sensitivity_of(setting, progress).save(folder["sensitivity"])
-            sensitivity = Sensitivity.load(folder["sensitivity"])  # on the CPU, as after a resume
-        plan = make_plan(setting.base.model, job.method, sensitivity)
-    if plan is not None:
-        plan.save(folder["plan"])
-    return plan
+def _plan(
+    setting: Setting, file: str | Path | None, progress: Progress
+) -> tuple[Sensitivity | None, Plan | None]:
+    """The sensitivities, where they had to be measured, and the plan, which may be in a file."""
+    job, model = setting.job, setting.base.model
+    if file is not None:
+        plan = Plan.load(file)
+        if not _is_such(plan, job.method.name):
+            kind = plan.kind or "unstructured"
+            raise ValueError(f"plan: expected one of method {job.method.name!r}, got {kind}")
+        return None, plan
+    if job.sensitivity is not None:
+        return None, make_plan(model, job.method, Sensitivity.load(job.sensitivity))
+    if not job.method.is_sensitivity_aware:
+        return None, make_plan(model, job.method)
+    _check_possible(job.method, model)
+    measured = sensitivity_of(setting, progress)
+    return measured, make_plan(model, job.method, measured)
+
+
+def _check_possible(method: Method, model: nn.Module) -> None:
+    """Refuse, by made-up scores, before the long measuring what no scores would make possible."""
+    # whether any module is worth its place depends on the scores
+    method = replace(method, name=method.name.removesuffix("-structured"))
+    tune(copy.deepcopy(model), method, make_plan(model, method, skewed_sensitivity(model)))
 
 
 def _train(

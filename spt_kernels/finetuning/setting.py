@@ -52,7 +52,7 @@ def open_setting(job: FinetuneJob, device: str = "auto", workers: int = 0) -> Se
 
 
 def sensitivity_of(setting: Setting, progress: Progress) -> Sensitivity:
-    """Measure the sensitivities of the setting's model on its training images."""
+    """Measure the sensitivities of the setting's model on its training images, onto the CPU."""
     batches = setting.batches("train", progress, train=True)
     assert batches is not None
     samples = min(setting.job.method.samples, len(batches.pixels))
@@ -68,4 +68,4 @@ def sensitivity_of(setting: Setting, progress: Progress) -> Sensitivity:
     model = setting.base.model.to(setting.device)
     measured = measure_sensitivity(model, batches, num_samples=samples, progress=on_samples)
     model.to("cpu")
-    return measured
+    return replace(measured, scores={name: score.cpu() for name, score in measured.items()})

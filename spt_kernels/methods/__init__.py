@@ -47,8 +47,11 @@ def make_plan(
         sensitivity: needed by the methods that are sensitivity-aware.
 
     Raises:
-        ValueError: the budget is too small, or more than there is, or no sensitivity was given.
+        TypeError: the model is no module.
+        ValueError: the budget is too small, or more than there is, or no sensitivity was given, or
+            the model is tuned already.
     """
+    _check_plain(model)
     if method.is_sensitivity_aware and sensitivity is None:
         raise ValueError(f"sensitivity: method {method.name!r} needs one")
     decide = getattr(_home_of(method), "plan", None)
@@ -59,14 +62,29 @@ def tune(model: nn.Module, method: Method, plan: Plan | None = None) -> Tunable:
     """Make a plain model, in place, train by `method` what `make_plan` decided.
 
     Raises:
-        ValueError: the method cannot tune this architecture, or a library that it needs is missing.
+        TypeError: the model is no module.
+        ValueError: the method cannot tune this architecture, or a library that it needs is missing,
+            or the model is tuned already.
     """
+    _check_plain(model)
     make = getattr(_home_of(method), "tune", None)
     if make is not None:
-        return make(model, method, plan)
+        made: Tunable = make(model, method, plan)
+        for marked in (model, made.model):  # PEFT wraps one in the other
+            vars(marked)["spt_method"] = method.name
+        return made
     from .tunable import applied
 
     return applied(model, plan)
+
+
+def _check_plain(model: nn.Module) -> None:
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    if hasattr(model, "spt_tuning") or hasattr(model, "spt_method"):
+        raise ValueError("model: expected a plain one, got one that is tuned already")
 
 
 def _home_of(method: Method) -> ModuleType:
@@ -74,11 +92,18 @@ def _home_of(method: Method) -> ModuleType:
 
 
 class _Methods(ModuleType):
-    """This folder as a mapping from name to method."""
+    """This folder as a mapping from name to method; it iterates over families, as `lora-K`."""
 
     def __getitem__(self, name: str) -> Callable[..., Tunable]:
         entry_of(name)
         return partial(_tune_by_name, name)
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            entry_of(name)
+        except ValueError:
+            return False
+        return True
 
     def __iter__(self) -> Iterator[str]:
         return iter(METHODS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
 
@@ -11,12 +11,19 @@ from ..tuning import replace_module
 
 
 def block_matrices(model: nn.Module) -> dict[str, ParameterInfo]:
-    """Module name -> what is known of its weight, for every linear layer inside a block."""
-    return {
+    """Module name -> what is known of its weight, for every linear layer inside a block.
+
+    Raises:
+        ValueError: there is none.
+    """
+    matrices = {
         name.removesuffix(".weight"): what
         for name, what in describe(model).items()
         if what.kind == "linear" and what.block and name.endswith(".weight")
     }
+    if not matrices:
+        raise ValueError("method: the model has no linear matrices in blocks")
+    return matrices
 
 
 def attention_matrices(model: nn.Module) -> dict[str, nn.Linear]:
@@ -27,6 +34,13 @@ def attention_matrices(model: nn.Module) -> dict[str, nn.Linear]:
     ]
     modules = {name: model.get_submodule(name) for name in chosen or linear}
     return {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
+
+
+def check_rank(argument: str, rank: int, shapes: Iterable[Sequence[int]]) -> None:
+    """Refuse a rank that one of the matrices cannot have."""
+    most = min(min(shape) for shape in shapes)
+    if rank > most:
+        raise ValueError(f"{argument}: expected a rank of at most {most}, got {rank}")
 
 
 def folding(names: Iterable[str]) -> Callable[[nn.Module], nn.Module]:

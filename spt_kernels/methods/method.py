@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -69,7 +69,7 @@ class Method:
         scale: LoRA's factor.
         dropout: LoRA's dropout.
 
-    `METHODS` says which of these a method reads; a budget or a rank that it does not is refused.
+    `METHODS` says which of these a method reads; one that it does not is refused.
     """
 
     name: str = "spt-lora"
@@ -82,11 +82,13 @@ class Method:
 
     def __post_init__(self) -> None:
         options = self.entry.options
-        for option in ("budget", "rank"):
-            if getattr(self, option) is not None and option not in options:
-                raise ValueError(f"{option}: method {self.name!r} has none; leave it out")
-        check_number("budget", self.budget, int, float)
-        check_number("rank", self.rank, int)
+        for option in fields(self)[1:]:
+            if option.name not in options and getattr(self, option.name) != option.default:
+                raise ValueError(f"{option.name}: method {self.name!r} has none; leave it out")
+        for name in ("budget", "scale", "dropout"):
+            check_number(name, getattr(self, name), int, float)
+        for name in ("rank", "samples"):
+            check_number(name, getattr(self, name), int)
         if self.budget is not None and not self.budget > 0:
             raise ValueError(
                 "budget: expected a number of parameters, or a share of the backbone below 1, "
@@ -118,6 +120,8 @@ class Method:
         budget = DEFAULT_BUDGET if self.budget is None else self.budget
         if isinstance(budget, float) and budget >= 1:
             raise ValueError(f"budget: expected a whole number or a share below 1, got {budget}")
+        if budget > backbone:
+            raise ValueError(f"budget: the backbone has {backbone:,} parameters, got {budget:,}")
         return int(budget * backbone) if isinstance(budget, float) else budget
 
 
@@ -129,7 +133,8 @@ def entry_of(name: Any) -> Entry:
     """
     family = re.sub(r"-[1-9]\d*$", "-K", name) if isinstance(name, str) else ""
     if family not in METHODS or name.endswith("-K"):
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {name!r}")
+        names = ", ".join(METHODS)
+        raise ValueError(f"method: expected one of {names} (K is a number), got {name!r}")
     return METHODS[family]
 
 

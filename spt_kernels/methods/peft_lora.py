@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .matrices import attention_matrices
+from .matrices import attention_matrices, check_rank
 from .method import Method
 from .peft_model import peft, tune_all_by, tune_by
 from .tunable import Tunable
@@ -18,4 +18,6 @@ def tune(model: nn.Module, method: Method, plan: Any) -> Tunable:
     config = peft().LoraConfig
     if method.name == "peft-lora-all":
         return tune_all_by(model, method, config)
-    return tune_by(model, functools.partial(config, r=method.size), attention_matrices(model))
+    targets = attention_matrices(model)
+    check_rank("method", method.size, (linear.weight.shape for linear in targets.values()))
+    return tune_by(model, functools.partial(config, r=method.size), targets)

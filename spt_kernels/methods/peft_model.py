@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..model import backbone_numel, head_names
-from .matrices import block_matrices
+from .matrices import block_matrices, check_rank
 from .method import Method
 from .tunable import Tunable, counted
 
@@ -23,7 +23,7 @@ def peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ValueError("peft is not installed (pip install peft)") from error
+        raise ValueError("method: peft is not installed (pip install peft)") from error
     return peft
 
 
@@ -52,11 +52,13 @@ def tune_all_by(model: nn.Module, method: Method, config: Callable[..., Any]) ->
     """On every matrix of the blocks, of the highest rank that the budget allows.
 
     Raises:
-        ValueError: it does not allow rank 1.
+        ValueError: it does not allow rank 1, or more than a matrix can have.
     """
     matrices = block_matrices(model)
     of_rank_1 = sum(sum(what.shape) for what in matrices.values())
-    rank = method.count(backbone_numel(model)) // max(1, of_rank_1)
+    budget = method.count(backbone_numel(model))
+    rank = budget // of_rank_1
     if rank < 1:
-        raise ValueError(f"rank 1 on every matrix trains {of_rank_1:,}, past the budget")
+        raise ValueError(f"budget: rank 1 on every matrix trains {of_rank_1:,}, got {budget:,}")
+    check_rank("budget", rank, (what.shape for what in matrices.values()))
     return tune_by(model, functools.partial(config, r=rank), matrices)

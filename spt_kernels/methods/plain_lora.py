@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tuning import replace_module
-from .matrices import attention_matrices, folding
+from .matrices import attention_matrices, check_rank, folding
 from .method import Method
 from .tunable import Tunable, counted, freeze_backbone
 
@@ -20,8 +20,7 @@ from .tunable import Tunable, counted, freeze_backbone
 def tune(model: nn.Module, method: Method, plan: Any) -> Tunable:
     """Put a `PlainLora` in the place of each of the layers."""
     targets = attention_matrices(model)
-    if not targets:
-        raise ValueError("method: the model has no linear matrices to put LoRA on")
+    check_rank("method", method.size, (linear.weight.shape for linear in targets.values()))
     freeze_backbone(model)
     for name, linear in targets.items():
         replace_module(model, name, PlainLora(linear, method.size))

@@ -21,7 +21,9 @@ def tune(model: nn.Module, method: Method, plan: Any) -> Tunable:
     blocks, width = getattr(model, "blocks", None), getattr(model, "embed_dim", None)
     prefix = getattr(model, "num_prefix_tokens", None)
     if not isinstance(blocks, (nn.Sequential, nn.ModuleList)) or width is None or prefix is None:
-        raise ValueError("deep prompts need a plain ViT: blocks, embed_dim, num_prefix_tokens")
+        raise ValueError(
+            "method: deep prompts need a plain ViT: blocks, embed_dim, num_prefix_tokens"
+        )
     prompts = max(1, method.count(backbone_numel(model)) // (len(blocks) * width))
     freeze_backbone(model)
     for number, block in enumerate(blocks):

@@ -17,7 +17,7 @@ def plan(model: nn.Module, method: Method, sensitivity: Sensitivity) -> Plan:
     """Spend the budget by the scores; `-structured` leaves out what no module took the place of.
 
     Raises:
-        ValueError: as `allocate`.
+        ValueError: as `allocate`, or `-structured` has no module left.
     """
     made = allocate(
         sensitivity,
@@ -28,4 +28,8 @@ def plan(model: nn.Module, method: Method, sensitivity: Sensitivity) -> Plan:
         scale=method.scale,
         dropout=method.dropout,
     )
-    return replace(made, unstructured={}) if method.name.endswith("-structured") else made
+    if not method.name.endswith("-structured"):
+        return made
+    if not made.structured:
+        raise ValueError(f"budget: {made.budget:,} puts no LoRA on any matrix, nothing would train")
+    return replace(made, unstructured={})

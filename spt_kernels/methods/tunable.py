@@ -10,9 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from ..errors import DeltaFormatError
 from ..files import checked_file
 from ..files.atomic import write_atomically
 from ..model import backbone_numel, candidate_names, describe, head_names
@@ -48,7 +50,11 @@ class Tunable:
 
     def deployed(self) -> nn.Module:
         """What a user would run: the plain model where the method can be folded in."""
-        return self.model if self.fold is None else self.fold(self.model)
+        if self.fold is None:
+            return self.model
+        plain = self.fold(self.model)
+        vars(plain).pop("spt_method", None)  # it may be tuned anew
+        return plain
 
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write what was learnt, whole or not at all, and return the size of the file in bytes."""
@@ -71,11 +77,22 @@ class Tunable:
         if self.file == "task":
             load_delta(self.model, path)
             return
-        tensors = checked_file.read(path, "trained", lambda _, tensors: tensors)
-        own = self._state()
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        if shapes != {name: tensor.shape for name, tensor in own.items()}:
-            raise ValueError(f"{os.fspath(path)}: is of a model that is tuned otherwise")
+        if self.file == "model":
+            try:
+                tensors, own = load_file(path), self.model.state_dict()
+            except SafetensorError as error:
+                raise DeltaFormatError(
+                    f"cannot load the model {os.fspath(path)}: {error}"
+                ) from error
+        else:
+            tensors = checked_file.read(path, "trained", lambda _, tensors: tensors)
+            own = self._state()
+        shapes = {(name, tensor.shape) for name, tensor in tensors.items()}
+        if differing := shapes ^ {(name, tensor.shape) for name, tensor in own.items()}:
+            first = min(name for name, _ in differing)
+            raise ValueError(
+                f"{os.fspath(path)}: is of a model that is tuned otherwise: {first} differs"
+            )
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])

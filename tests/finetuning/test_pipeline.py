@@ -51,7 +51,8 @@ def base(place: Path) -> ModelSource:
 
 
 def method(name: str) -> Method:
-    return every.method(name, 1000 if name.startswith("peft") else 400)
+    budgets = {"peft": 1000, "spt-lora-structured": 1500}
+    return every.method(name, next((n for k, n in budgets.items() if name.startswith(k)), 400))
 
 
 @pytest.mark.parametrize("name", every.NAMES)
@@ -156,12 +157,33 @@ SHORT_TWO = replace(SHORT, epochs=2)
 def test_an_impossible_job_does_not_cost_the_old_result(
     place: Path, task: ImageSource, base: ModelSource
 ) -> None:
-    job = FinetuneJob(base, task, method("linear"), replace(SHORT, epochs=1))
+    job = FinetuneJob(base, task, method("spt-lora"), replace(SHORT, epochs=1))
     finetune(job, place / "kept")
-    before = (place / "kept" / "task.safetensors").read_bytes()
-    with pytest.raises(ValueError, match="no such folder"):
-        finetune(replace(job, images=ImageSource("nowhere")), place / "kept", force=True)
-    assert (place / "kept" / "task.safetensors").read_bytes() == before
+    before = {path.name: path.read_bytes() for path in (place / "kept").iterdir()}
+    given = str(place / "kept" / "sensitivity.safetensors")
+    for change, message in (
+        ({"images": ImageSource("nowhere")}, "no such folder"),
+        ({"method": Method("spt-lora", 10**9)}, "budget"),
+        ({"method": Method("spt-lora", 10**9), "sensitivity": given}, "budget"),
+        ({"method": Method("lora", 1)}, "budget"),
+        ({"method": Method("spt-lora"), "plan": given}, "cannot load the plan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            finetune(replace(job, **change), place / "kept", force=True)
+        after = {path.name: path.read_bytes() for path in (place / "kept").iterdir()}
+        assert after == before
+
+
+@pytest.mark.parametrize("name", ["lora", "spt-lora", "spt-lora-structured"])
+def test_a_refused_job_leaves_nothing_in_the_way_of_the_corrected_one(
+    name: str, tmp_path: Path, task: ImageSource, base: ModelSource
+) -> None:
+    job = FinetuneJob(base, task, method(name), replace(SHORT, epochs=1))
+    refused = Method(name, {"lora": 1, "spt-lora": 10**9}.get(name, 20))
+    with pytest.raises(ValueError, match="budget"):
+        finetune(replace(job, method=refused), tmp_path)
+    assert not list(tmp_path.iterdir())
+    finetune(job, tmp_path)
 
 
 def test_a_measured_sensitivity_or_a_plan_can_be_used_again(
@@ -177,6 +199,18 @@ def test_a_measured_sensitivity_or_a_plan_can_be_used_again(
         finetune(again, place / name)
         for file in ("plan.safetensors", "task.safetensors"):
             assert (place / name / file).read_bytes() == (place / "measured" / file).read_bytes()
+
+    for name in ("dense-gradient", "spt-adapter", "spt-lora-structured"):
+        with pytest.raises(ValueError, match=f"plan: expected one of method '{name}', got lora"):
+            finetune(replace(plan, method=Method(name)), place / "of-another")
+    assert not list((place / "of-another").iterdir())
+    for name, change in (
+        ("budget", {"method": Method("spt-lora", 400)}),
+        ("rank", {"method": Method("spt-lora", rank=2)}),
+        ("sensitivity", {"sensitivity": sensitivity.sensitivity}),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: a plan has its own"):
+            replace(plan, **change)
 
 
 def test_a_method_that_tunes_needs_weights(task: ImageSource) -> None:

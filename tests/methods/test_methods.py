@@ -78,26 +78,31 @@ def test_what_is_saved_comes_back(name: str, tmp_path: Path) -> None:
     images = torch.randn(4, 3, 16, 16)
     with torch.no_grad():
         expected = tunable.model.eval()(images)
+        fresh = tuned(name, tiny_vit())
+        assert not torch.equal(fresh.model.eval()(images), expected)
+        fresh.load(file)
+        assert torch.equal(fresh.model.eval()(images), expected)
         if tunable.file == "model":
             again = tiny_vit()
             again.load_state_dict(load_file(file))
-        else:
-            fresh = tuned(name, tiny_vit())
-            assert not torch.equal(fresh.model.eval()(images), expected)
-            fresh.load(file)
-            again = fresh.model
-        assert torch.equal(again.eval()(images), expected)
+            assert torch.equal(again.eval()(images), expected)
 
 
-def test_a_file_of_another_method_changes_nothing(tmp_path: Path) -> None:
-    tuned("prompt-deep", tiny_vit()).save(tmp_path / "prompts")
-    other = tuned("lora-2", tiny_vit())
+@pytest.mark.parametrize(
+    ("saved", "name", "kind"),
+    [("prompt-deep", "lora-2", "trained"), ("full", "dense-gradient", "model")],
+)
+def test_a_file_of_another_method_changes_nothing(
+    saved: str, name: str, kind: str, tmp_path: Path
+) -> None:
+    tuned(saved, tiny_vit() if kind == "trained" else tiny_swin()).save(tmp_path / "prompts")
+    other = tuned(name, tiny_vit())
     before = {name: tensor.clone() for name, tensor in other.model.state_dict().items()}
     with pytest.raises(ValueError, match="is of a model that is tuned otherwise"):
         other.load(tmp_path / "prompts")
     whole = (tmp_path / "prompts").read_bytes()
     (tmp_path / "prompts").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DeltaFormatError, match="cannot load the trained"):
+    with pytest.raises(DeltaFormatError, match=f"cannot load the {kind}"):
         other.load(tmp_path / "prompts")
     assert all(torch.equal(before[name], t) for name, t in other.model.state_dict().items())
 
@@ -111,11 +116,27 @@ def test_methods_by_name() -> None:
     assert tunable.trained == tunable.plan.num_trainable == 500
     assert list(spt.methods) == list(METHODS)
     assert len(spt.methods) == len(METHODS)
+    assert "lora-16" in spt.methods
+    assert "lora-K" not in spt.methods
     for name in ("lora-K", "lora-0", "lora-", "lora--3", "peft", "full-2", "", 7, None):
-        with pytest.raises(ValueError, match=r"method: expected one of full, .*, got"):
+        with pytest.raises(
+            ValueError, match=r"method: expected one of full, .* \(K is a number\), got"
+        ):
             spt.methods[name]
 
     assert spt.methods["linear"](tiny_vit()).trained == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_a_plain_model_is_tuned(name: str) -> None:
+    tunable = tuned(name, tiny_vit())
+    for other in ("lora-2", "linear"):
+        with pytest.raises(ValueError, match="model: expected a plain one, got one that is tuned"):
+            spt.methods[other](tunable.model)
+    if tunable.fold is not None:
+        spt.methods["lora-2"](tunable.deployed())
+    with pytest.raises(TypeError, match=r"model: expected an nn\.Module, got str"):
+        spt.methods["lora-2"]("vit")
 
 
 def test_every_entry_has_a_file_that_plans_or_tunes() -> None:
@@ -128,10 +149,14 @@ def test_every_entry_has_a_file_that_plans_or_tunes() -> None:
 
 def test_options_that_a_method_does_not_read_are_refused() -> None:
     for name in NAMES:
-        options = entry_of(name).options
-        for option in {"budget", "rank"} - options:
-            with pytest.raises(ValueError, match=f"{option}: method '{name}' has none"):
-                Method(name, **{option: 2})
+        values = {"budget": 2, "rank": 2, "samples": 2, "scale": 2.0, "dropout": 0.0}
+        for option, value in {**values, "rule": "published-code"}.items():
+            if option not in entry_of(name).options:
+                with pytest.raises(ValueError, match=f"{option}: method '{name}' has none"):
+                    Method(name, **{option: value})
+    for option in values:
+        with pytest.raises(TypeError, match=f"{option}: expected a .*number, got 'x'"):
+            Method("spt-lora", **{option: "x"})
 
 
 def test_methods_that_choose_need_scores() -> None:
@@ -144,8 +169,37 @@ def test_methods_that_choose_need_scores() -> None:
 def test_deep_prompts_are_as_many_as_the_budget_pays_for() -> None:
     tunable = spt.methods["prompt-deep"](tiny_vit(), budget=300)
     assert tunable.trained == 288  # two blocks of six prompts of width 24
-    with pytest.raises(ValueError, match="deep prompts need a plain ViT"):
+    with pytest.raises(ValueError, match="method: deep prompts need a plain ViT"):
         spt.methods["prompt-deep"](tiny_swin())
+
+
+@pytest.mark.parametrize("name", ["lora", "prompt-deep", "peft-lora-all"])
+def test_a_budget_past_the_backbone_is_refused(name: str) -> None:
+    method(name)
+    with pytest.raises(ValueError, match=r"budget: the backbone has .*, got 10,000,000"):
+        spt.methods[name](tiny_vit(), budget=10**7)
+
+
+@pytest.mark.parametrize("name", ["lora-25", "peft-lora-25"])
+def test_a_rank_past_the_smaller_side_is_refused(name: str) -> None:
+    method(name)
+    with pytest.raises(ValueError, match="method: expected a rank of at most 24, got 25"):
+        spt.methods[name](tiny_vit())
+
+
+@pytest.mark.parametrize("name", ["lora-2", "peft-lora-2", "peft-lora-all", "peft-super-tuning"])
+def test_a_model_without_matrices_in_blocks_is_refused(name: str) -> None:
+    method(name)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
+    model(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="method: the model has no linear matrices in blocks"):
+        spt.methods[name](model)
+
+
+def test_a_budget_below_rank_1_on_every_matrix_is_refused() -> None:
+    method("peft-lora-all")
+    with pytest.raises(ValueError, match=r"budget: rank 1 on every matrix trains \d+, got 20"):
+        spt.methods["peft-lora-all"](tiny_vit(), budget=20)
 
 
 def test_structured_tuning_alone_leaves_the_entries_out() -> None:
@@ -157,3 +211,5 @@ def test_structured_tuning_alone_leaves_the_entries_out() -> None:
     assert alone is not None
     assert alone.structured == both.structured
     assert both.num_unstructured > 0 == alone.num_unstructured
+    with pytest.raises(ValueError, match="budget: 20 puts no LoRA on any matrix"):
+        make_plan(model, Method("spt-lora-structured", 20, 2), scores)
