@@ -39,23 +39,19 @@ def run(
     step: SizeOptions,
     what: Annotated[str, typer.Argument(help="table7.", metavar="TABLE")] = "table7",
     methods: Annotated[
-        str | None,
-        described("Run", "--methods --ways A,B,…", "These rows alone [all]."),
+        str | None, described("Run", "--methods --ways A,B,…", "These rows alone [all].")
     ] = None,
     timed_batch_size: Annotated[
-        int,
-        described("Run", "--timed-batch-size N", "For times on a CPU [4]."),
+        int, described("Run", "--timed-batch-size N", "For times on a CPU [4].")
     ] = 4,
     device: Annotated[
         str, described("Run", "--device NAME", "auto, cpu, cuda or cuda:N [auto].")
     ] = "auto",
     rounds: Annotated[
-        int,
-        described("Run", "--rounds N", "Timed runs of each; 0: memory alone [5]."),
+        int, described("Run", "--rounds N", "Timed runs of each; 0: memory alone [5].")
     ] = 5,
     output: Annotated[
-        Path | None,
-        described("Output", "--output -o FOLDER", "For results and picture."),
+        Path | None, described("Output", "--output -o FOLDER", "For results and picture.")
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,

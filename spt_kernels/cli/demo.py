@@ -25,8 +25,7 @@ full fine-tuning. Under three minutes on two cores; nothing is downloaded.
 def run(
     terminal: Terminal,
     output: Annotated[
-        Path,
-        described("Run", "--output -o FOLDER", "All results [demo-output]."),
+        Path, described("Run", "--output -o FOLDER", "All results [demo-output].")
     ] = Path("demo-output"),
     seeds: Annotated[int, described("Run", "--seeds N", "Runs of each method [3].")] = 3,
     force: Annotated[

@@ -40,12 +40,10 @@ def run(
         ),
     ] = None,
     test_list: Annotated[
-        Path | None,
-        described("Images", "--test-list FILE", "Lines 'path label', from --data."),
+        Path | None, described("Images", "--test-list FILE", "Lines 'path label', from --data.")
     ] = None,
     classes: Annotated[
-        str | None,
-        described("Images", "--classes A,B,…", "In the order of the head [the run's]."),
+        str | None, described("Images", "--classes A,B,…", "In the order of the head [the run's].")
     ] = None,
     batch_size: Annotated[int, described("Run", "--batch-size N", "[64]")] = 64,
     amp: Annotated[str, described("Run", "--amp NAME", "none or bf16 [none].")] = "none",

@@ -52,8 +52,7 @@ def run(
     images: ImageOptions,
     what: MethodOptions,
     sensitivity: Annotated[
-        Path | None,
-        described("Method", "--sensitivity FILE", "Measured before; not again."),
+        Path | None, described("Method", "--sensitivity FILE", "Measured before; not again.")
     ] = None,
     plan: Annotated[
         Path | None, described("Method", "--plan FILE", "Made before; not again.")
@@ -69,8 +68,7 @@ def run(
         bool, described(_RUN, "--force", "Overwrite the run in the output folder.")
     ] = False,
     checkpoint_every: Annotated[
-        float,
-        described(_RUN, "--checkpoint-every SECONDS", "At an epoch's end [60]."),
+        float, described(_RUN, "--checkpoint-every SECONDS", "At an epoch's end [60].")
     ] = 60.0,
     machine: MachineOptions,
 ) -> None:

@@ -69,8 +69,7 @@ class StepOptions(SizeOptions):
         ),
     ] = None
     rank: Annotated[
-        int | None,
-        described("Step", "--rank R", "Of lora and spt-* [8; the table's lora 16]."),
+        int | None, described("Step", "--rank R", "Of lora and spt-* [8; the table's lora 16].")
     ] = None
     checkpointing: Annotated[
         bool, described("Step", "--checkpointing", "Recompute blocks in the backward.")
@@ -79,12 +78,10 @@ class StepOptions(SizeOptions):
         str, described("Step", "--optimizer NAME", "adamw, sgd or none [adamw].")
     ] = "adamw"
     device: Annotated[
-        str,
-        described("Step", "--device NAME", "As cuda or as cpu computes [cuda]."),
+        str, described("Step", "--device NAME", "As cuda or as cpu computes [cuda].")
     ] = "cuda"
     inference: Annotated[
-        bool,
-        described("Step", "--inference", "A forward alone; of the plain model by default."),
+        bool, described("Step", "--inference", "A forward alone; of the plain model by default.")
     ] = False
 
     @property
@@ -108,13 +105,11 @@ class FitOptions:
     """What it has to fit in."""
 
     fits: Annotated[
-        str | None,
-        described("Fit", "--fits GIB,…", "The largest batch in 8 or 8,12,24 GiB."),
+        str | None, described("Fit", "--fits GIB,…", "The largest batch in 8 or 8,12,24 GiB.")
     ] = None
-    reserve: Annotated[
-        float,
-        described("Fit", "--reserve GIB", "Keep so much of it free [0]."),
-    ] = 0.0
+    reserve: Annotated[float, described("Fit", "--reserve GIB", "Keep so much of it free [0].")] = (
+        0.0
+    )
 
     def limits(self) -> dict[float, int]:
         """Bytes by the GiB that were named."""
@@ -137,8 +132,7 @@ def run(
     step: StepOptions,
     fit: FitOptions,
     output: Annotated[
-        Path | None,
-        described("Output", "--output -o PICTURE", "Draw stacked bars."),
+        Path | None, described("Output", "--output -o PICTURE", "Draw stacked bars.")
     ] = None,
 ) -> None:
     """Estimate each method, search for the largest batches, show both."""

@@ -114,12 +114,9 @@ def answer(
 
 def _other_ways(base: nn.Module, how: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Options that need less, of those that the model admits and that were not asked for yet."""
-    checkpointing: dict[str, Any] = {"checkpointing": True}
-    bf16: dict[str, Any] = {"dtype": "bf16"}
-    if how["dtype"] == "bf16":
-        bf16 = {}
-    if not how["training"] or how["checkpointing"] or not _admits_checkpointing(base):
-        checkpointing = {}
+    bf16: dict[str, Any] = {} if how["dtype"] == "bf16" else {"dtype": "bf16"}
+    may_help = how["training"] and not how["checkpointing"] and _admits_checkpointing(base)
+    checkpointing: dict[str, Any] = {"checkpointing": True} if may_help else {}
     ways = {"checkpointing": checkpointing, "bf16": bf16}
     ways = {way: changed for way, changed in ways.items() if changed}
     return ways if len(ways) < 2 else {**ways, "both": {**checkpointing, **bf16}}

@@ -127,8 +127,7 @@ class ImageOptions:
         Path | None, described(_IMAGES, "--test-list FILE", "Likewise for test/.")
     ] = None
     classes: Annotated[
-        str | None,
-        described(_IMAGES, "--classes A,B,…", "Use these classes alone, in this order."),
+        str | None, described(_IMAGES, "--classes A,B,…", "Use these classes alone, in this order.")
     ] = None
     train_images: Annotated[
         int | None,
@@ -174,12 +173,10 @@ class FormOptions:
     """What happens to an image before the model sees it."""
 
     image_size: Annotated[
-        int | None,
-        described(_FORM, "--image-size N", "Side in pixels [the model's]."),
+        int | None, described(_FORM, "--image-size N", "Side in pixels [the model's].")
     ] = None
     mean: Annotated[
-        str | None,
-        described(_FORM, "--mean R,G,B", "Of values in 0…1 [the model's]."),
+        str | None, described(_FORM, "--mean R,G,B", "Of values in 0…1 [the model's].")
     ] = None
     std: Annotated[str | None, described(_FORM, "--std R,G,B", "Likewise [the model's].")] = None
     fit: Annotated[
@@ -222,8 +219,7 @@ class MachineOptions:
         str, described(_RUN, "--device NAME", "auto, cpu, cuda or cuda:N [auto].")
     ] = "auto"
     workers: Annotated[
-        int,
-        described(_RUN, "--workers N", "Processes that read images [0: this one]."),
+        int, described(_RUN, "--workers N", "Processes that read images [0: this one].")
     ] = 0
 
 

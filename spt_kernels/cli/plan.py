@@ -37,8 +37,7 @@ def run(
         ),
     ] = "0.5%",
     structured: Annotated[
-        str,
-        described("Method", "--structured KIND", "lora, adapter or none [lora]."),
+        str, described("Method", "--structured KIND", "lora, adapter or none [lora].")
     ] = "lora",
     rank: Annotated[int, described("Method", "--rank R", "Of LoRA and Adapter [8].")] = 8,
     rule: Annotated[
@@ -48,8 +47,7 @@ def run(
         Path | None, described("Run", "--output -o FILE", "Where to write it.")
     ] = None,
     picture: Annotated[
-        Path | None,
-        described("Run", "--picture FILE", "Draw it, as the paper's Figure 4."),
+        Path | None, described("Run", "--picture FILE", "Draw it, as the paper's Figure 4.")
     ] = None,
 ) -> None:
     """Allocate, save, draw, show."""

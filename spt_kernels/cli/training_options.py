@@ -18,8 +18,7 @@ class MethodOptions:
     """What is trained."""
 
     method: Annotated[
-        str | None,
-        described(_METHOD, "--method NAME", f"{', '.join(METHODS)} [{Method.name}]."),
+        str | None, described(_METHOD, "--method NAME", f"{', '.join(METHODS)} [{Method.name}].")
     ] = None
     budget: Annotated[
         str | None,
@@ -41,8 +40,7 @@ class MethodOptions:
         ),
     ] = None
     rule: Annotated[
-        str | None,
-        described(_METHOD, "--rule NAME", f"paper or published-code [{Method.rule}]."),
+        str | None, described(_METHOD, "--rule NAME", f"paper or published-code [{Method.rule}].")
     ] = None
     dropout: Annotated[
         float | None,
@@ -66,12 +64,10 @@ class RecipeOptions:
         described(_RECIPE, "--epochs N", f"Passes over the training images [{Recipe.epochs}]."),
     ] = None
     batch_size: Annotated[
-        int | None,
-        described(_RECIPE, "--batch-size N", f"Images per step [{Recipe.batch_size}]."),
+        int | None, described(_RECIPE, "--batch-size N", f"Images per step [{Recipe.batch_size}].")
     ] = None
     lr: Annotated[
-        float | None,
-        described(_RECIPE, "--lr X", "Peak learning rate [1e-3; full: 1e-4]."),
+        float | None, described(_RECIPE, "--lr X", "Peak learning rate [1e-3; full: 1e-4].")
     ] = None
     weight_decay: Annotated[
         float | None,
@@ -86,8 +82,7 @@ class RecipeOptions:
         described(_RECIPE, "--drop-path P", "Stochastic depth [0.1 where the model has it]."),
     ] = None
     label_smoothing: Annotated[
-        float | None,
-        described(_RECIPE, "--label-smoothing P", f"[{Recipe.label_smoothing:g}]"),
+        float | None, described(_RECIPE, "--label-smoothing P", f"[{Recipe.label_smoothing:g}]")
     ] = None
     clip_grad: Annotated[
         float | None, described(_RECIPE, "--clip-grad X", "Largest norm [any].")
@@ -97,16 +92,13 @@ class RecipeOptions:
         described(_RECIPE, "--val-every N", f"Epochs between validations [{Recipe.val_every}]."),
     ] = None
     amp: Annotated[
-        str | None,
-        described(_RECIPE, "--amp NAME", f"none or bf16 autocast [{Recipe.amp}]."),
+        str | None, described(_RECIPE, "--amp NAME", f"none or bf16 autocast [{Recipe.amp}].")
     ] = None
     augment: Annotated[
-        str | None,
-        described(_RECIPE, "--augment HOW", "none, or crop-flip at random [none]."),
+        str | None, described(_RECIPE, "--augment HOW", "none, or crop-flip at random [none].")
     ] = None
     seed: Annotated[
-        int | None,
-        described(_RECIPE, "--seed N", f"Of everything drawn [{Recipe.seed}]."),
+        int | None, described(_RECIPE, "--seed N", f"Of everything drawn [{Recipe.seed}].")
     ] = None
 
     def chosen(self) -> Recipe:

@@ -114,7 +114,9 @@ def budget_of(model: nn.Module) -> int:
 
     Of a model without attention it is the default share of the backbone.
     """
-    linears = attention_matrices(model).values()
-    of_lora = sum(LORA_RANK * sum(linear.weight.shape) for linear in linears)
     backbone = backbone_numel(model)
-    return min(of_lora or int(DEFAULT_BUDGET * backbone), backbone)
+    try:
+        linears = attention_matrices(model).values()
+    except ValueError:
+        return int(DEFAULT_BUDGET * backbone)
+    return min(sum(LORA_RANK * sum(linear.weight.shape) for linear in linears), backbone)

@@ -8,24 +8,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-_HOME = {
-    "Accuracy": "accuracy",
-    "evaluate": "accuracy",
-    "FinetuneJob": "job",
-    "ModelSource": "models",
-    "build": "models",
-    "finetune": "pipeline",
-    "Batches": "pixels",
-    "PixelSet": "pixels",
-    "Preprocessing": "pixels",
-    "METHODS": ".methods",  # of the package around this one
-    "Method": ".methods",
-    "Recipe": "recipe",
-    "SavedRun": "saved_run",
-    "ImageSource": "splits",
-    "read_splits": "splits",
-    "train": "training",
+_NAMES = {
+    "accuracy": ("Accuracy", "evaluate"),
+    "job": ("FinetuneJob",),
+    "models": ("ModelSource", "build"),
+    "pipeline": ("finetune",),
+    "pixels": ("Batches", "PixelSet", "Preprocessing"),
+    ".methods": ("METHODS", "Method"),  # of the package around this one
+    "recipe": ("Recipe",),
+    "saved_run": ("SavedRun",),
+    "splits": ("ImageSource", "read_splits"),
+    "training": ("train",),
 }
+_HOME = {name: home for home, names in _NAMES.items() for name in names}
 
 __all__ = sorted(_HOME)
 

@@ -47,14 +47,7 @@ from .training import EpochFigures
 OLD, NEW = range(5), range(5, 10)
 SEEDS = (0, 1, 2)
 ARCHITECTURE = "vit_tiny_patch16_224"
-SHAPE = {
-    "img_size": 8,
-    "patch_size": 2,
-    "in_chans": 1,
-    "embed_dim": 48,
-    "depth": 4,
-    "num_heads": 3,
-}
+SHAPE = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 48, "depth": 4, "num_heads": 3}
 FORM = {"mean": (0.5,), "std": (0.5,)}
 RECIPE = Recipe(lr=1e-3, val_every=5)
 TRAIN_IMAGES = 200
@@ -163,11 +156,7 @@ def run_demo(
     source = replace(source, weights=weights, new_head=True)
     jobs = {
         f"{method.name}-{seed}": FinetuneJob(
-            source,
-            _images(output, "new", TRAIN_IMAGES),
-            method,
-            replace(recipe, seed=seed),
-            FORM,
+            source, _images(output, "new", TRAIN_IMAGES), method, replace(recipe, seed=seed), FORM
         )
         for method in _methods(source)
         for seed in seeds

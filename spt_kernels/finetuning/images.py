@@ -80,9 +80,7 @@ def read_folder(root: str | os.PathLike[str]) -> LabelledImages:
 
 
 def read_list(
-    file: str | os.PathLike[str],
-    root: str | os.PathLike[str],
-    classes: Sequence[str] | None = None,
+    file: str | os.PathLike[str], root: str | os.PathLike[str], classes: Sequence[str] | None = None
 ) -> LabelledImages:
     """Read a VTAB-style list, one `path label` per line, paths relative to `root`.
 

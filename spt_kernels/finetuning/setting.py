@@ -43,10 +43,7 @@ def open_setting(job: FinetuneJob, device: str = "auto", workers: int = 0) -> Se
     place = pick_device(device)
     splits = read_splits(job.images, job.recipe.seed)
     base = build(
-        job.model,
-        len(splits.train.classes),
-        seed=job.recipe.seed,
-        drop_path=job.recipe.drop_path,
+        job.model, len(splits.train.classes), seed=job.recipe.seed, drop_path=job.recipe.drop_path
     )
     return Setting(job, base, preprocessing_of(base.model, **job.form), splits, place, workers)
 

@@ -78,10 +78,7 @@ def cheapest_way(
         allows_tf32: whether torch may round the factors of an fp32 product to TF32.
     """
     rates = RATES[capability, is_fp32]
-    costs = {
-        Way.VECTORS: rates.gathered * nnz,
-        Way.DENSE: shape[0] * shape[1] + rates.called,
-    }
+    costs = {Way.VECTORS: rates.gathered * nnz, Way.DENSE: shape[0] * shape[1] + rates.called}
     if is_fp32 and allows_tf32:
         costs[Way.DENSE] /= TF32_GAIN[capability]
     elif plan is not None:

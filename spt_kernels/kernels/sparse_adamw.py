@@ -61,12 +61,7 @@ def write_weight(
 
 @triton.jit(do_not_specialize=["n_entries", "seed"])
 def sparse_adamw_kernel(
-    table_ptr,
-    numbers_ptr,
-    n_entries,
-    seed: tl.int64,
-    STOCHASTIC: tl.constexpr,
-    BLOCK: tl.constexpr,
+    table_ptr, numbers_ptr, n_entries, seed: tl.int64, STOCHASTIC: tl.constexpr, BLOCK: tl.constexpr
 ):
     """One program updates one block of one entry."""
     entry = find_row(table_ptr, n_entries, 10).to(tl.int64)

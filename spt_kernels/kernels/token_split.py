@@ -15,10 +15,7 @@ _COST_OF_A_SPLIT = 0.02
 
 
 def split_tokens(
-    n_tokens: int,
-    programs: int,
-    launch: Launch,
-    device: torch.device,
+    n_tokens: int, programs: int, launch: Launch, device: torch.device
 ) -> tuple[int, int]:
     """Number of splits and tokens in each, whole blocks, such that rounds of programs are full.
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..methods import Method, entry_of, make_plan, tune
+from ..methods import Method, entry_of, is_such, make_plan, tune
 from ..methods.peft_shira import let_fakes_run
 from ..model import head_names
 from ..plan import Plan
@@ -195,7 +195,7 @@ def _choose(
         for name, value in (("budget", budget), ("rank", rank)):
             if value is not None:
                 raise ValueError(f"{name}: {whose} has its own, got {value!r}; leave it out")
-        if method is not None and not _is_such(known, method):
+        if method is not None and not is_such(known, method):
             raise ValueError(f"method={method!r}: {whose} trains something else; leave it out")
         label = method or f"spt-{known.kind or 'unstructured'}"
         return None if plan is None else Method(label), plan, label
@@ -207,22 +207,6 @@ def _choose(
     chosen = Method(method, budget, rank)
     scores = skewed_sensitivity(model) if chosen.is_sensitivity_aware else None
     return chosen, make_plan(model, chosen, scores), method
-
-
-def _is_such(plan: Plan, method: str) -> bool:
-    """Whether a plan may be one of `method`, which is a label beside it."""
-    kind, has_entries = plan.kind, bool(plan.unstructured)
-    return {
-        "linear": kind is None and not has_entries,
-        "bias": kind is None,
-        "lora": kind == "lora" and not has_entries,
-        "spt-lora": kind == "lora",
-        "spt-lora-structured": kind == "lora" and not has_entries,
-        "spt-adapter": kind == "adapter",
-        "spt-unstructured": kind is None,
-        "dense-gradient": kind is None,
-        "published-layer": kind is None,
-    }.get(method, False)
 
 
 def _as_shape(batch_shape: Sequence[int]) -> tuple[int, ...]:

@@ -25,15 +25,11 @@ def plan(model: nn.Module, method: Method, sensitivity: Sensitivity) -> Plan:
 
 def tune(model: nn.Module, method: Method, plan: Plan) -> Tunable:
     """Put a `MaskedLinear` in the place of every matrix of the plan."""
-    return tune_entries(model, method, plan, MaskedLinear, "model")
+    return tune_entries(model, plan, MaskedLinear, "model")
 
 
 def tune_entries(
-    model: nn.Module,
-    method: Method,
-    plan: Plan,
-    layer: Callable[[nn.Linear, Tensor], nn.Module],
-    file: str,
+    model: nn.Module, plan: Plan, layer: Callable[[nn.Linear, Tensor], nn.Module], file: str
 ) -> Tunable:
     """Put a layer in the place of every matrix of the plan; of the rest gradients are masked.
 
@@ -41,8 +37,7 @@ def tune_entries(
         ValueError: the plan has structured modules.
     """
     if plan.structured:
-        name = method.name
-        raise ValueError(f"plan: has LoRA or Adapter modules, which {name!r} does not train")
+        raise ValueError("plan: has LoRA or Adapter modules, which this method does not train")
     freeze_backbone(model)
     replaced: list[str] = []
     for name, index in plan.unstructured.items():

@@ -122,11 +122,7 @@ def _occurring(numbers: Tensor, limit: int) -> Tensor:
     return occurs.index_fill_(0, numbers.long(), True).nonzero().flatten().int()
 
 
-def sparse_weight_grad(
-    grad_output: Tensor,
-    input: Tensor,
-    index: Tensor | SparsePattern,
-) -> Tensor:
+def sparse_weight_grad(grad_output: Tensor, input: Tensor, index: Tensor | SparsePattern) -> Tensor:
     """`g[k] = Σ_t grad_output[t, row_k] · input[t, column_k]`, without the dense gradient.
 
     Products are summed in fp32 and in an order that shapes alone decide: the same bits every run.

@@ -3,7 +3,4 @@
 from .groups import param_groups
 from .sparse_adamw import SparseAdamW
 
-__all__ = [
-    "SparseAdamW",
-    "param_groups",
-]
+__all__ = ["SparseAdamW", "param_groups"]

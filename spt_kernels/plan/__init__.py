@@ -5,11 +5,4 @@ from .cell import Cell
 from .plan import Plan
 from .specs import AdapterSpec, LoraSpec
 
-__all__ = [
-    "AdapterSpec",
-    "Cell",
-    "LoraSpec",
-    "Plan",
-    "allocate",
-    "allocate_each",
-]
+__all__ = ["AdapterSpec", "Cell", "LoraSpec", "Plan", "allocate", "allocate_each"]

@@ -4,8 +4,4 @@ from .measure import measure_sensitivity
 from .scores import Sensitivity
 from .synthetic import skewed_sensitivity
 
-__all__ = [
-    "Sensitivity",
-    "measure_sensitivity",
-    "skewed_sensitivity",
-]
+__all__ = ["Sensitivity", "measure_sensitivity", "skewed_sensitivity"]

@@ -2,9 +2,4 @@
 
 from .delta import load_delta, merge, save_delta, unload
 
-__all__ = [
-    "load_delta",
-    "merge",
-    "save_delta",
-    "unload",
-]
+__all__ = ["load_delta", "merge", "save_delta", "unload"]

@@ -2,8 +2,4 @@
 
 from .tuning import Tuning, apply, replace_module
 
-__all__ = [
-    "Tuning",
-    "apply",
-    "replace_module",
-]
+__all__ = ["Tuning", "apply", "replace_module"]

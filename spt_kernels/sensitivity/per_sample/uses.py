@@ -152,10 +152,7 @@ def _norm_over_last(
 
 
 def _norm_over_channels(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    normalize: Callable[[Tensor], Tensor],
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, normalize: Callable[[Tensor], Tensor]
 ) -> Use | None:
     if input.ndim < 2:
         return None
