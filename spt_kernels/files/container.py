@@ -60,7 +60,7 @@ def pack(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bytes:
             "data_offsets": [offset, end],
         }
         offset = end
-    text = _json(header)
+    text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
         raise ValueError(f"header of {len(text)} bytes, expected at most {MAX_HEADER_BYTES}")
@@ -152,10 +152,6 @@ def _is_sizes(value: object) -> bool:
         and len(value) <= 8
         and all(type(size) is int and 0 <= size < 2**48 for size in value)
     )
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
 def _checksum(head: bytes | bytearray, *rest: memoryview) -> bytes:

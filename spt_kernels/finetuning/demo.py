@@ -164,7 +164,8 @@ def run_demo(
     results = _run_all(jobs, output, processes, progress)
     names = dict.fromkeys(job.method.name for job in jobs.values())
     rows = [_row(name, [results[f"{name}-{seed}"] for seed in seeds]) for name in names]
-    histories = {name: _history(output / f"{name}-{seeds[0]}") for name in names}
+    lines = {name: RunFolder(output / f"{name}-{seeds[0]}").read_lines("metrics") for name in names}
+    histories = {name: [EpochFigures(**line) for line in own] for name, own in lines.items()}
     training_curves_figure(histories).savefig(output / "curves.png")
     check = check_task(output / f"spt-lora-{seeds[0]}")
     result = DemoResult(base["test_accuracy"], tuple(rows), check)
@@ -264,10 +265,6 @@ def _row(method: str, results: list[dict[str, Any]]) -> DemoRow:
         accounted_peak_bytes=first["accounted_peak_bytes"],
         task_bytes=max(result["task_bytes"] for result in results),
     )
-
-
-def _history(folder: Path) -> list[EpochFigures]:
-    return [EpochFigures(**row) for row in RunFolder(folder).read_lines("metrics")]
 
 
 def _predictions(model: nn.Module, saved: SavedRun) -> list[str]:

@@ -182,8 +182,12 @@ def _add_lora(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, lora: LoraCa
     with without_autocast(y.device):
         inner = _bottleneck(_cast(x, dtype), _cast(lora_a, dtype), lora)
         for group in lora.groups:
+            outputs, part = group.of_outputs(flat), group.of_bottleneck(inner)
             up = group.of_rows(low).transpose(1, 2)
-            group.of_outputs(flat).baddbmm_(group.of_bottleneck(inner), up, alpha=lora.scale)
+            if _is_onednns(flat):
+                outputs.add_(_bmm(part, up), alpha=lora.scale)
+            else:
+                outputs.baddbmm_(part, up, alpha=lora.scale)
     return inner
 
 
@@ -206,7 +210,7 @@ def _grad_of_b(gy: Tensor, inner: Tensor, lora: LoraCall) -> Tensor:
     for group in lora.groups:
         # the thin factor on the left: the transpose of this takes a CPU several times as long
         low = group.of_bottleneck(inner).transpose(1, 2)
-        parts.append(torch.bmm(low, group.of_outputs(gy)).transpose(1, 2).flatten(0, 1))
+        parts.append(_bmm(low, group.of_outputs(gy)).transpose(1, 2).flatten(0, 1))
     grad = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
     return _scaled(grad, lora.scale)  # [rows of all ranges, rank]
 
@@ -216,9 +220,20 @@ def _grad_of_inner(gy: Tensor, lora_b: Tensor, lora: LoraCall) -> Tensor:
     rank, n_ranges = low.shape[1], sum(group.n_ranges for group in lora.groups)
     grad = gy.new_empty(gy.shape[0], n_ranges * rank)
     for group in lora.groups:
-        out = group.of_bottleneck(grad)
-        torch.bmm(group.of_outputs(gy), group.of_rows(low), out=out)
+        _bmm(group.of_outputs(gy), group.of_rows(low), out=group.of_bottleneck(grad))
     return _scaled(grad, lora.scale * (lora.kept_scale if lora.dropout else 1.0))
+
+
+def _is_onednns(tensor: Tensor) -> bool:
+    """Whether oneDNN multiplies it, which takes no batches that lie one within another."""
+    return tensor.is_cpu and tensor.element_size() == 2
+
+
+def _bmm(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    if not _is_onednns(left):
+        return torch.bmm(left, right, out=out)
+    product = torch.bmm(left.contiguous(), right.contiguous())
+    return product if out is None else out.copy_(product)
 
 
 def _scaled(tensor: Tensor, factor: float) -> Tensor:

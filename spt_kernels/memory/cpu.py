@@ -47,7 +47,7 @@ class CpuLedger(Ledger):
         # that for a strided convolution in a layout of its own
         is_copied = not (channels_last or input.is_contiguous())
         is_rearranged = groups == 1 and max(stride) > 1 and not channels_last
-        return _bytes_of(input) * (is_copied + is_rearranged)
+        return input.nbytes * (is_copied + is_rearranged)
 
 
 def _n_positions(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -61,7 +61,3 @@ def _unfolded_bytes(
     if kernel == 1 and max(stride) == 1 and max(padding) == 0:
         return 0  # the input is as good as unfolded
     return int(input.shape[0] * channels * kernel * positions * input.element_size())
-
-
-def _bytes_of(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -163,7 +163,8 @@ def _select(segments: list[Segment], budgets: list[int], rule: str) -> list[Sele
     except ValueError:
         # the usual reason, in the caller's terms; the op itself names the scores at fault
         most = sum(min(int((s.scores > 0).sum()), s.threshold) for s in segments)
-        if max(budgets) > most and all(_is_valid(s.scores) for s in segments):
+        are_valid = ((torch.isfinite(s.scores) & (s.scores >= 0)).all() for s in segments)
+        if max(budgets) > most and all(are_valid):
             raise overspent(max(budgets), most) from None
         raise
 
@@ -204,10 +205,6 @@ def _assign(
             specs[name] = AdapterSpec(rank, tuple(ranges))
     unstructured = {name: torch.cat(p) for name, p in parts.items()}
     return {"unstructured": unstructured, "structured": specs, "selected": counts}
-
-
-def _is_valid(scores: Tensor) -> bool:
-    return bool((torch.isfinite(scores) & (scores >= 0)).all())
 
 
 def _as_count(budget: int | float, backbone_numel: int) -> int:
