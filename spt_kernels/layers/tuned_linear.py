@@ -225,7 +225,7 @@ def _grad_of_inner(gy: Tensor, lora_b: Tensor, lora: LoraCall) -> Tensor:
 
 
 def _is_onednns(tensor: Tensor) -> bool:
-    """Whether oneDNN multiplies it, which takes no batches that lie one within another."""
+    """Whether oneDNN multiplies it: of batches one within another torch turns it off for good."""
     return tensor.is_cpu and tensor.element_size() == 2
 
 

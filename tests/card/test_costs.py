@@ -27,8 +27,6 @@ def _setting(dtype: str) -> CostSetting:
     )
 
 
-# a pretended card's products are a CPU's, which takes no batches that lie one within another
-@pytest.mark.filterwarnings("ignore:mkldnn_matmul failed")
 @pytest.mark.parametrize("dtype", ["fp32", "bf16-autocast", "bf16"])
 @pytest.mark.parametrize("name", [name for name in ROWS if name not in NOT_PRETENDED])
 def test_row(name: str, dtype: str) -> None:

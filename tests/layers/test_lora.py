@@ -294,3 +294,11 @@ def test_refuses_a_spec(spec: LoraSpec, error: type[Exception], message: str) ->
 def test_refuses_another_base() -> None:
     with pytest.raises(TypeError, match="got Conv2d"):
         LoraLinear(nn.Conv2d(1, 1, 1), LoraSpec(1, ((0, 1),), 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_16_bits_on_a_cpu_leave_its_library_on(rows: str) -> None:
+    # torch turns oneDNN off for the whole process once a product of strided batches has failed
+    layer, x = lora(ROWS[rows], dtype=torch.bfloat16), tokens(40, 8, dtype=torch.bfloat16)
+    layer(x).float().square().sum().backward()
+    assert torch._C._get_mkldnn_enabled()
