@@ -147,13 +147,8 @@ def pretended_card() -> Iterator[type[Pretence]]:
         # `torch.tensor(..., device="cuda")` then shows the way to the device as a call
         lifted = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)
-        # a card multiplies batches that lie one within another; at these oneDNN, which would stand
-        # in for it, fails, and torch then leaves it off for good
-        onednn = torch._C._get_mkldnn_enabled()
-        torch._C._set_mkldnn_enabled(False)
         try:
             with Pretence():
                 yield Pretence
         finally:
             torch._C._set_only_lift_cpu_tensors(lifted)
-            torch._C._set_mkldnn_enabled(onednn)
