@@ -8,16 +8,16 @@ Python, autograd and the dispatcher. Ours train entries of all 48 matrices, or a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 
 from spt_kernels import Sensitivity
 from spt_kernels.costs import CostSetting
 from spt_kernels.costs.measure import make_step
+from spt_kernels.finetuning.demo import one_thread
 from spt_kernels.methods import Method, make_plan, tune
 from spt_kernels.model import candidate_names
 
@@ -36,14 +36,6 @@ METHODS = (
     Method("peft-lora-all", 22_272),  # of rank 4 as well
 )
 TARGETS = {"peft-lora-4": 1.15}
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def stepper(method: Method) -> Callable[[], object]:
@@ -68,7 +60,8 @@ def sensitivity_everywhere(model: nn.Module) -> Sensitivity:
     return Sensitivity.from_tensors(scores, num_samples=1)
 
 
-def test_host_of_a_training_step(benchmark: Any, one_thread: None) -> None:
+@one_thread()
+def test_host_of_a_training_step(benchmark: Any) -> None:
     steps = {}
     for method in METHODS:
         try:

@@ -15,7 +15,7 @@ from .. import __version__
 from ..memory import estimate_memory
 from ..methods import Method, is_such, make_plan, tune
 from ..methods.tunable import Tunable
-from ..model import backbone_numel
+from ..model import backbone_numel, head_numel
 from ..plan import Plan
 from ..plan.figure import sensitivity_figure
 from ..sensitivity import Sensitivity, skewed_sensitivity
@@ -191,12 +191,11 @@ def _test(
 def _facts(setting: Setting, plan: Plan | None) -> dict[str, Any]:
     """What is trained, on what; told from the plain model."""
     model = setting.base.model
-    backbone = backbone_numel(model)
     return {
         "unstructured_parameters": None if plan is None else plan.num_unstructured,
         "structured_parameters": None if plan is None else plan.num_structured,
-        "head_parameters": sum(p.numel() for p in model.parameters()) - backbone,
-        "backbone_parameters": backbone,
+        "head_parameters": head_numel(model),
+        "backbone_parameters": backbone_numel(model),
         "budget": None if plan is None else plan.budget,
         "lr": setting.job.recipe.peak_lr(setting.job.method),
         "drop_path": setting.base.drop_path,

@@ -95,13 +95,12 @@ class DeltaHolder(Owner):
 
     def write_stale_deltas(self) -> None:
         """Write what has changed since the last forward; to be called by every eager forward."""
-        own = self.__dict__
-        own["_spt_called"] = True
+        self.__dict__["_spt_called"] = True
         stale = []
-        for local, written in own["_spt_written"].items():
+        for local, written in self._spt_states.items():
             written.by_optimizer = False
-            name = "delta" if local == self._main_parameter else f"{local}_delta"
-            if not written.matches(self._parameters[name]):  # type: ignore[arg-type]
+            delta_name, _, _ = self.delta_local_names(local)
+            if not written.matches(self._parameters[delta_name]):  # type: ignore[arg-type]
                 stale.append(local)
         if stale:
             deltas = self.sparse_deltas()

@@ -55,7 +55,7 @@ class LoraLinear(StructuredLinear):
         if not 0.0 <= spec.dropout <= 1.0:
             raise ValueError(f"dropout must be within [0, 1], got {spec.dropout}")
         self._put_on(base, spec)
-        self._groups = groups_of(spec.rank, spec.rows)
+        self._groups = groups_of(self._ranges)
         device, n_ranges = base.weight.device, len(spec.rows)
         n_rows = sum(stop - start for start, stop in spec.rows)
         self.lora_a = nn.Parameter(torch.empty(n_ranges * spec.rank, base.in_features))

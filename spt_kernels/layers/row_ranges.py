@@ -63,16 +63,18 @@ class RangeGroup(NamedTuple):
         return stacked.as_strided(shape, (self.width * row, row, column), offset)
 
 
-def groups_of(rank: int, rows: tuple[tuple[int, int], ...]) -> tuple[RangeGroup, ...]:
+def groups_of(ranges: Ranges) -> tuple[RangeGroup, ...]:
     """The ranges as one group where they are one, else each for itself."""
-    ranges = ranges_of(rank, rows)
-    widths = {stop - start for start, stop in rows}
-    steps = {later[0] - earlier[0] for earlier, later in itertools.pairwise(rows)}
+    starts = [features.start for features, _, _ in ranges]
+    widths = {own.stop - own.start for _, own, _ in ranges}
+    steps = {later - earlier for earlier, later in itertools.pairwise(starts)}
     if len(widths) == 1 and len(steps) <= 1:
-        (width,), (step,) = widths, steps or {0}
-        all_own, all_parts = slice(0, len(rows) * width), slice(0, len(rows) * rank)
-        return (RangeGroup(len(rows), width, step, rows[0][0], all_own, all_parts),)
-    return tuple(
-        RangeGroup(1, own.stop - own.start, 0, features.start, own, part)
-        for features, own, part in ranges
-    )
+        return (_grouped(ranges, *steps),)
+    return tuple(_grouped((one,)) for one in ranges)
+
+
+def _grouped(ranges: Ranges, step: int = 0) -> RangeGroup:
+    (features, own, part), (_, last_own, last_part) = ranges[0], ranges[-1]
+    all_own, all_parts = slice(own.start, last_own.stop), slice(part.start, last_part.stop)
+    width = own.stop - own.start
+    return RangeGroup(len(ranges), width, step, features.start, all_own, all_parts)

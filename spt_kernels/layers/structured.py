@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .keep_fp32 import keeping_fp32
 from .linear import SparseDeltaLinear
 from .plain_module import share_hooks
-from .row_ranges import Ranges, ranges_of
+from .row_ranges import ranges_of
 from .sparse_delta import Owner, SparseDelta, tag
 
 
@@ -29,7 +29,6 @@ class StructuredLinear(Owner):
     spec: Any
     in_features: int
     out_features: int
-    _ranges: Ranges
 
     @property
     def weight(self) -> Tensor:

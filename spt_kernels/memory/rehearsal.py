@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..methods import Method, entry_of, is_such, make_plan, tune
 from ..methods.peft_shira import let_fakes_run
-from ..model import head_names
+from ..model import head_numel
 from ..plan import Plan
 from ..sensitivity import skewed_sensitivity
 from .cpu import CpuLedger
@@ -115,7 +115,7 @@ class Rehearsal:
         twin, besides = fake_copy(model, self._fakes, step.weight_dtype)
         trained: int | None = None
         if chosen is not None:
-            head = sum(twin.get_parameter(name).numel() for name in head_names(twin))
+            head = head_numel(twin)
             tunable = tune(twin, chosen, plan)
             twin, trained = tunable.model, tunable.trained + head
             twin, besides = fake_copy(twin, self._fakes)  # what tuning has added is still real

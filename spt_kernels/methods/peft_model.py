@@ -40,7 +40,7 @@ def tune_by(model: nn.Module, config: Callable[..., Any], targets: Iterable[str]
     numel = sum(model.get_parameter(name).numel() for name in names)
     chosen = config(target_modules=list(targets), modules_to_save=heads)
     tuned = peft().get_peft_model(model, chosen)
-    return counted(tuned, _fold, head_numel=numel)
+    return counted(tuned, _fold, in_head=numel)
 
 
 def _fold(tuned: Any) -> nn.Module:

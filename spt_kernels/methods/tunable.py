@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import DeltaFormatError
 from ..files import checked_file
 from ..files.atomic import write_atomically
-from ..model import backbone_numel, candidate_names, describe, head_names
+from ..model import backbone_numel, candidate_names, describe, head_names, head_numel
 from ..optim import SparseAdamW, param_groups
 from ..plan import LoraSpec, Plan
 from ..task import load_delta, merge, save_delta
@@ -60,12 +60,12 @@ class Tunable:
         """Write what was learnt, whole or not at all, and return the size of the file in bytes."""
         if self.file == "task":
             return save_delta(self.model, path)
-        if self.file == "model":
-            state = {n: t.detach().cpu().contiguous() for n, t in self.model.state_dict().items()}
-            write_atomically(path, save(state))
-        else:
+        if self.file == "trained":
             return checked_file.write(path, "trained", {}, self._state())
-        return Path(path).stat().st_size
+        state = {n: t.detach().cpu().contiguous() for n, t in self.model.state_dict().items()}
+        file = save(state)
+        write_atomically(path, file)
+        return len(file)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Read what `save` wrote of a model tuned likewise; a task may be of another plan.
@@ -131,7 +131,7 @@ def counted(
     fold: Callable[[nn.Module], nn.Module] | None = None,
     file: str = "trained",
     *,
-    head_numel: int | None = None,
+    in_head: int | None = None,
 ) -> Tunable:
     """A model that trains, whole, every parameter that requires a gradient.
 
@@ -139,12 +139,11 @@ def counted(
         model: ready to train.
         fold: as `Tunable` has it.
         file: likewise.
-        head_numel: how much of what is trained is the head; by default `head_names` tells.
+        in_head: how much of what is trained is the head; by default `head_numel` tells.
     """
-    if head_numel is None:
-        head_numel = sum(model.get_parameter(name).numel() for name in head_names(model))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Tunable(model, trained - head_numel, fold=fold, file=file)
+    trained -= head_numel(model) if in_head is None else in_head
+    return Tunable(model, trained, fold=fold, file=file)
 
 
 def as_it_is(model: nn.Module) -> nn.Module:

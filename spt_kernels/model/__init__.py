@@ -1,6 +1,6 @@
 """What a model is: its parameters and what they are for, its head, what it must be to be tuned."""
 
-from .anatomy import backbone_numel, candidate_names, head_names, stem_names
+from .anatomy import backbone_numel, candidate_names, head_names, head_numel, stem_names
 from .parameter_info import ParameterInfo, RowBlock, describe, guess
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "describe",
     "guess",
     "head_names",
+    "head_numel",
     "stem_names",
 ]

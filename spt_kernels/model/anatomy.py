@@ -43,6 +43,11 @@ def backbone_numel(model: nn.Module) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if name not in head)
 
 
+def head_numel(model: nn.Module) -> int:
+    """Count the parameters of a model's head."""
+    return sum(model.get_parameter(name).numel() for name in head_names(model))
+
+
 def stem_names(model: nn.Module) -> tuple[str, ...]:
     """Name the parameters of the stem (patch embedding), in order; empty when unknown."""
     modules = dict(model.named_modules())

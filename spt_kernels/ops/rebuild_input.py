@@ -113,9 +113,12 @@ torch.library.define(
 
 
 def launch_layer_norm(input: Tensor, mean: Tensor, *others: Any) -> Tensor:
-    """`rebuild_layer_norm` without its checks, for a tensor on a CPU or a card."""
+    """`rebuild_layer_norm` of tensors of known dtypes and one device, a CPU's or a card's."""
     if input.is_cpu:
         return _layer_norm_on_cpu(input, mean, *others)
+    *_, normalized_ndim, _ = others
+    if mean.numel() != input.shape[: input.dim() - normalized_ndim].numel():
+        return rebuild_layer_norm(input, mean, *others)  # which says what does not fit
     from ..kernels import rebuild_input as kernels
 
     with torch.cuda.device(input.device):  # Triton launches on the current device

@@ -182,14 +182,8 @@ def _cuda(*arguments: Any) -> None:
     _mark_mutated(*arguments)
 
 
-def _mark_mutated(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    targets: list[Tensor],
-    *rest: Any,
-) -> None:
+def _mark_mutated(*arguments: Any) -> None:
+    params, _, exp_avgs, exp_avg_sqs, targets, *_ = arguments
     mark_mutated([*params, *exp_avgs, *exp_avg_sqs, *targets])
 
 

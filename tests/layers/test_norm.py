@@ -113,3 +113,9 @@ def test_refusals() -> None:
         SparseDeltaNorm(nn.LayerNorm(8), torch.tensor([8]))
     with pytest.raises(ValueError, match="no submodules"):
         SparseDeltaNorm(nn.Sequential(nn.LayerNorm(8)), torch.tensor([1]))
+
+
+def test_a_norm_of_which_nothing_is_trained_is_the_plain_one() -> None:
+    plain = nn.LayerNorm(4)
+    x = torch.randn(3, 4)
+    assert torch.equal(SparseDeltaNorm(plain)(x), plain(x))

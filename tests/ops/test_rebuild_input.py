@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spt_kernels.ops.rebuild_input import rebuild_gelu, rebuild_layer_norm
+from spt_kernels.ops.rebuild_input import launch_layer_norm, rebuild_gelu, rebuild_layer_norm
 
 from ..tolerance import assert_within_budget
 
@@ -190,3 +190,10 @@ def test_gelu_refuses() -> None:
         rebuild_gelu(torch.zeros(2), "relu", torch.float32)
     with pytest.raises(TypeError, match=r"input: expected fp32, bf16 or fp16, got torch\.int64"):
         rebuild_gelu(torch.zeros(2, dtype=torch.int64), "none", torch.float32)
+
+
+def test_statistics_of_other_rows_never_reach_a_card() -> None:
+    input, weight = torch.empty(4, 8, device="meta"), torch.empty(8, device="meta")
+    mean = torch.empty(3, 1, device="meta")
+    with pytest.raises(ValueError, match="mean: expected 4 values, one per row, got 3"):
+        launch_layer_norm(input, mean, mean, weight, weight, 1, torch.float32)
