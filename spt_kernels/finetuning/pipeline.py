@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import __version__
 from ..memory import estimate_memory
-from ..methods import Method, is_such, make_plan, tune
+from ..methods import Method, make_plan, tune
 from ..methods.tunable import Tunable
 from ..model import backbone_numel, head_numel
 from ..plan import Plan
@@ -126,7 +126,7 @@ def _plan(
     job, model = setting.job, setting.base.model
     if file is not None:
         plan = Plan.load(file)
-        if not is_such(plan, job.method.name):
+        if not job.method.entry.may_make(plan):
             kind = plan.kind or "unstructured"
             raise ValueError(f"plan: expected one of method {job.method.name!r}, got {kind}")
         return None, plan

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..methods import Method, entry_of, is_such, make_plan, tune
+from ..methods import Method, entry_of, make_plan, tune
 from ..methods.peft_shira import let_fakes_run
 from ..model import head_numel
 from ..plan import Plan
@@ -195,7 +195,7 @@ def _choose(
         for name, value in (("budget", budget), ("rank", rank)):
             if value is not None:
                 raise ValueError(f"{name}: {whose} has its own, got {value!r}; leave it out")
-        if method is not None and not is_such(known, method):
+        if method is not None and not entry_of(method).may_make(known):
             raise ValueError(f"method={method!r}: {whose} trains something else; leave it out")
         label = method or f"spt-{known.kind or 'unstructured'}"
         return None if plan is None else Method(label), plan, label

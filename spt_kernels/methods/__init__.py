@@ -31,7 +31,6 @@ __all__ = [
     "Entry",
     "Method",
     "entry_of",
-    "is_such",
     "make_plan",
     "tune",
 ]
@@ -77,22 +76,6 @@ def tune(model: nn.Module, method: Method, plan: Plan | None = None) -> Tunable:
     from .tunable import applied
 
     return applied(model, plan)
-
-
-def is_such(plan: Plan, method: str) -> bool:
-    """Whether a plan may be one that the method of this name makes."""
-    kind, has_entries = plan.kind, bool(plan.unstructured)
-    return {
-        "linear": kind is None and not has_entries,
-        "bias": kind is None,
-        "lora": kind == "lora" and not has_entries,
-        "spt-lora": kind == "lora",
-        "spt-lora-structured": kind == "lora" and not has_entries,
-        "spt-adapter": kind == "adapter",
-        "spt-unstructured": kind is None,
-        "dense-gradient": kind is None,
-        "published-layer": kind is None,
-    }.get(method, False)
 
 
 def _check_plain(model: nn.Module) -> None:

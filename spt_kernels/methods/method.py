@@ -7,7 +7,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..plan import Plan
 
 DEFAULT_BUDGET = 0.005  # the paper's 0.4M parameters are 0.5 % of ViT-B/16
 DEFAULT_RANK = 8
@@ -15,6 +18,9 @@ DEFAULT_RANK = 8
 _SPT = frozenset({"budget", "rank", "samples", "rule", "scale", "dropout"})
 _BY_ENTRIES = frozenset({"budget", "samples", "rule"})
 _BUDGET = frozenset({"budget"})
+_NOTHING: frozenset[str] = frozenset()
+_ENTRIES = frozenset({"entries"})
+_LORA, _ADAPTER = frozenset({"lora"}), frozenset({"adapter"})
 
 
 @dataclass(frozen=True)
@@ -24,29 +30,42 @@ class Entry:
     Attributes:
         home: the file in this folder that holds it.
         options: the fields of `Method` that it reads.
+        holds: what is in a plan of it: `"entries"`, or none of them, and a module on matrices; None
+            where it takes no plan.
         is_baseline: whether it is another's work, or another's way, and here to compare with.
     """
 
     home: str
     options: frozenset[str] = frozenset()
+    holds: frozenset[str] | None = None
     is_baseline: bool = False
+
+    @property
+    def structured(self) -> str | None:
+        """The kind of module on matrices, `"lora"` or `"adapter"`."""
+        return next(iter((self.holds or _NOTHING) - _ENTRIES), None)
+
+    def may_make(self, plan: Plan) -> bool:
+        """Whether a plan may be one of this method."""
+        holds = (_ENTRIES if plan.unstructured else _NOTHING) | ({plan.kind} - {None})
+        return self.holds is not None and holds <= self.holds <= holds | _ENTRIES
 
 
 # Every way to fine-tune there is, in the order of tables. K stands for a number.
 METHODS: Mapping[str, Entry] = MappingProxyType(
     {
         "full": Entry("full"),
-        "linear": Entry("linear"),
-        "bias": Entry("bias"),
+        "linear": Entry("linear", holds=_NOTHING),
+        "bias": Entry("bias", holds=_ENTRIES),
         "prompt-deep": Entry("prompt_deep", _BUDGET),
-        "lora": Entry("lora", frozenset({"budget", "rank", "scale", "dropout"})),
+        "lora": Entry("lora", _SPT - {"samples", "rule"}, _LORA),
         "lora-K": Entry("plain_lora"),
-        "spt-lora-structured": Entry("spt", _SPT),
-        "spt-lora": Entry("spt", _SPT),
-        "spt-adapter": Entry("spt", _SPT),
-        "spt-unstructured": Entry("spt", _SPT),
-        "dense-gradient": Entry("dense_gradient", _BY_ENTRIES, is_baseline=True),
-        "published-layer": Entry("published_layer", _BY_ENTRIES, is_baseline=True),
+        "spt-lora-structured": Entry("spt", _SPT, _LORA),
+        "spt-lora": Entry("spt", _SPT, _LORA | _ENTRIES),
+        "spt-adapter": Entry("spt", _SPT, _ADAPTER | _ENTRIES),
+        "spt-unstructured": Entry("spt", _SPT, _ENTRIES),
+        "dense-gradient": Entry("dense_gradient", _BY_ENTRIES, _ENTRIES, is_baseline=True),
+        "published-layer": Entry("published_layer", _BY_ENTRIES, _ENTRIES, is_baseline=True),
         "peft-lora-K": Entry("peft_lora", is_baseline=True),
         "peft-lora-all": Entry("peft_lora", _BUDGET, is_baseline=True),
         "peft-shira": Entry("peft_shira", _BUDGET, is_baseline=True),

@@ -10,8 +10,6 @@ from ..plan import Plan, allocate
 from ..sensitivity import Sensitivity
 from .method import DEFAULT_BUDGET, DEFAULT_RANK, Method
 
-_STRUCTURED = {"spt-lora": "lora", "spt-lora-structured": "lora", "spt-adapter": "adapter"}
-
 
 def plan(model: nn.Module, method: Method, sensitivity: Sensitivity) -> Plan:
     """Spend the budget by the scores; `-structured` leaves out what no module took the place of.
@@ -22,7 +20,7 @@ def plan(model: nn.Module, method: Method, sensitivity: Sensitivity) -> Plan:
     made = allocate(
         sensitivity,
         DEFAULT_BUDGET if method.budget is None else method.budget,
-        structured=_STRUCTURED.get(method.name),
+        structured=method.entry.structured,
         rank=method.rank or DEFAULT_RANK,
         rule=method.rule,
         scale=method.scale,
