@@ -145,8 +145,9 @@ def _sensitivity(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
 def _trained(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
     from ..files import checked_file
 
-    state = checked_file.read(file, "trained", lambda _, tensors: tensors)
-    return _tensors(("trained values", "numbers"), state, file, limit)
+    document, state = checked_file.read(file, "trained", lambda *parts: parts)
+    value, parts = _tensors(("trained values", "numbers"), state, file, limit)
+    return {"model": document["model_name"], **value}, parts
 
 
 def _state_dict(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:

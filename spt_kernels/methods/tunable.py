@@ -8,19 +8,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ..errors import DeltaFormatError
+from ..errors import BaseModelMismatch, DeltaFormatError
 from ..files import checked_file
 from ..files.atomic import write_atomically
 from ..model import backbone_numel, candidate_names, describe, head_names, head_numel
 from ..optim import SparseAdamW, param_groups
 from ..plan import LoraSpec, Plan
 from ..task import load_delta, merge, save_delta
+from ..task.file.fingerprint import Fingerprint
 from ..tuning import apply
 
 
@@ -61,7 +63,9 @@ class Tunable:
         if self.file == "task":
             return save_delta(self.model, path)
         if self.file == "trained":
-            return checked_file.write(path, "trained", {}, self._state())
+            base = {name: own.to_json() for name, own in self._base().items()}
+            document = {"model_name": type(self.model).__name__, "base": base}
+            return checked_file.write(path, "trained", document, self._state())
         state = {n: t.detach().cpu().contiguous() for n, t in self.model.state_dict().items()}
         file = save(state)
         write_atomically(path, file)
@@ -72,6 +76,7 @@ class Tunable:
 
         Raises:
             DeltaFormatError: the file is damaged, or another kind of file.
+            BaseModelMismatch: it was trained on another base model.
             ValueError: it is of a model that is tuned otherwise.
         """
         if self.file == "task":
@@ -85,7 +90,7 @@ class Tunable:
                     f"cannot load the model {os.fspath(path)}: {error}"
                 ) from error
         else:
-            tensors = checked_file.read(path, "trained", lambda _, tensors: tensors)
+            base, tensors = checked_file.read(path, "trained", _parse)
             own = self._state()
         shapes = {(name, tensor.shape) for name, tensor in tensors.items()}
         if differing := shapes ^ {(name, tensor.shape) for name, tensor in own.items()}:
@@ -93,6 +98,8 @@ class Tunable:
             raise ValueError(
                 f"{os.fspath(path)}: is of a model that is tuned otherwise: {first} differs"
             )
+        if self.file == "trained":
+            self._check_base(os.fspath(path), base)
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])
@@ -102,10 +109,31 @@ class Tunable:
         with tempfile.TemporaryDirectory() as folder:
             return self.save(Path(folder) / "saved.safetensors")
 
+    def _base(self) -> dict[str, Fingerprint]:
+        """Fingerprints of what training does not change."""
+        frozen = {n: p.detach() for n, p in self.model.named_parameters() if not p.requires_grad}
+        return Fingerprint.of_all({name: (p, None, None) for name, p in frozen.items()})
+
+    def _check_base(self, path: str, expected: Mapping[str, Fingerprint]) -> None:
+        found = self._base()
+        for name in sorted(expected.keys() ^ found.keys()):
+            whose = "the model" if name in expected else "its base"
+            raise BaseModelMismatch(f"{path}: made for another base model: {whose} has no {name}")
+        for name, fingerprint in expected.items():
+            problem = fingerprint.difference(found[name])
+            if problem is not None:
+                raise BaseModelMismatch(f"{path}: made for another base model: {name}: {problem}")
+
     def _state(self) -> dict[str, Tensor]:
         """What training changes: the trained parameters, and running statistics."""
         frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
         return {name: t for name, t in self.model.state_dict().items() if name not in frozen}
+
+
+def _parse(
+    document: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[dict[str, Fingerprint], dict[str, Tensor]]:
+    return {n: Fingerprint.from_json(value) for n, value in document["base"].items()}, tensors
 
 
 def make_optimizer(

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import spt_kernels as spt
-from spt_kernels.errors import DeltaFormatError
+from spt_kernels.errors import BaseModelMismatch, DeltaFormatError
 from spt_kernels.methods import METHODS, Method, entry_of, make_plan
 from spt_kernels.sensitivity import skewed_sensitivity
 from tests.models import tiny_swin, tiny_vit
@@ -105,6 +105,27 @@ def test_a_file_of_another_method_changes_nothing(
     with pytest.raises(DeltaFormatError, match=f"cannot load the {kind}"):
         other.load(tmp_path / "prompts")
     assert all(torch.equal(before[name], t) for name, t in other.model.state_dict().items())
+
+
+def test_trained_values_of_another_base_change_nothing(tmp_path: Path) -> None:
+    """One value of one frozen weight is another; or there is a parameter too many or too few."""
+    tuned("prompt-deep", tiny_vit()).save(tmp_path / "prompts")
+    other, longer, shorter = tiny_vit(), tiny_vit(), tiny_vit()
+    with torch.no_grad():
+        other.get_parameter("blocks.1.mlp.fc1.weight")[3, 5] += 1.0
+    longer.register_parameter("extra", nn.Parameter(torch.zeros(1)))
+    shorter.get_submodule("blocks.1.mlp.fc1").bias = None
+    for model, problem in (
+        (other, r"blocks\.1\.block\.mlp\.fc1\.weight: the weights differ"),
+        (longer, "its base has no extra"),
+        (shorter, r"the model has no blocks\.1\.block\.mlp\.fc1\.bias"),
+    ):
+        tunable = tuned("prompt-deep", model)
+        before = {name: tensor.clone() for name, tensor in tunable.model.state_dict().items()}
+        with pytest.raises(BaseModelMismatch, match=f"made for another base model: {problem}"):
+            tunable.load(tmp_path / "prompts")
+        after = tunable.model.state_dict()
+        assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
 
 
 def test_methods_by_name() -> None:
