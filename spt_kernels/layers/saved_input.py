@@ -197,17 +197,19 @@ class _Names:
     """Names of what a node saves, without their prefix, to be read all at once."""
 
     def __init__(self, *names: str) -> None:
-        # the getter of one name alone would give no tuple
-        self._raw = attrgetter(*(f"_raw_saved_{name}" for name in (*names, names[0])))
-        self._saved = attrgetter(*(f"_saved_{name}" for name in (*names, names[0])))
+        self._raw = attrgetter(f"_raw_saved_{names[0]}")
+        saved = attrgetter(*(f"_saved_{name}" for name in names))
+        # the getter of one name alone gives no tuple
+        self._saved = saved if len(names) > 1 else lambda node: (saved(node),)
 
     def read(self, node: Any) -> tuple[Any, ...] | None:
         """Saved tensors of a node, or None when they cannot be had without side effects."""
         try:
-            for raw in self._raw(node)[:-1]:
-                if raw is not None and _may_have_hooks(raw):
-                    return None
-            saved: tuple[Any, ...] = self._saved(node)[:-1]
+            # those of one node were saved at one time, under the same hooks
+            raw = self._raw(node)
+            if raw is not None and _may_have_hooks(raw):
+                return None
+            saved: tuple[Any, ...] = self._saved(node)
             return saved
         except RuntimeError:
             # Freed by a backward, or edited in place since: this graph can no longer be gone

@@ -18,7 +18,6 @@ from .sparse_gradient import DeltaPattern, sparse_gradient
 # The input with elements dropped is made in pieces of this size: at the moment when a forward needs
 # most, a whole copy of it would be the largest tensor about
 _DROPPED_ELEMENTS = 2**23
-_UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
 
 # Asked for once: `torch.compile` of torch 2.11 cannot trace the question
 _AUTOCAST_KINDS = frozenset(
@@ -80,8 +79,7 @@ class TunedLinear(torch.autograd.Function):
         )
         y, inner = linear_with_lora(x, weight, bias, lora_a, lora_b, lora)
         if not torch.compiler.is_compiling() and y._is_view():
-            # so that what follows may work on it in place
-            y = _UNSAFE_VIEW(y, y.shape)
+            y = y.data  # no view any more, so that what follows may work on it in place
         saved: SavedInput | None = None
         kept: Tensors = ()
         if needs_delta or needs_a:
