@@ -102,6 +102,29 @@ def upload(table: Tensor, device: torch.device) -> Tensor:
     return table.pin_memory().to(device, non_blocking=True)
 
 
+class SmallTable:
+    """A table that stays where it is on the device and is copied there when it has changed."""
+
+    def __init__(self, *shape: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._there = torch.empty(shape, dtype=dtype, device=device)
+        self._values: Sequence[object] | None = None
+
+    def on_device(self, values: Sequence[object]) -> Tensor:
+        """These values on the device, without waiting for it.
+
+        While a CUDA graph is captured they are in memory of the graph's own, which nothing but its
+        replays writes.
+        """
+        there = self._there
+        if there.is_cuda and torch.cuda.is_current_stream_capturing():
+            return upload_as_arguments(torch.tensor(values, dtype=there.dtype), there.device)
+        if values != self._values:
+            here = torch.tensor(values, dtype=there.dtype)
+            there.copy_(here.pin_memory() if there.is_cuda else here, non_blocking=True)
+            self._values = values
+        return there
+
+
 def upload_as_arguments(table: Tensor, device: torch.device) -> Tensor:
     """`upload` as arguments of launches, for what a CUDA graph may hold.
 

@@ -9,11 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .address_table import address_table, find_row, upload, upload_as_arguments
+from .address_table import address_table, find_row, upload
 from .variant import Variant
 from .write_delta import TARGET_KIND
 
-_BLOCK, _WARPS = 1024, 4
+BLOCK, WARPS = 1024, 4
 
 
 @triton.jit
@@ -59,23 +59,36 @@ def write_weight(
     tl.store(target_ptr + position, value.to(DTYPE), mask=mask)
 
 
-@triton.jit(do_not_specialize=["n_entries", "seed"])
+@triton.jit(do_not_specialize=["table", "grads", "numbers", "n_entries", "seed", "grad_scale"])
 def sparse_adamw_kernel(
-    table_ptr, numbers_ptr, n_entries, seed: tl.int64, STOCHASTIC: tl.constexpr, BLOCK: tl.constexpr
+    table: tl.int64,
+    grads: tl.int64,
+    numbers: tl.int64,
+    n_entries,
+    seed: tl.int64,
+    grad_scale: tl.int64,
+    STOCHASTIC: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """One program updates one block of one entry."""
-    entry = find_row(table_ptr, n_entries, 10).to(tl.int64)
-    row_ptr = table_ptr + entry * 10
-    number_ptr = numbers_ptr + entry * 10
+    """One program updates one block of one entry. Addresses come as numbers, 0 for no scale."""
+    table_ptr = table.to(tl.pointer_type(tl.int64))
+    entry = find_row(table_ptr, n_entries, 9).to(tl.int64)
+    row_ptr = table_ptr + entry * 9
+    number_ptr = numbers.to(tl.pointer_type(tl.float64)) + entry * 10
     step = tl.load(number_ptr + 8).to(tl.int64)
     offsets = (tl.program_id(0) - tl.load(row_ptr)) * BLOCK + tl.arange(0, BLOCK)
     mask = (offsets < tl.load(row_ptr + 1)) & (step >= 1)
 
+    grad_address = tl.load(grads.to(tl.pointer_type(tl.int64)) + entry)
+    grad_ptr = grad_address.to(tl.pointer_type(tl.float32)) + offsets
     param_ptr = tl.load(row_ptr + 2).to(tl.pointer_type(tl.float32)) + offsets
-    grad_ptr = tl.load(row_ptr + 3).to(tl.pointer_type(tl.float32)) + offsets
-    exp_avg_ptr = tl.load(row_ptr + 4).to(tl.pointer_type(tl.float32)) + offsets
-    exp_avg_sq_ptr = tl.load(row_ptr + 5).to(tl.pointer_type(tl.float32)) + offsets
-    grad = tl.load(grad_ptr, mask=mask, other=0.0) * tl.load(number_ptr + 0).to(tl.float32)
+    exp_avg_ptr = tl.load(row_ptr + 3).to(tl.pointer_type(tl.float32)) + offsets
+    exp_avg_sq_ptr = tl.load(row_ptr + 4).to(tl.pointer_type(tl.float32)) + offsets
+    grad = tl.load(grad_ptr, mask=mask, other=0.0)
+    if grad_scale != 0:
+        grad = tl.div_rn(grad, tl.load(grad_scale.to(tl.pointer_type(tl.float32))))
+        tl.store(grad_ptr, grad, mask=mask)
+    grad *= tl.load(number_ptr + 0).to(tl.float32)
     param = tl.load(param_ptr, mask=mask, other=0.0) * tl.load(number_ptr + 1).to(tl.float32)
     exp_avg = tl.load(exp_avg_ptr, mask=mask, other=0.0)
     exp_avg_sq = tl.load(exp_avg_sq_ptr, mask=mask, other=0.0)
@@ -95,11 +108,11 @@ def sparse_adamw_kernel(
     tl.store(exp_avg_ptr, exp_avg, mask=mask)
     tl.store(exp_avg_sq_ptr, exp_avg_sq, mask=mask)
 
-    kind = tl.load(row_ptr + 9)
+    kind = tl.load(row_ptr + 8)
     if kind > 0:
-        target = tl.load(row_ptr + 6)
-        original = tl.load(row_ptr + 8)
-        index_ptr = tl.load(row_ptr + 7).to(tl.pointer_type(tl.int32))
+        target = tl.load(row_ptr + 5)
+        original = tl.load(row_ptr + 7)
+        index_ptr = tl.load(row_ptr + 6).to(tl.pointer_type(tl.int32))
         position = tl.load(index_ptr + offsets, mask=mask, other=0).to(tl.int64)
         random = None
         if STOCHASTIC:
@@ -127,27 +140,41 @@ def sparse_adamw(
     seed: int,
 ) -> None:
     """See `spt_kernels.ops.sparse_adamw`; `hyper` is on the device or on the CPU."""
-    kinds = [TARGET_KIND[target.dtype] if target.numel() else 0 for target in targets]
-    states: list[Sequence[Tensor | int]] = [params, grads, exp_avgs, exp_avg_sqs]
-    columns = [*states, targets, indices, originals, kinds]
-    table, n_programs = address_table([param.numel() for param in params], _BLOCK, columns)
+    table, n_programs = entry_table(params, exp_avgs, exp_avg_sqs, targets, indices, originals)
     if n_programs == 0:
         return
     device = params[0].device
+    table = upload(table, device)
+    grad_addresses = upload(torch.tensor([grad.data_ptr() for grad in grads]), device)
     numbers = numbers_of(hyper)
     if numbers.device.type == "cpu":
-        table, numbers = upload(table, device), upload(numbers, device)
-    else:  # such a step is made to be captured, and every kernel must be loaded before that
-        table = upload_as_arguments(table, device)
+        numbers = upload(numbers, device)
     sparse_adamw_kernel[(n_programs,)](
-        table,
-        numbers,
+        table.data_ptr(),
+        grad_addresses.data_ptr(),
+        numbers.data_ptr(),
         n_entries=len(params),
         seed=seed & 0xFFFFFFFF,
+        grad_scale=0,
         STOCHASTIC=stochastic_rounding,
-        BLOCK=_BLOCK,
-        num_warps=_WARPS,
+        BLOCK=BLOCK,
+        num_warps=WARPS,
     )
+
+
+def entry_table(
+    params: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    indices: Sequence[Tensor],
+    originals: Sequence[Tensor],
+) -> tuple[Tensor, int]:
+    """What the kernel is told of entries that stays from step to step, and its programs."""
+    kinds = [TARGET_KIND[target.dtype] if target.numel() else 0 for target in targets]
+    tensors: list[Sequence[Tensor | int]] = [params, exp_avgs, exp_avg_sqs]
+    columns = [*tensors, targets, indices, originals, kinds]
+    return address_table([param.numel() for param in params], BLOCK, columns)
 
 
 def numbers_of(hyper: Tensor) -> Tensor:
@@ -178,9 +205,9 @@ def shipped_variants() -> list[Variant]:
         Variant(
             name=name,
             kernel=sparse_adamw_kernel,
-            types={"table_ptr": "*i64", "numbers_ptr": "*fp64"},
-            constexprs={"STOCHASTIC": name == "stochastic", "BLOCK": _BLOCK},
-            num_warps=_WARPS,
+            types={},
+            constexprs={"STOCHASTIC": name == "stochastic", "BLOCK": BLOCK},
+            num_warps=WARPS,
         )
         for name in ("nearest", "stochastic")
     ]

@@ -128,9 +128,9 @@ def _hyper(entries: list[AdamWEntry], ids: list[int], device: torch.device) -> T
     ]
     hyper = torch.tensor(rows, dtype=torch.float64)  # [entries, 8]
     if not on_host:
-        from ..kernels.address_table import upload_as_arguments
+        from ..kernels.address_table import upload
 
-        hyper = upload_as_arguments(hyper, device)
+        hyper = upload(hyper, device)
         for n, entry in enumerate(entries):
             if isinstance(entry.lr, Tensor):
                 hyper[n, _LR] = entry.lr.to(device, non_blocking=True)

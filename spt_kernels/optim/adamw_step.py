@@ -68,9 +68,12 @@ def members_of(optimizer: Optimizer) -> list[Member]:
 
 def _state_of(param: Tensor, group: dict[str, Any], optimizer: Optimizer) -> dict[str, Tensor]:
     state = optimizer.state[param]
-    if not state:
-        on_device = param.device if group["capturable"] else "cpu"
-        state["step"] = torch.zeros((), dtype=torch.float32, device=on_device)
+    # as torch's fused AdamW counts them: what is on a card is never waited for
+    counted_on = param.device if param.is_cuda or group["capturable"] else torch.device("cpu")
+    if state:
+        state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(counted_on)
+    else:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=counted_on)
         state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
         state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
     return state
@@ -95,8 +98,10 @@ def step_entries(members: list[Member], found_inf: Tensor | None) -> None:
     """One call of the op for each way of rounding, which is one call as a rule."""
     for device in dict.fromkeys(member.state["step"].device for member in members):
         steps = [m.state["step"] for m in members if m.state["step"].device == device]
-        finite = 1 if found_inf is None else 1 - found_inf.to(device, non_blocking=True)
-        torch._foreach_add_(steps, finite)
+        if found_inf is None:
+            torch._foreach_add_(steps, 1)
+        else:
+            torch._foreach_add_(steps, [_is_finite(found_inf, device)] * len(steps))
     roundings = dict.fromkeys((m.group["stochastic_rounding"], m.group["seed"]) for m in members)
     for stochastic, seed in roundings:
         chosen = [
@@ -106,16 +111,21 @@ def step_entries(members: list[Member], found_inf: Tensor | None) -> None:
         ]
         entries = [_entry(member, found_inf) for member in chosen]
         sparse_adamw(entries, stochastic_rounding=stochastic, seed=seed)
-    for member in members:
-        if member.delta is not None:
-            member.delta.mark_written()
+    for delta in (member.delta for member in members if member.delta is not None):
+        if found_inf is None or delta.is_fresh:  # else the hook writes what a skipped step has not
+            delta.mark_written()
+
+
+def _is_finite(found_inf: Tensor, device: torch.device) -> Tensor:
+    """1 or 0, fp32, without waiting for either; more than one device may have found something."""
+    return (found_inf.to(device, non_blocking=True) == 0).float()
 
 
 def _entry(member: Member, found_inf: Tensor | None) -> AdamWEntry:
     group, delta, step = member.group, member.delta, member.state["step"]
     beta1, beta2 = group["betas"]
     if found_inf is not None:
-        step = step * (1 - found_inf.to(step.device, non_blocking=True))  # 0 skips the entry
+        step = step * _is_finite(found_inf, step.device)  # 0 skips the entry
     return AdamWEntry(
         param=member.param,
         grad=member.grad.contiguous(),
@@ -135,10 +145,28 @@ def _entry(member: Member, found_inf: Tensor | None) -> AdamWEntry:
     )
 
 
-def step_rest(members: list[Member]) -> None:
-    """Torch's own AdamW for what the fused op does not take."""
-    for group_id in dict.fromkeys(id(member.group) for member in members):
-        chosen = [member for member in members if id(member.group) == group_id]
+def fits_fused(member: Member) -> bool:
+    """Whether torch's fused AdamW takes it, which skips an overflow without asking the host."""
+    param, state = member.param, member.state
+    return (
+        param.is_cuda
+        and param.is_floating_point()
+        and all(
+            tensor.dtype == param.dtype and tensor.is_contiguous()
+            for tensor in (param, member.grad, state["exp_avg"], state["exp_avg_sq"])
+        )
+    )
+
+
+def step_rest(members: list[Member], found_inf: Tensor | None = None) -> None:
+    """Torch's own AdamW for what the fused op does not take.
+
+    Args:
+        members: of any groups.
+        found_inf: unless it is 0, nothing changes; for members that `fits_fused` holds for.
+    """
+    for group_id, is_fused in dict.fromkeys((id(m.group), fits_fused(m)) for m in members):
+        chosen = [m for m in members if (id(m.group), fits_fused(m)) == (group_id, is_fused)]
         group, states = chosen[0].group, [member.state for member in chosen]
         beta1, beta2 = group["betas"]
         adamw(
@@ -148,7 +176,9 @@ def step_rest(members: list[Member]) -> None:
             [state["exp_avg_sq"] for state in states],
             [],
             [state["step"] for state in states],
-            capturable=group["capturable"] and all(s["step"].device.type != "cpu" for s in states),
+            fused=is_fused or None,
+            found_inf=found_inf,
+            capturable=all(state["step"].device.type != "cpu" for state in states),
             has_complex=any(member.param.is_complex() for member in chosen),
             amsgrad=False,
             beta1=beta1,

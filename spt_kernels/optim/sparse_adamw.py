@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..layers.sparse_delta import leave_to_hook
-from .adamw_step import Member, leave, members_of, step_entries, step_rest, unscale
+from .adamw_step import Member, fits_fused, leave, members_of, step_entries, step_rest, unscale
 from .groups import check_not_negative
 from .prepared_step import PreparedStep
 
@@ -23,6 +23,23 @@ class SparseAdamW(Optimizer):
     and can round it stochastically. Parameters that are not fp32 and contiguous are updated by
     torch's own functional AdamW.
 
+    On CUDA nothing of a step is waited for. Steps are counted on the device, as torch's fused AdamW
+    counts them, and so a step whose gradients `torch.amp.GradScaler` finds to have overflowed is
+    skipped there, not counted, and draws no random bits; gradients are unscaled in the same launch.
+
+    With `capturable=True` a step can be part of a CUDA graph, under these terms:
+
+    - One step has been taken before, on the gradients' shapes and devices that the graph has.
+    - A replay reads the gradients from where they were, counts on, and rounds by other random bits.
+    - A learning rate that is a scalar tensor on the device, fp32 or fp64, is read by each replay:
+      schedulers of torch fill it in place between replays. Every other number of a group is part
+      of the graph, and so is a learning rate that is a number or a tensor on the CPU.
+    - `grad_scale` and `found_inf`, which GradScaler sets, are read from where they were.
+    - Steps outside the graph may come between replays, on any gradients. After
+      `load_state_dict`, `add_param_group`, other weights or a move of the model the graph goes on
+      with the tensors that it was captured with: capture another.
+    - The optimizer outlives the graph, which uses its tables.
+
     Args:
         params: parameters or groups of them, as for any torch optimizer; see `param_groups`.
         lr: learning rate, a number or a scalar tensor.
@@ -30,8 +47,7 @@ class SparseAdamW(Optimizer):
         eps: added to the denominator.
         weight_decay: decoupled weight decay; on a delta it pulls to the base weights.
         maximize: climb instead of descend.
-        capturable: count steps on the device, so that a step never waits for it and a CUDA graph
-            can hold it.
+        capturable: let a CUDA graph hold a step, under the terms above.
         stochastic_rounding: round base + delta into bf16 and fp16 weights at random, without bias,
             instead of to nearest: small updates then survive on average.
         seed: of that randomness. Steps count along, so that a resumed run rounds the same way.
@@ -79,12 +95,15 @@ class SparseAdamW(Optimizer):
         }
         self._prepared: PreparedStep | None = None
         self._trained: list[int] = []  # ids of the parameters of the last step
+        # whose tables, state and learning rates CUDA graphs go on using
+        self._captured: list[tuple[PreparedStep, list[float | Tensor]]] = []
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Complete what a state dict of `torch.optim.AdamW` does not hold."""
         super().__setstate__(state)
         self._prepared, self._trained = None, []
+        self._captured = self.__dict__.get("_captured", [])
         for group in self.param_groups:
             if group.get("amsgrad"):
                 raise ValueError("the state dict has amsgrad=True, which SparseAdamW does not do")
@@ -128,26 +147,31 @@ class SparseAdamW(Optimizer):
         entries = [member for member in members if member.is_entry]
         rest = [member for member in members if not member.is_entry]
         unscale(members, getattr(self, "grad_scale", None))
-        found_inf: Tensor | None = getattr(self, "found_inf", None)  # 1 where a gradient overflowed
-        if found_inf is not None and (rest or not capturable):
+        found_inf: Tensor | None = getattr(self, "found_inf", None)  # not 0 after an overflow
+        if found_inf is not None and not all(map(_is_skipped_unseen, members)):
             if found_inf.item():
                 for member in members:
                     leave(member.delta)
                 return
             found_inf = None
         step_entries(entries, found_inf)
-        step_rest(rest)
+        step_rest(rest, found_inf)
         self._prepare(members)
 
     def _step_as_prepared(self) -> bool:
         """Take the step the short way; False if something has changed, and nothing is done then."""
         if self._prepared is None:
             return False
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf.item():
+        is_captured = self._prepared.on_card and torch.cuda.is_current_stream_capturing()
+        if is_captured and not self._prepared.is_capturable:
             return False
         grad_scale: Tensor | None = getattr(self, "grad_scale", None)
-        return self._prepared.take(self, grad_scale)
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        taken = self._prepared.take(self, grad_scale, found_inf)
+        if taken and is_captured:
+            rates = [group["lr"] for group in self.param_groups]
+            self._captured.append((self._prepared, rates))
+        return taken
 
     def _prepare(self, members: list[Member]) -> None:
         """Keep what this step has found out, unless other parameters take part in every step."""
@@ -155,3 +179,10 @@ class SparseAdamW(Optimizer):
         again = trained == self._trained or not self._trained
         self._trained = trained
         self._prepared = PreparedStep.of(self.param_groups, members) if again else None
+
+
+def _is_skipped_unseen(member: Member) -> bool:
+    """Whether an overflow skips it without the host having to know."""
+    if member.is_entry:
+        return member.state["step"].device.type != "cpu" or bool(member.group["capturable"])
+    return fits_fused(member)

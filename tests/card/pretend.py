@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from operator import methodcaller
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import triton
 from torch import Tensor
 
 from spt_kernels.layers import saved_input
+from spt_kernels.optim import prepared_step
 
 from .on_card import CARD, OnCard, Pretence
 
@@ -96,6 +99,10 @@ def _synchronize(*_: Any) -> None:
     Pretence.waits += 1
 
 
+def _is_another_mode_on() -> bool:
+    return torch._C._len_torch_dispatch_stack() > 1
+
+
 @contextlib.contextmanager
 def pretended_card() -> Iterator[type[Pretence]]:
     """Within it there is one CUDA device; gives where the waits for it are counted."""
@@ -143,6 +150,10 @@ def pretended_card() -> Iterator[type[Pretence]]:
         patch.setattr(Tensor, "pin_memory", lambda self, *_: self.clone())
         patch.setattr(Tensor, "cuda", lambda self, *_, **__: self.to(CARD))
         patch.setattr(saved_input, "_INSPECTED", (*saved_input._INSPECTED, OnCard))
+        if triton.knobs.runtime.interpret:  # else an optimizer's kernels, past its op, cannot run
+            patch.setattr(prepared_step, "PLAIN", {*prepared_step.PLAIN, OnCard})
+            patch.setattr(prepared_step, "address_of", methodcaller("data_ptr"))
+            patch.setattr(prepared_step, "is_listened_to", _is_another_mode_on)
         Pretence.waits = 0
         # `torch.tensor(..., device="cuda")` then shows the way to the device as a call
         lifted = torch._C._only_lift_cpu_tensors()

@@ -22,7 +22,7 @@ KINDS = [torch.float32, None, torch.bfloat16, torch.float16]
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_BLOCK", 32)
+    monkeypatch.setattr(kernels, "BLOCK", 32)
 
 
 def columns_of(entries: list[AdamWEntry]) -> list[list[Tensor]]:
@@ -119,7 +119,7 @@ def test_poisoned_rest_of_the_target_is_never_read() -> None:
 
 def test_at_the_shipped_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    entries = [make_entry(n, torch.float32, seed=n) for n in (kernels._BLOCK + 1, 3)]
+    entries = [make_entry(n, torch.float32, seed=n) for n in (kernels.BLOCK + 1, 3)]
     expected = [dense_adamw(entry, [entry.grad], torch.float32) for entry in entries]
     kernels.sparse_adamw(*columns_of(entries), hyper_of(2), False, 0)
     for entry, param in zip(entries, expected, strict=True):

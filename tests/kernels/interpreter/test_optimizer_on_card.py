@@ -1,0 +1,310 @@
+"""`SparseAdamW` on a pretended card: what a step asks of the host, and that it is a CPU's step."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from triton.runtime.interpreter import GridExecutor
+
+from spt_kernels.layers import SparseDeltaLinear
+from spt_kernels.optim import SparseAdamW, param_groups
+from tests.card import on_card
+from tests.card.on_card import CARD, Pretence
+from tests.card.pretend import pretended_card
+
+CLOSE = {"rtol": 2e-6, "atol": 1e-7}
+# what a prepared step is: nothing that PyTorch dispatches, nothing that is waited for
+STEP = {"adamw_numbers_kernel": 1, "sparse_adamw_kernel": 1, "waits": 0}
+
+
+@pytest.fixture
+def pretence() -> Iterator[type[Pretence]]:
+    with pretended_card() as pretence:
+        yield pretence
+
+
+@pytest.fixture
+def host(
+    pretence: type[Pretence], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[], object]], dict[str, int]]:
+    """Counts what a call asks of the host: operators, launches of kernels of ours, waits."""
+    seen: Counter[str] = Counter()
+    run, launch = on_card.run, GridExecutor.__call__
+
+    def counted_run(func: Any, *others: Any) -> Any:
+        if func.namespace != "profiler":  # PyTorch's, around the step of any optimizer
+            seen[str(func)] += 1
+        return run(func, *others)
+
+    def counted_launch(executor: Any, *args: Any, **kwargs: Any) -> None:
+        seen[executor.fn.__name__] += 1
+        launch(executor, *args, **kwargs)
+
+    monkeypatch.setattr(on_card, "run", counted_run)
+    monkeypatch.setattr(GridExecutor, "__call__", counted_launch)
+
+    def count(call: Callable[[], object]) -> dict[str, int]:
+        seen.clear()
+        before = pretence.waits
+        call()
+        return dict(seen) | {"waits": pretence.waits - before}
+
+    return count
+
+
+class Run:
+    """A model of two sparse layers and a head, and steps on gradients made up on the CPU."""
+
+    def __init__(self, device: str, dtype: torch.dtype = torch.float32, **options: Any) -> None:
+        torch.manual_seed(0)
+        first, second = nn.Linear(20, 12).to(dtype), nn.Linear(12, 8).to(dtype)
+        self.model = nn.Sequential(
+            SparseDeltaLinear(first, torch.arange(3, 240, 7), bias_index=torch.arange(0, 12, 4)),
+            SparseDeltaLinear(second, torch.arange(1, 96, 5)),
+            nn.Linear(8, 3).to(dtype),
+        ).to(device)
+        for layer in self.model[:2]:
+            layer.write_stale_deltas()  # as a forward does: a layer never called is refused
+        options = {"lr": 1e-2, "seed": 3} | options
+        self.optimizer = SparseAdamW(param_groups(self.model), **options)
+        self.params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.generator = torch.Generator().manual_seed(1)
+        self.device = device
+
+    def new_grads(self, scale: float = 1.0) -> None:
+        for param in self.params:
+            grad = torch.randn(param.shape, generator=self.generator) * scale
+            param.grad = grad.to(self.device, param.dtype)
+
+    def steps(self, n: int) -> Run:
+        for _ in range(n):
+            self.new_grads()
+            self.optimizer.step()
+        return self
+
+    def state(self) -> list[Tensor]:
+        found = [p.detach() for p in self.model.parameters()]
+        states = [self.optimizer.state[param] for param in self.params]
+        found += [state[name] for state in states for name in ("exp_avg", "exp_avg_sq", "step")]
+        return [tensor.cpu() for tensor in found]
+
+
+def assert_close(one: Run, other: Run) -> None:
+    for found, expected in zip(one.state(), other.state(), strict=True):
+        gap = CLOSE if found.dtype == torch.float32 else {"rtol": 2**-6, "atol": 1e-3}
+        torch.testing.assert_close(found, expected, **gap)
+
+
+def scheduled(run: Run) -> Callable[[], None]:
+    schedule = torch.optim.lr_scheduler.ExponentialLR(run.optimizer, 0.5)
+
+    def step() -> None:
+        run.optimizer.step()
+        schedule.step()
+
+    return step
+
+
+def test_a_step_is_two_launches(host: Any) -> None:
+    run = Run("cuda").steps(2)
+    assert host(run.optimizer.step) == STEP
+
+
+def test_gradients_at_other_addresses_are_one_small_copy(host: Any) -> None:
+    run = Run("cuda").steps(2)
+    run.new_grads()
+    seen = host(run.optimizer.step)
+    assert seen.items() >= (STEP | {"aten.copy_.default": 1}).items()
+    assert sum(seen.values()) <= 6
+    assert host(run.optimizer.step) == STEP
+
+
+def test_a_schedule_is_one_small_copy(host: Any) -> None:
+    run = Run("cuda").steps(2)
+    step = scheduled(run)
+    step()
+    seen = host(step)
+    assert seen.items() >= (STEP | {"aten.copy_.default": 1}).items()
+    assert sum(seen.values()) <= 6
+
+
+def test_a_learning_rate_on_the_card_is_none(host: Any) -> None:
+    lr = torch.tensor(1e-2, device="cuda")
+    ours, expected = Run("cuda", lr=lr, capturable=True).steps(2), Run("cpu").steps(2)
+    step, other = scheduled(ours), scheduled(expected)
+    for run in (ours, expected):
+        run.new_grads()
+    ours.optimizer.step()
+    expected.optimizer.step()
+    for _ in range(3):
+        seen = host(step)
+        other()
+        assert seen.items() >= STEP.items()
+        assert "aten.copy_.default" not in seen
+    assert_close(ours, expected)
+
+
+def scale_of(run: Run, found: float) -> None:
+    device = run.device
+    run.optimizer.grad_scale = torch.tensor(8.0, device=device)
+    run.optimizer.found_inf = torch.tensor(found, device=device)
+
+
+def test_overflows_are_skipped_without_a_wait(host: Any) -> None:
+    ours, expected = Run("cuda"), Run("cpu")
+    for found in (1.0, 0.0, 0.0, 1.0, 0.0):
+        for run in (ours, expected):
+            run.new_grads(float("inf") if found else 8.0)
+            scale_of(run, found)
+        waits = host(ours.optimizer.step)["waits"]
+        expected.optimizer.step()
+        assert waits == 0
+    assert_close(ours, expected)
+    for one, other in zip(ours.params, expected.params, strict=True):
+        torch.testing.assert_close(one.grad.cpu(), other.grad)  # both left unscaled
+    assert all(float(state["step"]) == 3 for state in ours.optimizer.state.values())
+
+
+def test_what_a_skipped_step_does_not_write_is_written_all_the_same() -> None:
+    with pretended_card():
+        run = Run("cuda").steps(2)
+        layer = run.model[0]
+        for _ in range(2):
+            with torch.no_grad():
+                layer.delta.add_(0.5)
+            run.new_grads(float("inf"))
+            scale_of(run, 1.0)
+            run.optimizer.step()
+            summed = layer.original + layer.delta.detach()
+            assert torch.equal(layer.weight.view(-1)[layer.index.long()], summed)
+
+
+def test_a_head_in_16_bits_is_torchs_own_launch(host: Any) -> None:
+    ours, expected = (Run(device, torch.bfloat16).steps(3) for device in ("cuda", "cpu"))
+    assert_close(ours, expected)
+    seen = host(ours.optimizer.step)
+    assert seen == STEP | {"aten._foreach_add_.Scalar": 2, "aten._fused_adamw_.default": 2}
+    before = [p.detach().clone() for p in ours.params]
+    ours.new_grads(float("inf"))
+    scale_of(ours, 1.0)
+    assert "aten._local_scalar_dense.default" not in host(ours.optimizer.step)
+    for was, now in zip(before, ours.params, strict=True):
+        assert torch.equal(was, now)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_steps_are_those_of_the_op(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pretended_card():
+        ours = Run("cuda", dtype, stochastic_rounding=True).steps(4)
+        assert ours.optimizer._prepared is not None
+        monkeypatch.setattr("spt_kernels.optim.sparse_adamw.PreparedStep.of", lambda *_: None)
+        general = Run("cuda", dtype, stochastic_rounding=True).steps(4)
+        for found, expected in zip(ours.state(), general.state(), strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_steps_are_counted_on_the_card_whatever_the_state_came_from(host: Any) -> None:
+    run, cpu = Run("cuda"), Run("cpu").steps(2)
+    run.optimizer.load_state_dict(cpu.optimizer.state_dict())
+    with torch.no_grad():
+        for ours, theirs in zip(run.params, cpu.params, strict=True):
+            ours.copy_(theirs)
+    for one in (run, cpu):
+        one.generator.manual_seed(5)
+        one.steps(2)
+    assert all(state["step"].device == CARD for state in run.optimizer.state.values())
+    assert host(run.optimizer.step) == STEP
+    cpu.optimizer.step()
+    assert_close(run, cpu)
+
+
+def test_a_changed_capturable_is_noticed(host: Any) -> None:
+    run = Run("cuda").steps(2)
+    for group in run.optimizer.param_groups:
+        group["capturable"] = True
+    assert host(run.optimizer.step) != STEP  # prepared anew, with what a capture needs
+    run.optimizer.step()
+    assert host(run.optimizer.step) == STEP
+
+
+class Graph:
+    """What a CUDA graph keeps of a call: launches with their arguments, nothing of it run yet."""
+
+    def __init__(self, call: Callable[[], object], host: Any) -> None:
+        self.launches: list[tuple[Any, ...]] = []
+
+        def keep(executor: Any, *args: Any, **kwargs: Any) -> None:
+            self.launches.append((executor, *args))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            patch.setattr(GridExecutor, "__call__", keep)
+            self.operators = {n for n in host(call) if n.startswith("aten")}
+
+    def replay(self) -> None:
+        for executor, *arguments in self.launches:
+            executor(*arguments)
+
+
+def test_a_captured_step_is_a_step_whatever_happens_between_replays(host: Any) -> None:
+    lr = torch.tensor(1e-2, device="cuda")
+    options = {"capturable": True, "stochastic_rounding": True}
+    ours = Run("cuda", torch.bfloat16, lr=lr, **options)
+    eager = Run("cuda", torch.bfloat16, lr=1e-2, **options)
+    for run in (ours, eager):
+        run.model[2].float()  # the head's step is torch's otherwise, which this graph cannot hold
+        run.steps(1)
+        run.new_grads()
+    static = [[param.grad for param in run.params] for run in (ours, eager)]
+
+    graph = Graph(ours.optimizer.step, host)
+    assert not any("copy" in name or "clone" in name for name in graph.operators)
+    for n, now in enumerate((1e-2, 5e-3, 0.1)):
+        lr.fill_(now)
+        for group in eager.optimizer.param_groups:
+            group["lr"] = float(lr.cpu())
+        graph.replay()
+        eager.optimizer.step()
+        for run, grads in zip((ours, eager), static, strict=True):
+            run.new_grads()  # a ragged last batch, say, goes the eager way
+            run.optimizer.step()
+            if n == 1:  # prepared anew, on tables of its own
+                run.optimizer.add_param_group(
+                    {"params": [nn.Parameter(torch.ones(3, device="cuda"))]}
+                )
+                run.optimizer.step()
+                run.optimizer.step()
+            for param, grad in zip(run.params, grads, strict=True):
+                param.grad = grad
+    for found, expected in zip(ours.state(), eager.state(), strict=True):
+        assert torch.equal(found, expected)
+    assert ours.optimizer.state[ours.params[0]]["step"].cpu() == 1 + 2 * 3 + 2
+
+
+def test_tables_of_a_captured_step_live_as_long_as_the_optimizer(host: Any) -> None:
+    run = Run("cuda", capturable=True).steps(1)
+    prepared = weakref.ref(run.optimizer._prepared)
+    Graph(run.optimizer.step, host)
+    run.optimizer.load_state_dict(run.optimizer.state_dict())
+    run.steps(1)
+    assert run.optimizer._prepared is not prepared()
+    gc.collect()
+    assert prepared() is not None
+    pickle.dumps(run.optimizer.state_dict())
+    del run
+    gc.collect()
+    assert prepared() is None
+
+
+def test_a_capture_without_capturable_is_refused(host: Any) -> None:
+    run = Run("cuda").steps(2)
+    with pytest.raises(RuntimeError, match="capturable=True"):
+        Graph(run.optimizer.step, host)
