@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,10 +11,16 @@ import torch
 from torch import Tensor, nn
 
 import spt_kernels as spt
+from spt_kernels.finetuning.demo import one_thread
+from spt_kernels.kernels import adamw_plan
+from spt_kernels.optim import planned_entries
 
-from .contest import hold
+from .contest import hold, turn
 
 VIT_B = [(768, 768)] * 48 + [(3072, 768)] * 12 + [(768, 3072)] * 12
+FUSED_QKV = [(2304, 768), (768, 768), (3072, 768), (768, 3072)] * 12
+FUSED, FOREACH = "torch AdamW(fused) on the values", "torch AdamW(foreach) on the values"
+ELSEWHERE = "spt.SparseAdamW, gradients elsewhere"
 _LINE = 64  # bytes that memory hands over at once
 
 
@@ -95,6 +103,75 @@ def test_sparse_adamw_04m(benchmark: Any, device: torch.device, dtype: torch.dty
         targets={"torch AdamW(fused), dense": 1 / 30} if dtype == torch.float32 else None,
         facts={"state and index, bytes a value": bytes_a_value(sparse, layers)},
     )
+
+
+def test_beside_the_values_alone(benchmark: Any, device: torch.device) -> None:
+    layers = sparse_layers(FUSED_QKV, 590_000, torch.float32, device)
+    sparse = spt.SparseAdamW([layer.delta for layer in layers], lr=1e-3)
+    trained = sum(layer.delta.numel() for layer in layers)
+    hold(
+        benchmark,
+        f"AdamW: {trained} values in {len(FUSED_QKV)} matrices; torch's writes no weight",
+        {"spt.SparseAdamW, weights written": sparse.step, **torchs_own(layers)},
+        rounds=30,
+        bytes_moved=least_bytes(layers),
+        targets={FUSED: 1.0} if device.type == "cuda" else None,
+    )
+
+
+def torchs_own(layers: list[spt.SparseDeltaLinear]) -> dict[str, Callable[[], object]]:
+    """Steps of torch's AdamW on as many values, which belong to no weight."""
+    steps = {}
+    for name, options in ((FUSED, {"fused": True}), (FOREACH, {"foreach": True})):
+        values = [nn.Parameter(torch.zeros_like(layer.delta)) for layer in layers]
+        for value in values:
+            value.grad = torch.ones_like(value)
+        steps[name] = torch.optim.AdamW(values, lr=1e-3, **options).step  # type: ignore[arg-type]
+    return steps
+
+
+@one_thread()
+def test_host_of_a_step_on_a_card(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What surrounds the launches, with tensors of a CPU, whose addresses take as long to read.
+
+    Torch's steps run on a CPU, where their arithmetic on a few values is included.
+    """
+    shapes = [(8, 8)] * 48
+    layers = sparse_layers(shapes, 48 * 4, torch.float32, torch.device("cpu"))
+    monkeypatch.setattr(adamw_plan, "prepared_launch", lambda *_, **__: lambda *_: None)
+    monkeypatch.setattr(planned_entries, "_OnCpu", planned_entries._OnCuda)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
+    sparse = spt.SparseAdamW(halves(layers), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(sparse, lambda step: 0.999**step)
+
+    grads = itertools.cycle([[torch.ones_like(layer.delta) for layer in layers] for _ in range(2)])
+
+    def with_other_gradients() -> None:
+        for layer, grad in zip(layers, next(grads), strict=True):
+            layer.delta.grad = grad
+        sparse.step()
+
+    sparse.step()
+    assert sparse._prepared is not None
+    contest = hold(
+        benchmark,
+        f"host of a step on a card, without its launches: {len(shapes)} matrices, one thread",
+        {
+            "spt.SparseAdamW": sparse.step,
+            ELSEWHERE: with_other_gradients,
+            "a schedule's step alone": schedule.step,
+            **torchs_own(layers),
+        },
+        rounds=100,
+        targets={FUSED: 1.0},
+    )
+    turn(contest, ELSEWHERE, {FUSED: 1.0})
+
+
+def halves(layers: list[spt.SparseDeltaLinear]) -> list[dict[str, Any]]:
+    """Two groups, as `param_groups` makes them."""
+    deltas = [layer.delta for layer in layers]
+    return [{"params": deltas[::2]}, {"params": deltas[1::2], "weight_decay": 0.0}]
 
 
 @pytest.mark.parametrize("values", [100_000, 400_000, 1_600_000])

@@ -140,8 +140,8 @@ def _ops_on_entries() -> Iterator[Kernel]:
         TRAINED * (state + scattered),
         20 * TRAINED,
         "fp32",
-        3,
-        "launches and the upload of the table; of every sector of 32 bytes one value is written",
+        2,
+        "two launches; of every sector of 32 bytes one value is written",
     )
     yield Kernel(
         f"write_delta, {TRAINED:,} values of fp32 weights",

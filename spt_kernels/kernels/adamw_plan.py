@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .address_table import SmallTable, upload, upload_as_arguments
+from .address_table import SmallTable, upload
 from .prepared_launch import prepared_launch
 from .sparse_adamw import BLOCK, WARPS, entry_table, sparse_adamw_kernel
 from .variant import Variant
@@ -97,7 +97,6 @@ class AdamWPlan:
         n_groups: rows of `numbers`.
         stochastic_rounding: for bf16 and fp16 targets.
         seed: of that; its low 32 bits are used.
-        is_capturable: load what a step needs while a CUDA graph is captured.
     """
 
     def __init__(
@@ -115,7 +114,6 @@ class AdamWPlan:
         n_groups: int,
         stochastic_rounding: bool,
         seed: int,
-        is_capturable: bool,
     ) -> None:
         device, n = params[0].device, len(params)
         table, n_programs = entry_table(params, exp_avgs, exp_avg_sqs, targets, indices, originals)
@@ -138,8 +136,6 @@ class AdamWPlan:
                 num_warps=WARPS,
             ),
         )
-        if is_capturable:  # a kernel is loaded when it is first launched, which no graph can hold
-            upload_as_arguments(counters, device)
 
     def step(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -138,6 +139,13 @@ def upload_as_arguments(table: Tensor, device: torch.device) -> Tensor:
         part = words[start : start + _WORDS_PER_LAUNCH]
         place_words_kernel[(1,)](output[start:], *part, num_warps=1)
     return output[: table.numel()].view(table.dtype).view(table.shape)
+
+
+@functools.cache
+def load_for_capture(device: torch.device) -> None:
+    """Load what `upload_as_arguments` launches: no graph can hold the first launch of a kernel."""
+    with torch.cuda.device(device):
+        upload_as_arguments(torch.zeros(1, dtype=torch.int64), device)
 
 
 def shipped_variants() -> list[Variant]:

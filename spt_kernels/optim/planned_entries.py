@@ -84,7 +84,6 @@ class _OnCuda:
                 n_groups=len(groups),
                 stochastic_rounding=stochastic,
                 seed=seed,
-                is_capturable=all(group["capturable"] for group in groups),
             )
 
     def _current(self) -> contextlib.AbstractContextManager[Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
-from itertools import chain, repeat
-from operator import attrgetter, is_, is_not, itemgetter
+from itertools import chain
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 import torch
@@ -57,7 +57,9 @@ class PreparedStep:
         self.on_card = entries[0].param.is_cuda
         self._trained = [member.param for member in members]
         self._state, of_model = _state_tensors(members), _model_tensors(entries)
-        self._of_model = [weakref.ref(tensor) for tensor in of_model]
+        self._ids = list(map(id, (*self._state, *of_model)))
+        self._gone: list[object] = []  # references to tensors of the model that are no more
+        self._of_model = [weakref.ref(tensor, self._gone.append) for tensor in of_model]
         self._addresses = list(map(address_of, (*self._trained, *self._state, *of_model)))
 
     @classmethod
@@ -134,12 +136,9 @@ class PreparedStep:
         except (KeyError, TypeError):  # some of it is gone, or all
             return None
         of_model: list[Any] = [tensor for slot in self._slots for tensor in slot.tensors()]
-        before = [ref() for ref in self._of_model]
         is_same = (
-            len(of_model) == len(before)
-            and all(map(is_not, before, repeat(None)))  # what a reference to nothing gives
-            and all(map(is_, of_model, before))
-            and all(map(is_, state, self._state))
+            not self._gone  # after which the number of an object may be another's
+            and list(map(id, (*state, *of_model))) == self._ids
             # the same object may have been given other memory, through `.data` for instance
             and list(map(address_of, (*self._trained, *state, *of_model))) == self._addresses
         )

@@ -16,7 +16,7 @@ from .prepared_step import PreparedStep
 
 
 class SparseAdamW(Optimizer):
-    """AdamW for deltas and for whatever else is trained, all in one launch per device.
+    """AdamW for deltas and for whatever else is trained, all of it at once.
 
     The update is that of `torch.optim.AdamW`, and so are the state and its names: state dicts move
     freely between the two. A step also writes base + delta into the weights, which saves a pass,
@@ -121,7 +121,7 @@ class SparseAdamW(Optimizer):
 
         Raises:
             RuntimeError: a gradient is sparse, or a CUDA graph is being captured and `capturable`
-                is not set.
+                is not set, or no step has been taken before.
         """
         loss = None
         if closure is not None:
@@ -135,14 +135,9 @@ class SparseAdamW(Optimizer):
     def _step_in_general(self) -> None:
         """Take the step with everything found anew, and prepare the next one."""
         leave_to_hook(self, None)
-        capturable = all(group["capturable"] for group in self.param_groups)
-        if (
-            not capturable
-            and torch.cuda.is_available()
-            and torch.cuda.is_current_stream_capturing()
-        ):
-            raise RuntimeError("a step can be captured in a CUDA graph with capturable=True only")
-
+        is_captured = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if is_captured:
+            self._check_capture()
         members = members_of(self)
         entries = [member for member in members if member.is_entry]
         rest = [member for member in members if not member.is_entry]
@@ -156,7 +151,17 @@ class SparseAdamW(Optimizer):
             found_inf = None
         step_entries(entries, found_inf)
         step_rest(rest, found_inf)
-        self._prepare(members)
+        if is_captured:
+            self._prepared, self._trained = None, []  # memory made here is the graph's
+        else:
+            self._prepare(members)
+
+    def _check_capture(self) -> None:
+        if not all(group["capturable"] for group in self.param_groups):
+            raise RuntimeError("a step can be captured in a CUDA graph with capturable=True only")
+        params = [param for group in self.param_groups for param in group["params"]]
+        if any(param.grad is not None and not self.state.get(param) for param in params):
+            raise RuntimeError("take a step before one is captured in a CUDA graph: it makes state")
 
     def _step_as_prepared(self) -> bool:
         """Take the step the short way; False if something has changed, and nothing is done then."""
@@ -179,6 +184,12 @@ class SparseAdamW(Optimizer):
         again = trained == self._trained or not self._trained
         self._trained = trained
         self._prepared = PreparedStep.of(self.param_groups, members) if again else None
+        devices = {member.param.device for member in members if member.param.is_cuda}
+        if devices and all(group["capturable"] for group in self.param_groups):
+            from ..kernels.address_table import load_for_capture
+
+            for device in devices:
+                load_for_capture(device)
 
 
 def _is_skipped_unseen(member: Member) -> bool:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import triton
 from torch import Tensor
 
 from spt_kernels.layers import saved_input
@@ -106,6 +105,10 @@ def _is_another_mode_on() -> bool:
 @contextlib.contextmanager
 def pretended_card() -> Iterator[type[Pretence]]:
     """Within it there is one CUDA device; gives where the waits for it are counted."""
+    import triton
+
+    from spt_kernels.kernels import address_table
+
     if torch.cuda.is_available():
         pytest.skip("there is a real card")
     properties = SimpleNamespace(name="a pretended card", multi_processor_count=132, major=9)
@@ -150,7 +153,9 @@ def pretended_card() -> Iterator[type[Pretence]]:
         patch.setattr(Tensor, "pin_memory", lambda self, *_: self.clone())
         patch.setattr(Tensor, "cuda", lambda self, *_, **__: self.to(CARD))
         patch.setattr(saved_input, "_INSPECTED", (*saved_input._INSPECTED, OnCard))
-        if triton.knobs.runtime.interpret:  # else an optimizer's kernels, past its op, cannot run
+        if not triton.knobs.runtime.interpret:  # no kernel of ours can run but as an op
+            patch.setattr(address_table, "load_for_capture", lambda device: None)
+        else:
             patch.setattr(prepared_step, "PLAIN", {*prepared_step.PLAIN, OnCard})
             patch.setattr(prepared_step, "address_of", methodcaller("data_ptr"))
             patch.setattr(prepared_step, "is_listened_to", _is_another_mode_on)

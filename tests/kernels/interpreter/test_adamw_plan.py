@@ -48,7 +48,6 @@ class Planned:
             n_groups=2,
             stochastic_rounding=stochastic,
             seed=2**32 + 7,
-            is_capturable=True,
         )
         self.lrs: list[Tensor | None] = [None, None]
         self.generator = torch.Generator().manual_seed(1)

@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
 from triton.runtime.interpreter import GridExecutor
 
-from spt_kernels.layers import SparseDeltaLinear
-from spt_kernels.optim import SparseAdamW, param_groups
 from tests.card import on_card
 from tests.card.on_card import CARD, Pretence
 from tests.card.pretend import pretended_card
+from tests.optim.runs import Run, assert_close, scale_of, scheduled
 
-CLOSE = {"rtol": 2e-6, "atol": 1e-7}
 # what a prepared step is: nothing that PyTorch dispatches, nothing that is waited for
 STEP = {"adamw_numbers_kernel": 1, "sparse_adamw_kernel": 1, "waits": 0}
 
@@ -60,59 +61,6 @@ def host(
     return count
 
 
-class Run:
-    """A model of two sparse layers and a head, and steps on gradients made up on the CPU."""
-
-    def __init__(self, device: str, dtype: torch.dtype = torch.float32, **options: Any) -> None:
-        torch.manual_seed(0)
-        first, second = nn.Linear(20, 12).to(dtype), nn.Linear(12, 8).to(dtype)
-        self.model = nn.Sequential(
-            SparseDeltaLinear(first, torch.arange(3, 240, 7), bias_index=torch.arange(0, 12, 4)),
-            SparseDeltaLinear(second, torch.arange(1, 96, 5)),
-            nn.Linear(8, 3).to(dtype),
-        ).to(device)
-        for layer in self.model[:2]:
-            layer.write_stale_deltas()  # as a forward does: a layer never called is refused
-        options = {"lr": 1e-2, "seed": 3} | options
-        self.optimizer = SparseAdamW(param_groups(self.model), **options)
-        self.params = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.generator = torch.Generator().manual_seed(1)
-        self.device = device
-
-    def new_grads(self, scale: float = 1.0) -> None:
-        for param in self.params:
-            grad = torch.randn(param.shape, generator=self.generator) * scale
-            param.grad = grad.to(self.device, param.dtype)
-
-    def steps(self, n: int) -> Run:
-        for _ in range(n):
-            self.new_grads()
-            self.optimizer.step()
-        return self
-
-    def state(self) -> list[Tensor]:
-        found = [p.detach() for p in self.model.parameters()]
-        states = [self.optimizer.state[param] for param in self.params]
-        found += [state[name] for state in states for name in ("exp_avg", "exp_avg_sq", "step")]
-        return [tensor.cpu() for tensor in found]
-
-
-def assert_close(one: Run, other: Run) -> None:
-    for found, expected in zip(one.state(), other.state(), strict=True):
-        gap = CLOSE if found.dtype == torch.float32 else {"rtol": 2**-6, "atol": 1e-3}
-        torch.testing.assert_close(found, expected, **gap)
-
-
-def scheduled(run: Run) -> Callable[[], None]:
-    schedule = torch.optim.lr_scheduler.ExponentialLR(run.optimizer, 0.5)
-
-    def step() -> None:
-        run.optimizer.step()
-        schedule.step()
-
-    return step
-
-
 def test_a_step_is_two_launches(host: Any) -> None:
     run = Run("cuda").steps(2)
     assert host(run.optimizer.step) == STEP
@@ -150,12 +98,6 @@ def test_a_learning_rate_on_the_card_is_none(host: Any) -> None:
         assert seen.items() >= STEP.items()
         assert "aten.copy_.default" not in seen
     assert_close(ours, expected)
-
-
-def scale_of(run: Run, found: float) -> None:
-    device = run.device
-    run.optimizer.grad_scale = torch.tensor(8.0, device=device)
-    run.optimizer.found_inf = torch.tensor(found, device=device)
 
 
 def test_overflows_are_skipped_without_a_wait(host: Any) -> None:
@@ -235,6 +177,9 @@ def test_a_changed_capturable_is_noticed(host: Any) -> None:
     assert host(run.optimizer.step) == STEP
 
 
+GRAPH = {"capturable": True, "stochastic_rounding": True}
+
+
 class Graph:
     """What a CUDA graph keeps of a call: launches with their arguments, nothing of it run yet."""
 
@@ -256,13 +201,11 @@ class Graph:
 
 def test_a_captured_step_is_a_step_whatever_happens_between_replays(host: Any) -> None:
     lr = torch.tensor(1e-2, device="cuda")
-    options = {"capturable": True, "stochastic_rounding": True}
-    ours = Run("cuda", torch.bfloat16, lr=lr, **options)
-    eager = Run("cuda", torch.bfloat16, lr=1e-2, **options)
+    ours, eager = (  # the head's step is torch's in 16 bits, which this graph cannot hold
+        Run("cuda", torch.bfloat16, torch.float32, lr=rate, **GRAPH) for rate in (lr, 1e-2)
+    )
     for run in (ours, eager):
-        run.model[2].float()  # the head's step is torch's otherwise, which this graph cannot hold
-        run.steps(1)
-        run.new_grads()
+        run.steps(1).new_grads()
     static = [[param.grad for param in run.params] for run in (ours, eager)]
 
     graph = Graph(ours.optimizer.step, host)
@@ -308,3 +251,20 @@ def test_a_capture_without_capturable_is_refused(host: Any) -> None:
     run = Run("cuda").steps(2)
     with pytest.raises(RuntimeError, match="capturable=True"):
         Graph(run.optimizer.step, host)
+
+
+def test_a_capture_before_any_step_is_refused(host: Any) -> None:
+    run = Run("cuda", capturable=True)
+    run.new_grads()
+    with pytest.raises(RuntimeError, match="take a step before"):
+        Graph(run.optimizer.step, host)
+
+
+def test_nothing_is_prepared_in_memory_of_a_graph(host: Any) -> None:
+    run = Run("cuda", capturable=True).steps(1)
+    run.params[0].grad = None  # not what was prepared
+    Graph(run.optimizer.step, host)
+    assert run.optimizer._prepared is None
+    run.steps(2)
+    run.new_grads()
+    assert host(run.optimizer.step).items() >= STEP.items()
