@@ -14,7 +14,7 @@ from .prepared_launch import prepared_launch
 from .sparse_adamw import BLOCK, WARPS, entry_table, sparse_adamw_kernel
 from .variant import Variant
 
-_ENTRIES = 128  # whose numbers one program computes
+_ENTRIES = 32 * WARPS  # that one program counts: a thread each, or one would be counted twice
 
 
 @triton.jit(

@@ -96,6 +96,9 @@ def unscale(members: Iterable[Member], grad_scale: Tensor | None) -> None:
 
 def step_entries(members: list[Member], found_inf: Tensor | None) -> None:
     """One call of the op for each way of rounding, which is one call as a rule."""
+    deltas = [member.delta for member in members if member.delta is not None]
+    # what was not up to date the hook writes, for a step that is skipped does not
+    written = deltas if found_inf is None else [delta for delta in deltas if delta.is_fresh]
     for device in dict.fromkeys(member.state["step"].device for member in members):
         steps = [m.state["step"] for m in members if m.state["step"].device == device]
         if found_inf is None:
@@ -111,9 +114,8 @@ def step_entries(members: list[Member], found_inf: Tensor | None) -> None:
         ]
         entries = [_entry(member, found_inf) for member in chosen]
         sparse_adamw(entries, stochastic_rounding=stochastic, seed=seed)
-    for delta in (member.delta for member in members if member.delta is not None):
-        if found_inf is None or delta.is_fresh:  # else the hook writes what a skipped step has not
-            delta.mark_written()
+    for delta in written:
+        delta.mark_written()
 
 
 def _is_finite(found_inf: Tensor, device: torch.device) -> Tensor:

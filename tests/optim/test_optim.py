@@ -16,6 +16,8 @@ from spt_kernels.layers import SparseDeltaLinear, delta_of
 from spt_kernels.layers.delta_holder import DeltaHolder
 from spt_kernels.optim import SparseAdamW, param_groups
 
+from .runs import Run, scale_of
+
 # Both run the same fp32 arithmetic, up to fused multiply-adds, for tens of steps
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
 
@@ -369,6 +371,18 @@ def test_overflow_found_on_the_device_skips_the_step() -> None:
     train(torch.optim.AdamW([expected], lr=0.1), [expected], [[torch.ones(2)]] * 2)
     torch.testing.assert_close(param, expected, **CLOSE)
     assert float(optimizer.state[param]["step"]) == 2.0
+
+
+def test_gradients_found_finite_on_the_device_round_as_ever() -> None:
+    options = {"capturable": True, "stochastic_rounding": True}
+    runs = [Run("cpu", torch.bfloat16, torch.float32, **options) for _ in range(2)]
+    runs[0].new_grads(8.0)
+    scale_of(runs[0], 0.0)
+    runs[1].new_grads()
+    for run in runs:
+        run.optimizer.step()
+    for one, other in zip(*(run.state() for run in runs), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(

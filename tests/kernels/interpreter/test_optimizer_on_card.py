@@ -17,6 +17,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from triton.runtime.interpreter import GridExecutor
 
+from spt_kernels.optim.prepared_step import PreparedStep
 from tests.card import on_card
 from tests.card.on_card import CARD, Pretence
 from tests.card.pretend import pretended_card
@@ -144,12 +145,21 @@ def test_a_head_in_16_bits_is_torchs_own_launch(host: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_steps_are_those_of_the_op(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
     with pretended_card():
-        ours = Run("cuda", dtype, stochastic_rounding=True).steps(4)
-        assert ours.optimizer._prepared is not None
-        monkeypatch.setattr("spt_kernels.optim.sparse_adamw.PreparedStep.of", lambda *_: None)
-        general = Run("cuda", dtype, stochastic_rounding=True).steps(4)
-        for found, expected in zip(ours.state(), general.state(), strict=True):
+        for is_prepared in (True, False):
+            for scale in (1.0, 8.0):
+                run = Run("cuda", dtype, torch.float32, stochastic_rounding=True)
+                for _ in range(4):
+                    run.new_grads(scale)
+                    if scale != 1:
+                        scale_of(run, 0.0)
+                    run.optimizer.step()
+                assert (run.optimizer._prepared is not None) == is_prepared
+                runs.append(run.state())
+            monkeypatch.setattr(PreparedStep, "of", lambda *_: None)
+    for other in runs[1:]:
+        for found, expected in zip(runs[0], other, strict=True):
             assert torch.equal(found, expected)
 
 
