@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import torch
@@ -17,13 +18,10 @@ from .variant import Variant
 _ENTRIES = 32 * WARPS  # that one program counts: a thread each, or one would be counted twice
 
 
-@triton.jit(
-    do_not_specialize=["counters", "groups", "addresses", "numbers", "n_entries", "found_inf"]
-)
+@triton.jit(do_not_specialize=["counters", "changing", "numbers", "n_entries", "found_inf"])
 def adamw_numbers_kernel(
     counters: tl.int64,
-    groups: tl.int64,
-    addresses: tl.int64,
+    changing: tl.int64,
     numbers: tl.int64,
     n_entries,
     found_inf: tl.int64,
@@ -47,7 +45,8 @@ def adamw_numbers_kernel(
     steps = tl.load(step_ptr, mask=mask, other=0.0) + counted
     tl.store(step_ptr, steps, mask=mask)
 
-    group_ptr = groups.to(tl.pointer_type(tl.float64)) + group * 6
+    groups = changing + 8 * n_entries  # 8 words each: six numbers, two addresses
+    group_ptr = groups.to(tl.pointer_type(tl.float64)) + group * 8
     beta1 = tl.load(group_ptr + 1, mask=mask, other=0.5)
     beta2 = tl.load(group_ptr + 2, mask=mask, other=0.5)
     eps = tl.load(group_ptr + 3, mask=mask, other=0.0)
@@ -55,7 +54,7 @@ def adamw_numbers_kernel(
     maximize = tl.load(group_ptr + 5, mask=mask, other=0.0)
     lr = tl.load(group_ptr, mask=mask, other=0.0)
     # or it is a scalar on the device, fp32 or fp64, which may change while the addresses stay
-    lr_ptr = addresses.to(tl.pointer_type(tl.int64)) + n_entries + group * 2
+    lr_ptr = groups.to(tl.pointer_type(tl.int64)) + group * 8 + 6
     narrow = tl.load(lr_ptr, mask=mask, other=0)
     wide = tl.load(lr_ptr + 1, mask=mask, other=0)
     is_narrow, is_wide = mask & (narrow != 0), mask & (wide != 0)
@@ -123,12 +122,11 @@ class AdamWPlan:
         self._table, self._counters = (upload(t, device) for t in (table, counters))
         # [entries, 10], made anew by the first launch of each step for the second
         self._numbers = torch.empty(n, 10, dtype=torch.float64, device=device)
-        self._addresses = SmallTable(n + 2 * n_groups, dtype=torch.int64, device=device)
-        self._groups = SmallTable(n_groups, 6, dtype=torch.float64, device=device)
+        self._changing = SmallTable(n + 8 * n_groups, device)
         self._n, self._rounding = n, (seed & 0xFFFFFFFF, stochastic_rounding)
         self._launches = (
             prepared_launch(
-                adamw_numbers_kernel, -(-n // _ENTRIES), *[0] * 4, n, 0, _ENTRIES, num_warps=WARPS
+                adamw_numbers_kernel, -(-n // _ENTRIES), *[0] * 3, n, 0, _ENTRIES, num_warps=WARPS
             ),
             prepared_launch(
                 *(sparse_adamw_kernel, max(1, n_programs), *[0] * 3),
@@ -156,22 +154,21 @@ class AdamWPlan:
             grad_scale: fp32 scalar on the device.
             found_inf: fp32 scalar on the device: unless it is 0, nothing changes.
         """
-        addresses = list(grads)
-        for lr in lrs:
+        words = list(grads)
+        for row, lr in zip(numbers, lrs, strict=True):
+            words += memoryview(array("d", row)).cast("B").cast("q")
             address = 0 if lr is None else lr.data_ptr()
             is_wide = lr is not None and lr.dtype == torch.float64
-            addresses += (0, address) if is_wide else (address, 0)
-        addresses_there = self._addresses.on_device(addresses)  # [entries + 2 groups]
-        numbers_there = self._groups.on_device(numbers)  # [groups, 6]
+            words += (0, address) if is_wide else (address, 0)
+        changing = self._changing.on_device(words)  # [entries + 8 groups]
         count, update = self._launches
         count(
-            *(self._counters.data_ptr(), numbers_there.data_ptr(), addresses_there.data_ptr()),
-            *(self._numbers.data_ptr(), self._n),
-            *(0 if found_inf is None else found_inf.data_ptr(), _ENTRIES),
+            *(self._counters.data_ptr(), changing.data_ptr(), self._numbers.data_ptr()),
+            *(self._n, 0 if found_inf is None else found_inf.data_ptr(), _ENTRIES),
         )
         seed, stochastic = self._rounding
         update(
-            *(self._table.data_ptr(), addresses_there.data_ptr(), self._numbers.data_ptr()),
+            *(self._table.data_ptr(), changing.data_ptr(), self._numbers.data_ptr()),
             *(self._n, seed, 0 if grad_scale is None else grad_scale.data_ptr()),
             *(stochastic, BLOCK),
         )

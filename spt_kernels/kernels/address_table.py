@@ -104,25 +104,25 @@ def upload(table: Tensor, device: torch.device) -> Tensor:
 
 
 class SmallTable:
-    """A table that stays where it is on the device and is copied there when it has changed."""
+    """Words that stay where they are on the device and are copied there when they have changed."""
 
-    def __init__(self, *shape: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._there = torch.empty(shape, dtype=dtype, device=device)
-        self._values: Sequence[object] | None = None
+    def __init__(self, n_words: int, device: torch.device) -> None:
+        self._there = torch.empty(n_words, dtype=torch.int64, device=device)
+        self._words: list[int] = []
 
-    def on_device(self, values: Sequence[object]) -> Tensor:
-        """These values on the device, without waiting for it.
+    def on_device(self, words: list[int]) -> Tensor:
+        """These words on the device, without waiting for it.
 
         While a CUDA graph is captured they are in memory of the graph's own, which nothing but its
         replays writes.
         """
         there = self._there
         if there.is_cuda and torch.cuda.is_current_stream_capturing():
-            return upload_as_arguments(torch.tensor(values, dtype=there.dtype), there.device)
-        if values != self._values:
-            here = torch.tensor(values, dtype=there.dtype)
+            return upload_as_arguments(torch.tensor(words), there.device)
+        if words != self._words:
+            here = torch.tensor(words)
             there.copy_(here.pin_memory() if there.is_cuda else here, non_blocking=True)
-            self._values = values
+            self._words = words
         return there
 
 
