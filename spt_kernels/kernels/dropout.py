@@ -16,6 +16,7 @@ _BLOCK, _WARPS = 2048, 4
 def dropout_kernel(
     input_ptr,
     output_ptr,
+    key_ptr,
     n,
     before: tl.int64,
     between: tl.int64,
@@ -23,9 +24,16 @@ def dropout_kernel(
     first: tl.int64,
     BLOCK: tl.constexpr,
 ):
-    """input where the hash of its position reaches the threshold, else 0."""
+    """input where the hash of its position reaches the threshold, else 0.
+
+    The words of the key are arguments or, where there is a pointer to them, in memory.
+    """
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < n
+
+    if key_ptr is not None:
+        before = tl.load(key_ptr)
+        between = tl.load(key_ptr + 1)
 
     x = (offsets + first).to(tl.uint32) ^ before.to(tl.uint32)
     x ^= x >> 16
@@ -41,15 +49,22 @@ def dropout_kernel(
 
 
 def dropout(
-    input: Tensor, output: Tensor, before: int, between: int, threshold: int, first: int
+    input: Tensor,
+    output: Tensor,
+    before: int,
+    between: int,
+    threshold: int,
+    first: int,
+    key: Tensor | None = None,
 ) -> None:
-    """See `spt_kernels.reference.dropout.dropout`."""
+    """See `spt_kernels.reference.dropout.dropout`; `key`, int64 `[2]`, is both words in memory."""
     n = input.numel()
     if n == 0:
         return
     dropout_kernel[(triton.cdiv(n, _BLOCK),)](
         input,
         output,
+        key,
         n=n,
         before=before,
         between=between,
@@ -64,12 +79,14 @@ def shipped_variants() -> list[Variant]:
     """Each dtype; a thread's 16 elements are hashed and compared in registers."""
     return [
         Variant(
-            name=f"dropout-{short_name(dtype)}",
+            name=f"dropout-{short_name(dtype)}{'-key-in-memory' if in_memory else ''}",
             kernel=dropout_kernel,
-            types=dict.fromkeys(("input_ptr", "output_ptr"), POINTER[dtype]),
-            constexprs={"BLOCK": _BLOCK},
+            types=dict.fromkeys(("input_ptr", "output_ptr"), POINTER[dtype])
+            | ({"key_ptr": "*i64"} if in_memory else {}),
+            constexprs={"BLOCK": _BLOCK} | ({} if in_memory else {"key_ptr": None}),
             num_warps=_WARPS,
-            load_bits=128,
+            load_bits=0 if in_memory else 128,  # the key's words are loaded one by one
         )
         for dtype in FLOAT_DTYPES
+        for in_memory in (False, True)
     ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .linear import SparseDeltaLinear
+from .mask_keys import draw_seed
 from .row_ranges import groups_of
 from .structured import StructuredLinear, add_to_rows, check_base
 from .tuned_linear import LoraCall, TunedLinear, linear_with_lora
@@ -26,9 +27,9 @@ class LoraLinear(StructuredLinear):
 
     The updates are added into the output of the base layer in place; the backward keeps the
     bottleneck and what `SavedInput` says of `x`. The dropout mask is never in memory: it is a hash
-    of positions and of a seed, which comes from torch's default CPU generator (and so cannot be
-    captured in a CUDA graph; what `torch.compile` makes of the layer can). The published code, too,
-    drops elements of the input.
+    of positions and of a seed, which comes from torch's default CPU generator (a CUDA graph reads
+    it from memory: `capture_step` draws it anew for every replay). The published code, too, drops
+    elements of the input.
 
     Attributes:
         base: the frozen layer; a `SparseDeltaLinear` keeps training its deltas.
@@ -74,7 +75,7 @@ class LoraLinear(StructuredLinear):
         if isinstance(self.base, SparseDeltaLinear):
             self.base.write_stale_deltas()
             deltas = self.base.trained_tensors()
-        seed = _draw_seed(x) if dropout else 0
+        seed = _seed_for(x) if dropout else 0
         call = LoraCall(self._groups, self.spec.scale, dropout, seed)
         weight, bias = self.base.weight, self.base.bias
         if not torch.is_grad_enabled():
@@ -105,8 +106,5 @@ class LoraLinear(StructuredLinear):
         return add_to_rows(y, updates)
 
 
-def _draw_seed(x: Tensor) -> int:
-    """From the default generator, so that `torch.manual_seed` and checkpointing reproduce it."""
-    if isinstance(x, FakeTensor) or x.device.type == "meta":
-        return 0
-    return int(torch.randint(2**62, (), device="cpu").item())
+def _seed_for(x: Tensor) -> int | Tensor:
+    return 0 if isinstance(x, FakeTensor) or x.device.type == "meta" else draw_seed()

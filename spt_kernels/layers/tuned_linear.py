@@ -32,13 +32,14 @@ class LoraCall(NamedTuple):
         groups: of `groups_of`.
         scale: factor of the update.
         dropout: probability of dropping an element; 0 outside training.
-        seed: which elements; forward and backward both make the mask from it.
+        seed: which elements, or the key of it in memory; forward and backward both make the mask
+            from it.
     """
 
     groups: tuple[RangeGroup, ...]
     scale: float
     dropout: float = 0.0
-    seed: int = 0
+    seed: int | Tensor = 0
 
     def dropped(self, x: Tensor, first: int = 0) -> Tensor:
         """`x` with zeros for the elements that this call drops, of which the first is `first`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,15 +12,18 @@ from ..reference import dropout as reference
 
 _UINT32 = 0xFFFFFFFF
 
+# A `key` is given in place of the seed, which is then 0.
 torch.library.define(
-    "spt::dropout", "(Tensor input, float probability, int seed, int first) -> Tensor"
+    "spt::dropout",
+    "(Tensor input, float probability, int seed, int first, Tensor? key=None) -> Tensor",
 )
 torch.library.define(
-    "spt::dropout_", "(Tensor(a!) input, float probability, int seed, int first) -> ()"
+    "spt::dropout_",
+    "(Tensor(a!) input, float probability, int seed, int first, Tensor? key=None) -> ()",
 )
 
 
-def dropout(input: Tensor, probability: float, seed: int, first: int = 0) -> Tensor:
+def dropout(input: Tensor, probability: float, seed: int | Tensor, first: int = 0) -> Tensor:
     """A copy of `input` with elements set to zero, which ones being settled by seed and position.
 
     The same on every device, for every dtype, whatever the number of threads. Kept elements are as
@@ -29,6 +34,8 @@ def dropout(input: Tensor, probability: float, seed: int, first: int = 0) -> Ten
         input: floating, any strides; its elements count in row-major order.
         probability: of an element to be dropped, within [0, 1].
         seed: non-negative, below 2⁶³; any two give masks that have nothing to do with each other.
+            Or its `key_of`, int64 `[2]` on the device of `input`, which is read when the kernel
+            runs: a CUDA graph then draws the mask of whatever seed is there.
         first: position of the first element, where `input` is a part of something; modulo 2³².
 
     Returns:
@@ -39,62 +46,84 @@ def dropout(input: Tensor, probability: float, seed: int, first: int = 0) -> Ten
         ValueError: a number is out of its range.
     """
     _check(input, probability, seed, first)
-    return torch.ops.spt.dropout(input, probability, seed, first)
+    return torch.ops.spt.dropout(input, probability, *_seed_first_key(seed, first))
 
 
-def dropout_(input: Tensor, probability: float, seed: int, first: int = 0) -> Tensor:
+def dropout_(input: Tensor, probability: float, seed: int | Tensor, first: int = 0) -> Tensor:
     """`dropout` in place, of a contiguous tensor, which is returned."""
     _check(input, probability, seed, first)
     if not input.is_contiguous():
         raise ValueError(f"input must be contiguous, got strides {input.stride()}")
-    torch.ops.spt.dropout_(input, probability, seed, first)
+    torch.ops.spt.dropout_(input, probability, *_seed_first_key(seed, first))
     return input
 
 
-def _check(input: Tensor, probability: float, seed: int, first: int) -> None:
+def key_of(seed: Any) -> tuple[Any, Any]:
+    """The two words of a seed that go into the hash: ints of an int, int64 tensors of an int64."""
+    low, high = seed & _UINT32, seed >> 32
+    return _mix(low ^ _mix(high ^ 0x9E3779B9)), _mix(high ^ _mix(low ^ 0x85EBCA6B))
+
+
+def _seed_first_key(seed: int | Tensor, first: int) -> tuple[int, int, Tensor | None]:
+    return (0, first, seed) if isinstance(seed, Tensor) else (seed, first, None)
+
+
+def _check(input: Tensor, probability: float, seed: int | Tensor, first: int) -> None:
     if not input.is_floating_point():
         raise TypeError(f"input must be floating, got {input.dtype}")
     if not 0.0 <= probability <= 1.0:
         raise ValueError(f"probability must be within [0, 1], got {probability}")
-    if not 0 <= seed < 2**63:
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.shape != (2,) or seed.device != input.device:
+            raise ValueError(
+                f"seed must be a number or int64 [2] on {input.device}, got {seed.dtype} "
+                f"{list(seed.shape)} on {seed.device}"
+            )
+    elif not 0 <= seed < 2**63:
         raise ValueError(f"seed must be within [0, 2⁶³), got {seed}")
     if first < 0:
         raise ValueError(f"first must not be negative, got {first}")
 
 
-def _mix(x: int) -> int:
+def _mix(x: Any) -> Any:
     x = ((x ^ x >> 16) * 0x7FEB352D) & _UINT32
     x = ((x ^ x >> 15) * 0x846CA68B) & _UINT32
     return x ^ x >> 16
 
 
-def _run(input: Tensor, output: Tensor, probability: float, seed: int, first: int) -> None:
+def _run(
+    input: Tensor, output: Tensor, probability: float, seed: int, first: int, key: Tensor | None
+) -> None:
     if probability >= 1.0:
         output.zero_()
         return
-    low, high = seed & _UINT32, seed >> 32
-    before, between = _mix(low ^ _mix(high ^ 0x9E3779B9)), _mix(high ^ _mix(low ^ 0x85EBCA6B))
     threshold = min(round(probability * 2**32), _UINT32)
     if input.device.type == "cuda":
         from ..kernels import dropout as kernels
 
+        before, between = (0, 0) if key is not None else key_of(seed)
         with torch.cuda.device_of(input):  # Triton launches on the current device
-            kernels.dropout(input, output, before, between, threshold, first)
+            kernels.dropout(input, output, before, between, threshold, first, key)
     else:
+        before, between = key_of(seed) if key is None else key.tolist()
         on_cpu = input.device.type == "cpu" and native.available()
         backend = native if on_cpu else reference
         backend.dropout(input, output, before, between, threshold, first)
 
 
-def _out_of_place(input: Tensor, probability: float, seed: int, first: int) -> Tensor:
+def _out_of_place(
+    input: Tensor, probability: float, seed: int, first: int, key: Tensor | None = None
+) -> Tensor:
     input = input.contiguous()
     output = torch.empty_like(input)
-    _run(input, output, probability, seed, first)
+    _run(input, output, probability, seed, first, key)
     return output
 
 
-def _in_place(input: Tensor, probability: float, seed: int, first: int) -> None:
-    _run(input, input, probability, seed, first)
+def _in_place(
+    input: Tensor, probability: float, seed: int, first: int, key: Tensor | None = None
+) -> None:
+    _run(input, input, probability, seed, first, key)
     if not input.is_inference():
         torch.autograd.graph.increment_version(input)  # raw pointers were written through
 
@@ -105,7 +134,9 @@ for _device in ("cpu", "cuda"):
 
 
 @torch.library.register_fake("spt::dropout")
-def _fake(input: Tensor, probability: float, seed: int, first: int) -> Tensor:
+def _fake(
+    input: Tensor, probability: float, seed: int, first: int, key: Tensor | None = None
+) -> Tensor:
     return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spt_kernels import native
-from spt_kernels.ops.dropout import dropout, dropout_
+from spt_kernels.ops.dropout import dropout, dropout_, key_of
 from spt_kernels.reference import dropout as reference
 
 UINT32 = 2**32 - 1
@@ -113,6 +113,18 @@ def test_parts_make_up_the_whole() -> None:
     assert torch.equal(torch.cat(parts), dropout(x, 0.4, 9))
 
 
+@pytest.mark.parametrize("seed", [0, 77, 2**61 + 12345])
+def test_a_key_in_memory_is_its_seed(seed: int) -> None:
+    x = torch.rand(3, 50) + 1
+    words = key_of(seed)
+    assert tuple(word.item() for word in key_of(torch.tensor(seed))) == words
+    key = torch.tensor(words)
+    assert torch.equal(dropout(x, 0.4, key, 7), dropout(x, 0.4, seed, 7))
+    expected = dropout(x, 0.4, seed)
+    assert torch.equal(dropout_(x, 0.4, key), expected)
+    torch.library.opcheck(torch.ops.spt.dropout.default, (x, 0.4, 0, 5, key))
+
+
 def test_extremes_strides_and_versions() -> None:
     x = torch.full((4, 5), float("nan"))
     assert torch.equal(dropout(x, 1.0, 3), torch.zeros(4, 5))
@@ -134,6 +146,8 @@ def test_wrong_arguments_are_named() -> None:
         dropout(x, 1.5, 0)
     with pytest.raises(ValueError, match="seed must be within"):
         dropout(x, 0.5, -1)
+    with pytest.raises(ValueError, match=r"seed must be a number or int64 \[2\] on cpu, got torch"):
+        dropout(x, 0.5, torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="first must not be negative"):
         dropout(x, 0.5, 0, -1)
 
@@ -142,4 +156,6 @@ def test_wrong_arguments_are_named() -> None:
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 def test_a_card_gives_the_same_mask(dtype: torch.dtype) -> None:
     x = torch.rand(1000, 33).to(dtype)
-    assert torch.equal(dropout(x.cuda(), 0.2, 77, 5).cpu(), dropout(x, 0.2, 77, 5))
+    expected = dropout(x, 0.2, 77, 5)
+    for seed in (77, torch.tensor(key_of(77)).cuda()):
+        assert torch.equal(dropout(x.cuda(), 0.2, seed, 5).cpu(), expected)

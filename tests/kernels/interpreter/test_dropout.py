@@ -22,5 +22,8 @@ def test_dropout(n: int, dtype: torch.dtype, first: int, monkeypatch: pytest.Mon
     kernels.dropout(x, found, *key)
     reference.dropout(x, expected, *key)
     assert torch.equal(found, expected)
+    found.fill_(float("nan"))
+    kernels.dropout(x, found, 0, 0, *key[2:], torch.tensor(key[:2]))
+    assert torch.equal(found, expected)
     kernels.dropout(x, x, *key)
     assert torch.equal(x, expected)
