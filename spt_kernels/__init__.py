@@ -21,6 +21,7 @@ _NAMES = {
     ),
     "tuning": ("apply",),
     "optim": ("SparseAdamW", "param_groups"),
+    "step": ("capture_step",),
     "task": ("load_delta", "merge", "save_delta", "unload"),
     "memory": ("LargestBatch", "MemoryEstimate", "estimate_memory", "largest_batch"),
     "errors": ("BaseModelMismatch", "DeltaFormatError"),
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from .plan import allocate_each as allocate_each
     from .sensitivity import Sensitivity as Sensitivity
     from .sensitivity import measure_sensitivity as measure_sensitivity
+    from .step import capture_step as capture_step
     from .task import load_delta as load_delta
     from .task import merge as merge
     from .task import save_delta as save_delta

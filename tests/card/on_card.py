@@ -127,7 +127,7 @@ class OnCard(Tensor):
     __array__ = numpy
 
     def tolist(self) -> Any:
-        Pretence.waits += 1
+        Pretence.wait()
         return self.held.tolist()
 
 
@@ -135,7 +135,18 @@ class Pretence(TorchDispatchMode):
     """Lets factories and copies name the card while it is entered."""
 
     waits = 0  # how often the host has waited for values
+    refused: int | str = 0  # the mode of debugging in which a wait raises
+    recorder: Any = None  # of the graph that is being captured
     leaving = False  # whether Python has asked for a copy on the CPU
+
+    @classmethod
+    def wait(cls) -> None:
+        """The host waits, where that is allowed."""
+        if cls.recorder is not None:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+        if cls.refused in (2, "error"):
+            raise RuntimeError("called a synchronizing CUDA operation")
+        cls.waits += 1
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -161,12 +172,13 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     on_card = any(isinstance(tensor, OnCard) for tensor in tensors)
     _check_devices(func, args, kwargs, tensors)
     if func in _WAITS and on_card:
-        Pretence.waits += 1
+        Pretence.wait()
     goes_to_card = on_card if target is None else torch.device(target).type == CARD.type
-    if func is _aten._to_copy.default and on_card and not goes_to_card:
-        Pretence.waits += not kwargs.get("non_blocking", False)
+    leaves = func is _aten._to_copy.default and on_card and not goes_to_card
+    if leaves and not kwargs.get("non_blocking", False):
+        Pretence.wait()
     if func is _aten.copy_.default and on_card and not isinstance(args[0], OnCard):
-        Pretence.waits += 1
+        Pretence.wait()
     if kwargs.get("device") is not None:
         kwargs = kwargs | {"device": torch.device("cpu")}
     held_args, held_kwargs = tree_map(_held, (args, kwargs))

@@ -16,6 +16,7 @@ from torch import Tensor
 from spt_kernels.layers import saved_input
 from spt_kernels.optim import prepared_step
 
+from .graph import PretendedGraph
 from .on_card import CARD, OnCard, Pretence
 
 CAPABILITY = (9, 0)
@@ -65,7 +66,7 @@ class _Event:
         self.at = time.perf_counter()
 
     def synchronize(self) -> None:
-        Pretence.waits += 1
+        Pretence.wait()
 
     def elapsed_time(self, end: _Event) -> float:
         return 1e3 * (end.at - self.at)
@@ -89,13 +90,31 @@ def _inference_mode(mode: bool = True) -> Any:
     return torch.no_grad() if mode else torch.enable_grad()
 
 
+def _grouped(group: Any) -> Any:
+    """Groups of tensors by device and dtype, which C++ takes for the CPU's, as Python sees them."""
+
+    def grouped(lists: Any, *args: Any, **kwargs: Any) -> Any:
+        found = group(lists, *args, **kwargs).items()
+        return {(made[0][0][0].device, dtype): made for (_, dtype), made in found}
+
+    return grouped
+
+
 @contextlib.contextmanager
 def _on(device: Any) -> Iterator[None]:
     yield
 
 
 def _synchronize(*_: Any) -> None:
-    Pretence.waits += 1
+    Pretence.wait()
+
+
+class _Stream:
+    """All streams are one."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def wait_stream(self, other: Any) -> None: ...
 
 
 def _is_another_mode_on() -> bool:
@@ -129,7 +148,13 @@ def pretended_card() -> Iterator[type[Pretence]]:
         "get_device_name": lambda *_: properties.name,
         "get_device_properties": lambda *_: properties,
         "get_device_capability": lambda *_: CAPABILITY,
-        "is_current_stream_capturing": lambda: False,
+        "is_current_stream_capturing": lambda: Pretence.recorder is not None,
+        "CUDAGraph": PretendedGraph,
+        "Stream": _Stream,
+        "stream": _on,
+        "current_stream": _Stream,
+        "get_sync_debug_mode": lambda: Pretence.refused,
+        "set_sync_debug_mode": lambda mode: setattr(Pretence, "refused", mode),
         "get_rng_state_all": lambda: [torch.get_rng_state()],
         "set_rng_state_all": lambda states: None,
         "get_rng_state": lambda *_: torch.get_rng_state(),
@@ -150,6 +175,11 @@ def pretended_card() -> Iterator[type[Pretence]]:
         patch.setattr(torch, "inference_mode", _inference_mode)
         patch.setattr(torch, "Generator", _Generator)
         patch.setattr(torch.utils.data.DataLoader, "__init__", _without_pinning)
+        for user in (torch.optim.Optimizer, torch.nn.utils.clip_grad):
+            group = user._group_tensors_by_device_and_dtype
+            grouped = _grouped(group)
+            is_class = isinstance(user, type)
+            patch.setattr(user, group.__name__, staticmethod(grouped) if is_class else grouped)
         patch.setattr(Tensor, "pin_memory", lambda self, *_: self.clone())
         patch.setattr(Tensor, "cuda", lambda self, *_, **__: self.to(CARD))
         patch.setattr(saved_input, "_INSPECTED", (*saved_input._INSPECTED, OnCard))
@@ -159,7 +189,7 @@ def pretended_card() -> Iterator[type[Pretence]]:
             patch.setattr(prepared_step, "PLAIN", {*prepared_step.PLAIN, OnCard})
             patch.setattr(prepared_step, "address_of", methodcaller("data_ptr"))
             patch.setattr(prepared_step, "is_listened_to", _is_another_mode_on)
-        Pretence.waits = 0
+        Pretence.waits, Pretence.refused, Pretence.recorder = 0, 0, None
         # `torch.tensor(..., device="cuda")` then shows the way to the device as a call
         lifted = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)

@@ -1,0 +1,128 @@
+"""What of a step cannot be captured, said before anything is touched."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .training_step import TrainingStep
+
+RAGGED = ("error", "eager")
+
+
+def check_arguments(
+    batch: Any, accumulate: int, clip_grad: float | None, ragged: str
+) -> tuple[Tensor, ...]:
+    """The batch as a tuple; raise for an argument that nothing could be made of."""
+    if (
+        not isinstance(batch, Sequence)
+        or not batch
+        or not all(isinstance(part, Tensor) for part in batch)
+    ):
+        raise TypeError(f"batch: expected tensors, as (images, labels), got {type(batch).__name__}")
+    if not isinstance(accumulate, int) or accumulate < 1:
+        raise ValueError(f"accumulate: expected a whole number above zero, got {accumulate!r}")
+    if clip_grad is not None and not (clip_grad > 0 and math.isfinite(clip_grad)):
+        raise ValueError(f"clip_grad: expected a number above zero, got {clip_grad}")
+    if ragged not in RAGGED:
+        raise ValueError(f"ragged: expected one of {', '.join(RAGGED)}, got {ragged!r}")
+    return tuple(batch)
+
+
+def check_step(step: TrainingStep, batch: Sequence[Tensor], *, allow_hooks: bool) -> torch.device:
+    """The card that all of a step is on.
+
+    Raises:
+        TypeError: the model is no module, or the optimizer none of torch's.
+        ValueError: something is on another device, or cannot be captured.
+    """
+    if not isinstance(step.model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(step.model).__name__}")
+    if not isinstance(step.optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer: expected a torch.optim.Optimizer, got {type(step.optimizer).__name__}"
+        )
+    if isinstance(step.model, nn.parallel.DistributedDataParallel):
+        raise ValueError("model: DistributedDataParallel cannot be captured here; pass its module")
+    device = _device_of(step.model)
+    for n, part in enumerate(batch):
+        if part.device != device:
+            raise ValueError(f"batch[{n}]: expected a tensor on {device}, got one on {part.device}")
+    if torch.is_autocast_enabled("cuda"):
+        raise ValueError(
+            "autocast is on: call capture_step outside of it and pass autocast=torch.bfloat16"
+        )
+    _check_optimizer(step)
+    if not allow_hooks:
+        for name, hook in _hooks_of(step):
+            raise ValueError(
+                f"{name} has a hook, {getattr(hook, '__qualname__', hook)!s}, that Python would "
+                "run while the step is captured and never again: remove it, or pass "
+                "allow_hooks=True if all that it does is computed on the card"
+            )
+    return device
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    device: torch.device | None = None
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cuda":
+            raise ValueError(
+                f"model: expected all of it on a CUDA device, {name} is on {tensor.device}"
+            )
+        if device is not None and tensor.device != device:
+            raise ValueError(f"model: expected one device, got {device} and {tensor.device}")
+        device = tensor.device
+    if device is None:
+        raise ValueError("model: expected one with parameters, got none")
+    return device
+
+
+def _check_optimizer(step: TrainingStep) -> None:
+    optimizer = step.optimizer
+    kind = type(optimizer).__name__
+    for group in optimizer.param_groups:
+        # torch's SGD has no such option, and reads the learning rate from the card if fused
+        way = "capturable" if "capturable" in group else "fused"
+        if way not in group:
+            raise ValueError(
+                f"optimizer: {kind} has no option capturable, so its step would be captured with "
+                "the numbers of now: take SparseAdamW or one of torch.optim that has it"
+            )
+        if not group[way]:
+            raise ValueError(
+                f"optimizer: {kind} was made with {way}={group[way]}, so its step reads numbers "
+                f"from the host: make it with {kind}(..., {way}=True)"
+            )
+    if step.scaler is not None and not getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise ValueError(
+            f"scaler: {kind} lets GradScaler wait for the card on every step: make it with "
+            f"{kind}(..., fused=True), or take SparseAdamW"
+        )
+
+
+def _hooks_of(step: TrainingStep) -> Iterator[tuple[str, Any]]:
+    """Name of what has one -> a hook that is neither ours nor written in C."""
+    for name, module in step.model.named_modules():
+        for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks"):
+            yield from _foreign(name or "model", vars(module).get(kind))
+        yield from _foreign(name or "model", vars(module).get("_backward_hooks"))
+    for name, parameter in step.model.named_parameters():
+        for kind in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+            yield from _foreign(name, getattr(parameter, kind, None))
+    for kind in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
+        yield from _foreign("optimizer", vars(step.optimizer).get(kind))
+
+
+def _foreign(name: str, hooks: Any) -> Iterator[tuple[str, Any]]:
+    for hook in (hooks or {}).values():
+        is_ours = (getattr(hook, "__module__", None) or "").partition(".")[
+            0
+        ] == __package__.partition(".")[0]
+        if not is_ours and not isinstance(hook, types.BuiltinFunctionType):
+            yield name, hook

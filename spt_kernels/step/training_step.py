@@ -1,0 +1,76 @@
+"""`TrainingStep`: what a training step computes, as an ordinary PyTorch loop does it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class TrainingStep:
+    """Forward, backward and update on a batch; calling it gives the loss.
+
+    Attributes:
+        model: called with the first tensor of a batch.
+        loss_fn: called with the model's output and the other tensors; gives a scalar.
+        optimizer: of the parameters that are trained.
+        autocast: dtype of the forward and the loss, None for that of the model.
+        scaler: multiplies the loss and skips updates that overflowed; None without.
+        clip_grad: largest norm of the gradient of all that the optimizer trains, None for any.
+        accumulate: batches to an update, whose losses are averaged.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[..., Tensor],
+        optimizer: torch.optim.Optimizer,
+        *,
+        autocast: torch.dtype | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        clip_grad: float | None = None,
+        accumulate: int = 1,
+    ) -> None:
+        self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
+        self.autocast, self.clip_grad, self.accumulate = autocast, clip_grad, accumulate
+        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._batches = 0
+
+    def __call__(self, *batch: Tensor) -> Tensor:
+        """Train on one batch, with an update after each `accumulate` of them; its own loss."""
+        if self._batches == 0:
+            self.optimizer.zero_grad(set_to_none=True)
+        loss = self.backward(*batch)
+        self._batches += 1
+        if self._batches == self.accumulate:
+            self.update()
+            self._batches = 0
+        return loss
+
+    def backward(self, *batch: Tensor) -> Tensor:
+        """Add a batch's share of the gradients to what is there; its loss, detached."""
+        inputs, *rest = batch
+        casting: Any = contextlib.nullcontext()
+        if self.autocast is not None:
+            casting = torch.autocast(inputs.device.type, self.autocast)
+        with casting:
+            loss = self.loss_fn(self.model(inputs), *rest)
+        share = loss if self.accumulate == 1 else loss / self.accumulate
+        (share if self.scaler is None else self.scaler.scale(share)).backward()
+        return loss.detach()
+
+    def update(self) -> None:
+        """Clip the gradients and let the optimizer step."""
+        if self.clip_grad is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(self.optimizer)
+            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self.clip_grad)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()

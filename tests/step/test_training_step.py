@@ -1,0 +1,94 @@
+"""The ordinary step against a loop that is written out."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spt_kernels.step import TrainingStep
+from tests.models import tiny_batch, tiny_vit
+
+
+def batches(n: int) -> list[tuple[Tensor, Tensor]]:
+    return [tiny_batch(seed=seed) for seed in range(n)]
+
+
+def twins() -> tuple[nn.Module, torch.optim.Optimizer, nn.Module, torch.optim.Optimizer]:
+    one = tiny_vit(depth=1).train()
+    other = copy.deepcopy(one)
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2) for model in (one, other)]
+    return one, optimizers[0], other, optimizers[1]
+
+
+def assert_same(one: nn.Module, other: nn.Module) -> None:
+    for (name, mine), theirs in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+def test_it_is_the_loop() -> None:
+    model, optimizer, twin, twins_own = twins()
+    step = TrainingStep(model, F.cross_entropy, optimizer, clip_grad=0.5)
+    for images, labels in batches(3):
+        loss = step(images, labels)
+        expected = F.cross_entropy(twin(images), labels)
+        twins_own.zero_grad()
+        expected.backward()
+        nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
+        twins_own.step()
+        assert torch.equal(loss, expected.detach())
+        assert not loss.requires_grad
+    assert_same(model, twin)
+
+
+def test_several_batches_are_one() -> None:
+    model, _, twin, _ = twins()
+    optimizer, twins_own = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin))
+    step = TrainingStep(model, F.cross_entropy, optimizer, accumulate=2)
+    whole = TrainingStep(twin, F.cross_entropy, twins_own)
+    data = batches(4)
+    for first, second in (data[:2], data[2:]):
+        losses = step(*first), step(*second)
+        both = whole(torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]]))
+        torch.testing.assert_close(sum(losses) / 2, both)
+    for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("clip_grad", [None, 0.5])
+def test_scaler_and_autocast(clip_grad: float | None) -> None:
+    model, optimizer, twin, twins_own = twins()
+    scaler, twins_scaler = (torch.amp.GradScaler("cpu", init_scale=64.0) for _ in range(2))
+    step = TrainingStep(
+        model,
+        F.cross_entropy,
+        optimizer,
+        autocast=torch.bfloat16,
+        scaler=scaler,
+        clip_grad=clip_grad,
+    )
+    for images, labels in batches(3):
+        loss = step(images, labels)
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = F.cross_entropy(twin(images), labels)
+        twins_own.zero_grad()
+        twins_scaler.scale(expected).backward()
+        if clip_grad is not None:
+            twins_scaler.unscale_(twins_own)
+            nn.utils.clip_grad_norm_(twin.parameters(), clip_grad)
+        twins_scaler.step(twins_own)
+        twins_scaler.update()
+        assert torch.equal(loss, expected.detach())
+    assert_same(model, twin)
+
+
+def test_a_scaler_that_is_off_does_nothing() -> None:
+    model, optimizer, twin, twins_own = twins()
+    off = torch.amp.GradScaler("cpu", enabled=False)
+    batch = tiny_batch()
+    TrainingStep(model, F.cross_entropy, optimizer, scaler=off)(*batch)
+    TrainingStep(twin, F.cross_entropy, twins_own)(*batch)
+    assert_same(model, twin)
