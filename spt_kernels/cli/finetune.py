@@ -70,6 +70,10 @@ def run(
     checkpoint_every: Annotated[
         float, described(_RUN, "--checkpoint-every SECONDS", "At an epoch's end [60].")
     ] = 60.0,
+    graph: Annotated[
+        bool | None,
+        described(_RUN, "--graph/--no-graph", "Steps as CUDA graphs [on a card, where they can]."),
+    ] = None,
     machine: MachineOptions,
 ) -> None:
     """Collect the job, run it, show its figures."""
@@ -91,6 +95,7 @@ def run(
             device=machine.device,
             workers=machine.workers,
             checkpoint_seconds=checkpoint_every,
+            graph=graph,
             progress=progress,
         )
     terminal.show({"output": str(output), **result}, facts(_lines(result, output)))

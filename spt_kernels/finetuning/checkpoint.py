@@ -75,6 +75,10 @@ class Checkpoint:
                 tensor.copy_(self.tensors[name])
             for delta in sparse_deltas(model).values():
                 delta.write()
+        groups = zip(self.optimizer["param_groups"], optimizer.param_groups, strict=True)
+        for saved, group in groups:  # a run with CUDA graphs may go on without, or the reverse
+            saved["lr"] = float(saved["lr"])
+            saved |= {name: group[name] for name in ("capturable", "fused") if name in group}
         optimizer.load_state_dict(self.optimizer)
         scheduler.load_state_dict(self.scheduler)
         _set_rng_states(self.rng)

@@ -25,6 +25,7 @@ from .device import reproducible, seed_everything
 from .job import FinetuneJob, plain
 from .progress import Progress, Silent
 from .run_folder import RunFolder
+from .run_step import wants_graph
 from .setting import Setting, open_setting, sensitivity_of
 from .training import EpochFigures, median_step_ms, train
 
@@ -38,12 +39,13 @@ def finetune(
     device: str = "auto",
     workers: int = 0,
     checkpoint_seconds: float = 60.0,
+    graph: bool | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run `job` and write all it makes into the folder `output`; return what `result.json` holds.
 
     A run that was killed and is resumed gives the same task file, to the byte, as one that was not,
-    on the same machine with the same number of threads.
+    on the same machine with the same number of threads and the same `graph`.
 
     Args:
         job: what to do.
@@ -53,6 +55,7 @@ def finetune(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that decode images; 0 decodes in this one.
         checkpoint_seconds: least time between two checkpoints.
+        graph: whether training steps run as CUDA graphs; `None` lets them on a card where they can.
         progress: told how far it is.
 
     Raises:
@@ -68,6 +71,7 @@ def finetune(
             return finished
     with reproducible():
         setting = open_setting(job, device, workers)
+        wants_graph(graph, setting.device)  # or refuses
         if not setting.base.head_is_new:
             progress.say("the head is that of the weights, as the classes are as many (new_head)")
         kept = resume and folder["plan"].is_file()
@@ -82,7 +86,7 @@ def finetune(
             measured.save(folder["sensitivity"])
         if plan is not None:
             plan.save(folder["plan"])
-        history = _train(setting, tunable.model, folder, checkpoint_seconds, progress)
+        history = _train(setting, tunable.model, folder, checkpoint_seconds, graph, progress)
         size = tunable.save(folder[tunable.file])
         accuracy = _test(setting, tunable.model, folder, progress)
     last = history[-1]
@@ -151,6 +155,7 @@ def _train(
     model: nn.Module,
     folder: RunFolder,
     checkpoint_seconds: float,
+    graph: bool | None,
     progress: Progress,
 ) -> list[EpochFigures]:
     job = setting.job
@@ -167,6 +172,7 @@ def _train(
         checkpoint=folder["checkpoint"],
         checkpoint_seconds=checkpoint_seconds,
         on_epoch=lambda rows: folder.write_lines("metrics", [asdict(row) for row in rows]),
+        graph=graph,
         progress=progress,
     )
 

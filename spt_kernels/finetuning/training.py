@@ -9,16 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ..methods.tunable import make_optimizer
 from .accuracy import evaluate
 from .checkpoint import Checkpoint
-from .device import autocast
 from .pixels import Batches
 from .progress import Progress, Silent
 from .recipe import Recipe
+from .run_step import RunStep, wants_graph
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ def train(
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
     on_epoch: Callable[[list[EpochFigures]], None] | None = None,
+    graph: bool | None = None,
     progress: Progress | None = None,
 ) -> list[EpochFigures]:
     """Train what of `model` requires a gradient, in place; the last epoch's model is the result.
@@ -65,13 +65,17 @@ def train(
         checkpoint: a file to go on from if it is there, and to keep the state in.
         checkpoint_seconds: least time between two checkpoints; the end of training always has one.
         on_epoch: called after each epoch, and once when going on, with all figures so far.
+        graph: whether steps run as CUDA graphs; `None` lets them on a card where they can.
         progress: told of every step.
 
     Raises:
         FloatingPointError: the loss is not finite.
+        ValueError: `graph` is asked for and cannot be.
     """
     progress = progress or Silent()
-    optimizer = make_optimizer(model, lr, recipe.weight_decay)
+    capturable = wants_graph(graph, batches.device)
+    optimizer = make_optimizer(model, lr, recipe.weight_decay, capturable=capturable)
+    step = RunStep(model, optimizer, recipe, graph, batches.device, progress)
     steps_per_epoch = len(batches)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: recipe.lr_factor(step, steps_per_epoch)
@@ -83,11 +87,23 @@ def train(
         history = [EpochFigures(**figures) for figures in state.history]
         if on_epoch is not None:
             on_epoch(history)
+
+    def note(epoch: int) -> str:
+        return f"epoch {epoch + 1}/{recipe.epochs}"
+
     progress.start("training", recipe.epochs * steps_per_epoch)
     progress.advance(len(history) * steps_per_epoch)
     last_saved = time.monotonic()
     for epoch in range(len(history), recipe.epochs):
-        figures = _train_epoch(model, batches, recipe, optimizer, scheduler, epoch, progress)
+        _training_mode(model)
+        mean_loss, step_ms = _train_epoch(step, batches, scheduler, epoch, note(epoch), progress)
+        if not math.isfinite(mean_loss):
+            raise FloatingPointError(
+                f"the loss is {mean_loss} in epoch {epoch + 1}: try a lower learning rate"
+            )
+        progress.advance(0, f"{note(epoch)} · loss {mean_loss:.3f}")
+        last_lr = lr * recipe.lr_factor((epoch + 1) * steps_per_epoch - 1, steps_per_epoch)
+        figures = EpochFigures(epoch + 1, mean_loss, last_lr, step_ms)
         is_last = epoch + 1 == recipe.epochs
         if val is not None and (is_last or (epoch + 1) % recipe.val_every == 0):
             seen = evaluate(model, val, amp=recipe.amp)
@@ -112,36 +128,23 @@ def median_step_ms(history: list[EpochFigures]) -> float:
 
 
 def _train_epoch(
-    model: nn.Module,
+    step: RunStep,
     batches: Batches,
-    recipe: Recipe,
-    optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     epoch: int,
+    note: str,
     progress: Progress,
-) -> EpochFigures:
-    _training_mode(model)
-    trained = [p for p in model.parameters() if p.requires_grad]
+) -> tuple[float, float]:
+    """The mean loss of an epoch, and the milliseconds of a step."""
     total = torch.zeros((), device=batches.device)
     started = time.perf_counter()
-    note = f"epoch {epoch + 1}/{recipe.epochs}"
     for images, labels in batches.epoch(epoch):
-        lr = optimizer.param_groups[0]["lr"]
-        with autocast(images.device, recipe.amp):
-            scores = model(images)
-        loss = F.cross_entropy(scores.float(), labels, label_smoothing=recipe.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if recipe.clip_grad is not None:
-            nn.utils.clip_grad_norm_(trained, recipe.clip_grad)
-        optimizer.step()
+        loss = step(images, labels)
         scheduler.step()
-        total += loss.detach() * len(labels)
+        total += loss * len(labels)
         progress.advance(1, note)
-    mean_loss = _finite(total / len(batches.pixels), epoch)  # waits for the device
-    step_ms = 1e3 * (time.perf_counter() - started) / len(batches)
-    progress.advance(0, f"{note} · loss {mean_loss:.3f}")
-    return EpochFigures(epoch + 1, mean_loss, lr, step_ms)
+    mean_loss = float(total / len(batches.pixels))  # waits for the device
+    return mean_loss, 1e3 * (time.perf_counter() - started) / len(batches)
 
 
 def _training_mode(model: nn.Module) -> None:
@@ -154,12 +157,3 @@ def _training_mode(model: nn.Module) -> None:
         for module in model.modules():
             if "running_mean" in module._buffers:
                 module.eval()
-
-
-def _finite(loss: Tensor, epoch: int) -> float:
-    value = float(loss)
-    if not math.isfinite(value):
-        raise FloatingPointError(
-            f"the loss is {value} in epoch {epoch + 1}: try a lower learning rate"
-        )
-    return value

@@ -45,10 +45,15 @@ class Tunable:
     file: str = "trained"
 
     def optimizer(
-        self, lr: float = 1e-3, weight_decay: float = 1e-4, *, fused: bool | None = None
+        self,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+        *,
+        fused: bool | None = None,
+        capturable: bool = False,
     ) -> torch.optim.Optimizer:
         """The optimizer of all that is trained; see `make_optimizer`."""
-        return make_optimizer(self.model, lr, weight_decay, fused=fused)
+        return make_optimizer(self.model, lr, weight_decay, fused=fused, capturable=capturable)
 
     def deployed(self) -> nn.Module:
         """What a user would run: the plain model where the method can be folded in."""
@@ -137,13 +142,26 @@ def _parse(
 
 
 def make_optimizer(
-    model: nn.Module, lr: float, weight_decay: float, *, fused: bool | None = None
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    *,
+    fused: bool | None = None,
+    capturable: bool = False,
 ) -> torch.optim.Optimizer:
-    """SparseAdamW for a model that a plan was applied to, else AdamW; neither decays vectors."""
+    """SparseAdamW for a model that a plan was applied to, else AdamW; neither decays vectors.
+
+    Args:
+        model: ready to train.
+        lr: learning rate.
+        weight_decay: of matrices.
+        fused: of AdamW, as torch has it.
+        capturable: so that a CUDA graph can hold its step; AdamW is then fused.
+    """
     groups = param_groups(model, weight_decay=weight_decay)
     if hasattr(model, "spt_tuning"):
-        return SparseAdamW(groups, lr=lr)
-    return torch.optim.AdamW(groups, lr=lr, fused=fused)
+        return SparseAdamW(groups, lr=lr, capturable=capturable)
+    return torch.optim.AdamW(groups, lr=lr, fused=capturable or fused, capturable=capturable)
 
 
 def applied(model: nn.Module, plan: Plan | None) -> Tunable:

@@ -90,6 +90,11 @@ def _inference_mode(mode: bool = True) -> Any:
     return torch.no_grad() if mode else torch.enable_grad()
 
 
+def _as_arguments(table: Tensor, device: torch.device) -> Tensor:
+    """What the arguments of a launch bring to the card: no copy that a graph would see."""
+    return OnCard(table.clone())
+
+
 def _grouped(group: Any) -> Any:
     """Groups of tensors by device and dtype, which C++ takes for the CPU's, as Python sees them."""
 
@@ -184,6 +189,7 @@ def pretended_card() -> Iterator[type[Pretence]]:
         patch.setattr(Tensor, "cuda", lambda self, *_, **__: self.to(CARD))
         patch.setattr(saved_input, "_INSPECTED", (*saved_input._INSPECTED, OnCard))
         if not triton.knobs.runtime.interpret:  # no kernel of ours can run but as an op
+            patch.setattr(address_table, "upload_as_arguments", _as_arguments)
             patch.setattr(address_table, "load_for_capture", lambda device: None)
         else:
             patch.setattr(prepared_step, "PLAIN", {*prepared_step.PLAIN, OnCard})

@@ -55,7 +55,7 @@ def test_things_that_are_something_else(model: nn.Module) -> None:
     batch = batches(1, "cuda")[0]
     with pytest.raises(TypeError, match=r"model: expected an nn\.Module, got builtin"):
         spt.capture_step(F.gelu, F.cross_entropy, adamw(model), batch)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="optimizer: expected a torch.optim.Optimizer, got list"):
+    with pytest.raises(TypeError, match=r"optimizer: expected a torch\.optim\..*, got list"):
         spt.capture_step(model, F.cross_entropy, [1], batch)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"batch\[1\]: expected a tensor on cuda:0, .* on cpu"):
         capture(model, batch=(batch[0], batch[1].cpu()))
@@ -129,7 +129,7 @@ def test_hooks(model: nn.Module, put: Any) -> None:
 def test_hooks_of_the_optimizer_and_hooks_that_are_allowed(model: nn.Module) -> None:
     optimizer = adamw(model)
     optimizer.register_step_post_hook(lambda *_: None)
-    with pytest.raises(ValueError, match="^optimizer has a hook"):
+    with pytest.raises(ValueError, match=r"^optimizer has a hook"):
         capture(model, optimizer)
     capture(model, optimizer, allow_hooks=True)
 
@@ -140,10 +140,7 @@ def test_hooks_that_run_on_the_card_are_no_matter(model: nn.Module) -> None:
     capture(model)
 
 
-def test_within_autocast(model: nn.Module) -> None:
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(ValueError, match="autocast is on: call capture_step outside"),
-    ):
-        patch.setattr(torch, "is_autocast_enabled", lambda kind: True)
+def test_within_autocast(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: True)
+    with pytest.raises(ValueError, match="autocast is on: call capture_step outside"):
         capture(model)

@@ -1,0 +1,77 @@
+"""`RunStep`: the step of a run, as CUDA graphs where that can be, else the ordinary one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..step import TrainingStep, capture_step
+from .progress import Progress
+from .recipe import Recipe
+
+
+class RunStep:
+    """Trains on a batch as the recipe says; calling it gives the loss.
+
+    Args:
+        model: made ready to train.
+        optimizer: of what it trains, made with `capturable=True` where graphs are wanted.
+        recipe: how.
+        graph: whether to capture the step from the first whole batch on. `None` does so on a card,
+            and where it cannot be done goes on without; one line says so.
+        device: of the batches.
+        progress: told of it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        recipe: Recipe,
+        graph: bool | None,
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        def loss_fn(scores: Tensor, labels: Tensor) -> Tensor:
+            return F.cross_entropy(scores.float(), labels, label_smoothing=recipe.label_smoothing)
+
+        self._args = model, loss_fn, optimizer
+        self._options: dict[str, Any] = {
+            "autocast": torch.bfloat16 if recipe.amp == "bf16" else None,
+            "clip_grad": recipe.clip_grad,
+        }
+        self._step: Any = TrainingStep(*self._args, **self._options)
+        self._batch_size, self._progress = recipe.batch_size, progress
+        self._is_required = graph is True
+        self._is_wanted = wants_graph(graph, device)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Train on one batch."""
+        if self._is_wanted and len(labels) == self._batch_size:
+            self._is_wanted = False
+            self._capture(images, labels)
+        loss: Tensor = self._step(images, labels)
+        return loss
+
+    def _capture(self, images: Tensor, labels: Tensor) -> None:
+        try:
+            batch = images, labels
+            self._step = capture_step(*self._args, batch, ragged="eager", **self._options)
+        except (RuntimeError, ValueError) as reason:
+            if self._is_required:
+                raise ValueError(f"graph: the step cannot be captured: {reason}") from reason
+            self._progress.say(f"steps run without CUDA graphs: {reason}")
+
+
+def wants_graph(graph: bool | None, device: torch.device) -> bool:
+    """Whether steps are to be captured.
+
+    Raises:
+        ValueError: it was asked for where there is no card.
+    """
+    if graph and device.type != "cuda":
+        raise ValueError(f"graph: CUDA graphs need a CUDA device, got {device}")
+    return device.type == "cuda" if graph is None else graph
