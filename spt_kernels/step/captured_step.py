@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..layers import sparse_deltas
 from ..layers.mask_keys import MaskKeys
 from .device_graph import DeviceGraph, refusing_waits
 from .held_model import HeldModel
@@ -187,6 +188,11 @@ class CapturedStep:
 
     def _warm_up(self, stream: Any) -> None:
         step = self._step
+        if sparse_deltas(step.model):
+            from ..kernels.address_table import upload_as_arguments
+
+            # only captures launch this kernel, which is loaded when it is first launched
+            upload_as_arguments(torch.zeros(1, dtype=torch.int64), self._inputs[0].device)
         for n in range(_WARM_UPS):
             if n == 1:
                 self._keys.allocate()
@@ -244,9 +250,11 @@ def _on(stream: Any) -> Iterator[None]:
     """Run on a stream what depends on the current one, which then depends on it."""
     current = torch.cuda.current_stream()
     stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        yield
-    current.wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:  # what undoes a step that failed comes after it, too
+        current.wait_stream(stream)
 
 
 def _kind(tensor: Any) -> str:

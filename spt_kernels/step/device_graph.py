@@ -10,6 +10,11 @@ import torch
 
 _T = TypeVar("_T")
 
+_CANNOT = (
+    "a CUDA graph cannot hold this step, as one that waits for the card, copies from memory of the "
+    "host, checkpoints its activations, or follows a step whose loss is still alive"
+)
+
 
 class DeviceGraph:
     """A CUDA graph of what one call launches.
@@ -43,16 +48,14 @@ class DeviceGraph:
             self._graph.capture_begin(**self._pool, capture_error_mode="thread_local")
             try:
                 result = run()
-            except BaseException:
+                self._graph.capture_end()
+            except BaseException as error:
                 with contextlib.suppress(RuntimeError):  # ending what is broken says so once more
                     self._graph.capture_end()
                 _release_generator()
-                raise
-            try:
-                self._graph.capture_end()
-            except RuntimeError:
-                _release_generator()
-                raise
+                if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise RuntimeError(f"{_CANNOT} ({str(error).splitlines()[0]})") from error
         return result
 
     def replay(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import spt_kernels as spt
 from spt_kernels.layers import sparse_deltas
 from spt_kernels.step import CapturedStep, capture_step
 from tests.card.on_card import CARD, Pretence
@@ -134,6 +137,9 @@ def test_buffers_run_on() -> None:
     assert int(results[0][1]["2.num_batches_tracked"]) == 3
 
 
+Change = Callable[[int, torch.optim.Optimizer], None]
+
+
 def halve(n: int, optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         group["lr"].mul_(0.5)
@@ -149,22 +155,25 @@ def put_tensor(n: int, optimizer: torch.optim.Optimizer) -> None:
         group["lr"] = torch.tensor(1e-2 / (n + 1))
 
 
-@pytest.mark.parametrize("change", [halve, put_number, put_tensor])
-def test_the_learning_rate_may_change(change: Any) -> None:
-    def between(n: int, optimizer: torch.optim.Optimizer) -> None:
+def as_in_the_loop(change: Change) -> Change:
+    """The same change for a loop, whose arithmetic is a graph's if its rate is on the card too."""
+
+    def changed(n: int, optimizer: torch.optim.Optimizer) -> None:
         change(n, optimizer)
-        # the loop, unlike a graph, is handed what the other copies
-        for group in optimizer.param_groups if not isinstance(optimizer, _Captured) else []:
+        for group in optimizer.param_groups:
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to("cuda")
 
-    both("full", 4, between=between)
-    fixed = train(True, tuned("full", "cuda"), runs.batches(4, "cuda"))
-    moved = train(True, tuned("full", "cuda"), runs.batches(4, "cuda"), between=change)
-    assert not torch.equal(fixed[0][-1], moved[0][-1])
+    return changed
 
 
-class _Captured(torch.optim.AdamW):
-    """Marks the run that is captured."""
+@pytest.mark.parametrize("change", [halve, put_number, put_tensor])
+def test_the_learning_rate_may_change(change: Change) -> None:
+    data = runs.batches(4, "cuda")
+    found = train(True, tuned("full", "cuda"), data, between=change)
+    expected = train(False, tuned("full", "cuda"), data, between=as_in_the_loop(change))
+    assert_same(found, expected)
+    fixed = train(True, tuned("full", "cuda"), data)
+    assert not torch.equal(fixed[0][-1], found[0][-1])
 
 
 @pytest.mark.parametrize("early", [True, False], ids=["before", "after"])
@@ -189,18 +198,20 @@ def test_schedulers_are_followed(early: bool) -> None:
     assert float(ends[0][1]["lr"]) < 0.5e-2
 
 
-def test_another_state_may_be_loaded() -> None:
-    def between(n: int, optimizer: torch.optim.Optimizer) -> None:
-        if n == 2:
-            state = optimizer.state_dict()
-            for of_param in state["state"].values():
-                of_param["exp_avg"] = -of_param["exp_avg"]
-            state["param_groups"][0]["lr"] = 2e-2
-            optimizer.load_state_dict(state)
-            lr = torch.tensor(2e-2).to("cuda")
-            optimizer.param_groups[0]["lr"] = lr
+def load_another(n: int, optimizer: torch.optim.Optimizer) -> None:
+    if n == 2:
+        state = optimizer.state_dict()
+        for of_param in state["state"].values():
+            of_param["exp_avg"] = -of_param["exp_avg"]
+        state["param_groups"][0]["lr"] = 2e-2
+        optimizer.load_state_dict(state)
 
-    both("full", 4, between=between)
+
+def test_another_state_may_be_loaded() -> None:
+    data = runs.batches(4, "cuda")
+    found = train(True, tuned("full", "cuda"), data, between=load_another)
+    expected = train(False, tuned("full", "cuda"), data, between=as_in_the_loop(load_another))
+    assert_same(found, expected)
 
 
 def test_state_of_a_run_without_a_graph_may_be_loaded() -> None:
@@ -414,3 +425,14 @@ def test_changed_options_are_refused() -> None:
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1).to("cuda"))]})
     with pytest.raises(RuntimeError, match="it had 1 groups"):
         step(*batch)
+
+
+def test_the_example_of_the_docs() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "CAPTURED_STEP.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    loader = runs.batches(3, "cuda")
+    names = {"spt": spt, "torch": torch, "F": F, "loader": loader, "images": loader[0][0]}
+    names |= {"model": tuned("spt-lora", "cuda", dropout=0.1), "labels": loader[0][1]}
+    exec(example, names)
+    assert names["loss"].shape == ()
+    assert float(names["optimizer"].param_groups[0]["lr"]) < 1e-3
