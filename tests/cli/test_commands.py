@@ -272,6 +272,10 @@ MISTAKES = {
         "img_size=32",
     ),
     "device": (["finetune", "-o", "{x}", "{model}", "-d", "{data}", "--device", "tpu"], "device"),
+    "graphs on a CPU": (
+        ["finetune", "-o", "{x}", "{model}", "-d", "{data}", "--device", "cpu", "--graph"],
+        "graph: CUDA graphs need a CUDA device, got cpu",
+    ),
     "no folder": (["finetune", "-o", "{x}", "{model}", "-d", "{x}/none"], "no such folder"),
     "no images": (["finetune", "-o", "{x}", "{model}", "-d", "{empty}"], "train/"),
     "one class": (["finetune", "-o", "{x}", "{model}", "-d", "{one}"], "at least two classes"),
