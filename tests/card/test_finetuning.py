@@ -126,8 +126,3 @@ def test_a_step_that_cannot_be_captured_runs_without(tmp_path: Path) -> None:
         assert line.startswith("steps run without CUDA graphs: head has a hook")
         with pytest.raises(ValueError, match=r"^graph: the step cannot be captured: head"):
             _run(model, False, 1, "cuda", tmp_path / "other", True)
-
-
-def test_graphs_need_a_card(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="graph: CUDA graphs need a CUDA device, got cpu"):
-        _run(tiny_vit(), False, 1, "cpu", tmp_path / "cpu", True)

@@ -412,19 +412,13 @@ def test_a_changed_model_is_refused() -> None:
         step(*batch)
 
 
-def test_changed_options_are_refused() -> None:
+def test_a_changed_option_is_refused() -> None:
     step, _, optimizer, batch = captured()
     optimizer.param_groups[0]["betas"] = (0.8, 0.99)
     with pytest.raises(RuntimeError, match=r"betas of group 0 was \(0.9, 0.999\).*OneCycleLR"):
         step(*batch)
     optimizer.param_groups[0]["betas"] = (0.9, 0.999)
     step(*batch)
-    optimizer.state.clear()
-    with pytest.raises(RuntimeError, match=r"its state 'step'.* is gone"):
-        step(*batch)
-    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1).to("cuda"))]})
-    with pytest.raises(RuntimeError, match="it had 1 groups"):
-        step(*batch)
 
 
 def test_the_example_of_the_docs() -> None:
