@@ -20,8 +20,8 @@ class RunStep:
         model: made ready to train.
         optimizer: of what it trains, made with `capturable=True` where graphs are wanted.
         recipe: how.
-        graph: whether to capture the step from the first whole batch on. `None` does so on a card,
-            and where it cannot be done goes on without; one line says so.
+        graph: whether to capture the step on the first batch. `None` does so on a card, and where
+            it cannot be done goes on without; one line says so.
         device: of the batches.
         progress: told of it.
     """
@@ -49,8 +49,8 @@ class RunStep:
         self._is_wanted = wants_graph(graph, device)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Train on one batch."""
-        if self._is_wanted and len(labels) == self._batch_size:
+        """Train on one batch, of which the first is a whole one where there are such."""
+        if self._is_wanted:
             self._is_wanted = False
             self._capture(images, labels)
         loss: Tensor = self._step(images, labels)
@@ -58,6 +58,8 @@ class RunStep:
 
     def _capture(self, images: Tensor, labels: Tensor) -> None:
         try:
+            if len(labels) < self._batch_size:  # the first of an epoch
+                raise ValueError(f"no batch of {self._batch_size} images comes")
             batch = images, labels
             self._step = capture_step(*self._args, batch, ragged="eager", **self._options)
         except (RuntimeError, ValueError) as reason:

@@ -117,6 +117,15 @@ def test_a_stopped_run_goes_on(tmp_path: Path, graph: bool | None) -> None:
         assert losses == pytest.approx([row.train_loss for row in expected], rel=1e-4)
 
 
+def test_too_few_images_for_a_batch_run_without(tmp_path: Path) -> None:
+    with pretended_card():
+        lines = _Lines()
+        recipe = Recipe(epochs=1, batch_size=16)
+        data = Batches(_batches(CARD).pixels, 16, CARD)
+        train(tiny_vit().to("cuda"), data, recipe, lr=1e-3, progress=lines)
+        assert lines.lines == ["steps run without CUDA graphs: no batch of 16 images comes"]
+
+
 def test_a_step_that_cannot_be_captured_runs_without(tmp_path: Path) -> None:
     with pretended_card():
         model, lines = tiny_vit(), _Lines()
