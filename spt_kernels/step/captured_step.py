@@ -189,10 +189,9 @@ class CapturedStep:
     def _warm_up(self, stream: Any) -> None:
         step = self._step
         if sparse_deltas(step.model):
-            from ..kernels.address_table import upload_as_arguments
+            from ..kernels.address_table import load_for_capture
 
-            # only captures launch this kernel, which is loaded when it is first launched
-            upload_as_arguments(torch.zeros(1, dtype=torch.int64), self._inputs[0].device)
+            load_for_capture(self._inputs[0].device)
         for n in range(_WARM_UPS):
             if n == 1:
                 self._keys.allocate()

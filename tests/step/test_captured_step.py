@@ -90,6 +90,20 @@ def test_a_scaler_used_before_goes_on_where_it_was() -> None:
     assert scales[:2] == scales[2:] == [16.0, 1]
 
 
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=["fp32", "rounded-bf16"])
+def test_our_own_optimizer(kind: torch.dtype, scaled: bool) -> None:
+    results = []
+    for captured in (True, False):
+        model = tuned("spt-unstructured", "cuda").to(kind)
+        groups = spt.param_groups(model)
+        optimizer = spt.SparseAdamW(groups, lr=1e-2, capturable=True, stochastic_rounding=True)
+        data = [(images.to(kind), labels) for images, labels in runs.batches(4, "cuda")]
+        options = {"scaler": torch.amp.GradScaler("cuda", init_scale=8.0)} if scaled else {}
+        results.append(train(captured, model, data, optimizer=optimizer, **options))
+    assert_same(*results)
+
+
 def test_dropout_of_the_model_draws_on() -> None:
     results = []
     for captured in (True, False):
