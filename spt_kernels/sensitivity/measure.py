@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from ..model import candidate_names, describe, head_names
 from ..model.check import check_trainable_itself
 from .per_sample.batches import take_samples
-from .per_sample.calls import noting_calls
 from .per_sample.losses import PerSampleLoss
 from .per_sample.measurement import measure
 from .per_sample.progress import reporting
@@ -90,18 +89,22 @@ def measure_sensitivity(
         for name, what in info.items()
         if what.kind == "linear"
     }
-    with (
-        borrowed(model, train=train),
-        reporting(progress, num_samples) as report,
-        noting_calls(linears.values()) as called,
-    ):
+    with borrowed(model, train=train), reporting(progress, num_samples) as report:
         taken = take_samples(batches, num_samples, where)
-        scores, n_measured, fallback = measure(
-            model, loss, taken, names, tokens, lambda done: report(done, num_samples)
+        scores, n_measured, methods = measure(
+            model,
+            loss,
+            taken,
+            names,
+            tokens,
+            linears.values(),
+            lambda done: report(done, num_samples),
         )
     _check_any(scores)
     for name, module in linears.items():
-        if module not in called:  # BEiT, EVA and Swin V2 read the weight of `qkv` themselves
+        if (
+            module not in methods.called
+        ):  # BEiT, EVA and Swin V2 read the weight of `qkv` themselves
             info[name] = replace(info[name], kind="functional")
     heads = head_names(model)
     return Sensitivity(
@@ -115,7 +118,7 @@ def measure_sensitivity(
             for name, parameter in parameters.items()
             if name in info or name not in heads
         ),
-        fallback=fallback,
+        fallback=methods.one_by_one,
     )
 
 

@@ -241,7 +241,16 @@ def test_the_model_is_left_as_it_was(failing: str) -> None:
 def state_of(model: nn.Module) -> list[Any]:
     """Everything about a model that a measurement could forget to put back."""
     state: list[Any] = [
-        (name, id(p), p._version, p.requires_grad, id(p.grad))
+        (
+            name,
+            id(p),
+            type(p),
+            p._version,
+            p.requires_grad,
+            id(p.grad),
+            vars(p).copy(),
+            p._backward_hooks,
+        )
         for name, p in model.named_parameters()
     ]
     for name, module in model.named_modules():
@@ -268,14 +277,18 @@ def test_buffers_that_training_mode_changes_are_put_back() -> None:
     assert float(model.n_calls) == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_an_optimizer_in_backward_does_not_step() -> None:
     model = tiny_vit(depth=1)
+    model.blocks[0].mlp.act = torch.jit.script(nn.PReLU())  # which uses its weight out of sight
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: p.data.zero_())
     before = copy.deepcopy(model.state_dict())
-    measure(model, [(IMAGES, LABELS)], include=["*"])
+    sensitivity = measure(model, [(IMAGES, LABELS)], include=["*"])
+    assert sensitivity.fallback == ("blocks.0.mlp.act.weight",)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_inputs_are_left_as_they_were() -> None:
@@ -299,6 +312,47 @@ def test_a_model_whose_uses_vary_is_refused() -> None:
 
     with pytest.raises(RuntimeError, match=r"layer.weight is used 2 times"):
         measure(Fickle(), [(IMAGES, LABELS)])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_a_use_that_only_a_later_batch_makes_is_refused() -> None:
+    class Late(nn.Module):
+        def __init__(self, use: Callable[[Tensor, Tensor], Tensor]) -> None:
+            super().__init__()
+            self.layer = nn.Linear(768, 5)
+            self.use = use
+            self.n_calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.n_calls += 1
+            x = x.flatten(1)
+            y = self.layer(x)
+            return y + self.use(x, self.layer.weight) if self.n_calls > 3 else y
+
+    for use in (torch.jit.script(times), TimesFunction.apply, times, F.linear):
+        model = Late(use)
+        with pytest.raises(RuntimeError, match=r"layer\.weight.* the first one"):
+            measure(model, [(IMAGES, LABELS), (IMAGES, LABELS)])
+        assert type(model.layer.weight) is nn.Parameter
+        assert model.layer.weight.grad is None
+
+
+def times(x: Tensor, weight: Tensor) -> Tensor:
+    return x.matmul(weight.t())
+
+
+class TimesFunction(torch.autograd.Function):
+    """A product that torch's own calls show nothing of."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return grad_output @ weight, grad_output.T @ x
 
 
 def test_a_wrapped_model_is_refused_as_apply_refuses_it() -> None:

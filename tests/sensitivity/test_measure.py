@@ -18,6 +18,7 @@ from tests.models import _spread, tiny_batch, tiny_convnext, tiny_swin, tiny_vit
 
 from .per_sample_truth import assert_exact, squared_gradients
 from .random_convolutions import draw
+from .test_input import TimesFunction
 
 MODELS = {"vit": (tiny_vit, 16), "swin": (tiny_swin, 32), "convnext": (tiny_convnext, 32)}
 
@@ -101,6 +102,8 @@ class Exotic(nn.Module):
         self.tokens_first = nn.Linear(8, 8)
         self.no_batch = nn.Linear(2, 8)
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.twice = nn.Linear(8, 8)
+        self.scripted = torch.jit.script(nn.Linear(8, 8))
         self.table = nn.Parameter(torch.randn(4, 8))
         self.shift = nn.Parameter(torch.randn(1, 1, 8))
         self.mixed = nn.Parameter(torch.randn(1, 8))
@@ -114,6 +117,9 @@ class Exotic(nn.Module):
         x = self.tokens_first(x.transpose(0, 1)).transpose(0, 1)
         x = x + self.no_batch(self.coordinates).repeat(4, 1) + self.table.repeat(4, 1)
         x = x * self.mixed.softmax(0) + self.mixed.sum()
+        # in sight, and out of it
+        x = self.twice(x) + TimesFunction.apply(x.flatten(0, 1), self.twice.weight).view_as(x)
+        x = self.scripted(x)
         x = self.attention(x, x, x, need_weights=False)[0].tanh()
         return self.top(x.mean(1))
 
@@ -173,15 +179,19 @@ def test_any_convolution_is_exact(seed: int) -> None:
     assert_exact(sensitivity, model, [batch], factor=4.0)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_unobservable_uses_are_exact_by_fallback_and_say_so(caplog) -> None:
     torch.manual_seed(0)
     model, batches = _spread(Exotic()), batches_of([2, 1])
     sensitivity = measure(model, batches, include=["*"])
+    assert "twice.bias" not in sensitivity.fallback
     assert {name.split(".")[0] for name in sensitivity.fallback} == {
         "transposed",
         "tokens_first",
         "no_batch",
         "attention",
+        "twice",
+        "scripted",
         "table",
         "mixed",
     }
@@ -378,6 +388,15 @@ def test_included_head_parameters_are_no_longer_the_head() -> None:
     assert with_bias.backbone_numel == n_all - model.head.weight.numel()
 
 
+def test_no_mode_sees_the_calls_of_a_model() -> None:
+    model, depths = tiny_vit(depth=1), set()
+    model.blocks[0].register_forward_hook(
+        lambda *_: depths.add(len(torch.overrides._get_current_function_mode_stack()))
+    )
+    measure(model, batches_of([2, 2]))
+    assert depths == {0}
+
+
 def test_progress_is_reported_to_a_function() -> None:
     calls: list[tuple[int, int]] = []
     spt.measure_sensitivity(
@@ -387,6 +406,26 @@ def test_progress_is_reported_to_a_function() -> None:
         progress=lambda done, total: calls.append((done, total)),
     )
     assert calls == [(2, 3), (3, 3)]
+
+
+def test_a_weight_cast_once_and_kept_is_still_measured() -> None:
+    class Caches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(768, 5, bias=False, dtype=torch.float64)
+            self.kept: list[Tensor] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = self.kept or [self.layer.weight.float()]
+            return F.linear(x.flatten(1), self.kept[0])
+
+    model, batches = Caches(), batches_of([3, 2])
+    sensitivity = measure(model, batches)
+    model.kept.clear()
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    probabilities = model(images).softmax(1).double() - F.one_hot(labels, 5)
+    expected = (probabilities[:, :, None] * images.flatten(1)[:, None]).square().sum(0)
+    torch.testing.assert_close(sensitivity["layer.weight"], expected.float())
 
 
 class Attends(nn.Module):

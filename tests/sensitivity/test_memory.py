@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn import functional as F
 
 import spt_kernels as spt
 from spt_kernels.sensitivity.per_sample import remaking
@@ -82,6 +81,7 @@ class Edits(nn.Module):
         self.edit = edit
         self.first = nn.Linear(12, 10)
         self.norm = nn.LayerNorm(10)
+        self.gelu, self.silu, self.silu_ = nn.GELU(), nn.SiLU(), nn.SiLU(inplace=True)
         self.second = nn.Linear(10, 10)
         self.head = nn.Linear(10, 5)
 
@@ -91,23 +91,23 @@ class Edits(nn.Module):
             x = self.norm(x)
             x[:, ::2] *= 3
         elif self.edit == "result of a GELU":
-            x = F.gelu(self.norm(x))
+            x = self.gelu(self.norm(x))
             x.add_(1)
         elif self.edit == "input without a graph":
             detached = x.detach().clone()
-            x = F.gelu(detached) + self.norm(x)
+            x = self.gelu(detached) + self.norm(x)
             detached.zero_()
         elif self.edit == "other memory for a result":
-            x = F.gelu(self.norm(x))
+            x = self.gelu(self.norm(x))
             x.data = x.data + 1
         elif self.edit == "other memory for an input":
             normed = self.norm(x)
-            x = F.gelu(normed)
+            x = self.gelu(normed)
             normed.data = normed.data + 1
         elif self.edit == "SiLU in place":
-            x = F.silu(self.norm(x), inplace=True)
+            x = self.silu_(self.norm(x))
         elif self.edit == "result twice":
-            x = F.silu(self.norm(x))
+            x = self.silu(self.norm(x))
             return self.head(self.second(x) + x @ self.second.weight)
         return self.head(self.second(x).relu())
 

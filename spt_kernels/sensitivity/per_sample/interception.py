@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from . import uses
 from .convolution import conv2d
 from .remaking import Productions
 from .uses import Role, Use
+from .watched import Piece, Watcher, pieces_of
 
 _RECOGNIZED: dict[Any, Callable[..., Use | None]] = {
     F.linear: uses.linear,
@@ -44,15 +45,6 @@ _RESHAPES = frozenset({Tensor.reshape, Tensor.view, Tensor.unsqueeze, torch.resh
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Parameter `name` as numbers `start:stop` of a vector made of it; None: the whole tensor."""
-
-    name: str
-    start: int = 0
-    stop: int | None = None
-
-
-@dataclass(frozen=True)
 class Arrival:
     """What one use of one parameter brings in the backward pass, still to be multiplied out."""
 
@@ -62,11 +54,15 @@ class Arrival:
     input: Tensor | None  # [samples, k, ...]
 
 
-class Interception(TorchFunctionMode):
-    """Puts an observer behind every recognized use of `parameters` while it is entered.
+class Interception:
+    """Puts an observer behind every recognized use of `parameters` while it watches them.
 
-    Forward *and* backward must run inside: with activation checkpointing the uses are made again
-    in the backward pass.
+    A watched parameter is of a class whose `__torch_function__` is asked by every call that is
+    given the parameter, wherever the model has it from. A call without one runs as ever, and so
+    does the backward pass; the uses that a checkpoint makes again in it are observed again.
+
+    A watched parameter asks for a gradient as well, except in the calls that are seen: what reaches
+    it comes from a use out of sight (TorchScript, C++, a function with a backward of its own).
 
     Attributes:
         unrecognized: names of parameters that were used in a way that cannot be observed.
@@ -74,91 +70,95 @@ class Interception(TorchFunctionMode):
             reentrant checkpoint.
     """
 
-    def __init__(
-        self,
-        parameters: Mapping[str, Tensor],
-        batch: int,
-        receive: Callable[[Arrival], None],
-        replaced: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        super().__init__()
-        self.batch = batch
-        self.receive = receive
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self.unrecognized: set[str] = set()
         self.used_without_grad = False
-        self._in_backward = False
+        self._parameters = parameters
+        self._is_watching = False
+        self._watcher = Watcher(self.call)
         self._productions = Productions()
-        self._replaced = {id(parameters[name]): by for name, by in (replaced or {}).items()}
-        self._pieces: dict[int, tuple[Piece, ...]] = {}
-        self._alive: list[Tensor] = []  # an id means nothing once its tensor is gone
-        for name, parameter in parameters.items():
-            self._remember(parameter, (Piece(name),))
         self._anchor = torch.zeros((), requires_grad=True)
 
-    def backward(self, loss: Tensor) -> None:
-        """Run a backward pass in which observers of recomputed calls are in place too.
+    @contextlib.contextmanager
+    def watching(
+        self,
+        names: Iterable[str],
+        samples: int,
+        receive: Callable[[Arrival], None],
+        *,
+        replaced: Mapping[str, Tensor] | None = None,
+        on_use: Callable[[Tensor], None] | None = None,
+    ) -> Iterator[None]:
+        """Watch some of the parameters in a `with` block, which runs forward *and* backward.
 
-        `torch.autograd.backward` of a tensor would step out of this mode for its whole duration;
-        that of a graph edge does not.
+        Args:
+            names: of the parameters to watch, which are frozen.
+            samples: of the batch that runs.
+            receive: takes what each use brings in the backward pass.
+            replaced: what to compute with in place of some parameters, by name.
+            on_use: is told of each parameter that is used, in whatever way.
         """
-        edge = torch.autograd.graph.get_gradient_edge(loss)
-        self._in_backward = True
-        try:
-            torch.autograd.backward(edge, torch.ones_like(loss))
-        finally:
-            self._in_backward = False
+        replaced = replaced or {}
+        watched = {name: self._parameters[name] for name in (*names, *replaced)}
+        self._samples, self._receive, self._on_use = samples, receive, on_use
+        self._replaced = {id(watched[name]): by for name, by in replaced.items()}
+        with (
+            self._watcher.watching(watched, self.unrecognized.add),
+            self._productions.noting(find=on_use is not None),
+        ):
+            self._is_watching = True
+            try:
+                yield
+            finally:
+                self._is_watching = False
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        output = self._call(func, args, kwargs)
-        self._productions.note(func, args, kwargs, output)
-        return output
-
-    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of a call, behind an observer if the call uses a parameter."""
-        found = [value for value in tensors_in(args, kwargs) if id(value) in self._pieces]
-        if not found or call_name(func) in INERT_CALLS:
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a call that was given a watched tensor, observed if need be."""
+        if not self._is_watching or call_name(func) in INERT_CALLS:
             return func(*args, **kwargs)
+        found = [value for value in tensors_in(args, kwargs) if pieces_of(value)]
+        if self._on_use is not None:
+            for value in found:
+                self._on_use(value)
         if self._replaced:
             args, kwargs = self._replace(args), self._replace(kwargs)
             found = [value for value in found if id(value) not in self._replaced]
-            if not found:
-                return func(*args, **kwargs)
-        output = func(*args, **kwargs)
-        if self._derive(func, args, output):
+        output = _run_frozen(func, args, kwargs, found)
+        if not found or self._derive(func, args, output):
             return output
         use = self._recognize(func, args, kwargs)
         roles = {id(role.parameter): role for role in use.roles} if use is not None else {}
         # the same tensor in two places, or in a place that is no role, is more than a role tells
         if use is None or len(found) != len({id(value) for value in found} & set(roles)):
             return self._give_up(found, output)
-        return self._observe(use, [roles[id(value)] for value in found], output)
+        observed = self._observe(use, [roles[id(value)] for value in found], output)
+        self._productions.note(func, args, kwargs, observed)
+        return observed
 
     def _observe(self, use: Use, roles: list[Role], output: Tensor) -> Tensor:
         parameters = [role.parameter for role in roles if role.parameter is not None]
         rows = output.shape[0]
-        if rows % self.batch or use.input.shape[0] != rows:
+        if rows % self._samples or use.input.shape[0] != rows:
             return self._give_up(parameters, output)
         if not torch.is_grad_enabled():
             self.used_without_grad = True
             return output
-        k = rows // self.batch
+        split = (self._samples, rows // self._samples)
         saved = []
         if any(role.needs_input for role in roles):
             # under autocast the call computed with a cast of its input
             dtype = output.dtype if use.saves_as_computed else use.input.dtype
             kept, remake = self._productions.keep(use.input, dtype)
             saved.append(kept)
+        pieces = [(role, piece) for role in roles for piece in pieces_of(role.parameter)]
 
         def receive(grad_output: Tensor, kept: Tensor | None = None) -> None:
-            grad_output = grad_output.unflatten(0, (self.batch, k))
-            input = None if kept is None else remake(kept).unflatten(0, (self.batch, k))
-            for role in roles:
-                for piece in self._pieces[id(role.parameter)]:
-                    arriving = input if role.needs_input else None
-                    self.receive(Arrival(piece, role, grad_output, arriving))
+            grad_output = grad_output.unflatten(0, split)
+            input = None if kept is None else remake(kept).unflatten(0, split)
+            for role, piece in pieces:
+                self._receive(
+                    Arrival(piece, role, grad_output, input if role.needs_input else None)
+                )
 
         return _Observer.apply(self._anchor, output, receive, *saved)
 
@@ -168,60 +168,39 @@ class Interception(TorchFunctionMode):
         if kwargs:
             return None
         if func in _MULTIPLY and len(args) == 2:
-            return uses.multiply(args[0], args[1], self._is_parameter)
+            return uses.multiply(args[0], args[1], pieces_of)
         if func in _ADD and len(args) == 2:
-            return uses.add(args[0], args[1], self._is_parameter)
+            return uses.add(args[0], args[1], pieces_of)
         if func is torch.addcmul and len(args) == 3:
             return uses.multiply_add(*args)
         return None
 
     def _derive(self, func: Any, args: tuple[Any, ...], output: Any) -> bool:
-        """Remember `output` when it holds a parameter's numbers, row for row."""
-        if func is torch.cat:
-            return self._derive_cat(args, output)
+        """Watch `output` too when it holds a parameter's numbers, row for row."""
         source = args[0] if args else None
-        if not isinstance(source, Tensor) or id(source) not in self._pieces:
+        if func is torch.cat:
+            pieces = _joined(args, output)
+        elif not isinstance(source, Tensor):
             return False
-        if func in _CASTS:
-            fits = output.device == source.device and output.is_floating_point()
+        elif func in _CASTS:
+            is_one = output.device == source.device and output.is_floating_point()
+            pieces = pieces_of(source) if is_one else ()
         elif func in _RESHAPES:
             # a vector with more dimensions of size 1 keeps its rows
-            fits = max(source.shape, default=1) == max(output.shape, default=1) == source.numel()
+            is_one = max(source.shape, default=1) == max(output.shape, default=1) == source.numel()
+            pieces = pieces_of(source) if is_one else ()
         else:
-            fits = False
-        if fits and id(output) not in self._pieces:
-            self._remember(output, self._pieces[id(source)])
-        return fits
-
-    def _derive_cat(self, args: tuple[Any, ...], output: Tensor) -> bool:
-        if len(args) != 1 or output.ndim != 1:
             return False
-        pieces: list[Piece] = []
-        start = 0
-        for part in args[0]:
-            for piece in self._pieces.get(id(part), ()):
-                stop = part.shape[0] if piece.stop is None else piece.stop
-                pieces.append(Piece(piece.name, start + piece.start, start + stop))
-            start += part.shape[0]
-        self._remember(output, tuple(pieces))
-        return True
-
-    def _remember(self, tensor: Tensor, pieces: tuple[Piece, ...]) -> None:
-        self._alive.append(tensor)
-        self._pieces[id(tensor)] = pieces
+        if pieces and not pieces_of(output):
+            self._watcher.watch(output, pieces)
+        return bool(pieces)
 
     def _give_up(self, parameters: list[Tensor], output: Any) -> Any:
-        # Under a dispatch mode the formulas of autograd show here too; what the model recomputes
-        # was seen in the forward pass.
-        if not self._in_backward and any(
-            value.is_floating_point() for value in tensors_in((output,), {})
-        ):
+        has_grad = torch.is_grad_enabled()  # without, none flows through this call
+        if has_grad and any(value.is_floating_point() for value in tensors_in((output,), {})):
             for parameter in parameters:
-                self.unrecognized.update(piece.name for piece in self._pieces[id(parameter)])
+                self.unrecognized.update(piece.name for piece in pieces_of(parameter))
         return output
-
-    def _is_parameter(self, value: Any) -> bool:
-        return id(value) in self._pieces
 
     def _replace(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -231,6 +210,31 @@ class Interception(TorchFunctionMode):
         if type(value) in (tuple, list):
             return type(value)(self._replace(inner) for inner in value)
         return value
+
+
+def _run_frozen(func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
+    asking = [tensor for tensor in tensors if tensor.requires_grad]
+    for tensor in asking:
+        tensor.requires_grad = False
+    try:
+        return func(*args, **kwargs)
+    finally:
+        for tensor in asking:
+            tensor.requires_grad = True
+
+
+def _joined(args: tuple[Any, ...], output: Tensor) -> tuple[Piece, ...]:
+    """The pieces of several vectors, one after the other."""
+    if len(args) != 1 or output.ndim != 1:
+        return ()
+    pieces: list[Piece] = []
+    start = 0
+    for part in args[0]:
+        for piece in pieces_of(part):
+            stop = part.shape[0] if piece.stop is None else piece.stop
+            pieces.append(Piece(piece.name, start + piece.start, start + stop))
+        start += part.shape[0]
+    return tuple(pieces)
 
 
 class _Observer(torch.autograd.Function):
@@ -266,7 +270,7 @@ def tensors_in(args: Any, kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
 
 
 def call_name(func: Any) -> str:
-    """What a function seen by a function mode is called; a property's getter by the property."""
+    """What a call goes by; a property's getter by the property."""
     name = getattr(func, "__name__", "")
     # the getter of a property is an anonymous `__get__` of the property's descriptor
     return getattr(func.__self__, "__name__", name) if name == "__get__" else name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,8 +29,9 @@ def measure(
     batches: Iterator[Batch],
     names: list[str],
     tokens: tuple[str, ...],
+    layers: Iterable[nn.Module],
     report: Callable[[int], None],
-) -> tuple[dict[str, Tensor], int, tuple[str, ...]]:
+) -> tuple[dict[str, Tensor], int, Methods]:
     """Sum the squared gradients of every sample.
 
     Args:
@@ -39,10 +40,11 @@ def measure(
         batches: at least one.
         names: the parameters to measure.
         tokens: those of `names` that all samples share as `[1, ...]`.
+        layers: those of which to tell whether the model calls them.
         report: called after each batch with the number of samples so far.
 
     Returns:
-        Scores in fp32 by name, the number of samples, and the names measured one by one.
+        Scores in fp32 by name, the number of samples, and how each parameter was measured.
     """
     all_parameters = dict(model.named_parameters())
     parameters = {name: all_parameters[name] for name in names}
@@ -55,51 +57,66 @@ def measure(
     dtypes = _compute_dtypes(parameters)
     loss_scale = _FP16_LOSS_SCALE if torch.float16 in dtypes else 1.0
     tolerance = 0.1 if dtypes & set(_LOW_PRECISION) else 1e-3
+    interception = Interception(parameters)
     methods: Methods | None = None
     done = 0
     for batch in batches:
         if methods is None:
             devices = sorted({p.device for p in parameters.values() if p.is_cuda}, key=str)
             with torch.random.fork_rng(devices=devices):
-                methods = probe(model, loss, batch, parameters, tokens, loss_scale, tolerance)
+                methods = probe(
+                    model,
+                    loss,
+                    batch,
+                    parameters,
+                    interception,
+                    tokens,
+                    layers,
+                    loss_scale,
+                    tolerance,
+                )
             _tell(methods, len(parameters))
             accumulator = Accumulator(scores, methods.n_uses, 1 / loss_scale)
             one_by_one = {name: parameters[name] for name in methods.one_by_one}
         if methods.n_uses or methods.expanded:
-            _add_batch(model, loss, batch, parameters, methods, accumulator, scores, loss_scale)
+            leaves = expand({name: parameters[name] for name in methods.expanded}, batch.size)
+            with interception.watching(
+                methods.n_uses, batch.size, accumulator.receive, replaced=leaves
+            ):
+                _run(model, loss, batch, methods.input_needs_grad, loss_scale)
+            _check_uses(interception.unrecognized)
+            accumulator.finish_batch()
+            for name, leaf in leaves.items():
+                if leaf.grad is not None:
+                    squares = (leaf.grad.float() / loss_scale).square_()
+                    scores[name] += squares.sum(0, keepdim=True)
         if one_by_one:
             add_squared_gradients(model, loss, batch, one_by_one, loss_scale, scores)
         done += batch.size
         report(done)
     assert methods is not None
     _check_finite(scores)
-    return scores, done, methods.one_by_one
+    return scores, done, methods
 
 
-def _add_batch(
-    model: nn.Module,
-    loss: PerSampleLoss,
-    batch: Batch,
-    parameters: Mapping[str, Tensor],
-    methods: Methods,
-    accumulator: Accumulator,
-    scores: Mapping[str, Tensor],
-    loss_scale: float,
+def _run(
+    model: nn.Module, loss: PerSampleLoss, batch: Batch, input_needs_grad: bool, loss_scale: float
 ) -> None:
     """One forward and one backward pass over the batch."""
-    leaves = expand({name: parameters[name] for name in methods.expanded}, batch.size)
-    input = (
-        pytree.tree_map(_requiring_grad, batch.input) if methods.input_needs_grad else batch.input
-    )
-    with Interception(parameters, batch.size, accumulator.receive, leaves) as interception:
-        total = loss.total(model(input), batch.target, batch.size)
-        if not torch.isfinite(total):
-            raise ValueError(f"the loss is {total.item()} in batch {batch.index}")
-        interception.backward(total * loss_scale)
-    accumulator.finish_batch()
-    for name, leaf in leaves.items():
-        if leaf.grad is not None:
-            scores[name] += (leaf.grad.float() / loss_scale).square_().sum(0, keepdim=True)
+    input = pytree.tree_map(_requiring_grad, batch.input) if input_needs_grad else batch.input
+    total = loss.total(model(input), batch.target, batch.size)
+    if not torch.isfinite(total):
+        raise ValueError(f"the loss is {total.item()} in batch {batch.index}")
+    (total * loss_scale).backward()
+
+
+def _check_uses(unrecognized: set[str]) -> None:
+    if unrecognized:
+        names = ", ".join(sorted(unrecognized)[:4])
+        raise RuntimeError(
+            f"this batch uses {names} in a way that the first one did not: a model whose uses vary "
+            "cannot be measured in batches; leave the parameter out with exclude"
+        )
 
 
 def _compute_dtypes(parameters: Mapping[str, Tensor]) -> set[torch.dtype]:

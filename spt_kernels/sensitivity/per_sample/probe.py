@@ -7,7 +7,7 @@ rows of the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from .autograd import sample_gradients
 from .batches import Batch
+from .calls import Calls
 from .interception import Arrival, Interception
 from .losses import PerSampleLoss
 
@@ -32,12 +33,14 @@ class Methods:
         expanded: parameters shared by all samples as `[1, ...]`, replaced by `[samples, ...]`.
         one_by_one: parameters for which only plain autograd on single samples is exact.
         input_needs_grad: whether the model's checkpoints pass on gradients only then.
+        called: the layers that the model uses by calls alone.
     """
 
     n_uses: Mapping[str, int]
     expanded: tuple[str, ...]
     one_by_one: tuple[str, ...]
     input_needs_grad: bool
+    called: frozenset[nn.Module]
 
 
 @dataclass
@@ -55,7 +58,9 @@ def probe(
     loss: PerSampleLoss,
     batch: Batch,
     parameters: Mapping[str, Tensor],
+    interception: Interception,
     tokens: tuple[str, ...],
+    layers: Iterable[nn.Module],
     loss_scale: float,
     tolerance: float,
 ) -> Methods:
@@ -66,7 +71,9 @@ def probe(
         loss: of each sample.
         batch: any samples.
         parameters: what will be measured, by name.
+        interception: of these.
         tokens: those among them of shape `[1, ...]` that may be expanded.
+        layers: those of which to tell whether the model calls them.
         loss_scale: factor on the loss in backward passes.
         tolerance: largest relative difference between two ways to compute the same gradient.
 
@@ -75,12 +82,11 @@ def probe(
     """
     pair = _two_samples(batch)
     records = {name: _Record() for name in parameters}
-    unrecognized: set[str] = set()
-    input_needs_grad = False
+    calls = Calls(layers)
     for own in range(_SAMPLES):
-        interception = _watch_one(model, loss, pair, parameters, own, records)
-        unrecognized |= interception.unrecognized
-        input_needs_grad |= interception.used_without_grad
+        with calls.following():
+            _watch_one(model, loss, pair, interception, own, records, calls)
+    unrecognized = interception.unrecognized.copy()
 
     observed = {
         name: record.n_uses
@@ -100,21 +106,29 @@ def probe(
         if not used and not observed:
             raise ValueError("loss_fn: the loss does not depend on any candidate parameter")
         possible = {name: parameters[name] for name in tokens if name in used}
-        expanded = _expandable(model, loss, pair, parameters, possible, truth, tolerance)
+        expanded = _expandable(model, loss, pair, interception, possible, truth, tolerance)
         one_by_one = [name for name in used if name not in expanded]
-    return Methods(observed, tuple(expanded), tuple(one_by_one), input_needs_grad)
+    interception.unrecognized.clear()
+    return Methods(
+        observed,
+        tuple(expanded),
+        tuple(one_by_one),
+        interception.used_without_grad,
+        frozenset(calls.called),
+    )
 
 
 def _watch_one(
     model: nn.Module,
     loss: PerSampleLoss,
     pair: Batch,
-    parameters: Mapping[str, Tensor],
+    interception: Interception,
     own: int,
     records: Mapping[str, _Record],
-) -> Interception:
+    calls: Calls,
+) -> None:
     """Run both samples forward and the loss of sample `own` backward, and record what arrives."""
-    n_arrivals = dict.fromkeys(parameters, 0)
+    n_arrivals = dict.fromkeys(records, 0)
 
     def receive(arrival: Arrival) -> None:
         record = records[arrival.piece.name]
@@ -125,15 +139,14 @@ def _watch_one(
         record.crosses |= bool(arrival.grad_output[1 - own].any())
 
     inputs = pytree.tree_map(_requiring_grad, pair.input)
-    interception = Interception(parameters, _SAMPLES, receive)
-    with interception:
+    with interception.watching(records, _SAMPLES, receive, on_use=calls.note_use):
         outputs = model(inputs)
         if not _needs_grad(outputs):
-            return interception  # every use was out of sight
+            return  # every use was out of sight
         own_loss = loss.of_sample(outputs, pair.target, _SAMPLES, own)
         if not torch.isfinite(own_loss):
             raise ValueError(f"the loss is {own_loss.item()} in batch {pair.index}")
-        interception.backward(own_loss)
+        own_loss.backward()
     for leaf in pytree.tree_leaves(inputs):
         if isinstance(leaf, Tensor) and leaf.grad is not None and leaf.grad[1 - own].any():
             raise ValueError(
@@ -141,14 +154,13 @@ def _watch_one(
                 "training mode does that): then no sample has a gradient of its own; measure in "
                 "eval mode"
             )
-    return interception
 
 
 def _expandable(
     model: nn.Module,
     loss: PerSampleLoss,
     pair: Batch,
-    parameters: Mapping[str, Tensor],
+    interception: Interception,
     tokens: Mapping[str, Tensor],
     truth: list[dict[str, Tensor | None]],
     tolerance: float,
@@ -157,12 +169,12 @@ def _expandable(
     if not tokens:
         return []
     leaves = expand(tokens, _SAMPLES)
-    with Interception(parameters, _SAMPLES, lambda arrival: None, leaves) as interception:
+    with interception.watching((), _SAMPLES, lambda arrival: None, replaced=leaves):
         try:
             outputs = model(pair.input)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
             return []  # the model needs the shape as it is: it ran above, so this is the reason
-        interception.backward(loss.total(outputs, pair.target, _SAMPLES))
+        loss.total(outputs, pair.target, _SAMPLES).backward()
     return [name for name, leaf in leaves.items() if _agrees(leaf, name, truth, tolerance)]
 
 

@@ -171,7 +171,7 @@ def _norm(input: Tensor, weight: Tensor | None, bias: Tensor | None, rule: Rule)
     return Use(input, (weights, Role(bias, "vector", rule, needs_input=False)))
 
 
-def multiply(first: Any, second: Any, is_parameter: Callable[[Any], bool]) -> Use | None:
+def multiply(first: Any, second: Any, is_parameter: Callable[[Any], object]) -> Use | None:
     """`x * weight` with one weight per channel, as a layer scale has it."""
     x, weight = (second, first) if is_parameter(first) else (first, second)
     axis = _channel_axis(x, weight)
@@ -180,7 +180,7 @@ def multiply(first: Any, second: Any, is_parameter: Callable[[Any], bool]) -> Us
     return Use(x, (Role(weight, "vector", on_axis(axis)),))
 
 
-def add(first: Any, second: Any, is_parameter: Callable[[Any], bool]) -> Use | None:
+def add(first: Any, second: Any, is_parameter: Callable[[Any], object]) -> Use | None:
     """`x + bias` with one bias per channel."""
     x, bias = (second, first) if is_parameter(first) else (first, second)
     axis = _channel_axis(x, bias)

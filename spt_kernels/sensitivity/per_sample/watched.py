@@ -1,0 +1,105 @@
+"""Parameters that tell of every call they are given to, for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_PIECES = "_spt_pieces"  # attribute of a watched tensor
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Parameter `name` as numbers `start:stop` of a vector made of it; None: the whole tensor."""
+
+    name: str
+    start: int = 0
+    stop: int | None = None
+
+
+def pieces_of(value: Any) -> tuple[Piece, ...]:
+    """Of which parameters a watched tensor holds the numbers; none for anything else."""
+    pieces: tuple[Piece, ...] = getattr(value, _PIECES, ())
+    return pieces
+
+
+class Watcher:
+    """Gives tensors a class whose `__torch_function__` asks `call` instead of running a call.
+
+    A call that is given none of them runs as it does without. `call` may run others at will.
+
+    Args:
+        call: a method `(func, args, kwargs) -> result`, which is held weakly: a class lives on in
+            cycles, and tensors that a model made of its parameters may do so too.
+    """
+
+    def __init__(self, call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
+        self._call = weakref.WeakMethod(call)
+        self._classes: dict[type[Tensor], type[Tensor]] = {}
+
+    def watch(self, tensor: Tensor, pieces: tuple[Piece, ...]) -> None:
+        """Tell of the calls of `tensor`, which stays the object that it is."""
+        plain = type(tensor)
+        if plain not in self._classes:
+            self._classes[plain] = self._class(plain)
+        tensor.__dict__[_PIECES] = pieces
+        tensor.__class__ = self._classes[plain]
+
+    def _class(self, plain: type[Tensor]) -> type[Tensor]:
+        method = self._call
+
+        def ask(
+            cls: type, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            call = method()
+            with torch._C.DisableTorchFunctionSubclass():
+                if call is None:  # the watcher is gone
+                    return func(*args, **(kwargs or {}))
+                return call(func, args, kwargs or {})
+
+        members: dict[str, Any] = {"__torch_function__": classmethod(ask)}
+        return type(f"Watched{plain.__name__}", (plain,), members)
+
+    @contextlib.contextmanager
+    def watching(
+        self, parameters: Mapping[str, Tensor], reached: Callable[[str], None]
+    ) -> Iterator[None]:
+        """Watch parameters in a `with` block, and let them ask for gradients.
+
+        Args:
+            parameters: by name; left as they were, their hooks and `.grad` included.
+            reached: is told the name of one that a gradient comes to, which is then refused.
+        """
+        before = [
+            (p, type(p), p.requires_grad, p._backward_hooks, p._post_accumulate_grad_hooks)
+            for p in parameters.values()
+        ]
+        try:
+            for name, parameter in parameters.items():
+                parameter.requires_grad = True
+                # in place of the model's own, such as those of an optimizer in the backward
+                refuse = functools.partial(_refuse, name, parameter, reached)
+                parameter._backward_hooks = {0: refuse}
+                parameter._post_accumulate_grad_hooks = {}
+                self.watch(parameter, (Piece(name),))
+            yield
+        finally:
+            for parameter, plain, needs_grad, hooks, post_hooks in before:
+                parameter.__class__ = plain
+                parameter.__dict__.pop(_PIECES, None)
+                parameter._backward_hooks = hooks
+                parameter._post_accumulate_grad_hooks = post_hooks
+                parameter.requires_grad = needs_grad
+
+
+def _refuse(name: str, parameter: Tensor, reached: Callable[[str], None], grad: Tensor) -> None:
+    reached(name)
+    with torch._C.DisableTorchFunctionSubclass():
+        parameter.requires_grad = False  # autograd then accumulates nothing
