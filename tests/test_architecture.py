@@ -101,7 +101,9 @@ def test_no_file_imports_in_a_circle() -> None:
 
 
 def test_every_op_has_its_mirrors() -> None:
-    ops = {path.name for path in (PACKAGE / "ops").glob("*.py")}
+    files = (PACKAGE / "ops").glob("*.py")
+    ops = {path.name for path in files if "torch.library.define" in path.read_text()}
+    assert len(ops) > 5
     for folder in ("reference", "kernels"):
         missing = ops - {path.name for path in (PACKAGE / folder).glob("*.py")}
         assert not missing, f"{folder}/ lacks {sorted(missing)}"

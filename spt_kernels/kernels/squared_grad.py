@@ -1,4 +1,4 @@
-"""Triton kernels that square each sample's gradient while it is still in registers."""
+"""The Triton kernel that squares each sample's gradient of a matrix while it is in registers."""
 
 from __future__ import annotations
 
@@ -37,8 +37,6 @@ _SMALL_FP32 = _Tile(out=64, cols=64, tokens=16, num_warps=4, num_stages=3)
 # From here on the large tiles alone fill the cards of today, and reuse each load more often.
 _LARGE_FROM_TILES = 96
 _GROUP = 8  # rows of tiles visited together, so that their inputs are still in L2
-
-_VECTOR_TOKENS, _VECTOR_CHANNELS, _VECTOR_WARPS = 32, 64, 4
 
 
 # no second compilation for a batch or a token count that happens to be 1 or a multiple of 16
@@ -116,51 +114,6 @@ def matrix_kernel(
     tl.store(score_ptrs, tl.load(score_ptrs, mask=mask, other=0.0) + squares, mask=mask)
 
 
-@triton.jit(do_not_specialize=["n_tokens"])
-def vector_kernel(
-    partial_ptr,
-    grad_ptr,
-    input_ptr,
-    scale,
-    n_tokens,
-    n_channels,
-    grad_sample_stride,
-    grad_token_stride,
-    grad_channel_stride,
-    input_sample_stride,
-    input_token_stride,
-    input_channel_stride,
-    HAS_INPUT: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
-    """One sample's squared gradient on a block of channels."""
-    channel_blocks = tl.cdiv(n_channels, BLOCK_CHANNELS)
-    sample = (tl.program_id(0) // channel_blocks).to(tl.int64)
-    block = tl.program_id(0) % channel_blocks
-    channels = block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    channel_mask = channels < n_channels
-    channels = channels.to(tl.int64)
-    block_tokens = tl.arange(0, BLOCK_TOKENS)
-    grad_ptrs = grad_ptr + sample * grad_sample_stride + channels[None, :] * grad_channel_stride
-    input_ptrs = input_ptr + sample * input_sample_stride + channels[None, :] * input_channel_stride
-
-    sums = tl.zeros((BLOCK_TOKENS, BLOCK_CHANNELS), dtype=tl.float32)
-    for start in range(0, n_tokens, BLOCK_TOKENS):
-        tokens = start + block_tokens
-        mask = (tokens < n_tokens)[:, None] & channel_mask[None, :]
-        tokens = tokens.to(tl.int64)[:, None]
-        product = tl.load(grad_ptrs + tokens * grad_token_stride, mask=mask, other=0.0)
-        product = product.to(tl.float32)
-        if HAS_INPUT:
-            x = tl.load(input_ptrs + tokens * input_token_stride, mask=mask, other=0.0)
-            product *= x.to(tl.float32)
-        sums += product
-
-    gradient = tl.sum(sums, axis=0) * scale
-    tl.store(partial_ptr + sample * n_channels + channels, gradient * gradient, mask=channel_mask)
-
-
 def _tiles(dtype: torch.dtype) -> tuple[_Tile, _Tile]:
     return (_LARGE_FP32, _SMALL_FP32) if dtype == torch.float32 else (_LARGE, _SMALL)
 
@@ -187,46 +140,18 @@ def accumulate_squared_grad(
         *score.stride(),
         *grad_output.stride(),
         *input.stride(),
-        **_matrix_constexprs(tile),
+        **_constexprs(tile),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
 
 
-def accumulate_squared_vector_grad(
-    score: Tensor, grad_output: Tensor, input: Tensor | None, scale: float
-) -> None:
-    """See `spt_kernels.ops.squared_grad.accumulate_squared_vector_grad`."""
-    n_samples, n_tokens, n_channels = grad_output.shape
-    if n_samples * n_tokens * n_channels == 0:
-        return
-    partial = torch.empty(n_samples, n_channels, device=score.device)  # fp32 squares per sample
-    x = grad_output if input is None else input
-    # a program per sample too, since the channels alone (12 blocks at width 768) leave a card idle
-    grid = (triton.cdiv(n_channels, _VECTOR_CHANNELS) * n_samples,)
-    vector_kernel[grid](
-        partial,
-        grad_output,
-        x,
-        scale,
-        n_tokens,
-        n_channels,
-        *grad_output.stride(),
-        *x.stride(),
-        **_vector_constexprs(input is not None),
-        num_warps=_VECTOR_WARPS,
-    )
-    score += partial.sum(0)
-
-
 def shipped_variants() -> list[Variant]:
-    """Both tiles in each dtype; the vector kernel with an input (norm weight), without (bias)."""
-    return [_matrix_variant(dtype, tile) for dtype in FLOAT_DTYPES for tile in _tiles(dtype)] + [
-        _vector_variant(dtype, has_input) for dtype in FLOAT_DTYPES for has_input in (True, False)
-    ]
+    """Both tiles in each dtype."""
+    return [_variant(dtype, tile) for dtype in FLOAT_DTYPES for tile in _tiles(dtype)]
 
 
-def _matrix_constexprs(tile: _Tile) -> dict[str, int]:
+def _constexprs(tile: _Tile) -> dict[str, int]:
     return {
         "BLOCK_OUT": tile.out,
         "BLOCK_IN": tile.cols,
@@ -236,38 +161,16 @@ def _matrix_constexprs(tile: _Tile) -> dict[str, int]:
     }
 
 
-def _matrix_variant(dtype: torch.dtype, tile: _Tile) -> Variant:
+def _variant(dtype: torch.dtype, tile: _Tile) -> Variant:
     unit_strides = dict.fromkeys(("score_in_stride", "grad_out_stride", "input_in_stride"), 1)
     return Variant(
         name=f"matrix-{short_name(dtype)}-{tile.out}x{tile.cols}",
         kernel=matrix_kernel,
-        types=_types("score_ptr", dtype),
-        constexprs=unit_strides | _matrix_constexprs(tile),
+        types={"score_ptr": "*fp32", "grad_ptr": POINTER[dtype], "input_ptr": POINTER[dtype]}
+        | {"scale": "fp32"},
+        constexprs=unit_strides | _constexprs(tile),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         load_bits=128,
         store_bits=128,
     )
-
-
-def _vector_constexprs(has_input: bool) -> dict[str, int]:
-    blocks = {"BLOCK_TOKENS": _VECTOR_TOKENS, "BLOCK_CHANNELS": _VECTOR_CHANNELS}
-    return {"HAS_INPUT": has_input, **blocks}
-
-
-def _vector_variant(dtype: torch.dtype, has_input: bool) -> Variant:
-    unit_strides = {"grad_channel_stride": 1, "input_channel_stride": 1}
-    return Variant(
-        name=f"vector-{short_name(dtype)}-{'input' if has_input else 'ones'}",
-        kernel=vector_kernel,
-        types=_types("partial_ptr", dtype),
-        constexprs=unit_strides | _vector_constexprs(has_input),
-        num_warps=_VECTOR_WARPS,
-        num_stages=3,
-        load_bits=128,
-    )
-
-
-def _types(output: str, dtype: torch.dtype) -> dict[str, str]:
-    operands = {"grad_ptr": POINTER[dtype], "input_ptr": POINTER[dtype]}
-    return {output: "*fp32", "scale": "fp32", **operands}

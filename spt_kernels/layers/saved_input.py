@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from ..ops.launching import may_launch
 from ..ops.rebuild_input import launch_gelu, launch_layer_norm, rebuild_gelu, rebuild_layer_norm
-from .launching import may_launch
 
 _RESHAPES = frozenset({"ViewBackward0", "ReshapeAliasBackward0"})
 # Nodes that may lie between a tensor and the node whose output it shares its storage with

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..ops.launching import may_launch
 from ..ops.sparse_weight_grad import SparsePattern, launch, sparse_weight_grad
-from .launching import may_launch
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,11 +17,30 @@ def accumulate_squared_grad(
 
 
 def accumulate_squared_vector_grad(
-    score: Tensor, grad_output: Tensor, input: Tensor | None, scale: float
+    score: Tensor,
+    grad_output: Tensor,
+    input: Tensor | None,
+    scale: float,
+    mean: Tensor | None = None,
+    rstd: Tensor | None = None,
+    bias_score: Tensor | None = None,
 ) -> None:
-    """`score[c] += Σ_b (scale Σ_t grad_output[b, t, c] input[b, t, c])²`; no input means ones."""
-    if input is None:
-        gradients = grad_output.sum(1, dtype=torch.float32)  # [samples, channels]
-    else:
-        gradients = (grad_output.float() * input.float()).sum(1)
-    score += (scale * gradients).square_().sum(0)
+    """`score[c] += Σ_b (scale Σ_t grad_output[b, t, c] (input[b, t, c] - mean) rstd)²`."""
+    product = grad_output
+    if input is not None:
+        input = input.float()
+        if mean is not None and rstd is not None:
+            input = (input - mean[..., None]) * rstd[..., None]
+        product = grad_output.float() * input
+    _add_squares(score, product, scale)
+    if bias_score is not None:
+        _add_squares(bias_score, grad_output, scale)
+
+
+def _add_squares(score: Tensor, product: Tensor, scale: float) -> None:
+    squares = (scale * product.sum(1, dtype=torch.float32)).square_()  # [samples, channels]
+    if score.dim() == 1 or score.shape[0] == 1:
+        score += squares.sum(0)
+        return
+    for row, own in enumerate(score):
+        own += squares[row :: len(score)].sum(0)

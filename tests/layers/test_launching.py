@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spt_kernels import LoraLinear, LoraSpec, SparseDeltaLinear
-from spt_kernels.layers.launching import may_launch
+from spt_kernels.ops.launching import may_launch
 
 from .truth import tokens
 

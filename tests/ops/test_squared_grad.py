@@ -84,6 +84,53 @@ def test_vector_with_and_without_input(dtype: torch.dtype, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [None, 1, 3])
+def test_weight_and_bias_of_a_norm(dtype: torch.dtype, device: str, rows: int | None) -> None:
+    samples, tokens, channels = 4, 33, 65
+    grad_output = noise(samples, tokens, channels, seed=0, dtype=dtype, device=device)
+    x = 3 * noise(samples, tokens, channels, seed=1, dtype=dtype, device=device) + 1
+    mean = x.float().mean(2)
+    rstd = x.float().var(2, correction=0).rsqrt()
+    shape = (channels,) if rows is None else (rows, channels)
+    score, bias_score = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+
+    accumulate_squared_vector_grad(score, grad_output, x, 2.5, mean, rstd, bias_score)
+
+    normalized = (x.double() - mean[..., None]) * rstd[..., None]
+    plain_normalized = (x.float() - mean[..., None]) * rstd[..., None]
+    for found, factor, plain_factor in (
+        (score, normalized, plain_normalized),
+        (bias_score, torch.ones_like(normalized), torch.ones_like(plain_normalized)),
+    ):
+        truth = (2.5 * (grad_output.double() * factor).sum(1)).square()
+        plain = (2.5 * (grad_output.float() * plain_factor).sum(1)).square()
+        assert_within_budget(found.view(-1, channels).sum(0), plain.sum(0), truth.sum(0))
+        if rows == 3:  # row 0 has samples 0 and 3
+            assert_within_budget(found[0], plain[::3].sum(0), truth[::3].sum(0))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mean": torch.ones(2, 3)}, "mean, rstd: expected both"),
+        ({"mean": torch.ones(2, 4), "rstd": torch.ones(2, 3)}, "mean: expected shape"),
+        ({"mean": torch.ones(2, 3), "rstd": torch.ones(2)}, "rstd: expected shape"),
+        ({"mean": torch.ones(2, 3).double(), "rstd": torch.ones(2, 3)}, "mean: expected .*float32"),
+        ({"bias_score": torch.ones(5)}, "bias_score: expected shape"),
+        ({"bias_score": torch.ones(1, 4)}, "bias_score: expected 1 dimensions"),
+        ({"score": torch.ones(4, 2).T}, "score: expected contiguous rows"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_statistics_and_biases_that_do_not_fit(given: dict[str, Tensor], message: str) -> None:
+    x = torch.ones(2, 3, 4)
+    arguments = {"score": torch.ones(4), "grad_output": x, "input": x} | given
+    with pytest.raises((TypeError, ValueError), match=message):
+        accumulate_squared_vector_grad(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_a_sample_is_squared_by_itself(device: str) -> None:
     # two samples whose gradients cancel: a squared batch gradient would be zero
     grad_output = torch.tensor([[[1.0]], [[-1.0]]], device=device)
@@ -193,7 +240,7 @@ VECTOR = {
         (MATRIX, {"input": torch.zeros(2, 3, 5).half()}, TypeError, "dtype of grad_output"),
         (MATRIX, {"input": torch.zeros(2, 2, 5)}, ValueError, r"input: .*\(2, 3, 5\)"),
         (MATRIX, {"input": torch.zeros(2, 3, 5, device="meta")}, ValueError, "expected device cpu"),
-        (VECTOR, {"score": torch.zeros(4, 1)}, ValueError, "score: expected 1 dimensions"),
+        (VECTOR, {"score": torch.zeros(4, 1, 1)}, ValueError, "score: expected 1 dimensions"),
         (VECTOR, {"score": torch.zeros(5)}, ValueError, r"grad_output: .*\(2, 3, 5\)"),
         (VECTOR, {"input": torch.zeros(2, 3, 1)}, ValueError, r"input: .*\(2, 3, 4\)"),
         (VECTOR, {"input": torch.zeros(2, 3, 4).int()}, TypeError, "input: expected fp32"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
+from collections.abc import Callable
 
 import pytest
 import timm.layers
@@ -395,6 +397,35 @@ def test_no_mode_sees_the_calls_of_a_model() -> None:
     )
     measure(model, batches_of([2, 2]))
     assert depths == {0}
+
+
+def calls_of(run: Callable[[], object]) -> int:
+    """Python functions that `run` calls."""
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_a_use_costs_few_calls_of_python() -> None:
+    model, ((images, labels), *_) = tiny_vit(depth=6), batches_of([4])
+    per_batch = []
+    measure(model, [(images, labels)])
+    for n_batches in (2, 4):
+        batches = [(images, labels)] * n_batches
+        per_batch.append(calls_of(lambda batches=batches: measure(model, batches)))
+    ours = (per_batch[1] - per_batch[0]) / 2
+    plain = calls_of(lambda: F.cross_entropy(model(images), labels).backward())
+    n_uses = 6 * (4 + 2) + 1
+    assert ours <= plain + 90 * n_uses  # a mode that sees all calls made it 680
 
 
 def test_progress_is_reported_to_a_function() -> None:

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...ops.squared_grad import accumulate_squared_grad, accumulate_squared_vector_grad
+from ...ops import squared_grad
+from ...ops.launching import may_launch
 from .interception import Arrival
-from .uses import Factors
+from .uses import Factors, Role
+from .watched import Piece
+
+# A vector's squares are summed in so many rows on a card, which has too little to do with one
+_ROWS_ON_CARD = 32
+# What adds the squares of a matrix and of a vector
+_LAUNCHERS = squared_grad.launch_matrix, squared_grad.launch_vector
+_OPS = squared_grad.accumulate_squared_grad, squared_grad.accumulate_squared_vector_grad
+
+
+class _Part(NamedTuple):
+    """One parameter in one arrival."""
+
+    arrival: Arrival
+    piece: Piece
+    role: Role
 
 
 class Accumulator:
@@ -30,77 +47,125 @@ class Accumulator:
         self._scores = scores
         self._n_uses = n_uses
         self._scale = scale
-        self._waiting: dict[str, list[Arrival]] = {}
+        self._rows: dict[str, Tensor] = {}  # of vectors, `[rows, channels]`
+        self._waiting: dict[str, list[_Part]] = {}
         self._n_arrived: dict[str, int] = {}
 
     def receive(self, arrival: Arrival) -> None:
         """Take one arrival of the running backward pass."""
-        name = arrival.piece.name
-        if name not in self._n_uses:
-            return
-        self._n_arrived[name] = self._n_arrived.get(name, 0) + 1
-        if self._n_arrived[name] > self._n_uses[name]:
-            raise RuntimeError(
-                f"{name} is used {self._n_arrived[name]} times or more for this batch, and "
-                f"{self._n_uses[name]} times for the first one: a model whose uses vary cannot be "
-                "measured in batches; leave the parameter out with exclude"
-            )
-        self._waiting.setdefault(name, []).append(arrival)
-        if self._n_arrived[name] == self._n_uses[name]:
-            self._add(self._waiting.pop(name))
+        alone: list[_Part] = []
+        for piece, role in arrival.parts:
+            name = piece.name
+            n_uses = self._n_uses.get(name)
+            if n_uses is None:
+                continue
+            n_arrived = self._n_arrived[name] = self._n_arrived.get(name, 0) + 1
+            if n_arrived > n_uses:
+                raise RuntimeError(
+                    f"{name} is used {n_arrived} times or more for this batch, and {n_uses} times "
+                    "for the first one: a model whose uses vary cannot be measured in batches; "
+                    "leave the parameter out with exclude"
+                )
+            part = _Part(arrival, piece, role)
+            if n_uses == 1:
+                alone.append(part)
+                continue
+            self._waiting.setdefault(name, []).append(part)
+            if n_arrived == n_uses:
+                self._add(self._waiting.pop(name))
+        if len(alone) == 2 and _are_factor_and_shift(*alone):
+            self._add(alone[:1], alone[1].piece.name)
+        else:
+            for part in alone:
+                self._add([part])
 
     def finish_batch(self) -> None:
         """Take what is still waiting: uses that this batch's loss did not depend on."""
-        for arrivals in self._waiting.values():
-            self._add(arrivals)
+        for parts in self._waiting.values():
+            self._add(parts)
         self._waiting.clear()
         self._n_arrived.clear()
 
-    def _add(self, arrivals: list[Arrival]) -> None:
-        samples = arrivals[0].grad_output.shape[0]
-        steps = [arrival.role.samples_at_once(arrival.grad_output.shape[1]) for arrival in arrivals]
-        step = min((step for step in steps if step is not None), default=samples)
-        score = self._scores[arrivals[0].piece.name]
-        for start in range(0, samples, step):
-            self._add_samples(score, [_factors(a, start, start + step) for a in arrivals], arrivals)
+    def finish(self) -> None:
+        """Add what is summed in rows to the scores."""
+        for name, rows in self._rows.items():
+            score = self._scores[name]
+            score += rows.sum(0).view_as(score)
+        self._rows.clear()
 
-    def _add_samples(self, score: Tensor, factors: list[Factors], arrivals: list[Arrival]) -> None:
-        kind = arrivals[0].role.kind
+    def _add(self, parts: list[_Part], shift: str | None = None) -> None:
+        """Square what several uses of one parameter bring, and one of another that shifts them."""
+        samples = step = parts[0].arrival.samples
+        for arrival, _, role in parts:
+            if role.samples_numel:
+                step = min(step, role.samples_at_once(arrival.grad_output.shape[0] // samples))
+        for first in range(0, samples, step):
+            stop = min(first + step, samples)
+            factors = [arrival.factors(piece, role, first, stop) for arrival, piece, role in parts]
+            self._square(parts[0], factors, shift)
+
+    def _square(self, part: _Part, factors: list[Factors], shift: str | None) -> None:
+        name, kind = part.piece.name, part.role.kind
         if kind == "whole":
-            gradients = torch.stack([first for first, _ in factors]).sum(0)  # [samples, *shape]
-            score += (self._scale * gradients.float()).square_().sum(0)
+            gradients = torch.stack([of_use.grad_output for of_use in factors]).sum(0)
+            self._scores[name] += (self._scale * gradients.float()).square_().sum(0)
             return
-        grad_output, input = _join(factors)
-        if kind == "matrix":
-            assert input is not None
-            matrix = score.view(score.shape[0], -1)
-            accumulate_squared_grad(matrix, grad_output, input, self._scale)
-        else:
-            accumulate_squared_vector_grad(score.view(-1), grad_output, input, self._scale)
+        of_all = factors[0] if len(factors) == 1 else _joined(factors)
+        if torch.float64 in (of_all.grad_output.dtype, getattr(of_all.input, "dtype", None)):
+            of_all = _in_fp32(of_all)  # as scores are
+        launches = may_launch(of_all.grad_output)
+        add_matrix, add_vector = _LAUNCHERS if launches else _OPS
+        shifts = None if shift is None else self._rows_of(shift)
+        if kind == "vector":
+            grad_output, input, mean, rstd = of_all
+            add_vector(self._rows_of(name), grad_output, input, self._scale, mean, rstd, shifts)
+            return
+        if of_all.input is not None and of_all.input.dtype != of_all.grad_output.dtype:
+            of_all = _in_fp32(of_all)
+        score = self._scores[name]
+        grad_output, input, *_ = of_all
+        assert input is not None
+        add_matrix(score.view(score.shape[0], -1), grad_output, input, self._scale)
+        if shifts is not None:
+            add_vector(shifts, of_all.grad_output, None, self._scale, None, None, None)
+
+    def _rows_of(self, name: str) -> Tensor:
+        rows = self._rows.get(name)
+        if rows is None:
+            score = self._scores[name]
+            n_rows = _ROWS_ON_CARD if score.is_cuda else 1
+            rows = self._rows[name] = score.new_zeros(n_rows, score.numel())
+        return rows
 
 
-def _factors(arrival: Arrival, start: int, stop: int) -> Factors:
-    input = None if arrival.input is None else arrival.input[start:stop]
-    grad_output, input = arrival.role.rule(arrival.grad_output[start:stop], input)
-    piece = arrival.piece
-    if piece.stop is None:
-        return grad_output, input
-    part = slice(piece.start, piece.stop)
-    return grad_output[..., part], None if input is None else input[..., part]
+def _are_factor_and_shift(first: _Part, second: _Part) -> bool:
+    """Whether they are the weight and the bias of a layer, say, whose gradients come from one."""
+    are_whole = first.piece.stop is None and second.piece.stop is None
+    is_factor = first.role.kind != "whole" and first.role.needs_input
+    return are_whole and is_factor and not second.role.needs_input
 
 
-def _join(factors: list[Factors]) -> Factors:
-    grad_outputs = [grad_output for grad_output, _ in factors]
-    inputs = [input for _, input in factors if input is not None]
-    grad_output = grad_outputs[0] if len(factors) == 1 else torch.cat(grad_outputs, 1)
-    if not inputs:
-        return _as_measured(grad_output), None
-    input = inputs[0] if len(factors) == 1 else torch.cat(inputs, 1)
-    if input.dtype != grad_output.dtype:
-        return grad_output.float(), input.float()
-    return _as_measured(grad_output), _as_measured(input)
+def _joined(factors: list[Factors]) -> Factors:
+    """Factors of several uses as those of one with the tokens of all."""
+    if len({(of_use.input is None, of_use.mean is None) for of_use in factors}) > 1:
+        factors = [_multiplied(of_use) for of_use in factors]
+    first, *others = (
+        None if column[0] is None else torch.cat(column, 1) for column in zip(*factors, strict=True)
+    )
+    assert first is not None
+    return Factors(first, *others)
 
 
-def _as_measured(tensor: Tensor) -> Tensor:
-    # scores are fp32, so a float64 model is measured in fp32 from here on
-    return tensor.float() if tensor.dtype == torch.float64 else tensor
+def _multiplied(factors: Factors) -> Factors:
+    """The factors of a vector as one."""
+    grad_output, input, mean, rstd = factors
+    if input is None:
+        return factors
+    if mean is not None and rstd is not None:
+        input = (input.float() - mean[..., None]) * rstd[..., None]
+    return Factors(grad_output.float() * input)
+
+
+def _in_fp32(factors: Factors) -> Factors:
+    input = None if factors.input is None else factors.input.float()
+    return factors._replace(grad_output=factors.grad_output.float(), input=input)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from .uses import Factors, Role, Use, on_axis
+from .uses import Factors, Role, Use, on_axis, tokens_of
 
 _CHANNELS = -3
 
@@ -79,13 +79,10 @@ class _Geometry:
         ]
         return sizes[0], sizes[1]
 
-    def columns(self, grad_output: Tensor, input: Tensor | None) -> Factors:
+    def columns(self, samples: int, grad_output: Tensor, input: Tensor) -> Factors:
         """Output gradients by position, and the patch of the input that each position saw."""
-        assert input is not None
-        samples, k = input.shape[:2]
-        columns = self._unfold(input.flatten(0, 1))  # [samples · k, positions, in · kernel]
-        grad_output, _ = on_axis(_CHANNELS)(grad_output, None)
-        return grad_output, columns.unflatten(0, (samples, k)).flatten(1, 2)
+        columns = tokens_of(samples, self._unfold(input))  # [samples, positions, in · kernel]
+        return on_axis(_CHANNELS)(samples, grad_output)._replace(input=columns)
 
     def _unfold(self, x: Tensor) -> Tensor:
         if self.is_pointwise:
@@ -98,24 +95,22 @@ class _Geometry:
         x = self._pad(x)
         return F.unfold(x, self.kernel, self.dilation, 0, self.stride).transpose(1, 2)
 
-    def gradients(self, grad_output: Tensor, input: Tensor | None) -> Factors:
+    def gradients(self, samples: int, grad_output: Tensor, input: Tensor) -> Factors:
         """Weight gradients by sample, of a convolution in groups.
 
         A kernel's gradient is the padded input convolved with the output gradient, where stride and
         dilation change places. Every channel of every sample is a group of its own, and the input
         channels of a group take the place of the batch.
         """
-        assert input is not None
-        rows = input.shape[0] * input.shape[1]  # samples · k
-        x = self._pad(input.flatten(0, 1).float())
-        x = x.unflatten(1, (self.groups, -1)).movedim(2, 0).flatten(1, 2)
-        kernel = grad_output.flatten(0, 2).unsqueeze(1).float()  # [rows · out, 1, height, width]
+        rows = input.shape[0]
+        x = self._pad(input.float()).unflatten(1, (self.groups, -1)).movedim(2, 0).flatten(1, 2)
+        kernel = grad_output.flatten(0, 1)[:, None].float()  # [rows · out, 1, height, width]
         gradients = F.conv2d(
             x, kernel, stride=self.dilation, dilation=self.stride, groups=rows * self.groups
         )
         # the input may go on beyond the last position of the kernel
         gradients = gradients[..., : self.kernel[0], : self.kernel[1]].movedim(0, 1)
-        return gradients.unflatten(0, (*input.shape[:2], -1)).sum(1), None
+        return Factors(gradients.unflatten(0, (samples, rows // samples, -1)).sum(1))
 
     def _pad(self, x: Tensor) -> Tensor:
         if not self.is_padded:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +13,8 @@ from torch.nn import functional as F
 from . import uses
 from .convolution import conv2d
 from .remaking import Productions
-from .uses import Role, Use
-from .watched import Piece, Watcher, pieces_of
+from .uses import Factors, Role, Use
+from .watched import Piece, Watcher, pieces_of, watched_in
 
 _RECOGNIZED: dict[Any, Callable[..., Use | None]] = {
     F.linear: uses.linear,
@@ -44,14 +43,30 @@ _CASTS = frozenset(
 _RESHAPES = frozenset({Tensor.reshape, Tensor.view, Tensor.unsqueeze, torch.reshape})
 
 
-@dataclass(frozen=True)
-class Arrival:
-    """What one use of one parameter brings in the backward pass, still to be multiplied out."""
+class Arrival(NamedTuple):
+    """What one use brings in the backward pass, still to be multiplied out.
 
-    piece: Piece
-    role: Role
-    grad_output: Tensor  # [samples, k, ...]
-    input: Tensor | None  # [samples, k, ...]
+    Attributes:
+        parts: the parameters in the use, each with its role.
+        samples: of the batch; `rows` are so many, or a multiple of it.
+        grad_output: `[rows, ...]`.
+        saved: what the rules of roles take besides, `[rows, ...]` each; the input comes first.
+    """
+
+    parts: list[tuple[Piece, Role]]
+    samples: int
+    grad_output: Tensor
+    saved: tuple[Tensor, ...]
+
+    def factors(self, piece: Piece, role: Role, first: int, stop: int) -> Factors:
+        """What some of the samples bring for a parameter."""
+        grad_output, saved = self.grad_output, self.saved if role.needs_input else ()
+        if stop - first != self.samples:
+            k = grad_output.shape[0] // self.samples
+            rows = slice(first * k, stop * k)
+            grad_output, saved = grad_output[rows], tuple(tensor[rows] for tensor in saved)
+        factors = role.rule(stop - first, grad_output, *saved)
+        return factors if piece.stop is None else factors.among(slice(piece.start, piece.stop))
 
 
 class Interception:
@@ -114,9 +129,10 @@ class Interception:
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a call that was given a watched tensor, observed if need be."""
-        if not self._is_watching or call_name(func) in INERT_CALLS:
+        recognize = _RECOGNIZED.get(func)
+        if not self._is_watching or (recognize is None and call_name(func) in INERT_CALLS):
             return func(*args, **kwargs)
-        found = [value for value in tensors_in(args, kwargs) if pieces_of(value)]
+        found = watched_in(args, kwargs)
         if self._on_use is not None:
             for value in found:
                 self._on_use(value)
@@ -124,47 +140,47 @@ class Interception:
             args, kwargs = self._replace(args), self._replace(kwargs)
             found = [value for value in found if id(value) not in self._replaced]
         output = _run_frozen(func, args, kwargs, found)
-        if not found or self._derive(func, args, output):
+        if not found or (recognize is None and self._derive(func, args, output)):
             return output
-        use = self._recognize(func, args, kwargs)
-        roles = {id(role.parameter): role for role in use.roles} if use is not None else {}
-        # the same tensor in two places, or in a place that is no role, is more than a role tells
-        if use is None or len(found) != len({id(value) for value in found} & set(roles)):
+        use = recognize(*args, **kwargs) if recognize else self._recognize(func, args, kwargs)
+        if use is None:
             return self._give_up(found, output)
-        observed = self._observe(use, [roles[id(value)] for value in found], output)
-        self._productions.note(func, args, kwargs, observed)
-        return observed
-
-    def _observe(self, use: Use, roles: list[Role], output: Tensor) -> Tensor:
-        parameters = [role.parameter for role in roles if role.parameter is not None]
-        rows = output.shape[0]
-        if rows % self._samples or use.input.shape[0] != rows:
-            return self._give_up(parameters, output)
+        ids = {id(value) for value in found}
+        roles = [role for role in use.roles if id(role.parameter) in ids]
+        # the same tensor in two places, or in a place that is no role, is more than a role tells
+        if len(found) != len(ids) or len(found) != len(roles):
+            return self._give_up(found, output)
+        rows, samples = output.shape[0], self._samples
+        if rows % samples or use.input.shape[0] != rows:
+            return self._give_up(found, output)
         if not torch.is_grad_enabled():
             self.used_without_grad = True
             return output
-        split = (self._samples, rows // self._samples)
-        saved = []
-        if any(role.needs_input for role in roles):
-            # under autocast the call computed with a cast of its input
-            dtype = output.dtype if use.saves_as_computed else use.input.dtype
-            kept, remake = self._productions.keep(use.input, dtype)
-            saved.append(kept)
-        pieces = [(role, piece) for role in roles for piece in pieces_of(role.parameter)]
+        observed = self._observe(use, roles, output)
+        if recognize is not None:
+            self._productions.note(func, args, kwargs, observed)
+        return observed
 
-        def receive(grad_output: Tensor, kept: Tensor | None = None) -> None:
-            grad_output = grad_output.unflatten(0, split)
-            input = None if kept is None else remake(kept).unflatten(0, split)
-            for role, piece in pieces:
-                self._receive(
-                    Arrival(piece, role, grad_output, input if role.needs_input else None)
-                )
+    def _observe(self, use: Use, roles: list[Role], output: Tensor) -> Tensor:
+        parts = [(piece, role) for role in roles for piece in pieces_of(role.parameter)]
+        samples, receive = self._samples, self._receive
+        if not any(role.needs_input for role in roles):
+            return _Observer.apply(
+                self._anchor,
+                output,
+                lambda grad_output: receive(Arrival(parts, samples, grad_output, ())),
+            )
+        # under autocast the call computed with a cast of its input
+        dtype = output.dtype if use.saves_as_computed else use.input.dtype
+        kept, remake = self._productions.keep(use.input, dtype)
+        statistics = _statistics(output) if use.has_statistics else ()
 
-        return _Observer.apply(self._anchor, output, receive, *saved)
+        def arrive(grad_output: Tensor, kept: Tensor, *statistics: Tensor) -> None:
+            receive(Arrival(parts, samples, grad_output, (remake(kept), *statistics)))
+
+        return _Observer.apply(self._anchor, output, arrive, kept, *statistics)
 
     def _recognize(self, func: Any, args: Any, kwargs: Any) -> Use | None:
-        if func in _RECOGNIZED:
-            return _RECOGNIZED[func](*args, **kwargs)
         if kwargs:
             return None
         if func in _MULTIPLY and len(args) == 2:
@@ -196,8 +212,9 @@ class Interception:
         return bool(pieces)
 
     def _give_up(self, parameters: list[Tensor], output: Any) -> Any:
+        outputs = output if isinstance(output, (tuple, list)) else (output,)
         has_grad = torch.is_grad_enabled()  # without, none flows through this call
-        if has_grad and any(value.is_floating_point() for value in tensors_in((output,), {})):
+        if has_grad and any(isinstance(o, Tensor) and o.is_floating_point() for o in outputs):
             for parameter in parameters:
                 self.unrecognized.update(piece.name for piece in pieces_of(parameter))
         return output
@@ -237,6 +254,18 @@ def _joined(args: tuple[Any, ...], output: Tensor) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
+def _statistics(output: Tensor) -> tuple[Tensor, ...]:
+    """Mean and rstd that the backward pass of a LayerNorm keeps, if they are fp32 and at hand."""
+    node: Any = output.grad_fn
+    if node is None or node.name() != "NativeLayerNormBackward0":
+        return ()
+    # to read what a hook has packed is to unpack it: a checkpoint would run again in mid-forward
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        return ()
+    mean, rstd = node._saved_result1, node._saved_result2
+    return (mean, rstd) if mean.dtype == torch.float32 else ()
+
+
 class _Observer(torch.autograd.Function):
     """Identity that hands the gradient passing through it, and what was saved, to `receive`."""
 
@@ -252,21 +281,16 @@ class _Observer(torch.autograd.Function):
         return output.detach()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the model differentiates a gradient (create_graph=True) that depends on measured "
+                "parameters: leave them out with exclude"
+            )
         saved = ctx.saved_tensors  # read once: a checkpoint unpacks them only once
         if grad_output is not None:
             ctx.receive(grad_output, *saved)
-        return (None, grad_output, None, *(None for _ in saved))
-
-
-def tensors_in(args: Any, kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    """Tensors among the arguments of a call, also one level inside tuples and lists."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from (inner for inner in value if isinstance(inner, Tensor))
+        return (None, grad_output, None) + (None,) * len(saved)
 
 
 def call_name(func: Any) -> str:

@@ -95,6 +95,7 @@ def measure(
         done += batch.size
         report(done)
     assert methods is not None
+    accumulator.finish()
     _check_finite(scores)
     return scores, done, methods
 

@@ -131,12 +131,15 @@ def _watch_one(
     n_arrivals = dict.fromkeys(records, 0)
 
     def receive(arrival: Arrival) -> None:
-        record = records[arrival.piece.name]
-        n_arrivals[arrival.piece.name] += 1
-        record.n_uses = max(record.n_uses, n_arrivals[arrival.piece.name])
-        record.kinds.add(arrival.role.kind)
-        record.arrives |= bool(arrival.grad_output[own].any())
-        record.crosses |= bool(arrival.grad_output[1 - own].any())
+        by_sample = arrival.grad_output.chunk(_SAMPLES)
+        arrives, crosses = bool(by_sample[own].any()), bool(by_sample[1 - own].any())
+        for piece, role in arrival.parts:
+            record = records[piece.name]
+            n_arrivals[piece.name] += 1
+            record.n_uses = max(record.n_uses, n_arrivals[piece.name])
+            record.kinds.add(role.kind)
+            record.arrives |= arrives
+            record.crosses |= crosses
 
     inputs = pytree.tree_map(_requiring_grad, pair.input)
     with interception.watching(records, _SAMPLES, receive, on_use=calls.note_use):

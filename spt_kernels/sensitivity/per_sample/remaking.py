@@ -84,11 +84,11 @@ class Productions:
         # without a graph nothing keeps the source, and anybody may write into it
         if not output.requires_grad or not source.requires_grad or source.dtype != output.dtype:
             return
-        others = [_detached(value) for value in others]
-        kwargs = {key: _detached(value) for key, value in kwargs.items()}
         tensors = [value for value in (*others, *kwargs.values()) if isinstance(value, Tensor)]
         if any(tensor.dtype != source.dtype for tensor in tensors):
             return  # autocast has had a hand in this
+        others = [_detached(value) for value in others]
+        kwargs = {key: _detached(value) for key, value in kwargs.items()}
 
         def remake(source: Tensor) -> Tensor:
             with torch.autocast(source.device.type, enabled=False):

@@ -3,26 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Gradient of a parameter by sample: a matrix and a vector as two factors that are multiplied and
-# summed over tokens, a whole one as it is.
+# Gradient of a parameter by sample: a matrix and a vector as factors that are multiplied and summed
+# over tokens, a whole one as it is.
 Kind = Literal["matrix", "vector", "whole"]
-Factors = tuple[Tensor, Tensor | None]
-# (grad_output [samples, k, ...], input [samples, k, ...] | None) -> factors [samples, tokens, ...];
-# a batch of `samples · k` rows is what a model makes that works on k windows of each sample
-Rule = Callable[[Tensor, Tensor | None], Factors]
+
+
+class Factors(NamedTuple):
+    """Two factors of a gradient, of each sample; the second stands for ones where there is none.
+
+    Attributes:
+        grad_output: `[samples, tokens, ...]`, or the whole gradient `[samples, *shape]`.
+        input: `[samples, tokens, ...]`.
+        mean: fp32 `[samples, tokens]`, what is to be subtracted of the input.
+        rstd: fp32 `[samples, tokens]`, what it is to be multiplied by then.
+    """
+
+    grad_output: Tensor
+    input: Tensor | None = None
+    mean: Tensor | None = None
+    rstd: Tensor | None = None
+
+    def among(self, channels: slice) -> Factors:
+        """Those of some of the channels."""
+        input = None if self.input is None else self.input[..., channels]
+        return self._replace(grad_output=self.grad_output[..., channels], input=input)
+
+
+# (samples, grad_output [rows, ...], then what was saved [rows, ...]) -> factors;
+# a batch of k rows for each sample is what a model makes that works on k windows of each
+Rule = Callable[..., Factors]
 
 _UNFOLDED_NUMEL = 1 << 24  # 64 MiB of fp32: what an unfolded convolution input may take at a time
 
 
-@dataclass(frozen=True)
-class Role:
+class Role(NamedTuple):
     """A parameter in its place in a call: `weight` of a Linear, `bias` of a norm, and so on."""
 
     parameter: Tensor | None
@@ -31,34 +51,44 @@ class Role:
     needs_input: bool = True
     samples_numel: int = 0  # numbers that `rule` makes of one row of the batch; 0: views
 
-    def samples_at_once(self, rows_per_sample: int) -> int | None:
-        """How many samples `rule` may take at a time, None for all."""
-        if not self.samples_numel:
-            return None
+    def samples_at_once(self, rows_per_sample: int) -> int:
+        """How many samples `rule` may take at a time where it makes something of them."""
         return max(1, _UNFOLDED_NUMEL // (self.samples_numel * rows_per_sample))
 
 
-@dataclass(frozen=True)
-class Use:
+class Use(NamedTuple):
     """One call that multiplies or shifts by parameters: its input, and each parameter's role."""
 
     input: Tensor
     roles: tuple[Role, ...]
     saves_as_computed: bool = False  # whether the input may be kept in the output's dtype
+    has_statistics: bool = False  # whether autograd may keep the mean and rstd of each row anyway
 
 
-def _last(grad_output: Tensor, input: Tensor | None) -> Factors:
+def tokens_of(samples: int, x: Tensor) -> Tensor:
+    """`[rows, ..., features]` as `[samples, tokens, features]`."""
+    if x.ndim == 3 and x.shape[0] == samples:
+        return x
+    return x.reshape(samples, -1, x.shape[-1])
+
+
+def _joined_last(x: Tensor, n_dims: int) -> Tensor:
+    """The last dimensions as one."""
+    return x if n_dims == 1 else x.flatten(-n_dims)
+
+
+def _last(samples: int, grad_output: Tensor, input: Tensor | None = None) -> Factors:
     """Channels in the last dimension."""
-    grad_output = grad_output.flatten(1, -2)
-    return grad_output, None if input is None else input.flatten(1, -2)
+    grad_output = tokens_of(samples, grad_output)
+    return Factors(grad_output, None if input is None else tokens_of(samples, input))
 
 
 def on_axis(axis: int) -> Rule:
     """Channels in dimension `axis` of a row, counted from its end."""
 
-    def rule(grad_output: Tensor, input: Tensor | None) -> Factors:
+    def rule(samples: int, grad_output: Tensor, input: Tensor | None = None) -> Factors:
         moved = None if input is None else input.movedim(axis, -1)
-        return _last(grad_output.movedim(axis, -1), moved)
+        return _last(samples, grad_output.movedim(axis, -1), moved)
 
     return rule
 
@@ -79,11 +109,27 @@ def layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Use | None:
-    """`F.layer_norm`: what multiplies the weight is normalized again rather than kept."""
+    """`F.layer_norm`: what multiplies the weight is normalized as it is read, and never kept."""
     shape = tuple(normalized_shape)
-    return _norm_over_last(
-        input, len(shape), weight, bias, lambda x: F.layer_norm(x, shape, None, None, eps)
-    )
+    n_dims = len(shape)
+    if input.ndim <= n_dims:
+        return None
+
+    def rule(
+        samples: int,
+        grad_output: Tensor,
+        input: Tensor | None = None,
+        mean: Tensor | None = None,
+        rstd: Tensor | None = None,
+    ) -> Factors:
+        if input is None:
+            return _last(samples, _joined_last(grad_output, n_dims))
+        if mean is None or rstd is None:
+            mean, rstd = torch.native_layer_norm(input.float(), shape, None, None, eps)[1:]
+        factors = _last(samples, _joined_last(grad_output, n_dims), _joined_last(input, n_dims))
+        return factors._replace(mean=mean.reshape(samples, -1), rstd=rstd.reshape(samples, -1))
+
+    return _norm(input, weight, bias, rule)._replace(has_statistics=True)
 
 
 def rms_norm(
@@ -144,9 +190,9 @@ def _norm_over_last(
     if input.ndim <= n_dims:
         return None
 
-    def rule(grad_output: Tensor, input: Tensor | None) -> Factors:
-        normalized = None if input is None else normalize(input.float()).flatten(-n_dims)
-        return _last(grad_output.flatten(-n_dims), normalized)
+    def rule(samples: int, grad_output: Tensor, input: Tensor | None = None) -> Factors:
+        normalized = None if input is None else _joined_last(normalize(input.float()), n_dims)
+        return _last(samples, _joined_last(grad_output, n_dims), normalized)
 
     return _norm(input, weight, bias, rule)
 
@@ -156,12 +202,10 @@ def _norm_over_channels(
 ) -> Use | None:
     if input.ndim < 2:
         return None
-    axis = 1 - input.ndim  # of the channels, from the end
+    channels = on_axis(1 - input.ndim)  # from the end
 
-    def rule(grad_output: Tensor, input: Tensor | None) -> Factors:
-        if input is not None:
-            input = normalize(input.flatten(0, 1).float()).unflatten(0, input.shape[:2])
-        return on_axis(axis)(grad_output, input)
+    def rule(samples: int, grad_output: Tensor, input: Tensor | None = None) -> Factors:
+        return channels(samples, grad_output, None if input is None else normalize(input.float()))
 
     return _norm(input, weight, bias, rule)
 

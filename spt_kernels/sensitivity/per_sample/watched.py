@@ -6,8 +6,7 @@ import contextlib
 import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +14,7 @@ from torch import Tensor
 _PIECES = "_spt_pieces"  # attribute of a watched tensor
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Parameter `name` as numbers `start:stop` of a vector made of it; None: the whole tensor."""
 
     name: str
@@ -30,42 +28,54 @@ def pieces_of(value: Any) -> tuple[Piece, ...]:
     return pieces
 
 
+def watched_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Watched tensors among the arguments of a call, also one level inside tuples and lists."""
+    found = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, (tuple, list)):
+            found += [inner for inner in value if hasattr(inner, _PIECES)]
+        elif hasattr(value, _PIECES):
+            found.append(value)
+    return found
+
+
 class Watcher:
     """Gives tensors a class whose `__torch_function__` asks `call` instead of running a call.
 
     A call that is given none of them runs as it does without. `call` may run others at will.
 
     Args:
-        call: a method `(func, args, kwargs) -> result`, which is held weakly: a class lives on in
-            cycles, and tensors that a model made of its parameters may do so too.
+        call: a method `(func, args, kwargs) -> result`. Its owner is held weakly: a class lives on
+            in cycles, and tensors that a model made of its parameters may do so too.
     """
 
-    def __init__(self, call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
-        self._call = weakref.WeakMethod(call)
+    def __init__(self, call: Any) -> None:
+        self._owner = weakref.ref(call.__self__)
+        self._call = call.__func__
         self._classes: dict[type[Tensor], type[Tensor]] = {}
 
     def watch(self, tensor: Tensor, pieces: tuple[Piece, ...]) -> None:
         """Tell of the calls of `tensor`, which stays the object that it is."""
-        plain = type(tensor)
-        if plain not in self._classes:
-            self._classes[plain] = self._class(plain)
         tensor.__dict__[_PIECES] = pieces
-        tensor.__class__ = self._classes[plain]
+        tensor.__class__ = self._class_of(type(tensor))
 
-    def _class(self, plain: type[Tensor]) -> type[Tensor]:
-        method = self._call
+    def _class_of(self, plain: type[Tensor]) -> type[Tensor]:
+        if plain in self._classes:
+            return self._classes[plain]
+        find_owner, run = self._owner, self._call
 
         def ask(
             cls: type, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
         ) -> Any:
-            call = method()
+            owner = find_owner()
             with torch._C.DisableTorchFunctionSubclass():
-                if call is None:  # the watcher is gone
+                if owner is None:
                     return func(*args, **(kwargs or {}))
-                return call(func, args, kwargs or {})
+                return run(owner, func, args, kwargs or {})
 
         members: dict[str, Any] = {"__torch_function__": classmethod(ask)}
-        return type(f"Watched{plain.__name__}", (plain,), members)
+        made = self._classes[plain] = type(f"Watched{plain.__name__}", (plain,), members)
+        return made
 
     @contextlib.contextmanager
     def watching(

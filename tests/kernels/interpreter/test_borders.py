@@ -17,6 +17,7 @@ from spt_kernels.kernels import (
     sampled_tiles,
     sparse_weight_grad,
     squared_grad,
+    squared_vector_grad,
     tile_plan,
     top_tau,
     transpose,
@@ -75,7 +76,7 @@ def squares(guard: Guard) -> Tensor:
 def vector_squares(guard: Guard) -> Tensor:
     score = guard.put(torch.ones(65))
     grad_output = guard.put(noise(2, 35, 65, seed=0, dtype=torch.float16))
-    squared_grad.accumulate_squared_vector_grad(score, grad_output, grad_output, 1.0)
+    squared_vector_grad.accumulate_squared_vector_grad(score, grad_output, grad_output, 1.0)
     return score
 
 
@@ -185,7 +186,7 @@ def test_samples_and_tokens_beyond_2_to_the_31_elements(vast: Tensor) -> None:
         torch.testing.assert_close(score, expected, rtol=1e-5, atol=1e-5)
 
         vector = torch.zeros(40)
-        squared_grad.accumulate_squared_vector_grad(vector, x, None, 1.0)
+        squared_vector_grad.accumulate_squared_vector_grad(vector, x, None, 1.0)
         sums = near.float().view(*shape, 40).sum(1).square().sum(0)
         torch.testing.assert_close(vector, sums, rtol=1e-5, atol=1e-5)
 

@@ -62,30 +62,8 @@ def test_matrix_of_views() -> None:
     check_matrix(torch.ones(24, 32).T, qkv, x)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 33, 65), (2, 32, 64)])
-def test_vector(
-    shape: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # scratch that starts as NaN shows an element nobody wrote
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: torch.full(a, float("nan"), **k))
-    grad_output = noise(*shape, seed=0, dtype=dtype)
-    for x in (noise(*shape, seed=1, dtype=dtype), None):
-        factor = torch.ones_like(grad_output) if x is None else x
-        score = torch.ones(shape[2])
-        gradients = (grad_output.double() * factor.double()).sum(1)
-        plain = 1 + (2.0 * (grad_output * factor).sum(1).float()).square().sum(0)
-
-        kernels.accumulate_squared_vector_grad(score, grad_output, x, 2.0)
-
-        assert_within_budget(score, plain, 1 + (2.0 * gradients).square().sum(0))
-
-
 def test_nothing_to_add() -> None:
     score = torch.ones(4, 5)
     kernels.accumulate_squared_grad(score, torch.ones(2, 0, 4), torch.ones(2, 0, 5), 1.0)
     assert torch.equal(score, torch.ones(4, 5))
     kernels.accumulate_squared_grad(score[:0], torch.ones(2, 3, 0), torch.ones(2, 3, 5), 1.0)
-    vector = torch.ones(4)
-    kernels.accumulate_squared_vector_grad(vector, torch.ones(0, 3, 4), None, 1.0)
-    assert torch.equal(vector, torch.ones(4))
