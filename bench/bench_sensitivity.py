@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,10 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import spt_kernels as spt
 from spt_kernels.costs.sensitivity_speed import square_batch_gradients, square_with_vmap
+from spt_kernels.finetuning.demo import one_thread
 from spt_kernels.memory.ledger import Ledger
 from spt_kernels.model import candidate_names
 
 from .contest import hold
+from .operators import count_operators
 
 ORDINARY = "ordinary forward + backward"
 TARGET = {ORDINARY: 1.15}
@@ -47,10 +50,17 @@ class Measurement:
     samples, and the check of the scores), which of 800 samples is little.
     """
 
-    def __init__(self, model: nn.Module, batch: Batch, facts: dict[str, float | str]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        facts: dict[str, float | str],
+        autocast: bool = False,
+    ) -> None:
         self._model = model
         self._batch = batch
         self._facts = facts
+        self._autocast = autocast
         self._wanted: queue.Queue[bool] = queue.Queue()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -73,12 +83,14 @@ class Measurement:
         self._ledger = ledger_beyond(self._model, self._batch)
         # until the second batch is asked for; a mode belongs to its thread
         self._ledger.__enter__()
-        spt.measure_sensitivity(
-            self._model,
-            self._batches(),
-            num_samples=2**62,
-            progress=lambda done, wanted: self._done.set(),
-        )
+        device = self._batch[0].device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self._autocast):
+            spt.measure_sensitivity(
+                self._model,
+                self._batches(),
+                num_samples=2**62,
+                progress=lambda done, wanted: self._done.set(),
+            )
 
     def _batches(self) -> Iterator[Batch]:
         is_counted = True
@@ -185,6 +197,52 @@ def test_growth_with_the_batch(benchmark: Any, device: torch.device, size: int) 
 @pytest.mark.parametrize(("name", "width"), [("tiny", 192), ("small", 384), ("base", 768)])
 def test_growth_with_the_width(benchmark: Any, device: torch.device, name: str, width: int) -> None:
     contest(benchmark, name, 2, device, growth=("width of a ViT/16, batch 2", width))
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])
+@one_thread()
+def test_host(benchmark: Any, autocast: bool) -> None:
+    """So narrow that next to no arithmetic is left: what remains is the host's part."""
+    model, plain = (_narrow_model() for _ in range(2))
+    batch = torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
+    facts: dict[str, float | str] = {}
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        run = ordinary(plain, batch)
+        facts["operators: ordinary"] = count_operators(run)
+        facts["operators: ours"] = _operators_of_a_batch(model, batch)
+
+        def autocast_run() -> None:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                run()
+
+        measurement = Measurement(model, batch, facts, autocast)
+        try:
+            hold(
+                benchmark,
+                "host of a measured batch: ViT, 12 blocks of width 48, batch 8, one thread, "
+                + ("bf16 autocast" if autocast else "fp32"),
+                {"spt.measure_sensitivity, a batch of it": measurement, ORDINARY: autocast_run},
+                rounds=40,
+                facts=facts,
+            )
+        finally:
+            measurement.finish()
+
+
+def _narrow_model() -> nn.Module:
+    torch.manual_seed(0)
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 12, "num_heads": 3}
+    return timm.create_model("vit_tiny_patch16_224", num_classes=10, **shape).eval()
+
+
+def _operators_of_a_batch(model: nn.Module, batch: Batch) -> int:
+    few, many = (
+        count_operators(
+            partial(spt.measure_sensitivity, model, [batch] * n, num_samples=10**6, progress=False)
+        )
+        for n in (2, 4)
+    )
+    return (many - few) // 2
 
 
 def contest(
