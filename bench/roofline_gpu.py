@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from spt_kernels.kernels import squared_products
 from spt_kernels.kernels.gradient_cost import Way, cheapest_way
 from spt_kernels.kernels.tile_plan import TilePlan, plan_tiles
 
@@ -40,7 +41,7 @@ class Kernel:
         least_bytes: that must come from or go to memory.
         moved_bytes: that the kernels move.
         flops: that must be done.
-        unit: `"tensor"`, `"tf32x3"` (three TF32 products each) or `"fp32"`.
+        unit: `"tensor"` or `"fp32"`.
         launches: kernels, one after the other.
         held_off_by: why it takes longer than its floor.
     """
@@ -61,33 +62,37 @@ class Kernel:
 
     def expected_us(self, card: Card) -> float:
         """What these kernels should take."""
-        share = {"tensor": card.tensor_share / 1.35, "tf32x3": 0.6, "fp32": 0.7}[self.unit]
+        share = {"tensor": card.tensor_share / 1.35, "fp32": 0.7}[self.unit]
         memory = self.moved_bytes / (card.memory_gb * MEMORY_SHARE) * 1e-3
         arithmetic = self.flops / (_tflops(card, self.unit) * share) * 1e-6
         return max(memory, arithmetic) + self.launches * LAUNCH_US
 
 
 def _tflops(card: Card, unit: str) -> float:
-    rates = {"tensor": card.tensor_tflops, "tf32x3": card.tf32_tflops / 3, "fp32": card.fp32_tflops}
+    rates = {"tensor": card.tensor_tflops, "fp32": card.fp32_tflops}
     return rates[unit]
 
 
 def kernels() -> list[Kernel]:
     """Every op but the sparse weight gradient, at the sizes above."""
     found = []
-    for name, itemsize, unit in (("bf16", 2, "tensor"), ("fp32", 4, "tf32x3")):
+    for name, itemsize, unit in (("bf16", 2, "tensor"), ("fp32", 4, "fp32")):
         factors = TOKENS * (WIDTH + HIDDEN) * itemsize
         score = 2 * 4 * WIDTH * HIDDEN
+        products = 0 if name == "bf16" else 64 * score  # written and read
+        groups = -(-64 * 4 * WIDTH * HIDDEN // squared_products._PRODUCT_BYTES)
         found += [
             Kernel(
                 f"squared_grad, fc1 {HIDDEN}×{WIDTH}, {name}",
                 factors + score,
-                factors + score,
+                factors + score + products,
                 2 * TOKENS * WIDTH * HIDDEN,
                 unit,
-                1,
+                1 if name == "bf16" else 2 * groups,
                 "two fp32 accumulators a tile leave one program on a multiprocessor, so that the "
-                "ends of samples are not hidden",
+                "ends of samples are not hidden"
+                if name == "bf16"
+                else "torch's products, which are written and read again",
             ),
             Kernel(
                 f"squared_grad, LayerNorm of {WIDTH}, {name}",

@@ -127,20 +127,19 @@ def tune_squares(
 ) -> Iterator[Timing]:
     """Configurations of the squared gradients' large tiles."""
     score = torch.zeros(rows, columns, device=device)
-    for name, dtype in (("_LARGE", torch.bfloat16), ("_LARGE_FP32", torch.float32)):
-        shipped = getattr(squared_grad, name)
-        flat = factors(rows, columns, samples * tokens, dtype, device)
-        both = (factor.view(samples, tokens, -1) for factor in flat)
-        run = partial(squared_grad.accumulate_squared_grad, score, *both, 1.0)
-        case = f"{rows}×{columns}, {samples} × {tokens} tokens, {dtype}"
-        others = [replace(shipped, num_stages=stages) for stages in (2, 4)]
-        others += [replace(shipped, tokens=shipped.tokens * 2)]
-        try:
-            for tile in [shipped, *others]:
-                setattr(squared_grad, name, tile)
-                yield _timing("squared_grad", case, tile, tile == shipped, run, measure)
-        finally:
-            setattr(squared_grad, name, shipped)
+    shipped = squared_grad._LARGE
+    flat = factors(rows, columns, samples * tokens, torch.bfloat16, device)
+    both = (factor.view(samples, tokens, -1) for factor in flat)
+    run = partial(squared_grad.accumulate_squared_grad, score, *both, 1.0)
+    case = f"{rows}×{columns}, {samples} × {tokens} tokens, {torch.bfloat16}"
+    others = [replace(shipped, num_stages=stages) for stages in (3, 4)]
+    others += [replace(shipped, tokens=64, num_stages=3)]
+    try:
+        for tile in [shipped, *others]:
+            squared_grad._LARGE = tile
+            yield _timing("squared_grad", case, tile, tile == shipped, run, measure)
+    finally:
+        squared_grad._LARGE = shipped
 
 
 def _timing(

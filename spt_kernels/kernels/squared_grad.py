@@ -1,4 +1,4 @@
-"""The Triton kernel that squares each sample's gradient of a matrix while it is in registers."""
+"""The Triton kernel that squares each sample's gradient of a matrix in registers, in 16 bits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .card import INTERPRETED
+from .squared_products import by_products
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
 
@@ -28,12 +29,10 @@ class _Tile:
         return triton.cdiv(n_out, self.out) * triton.cdiv(n_in, self.cols)
 
 
-# Two fp32 accumulators live in registers at once: the sample's gradient and the sum of squares. In
-# fp32 the operands are there three times over as well (tf32x3 splits each), hence smaller tiles.
-_LARGE = _Tile(out=128, cols=128, tokens=32, num_warps=8, num_stages=3)
-_LARGE_FP32 = _Tile(out=128, cols=64, tokens=16, num_warps=8, num_stages=3)
-_SMALL = _Tile(out=64, cols=64, tokens=32, num_warps=4, num_stages=3)
-_SMALL_FP32 = _Tile(out=64, cols=64, tokens=16, num_warps=4, num_stages=3)
+# Two fp32 accumulators live in registers at once, the sample's gradient and the sum of squares: one
+# program fills a multiprocessor, which waits for its loads unless many are on their way.
+_LARGE = _Tile(out=128, cols=128, tokens=32, num_warps=8, num_stages=6)
+_SMALL = _Tile(out=64, cols=64, tokens=32, num_warps=4, num_stages=4)
 # From here on the large tiles alone fill the cards of today, and reuse each load more often.
 _LARGE_FROM_TILES = 96
 _GROUP = 8  # rows of tiles visited together, so that their inputs are still in L2
@@ -103,7 +102,7 @@ def matrix_kernel(
         if UPCAST:
             grad = grad.to(tl.float32)
             x = x.to(tl.float32)
-        gradient = tl.dot(grad, x, gradient, input_precision="tf32x3")
+        gradient = tl.dot(grad, x, gradient)
         if step % token_blocks == token_blocks - 1:
             gradient *= scale
             squares += gradient * gradient
@@ -114,10 +113,6 @@ def matrix_kernel(
     tl.store(score_ptrs, tl.load(score_ptrs, mask=mask, other=0.0) + squares, mask=mask)
 
 
-def _tiles(dtype: torch.dtype) -> tuple[_Tile, _Tile]:
-    return (_LARGE_FP32, _SMALL_FP32) if dtype == torch.float32 else (_LARGE, _SMALL)
-
-
 def accumulate_squared_grad(
     score: Tensor, grad_output: Tensor, input: Tensor, scale: float
 ) -> None:
@@ -126,8 +121,9 @@ def accumulate_squared_grad(
     n_in = input.shape[2]
     if score.numel() == 0 or n_samples * n_tokens == 0:
         return
-    large, small = _tiles(grad_output.dtype)
-    tile = large if large.count(n_out, n_in) >= _LARGE_FROM_TILES else small
+    if grad_output.dtype == torch.float32:
+        return by_products(score, grad_output, input, scale)
+    tile = _LARGE if _LARGE.count(n_out, n_in) >= _LARGE_FROM_TILES else _SMALL
     matrix_kernel[(tile.count(n_out, n_in),)](
         score,
         grad_output,
@@ -147,8 +143,9 @@ def accumulate_squared_grad(
 
 
 def shipped_variants() -> list[Variant]:
-    """Both tiles in each dtype."""
-    return [_variant(dtype, tile) for dtype in FLOAT_DTYPES for tile in _tiles(dtype)]
+    """Both tiles in each dtype of 16 bits."""
+    dtypes = [dtype for dtype in FLOAT_DTYPES if dtype.itemsize == 2]
+    return [_variant(dtype, tile) for dtype in dtypes for tile in (_LARGE, _SMALL)]
 
 
 def _constexprs(tile: _Tile) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """The op that adds each sample's squared gradient to a sensitivity score (the paper's Algorithm 1).
 
-Neither the gradients of a batch's samples nor their squares are ever in memory together: a tile of
-one sample's gradient is computed, squared and summed over the samples before the score is written.
+The gradients of a batch's samples are never in memory all together. In 16 bits on a card a tile of
+one sample's gradient is computed, squared and summed over the samples before the score is written;
+in fp32 torch multiplies, as exactly as it is asked to, some samples at a time.
 """
 
 from __future__ import annotations
