@@ -49,13 +49,14 @@ def top_tau(
         if k:
             raise ValueError(f"k is {k}, but tensors is empty")
         return []
-    flat = [tensor.detach().contiguous().view(-1) for tensor in tensors]
-    capped = [tensor.numel() for tensor in tensors] if caps is None else list(caps)
+    scores = [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors]
+    scores = [score if score.is_contiguous() else score.contiguous() for score in scores]
+    capped = [score.numel() for score in scores] if caps is None else list(caps)
     try:
-        return list(torch.ops.spt.top_tau(flat, k, capped))
+        return list(torch.ops.spt.top_tau(scores, k, capped))
     except ValueError:
         # whichever backend objects, the message is the same and names the tensor
-        _explain(flat, k, capped, calls)
+        _explain([score.view(-1) for score in scores], k, capped, calls)
         raise
 
 

@@ -182,14 +182,15 @@ def _assign(
     parts: dict[str, list[Tensor]] = {}
     rows: dict[str, list[tuple[int, int]]] = {}
     counts: dict[str, tuple[int, ...]] = {}
-    for segment, positions, count in zip(
-        segments, selected.positions, selected.counts, strict=True
-    ):
+    # one copy from the device, for which the host waits once
+    lengths = [positions.numel() for positions in selected.positions]
+    own = torch.cat(selected.positions).cpu().split(lengths)
+    for segment, positions, count in zip(segments, own, selected.counts, strict=True):
         counts[segment.name] = (*counts.get(segment.name, ()), count)
         if count == 0:
             continue
         if count < segment.threshold:
-            parts.setdefault(segment.name, []).append(positions.cpu() + segment.offset)
+            parts.setdefault(segment.name, []).append(positions + segment.offset)
         elif segment.structured:
             block = sensitivity.info[segment.name].row_blocks[segment.block]
             rows.setdefault(segment.name, []).append((block.start, block.stop))

@@ -156,6 +156,49 @@ def test_cuda_agrees_with_the_reference(k: int) -> None:
         top_tau([scores[0].cuda(), torch.tensor([1.0, math.nan], device="cuda")], 1)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_capped", [False, True], ids=["plain", "capped"])
+@pytest.mark.parametrize(
+    "kind", ["random", "columns", "sorted", "ties", "all-equal", "one-huge", "mostly-zero", "bf16"]
+)
+def test_cuda_agrees_on_millions(kind: str, is_capped: bool) -> None:
+    generator = torch.Generator().manual_seed(7)
+    scores = torch.randn(4_000_000, generator=generator).square() + 1e-30
+    if kind == "columns":
+        scores.view(-1, 500)[:, 3] += 50
+    elif kind == "sorted":
+        scores = scores.sort().values
+    elif kind == "ties":
+        scores = scores.mul(20).floor() + 1
+    elif kind == "all-equal":
+        scores.fill_(2.0)
+    elif kind == "one-huge":
+        scores[3_999_999] = 3e38
+    elif kind == "mostly-zero":
+        scores[torch.rand(4_000_000, generator=generator) < 0.99] = -0.0
+    elif kind == "bf16":
+        scores = scores.bfloat16()
+    tensors = [*scores.tensor_split([7, 1_000_000, 1_000_001, 1_000_001, 2_500_000])]
+    caps = [tensor.numel() // (300 if is_capped else 1) for tensor in tensors]
+    for k in (1, 9_000):
+        found = top_tau([tensor.cuda() for tensor in tensors], k, caps)
+        for ours, spec in zip(found, top_tau(tensors, k, caps), strict=True):
+            assert torch.equal(ours.cpu(), spec)
+
+
+@pytest.mark.gpu
+def test_cuda_launches_little_and_waits_once() -> None:
+    from torch.profiler import ProfilerActivity, profile
+
+    tensors = [torch.rand(300_000, device="cuda") for _ in range(8)]
+    top_tau(tensors, 5_000)
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
+        top_tau(tensors, 5_000)
+    names = [event.name for event in found.events()]
+    assert sum("_kernel" in name and "Launch" not in name for name in names) <= 12
+    assert sum("DtoH" in name for name in names) == 1
+
+
 def test_nothing_to_select_from() -> None:
     assert top_tau([], 0) == []
     assert [t.tolist() for t in top_tau([torch.empty(0), torch.zeros(3)], 0)] == [[], []]

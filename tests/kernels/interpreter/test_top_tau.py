@@ -1,8 +1,9 @@
-"""The kernels of `top_tau`, interpreted, against a brute-force ranking."""
+"""Top-τ on CUDA, interpreted, against a brute-force ranking: by candidates and of all scores."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,26 +13,73 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from spt_kernels.kernels import top_tau as kernels
+from spt_kernels.kernels import top_tau_filter, top_tau_pieces
+from spt_kernels.reference import top_tau as reference
 
 from ...ops.test_top_tau import brute_force, selections
 
+LAUNCHES = ["draw", "guess", "filter", *["histogram"] * 4, "count", "collect"]
+
 
 @pytest.fixture(autouse=True)
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several programs for a dozen scores, so that order and ties cross their borders."""
-    monkeypatch.setattr(kernels, "_TILE", 4)
-    monkeypatch.setattr(kernels, "_TILES", 2)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several programs for a few dozen scores, so that order and ties cross their borders."""
+    monkeypatch.setattr(top_tau_pieces, "CUT", top_tau_pieces.Cut(16, 2, 4, 8))
+    monkeypatch.setattr(top_tau_filter, "_SAMPLES", 1024)
+
+
+@pytest.fixture(params=["candidates", "all"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "all":
+        monkeypatch.setattr(kernels, "keep_candidates", lambda *_: None)
+    return str(request.param)
+
+
+@pytest.fixture
+def many_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands count as many, of which only candidates may stay."""
+    monkeypatch.setattr(top_tau_pieces, "CUT", top_tau_pieces.Cut(64, 2, 4, 16))
+    monkeypatch.setattr(top_tau_filter, "_SAMPLES", 4096)
+    monkeypatch.setattr(top_tau_filter, "_DRAW_BLOCK", 1024)
+    monkeypatch.setattr(top_tau_filter, "_FEW", 0)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the kernels that were launched."""
+    names: list[str] = []
+    kind = type(top_tau_filter.filter_kernel)
+    get = kind.__getitem__
+
+    def record(kernel: object, grid: object) -> Callable[..., object]:
+        names.append(kernel.fn.__name__.removesuffix("_kernel"))  # type: ignore[attr-defined]
+        return get(kernel, grid)
+
+    monkeypatch.setattr(kind, "__getitem__", record)
+    return names
+
+
+def check(tensors: list[Tensor], k: int, caps: list[int] | None = None) -> None:
+    reach = [tensor.numel() for tensor in tensors] if caps is None else caps
+    found = kernels.top_tau(tensors, k, reach)
+    expected = reference.top_tau(tensors, k, reach)
+    for ours, spec in zip(found, expected, strict=True):
+        assert torch.equal(ours, spec)
+
+
+def normal_scores(numel: int, seed: int = 0) -> Tensor:
+    return torch.randn(numel, generator=torch.Generator().manual_seed(seed)).square()
 
 
 @settings(
-    max_examples=30,
+    max_examples=10,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(selections())
 def test_is_the_shortest_prefix_of_the_ranking(
-    case: tuple[list[Tensor], int, list[int] | None],
+    way: str, case: tuple[list[Tensor], int, list[int] | None]
 ) -> None:
     tensors, k, caps = case
     reach = [tensor.numel() for tensor in tensors] if caps is None else caps
@@ -40,36 +88,74 @@ def test_is_the_shortest_prefix_of_the_ranking(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_at_the_shipped_tile_size(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_the_shipped_sizes(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    generator = torch.Generator().manual_seed(0)
-    block = kernels._TILE * kernels._TILES
-    scores = [torch.rand(n, generator=generator).to(dtype) for n in (block + 1, 1, 300)]
+    group = top_tau_pieces.CUT.tile * top_tau_pieces.CUT.grouped
+    scores = [normal_scores(n, seed=n).to(dtype) for n in (group + 1, 1, 300)]
     scores[2] = (scores[2] * 4).floor() / 4  # ties with each other
-
-    found = kernels.top_tau(scores, 20_000, [block + 1, 1, 300])
-
-    flat = torch.cat(scores).float()
-    _, order = flat.sort(descending=True, stable=True)
-    chosen = torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, order[:20_000], True)
-    for positions, own in zip(found, chosen.split([block + 1, 1, 300]), strict=True):
-        assert torch.equal(positions, own.nonzero().squeeze(1))
+    check(scores, 20_000)
 
 
-@pytest.mark.parametrize(
-    "scores",
-    [
-        torch.full((12,), 3.0),
-        torch.arange(1, 13, dtype=torch.int32).view(torch.float32),
-        torch.tensor([2.0] + [1.0] * 11),
-        torch.tensor([1e-38] * 8 + [3e38] + [1e-38] * 3),
-    ],
-    ids=["all-equal", "denormal", "one-above-ties", "outlier"],
-)
-def test_adversarial_scores(scores: Tensor) -> None:
-    tensors, caps = list(scores.tensor_split([7, 8])), [4, 1, 100]
-    found = kernels.top_tau(tensors, 7, caps)
-    assert [chosen.tolist() for chosen in found] == brute_force(tensors, 7, caps)
+ADVERSARIES = {
+    "all-equal": torch.full((150,), 3.0),
+    "denormal": torch.arange(1, 151, dtype=torch.int32).view(torch.float32),
+    "ascending": torch.arange(1.0, 151.0),
+    "descending": torch.arange(150.0, 0.0, -1.0),
+    "one-above-ties": torch.ones(150).index_fill_(0, torch.tensor([77]), 2.0),
+    "outlier": torch.full((150,), 1e-38).index_fill_(0, torch.tensor([8]), 3e38),
+    "ones-in-minus-zeros": torch.full((150,), -0.0).index_fill_(0, torch.arange(0, 150, 3), 1.0),
+    "two-values": torch.arange(150.0).remainder(3).gt(1).float() + 1,
+    "blocks": torch.arange(150.0).div(40, rounding_mode="floor").remainder(2) * 5 + 0.5,
+    "a-column": torch.rand(25, 6, generator=torch.Generator().manual_seed(0))
+    .index_fill_(1, torch.tensor([4]), 9.0)
+    .flatten(),
+}
+
+
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_adversarial_scores(way: str, name: str) -> None:
+    tensors = list(ADVERSARIES[name].tensor_split([65, 66, 66]))  # of one and of none, too
+    check(tensors, 7, [50, 1, 0, 3])
+    check(tensors, int((ADVERSARIES[name] > 0).sum()))
+
+
+def test_a_tensor_that_is_not_aligned(way: str) -> None:
+    scores = normal_scores(301)
+    check([scores[1:], scores[3:].bfloat16()[1:]], 60)
+
+
+def test_many_scores_leave_few_candidates(
+    launched: list[str], many_scores: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    tolist = Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda t: reads.append(t.numel()) or tolist(t))
+    tensors = [normal_scores(1500), normal_scores(500, seed=1)]
+    expected = reference.top_tau(tensors, 12, [1500, 500])
+    for ours, spec in zip(kernels.top_tau(tensors, 12, [1500, 500]), expected, strict=True):
+        assert torch.equal(ours, spec)
+    assert launched == LAUNCHES
+    assert len(reads) == 1, "the host waits once"
+
+
+@pytest.mark.parametrize("scores", [torch.ones(2000), torch.full((2000,), -0.0)], ids=["ties", "0"])
+def test_too_many_candidates(scores: Tensor, launched: list[str], many_scores: None) -> None:
+    scores = scores.index_fill(0, torch.tensor([1999]), 4.0)
+    check([scores], 1)
+    assert launched == [*LAUNCHES[:-1], *LAUNCHES[3:]]
+
+
+def test_too_few_candidates(
+    launched: list[str], many_scores: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(top_tau_filter, "_DEVIATIONS", -2.0)  # as if the sample had misled
+    check([normal_scores(2000)], 50)
+    assert launched == [*LAUNCHES[:-1], *LAUNCHES[3:]]
+
+
+def test_no_guess_where_most_would_stay(launched: list[str], many_scores: None) -> None:
+    check([normal_scores(600)], 300)
+    assert launched == LAUNCHES[3:]
 
 
 def test_same_bits_every_run() -> None:
@@ -80,12 +166,13 @@ def test_same_bits_every_run() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.nan, math.inf, -math.inf, -1.0, -1e-45])
-def test_bad_scores_are_refused(value: float) -> None:
-    with pytest.raises(ValueError, match="finite and not negative"):
-        kernels.top_tau([torch.ones(9), torch.tensor([1.0, value])], 1, [9, 2])
+def test_bad_scores_are_refused(way: str, value: float) -> None:
+    for k in (0, 1):
+        with pytest.raises(ValueError, match="finite and not negative"):
+            kernels.top_tau([torch.ones(9), torch.tensor([1.0, value])], k, [9, 0])
 
 
-def test_zeros_of_both_signs_are_never_selected() -> None:
+def test_zeros_of_both_signs_are_never_selected(way: str) -> None:
     scores = [torch.tensor([0.0, -0.0, 1e-45, 2.0])]
     assert kernels.top_tau(scores, 2, [4])[0].tolist() == [2, 3]
     with pytest.raises(ValueError, match="k is 3, but only 2 positive"):
@@ -95,3 +182,6 @@ def test_zeros_of_both_signs_are_never_selected() -> None:
 def test_nothing_to_select() -> None:
     found = kernels.top_tau([torch.empty(0), torch.zeros(3)], 0, [0, 3])
     assert [chosen.tolist() for chosen in found] == [[], []]
+    assert kernels.top_tau([torch.empty(0)], 0, [0])[0].tolist() == []
+    with pytest.raises(ValueError, match="k is 1, but only 0 positive"):
+        kernels.top_tau([torch.empty(0)], 1, [0])

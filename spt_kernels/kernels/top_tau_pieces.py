@@ -1,0 +1,194 @@
+"""How a selection cuts its scores, and what its kernels know of each piece.
+
+Tensors are cut into tiles, tiles into fours. Fours with a score that may be selected, the
+candidates, lie side by side in one buffer, those of a tile in order, the tiles as they came. A
+group is what one program reads of a tensor: some tiles, of each all scores or its candidates alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .address_table import address_table, find_row, upload
+from .variant import Variant
+
+# Words of the table for each tensor: its first filter, its scores, its first group, its address,
+# whether that is of bf16, and the most that it counts for
+WORDS = tl.constexpr(6)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Sizes of the pieces.
+
+    Attributes:
+        tile: scores of a tile, a power of two.
+        filtered: tiles that a program filters, one after the other.
+        grouped: tiles of a group, a multiple of `filtered`.
+        slots: scores of each tile of a group that are looked at together.
+    """
+
+    tile: int
+    filtered: int
+    grouped: int
+    slots: int
+
+    @property
+    def group_sizes(self) -> dict[str, int]:
+        """What a kernel that reads groups is told of them."""
+        return {"TILE": self.tile, "TILES": self.grouped, "SLOTS": self.slots}
+
+
+CUT = Cut(tile=2048, filtered=8, grouped=64, slots=32)
+_WARPS = 4  # of a program that reads a group
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Scores as the kernels find them.
+
+    Attributes:
+        cut: how large the pieces are.
+        table: `WORDS` for each tensor, on the device.
+        numels: of each tensor.
+        n_filters: programs of the filter.
+        n_groups: programs of everything else.
+    """
+
+    cut: Cut
+    table: Tensor
+    numels: Sequence[int]
+    n_filters: int
+    n_groups: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the scores are."""
+        return self.table.device
+
+    @property
+    def numel(self) -> int:
+        """Scores in all."""
+        return sum(self.numels)
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], caps: Sequence[int]) -> Pieces:
+        """Lay out contiguous tensors on one device, not none."""
+        numels = [tensor.numel() for tensor in tensors]
+        kinds = [int(tensor.dtype == torch.bfloat16) for tensor in tensors]
+        first_groups, n_groups = [], 0
+        for numel in numels:
+            first_groups.append(n_groups)
+            n_groups += -(-numel // (CUT.tile * CUT.grouped))
+        columns: list[Sequence[Tensor | int]] = [first_groups, tensors, kinds, caps]
+        table, n_filters = address_table(numels, CUT.tile * CUT.filtered, columns)
+        return cls(CUT, upload(table, tensors[0].device), numels, n_filters, n_groups)
+
+    def read_by(self, kept: Candidates | None) -> dict[str, Any]:
+        """The arguments of a kernel that reads groups: of candidates, or of all scores."""
+        options = {**self.cut.group_sizes, "num_warps": _WARPS}
+        if kept is None:
+            return options | {"runs_ptr": None, "scores_ptr": None, "capacity": 0}
+        return options | {
+            "runs_ptr": kept.runs,
+            "scores_ptr": kept.fours,
+            "capacity": kept.capacity,
+        }
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Fours of scores among which everything that can be selected is, unless there are too many.
+
+    Attributes:
+        runs: of each tile the first of its fours, times 2¹⁶, and their number: int64 `[tiles]`.
+        fours: bits of the scores: int32 `[capacity, 4]`.
+        places: of each four in its tile: int32 `[capacity]`.
+    """
+
+    runs: Tensor
+    fours: Tensor
+    places: Tensor
+
+    @property
+    def capacity(self) -> int:
+        """Fours that there is room for."""
+        return len(self.places)
+
+
+@triton.jit
+def load_bits(address, is_bf16, offsets, mask):
+    """Scores as uint32 that order as they do; a bf16 is the upper half of an fp32."""
+    if is_bf16 != 0:
+        half_ptr = address.to(tl.pointer_type(tl.uint16))
+        bits = tl.load(half_ptr + offsets, mask=mask, other=0).to(tl.uint32) << 16
+    else:
+        bits = tl.load(address.to(tl.pointer_type(tl.uint32)) + offsets, mask=mask, other=0)
+    return bits
+
+
+@triton.jit
+def group_of(table_ptr, n_tensors, TILE: tl.constexpr, TILES: tl.constexpr):
+    """Of this program's group its tensor, the row of that, and where in it each tile begins."""
+    tensor = find_row(table_ptr + 2, n_tensors, WORDS)
+    row_ptr = table_ptr + tensor.to(tl.int64) * WORDS
+    first = (tl.program_id(0) - tl.load(row_ptr + 2)) * TILES
+    return tensor, row_ptr, (first + tl.arange(0, TILES)) * TILE
+
+
+@triton.jit
+def runs_of(row_ptr, begin, runs_ptr, capacity, TILE: tl.constexpr, TILES: tl.constexpr):
+    """Where the scores of each tile of a group lie, and how many there are.
+
+    Without runs of candidates they are all scores, in their tensor.
+    """
+    left = tl.load(row_ptr + 1) - begin
+    if runs_ptr is None:
+        at = begin
+        length = tl.minimum(tl.maximum(left, 0), TILE)
+    else:
+        tile = tl.program_id(0).to(tl.int64) * TILES + tl.arange(0, TILES)
+        run = tl.load(runs_ptr + tile, mask=left > 0, other=0)
+        at, fours = run >> 16, run & 0xFFFF
+        length = tl.where(at + fours > capacity, 0, fours * 4)  # there was no room for them
+        at *= 4
+    return at, length.to(tl.int32)
+
+
+@triton.jit
+def read_runs(row_ptr, scores_ptr, at, length, slots, low):
+    """Bits of some scores of each tile of a group, 0 for those that are 0, below `low` or no more.
+
+    What is no score, NaN, infinite or negative, has bits above all scores.
+    """
+    inside = slots < length[:, None]
+    offsets = at[:, None] + slots
+    if scores_ptr is None:
+        bits = load_bits(tl.load(row_ptr + 3), tl.load(row_ptr + 4), offsets, inside)
+    else:
+        bits = tl.load(scores_ptr + offsets, mask=inside, other=0).to(tl.uint32, bitcast=True)
+    return tl.where((bits < low) | (bits == 0x80000000), 0, bits).to(tl.uint32)
+
+
+def variants_that_read(
+    name: str,
+    kernel: Any,
+    types: Mapping[str, str],
+    constexprs: Mapping[str, Any] | None = None,
+    of_candidates: Mapping[str, str] | None = None,
+) -> list[Variant]:
+    """Both variants of a kernel that reads groups; `of_candidates` are pointers to those alone."""
+    pointers = {"runs_ptr": "*i64", "scores_ptr": "*i32", **(of_candidates or {})}
+    sizes = {**CUT.group_sizes, **(constexprs or {})}
+    of_all = sizes | dict.fromkeys(pointers)
+    return [
+        Variant(f"{name}-candidates", kernel, {**types, **pointers}, sizes, _WARPS),
+        Variant(f"{name}-all", kernel, types, of_all, _WARPS),
+    ]
