@@ -86,14 +86,12 @@ def address_table(
         The table, int64 `[rows, 2 + columns]` on the CPU, whose first two words are the row's first
         program and its elements; and the number of programs.
     """
-    table: list[int] = []
-    n_programs = 0
+    table, n_programs = [], 0
     for numel, *row in zip(numels, *columns, strict=True):
         words = [word.data_ptr() if isinstance(word, Tensor) else word for word in row]
-        table += (n_programs, numel, *words)  # flat: from lists in a list it takes twice as long
+        table.append([n_programs, numel, *words])
         n_programs += -(-numel // block)  # `triton.cdiv` takes as long as the rest of the row
-    flat = torch.tensor(table, dtype=torch.int64)
-    return flat.view(len(numels), 2 + len(columns)), n_programs
+    return torch.tensor(table, dtype=torch.int64), n_programs
 
 
 def upload(table: Tensor, device: torch.device) -> Tensor:

@@ -102,13 +102,11 @@ def _rank(
 def _share_ties(above: list[int], tied: list[int], caps: Sequence[int], k: int) -> list[int]:
     """How many of its tied scores each tensor gives, the earlier first, until k is met."""
     missing = k - sum(map(min, above, caps))
-    taken = []
-    for n_above, n_tied, cap in zip(above, tied, caps, strict=True):
+    taken = [0] * len(tied)
+    for m, (n_above, n_tied, cap) in enumerate(zip(above, tied, caps, strict=True)):
+        if missing == 0:
+            break
         counted = min(n_above + n_tied, cap) - min(n_above, cap)
-        if counted < missing:
-            taken.append(n_tied)
-            missing -= counted
-        else:
-            taken.append(missing)
-            missing = 0
+        taken[m] = n_tied if counted < missing else missing
+        missing -= min(counted, missing)
     return taken

@@ -228,6 +228,6 @@ def shipped_variants() -> list[Variant]:
         num_warps=_FILTER_WARPS,
         load_bits=128,
         store_bits=128,
-        programs_per_sm=8,
+        programs_per_sm=6,
     )
     return [*draws, *guesses, keeping]

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .address_table import address_table, find_row, upload
+from .address_table import find_row, upload
 from .variant import Variant
 
 # Words of the table for each tensor: its first filter, its scores, its first group, its address,
@@ -47,7 +47,7 @@ class Cut:
 
 
 CUT = Cut(tile=2048, filtered=8, grouped=64, slots=32)
-_WARPS = 4  # of a program that reads a group
+_WARPS = 8  # of a program that reads a group
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,16 @@ class Pieces:
     @classmethod
     def of(cls, tensors: Sequence[Tensor], caps: Sequence[int]) -> Pieces:
         """Lay out contiguous tensors on one device, not none."""
-        numels = [tensor.numel() for tensor in tensors]
-        kinds = [int(tensor.dtype == torch.bfloat16) for tensor in tensors]
-        first_groups, n_groups = [], 0
-        for numel in numels:
-            first_groups.append(n_groups)
+        numels: list[int] = []
+        words: list[int] = []
+        n_filters = n_groups = 0
+        for tensor, cap in zip(tensors, caps, strict=True):
+            numel, is_bf16 = tensor.numel(), tensor.dtype == torch.bfloat16
+            numels.append(numel)
+            words += (n_filters, numel, n_groups, tensor.data_ptr(), is_bf16, cap)
+            n_filters += -(-numel // (CUT.tile * CUT.filtered))
             n_groups += -(-numel // (CUT.tile * CUT.grouped))
-        columns: list[Sequence[Tensor | int]] = [first_groups, tensors, kinds, caps]
-        table, n_filters = address_table(numels, CUT.tile * CUT.filtered, columns)
+        table = torch.tensor(words, dtype=torch.int64).view(-1, WORDS.value)
         return cls(CUT, upload(table, tensors[0].device), numels, n_filters, n_groups)
 
     def read_by(self, kept: Candidates | None) -> dict[str, Any]:
@@ -136,22 +138,22 @@ def load_bits(address, is_bf16, offsets, mask):
 
 @triton.jit
 def group_of(table_ptr, n_tensors, TILE: tl.constexpr, TILES: tl.constexpr):
-    """Of this program's group its tensor, the row of that, and where in it each tile begins."""
+    """Of this program's group its tensor, the row of that, and its first score in it."""
     tensor = find_row(table_ptr + 2, n_tensors, WORDS)
     row_ptr = table_ptr + tensor.to(tl.int64) * WORDS
-    first = (tl.program_id(0) - tl.load(row_ptr + 2)) * TILES
-    return tensor, row_ptr, (first + tl.arange(0, TILES)) * TILE
+    origin = (tl.program_id(0) - tl.load(row_ptr + 2)) * (TILES * TILE)
+    return tensor, row_ptr, origin
 
 
 @triton.jit
-def runs_of(row_ptr, begin, runs_ptr, capacity, TILE: tl.constexpr, TILES: tl.constexpr):
+def runs_of(row_ptr, origin, runs_ptr, capacity, TILE: tl.constexpr, TILES: tl.constexpr):
     """Where the scores of each tile of a group lie, and how many there are.
 
-    Without runs of candidates they are all scores, in their tensor.
+    Without runs of candidates they are all scores, from the group's first one on.
     """
-    left = tl.load(row_ptr + 1) - begin
+    left = tl.load(row_ptr + 1) - origin - tl.arange(0, TILES) * TILE
     if runs_ptr is None:
-        at = begin
+        at = tl.arange(0, TILES) * TILE
         length = tl.minimum(tl.maximum(left, 0), TILE)
     else:
         tile = tl.program_id(0).to(tl.int64) * TILES + tl.arange(0, TILES)
@@ -163,7 +165,7 @@ def runs_of(row_ptr, begin, runs_ptr, capacity, TILE: tl.constexpr, TILES: tl.co
 
 
 @triton.jit
-def read_runs(row_ptr, scores_ptr, at, length, slots, low):
+def read_runs(row_ptr, origin, scores_ptr, at, length, slots, low):
     """Bits of some scores of each tile of a group, 0 for those that are 0, below `low` or no more.
 
     What is no score, NaN, infinite or negative, has bits above all scores.
@@ -171,7 +173,9 @@ def read_runs(row_ptr, scores_ptr, at, length, slots, low):
     inside = slots < length[:, None]
     offsets = at[:, None] + slots
     if scores_ptr is None:
-        bits = load_bits(tl.load(row_ptr + 3), tl.load(row_ptr + 4), offsets, inside)
+        is_bf16 = tl.load(row_ptr + 4)
+        address = tl.load(row_ptr + 3) + origin * (4 - 2 * is_bf16)
+        bits = load_bits(address, is_bf16, offsets, inside)
     else:
         bits = tl.load(scores_ptr + offsets, mask=inside, other=0).to(tl.uint32, bitcast=True)
     return tl.where((bits < low) | (bits == 0x80000000), 0, bits).to(tl.uint32)

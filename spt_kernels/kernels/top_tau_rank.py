@@ -96,8 +96,8 @@ def histogram_kernel(
 
     A row for each tensor, or one row: caps make the difference.
     """
-    tensor, row_ptr, begin = group_of(table_ptr, n_tensors, TILE, TILES)
-    at, length = runs_of(row_ptr, begin, runs_ptr, capacity, TILE, TILES)
+    tensor, row_ptr, origin = group_of(table_ptr, n_tensors, TILE, TILES)
+    at, length = runs_of(row_ptr, origin, runs_ptr, capacity, TILE, TILES)
     low = tl.load(state_ptr + LOW).to(tl.uint32)
     level_ptr = level_of(state_ptr, n_tensors, n_rows, LEVEL)
     row = tl.minimum(tensor, n_rows - 1).to(tl.int64)
@@ -114,7 +114,7 @@ def histogram_kernel(
     counts = tl.zeros([BINS], tl.int32)
     for slot in range(0, tl.max(length, 0), SLOTS):
         slots = slot + tl.arange(0, SLOTS)[None, :]
-        bits = read_runs(row_ptr, scores_ptr, at, length, slots, low)
+        bits = read_runs(row_ptr, origin, scores_ptr, at, length, slots, low)
         if LEVEL == 0:
             counted = bits != 0
             digits = tl.minimum(bits >> SHIFT, BINS - 1)  # negative numbers with NaN

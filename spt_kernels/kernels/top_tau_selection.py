@@ -20,13 +20,21 @@ from .variant import Variant
 
 @triton.jit
 def count_runs(
-    row_ptr, scores_ptr, at, length, low, threshold, TILES: tl.constexpr, SLOTS: tl.constexpr
+    row_ptr,
+    origin,
+    scores_ptr,
+    at,
+    length,
+    low,
+    threshold,
+    TILES: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):
     """Of each tile its scores above the threshold, and times 2¹⁶ those equal: at most a tile's."""
     found = tl.zeros([TILES, SLOTS], tl.int32)
     for slot in range(0, tl.max(length, 0), SLOTS):
         slots = slot + tl.arange(0, SLOTS)[None, :]
-        bits = read_runs(row_ptr, scores_ptr, at, length, slots, low)
+        bits = read_runs(row_ptr, origin, scores_ptr, at, length, slots, low)
         found += (bits > threshold).to(tl.int32) + ((bits == threshold).to(tl.int32) << 16)
     return tl.sum(found, 1)
 
@@ -50,12 +58,12 @@ def count_kernel(
 
     The last digit of it comes from the last histograms.
     """
-    tensor, row_ptr, begin = group_of(table_ptr, n_tensors, TILE, TILES)
-    at, length = runs_of(row_ptr, begin, runs_ptr, capacity, TILE, TILES)
+    tensor, row_ptr, origin = group_of(table_ptr, n_tensors, TILE, TILES)
+    at, length = runs_of(row_ptr, origin, runs_ptr, capacity, TILE, TILES)
     low = tl.load(state_ptr + LOW).to(tl.uint32)
     threshold = next_prefix(table_ptr, state_ptr, n_tensors, n_rows, k, 3)
 
-    found = count_runs(row_ptr, scores_ptr, at, length, low, threshold, TILES, SLOTS)
+    found = count_runs(row_ptr, origin, scores_ptr, at, length, low, threshold, TILES, SLOTS)
     n_above = tl.sum(found & 0xFFFF, 0).to(tl.int64)
     n_tied = tl.sum(found >> 16, 0).to(tl.int64)
     total_ptr = totals_ptr + tl.program_id(0).to(tl.int64) * 2
@@ -98,11 +106,12 @@ def collect_kernel(
     SLOTS: tl.constexpr,
 ):
     """Positions of the scores above the threshold and of the first `ties` equal to it, in order."""
-    _, row_ptr, begin = group_of(table_ptr, n_tensors, TILE, TILES)
-    at, length = runs_of(row_ptr, begin, runs_ptr, capacity, TILE, TILES)
+    _, row_ptr, origin = group_of(table_ptr, n_tensors, TILE, TILES)
+    at, length = runs_of(row_ptr, origin, runs_ptr, capacity, TILE, TILES)
     low = tl.load(state_ptr + LOW).to(tl.uint32)
 
-    found = count_runs(row_ptr, scores_ptr, at, length, low, threshold, TILES, SLOTS)
+    begin = origin + tl.arange(0, TILES) * TILE
+    found = count_runs(row_ptr, origin, scores_ptr, at, length, low, threshold, TILES, SLOTS)
     n_above, n_tied = found & 0xFFFF, found >> 16
     above_before, tied_before = before(totals_ptr)
     above_before += tl.cumsum(n_above, 0) - n_above  # [tiles]
@@ -110,7 +119,7 @@ def collect_kernel(
 
     for slot in range(0, tl.max(length, 0), SLOTS):
         slots = slot + tl.arange(0, SLOTS)[None, :]
-        bits = read_runs(row_ptr, scores_ptr, at, length, slots, low)
+        bits = read_runs(row_ptr, origin, scores_ptr, at, length, slots, low)
         is_above = bits > threshold
         is_tied = bits == threshold
         found = is_above.to(tl.int32) + (is_tied.to(tl.int32) << 16)

@@ -36,7 +36,8 @@ def top_tau(
         names: what to call the tensors in messages, instead of their place in the list.
 
     Returns:
-        For each tensor its selected flat positions: int64 `[n]`, ascending, on its device.
+        For each tensor its selected flat positions: int64 `[n]`, ascending, on its device; on CUDA
+        all of them are parts of one buffer.
 
     Raises:
         ValueError: a score is NaN, infinite or negative; the positive scores do not reach `k`;

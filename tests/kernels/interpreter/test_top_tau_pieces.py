@@ -18,11 +18,11 @@ from spt_kernels.kernels.top_tau_pieces import Pieces, group_of, read_runs, runs
 @triton.jit
 def copy_kernel(table_ptr, output_ptr, n_tensors, TILE: tl.constexpr, TILES: tl.constexpr):
     """Bits of all scores of a group, a tile after the other, each padded with zeros."""
-    _, row_ptr, begin = group_of(table_ptr, n_tensors, TILE, TILES)
-    at, length = runs_of(row_ptr, begin, None, 0, TILE, TILES)
+    _, row_ptr, origin = group_of(table_ptr, n_tensors, TILE, TILES)
+    at, length = runs_of(row_ptr, origin, None, 0, TILE, TILES)
     low = tl.zeros([], tl.uint32)
     slots = tl.arange(0, TILE)[None, :]
-    bits = read_runs(row_ptr, None, at, length, slots, low)
+    bits = read_runs(row_ptr, origin, None, at, length, slots, low)
     tile = tl.program_id(0) * TILES + tl.arange(0, TILES)
     tl.store(output_ptr + tile[:, None] * TILE + slots, bits.to(tl.int64))
 
