@@ -49,9 +49,8 @@ def next_prefix(table_ptr, state_ptr, n_tensors, n_rows, k, LEVEL: tl.constexpr)
     level_ptr = level_of(state_ptr, n_tensors, n_rows, LEVEL)
     bins = tl.arange(0, BINS)
     reached = tl.zeros([BINS], tl.int64)  # what a threshold at each bin counts for: never rises
-    invalid = tl.zeros([], tl.int64)
-    for start in range(0, n_rows, 4):
-        row = start + tl.arange(0, 4)
+    for start in range(0, n_rows, 2):
+        row = start + tl.arange(0, 2)
         known = row < n_rows
         count_ptr = level_ptr + row[:, None] * BINS + bins[None, :]
         counts = tl.load(count_ptr, mask=known[:, None], other=0)
@@ -59,13 +58,10 @@ def next_prefix(table_ptr, state_ptr, n_tensors, n_rows, k, LEVEL: tl.constexpr)
         cap = tl.load(table_ptr + row * WORDS + 5, mask=known, other=0)
         selected = above[:, None] + tl.cumsum(counts, 1, reverse=True)
         reached += tl.sum(tl.minimum(selected, cap[:, None]), 0)
-        if LEVEL == 0:  # finite floats have no exponent of 255
-            invalid += tl.sum(tl.sum(tl.where(bins[None, :] == BINS - 1, counts, 0), 1), 0)
     digit = tl.sum((reached >= k).to(tl.int64), 0) - 1
 
     if LEVEL == 0:
         tl.store(state_ptr + REACHED, tl.sum(tl.where(bins == 0, reached, 0), 0))
-        tl.store(state_ptr + INVALID, invalid)
         prefix = digit
     elif LEVEL == 3:
         prefix = tl.load(state_ptr + PREFIX + 2) << 7 | digit
@@ -127,6 +123,9 @@ def histogram_kernel(
     # integers: the sum is the same in whatever order the programs come
     count_ptr = level_ptr + row * BINS + bins
     tl.atomic_add(count_ptr, counts.to(tl.int64), mask=counts > 0, sem="relaxed")
+    if LEVEL == 0:  # finite floats have no exponent of 255
+        invalid = tl.sum(tl.where(bins == BINS - 1, counts, 0), 0)
+        tl.atomic_add(state_ptr + INVALID, invalid.to(tl.int64), sem="relaxed")
 
 
 def rank(pieces: Pieces, state: Tensor, n_rows: int, k: int, kept: Candidates | None) -> None:
