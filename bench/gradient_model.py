@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-import torch
-from torch import Tensor
-
 from spt_kernels.kernels.gradient_cost import RATES, Rates, Way
 from spt_kernels.kernels.tile_plan import TilePlan
 
@@ -49,19 +46,15 @@ class Gradient:
         return (self.rows + self.columns) * self.tokens * self.itemsize
 
 
-def uniform_index(rows: int, columns: int, density: float) -> Tensor:
-    """Positions drawn uniformly: the hardest mask, since it touches every row and column."""
-    order = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(0))
-    return order[: int(density * rows * columns)].sort().values.int()
-
-
 def rates_of(card: Card, *, is_fp32: bool) -> Rates:
     """The rates that `spt_kernels.kernels.gradient_cost` ships for a card that was not measured.
 
     What the card's figures give, each in the proportion in which an H100's measured rate departs
     from what its own figures give.
     """
-    measured, modelled = asdict(RATES[H100.capability, is_fp32]), asdict(_modelled(H100, is_fp32))
+    shipped = RATES[H100.capability]
+    measured = asdict(shipped.fp32 if is_fp32 else shipped.narrow)
+    modelled = asdict(_modelled(H100, is_fp32))
     own = asdict(_modelled(card, is_fp32))
     # Triton does not use Hopper's fastest units for TF32 tiles, which tells of no other card
     told = own.keys() - ({"tiled", "staged"} if is_fp32 and card.capability != 90 else set())

@@ -16,7 +16,7 @@ from typing import Any
 from spt_kernels.costs.drawing import cost_figure
 from spt_kernels.costs.results import read
 
-from . import results, roofline_gpu
+from . import measured_report, results, roofline_gpu
 from .contest import shown
 from .cost_report import cost_table, papers_table, scores_table
 from .drawings import growth_figure, growth_points
@@ -116,7 +116,8 @@ def parts(measured: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
     tables["targets"] = lambda: target_table(measured)
     tables["scores"] = lambda: scores_table(measured)
     tables["machine"] = lambda: machine_line(measured)
-    tables["cards"] = roofline_gpu.markdown
+    tables["cards"] = roofline_gpu.report
+    tables["measured"] = measured_report.section
     contests = [contest for contest in measured["contests"].values() if not contest["axis"]]
     for bench in dict.fromkeys(contest["bench"] for contest in contests):
         chosen = [contest for contest in contests if contest["bench"] == bench]

@@ -6,11 +6,12 @@ rate), expected times by a simple model, and what holds them off. Nothing here i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from spt_kernels.costs.way_times import draw_mask
 from spt_kernels.kernels import squared_products
-from spt_kernels.kernels.gradient_cost import Way, cheapest_way
+from spt_kernels.kernels.gradient_cost import RATES, Way, Work, cheapest_way
 from spt_kernels.kernels.tile_plan import TilePlan, plan_tiles
 
 from .cards import CARDS, Card
@@ -20,12 +21,15 @@ from .gradient_model import (
     shared_gather_us,
     staged_values,
     transposed_values,
-    uniform_index,
     ways_us,
 )
+from .markdown import markdown
 
-TOKENS, WIDTH, HIDDEN = 64 * 197, 768, 3072  # ViT-B/16 at 224², batch 64
+IMAGES, IMAGE, WIDTH, HIDDEN = 64, 197, 768, 3072  # ViT-B/16 at 224², batch 64, tokens of each
+TOKENS = IMAGES * IMAGE
 BACKBONE = 12 * (4 * WIDTH * WIDTH + 2 * WIDTH * HIDDEN)  # elements of the blocks' matrices
+# of the blocks' products, attention's with itself included, in a forward of a batch
+BLOCK_FLOPS = 2 * TOKENS * (BACKBONE + 12 * 2 * IMAGE * WIDTH)
 TRAINED = 400_000
 DENSITIES = (0.001, 0.005, 0.01, 0.02, 0.05)
 LAUNCH_US = 3.0  # from one kernel's end to the next one's work: assumed
@@ -73,20 +77,20 @@ def _tflops(card: Card, unit: str) -> float:
     return rates[unit]
 
 
-def kernels() -> list[Kernel]:
+def kernels(images: int = IMAGES) -> list[Kernel]:
     """Every op but the sparse weight gradient, at the sizes above."""
-    found = []
+    found, tokens = [], images * IMAGE
     for name, itemsize, unit in (("bf16", 2, "tensor"), ("fp32", 4, "fp32")):
-        factors = TOKENS * (WIDTH + HIDDEN) * itemsize
+        factors = tokens * (WIDTH + HIDDEN) * itemsize
         score = 2 * 4 * WIDTH * HIDDEN
-        products = 0 if name == "bf16" else 64 * score  # written and read
-        groups = -(-64 * 4 * WIDTH * HIDDEN // squared_products._PRODUCT_BYTES)
+        products = 0 if name == "bf16" else images * score  # written and read
+        groups = -(-images * 4 * WIDTH * HIDDEN // squared_products._PRODUCT_BYTES)
         found += [
             Kernel(
                 f"squared_grad, fc1 {HIDDEN}×{WIDTH}, {name}",
                 factors + score,
                 factors + score + products,
-                2 * TOKENS * WIDTH * HIDDEN,
+                2 * tokens * WIDTH * HIDDEN,
                 unit,
                 1 if name == "bf16" else 2 * groups,
                 "two fp32 accumulators a tile leave one program on a multiprocessor, so that the "
@@ -96,27 +100,27 @@ def kernels() -> list[Kernel]:
             ),
             Kernel(
                 f"squared_grad, LayerNorm of {WIDTH}, {name}",
-                2 * TOKENS * (WIDTH * itemsize + 4),
-                2 * TOKENS * (WIDTH * itemsize + 4) + 2 * 2 * 32 * WIDTH * 4,
-                6 * TOKENS * WIDTH,
+                2 * tokens * (WIDTH * itemsize + 4),
+                2 * tokens * (WIDTH * itemsize + 4) + 2 * 2 * 32 * WIDTH * 4,
+                6 * tokens * WIDTH,
                 "fp32",
                 1,
                 "the launch, and what a streaming kernel gets of the memory",
             ),
             Kernel(
                 f"rebuild_input, LayerNorm of {WIDTH}, {name}",
-                2 * TOKENS * WIDTH * itemsize + 2 * TOKENS * 4,
-                2 * TOKENS * WIDTH * itemsize + 2 * TOKENS * 4,
-                4 * TOKENS * WIDTH,
+                2 * tokens * WIDTH * itemsize + 2 * tokens * 4,
+                2 * tokens * WIDTH * itemsize + 2 * tokens * 4,
+                4 * tokens * WIDTH,
                 "fp32",
                 1,
                 "the launch, and what a streaming kernel gets of the memory",
             ),
             Kernel(
                 f"rebuild_input, GELU of {HIDDEN}, {name}",
-                2 * TOKENS * HIDDEN * itemsize,
-                2 * TOKENS * HIDDEN * itemsize,
-                25 * TOKENS * HIDDEN,
+                2 * tokens * HIDDEN * itemsize,
+                2 * tokens * HIDDEN * itemsize,
+                25 * tokens * HIDDEN,
                 "fp32",
                 1,
                 "what a streaming kernel gets of the memory; erf is about 25 operations",
@@ -167,20 +171,15 @@ def _ops_on_entries() -> Iterator[Kernel]:
 
 def fc1(density: float, itemsize: int) -> tuple[Gradient, TilePlan]:
     """The gradient of the largest matrix with a uniform mask, the hardest, and its real tiles."""
-    index = uniform_index(HIDDEN, WIDTH, density)
+    index = draw_mask(HIDDEN, WIDTH, density)
     gradient = Gradient(HIDDEN, WIDTH, TOKENS, len(index), itemsize)
     return gradient, plan_tiles(index, HIDDEN, WIDTH)
 
 
 def taken_way(card: Card, gradient: Gradient, plan: TilePlan) -> Way:
     """What the shipped cost model takes on this card."""
-    return cheapest_way(
-        plan,
-        gradient.nnz,
-        (gradient.rows, gradient.columns),
-        capability=card.capability,
-        is_fp32=gradient.itemsize == 4,
-    )
+    work = Work.of(plan, gradient.nnz, (gradient.rows, gradient.columns))
+    return cheapest_way(work, RATES[card.capability], is_fp32=gradient.itemsize == 4)
 
 
 def rows_of_gradients(itemsize: int) -> Iterator[tuple[str, ...]]:
@@ -229,15 +228,18 @@ def verdict(itemsize: int, target: float = 0.6) -> str:
     return "\n".join(lines)
 
 
-def markdown() -> str:
+def report() -> str:
     """The whole report."""
-    parts = ["### Cards", _table(_CARD_TITLES, [_card_row(card) for card in CARDS]), _CARD_NOTE]
-    parts += ["### Every kernel: floor → expected, µs", _table(_kernel_titles(), _kernel_rows())]
+    parts = ["### Cards", markdown(_CARD_TITLES, [_card_row(card) for card in CARDS]), _CARD_NOTE]
+    parts += [
+        "### Every kernel: floor → expected, µs",
+        markdown(_kernel_titles(), [*_kernel_rows()]),
+    ]
     parts += ["### Sparse weight gradient, µs", _GRADIENT_NOTE]
     for itemsize, name in ((2, "bf16 or fp16"), (4, "fp32")):
         parts += [
             f"{HIDDEN}×{WIDTH}, {TOKENS:,} tokens, uniform masks, {name}:",
-            _table(_GRADIENT_TITLES, rows_of_gradients(itemsize)),
+            markdown(_GRADIENT_TITLES, [*rows_of_gradients(itemsize)]),
             "Target at 0.5 %: 0.6 of torch's dense product, by this model:",
             verdict(itemsize),
         ]
@@ -282,10 +284,5 @@ def _kernel_rows() -> Iterator[tuple[str, ...]]:
         yield (kernel.name, *sizes, *times, kernel.held_off_by)
 
 
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [titles, ("---",) + ("---:",) * (len(titles) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 if __name__ == "__main__":
-    print(markdown(), end="")
+    print(report(), end="")

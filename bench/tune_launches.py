@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 
+from spt_kernels.costs.way_times import draw_mask
 from spt_kernels.kernels import sampled_tiles, squared_grad
 from spt_kernels.kernels import sparse_weight_grad as gradient_kernels
 from spt_kernels.kernels.card import Launch, capability_of
 from spt_kernels.kernels.sampled_tiles import by_tiles
 from spt_kernels.kernels.tile_plan import plan_tiles
-
-from .gradient_model import uniform_index
 
 Measure = Callable[[Callable[[], object]], float]  # a call -> its median in microseconds
 
@@ -85,7 +84,7 @@ def tune_tiles(
     measure: Measure, device: torch.device, rows: int, columns: int, tokens: int, density: float
 ) -> Iterator[Timing]:
     """Configurations of the kernel that a uniform mask of this density would be computed with."""
-    index = uniform_index(rows, columns, density).int().to(device)
+    index = draw_mask(rows, columns, density).to(device)
     plan = plan_tiles(index, rows, columns)
     kernel = "squares" if plan.lists is None else "strips"
     for dtype in (torch.bfloat16, torch.float32):
@@ -105,7 +104,7 @@ def time_ways(
     measure: Measure, device: torch.device, rows: int, columns: int, tokens: int, density: float
 ) -> Iterator[Timing]:
     """Every way to the sparse weight gradient, and torch's dense one: the cost model's matter."""
-    index = uniform_index(rows, columns, density).int().to(device)
+    index = draw_mask(rows, columns, density).to(device)
     plan = plan_tiles(index, rows, columns)
     kernel = "squares" if plan.lists is None else "strips"
     for dtype in (torch.bfloat16, torch.float32):

@@ -1,4 +1,4 @@
-"""Which way to the entries of a weight gradient is the cheapest on a card, by estimated rates."""
+"""Which way to the entries of a weight gradient is the cheapest on a card, by the card's rates."""
 
 from __future__ import annotations
 
@@ -39,51 +39,99 @@ class Rates:
     called: float
 
 
-# By compute capability and whether values are fp32. Those of 90 fit what an H100 took for 12,608
-# tokens (torch 2.11, Triton 3.6; `tests/kernels/test_gradient_cost.py` has the times). The others
-# are not measured: what the cards' figures give, as far off as they were on the H100, but for TF32
-# tiles, for which Triton does not use Hopper's fastest units (`bench/gradient_model.py`).
-RATES: Mapping[tuple[int, bool], Rates] = {
-    (80, False): Rates(490, tiled=1.8, staged=57, copied=348, selected=1250, called=563_000),
-    (86, False): Rates(130, tiled=1.8, staged=24.6, copied=183, selected=660, called=427_000),
-    (90, False): Rates(780, tiled=1.8, staged=112, copied=512, selected=1844, called=688_000),
-    (80, True): Rates(37.7, tiled=0.53, staged=7.4, copied=34.7, selected=125, called=52_400),
-    (86, True): Rates(66.8, tiled=3.25, staged=18.5, copied=106, selected=380, called=39_800),
-    (90, True): Rates(75, tiled=1.6, staged=60, copied=64, selected=230, called=64_000),
+@dataclass(frozen=True)
+class CardRates:
+    """The rates of one card.
+
+    Attributes:
+        narrow: of bf16 and fp16.
+        fp32: of fp32, whose tiles multiply three times to be exact.
+        tf32_gain: how many times as fast torch's fp32 product is where TF32 is allowed.
+    """
+
+    narrow: Rates
+    fp32: Rates
+    tf32_gain: float
+
+
+# By compute capability. Those of 90 fit what an H100 took for 12,608 tokens (torch 2.11, Triton
+# 3.6; `bench/measured.py` has the times). The others are not measured: what the cards' figures
+# give, as far off as they were on the H100, but for TF32 tiles, for which Triton does not use
+# Hopper's fastest units (`bench/gradient_model.py`). TF32's gains are by the cards' figures alone.
+RATES: Mapping[int, CardRates] = {
+    80: CardRates(
+        narrow=Rates(490, tiled=1.8, staged=57, copied=348, selected=1250, called=563_000),
+        fp32=Rates(37.7, tiled=0.53, staged=7.4, copied=34.7, selected=125, called=52_400),
+        tf32_gain=6.0,
+    ),
+    86: CardRates(
+        narrow=Rates(130, tiled=1.8, staged=24.6, copied=183, selected=660, called=427_000),
+        fp32=Rates(66.8, tiled=3.25, staged=18.5, copied=106, selected=380, called=39_800),
+        tf32_gain=1.0,
+    ),
+    90: CardRates(
+        narrow=Rates(780, tiled=1.8, staged=112, copied=512, selected=1844, called=688_000),
+        fp32=Rates(75, tiled=1.6, staged=60, copied=64, selected=230, called=64_000),
+        tf32_gain=6.0,
+    ),
 }
 
 
-# How many times as fast torch's fp32 product is where TF32 is allowed, by the cards' figures: not
-# measured. Tiles, which multiply three times to be exact, are then out of the question.
-TF32_GAIN: Mapping[int, float] = {80: 6.0, 86: 1.0, 90: 6.0}
+@dataclass(frozen=True)
+class Work:
+    """What every way to the entries of a gradient does for one token.
+
+    Attributes:
+        entries: that are wanted.
+        elements: of the whole gradient.
+        tiled: elements of all tiles together; 0 where the entries have no tiles.
+        staged: values that the programs of all tiles read together.
+        selected: values of channels that are brought together for tiles beforehand.
+        copied: values that are transposed for strips beforehand.
+    """
+
+    entries: int
+    elements: int
+    tiled: int = 0
+    staged: int = 0
+    selected: int = 0
+    copied: int = 0
+
+    @staticmethod
+    def of(plan: TilePlan | None, nnz: int, shape: tuple[int, int]) -> Work:
+        """For `nnz` entries of a weight of `shape`; without a plan they have no tiles."""
+        elements = shape[0] * shape[1]
+        if plan is None:
+            return Work(nnz, elements)
+        selected = sum(side.numel() for side in (plan.rows, plan.columns) if side.dim() == 1)
+        copied = 0 if plan.lists is None else shape[0] if plan.lists_rows else shape[1]
+        return Work(nnz, elements, plan.numel, plan.staged, selected, copied)
+
+    def costs(self, rates: Rates) -> dict[Way, float]:
+        """Of every way that there is, in products of the dense one."""
+        costs = {
+            Way.VECTORS: rates.gathered * self.entries,
+            Way.DENSE: self.elements + rates.called,
+        }
+        if self.tiled:
+            products = max(rates.tiled * self.tiled, rates.staged * self.staged)
+            beforehand = rates.selected * self.selected + rates.copied * self.copied
+            costs[Way.TILES] = products + beforehand
+        return costs
 
 
-def cheapest_way(
-    plan: TilePlan | None,
-    nnz: int,
-    shape: tuple[int, int],
-    *,
-    capability: int,
-    is_fp32: bool,
-    allows_tf32: bool = False,
-) -> Way:
+def cheapest_way(work: Work, rates: CardRates, *, is_fp32: bool, allows_tf32: bool = False) -> Way:
     """The way with the smallest estimate; the same for the same arguments.
 
     Args:
-        plan: the tiles of the entries; without one they cannot be computed by tiles.
-        nnz: entries wanted.
-        shape: rows and columns of the weight.
-        capability: the card's, one of `card.CAPABILITIES`.
+        work: what the ways do.
+        rates: what that costs.
         is_fp32: whether values are fp32 rather than bf16 or fp16.
-        allows_tf32: whether torch may round the factors of an fp32 product to TF32.
+        allows_tf32: whether torch may round the factors of an fp32 product to TF32: tiles, which
+            multiply three times to be exact, are then out of the question.
     """
-    rates = RATES[capability, is_fp32]
-    costs = {Way.VECTORS: rates.gathered * nnz, Way.DENSE: shape[0] * shape[1] + rates.called}
+    costs = work.costs(rates.fp32 if is_fp32 else rates.narrow)
     if is_fp32 and allows_tf32:
-        costs[Way.DENSE] /= TF32_GAIN[capability]
-    elif plan is not None:
-        selected = sum(side.numel() for side in (plan.rows, plan.columns) if side.dim() == 1)
-        copied = 0 if plan.lists is None else shape[0] if plan.lists_rows else shape[1]
-        products = max(rates.tiled * plan.numel, rates.staged * plan.staged)
-        costs[Way.TILES] = products + rates.selected * selected + rates.copied * copied
+        costs[Way.DENSE] /= rates.tf32_gain
+        costs.pop(Way.TILES, None)
     return min(costs, key=lambda way: costs[way])

@@ -7,9 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .card import Launch, capability_of
-from .gradient_cost import Way, cheapest_way
+from .card import Launch
+from .gradient_cost import Way, Work, cheapest_way
 from .sampled_tiles import by_tiles
+from .stored_rates import rates_on
 from .tile_plan import TilePlan
 from .token_split import split_tokens
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
@@ -80,10 +81,8 @@ def sparse_weight_grad(
     if nnz == 0 or len(input) == 0:
         return torch.zeros(nnz, device=input.device)
     way = cheapest_way(
-        plan,
-        nnz,
-        (grad_output.shape[1], input.shape[1]),
-        capability=capability_of(input.device),
+        Work.of(plan, nnz, (grad_output.shape[1], input.shape[1])),
+        rates_on(input.device),
         is_fp32=input.dtype == torch.float32,
         allows_tf32=torch.backends.cuda.matmul.fp32_precision == "tf32",
     )

@@ -11,10 +11,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from bench.cards import CARDS, Card
-from bench.gradient_model import rates_of, uniform_index
+from bench.gradient_model import rates_of
+from bench.measured import H100_WAYS, MeasuredWays
+from spt_kernels.costs.way_times import draw_mask
 from spt_kernels.kernels import sparse_weight_grad
 from spt_kernels.kernels.card import Launch, capability_of
-from spt_kernels.kernels.gradient_cost import RATES, Way, cheapest_way
+from spt_kernels.kernels.gradient_cost import RATES, Way, Work, cheapest_way
 from spt_kernels.kernels.tile_plan import plan_tiles
 from spt_kernels.kernels.token_split import split_tokens
 
@@ -26,46 +28,21 @@ FIRST_CARDS = list({card.capability: card for card in reversed(CARDS)}.values())
 @pytest.mark.parametrize("card", FIRST_CARDS, ids=lambda card: card.name)
 def test_rates_are_those_of_the_model(card: Card, is_fp32: bool) -> None:
     derived = asdict(rates_of(card, is_fp32=is_fp32))
-    for name, shipped in asdict(RATES[card.capability, is_fp32]).items():
+    rates = RATES[card.capability]
+    for name, shipped in asdict(rates.fp32 if is_fp32 else rates.narrow).items():
         assert shipped == pytest.approx(derived[name], rel=0.03), name
 
 
-# Microseconds of kernels on an H100 80GB HBM3, 12,608 tokens, torch 2.11, Triton 3.6, 2026-11-28:
-# rows, columns, density, whether in a quarter of the rows and columns, fp32; then every way
-H100_US = [
-    (3072, 768, 0.005, False, False, {Way.DENSE: 93, Way.VECTORS: 315, Way.TILES: 62}),
-    (3072, 768, 0.02, False, False, {Way.DENSE: 93, Way.VECTORS: 1174, Way.TILES: 133}),
-    (3072, 768, 0.02, True, False, {Way.DENSE: 94, Way.VECTORS: 876, Way.TILES: 76}),
-    (768, 768, 0.005, False, False, {Way.DENSE: 39, Way.VECTORS: 121, Way.TILES: 31}),
-    (768, 768, 0.02, False, False, {Way.DENSE: 39, Way.VECTORS: 304, Way.TILES: 34}),
-    (3072, 768, 0.005, False, True, {Way.DENSE: 1182, Way.VECTORS: 510, Way.TILES: 713}),
-    (3072, 768, 0.02, False, True, {Way.DENSE: 1180, Way.VECTORS: 1348, Way.TILES: 1805}),
-    (3072, 768, 0.02, True, True, {Way.DENSE: 1171, Way.VECTORS: 1048, Way.TILES: 219}),
-    (768, 768, 0.005, False, True, {Way.DENSE: 319, Way.VECTORS: 136, Way.TILES: 197}),
-    (768, 768, 0.02, False, True, {Way.DENSE: 320, Way.VECTORS: 443, Way.TILES: 460}),
-]
+@pytest.mark.parametrize("case", H100_WAYS, ids=str)
+def test_what_is_taken_was_the_fastest_on_a_card(case: MeasuredWays) -> None:
+    share = 0.25 if case.in_a_quarter else 1.0
+    index = draw_mask(case.rows, case.columns, case.density, share)
+    work = work_of(index, case.rows, case.columns)
+    assert cheapest_way(work, RATES[90], is_fp32=case.is_fp32) is case.fastest
 
 
-def mask(rows: int, columns: int, density: float, in_a_quarter: bool) -> torch.Tensor:
-    if not in_a_quarter:
-        return uniform_index(rows, columns, density).int()
-    generator = torch.Generator().manual_seed(0)
-    some_rows, some_columns = (
-        torch.randperm(size, generator=generator)[: size // 4] for size in (rows, columns)
-    )
-    every = (some_rows[:, None] * columns + some_columns).flatten()
-    chosen = torch.randperm(len(every), generator=generator)[: int(density * rows * columns)]
-    return every[chosen].sort().values.int()
-
-
-@pytest.mark.parametrize(("rows", "columns", "density", "in_a_quarter", "is_fp32", "us"), H100_US)
-def test_what_is_taken_was_the_fastest_on_a_card(
-    rows: int, columns: int, density: float, in_a_quarter: bool, is_fp32: bool, us: dict[Way, float]
-) -> None:
-    index = mask(rows, columns, density, in_a_quarter)
-    plan = plan_tiles(index, rows, columns)
-    way = cheapest_way(plan, len(index), (rows, columns), capability=90, is_fp32=is_fp32)
-    assert way is min(us, key=lambda way: us[way])
+def work_of(index: torch.Tensor, rows: int, columns: int) -> Work:
+    return Work.of(plan_tiles(index, rows, columns), len(index), (rows, columns))
 
 
 @pytest.mark.parametrize(
@@ -79,33 +56,24 @@ def test_what_is_taken_was_the_fastest_on_a_card(
     ],
 )
 def test_choices_at_fc1(density: float, capability: int, is_fp32: bool, way: Way) -> None:
-    index = uniform_index(3072, 768, density).int()
-    plan = plan_tiles(index, 3072, 768)
-    chosen = cheapest_way(plan, len(index), (3072, 768), capability=capability, is_fp32=is_fp32)
-    assert chosen is way
+    work = work_of(draw_mask(3072, 768, density), 3072, 768)
+    assert cheapest_way(work, RATES[capability], is_fp32=is_fp32) is way
 
 
 def test_where_tf32_is_allowed_the_dense_product_is_hard_to_beat() -> None:
-    shape = (3072, 768)
     for density, way in ((0.0001, Way.VECTORS), (0.005, Way.DENSE), (0.02, Way.DENSE)):
-        index = uniform_index(*shape, density).int()
-        plan = plan_tiles(index, *shape)
-        chosen = cheapest_way(
-            plan, len(index), shape, capability=90, is_fp32=True, allows_tf32=True
-        )
-        assert chosen is way
+        work = work_of(draw_mask(3072, 768, density), 3072, 768)
+        assert cheapest_way(work, RATES[90], is_fp32=True, allows_tf32=True) is way
         narrow, allowed = (
-            cheapest_way(
-                plan, len(index), shape, capability=90, is_fp32=False, allows_tf32=allows_tf32
-            )
-            for allows_tf32 in (False, True)
+            cheapest_way(work, RATES[90], is_fp32=False, allows_tf32=allows)
+            for allows in (False, True)
         )
         assert narrow is allowed  # of no matter in 16 bits
 
 
 def test_without_a_plan_no_tiles() -> None:
     for nnz in (10, 10**4, 10**6):
-        way = cheapest_way(None, nnz, (3072, 768), capability=90, is_fp32=True)
+        way = cheapest_way(Work.of(None, nnz, (3072, 768)), RATES[90], is_fp32=True)
         assert way is (Way.DENSE if nnz > 10**5 else Way.VECTORS)
 
 
@@ -127,7 +95,7 @@ def test_an_unlisted_card_is_taken_for_the_one_before(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert capability_of(torch.device("cuda")) == taken_for
-    assert (taken_for, True) in RATES
+    assert taken_for in RATES
 
 
 def test_torch_widens_a_product_as_the_dense_way_asks_it_to() -> None:

@@ -10,11 +10,12 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from bench import examine_kernels
+from bench import examine_kernels, measured_report
 from bench.cards import CARDS
 from bench.compilation import Compiled, Failure, Key
-from bench.gradient_model import staged_values, transposed_values, ways_us
+from bench.gradient_model import H100, staged_values, transposed_values, ways_us
 from bench.machine_code import MachineCode
+from bench.measured import H100_KERNELS, H100_STEPS
 from bench.roofline_gpu import fc1, kernels, taken_way
 from spt_kernels.kernels.gradient_cost import Way
 
@@ -31,6 +32,29 @@ def test_a_floor_by_hand() -> None:
     a100 = next(card for card in CARDS if card.name.startswith("A100"))
     # 64 images of 197 tokens, 3,072 values of 2 bytes, read and written, at 2,039 GB/s
     assert gelu.floor_us(a100) == pytest.approx(64 * 197 * 3072 * 2 * 2 / 2039e9 * 1e6)
+
+
+def test_nothing_was_measured_below_its_floor() -> None:
+    for measured in H100_KERNELS:
+        assert 0 < measured_report.kernel_floor_us(measured) < measured.us
+    for step in H100_STEPS:
+        assert 0 < measured_report.step_floor_ms(step) < step.ms
+
+
+def test_a_calibrated_time_is_the_measured_one_on_its_own_card() -> None:
+    for measured in H100_KERNELS:
+        assert measured_report.kernel_us(measured, H100) == pytest.approx(measured.us)
+    for step in H100_STEPS:
+        assert measured_report.step_ms(step, H100) == pytest.approx(step.ms)
+        for card in measured_report.OTHERS:
+            assert measured_report.step_ms(step, card) > step.ms
+
+
+def test_a_steps_floor_by_hand() -> None:
+    # PyTorch counts 35.1 GFLOP in a forward of ViT-B/16, 0.23 of them in the patch embedding
+    full = next(s for s in H100_STEPS if (s.method, s.dtype) == ("full", "fp32"))
+    by_hand = 3 * 64 * (35.1e9 - 0.23e9) / 66.9e12 * 1e3
+    assert measured_report.step_floor_ms(full) == pytest.approx(by_hand, rel=0.01)
 
 
 @pytest.mark.parametrize("itemsize", [2, 4], ids=["bf16", "fp32"])
