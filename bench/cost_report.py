@@ -1,13 +1,19 @@
-"""The cost tables as Markdown, from the results of `spt-kernels bench table7`."""
+"""The cost tables as Markdown, from the results of `spt-kernels bench table7`.
+
+`python -m bench.cost_report FILE` prints every table of a results file.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from spt_kernels.costs import PAPER_SAMPLES, PAPER_SENSITIVITY_S, CostRow, Table7
-from spt_kernels.costs.results import TABLES
+from spt_kernels.costs.results import TABLES, read
 from spt_kernels.costs.sensitivity_speed import BATCH_SQUARED
+from spt_kernels.costs.setting import EAGER
 
 from .markdown import markdown
 
@@ -15,8 +21,15 @@ from .markdown import markdown
 def cost_table(measured: Mapping[str, Any]) -> str:
     """What each method costs, with the paper's memory beside it."""
     table, date = papers_table(measured)
-    peak = "peak, GiB (accounted)" if not table.setting.on_gpu else "peak, GiB"
-    times = ("step / full", "inference / plain")
+    return table_markdown(table, measured["machine"], date)
+
+
+def table_markdown(table: Table7, machine: Mapping[str, Any], date: str) -> str:
+    """One cost table, and how it was measured."""
+    setting = table.setting
+    on_card = ("kernels, ms", "/ LoRA-16", "kernels", "/ LoRA-16") if setting.on_gpu else ()
+    peak = "peak, GiB" if setting.on_gpu else "peak, GiB (accounted)"
+    times = ("step / full", *on_card, "inference / plain")
     titles = ("", "trained", peak, "/ LoRA-16", "paper, GB", *times, "file")
     rows = [
         (
@@ -26,20 +39,32 @@ def cost_table(measured: Mapping[str, Any]) -> str:
             _ratio(table.over(row, "lora-16", "tuning_peak_bytes")),
             f"{table.papers[row.method].tuning_gb}" if row.method in table.papers else "",
             _ratio(table.step_over(row, "full")),
+            *(_on_card(table, row) if setting.on_gpu else ()),
             _ratio(row.inference_over_plain),
             f"{row.file_bytes / 2**20:.1f} MiB" if row.file_bytes else "",
         )
         for row in table.rows
     ]
-    setting, machine = table.setting, measured["machine"]
+    threads = f", {machine['threads']} threads" if machine["threads"] else ""
+    together = "" if setting.on_gpu else ",\nin turn with full tuning and with the plain model"
+    dtype = setting.dtype if setting.step == EAGER else f"{setting.dtype}, {setting.step}"
     lines = [
-        f"{setting.model}, {setting.dtype}; peak of a training step at batch {setting.batch_size}, "
-        f"times at batch {setting.step_batch_size} on {machine['processor']}, "
-        f"{machine['threads']} threads,\nin turn with full tuning and with the plain model. "
+        f"{setting.model}, {dtype}; peak of a training step at batch {setting.batch_size}, "
+        f"times at batch {setting.step_batch_size} on {machine['processor']}{threads}{together}. "
         f"torch {machine['versions']['torch']}, {date}."
     ]
     lines += [f"{name}: left out, {reason}." for name, reason in table.missing.items()]
     return f"{markdown(titles, rows)}\n\n" + "\n".join(lines)
+
+
+def _on_card(table: Table7, row: CostRow) -> tuple[str, ...]:
+    """The kernels of a step: their time, their number."""
+    return (
+        f"{row.kernel_ms:.1f}",
+        _ratio(table.over(row, "lora-16", "kernel_ms")),
+        f"{row.kernels:,}",
+        _ratio(table.over(row, "lora-16", "kernels")),
+    )
 
 
 def scores_table(measured: Mapping[str, Any]) -> str:
@@ -89,3 +114,10 @@ def emphasised(row: CostRow) -> str:
 
 def _ratio(value: float | None) -> str:
     return "not run" if value is None else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    results = read(Path(sys.argv[1]))
+    for title, value in results[TABLES].items():
+        print(f"### {title}\n")
+        print(f"{table_markdown(Table7.from_json(value), results['machine'], value['date'])}\n")

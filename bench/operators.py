@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch.profiler import ProfilerActivity, profile
+from spt_kernels.costs.step_profile import profile_call
 
 WARM_UP = 3  # calls after which nothing is prepared any more
 
@@ -13,6 +13,4 @@ def count_operators(run: Callable[[], object]) -> int:
     """Operators of a call, those that others are made of included."""
     for _ in range(WARM_UP):
         run()
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
-        run()
-    return sum(event.name.startswith(("aten::", "spt::")) for event in seen.events())
+    return profile_call(run, on_gpu=False).operators

@@ -1,19 +1,22 @@
-"""`spt-kernels bench`: the paper's cost table, measured again on this machine, and comparisons."""
+"""`spt-kernels bench`: the paper's cost table on this machine, comparisons, a card's rates."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .bench_tables import cost_parts, notes
+from .bench_tune import tune
+from .command import named_of
 from .options import ModelOptions, SizeOptions, described, split_names
-from .terminal import Terminal, percent, size, table
+from .terminal import Terminal, table
 
 if TYPE_CHECKING:
-    from ..costs import SensitivitySpeed, Table7
+    from ..costs import CostSetting
 
 HELP = """Measure what each method of fine-tuning costs: Table 7 of the paper, here.
 
@@ -26,18 +29,30 @@ LoRA, SHiRA, Super-Tuning) come where they are installed.
   spt-kernels bench table7 --methods full,lora-16,spt-lora -o costs
   spt-kernels bench table7 -m swin_base_patch4_window7_224 --dtype bf16
   spt-kernels bench table7 --rounds 0            (memory alone: quick)
+  spt-kernels bench table7 --step compiled       (or, on a GPU, captured)
   spt-kernels bench --compare old.json new.json  (fails where slower)
+
+On a GPU a table also says how many kernels a step launches and how long
+they take together. Which kernel a sparse weight gradient takes there is
+chosen by rates; those of your own card are measured and stored by
+
+  spt-kernels bench tune
+
+in ~/.config/spt_kernels/rates.json, or the file that SPT_KERNELS_RATES
+names; empty, it leaves the shipped rates.
 """
 
-TABLES = ("table7",)
+TABLE, TUNE = "table7", "tune"
+OF_TUNE = {"what", "device", "as_json", "quiet", "debug"}
 GOT_WORSE = 1  # exit code of a comparison
 
 
 def run(
+    context: typer.Context,
     terminal: Terminal,
     model: ModelOptions,
-    step: SizeOptions,
-    what: Annotated[str, typer.Argument(help="table7.", metavar="TABLE")] = "table7",
+    size: SizeOptions,
+    what: Annotated[str, typer.Argument(help="table7 or tune.", metavar="WHAT")] = TABLE,
     methods: Annotated[
         str | None, described("Run", "--methods --ways A,B,…", "These rows alone [all].")
     ] = None,
@@ -50,75 +65,91 @@ def run(
     rounds: Annotated[
         int, described("Run", "--rounds N", "Timed runs of each; 0: memory alone [5].")
     ] = 5,
+    step: Annotated[
+        str, described("Run", "--step HOW", "eager, compiled, or captured on a GPU [eager].")
+    ] = "eager",
     output: Annotated[
         Path | None, described("Output", "--output -o FOLDER", "For results and picture.")
     ] = None,
+    resume: Annotated[
+        bool,
+        described("Output", "--resume", "Keep rows that this commit has in --output already."),
+    ] = False,
     compare: Annotated[
         tuple[Path, Path] | None,
         described("Output", "--compare OLD NEW", "Two results files; no run."),
     ] = None,
 ) -> int:
-    """Measure the rows and show them beside the paper's, or compare two results."""
-    from ..costs import PAPER_MODEL, ROWS, CostSetting, run_table7
-    from ..costs.results import add_table
+    """Measure the rows and show them beside the paper's, or compare two results, or tune."""
+    if compare is not None:
+        return _compare(terminal, *compare)
+    if what == TUNE:
+        for name in named_of(context, context.params.keys() - OF_TUNE):
+            raise ValueError(f"--{name.replace('_', '-')}: goes with {TABLE}, not with {TUNE}")
+        return tune(terminal, device)
+    if what != TABLE:
+        raise ValueError(f"WHAT: expected {TABLE} or {TUNE}, got {what!r}")
+    if output is not None and output.exists() and not output.is_dir():
+        raise ValueError(f"--output: expected a folder, got the file {output}")
+    if resume and output is None:
+        raise ValueError("--resume: name the folder with --output")
+    from ..costs import PAPER_MODEL, CostSetting
     from ..finetuning.device import pick_device
     from ..finetuning.models import ModelSource
 
-    if compare is not None:
-        return _compare(terminal, *compare)
-    if what not in TABLES:
-        raise ValueError(f"TABLE: expected one of {', '.join(TABLES)}, got {what!r}")
-    if output is not None and output.exists() and not output.is_dir():
-        raise ValueError(f"--output: expected a folder, got the file {output}")
     source = model.source() or ModelSource(PAPER_MODEL)
-    chosen = tuple(dict.fromkeys(split_names(methods))) or ROWS
     setting = CostSetting(
         model=source.name,
         model_args=source.args,
-        batch_size=step.batch_size,
+        batch_size=size.batch_size,
         timed_batch_size=timed_batch_size,
-        num_classes=step.num_classes,
-        dtype=step.dtype,
+        num_classes=size.num_classes,
+        dtype=size.dtype,
         device=str(pick_device(device)),
         rounds=rounds,
-        image_size=step.image_size,
+        image_size=size.image_size,
+        step=step,
     )
+    _measure(terminal, setting, split_names(methods), output, resume)
+    return 0
+
+
+def _measure(
+    terminal: Terminal,
+    setting: CostSetting,
+    methods: tuple[str, ...],
+    output: Path | None,
+    resume: bool,
+) -> None:
+    import torch
+
+    from ..costs import ROWS, run_table7
+    from ..costs.drawing import cost_figure
+    from ..costs.machine import describe
+    from ..costs.results import add_table, known_table
+
+    known = known_table(output, setting) if output is not None and resume else None
+    chosen = tuple(dict.fromkeys(methods)) or ROWS
     with terminal.progress() as progress:
-        progress.start("measuring", len(chosen) + (rounds > 0 and step.dtype == "fp32"))
+        progress.start("measuring", len(chosen) + setting.has_scores)
         result = run_table7(
             setting,
             chosen,
+            known=known,
             told=lambda name: progress.advance(1, name),
             kept=lambda table: None if output is None else add_table(output, table),
         )
     if not result.rows:
-        raise ValueError(f"no row could be measured: {'; '.join(_notes(result))}")
-    _show(terminal, result, output)
-    return 0
-
-
-def _show(terminal: Terminal, result: Table7, output: Path | None) -> None:
-    import torch
-
-    from ..costs.drawing import cost_figure
-    from ..costs.machine import describe
-    from ..costs.results import add_table
-
-    machine = describe(torch.device(result.setting.device))
+        raise ValueError(f"no row could be measured: {'; '.join(notes(result))}")
     written = []
     if output is not None:
         written.append(add_table(output, result))
-        name = "-".join(re.findall(r"[a-z0-9_.]+", result.setting.title()))
+        name = "-".join(re.findall(r"[a-z0-9_.]+", setting.title()))
         written.append(output / f"table7-{name}.png")
         cost_figure(result).savefig(written[-1])
     terminal.show(
-        {"machine": asdict(machine), **result.to_json()},
-        _training_table(result),
-        "",
-        _inference_table(result),
-        "",
-        *([_speed_table(result.sensitivity), ""] if result.sensitivity else []),
-        *_notes(result),
+        {"machine": asdict(describe(torch.device(setting.device))), **result.to_json()},
+        *cost_parts(result),
         *(f"written to {path}" for path in written),
     )
 
@@ -149,100 +180,3 @@ def _compare(terminal: Terminal, old: Path, new: Path) -> int:
         f"{len(changes)} figures compared, {worse} worse beyond the noise",
     )
     return GOT_WORSE if worse else 0
-
-
-def _training_table(result: Table7) -> Any:
-    from ..costs.drawing import unit_of
-
-    setting, papers = result.setting, result.papers
-    how = "measured" if setting.on_gpu else "accounted"
-    title = f"Training {setting.model_title()}, {setting.dtype}: peak {how}"
-    title += f" at batch {setting.batch_size}"
-    if setting.rounds:
-        title += f", time on {setting.device} at batch {setting.step_batch_size}"
-    unit = unit_of([row.tuning_peak_bytes for row in result.rows])
-    rows = [
-        (
-            row.method,
-            percent(row.trained_share, 2),
-            _in_unit(row.tuning_peak_bytes, unit),
-            _ratio(result.over(row, "full", "tuning_peak_bytes")),
-            _ratio(result.over(row, "lora-16", "tuning_peak_bytes")),
-            str(papers[row.method].tuning_gb) if row.method in papers else "",
-            "–" if row.step is None else f"{row.step.median_ms / 1e3:.2f}",
-            _ratio(result.step_over(row, "full")),
-            _ratio(result.step_over(row, "lora-16")),
-        )
-        for row in result.rows
-    ]
-    peak, step = (unit, "/ full", "/ lora-16", "paper"), ("step, s", "/ full", "/ lora-16")
-    return table(("method", "trained", *peak, *step), rows, title, is_wide=True)
-
-
-def _inference_table(result: Table7) -> Any:
-    from ..costs import PAPER_SAMPLES
-    from ..costs.drawing import unit_of
-
-    papers, speed = result.papers, result.sensitivity
-    unit = unit_of([row.inference_peak_bytes for row in result.rows])
-    rows = [
-        (
-            row.method,
-            "–" if row.inference is None else f"{row.inference.median_ms:.1f}",
-            _ratio(row.inference_over_plain),
-            str(papers[row.method].inference_ms) if row.method in papers else "",
-            _in_unit(row.inference_peak_bytes, unit),
-            str(papers[row.method].inference_gb) if row.method in papers else "",
-            f"{speed.seconds(PAPER_SAMPLES):,.1f}" if speed and row.is_ours else "",
-            size(row.file_bytes) if row.file_bytes else "–",
-        )
-        for row in result.rows
-    ]
-    names = ("method", "ms/image", "/ plain", "paper", unit, "paper", "scores, s", "file")
-    return table(names, rows, "Inference, merged where it can be; scores; the file", is_wide=True)
-
-
-def _in_unit(number: int, unit: str) -> str:
-    from ..costs.drawing import UNITS
-
-    return f"{number / UNITS[unit]:,.2f}" if number else "–"
-
-
-def _ratio(ratio: float | None) -> str:
-    return "–" if ratio is None else f"{ratio:.2f}"
-
-
-def _notes(result: Table7) -> list[str]:
-    spreads = [s for row in result.rows for s in (row.step, row.inference) if s is not None]
-    lines = []
-    if spreads:
-        rounds, noise = result.setting.rounds, percent(max(spread.noise for spread in spreads))
-        several = f"times are medians of {rounds}, their spread at most ± {noise}"
-        lines.append(several if rounds > 1 else "times are of one run: their spread is not known")
-    both = [row for row in result.rows if result.setting.on_gpu and row.tuning_peak_bytes]
-    if both:
-        ratios = [row.accounted_peak_bytes / row.tuning_peak_bytes for row in both]
-        lines.append(f"accounted over measured peaks: {min(ratios):.2f} to {max(ratios):.2f}")
-    lines += [f"{row.method}: {row.note}" for row in result.rows if row.note]
-    return lines + [f"{name}: left out, {reason}" for name, reason in result.missing.items()]
-
-
-def _speed_table(speed: SensitivitySpeed) -> Any:
-    from ..costs import PAPER_SAMPLES, PAPER_SENSITIVITY_S
-    from ..costs.sensitivity_speed import BATCH_SQUARED
-
-    rows = [
-        (
-            f"{way} *" if way == BATCH_SQUARED else way,
-            f"{speed.per_second(way):,.2f}",
-            f"{speed.seconds(PAPER_SAMPLES, way):,.1f}",
-            f"{speed.ours_over(way):.2f}",
-        )
-        for way in speed.per_sample
-    ]
-    rows += [(way, reason, "–", "–") for way, reason in speed.missing.items()]
-    per_s = PAPER_SAMPLES / PAPER_SENSITIVITY_S
-    rows.append(("the paper, on a GPU *", f"{per_s:,.2f}", f"{PAPER_SENSITIVITY_S:,.1f}", ""))
-    columns = ("* another quantity", "samples / s", f"{PAPER_SAMPLES} in s", "ours / this")
-    title = f"Sensitivity of every candidate parameter, fp32, in batches of {speed.batch_size}"
-    return table(columns, rows, title)

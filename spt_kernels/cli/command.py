@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
 
@@ -69,3 +69,9 @@ def _of_group(group: type) -> list[inspect.Parameter]:
 
 def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+
+
+def named_of(context: typer.Context, names: Iterable[str]) -> list[str]:
+    """Those of the parameters called `names` that stand on the command line."""
+    source = context.get_parameter_source
+    return [name for name in names if getattr(source(name), "name", "") == "COMMANDLINE"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .command import named_of
 from .options import FormOptions, ImageOptions, MachineOptions, ModelOptions, described
 from .terminal import Terminal, count, facts, percent, size
 from .training_options import MethodOptions, RecipeOptions
@@ -79,10 +80,7 @@ def run(
     """Collect the job, run it, show its figures."""
     groups = (model, images, what, recipe, form)
     named = {f.name for group in groups for f in fields(group)} | {"sensitivity", "plan"}
-    is_described = any(
-        getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE" for name in named
-    )
-    is_bare_resume = resume and not is_described
+    is_bare_resume = resume and not named_of(context, named)
     job = _job_in(output) if is_bare_resume else _job(*groups, sensitivity, plan)
     from ..finetuning.pipeline import finetune
 

@@ -1,7 +1,7 @@
 """Compares two results files and tells what became worse beyond the noise.
 
 Times are compared as ratios of ours to a rival of the same run, which two days, or two machines,
-leave comparable; bytes as they are.
+leave comparable; bytes, operators and kernels as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from .sensitivity_speed import EXACT
 from .table7 import Table7
 
 SMALLEST_NOISE = 0.05  # of a ratio of medians, even where the runs at hand agree better
-BYTES_NOISE = 0.01  # of accounted or allocated bytes, which other versions may round differently
+COUNTED_NOISE = 0.01  # of bytes, operators and kernels, which may differ between versions of torch
+COUNTED = ("tuning_peak_bytes", "inference_peak_bytes", "file_bytes", "operators", "kernels")
 BASELINES = ("full", "lora-16")
 
 
@@ -84,9 +85,9 @@ def _of_table(table: Table7) -> Iterator[tuple[str, _Figure]]:
     for row in table.rows:
         if not row.is_ours:
             continue  # a rival that became slower is no regression of ours
-        for column in ("tuning_peak_bytes", "inference_peak_bytes", "file_bytes"):
+        for column in COUNTED:
             if getattr(row, column):
-                yield f"{row.method}, {column}", _Figure(getattr(row, column), BYTES_NOISE)
+                yield f"{row.method}, {column}", _Figure(getattr(row, column), COUNTED_NOISE)
         for name, rival in rivals.items():
             yield from _step_over(table, row, rival, f"{row.method}, step / {name}")
         if row.inference is not None and row.inference_over_plain is not None:
@@ -104,6 +105,9 @@ def _of_table(table: Table7) -> Iterator[tuple[str, _Figure]]:
 def _step_over(
     table: Table7, row: CostRow, rival: CostRow, name: str
 ) -> Iterator[tuple[str, _Figure]]:
+    kernels = table.over(row, rival.method, "kernel_ms")
+    if kernels is not None:
+        yield name.replace("step", "kernels"), _Figure(kernels, SMALLEST_NOISE)
     ratio = table.step_over(row, rival.method)
     if ratio is not None and row.step is not None and rival.step is not None:
         yield name, _Figure(ratio, _noise(row.step, rival.step))

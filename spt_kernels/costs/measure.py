@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..memory import estimate_memory
@@ -15,7 +16,8 @@ from ..methods.tunable import Tunable
 from ..model import backbone_numel
 from ..sensitivity import skewed_sensitivity
 from .row import CostRow, Spread
-from .setting import CostSetting
+from .setting import CAPTURED, COMPILED, EAGER, CostSetting
+from .step_profile import profile_call
 from .timing import autocast, in_turn, make_batch
 
 # A step that takes more of a CPU's memory is not run, only accounted, as the published layer's,
@@ -32,34 +34,68 @@ def measure_row(name: str, setting: CostSetting) -> CostRow:
     plain = setting.build()
     shape = setting.image_shape(plain)
     tunable = _tuned(name, plain, setting)
-    share = tunable.trained / backbone_numel(plain)
-    accounted = _accounted(tunable, (setting.batch_size, *shape), setting)
-    peak, runnable, note = _tuning_peak(tunable, shape, setting, accounted)
-    step = over_full = None
-    if runnable and setting.rounds:
-        step, over_full = _time_steps(tunable, plain, shape, setting)
-    tunable.model.zero_grad(set_to_none=True)
-    file_bytes = tunable.file_bytes()
-    # autocast keeps a cast copy of every weight that could be trained
-    deployed = tunable.deployed().eval().requires_grad_(False)
-    inference_peak = _inference_peak(deployed, shape, setting)
-    inference = over_plain = None
-    if setting.rounds:
-        inference, over_plain = _time_inference(deployed, plain, shape, setting)
-    return CostRow(
+    row = CostRow(
         method=name,
         trained=tunable.trained,
-        trained_share=share,
-        inference=inference,
-        inference_over_plain=over_plain,
-        inference_peak_bytes=inference_peak,
-        tuning_peak_bytes=peak,
-        accounted_peak_bytes=accounted,
-        step=step,
-        step_over_full=over_full,
-        file_bytes=file_bytes,
-        note=note,
+        trained_share=tunable.trained / backbone_numel(plain),
+        accounted_peak_bytes=_accounted(tunable, (setting.batch_size, *shape), setting),
     )
+    row = _with_step(row, tunable, plain, shape, setting)
+    tunable.model.zero_grad(set_to_none=True)
+    row = replace(row, file_bytes=tunable.file_bytes())
+    if setting.step != EAGER:
+        return row
+    # autocast keeps a cast copy of every weight that could be trained
+    deployed = tunable.deployed().eval().requires_grad_(False)
+    row = replace(row, inference_peak_bytes=_inference_peak(deployed, shape, setting))
+    if not setting.rounds:
+        return row
+    inference, over_plain = _time_inference(deployed, plain, shape, setting)
+    return replace(row, inference=inference, inference_over_plain=over_plain)
+
+
+def _with_step(
+    row: CostRow, tunable: Tunable, plain: nn.Module, shape: tuple[int, ...], setting: CostSetting
+) -> CostRow:
+    """What a training step takes."""
+    if setting.on_gpu:
+        return _with_step_on_gpu(row, tunable, shape, setting)
+    # of a compiled step nothing accounts
+    peak = row.accounted_peak_bytes if setting.step == EAGER else 0
+    row = replace(row, tuning_peak_bytes=peak)
+    if not setting.rounds:
+        return row
+    timed = _accounted(tunable, (setting.timed_batch_size, *shape), setting, device="cpu")
+    if timed > LARGEST_PEAK_BYTES:
+        wanted = f"{timed / 2**30:.0f} GiB at batch {setting.timed_batch_size}"
+        return replace(row, note=f"not run: accounts for {wanted}")
+    batch = setting.step_batch_size
+    step = make_step(tunable, shape, batch, setting)
+    full = make_step(_tuned("full", plain, setting), shape, batch, setting)
+    ours, theirs = in_turn([step, full], setting)
+    seen = profile_call(step, on_gpu=False)
+    over_full = ours.median_ms / theirs.median_ms
+    return replace(row, step=ours, step_over_full=over_full, operators=seen.operators)
+
+
+def _with_step_on_gpu(
+    row: CostRow, tunable: Tunable, shape: tuple[int, ...], setting: CostSetting
+) -> CostRow:
+    """Its peak and, without full tuning's model beside it, its time and kernels."""
+    try:
+        step = make_step(tunable, shape, setting.batch_size, setting)
+        if setting.step != EAGER:
+            step()  # compiles: what that takes in memory is not the step's
+        peak = _allocated_peak([step] * 3)
+    except torch.OutOfMemoryError:
+        tunable.model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        return replace(row, note=f"out of memory at batch {setting.batch_size}")
+    row = replace(row, tuning_peak_bytes=peak)
+    if not setting.rounds:
+        return row
+    (time,) = in_turn([step], setting)
+    return replace(row, step=time, **asdict(profile_call(step, on_gpu=True)))
 
 
 def tune_for_costs(model: nn.Module, method: Method) -> Tunable:
@@ -75,27 +111,6 @@ def _tuned(name: str, plain: nn.Module, setting: CostSetting) -> Tunable:
         model = model.bfloat16()
         plain.bfloat16()
     return tune_for_costs(model.to(setting.device), setting.method(name, plain))
-
-
-def _tuning_peak(
-    tunable: Tunable, shape: tuple[int, ...], setting: CostSetting, accounted: int
-) -> tuple[int, bool, str]:
-    """Bytes at the setting's batch size, whether steps can be timed, and why not."""
-    if setting.on_gpu:
-        step = make_step(tunable, shape, setting.batch_size, setting)
-        try:
-            return _allocated_peak([step] * 3), True, ""
-        except torch.OutOfMemoryError:
-            tunable.model.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
-            return 0, False, f"out of memory at batch {setting.batch_size}"
-    if not setting.rounds:
-        return accounted, False, ""
-    timed = _accounted(tunable, (setting.timed_batch_size, *shape), setting, device="cpu")
-    if timed > LARGEST_PEAK_BYTES:
-        wanted = f"{timed / 2**30:.0f} GiB at batch {setting.timed_batch_size}"
-        return accounted, False, f"not run: accounts for {wanted}"
-    return accounted, True, ""
 
 
 def _accounted(
@@ -122,19 +137,6 @@ def _allocated_peak(runs: Iterable[Callable[[], object]]) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def _time_steps(
-    tunable: Tunable, plain: nn.Module, shape: tuple[int, ...], setting: CostSetting
-) -> tuple[Spread, float | None]:
-    """A step's time, and on a CPU its ratio to full tuning's: a card may not hold both models."""
-    batch = setting.step_batch_size
-    step = make_step(tunable, shape, batch, setting)
-    if setting.on_gpu:
-        return in_turn([step], setting)[0], None
-    full = make_step(_tuned("full", plain, setting), shape, batch, setting)
-    ours, theirs = in_turn([step, full], setting)
-    return ours, ours.median_ms / theirs.median_ms
-
-
 def _time_inference(
     model: nn.Module, plain: nn.Module, shape: tuple[int, ...], setting: CostSetting
 ) -> tuple[Spread, float]:
@@ -149,19 +151,48 @@ def _time_inference(
 def make_step(
     tunable: Tunable, shape: tuple[int, ...], batch: int, setting: CostSetting
 ) -> Callable[[], object]:
-    """A training step, optimizer included, on one batch again and again."""
+    """A training step, optimizer included, on one batch again and again.
+
+    Raises:
+        ValueError: it cannot be captured.
+    """
     images, target = make_batch(shape, batch, setting)
     model = tunable.model.train()
     optimizer = tunable.optimizer(fused=True)
+    if setting.step == CAPTURED:
+        return _captured(model, optimizer, (images, target), setting)
+    run = torch.compile(model) if setting.step == COMPILED else model
 
     def step() -> None:
         with autocast(setting):
-            loss = F.cross_entropy(model(images), target)
+            loss = F.cross_entropy(run(images), target)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def _captured(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor],
+    setting: CostSetting,
+) -> Callable[[], object]:  # fmt: skip
+    """The step as a CUDA graph."""
+    import spt_kernels
+
+    capture_step = getattr(spt_kernels, "capture_step", None)
+    if capture_step is None:
+        raise ValueError(f"step: spt_kernels {spt_kernels.__version__} captures none")
+    for group in optimizer.param_groups:
+        group["capturable"] = True
+    dtype = torch.bfloat16 if setting.dtype == "bf16-autocast" else None
+    try:
+        step = capture_step(model, F.cross_entropy, optimizer, batch, autocast=dtype)
+    except (RuntimeError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(f"step: cannot be captured: {error}") from error
+    return lambda: step(*batch)
 
 
 def _inferrer(

@@ -17,6 +17,7 @@ import torch
 
 from ..files.atomic import write_atomically
 from .machine import Machine, commit, describe
+from .setting import CostSetting
 from .table7 import Table7
 
 TABLES = "tables"
@@ -53,6 +54,19 @@ def add_table(folder: Path, table: Table7) -> Path:
     """Add a cost table, in place of the one at the same sizes and precision."""
     machine = describe(torch.device(table.setting.device))
     return add(folder, machine, TABLES, {table.setting.title(): table.to_json()})
+
+
+def known_table(folder: Path, setting: CostSetting) -> Table7 | None:
+    """The folder's cost table of this machine, commit and setting, if it has one.
+
+    Raises:
+        ValueError: what is there is no file of results.
+    """
+    path = folder / describe(torch.device(setting.device)).file_name()
+    found = read(path).get(TABLES, {}).get(setting.title()) if path.exists() else None
+    table = Table7.from_json(found) if found and found["commit"] == commit() else None
+    # rounds are no part of the title
+    return table if table is not None and table.setting == setting else None
 
 
 def read(path: Path) -> dict[str, Any]:

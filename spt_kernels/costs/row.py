@@ -39,29 +39,35 @@ class CostRow:
         method: its name.
         trained: parameters besides the head.
         trained_share: of the backbone.
+        accounted_peak_bytes: of a training step at the setting's batch size, by `estimate_memory`.
         inference: of one image, merged where that can be.
         inference_over_plain: against the untouched model, in turn with it.
         inference_peak_bytes: at the setting's batch size.
-        tuning_peak_bytes: of a training step, likewise.
-        accounted_peak_bytes: what `estimate_memory` says of that step; the same without a card.
+        tuning_peak_bytes: of a training step, likewise; without a card what is accounted for it.
         step: a training step with its optimizer, None where it was not timed.
         step_over_full: against full fine-tuning, in turn with it on a CPU.
         file_bytes: what is handed over; 0 where nothing is defined.
         note: why something is missing.
+        operators: that a step dispatches; 0 where it was not run.
+        kernels: that a step launches, copies and fills included; 0 without a card.
+        kernel_ms: what these take together; 0 likewise.
     """
 
     method: str
     trained: int
     trained_share: float
-    inference: Spread | None
-    inference_over_plain: float | None
-    inference_peak_bytes: int
-    tuning_peak_bytes: int
     accounted_peak_bytes: int
-    step: Spread | None
-    step_over_full: float | None
-    file_bytes: int
+    inference: Spread | None = None
+    inference_over_plain: float | None = None
+    inference_peak_bytes: int = 0
+    tuning_peak_bytes: int = 0
+    step: Spread | None = None
+    step_over_full: float | None = None
+    file_bytes: int = 0
     note: str = ""
+    operators: int = 0
+    kernels: int = 0
+    kernel_ms: float = 0.0
 
     @property
     def is_ours(self) -> bool:

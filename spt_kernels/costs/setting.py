@@ -18,6 +18,7 @@ from .paper import PAPER_BATCH_SIZE, PAPER_IMAGE_SIZE, PAPER_MODEL
 LORA_RANK = 16  # of the paper's LoRA, whose count is every row's budget
 ROWS = tuple(name.replace("-K", f"-{LORA_RANK}") for name in METHODS)
 
+EAGER, COMPILED, CAPTURED = STEPS = ("eager", "compiled", "captured")
 _LEAST = {"batch_size": 1, "timed_batch_size": 1, "num_classes": 1, "rank": 1, "rounds": 0}
 
 
@@ -36,6 +37,8 @@ class CostSetting:
         rank: of the LoRA and Adapter of the SPT rows.
         rounds: timed steps and inferences, after one that warms up; 0 for memory alone.
         image_size: side in pixels, None for what the architecture is made for.
+        step: how a training step runs: one of `STEPS`. Of steps that are not eager nothing else is
+            measured: inference is the plain model's.
     """
 
     model: str = PAPER_MODEL
@@ -48,6 +51,7 @@ class CostSetting:
     rank: int = 8
     rounds: int = 5
     image_size: int | None = None
+    step: str = EAGER
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -57,6 +61,12 @@ class CostSetting:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size must be at least 1 or None, got {self.image_size}")
+        if self.step not in STEPS:
+            raise ValueError(f"step must be one of {', '.join(STEPS)}, got {self.step!r}")
+        if self.step == CAPTURED and not self.on_gpu:
+            raise ValueError(f"step: only a card's can be captured, got the device {self.device}")
+        if self.step != EAGER and not self.rounds:
+            raise ValueError(f"step: one that is {self.step} has to be run, got rounds of 0")
 
     @property
     def on_gpu(self) -> bool:
@@ -69,11 +79,16 @@ class CostSetting:
         return self.batch_size if self.on_gpu else self.timed_batch_size
 
     @property
+    def has_scores(self) -> bool:
+        """Whether the speed of scores is measured too: one table of times, in fp32, is enough."""
+        return self.rounds > 0 and self.dtype == "fp32" and self.step == EAGER
+
+    @property
     def is_papers(self) -> bool:
         """Whether this is the paper's model on its images and batch, in whatever precision."""
         is_its_size = self.image_size in (None, PAPER_IMAGE_SIZE)
         is_its_model = self.model == PAPER_MODEL and not self.model_args and is_its_size
-        return is_its_model and self.batch_size == PAPER_BATCH_SIZE
+        return is_its_model and self.step == EAGER and self.batch_size == PAPER_BATCH_SIZE
 
     def model_title(self) -> str:
         """The architecture, and what of it is not as timm has it."""
@@ -86,7 +101,8 @@ class CostSetting:
         other = "" if self.num_classes == usual.num_classes else f", {self.num_classes} classes"
         other += "" if self.rank == usual.rank else f", rank {self.rank}"
         times = f", times at batch {self.step_batch_size}" if self.rounds else ""
-        return f"{self.model_title()}{other}, {self.dtype}, batch {self.batch_size}{times}"
+        dtype = self.dtype if self.step == EAGER else f"{self.dtype}, {self.step}"
+        return f"{self.model_title()}{other}, {dtype}, batch {self.batch_size}{times}"
 
     def build(self) -> Any:
         """The plain model, in fp32 on the CPU."""

@@ -81,6 +81,7 @@ def run_table7(
     methods: Sequence[str] = ROWS,
     *,
     sensitivity: bool = True,
+    known: Table7 | None = None,
     told: Callable[[str], None] = lambda _: None,
     kept: Callable[[Table7], object] = lambda _: None,
 ) -> Table7:
@@ -89,7 +90,9 @@ def run_table7(
     Args:
         setting: model, sizes, precision, device.
         methods: their names.
-        sensitivity: time the scores too, in a table of fp32 with rounds to time.
+        sensitivity: time the scores too, in a table that has them.
+        known: a table of this setting, whose rows and speed of scores are not measured again; rows
+            that are not among `methods` stay.
         told: called with the name of each row when it is done.
         kept: called with the table so far after each row, so that a time limit loses none.
 
@@ -100,19 +103,21 @@ def run_table7(
     for name in methods:
         entry_of(name)
     setting.build()  # a wrong name is told once, not by every row
-    rows: list[CostRow] = []
+    rows = list(known.rows) if known else []
+    speed = known.sensitivity if known else None
     missing: dict[str, str] = {}
-    speed = None
     for name in methods:
+        if any(row.method == name for row in rows):
+            told(name)
+            continue
         result = _in_a_process(name, setting)
         if "error" in result:
             missing[name] = result["error"]
         else:
             rows.append(CostRow.from_json(result))
         told(name)
-        kept(Table7(setting, tuple(rows), dict(missing)))
-    # in fp32 whatever the steps are in: one table is enough to have it
-    if sensitivity and setting.rounds and setting.dtype == "fp32":
+        kept(Table7(setting, tuple(rows), dict(missing), speed))
+    if sensitivity and setting.has_scores and speed is None:
         result = _in_a_process(SENSITIVITY, setting)
         if "error" in result:
             missing[SENSITIVITY] = result["error"]

@@ -9,9 +9,11 @@ import pytest
 
 from bench import results
 from bench.contest import CONTESTS, Contest, Row, turn
+from bench.cost_report import table_markdown
 from bench.drawings import growth_figure, growth_points
 from bench.machine import Speed
 from bench.report import bench_table, rendered
+from spt_kernels.costs import CostRow, CostSetting, Table7
 from spt_kernels.costs.compare import compare
 from spt_kernels.costs.machine import Machine
 from spt_kernels.costs.results import read
@@ -95,3 +97,20 @@ def test_growth_is_drawn_in_order_of_size(tmp_path: Path) -> None:
     assert [line.get_label() for line in panel.lines] == ["ours", "theirs", "floor of ours"]
     with pytest.raises(ValueError, match="no points"):
         growth_figure(written(tmp_path / "none", contest(1.0, 2.0)))
+
+
+def test_a_cards_table_has_its_kernels() -> None:
+    rows = (
+        CostRow("lora-16", 5, 0.1, 100, tuning_peak_bytes=2**30, kernels=500, kernel_ms=20.0),
+        CostRow("spt-lora", 5, 0.1, 100, tuning_peak_bytes=2**29, kernels=600, kernel_ms=19.0),
+    )
+    table = Table7(CostSetting(device="cuda", step="captured"), rows)
+    machine = {"processor": "Some card", "threads": 0, "versions": {"torch": "9"}}
+    text = table_markdown(table, machine, "today")
+    assert (
+        "| **spt-lora** | 10.00 % | 0.50 | 0.50 |  | not run | 19.0 | 0.95 | 600 | 1.20 |" in text
+    )
+    assert "fp32, captured; peak" in text
+    assert "on Some card. torch 9" in text
+    on_cpu = table_markdown(Table7(CostSetting(), rows), machine, "today")
+    assert "kernels" not in on_cpu

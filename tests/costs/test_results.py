@@ -27,6 +27,7 @@ def row(name: str, step: float, peak: int = 1000, **more: Any) -> CostRow:
         "inference_over_plain": 1.0, "inference_peak_bytes": 500, "tuning_peak_bytes": peak,
         "accounted_peak_bytes": peak,
         "step": spread(100 * step), "step_over_full": step, "file_bytes": 100,
+        "operators": 1000, "kernels": 560, "kernel_ms": 8.0,
     }  # fmt: skip
     return CostRow(**(values | more))
 
@@ -55,6 +56,16 @@ def test_a_table_comes_back_from_its_file_with_date_and_commit(tmp_path: Path) -
     assert {"date", "commit"} <= set(entry)
 
 
+def test_a_file_from_before_kernels_were_counted_is_read(tmp_path: Path) -> None:
+    (entry,) = results_of(tmp_path, TABLE)["tables"].values()
+    del entry["setting"]["step"]
+    for row in entry["rows"]:
+        for name in ("operators", "kernels", "kernel_ms"):
+            del row[name]
+    rows = tuple(replace(r, operators=0, kernels=0, kernel_ms=0.0) for r in TABLE.rows)
+    assert Table7.from_json(entry) == replace(TABLE, rows=rows)
+
+
 def test_tables_of_other_sizes_are_kept_beside_and_the_same_one_is_replaced(tmp_path: Path) -> None:
     add_table(tmp_path, TABLE)
     add_table(tmp_path, replace(TABLE, setting=replace(SETTING, dtype="bf16")))
@@ -76,6 +87,8 @@ def test_tables_of_other_sizes_are_kept_beside_and_the_same_one_is_replaced(tmp_
         (2, {"step_over_full": 0.9}, ["spt-lora, step / full", "spt-lora, step / lora-16"]),
         (1, {"step_over_full": 1.5, "tuning_peak_bytes": 9000}, []),  # a rival's own matter
         (2, {"inference_over_plain": 1.2}, ["spt-lora, inference / plain"]),
+        (2, {"operators": 1100, "kernels": 560}, ["spt-lora, operators"]),
+        (2, {"kernel_ms": 10.0}, ["spt-lora, kernels / full", "spt-lora, kernels / lora-16"]),
     ],
 )
 def test_what_is_worse(

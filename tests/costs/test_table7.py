@@ -15,7 +15,7 @@ from spt_kernels.costs.drawing import cost_figure
 SETTING = CostSetting(
     model="vit_tiny_patch16_224", model_args={"img_size": 32, "depth": 1}, num_classes=5
 )
-ROW = CostRow("linear", 5, 0.1, None, None, 100, 200, 200, None, None, 300)
+ROW = CostRow("linear", 5, 0.1, 200, None, None, 100, 200, None, None, 300)
 
 
 def test_a_row_whose_process_fails_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,48 @@
+"""What a call asks of its host and of the card, as torch's profiler sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+_OWN = ("aten::", "spt::")
+
+
+@dataclass(frozen=True)
+class StepProfile:
+    """What one call did.
+
+    Attributes:
+        operators: dispatched, those that others are made of included.
+        kernels: that the card ran, copies and fills included; 0 where none was seen.
+        kernel_ms: what they took together, without what lay between them.
+    """
+
+    operators: int
+    kernels: int
+    kernel_ms: float
+
+
+def profile_call(run: Callable[[], object], *, on_gpu: bool) -> StepProfile:
+    """Profile one call, which is to have been warmed up; on a card `run` may return before it."""
+    activities = [ProfilerActivity.CPU]
+    if on_gpu:
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as seen:
+        run()
+    events = seen.events() or []
+    kernels = [event for event in events if _is_kernel(event)]
+    return StepProfile(
+        sum(event.name.startswith(_OWN) for event in events),
+        len(kernels),
+        sum(event.time_range.elapsed_us() for event in kernels) / 1e3,
+    )
+
+
+def _is_kernel(event: Any) -> bool:
+    # a named part of the program is on the card's line of time as well, around its kernels
+    return event.device_type == DeviceType.CUDA and not event.is_user_annotation
