@@ -33,7 +33,7 @@ def measure_row(name: str, setting: CostSetting) -> CostRow:
     """
     plain = setting.build()
     shape = setting.image_shape(plain)
-    tunable = _tuned(name, plain, setting)
+    tunable = tuned_for(name, plain, setting)
     row = CostRow(
         method=name,
         trained=tunable.trained,
@@ -71,7 +71,7 @@ def _with_step(
         return replace(row, note=f"not run: accounts for {wanted}")
     batch = setting.step_batch_size
     step = make_step(tunable, shape, batch, setting)
-    full = make_step(_tuned("full", plain, setting), shape, batch, setting)
+    full = make_step(tuned_for("full", plain, setting), shape, batch, setting)
     ours, theirs = in_turn([step, full], setting)
     seen = profile_call(step, on_gpu=False)
     over_full = ours.median_ms / theirs.median_ms
@@ -104,7 +104,7 @@ def tune_for_costs(model: nn.Module, method: Method) -> Tunable:
     return tune(model, method, make_plan(model, method, scores))
 
 
-def _tuned(name: str, plain: nn.Module, setting: CostSetting) -> Tunable:
+def tuned_for(name: str, plain: nn.Module, setting: CostSetting) -> Tunable:
     """A tuned copy of `plain`, which changes only in dtype."""
     model = copy.deepcopy(plain)
     if setting.dtype == "bf16":

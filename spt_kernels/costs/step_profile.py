@@ -35,7 +35,7 @@ def profile_call(run: Callable[[], object], *, on_gpu: bool) -> StepProfile:
     with profile(activities=activities) as seen:
         run()
     events = seen.events() or []
-    kernels = [event for event in events if _is_kernel(event)]
+    kernels = [event for event in events if is_kernel(event)]
     return StepProfile(
         sum(event.name.startswith(_OWN) for event in events),
         len(kernels),
@@ -43,6 +43,7 @@ def profile_call(run: Callable[[], object], *, on_gpu: bool) -> StepProfile:
     )
 
 
-def _is_kernel(event: Any) -> bool:
+def is_kernel(event: Any) -> bool:
+    """Whether an event of the profiler is something that a card ran."""
     # a named part of the program is on the card's line of time as well, around its kernels
     return event.device_type == DeviceType.CUDA and not event.is_user_annotation

@@ -14,75 +14,100 @@ SCRIPT = Path(__file__).parents[2] / "bench" / "gpu_all.sh"
 if shutil.which("bash") is None or shutil.which("timeout") is None:
     pytest.skip("bash and timeout (GNU coreutils) are needed", allow_module_level=True)
 
-# Answers the script's questions with exit codes, and runs no step but by its name
+# Answers the script's questions with exit codes, and runs no part but by its name
 STAND_IN = """#!/usr/bin/env bash
 case "$*" in
 *is_available*) exit {no_card} ;;
 *sm_%d%d*) echo sm_90 ;;
 *bench_top_tau*) {top_tau} ;;
-*tune_launches*) sleep {tuning_s} ;;
+*step_profiles*bf16-autocast*) sleep {profile_s} ;;
 esac
 """
+CALLS = ("first", "second", "rest")
 
 
-def run(tmp_path: Path, *arguments: str, budget_s: int = 600, **answers: object) -> dict[str, str]:
-    """What became of each step."""
+def run(
+    tmp_path: Path, *arguments: str, budget_s: int = 600, device: str = "cuda", **answers: object
+) -> tuple[dict[str, str], str]:
+    """What became of each part and of the script, as `exit`; and its last words."""
     python = tmp_path / "python"
-    known = {"no_card": 0, "top_tau": "true", "tuning_s": 0} | answers
+    known = {"no_card": 0, "top_tau": "true", "profile_s": 0} | answers
     python.write_text(STAND_IN.format(**known))
     python.chmod(0o755)
+    call, *others = arguments
+    more = {"PYTHON": str(python), "BUDGET_S": str(budget_s), "DEVICE": device}
     result = subprocess.run(
-        [str(SCRIPT), str(tmp_path / "out"), *arguments],
-        env=os.environ | {"PYTHON": str(python), "BUDGET_S": str(budget_s)},
+        [str(SCRIPT), call, str(tmp_path / "out"), *others],
+        env=os.environ | more,
         capture_output=True,
         text=True,
         check=False,
     )
-    lines = result.stdout.splitlines()
-    steps = {line[:32].strip(): line[32:61].strip() for line in lines if line.endswith(" s")}
-    steps = {name: became for name, became in steps.items() if not name.startswith("results in")}
-    return steps | {"exit": str(result.returncode)}
+    lines, _, summary = result.stdout.partition("\n\n")
+    parts = {line[:32].strip(): line[32:61].strip() for line in lines.splitlines()}
+    return parts | {"exit": str(result.returncode)}, summary
 
 
-def test_without_a_card_every_step_is_named_and_skipped(tmp_path: Path) -> None:
-    steps = run(tmp_path, no_card=1)
-    assert steps.pop("exit") == "0"
-    assert len(steps) > 10
-    assert set(steps.values()) == {"skipped: no CUDA device"}
+@pytest.mark.parametrize("call", CALLS)
+def test_without_a_card_every_part_is_named_and_skipped(tmp_path: Path, call: str) -> None:
+    parts, summary = run(tmp_path, call, no_card=1)
+    assert parts.pop("exit") == "0"
+    assert len(parts) >= 3
+    assert set(parts.values()) == {"skipped: no CUDA device"}
     assert not list((tmp_path / "out" / "done").iterdir())
+    assert "skipped:" in summary
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_on_a_cpu_it_can_be_tried(tmp_path: Path, call: str) -> None:
+    parts, _ = run(tmp_path, call, no_card=1, device="cpu")
+    assert parts.pop("exit") == "0"
+    assert len(parts) >= 3
+    assert set(parts.values()) == {"ok"}
 
 
 def test_a_second_run_repeats_only_what_failed(tmp_path: Path) -> None:
-    first = run(tmp_path, top_tau="exit 3")
+    first, summary = run(tmp_path, "first", top_tau="exit 3")
     assert first.pop("exit") == "1"
     assert first.pop("bench-top-tau") == "failed (3)"
     assert set(first.values()) == {"ok"}
+    assert ["failed:", "bench-top-tau"] in [line.split() for line in summary.splitlines()]
 
-    second = run(tmp_path)
+    second, _ = run(tmp_path, "first")
     assert second.pop("exit") == "0"
     assert second.pop("bench-top-tau") == "ok"
     assert set(second.values()) == {"skipped: done before"}
 
-    again = run(tmp_path, "--again")
+    other, _ = run(tmp_path, "second")
+    assert set(other.values()) == {"ok", "0"}
+    again, _ = run(tmp_path, "first", "--again")
     assert again.pop("exit") == "0"
     assert set(again.values()) == {"ok"}
 
 
 def test_time_is_limited(tmp_path: Path) -> None:
-    steps = run(tmp_path, budget_s=4, tuning_s=60)
-    assert steps.pop("exit") == "1"
-    assert steps["tests-kernels"] == "ok"
-    assert steps["ways-and-launches"] == "out of time"
-    assert steps["examine"] == "skipped: no time left"
+    parts, summary = run(tmp_path, "first", budget_s=4, profile_s=60)
+    assert parts.pop("exit") == "1"
+    assert parts["install"] == "ok"
+    assert parts["profiles-autocast-64"] == "out of time"
+    assert parts["bench-swap"] == "not begun: no time left"
+    lines = [line.partition(":") for line in summary.splitlines()[1:]]
+    told = {result.strip(): names.split() for result, _, names in lines}
+    assert told["ok"] == ["install"]
+    assert told["out of time"] == ["profiles-autocast-64"]
+    assert len(told["not begun"]) == len(parts) - 2
 
 
-def test_a_python_without_the_package_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("call", "words"), [("first", "set PYTHON"), ("third", "gpu_all.sh first")]
+)
+def test_what_cannot_be_is_told(tmp_path: Path, call: str, words: str) -> None:
     result = subprocess.run(
-        [str(SCRIPT), str(tmp_path / "out")],
+        [str(SCRIPT), call, str(tmp_path / "out")],
         env=os.environ | {"PYTHON": "false"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.returncode == 2
-    assert "set PYTHON" in result.stderr
+    assert words in result.stderr
