@@ -97,9 +97,9 @@ table7() {
 
 # bench NAME CASES SMALLEST: an op beside what it replaces; on a CPU the smallest case alone
 bench() {
-    local chosen=$2
-    if [[ $DEVICE == cpu ]]; then chosen=$3; fi
-    part "bench-${1//_/-}" 60 "$PYTHON" -m pytest -q "bench/bench_$1.py" -k "$chosen" \
+    local chosen=$2 limit=60
+    if [[ $DEVICE == cpu ]]; then chosen=$3 limit=240; fi
+    part "bench-${1//_/-}" "$limit" "$PYTHON" -m pytest -q "bench/bench_$1.py" -k "$chosen" \
         --benchmark-only --benchmark-quiet --results "$OUTPUT"
 }
 

@@ -127,9 +127,11 @@ def _line(name: str, methods: dict[str, Any]) -> str:
     one, rival = methods[name], methods.get("peft-lora-16")
     ms = one["ms"]["median_ms"]
     over = f" ({ms / rival['ms']['median_ms']:.2f} of peft-lora-16)" if rival else ""
-    kernels = f"{one['kernels']} kernels of {one['kernel_ms']:.1f} ms"
-    peak = f"{one['peak_bytes'] / 2**30:.2f} GiB"
-    return f"{name}: {ms:.1f} ms{over}, {kernels}, {one['operators']} operators, {peak}"
+    line = f"{name}: {ms:.1f} ms{over}, {one['operators']} operators"
+    if one["peak_bytes"]:
+        line += f", {one['kernels']} kernels of {one['kernel_ms']:.1f} ms, "
+        line += f"{one['peak_bytes'] / 2**30:.2f} GiB"
+    return line
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -77,6 +77,24 @@ def test_tune_shows_and_stores_what_was_fitted(
     assert gathered == ["gathered", "780", "780", "75", "75"]
 
 
+@pytest.mark.gpu
+def test_tune_on_a_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from spt_kernels.costs import way_times
+    from spt_kernels.kernels.stored_rates import VARIABLE, rates_on
+
+    monkeypatch.setattr(way_times, "SHAPES", ((512, 256), (1024, 512)))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "rates.json"))
+    assert run(["bench", "tune", "--json", "--quiet"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    rates_on.cache_clear()
+    assert asdict(rates_on(torch.device("cuda:0"))) == told["rates"]
+    rates_on.cache_clear()
+    assert len(told["times"]) == 24
+    assert all(us > 0 for case in told["times"] for us in case["measured_us"].values())
+
+
 def test_what_this_commit_has_measured_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,6 +42,19 @@ def test_a_row(name: str) -> None:
     assert row.file_bytes > 0
     if name not in ("full", "bias"):
         assert row.trained <= budget_of(SETTING.build())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["fp32", "bf16-autocast", "bf16"])
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_on_a_card(name: str, dtype: str) -> None:
+    every.method(name)
+    row = measure_row(name, replace(SETTING, dtype=dtype, device="cuda"))
+    assert row.note == ""
+    assert row.step is not None
+    assert row.kernels > 0
+    assert row.kernel_ms > 0
+    assert row.inference is not None
 
 
 def test_memory_tells_the_methods_apart() -> None:
