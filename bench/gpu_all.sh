@@ -44,6 +44,7 @@ part() {
     shift 2
     if [[ -e $OUTPUT/done/$CALL-$name ]]; then say "$name" "skipped: done before" 0; return; fi
     if [[ $CARD == no ]]; then say "$name" "skipped: no CUDA device" 0; return; fi
+    if [[ $DEVICE == cpu ]]; then limit=$((5 * limit)); fi # however busy it is
     if ((left < 2)); then say "$name" "not begun: no time left" 0; return; fi
     timeout --kill-after=10 $((limit < left ? limit : left)) "$@" \
         >"$OUTPUT/logs/$name.txt" 2>"$OUTPUT/logs/$name.err"
@@ -73,10 +74,12 @@ if [[ $DEVICE != cpu ]] && ! has_card; then CARD=no; fi
 # What a step is taken of: on a CPU a model so small that every part is done in a moment
 SIZES=(--batch-size 64)
 SMALL=(--batch-size 8)
+WAYS=full,lora-16,peft-lora-16,spt-lora,spt-unstructured
 if [[ $DEVICE == cpu ]]; then
     SIZES=(--model vit_tiny_patch16_224 --model-arg img_size=32 --model-arg patch_size=8)
     SIZES+=(--model-arg depth=2 --model-arg embed_dim=48 --batch-size 2)
     SMALL=("${SIZES[@]}")
+    WAYS=full,spt-unstructured
 fi
 
 # profiles NAME DTYPE SIZES...: time, memory, kernels, operators and host of every way of a step
@@ -97,9 +100,9 @@ table7() {
 
 # bench NAME CASES SMALLEST: an op beside what it replaces; on a CPU the smallest case alone
 bench() {
-    local chosen=$2 limit=60
-    if [[ $DEVICE == cpu ]]; then chosen=$3 limit=240; fi
-    part "bench-${1//_/-}" "$limit" "$PYTHON" -m pytest -q "bench/bench_$1.py" -k "$chosen" \
+    local chosen=$2
+    if [[ $DEVICE == cpu ]]; then chosen=$3; fi
+    part "bench-${1//_/-}" 60 "$PYTHON" -m pytest -q "bench/bench_$1.py" -k "$chosen" \
         --benchmark-only --benchmark-quiet --results "$OUTPUT"
 }
 
@@ -130,15 +133,14 @@ first() {
     fi
 }
 
-OURS=spt-lora,spt-unstructured
 second() {
-    table7 autocast 110 bf16-autocast eager --methods "full,lora-16,peft-lora-16,$OURS,spt-adapter"
+    table7 autocast 110 bf16-autocast eager --methods "$WAYS,spt-adapter"
     if [[ $DEVICE != cpu ]]; then # whose steps cannot be captured
-        table7 captured 90 bf16-autocast captured --methods "lora-16,peft-lora-16,$OURS,full"
+        table7 captured 90 bf16-autocast captured --methods "$WAYS"
     fi
-    table7 compiled 170 bf16-autocast compiled --methods "lora-16,$OURS,full,peft-lora-16"
-    table7 fp32 100 fp32 eager --methods "full,lora-16,peft-lora-16,$OURS"
-    table7 bf16 100 bf16 eager --methods "full,lora-16,peft-lora-16,$OURS"
+    table7 compiled 170 bf16-autocast compiled --methods "$WAYS"
+    table7 fp32 100 fp32 eager --methods "$WAYS"
+    table7 bf16 100 bf16 eager --methods "$WAYS"
     table7 peers 60 bf16-autocast eager --methods peft-shira,peft-super-tuning,peft-lora-all
 }
 
