@@ -80,12 +80,7 @@ def sparse_weight_grad(
     nnz = index.numel()
     if nnz == 0 or len(input) == 0:
         return torch.zeros(nnz, device=input.device)
-    way = cheapest_way(
-        Work.of(plan, nnz, (grad_output.shape[1], input.shape[1])),
-        rates_on(input.device),
-        is_fp32=input.dtype == torch.float32,
-        allows_tf32=torch.backends.cuda.matmul.fp32_precision == "tf32",
-    )
+    way = _way(plan, nnz, grad_output.shape[1], input)
     if way is Way.DENSE:
         if plan is not None and grad_output.shape[1] * input.shape[1] <= _DENSE_NUMEL:
             return by_dense(grad_output, input, index)
@@ -95,6 +90,21 @@ def sparse_weight_grad(
     else:
         partial = by_tiles(grad_output, input, plan)
     return partial[0] if len(partial) == 1 else partial.sum(0)
+
+
+def _way(plan: TilePlan | None, nnz: int, out_features: int, input: Tensor) -> Way:
+    """The cheapest, estimated once for a plan: the estimate takes longer than its launch."""
+    allows_tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    key = out_features, input.shape[1], input.dtype, allows_tf32
+    known = {} if plan is None else plan.ways
+    if key not in known:
+        known[key] = cheapest_way(
+            Work.of(plan, nnz, (out_features, input.shape[1])),
+            rates_on(input.device),
+            is_fp32=input.dtype == torch.float32,
+            allows_tf32=allows_tf32,
+        )
+    return known[key]
 
 
 def by_vectors(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +50,11 @@ class TilePlan:
     places: Tensor
     rows: Tensor
     columns: Tensor
+
+    @functools.cached_property
+    def ways(self) -> dict[Any, Any]:
+        """What was chosen for these tiles, by all else that the choice hangs on."""
+        return {}
 
     @property
     def lists(self) -> Tensor | None:

@@ -22,7 +22,7 @@ def tune(model: nn.Module, method: Method, plan: Any) -> Tunable:
     """
     library = peft()
     if not hasattr(library, "SupertuningConfig"):
-        raise ValueError(f"method: peft {library.__version__} has no Super-Tuning, later ones have")
+        raise ValueError(f"method: peft {library.__version__} has no Super-Tuning, 0.21 has")
     matrices = block_matrices(model)
     share = method.count(backbone_numel(model)) / sum(what.numel for what in matrices.values())
     config = functools.partial(library.SupertuningConfig, sparsity=1 - share)

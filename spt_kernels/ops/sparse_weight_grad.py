@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .. import native
 from ..reference import sparse_weight_grad as reference
+
+if TYPE_CHECKING:
+    from ..kernels.tile_plan import TilePlan
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -98,6 +103,13 @@ class SparsePattern:
         index = self.index // self.in_features * len(self.columns) + place
         return self._prepare(index, self.out_features, len(self.columns), self.columns)
 
+    @functools.cached_property
+    def _tile_plan(self) -> TilePlan | None:
+        """The plan as one object, which remembers what was chosen by it."""
+        from ..kernels.tile_plan import TilePlan
+
+        return TilePlan(self._block, *self._plan) if self._plan else None
+
     @classmethod
     def _prepare(
         cls, index: Tensor, out_features: int, in_features: int, columns: Tensor
@@ -175,9 +187,9 @@ def launch(grad_output: Tensor, input: Tensor, pattern: SparsePattern) -> Tensor
     """`sparse_weight_grad` of matrices of one dtype and device, a CPU's or a card's."""
     if input.shape != (len(grad_output), pattern.in_features):
         return sparse_weight_grad(grad_output, input, pattern)  # which says what does not fit
-    index, plan, block = pattern.index, pattern._plan, pattern._block
     if not input.is_cpu:
-        return _cuda(grad_output, input, index, plan, block)
+        return _launch_on_card(grad_output, input, pattern.index, pattern._tile_plan)
+    index, plan, block = pattern.index, pattern._plan, pattern._block
     # one that is dense enough for another way than the first has a plan
     are_rows = grad_output.stride(1) == input.stride(1) == 1 and input.shape[0]
     if plan or not are_rows or not native.available():
@@ -302,10 +314,17 @@ def _whole_rows(matrix: Tensor) -> Tensor:
 def _cuda(
     grad_output: Tensor, input: Tensor, index: Tensor, plan: Sequence[Tensor], block: int
 ) -> Tensor:
-    from ..kernels import sparse_weight_grad as kernels
     from ..kernels.tile_plan import TilePlan
 
     tile_plan = TilePlan(block, *plan) if plan else None
+    return _launch_on_card(grad_output, input, index, tile_plan)
+
+
+def _launch_on_card(
+    grad_output: Tensor, input: Tensor, index: Tensor, tile_plan: TilePlan | None
+) -> Tensor:
+    from ..kernels import sparse_weight_grad as kernels
+
     with torch.cuda.device(input.device):  # Triton launches on the current device
         return kernels.sparse_weight_grad(grad_output, input, index, tile_plan)
 

@@ -87,6 +87,40 @@ def test_every_way_gives_the_same(way: Way, monkeypatch: pytest.MonkeyPatch) -> 
         assert torch.equal(found, again), "the same bits on every run"
 
 
+def test_a_way_is_chosen_once_for_a_plan_and_what_else_it_hangs_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bool] = []
+
+    def choose(*_: object, is_fp32: bool, allows_tf32: bool) -> Way:
+        asked.append(allows_tf32)
+        return Way.DENSE if allows_tf32 else Way.VECTORS
+
+    monkeypatch.setattr(kernels, "cheapest_way", choose)
+    index, x = positions(200, 160 * 130), torch.ones(3, 130)
+    plan, grad_output = plan_tiles(index, 160, 130), torch.ones(3, 160)
+    taken: list[str] = []
+    for way in ("by_vectors", "by_dense"):
+        original = getattr(kernels, way)
+
+        def noted(*args: object, way: str = way, original: object = original) -> object:
+            taken.append(way)
+            return original(*args)
+
+        monkeypatch.setattr(kernels, way, noted)
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        for precision in ("ieee", "ieee", "tf32", "ieee", "tf32"):
+            torch.backends.cuda.matmul.fp32_precision = precision
+            kernels.sparse_weight_grad(grad_output, x, index, plan)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert asked == [False, True]
+    assert taken == ["by_vectors", "by_vectors", "by_dense", "by_vectors", "by_dense"]
+    kernels.sparse_weight_grad(grad_output, x, index, plan_tiles(index, 160, 130))
+    assert len(asked) == 3
+
+
 def test_nothing_wanted_or_nothing_to_sum() -> None:
     x = torch.ones(3, 4)
     empty = torch.zeros(0, dtype=torch.int32)
