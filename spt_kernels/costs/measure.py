@@ -15,6 +15,7 @@ from ..methods import Method, make_plan, tune
 from ..methods.tunable import Tunable
 from ..model import backbone_numel
 from ..sensitivity import skewed_sensitivity
+from ..step import capture_step
 from .row import CostRow, Spread
 from .setting import CAPTURED, COMPILED, EAGER, CostSetting
 from .step_profile import profile_call
@@ -158,9 +159,9 @@ def make_step(
     """
     images, target = make_batch(shape, batch, setting)
     model = tunable.model.train()
-    optimizer = tunable.optimizer(fused=True)
     if setting.step == CAPTURED:
-        return _captured(model, optimizer, (images, target), setting)
+        return _captured(tunable, (images, target), setting)
+    optimizer = tunable.optimizer(fused=True)
     run = torch.compile(model) if setting.step == COMPILED else model
 
     def step() -> None:
@@ -174,20 +175,13 @@ def make_step(
 
 
 def _captured(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor],
-    setting: CostSetting,
-) -> Callable[[], object]:  # fmt: skip
-    """The step as a CUDA graph."""
-    import spt_kernels
-
-    capture_step = getattr(spt_kernels, "capture_step", None)
-    if capture_step is None:
-        raise ValueError(f"step: spt_kernels {spt_kernels.__version__} captures none")
-    for group in optimizer.param_groups:
-        group["capturable"] = True
+    tunable: Tunable, batch: tuple[Tensor, Tensor], setting: CostSetting
+) -> Callable[[], object]:
+    """The step as CUDA graphs."""
     dtype = torch.bfloat16 if setting.dtype == "bf16-autocast" else None
+    optimizer = tunable.optimizer(capturable=True)
     try:
-        step = capture_step(model, F.cross_entropy, optimizer, batch, autocast=dtype)
+        step = capture_step(tunable.model, F.cross_entropy, optimizer, batch, autocast=dtype)
     except (RuntimeError, TypeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise

@@ -12,8 +12,7 @@ from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
-import spt_kernels
-from spt_kernels.costs import CostSetting, step_profile
+from spt_kernels.costs import CostSetting, measure, step_profile
 from spt_kernels.costs.measure import measure_row
 from spt_kernels.costs.step_profile import StepProfile, profile_call
 from tests.card.pretend import pretended_card
@@ -121,7 +120,7 @@ def test_a_captured_row_is_of_a_captured_step(
     dtype: str, autocast: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     capture = Captured()
-    monkeypatch.setattr(spt_kernels, "capture_step", capture, raising=False)
+    monkeypatch.setattr(measure, "capture_step", capture)
     with pretended_card():
         row = measure_row("spt-unstructured", setting(device="cuda", step="captured", dtype=dtype))
     assert capture.dtypes == [autocast]
@@ -134,7 +133,7 @@ def test_a_step_that_cannot_be_captured_is_left_out_with_the_reason(
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("the step waits for the card")
 
-    monkeypatch.setattr(spt_kernels, "capture_step", refuse, raising=False)
+    monkeypatch.setattr(measure, "capture_step", refuse)
     with pretended_card(), pytest.raises(ValueError, match="step: cannot be captured: the step"):
         measure_row("linear", setting(device="cuda", step="captured"))
 
