@@ -85,7 +85,6 @@ class MeasuredKernels:
 H100_KERNELS = (
     MeasuredKernels("squared_grad, fc1 3072×768, bf16", 290, images=32),
     MeasuredKernels("rebuild_input, GELU of 3072, bf16", 58),  # twelve of a step took 0.7 ms
-    MeasuredKernels("top_tau, 85M fp32, τ = 400,000", 11_000),
 )
 
 
