@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .linear import SparseDeltaLinear
 from .structured import StructuredLinear, add_to_rows, check_base
+from .traced_adapter import TracedDown
 
 if TYPE_CHECKING:
     from ..plan import AdapterSpec
@@ -59,8 +60,10 @@ class AdapterLinear(StructuredLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """The base layer's output, adapted."""
-        if not torch.compiler.is_compiling():
-            self.__dict__["_spt_called"] = True
+        if torch.compiler.is_compiling():
+            y = self._traced_base(x)
+            return add_to_rows(y, [self._traced_update(x, y, *places) for places in self._ranges])
+        self.__dict__["_spt_called"] = True
         y = self.base.forward(x)  # its hooks are ours, and run once
         updates = []
         for rows, own, part in self._ranges:
@@ -69,6 +72,17 @@ class AdapterLinear(StructuredLinear):
                 self.down_weight[:, own].to(y.dtype),
                 self.down_bias[part].to(y.dtype),
             )
-            up, bias = self.up_weight[own].to(y.dtype), self.up_bias[own].to(y.dtype)
-            updates.append((rows, F.linear(F.gelu(low), up, bias)))
+            updates.append((rows, self._up(low, own)))
         return add_to_rows(y, updates)
+
+    def _up(self, low: Tensor, own: slice) -> Tensor:
+        up, bias = self.up_weight[own].to(low.dtype), self.up_bias[own].to(low.dtype)
+        return F.linear(F.gelu(low), up, bias)
+
+    def _traced_update(
+        self, x: Tensor, y: Tensor, rows: slice, own: slice, part: slice
+    ) -> tuple[slice, Tensor]:
+        down = self.down_weight[:, own], self.down_bias[part]
+        weight, bias = self.base.weight, self.base.bias
+        low = TracedDown.apply(y[..., rows], *down, x, weight, bias, rows)
+        return rows, self._up(low, own)

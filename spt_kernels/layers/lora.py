@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -14,6 +13,8 @@ from .linear import SparseDeltaLinear
 from .mask_keys import draw_seed
 from .row_ranges import groups_of
 from .structured import StructuredLinear, add_to_rows, check_base
+from .traced_dropout import draw_words
+from .traced_lora import LoraTrace, TracedLora, lora_update
 from .tuned_linear import LoraCall, TunedLinear, linear_with_lora
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class LoraLinear(StructuredLinear):
         """The base layer's output with the updates added."""
         dropout = self.spec.dropout if self.training else 0.0
         if torch.compiler.is_compiling():
-            return self._forward_plainly(x, dropout)
+            return self._traced_forward(x, dropout)
         self.__dict__["_spt_called"] = True
         deltas: tuple[Any, ...] = _NO_DELTAS
         if isinstance(self.base, SparseDeltaLinear):
@@ -94,16 +95,15 @@ class LoraLinear(StructuredLinear):
         """Sizes, rank, ranges, scale and dropout."""
         return f"{super().extra_repr()}, scale={self.spec.scale}, dropout={self.spec.dropout}"
 
-    def _forward_plainly(self, x: Tensor, dropout: float) -> Tensor:
-        # Compiled code fuses and recomputes by itself, and has its own random numbers
-        y = self.base.forward(x)  # its hooks are ours, and run once
-        low, up = self.lora_a.to(y.dtype), self.lora_b.to(y.dtype)
-        inner = F.linear(F.dropout(x.to(y.dtype), dropout), low)
-        updates = [
-            (rows, F.linear(inner[..., part], up[rows_of_b]) * self.spec.scale)
-            for rows, rows_of_b, part in self._ranges
-        ]
-        return add_to_rows(y, updates)
+    def _traced_forward(self, x: Tensor, dropout: float) -> Tensor:
+        # The update comes first: what is made again for it must not lie behind the base's product
+        lora = LoraTrace(self._ranges, self.spec.scale, dropout)
+        tensors = x, self.lora_a, self.lora_b, draw_words(x) if dropout else None
+        if torch.is_grad_enabled():
+            update = TracedLora.apply(*tensors, lora)
+        else:
+            update, _ = lora_update(*tensors, lora)
+        return add_to_rows(self._traced_base(x), [(lora.rows, update)])
 
 
 def _seed_for(x: Tensor) -> int | Tensor:

@@ -22,10 +22,10 @@ class AttachDelta(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, target: Tensor, delta: Tensor, index: Tensor) -> Tensor:
-        """A view of `target`."""
+        """A view of `target`; to a compiler, which takes none from a function, a copy."""
         ctx.save_for_backward(index)
         ctx.delta_dtype = delta.dtype
-        return target.view_as(target)
+        return target.clone() if torch.compiler.is_compiling() else target.view_as(target)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -45,11 +45,6 @@ def attached(holder: DeltaHolder, local: str) -> Tensor | None:
     assert delta is not None
     if not (torch.is_grad_enabled() and delta.requires_grad and delta.numel() > 0):
         return target
-    if torch.compiler.is_compiling():
-        # An output that is a view of an input does not go through a compiled Function: here zeros
-        # with the delta's gradient are added to a copy.
-        zeros = (delta - delta.detach()).to(target.dtype)
-        return target.reshape(-1).index_add(0, index, zeros).view(target.shape)
     return AttachDelta.apply(target, delta, index)
 
 

@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..ops.launching import may_launch
 from ..ops.rebuild_input import launch_gelu, launch_layer_norm, rebuild_gelu, rebuild_layer_norm
+from .traced import made_again
 
 _RESHAPES = frozenset({"ViewBackward0", "ReshapeAliasBackward0"})
 # Nodes that may lie between a tensor and the node whose output it shares its storage with
@@ -98,7 +99,7 @@ class SavedInput(NamedTuple):
             make_norm: Any = launch_layer_norm if may_launch(source) else rebuild_layer_norm
             x = make_norm(*tensors, self.normalized_ndim, self.dtype)
         else:
-            x = source if source.dtype is self.dtype else source.to(self.dtype)
+            x = made_again(source if source.dtype is self.dtype else source.to(self.dtype))
         for kind, argument in self.steps:
             x = x.reshape(argument) if kind == "reshape" else x.permute(argument)
         return x

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .keep_fp32 import keeping_fp32
@@ -13,6 +14,7 @@ from .linear import SparseDeltaLinear
 from .plain_module import share_hooks
 from .row_ranges import ranges_of
 from .sparse_delta import Owner, SparseDelta, tag
+from .tuned_linear import TunedLinear
 
 
 class StructuredLinear(Owner):
@@ -71,6 +73,17 @@ class StructuredLinear(Owner):
         self.in_features, self.out_features = base.in_features, base.out_features
         share_hooks(self, base)
         self.train(base.training)
+
+    def _traced_base(self, x: Tensor) -> Tensor:
+        """The base layer's output in code for a compiler, which need not keep a cast weight."""
+        base = self.base
+        if not torch.is_grad_enabled():
+            return F.linear(x, base.weight, base.bias)
+        deltas: tuple[Any, ...] = (None, None, None, None)
+        if isinstance(base, SparseDeltaLinear):
+            deltas = base.trained_tensors()
+        y: Tensor = TunedLinear.apply(x, base.weight, base.bias, *deltas, None, None, None)
+        return y
 
     def _move_and_tag(self, device: torch.device) -> None:
         """Put the new parameters on a device.

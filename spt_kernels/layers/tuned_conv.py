@@ -12,6 +12,7 @@ from torch import Tensor
 from .first_order import first_derivative_only
 from .saved_input import SavedInput, Tensors
 from .sparse_gradient import DeltaPattern, sparse_gradient
+from .traced import made_again
 from .tuned_linear import wide_dtype, without_autocast
 
 
@@ -128,8 +129,8 @@ class TunedConv2d(torch.autograd.Function):
         how: ConvGeometry = ctx.geometry
         grad_x = grad_delta = grad_bias_delta = None
         with without_autocast(gy.device):
-            if weight is not None:
-                weight = weight.to(gy.dtype)
+            if weight is not None and weight.dtype is not gy.dtype:
+                weight = made_again(weight.to(gy.dtype))
             if needs_bias_delta:
                 total = gy.sum((0, 2, 3), dtype=wide_dtype(gy))
                 grad_bias_delta = total.index_select(0, bias_index)

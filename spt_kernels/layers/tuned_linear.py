@@ -14,6 +14,7 @@ from .first_order import first_derivative_only
 from .row_ranges import RangeGroup
 from .saved_input import SavedInput, Tensors
 from .sparse_gradient import DeltaPattern, sparse_gradient
+from .traced import made_again
 
 # The input with elements dropped is made in pieces of this size: at the moment when a forward needs
 # most, a whole copy of it would be the largest tensor about
@@ -248,7 +249,7 @@ def _grad_of_x(
     lora: LoraCall | None,
 ) -> Tensor:
     """`[tokens, in]`, in one buffer: the LoRA's part with its dropout first, then the base's."""
-    weight = _cast(weight, gy.dtype)
+    weight = weight if weight.dtype is gy.dtype else made_again(weight.to(gy.dtype))
     if grad_inner is None or lora_a is None or lora is None:
         return gy @ weight
     grad = lora.drop_(grad_inner @ _cast(lora_a, gy.dtype))

@@ -1,16 +1,26 @@
-"""Tuned layers under torch.compile: one graph, the same gradients as without."""
+"""Tuned layers under torch.compile: one graph, the same gradients as without, and less kept."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._inductor.compile_fx import compile_fx
 
+import spt_kernels as spt
 from spt_kernels import AdapterSpec, LoraSpec, Plan, apply
 from spt_kernels.layers import SparseDeltaConv2d, SparseDeltaLinear, sparse_deltas
 from spt_kernels.model import describe, head_names
-from tests.models import tiny_batch, tiny_vit
+from spt_kernels.sensitivity import skewed_sensitivity
+from tests.models import tiny_batch, tiny_convnext, tiny_swin, tiny_vit
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +98,108 @@ def test_a_delta_dense_enough_for_blocks_of_the_dense_product() -> None:
     actual = gradients(model, torch.compile(model, fullgraph=True, backend="aot_eager"), x)
     assert set(expected) == {"0.delta"}
     torch.testing.assert_close(actual["0.delta"], expected["0.delta"])
+
+
+KINDS = {"lora": "lora", "adapter": "adapter", "unstructured": None}
+# model, side of its images, budget
+MODELS: dict[str, tuple[Callable[..., nn.Module], int, int]] = {
+    "vit": (functools.partial(tiny_vit, depth=1), 16, 700),
+    "swin": (tiny_swin, 32, 1500),
+    "convnext": (tiny_convnext, 32, 900),
+}
+MARKS = {"swin": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize(
+    ("make", "size", "budget"),
+    [pytest.param(*given, id=name, marks=MARKS.get(name, ())) for name, given in MODELS.items()],
+)
+def test_one_graph_serves_another_task(
+    make: Callable[..., nn.Module], size: int, budget: int, kind: str | None, tmp_path: Path
+) -> None:
+    plan = spt.allocate(skewed_sensitivity(make()), budget, kind, rank=2, dropout=0.0)
+    for task in ("first", "second"):
+        other = apply(make(), plan)
+        for parameter in other.parameters():
+            if parameter.requires_grad:
+                parameter.data.add_(torch.randn_like(parameter), alpha=0.02)
+        spt.save_delta(other, tmp_path / task)
+    model = spt.load_delta(make(), tmp_path / "first").train()
+    images, target = tiny_batch(size=size)
+    counters.clear()
+    # guards are Dynamo's: what becomes of its graph does not matter here
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for task in ("first", "second"):
+        spt.load_delta(compiled, tmp_path / task)
+        with torch.autocast("cpu", torch.bfloat16):
+            F.cross_entropy(compiled(images), target).backward()
+    assert counters["stats"]["unique_graphs"] == 1
+    model.zero_grad()
+    for run in (compiled, model):
+        with torch.autocast("cpu", torch.bfloat16, enabled=False):
+            assert torch.isfinite(run(images)).all()
+
+
+class Kept:
+    """A backend that counts the bytes which a compiled forward keeps for its backward."""
+
+    bytes = 0
+
+    def __call__(self, graph: Any, inputs: Any) -> Any:
+        return compile_fx(graph, inputs, inner_compile=self._compile)
+
+    def _compile(
+        self, graph: torch.fx.GraphModule, _: Any, is_backward: bool = False, **others: Any
+    ) -> Any:
+        if not is_backward:
+            outputs = next(iter(reversed(graph.graph.nodes))).args[0]
+            values = [
+                node.meta["val"]
+                for node in outputs[1:]  # after what the model returns
+                if isinstance(node, torch.fx.Node) and node.op != "placeholder"
+            ]
+            tensors = [value for value in values if isinstance(value, Tensor)]
+            storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}
+            self.bytes = sum(storage.nbytes() for storage in storages.values())
+        return make_boxed_func(graph)
+
+
+def kept_bytes(model: nn.Module, images: Tensor, autocast: bool) -> int:
+    torch._dynamo.reset()
+    kept = Kept()
+    compiled = torch.compile(model.train(), fullgraph=True, backend=kept)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        compiled(images)
+    return kept.bytes
+
+
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "fp32"])
+def test_what_is_kept_beside_a_compiled_lora(autocast: bool) -> None:
+    images, _ = tiny_batch(64)  # so many that weights do not hide activations
+
+    def make() -> nn.Module:
+        return tiny_vit(depth=3, width=48)
+
+    theirs = kept_bytes(peft_lora(make()), images, autocast)
+    model = make()
+    info, head = describe(model), head_names(model)
+    weights = [name for name in info if name.startswith("blocks") and info[name].kind == "linear"]
+    entries = {name: torch.arange(0, info[name].numel, 50) for name in weights}
+    thirds = ((0, 48), (48, 96), (96, 144))
+    qkv, proj = ([n for n in weights if n.endswith(f"{end}.weight")] for end in ("qkv", "proj"))
+    kinds: tuple[dict[str, LoraSpec | AdapterSpec], ...] = (
+        {},
+        {name: LoraSpec(1, thirds, 48, 1.0, 0.1) for name in qkv},
+        {name: AdapterSpec(1, ((0, 48),)) for name in proj},
+    )
+    for structured in kinds:
+        rest = {name: index for name, index in entries.items() if name not in structured}
+        tuned = apply(make(), Plan(rest, structured, info, head=head))
+        assert kept_bytes(tuned, images, autocast) <= 0.95 * theirs
+
+
+def peft_lora(model: nn.Module) -> nn.Module:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["qkv"], modules_to_save=["head"])
+    return peft.get_peft_model(model, config)

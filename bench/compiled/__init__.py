@@ -1,0 +1,1 @@
+"""What `torch.compile` makes of a training step for a card, told without one."""

@@ -1,0 +1,102 @@
+"""The update of a LoRA as compilers take it best: out of place, one product for all ranges."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .first_order import first_derivative_only
+from .row_ranges import Ranges
+from .traced import made_again
+from .traced_dropout import dropped
+from .tuned_linear import without_autocast
+
+
+class LoraTrace(NamedTuple):
+    """What of a LoRA is the same in every call.
+
+    Attributes:
+        ranges: of `ranges_of`.
+        scale: factor of the update.
+        dropout: probability of dropping an element; 0 outside training.
+    """
+
+    ranges: Ranges
+    scale: float
+    dropout: float
+
+    @property
+    def rows(self) -> slice:
+        """The output features from the first range to the last."""
+        return slice(self.ranges[0][0].start, self.ranges[-1][0].stop)
+
+    @property
+    def kept_scale(self) -> float:
+        """What makes up for the dropped elements."""
+        return 0.0 if self.dropout >= 1.0 else 1.0 / (1.0 - self.dropout)
+
+    def spread(self, lora_b: Tensor) -> Tensor:
+        """`[rows of all ranges, rank]` as `[rows, ranges · rank]`, zeros where a range has none."""
+        if len(self.ranges) == 1:
+            return lora_b
+        wide = lora_b.new_zeros(self.rows.stop - self.rows.start, self.ranges[-1][2].stop)
+        for features, own, part in self._within_rows():
+            wide[features, part] = lora_b[own]
+        return wide
+
+    def gathered(self, wide: Tensor) -> Tensor:
+        """What `spread` takes, from what it gives."""
+        parts = [wide[features, part] for features, _, part in self._within_rows()]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _within_rows(self) -> Ranges:
+        first = self.rows.start
+        return tuple(
+            (slice(features.start - first, features.stop - first), own, part)
+            for features, own, part in self.ranges
+        )
+
+
+class TracedLora(torch.autograd.Function):
+    """`scale · B_i A_i dropout(x)` in the rows of a `LoraTrace`, zeros between its ranges."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, lora_a: Tensor, lora_b: Tensor, words: Tensor | None, lora: LoraTrace
+    ) -> Tensor:
+        """`[..., rows]`, in the dtype that autocast, if it is on, gives to `F.linear`."""
+        update, inner = lora_update(x, lora_a, lora_b, words, lora)
+        ctx.save_for_backward(x, lora_a, lora_b, words, inner)
+        ctx.lora = lora
+        return update
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the input and of both factors."""
+        x, lora_a, lora_b, words, inner = ctx.saved_tensors
+        lora: LoraTrace = ctx.lora
+        dtype = grad_output.dtype
+        gy = grad_output.flatten(0, -2)  # [tokens, rows]
+        grad_x = None
+        with without_autocast(gy.device):
+            grad_b = lora.gathered(gy.t() @ inner.flatten(0, -2)) * lora.scale
+            grad_inner = gy @ lora.spread(lora_b.to(dtype)) * (lora.scale * lora.kept_scale)
+            flat = dropped(x, lora.dropout, words).to(dtype).flatten(0, -2)
+            grad_a = grad_inner.t() @ made_again(flat)
+            if ctx.needs_input_grad[0]:
+                grad = (grad_inner @ lora_a.to(dtype)).view(x.shape)
+                grad_x = dropped(grad, lora.dropout, words).to(x.dtype)
+        return grad_x, grad_a.to(lora_a.dtype), grad_b.to(lora_b.dtype), None, None
+
+
+def lora_update(
+    x: Tensor, lora_a: Tensor, lora_b: Tensor, words: Tensor | None, lora: LoraTrace
+) -> tuple[Tensor, Tensor]:
+    """The update `[..., rows]` and the bottleneck `[..., ranges · rank]`, without autograd."""
+    low = F.linear(dropped(x, lora.dropout, words), lora_a.to(x.dtype))
+    inner = low * lora.kept_scale
+    return F.linear(inner, lora.spread(lora_b.to(inner.dtype))) * lora.scale, inner
