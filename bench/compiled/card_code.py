@@ -66,7 +66,7 @@ def _on_card(graph: fx.GraphModule, mode: FakeTensorMode) -> fx.GraphModule:
         if "val" in node.meta:
             node.meta["val"] = tree_map(to_card, node.meta["val"])
         node.args, node.kwargs = (
-            fx.map_aggregate(part, to_card) if _has_device(part) else part
+            fx.node.map_aggregate(part, to_card) if _has_device(part) else part
             for part in (node.args, node.kwargs)
         )
     moved.recompile()

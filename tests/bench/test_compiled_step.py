@@ -1,0 +1,68 @@
+"""The account of a compiled step: against the same code's own arithmetic, and beside a LoRA."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.compiled.ledger import Buffer, CardRun, Memory
+from bench.compiled.step import account
+
+# Inductor's inner functions change from version to version, and a card is not to be pretended
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available() or torch.__version__ < "2.13",
+    reason="accounts without a card, by the Inductor of torch 2.13 or newer",
+)
+
+CODE = """
+kernel_0 = async_compile.triton('kernel_0', '')
+
+class Runner:
+    def call(self, args):
+        x, = args
+        args.clear()
+        first = empty_strided_cuda((1000, 4), (4, 1), torch.float32)
+        kernel_0.run(x, first, 4000, stream=0)
+        second = empty_strided_cuda((1000, 4), (4, 1), torch.bfloat16)
+        extern_kernels.mm(first, x, out=second)
+        del first
+        third = reinterpret_tensor(second, (4000, ), (1, ), 0)
+        del second
+        return (third, )
+
+runner = Runner()
+"""
+
+
+def test_what_is_alive_when() -> None:
+    memory = Memory()
+    run = CardRun(memory)
+    results = run.run(CODE, [Buffer((4, 4), (4, 1), torch.float32)])
+    assert memory.peak_bytes == 16384 + 8192  # of 16,000 and 8,000, in blocks of 512
+    assert memory.now_bytes == 8192
+    assert dict(run.launches) == {"triton": 1, "mm": 1}
+    del results
+    assert memory.now_bytes == 0
+
+
+class Mlp(nn.Module):
+    """Two layers, the first of which is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(64, 256), nn.Linear(256, 64)
+        self.up.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)))
+
+
+def test_what_a_small_model_keeps() -> None:
+    step = account(Mlp(), torch.empty(32, 64), autocast=False)
+    # GELU's output for the product of the gradient; its input needs no gradient
+    assert step.kept_bytes == 32 * 256 * 4 + 32 * 64 * 4  # and what the loss is given
+    assert step.forward["mm"] + step.forward["addmm"] == 2
+    assert step.backward["mm"] == 1  # of the second weight alone
+    assert step.peak_bytes >= sum(p.numel() for p in Mlp().parameters()) * 4 + step.kept_bytes
