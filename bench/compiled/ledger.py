@@ -109,11 +109,13 @@ class CardRun:
 
     def _call_library(self, name: str, *arguments: Any, out: Any = None, **options: Any) -> Any:
         self.launches[name] += 1
-        if out is None:  # a convolution, which allocates its result itself
+        if out is not None:
+            return None
+        if name == "convolution":  # by keywords, in aten's order
             order = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
             bias, *rest = (options[key] for key in ("bias", *order))
             return self._results(torch.ops.aten.convolution, *arguments, bias, *rest)
-        return None
+        return self._results(getattr(torch.ops.aten, name), *arguments, **options)
 
     def _fall_back(self, name: str, *arguments: Any, **options: Any) -> Any:
         self.launches[name] += 1
