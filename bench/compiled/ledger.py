@@ -41,12 +41,41 @@ class _Storage:
 
 
 class Buffer:
-    """A tensor without values; views share the `storage`, None for what is counted elsewhere."""
+    """A tensor without values; views share the `storage`, None for what is counted elsewhere.
+
+    Of a workspace Inductor takes a part, views it and sums it up.
+    """
 
     def __init__(
-        self, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, storage: Any = None
+        self,
+        shape: Sequence[int],
+        stride: Sequence[int],
+        dtype: torch.dtype,
+        storage: Any = None,
+        run: CardRun | None = None,
     ) -> None:
-        self.shape, self.strides, self.dtype, self.storage = shape, stride, dtype, storage
+        self.shape, self.strides, self.dtype = tuple(shape), tuple(stride), dtype
+        self.storage, self.run = storage, run
+
+    def __getitem__(self, part: slice) -> Buffer:
+        return self.view(part.stop - part.start)
+
+    def view(self, *shape: Any) -> Buffer:
+        """Contiguous, of another shape."""
+        sizes = tuple(shape[0]) if isinstance(shape[0], (list, tuple)) else shape
+        return Buffer(sizes, contiguous(sizes), self.dtype, self.storage, self.run)
+
+    def sum(self, dim: int) -> Buffer:
+        """A launch of torch's own."""
+        assert self.run is not None
+        self.run.launches["sum"] += 1
+        sizes = self.shape[:dim] + self.shape[dim + 1 :]
+        return self.run.empty(sizes, contiguous(sizes), self.dtype)
+
+
+def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides in row-major order."""
+    return tuple(math.prod(shape[n + 1 :]) for n in range(len(shape)))
 
 
 class CardRun:
@@ -69,7 +98,7 @@ class CardRun:
         reach = sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) + 1
         nbytes = 0 if 0 in shape else reach * dtype.itemsize
         self.memory.take(storage, math.ceil(nbytes / _ROUNDED_TO) * _ROUNDED_TO)
-        return Buffer(shape, stride, dtype, storage)
+        return Buffer(shape, stride, dtype, storage, self)
 
     def run(self, code: str, arguments: list[Any]) -> Sequence[Any]:
         """The results of the `call` in generated code."""
@@ -97,7 +126,7 @@ class CardRun:
             "empty_strided_cuda": self.empty,
             "empty_strided_cpu": Buffer,
             "reinterpret_tensor": lambda b, shape, stride, offset=0: Buffer(
-                shape, stride, b.dtype, b.storage
+                shape, stride, b.dtype, b.storage, b.run
             ),
             "get_raw_stream": lambda _: 0,
             "assert_alignment": lambda *_: None,

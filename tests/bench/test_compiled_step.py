@@ -30,7 +30,10 @@ class Runner:
         del first
         third = reinterpret_tensor(second, (4000, ), (1, ), 0)
         del second
-        return (third, )
+        work = empty_strided_cuda((4096, ), (1, ), torch.float32)
+        fourth = work[0 * (2048) : (0 + 1) * (2048)].view(32, 64).sum(dim=0).view([64])
+        del work
+        return (third, fourth, )
 
 runner = Runner()
 """
@@ -40,9 +43,10 @@ def test_what_is_alive_when() -> None:
     memory = Memory()
     run = CardRun(memory)
     results = run.run(CODE, [Buffer((4, 4), (4, 1), torch.float32)])
-    assert memory.peak_bytes == 16384 + 8192  # of 16,000 and 8,000, in blocks of 512
-    assert memory.now_bytes == 8192
-    assert dict(run.launches) == {"triton": 1, "mm": 1}
+    # 16,000 and 8,000 in blocks of 512; then the latter, a workspace and a sum
+    assert memory.peak_bytes == max(16384 + 8192, 8192 + 16384 + 512)
+    assert memory.now_bytes == 8192 + 512
+    assert dict(run.launches) == {"triton": 1, "mm": 1, "sum": 1}
     del results
     assert memory.now_bytes == 0
 
