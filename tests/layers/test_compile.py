@@ -174,6 +174,7 @@ def kept_bytes(model: nn.Module, images: Tensor, autocast: bool) -> int:
     return kept.bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "fp32"])
 def test_what_is_kept_beside_a_compiled_lora(autocast: bool) -> None:
     images, _ = tiny_batch(64)  # so many that weights do not hide activations
