@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from spt_kernels.costs import step_profile
 from spt_kernels.layers import saved_input
 from spt_kernels.optim import prepared_step
 
@@ -77,6 +78,14 @@ class _Autocast(torch.autocast):
 
     def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
         super().__init__("cpu", *args, **kwargs)
+
+
+def _profile_of_host(activities: Any) -> Any:
+    """Asked for a card's events, the profiler would look for a driver at every call, for long."""
+    return _PROFILE(activities=[torch.profiler.ProfilerActivity.CPU])
+
+
+_PROFILE = step_profile.profile
 
 
 def _without_pinning(loader: Any, *args: Any, **kwargs: Any) -> None:
@@ -176,6 +185,7 @@ def pretended_card() -> Iterator[type[Pretence]]:
         patch.setattr(torch.utils, "swap_tensors", _swap)
         patch.setattr(torch.nn.Parameter, "data", _DATA, raising=False)
         patch.setattr(torch, "autocast", _Autocast)
+        patch.setattr(step_profile, "profile", _profile_of_host)
         # a wrapper made in inference mode could be no view of one made outside
         patch.setattr(torch, "inference_mode", _inference_mode)
         patch.setattr(torch, "Generator", _Generator)
