@@ -72,9 +72,10 @@ def test_a_cpu_has_operators_alone() -> None:
 
 
 def test_a_row_of_a_card_has_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_profile, "profile", CardsProfile)
     with pretended_card():
+        monkeypatch.setattr(step_profile, "profile", CardsProfile)
         row = measure_row("linear", setting(device="cuda"))
+        monkeypatch.undo()
     assert (row.operators, row.kernels, row.kernel_ms) == (2, 3, 0.75)
 
 
