@@ -137,6 +137,7 @@ second() {
     table7 autocast 110 bf16-autocast eager --methods "$WAYS,spt-adapter"
     if [[ $DEVICE != cpu ]]; then # whose steps cannot be captured
         table7 captured 90 bf16-autocast captured --methods "$WAYS"
+        if has_module pytest_benchmark; then bench captured_step "captured_step_vit_b" ""; fi
     fi
     table7 compiled 170 bf16-autocast compiled --methods "$WAYS"
     table7 fp32 100 fp32 eager --methods "$WAYS"
