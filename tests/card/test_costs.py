@@ -13,6 +13,7 @@ from .pretend import PEAK_BYTES, pretended_card
 SIZES = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48}
 # its tensors are sparse, which those of the pretended card are not
 NOT_PRETENDED = {"peft-shira"}
+OTHER_DTYPES = ("bf16-autocast", "bf16")
 
 
 def _setting(dtype: str) -> CostSetting:
@@ -27,8 +28,13 @@ def _setting(dtype: str) -> CostSetting:
     )
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16-autocast", "bf16"])
-@pytest.mark.parametrize("name", [name for name in ROWS if name not in NOT_PRETENDED])
+CASES = [
+    *((name, "fp32") for name in ROWS if name not in NOT_PRETENDED),
+    *((name, dtype) for name in ("full", "spt-lora", "spt-adapter") for dtype in OTHER_DTYPES),
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_row(name: str, dtype: str) -> None:
     if name.startswith("peft"):
         pytest.importorskip("peft")
