@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import native
 from ..reference import dropout as reference
+from .launching import on_card
 
 _UINT32 = 0xFFFFFFFF
 
@@ -102,7 +103,7 @@ def _run(
         from ..kernels import dropout as kernels
 
         before, between = (0, 0) if key is not None else key_of(seed)
-        with torch.cuda.device_of(input):  # Triton launches on the current device
+        with on_card(input.device):
             kernels.dropout(input, output, before, between, threshold, first, key)
     else:
         before, between = key_of(seed) if key is None else key.tolist()

@@ -1,6 +1,9 @@
-"""When a backward may call the launcher of an op itself, past the dispatcher's round trip."""
+"""When a launcher of an op may be called itself, past the dispatcher's round trip, and where."""
 
 from __future__ import annotations
+
+import contextlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,3 +22,10 @@ def may_launch(tensor: Tensor) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
     )
+
+
+def on_card(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device; to make it so costs more than to find it so."""
+    if torch.cuda.current_device() == device.index:
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..reference import rebuild_input as reference
+from .launching import on_card
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -121,7 +122,7 @@ def launch_layer_norm(input: Tensor, mean: Tensor, *others: Any) -> Tensor:
         return rebuild_layer_norm(input, mean, *others)  # which says what does not fit
     from ..kernels import rebuild_input as kernels
 
-    with torch.cuda.device(input.device):  # Triton launches on the current device
+    with on_card(input.device):
         return kernels.rebuild_layer_norm(input, mean, *others)
 
 
@@ -131,7 +132,7 @@ def launch_gelu(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
         return reference.rebuild_gelu(input, approximate, dtype)
     from ..kernels import rebuild_input as kernels
 
-    with torch.cuda.device(input.device):
+    with on_card(input.device):
         return kernels.rebuild_gelu(input, approximate, dtype)
 
 

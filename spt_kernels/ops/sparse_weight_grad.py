@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import native
 from ..reference import sparse_weight_grad as reference
+from .launching import on_card
 
 if TYPE_CHECKING:
     from ..kernels.tile_plan import TilePlan
@@ -325,7 +326,7 @@ def _launch_on_card(
 ) -> Tensor:
     from ..kernels import sparse_weight_grad as kernels
 
-    with torch.cuda.device(input.device):  # Triton launches on the current device
+    with on_card(input.device):
         return kernels.sparse_weight_grad(grad_output, input, index, tile_plan)
 
 

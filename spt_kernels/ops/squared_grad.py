@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import native
 from ..reference import squared_grad as reference
+from .launching import on_card
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -186,7 +187,7 @@ _vector_cpu = reference.accumulate_squared_vector_grad
 def _matrix_cuda(score: Tensor, grad_output: Tensor, input: Tensor, scale: float) -> None:
     from ..kernels import squared_grad as kernels
 
-    with torch.cuda.device(score.device):  # Triton launches on the current device
+    with on_card(score.device):
         kernels.accumulate_squared_grad(score, grad_output, input, scale)
     torch.autograd.graph.increment_version(score)  # autograd does not see what Triton writes
 
@@ -202,7 +203,7 @@ def _vector_cuda(
 ) -> None:
     from ..kernels.squared_vector_grad import accumulate_squared_vector_grad as launch
 
-    with torch.cuda.device(score.device):
+    with on_card(score.device):
         launch(score, grad_output, input, scale, mean, rstd, bias_score)
     for written in (score,) if bias_score is None else (score, bias_score):
         torch.autograd.graph.increment_version(written)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..ops.launching import on_card
 from .adamw_step import Member
 
 Groups = Sequence[dict[str, Any]]
@@ -77,7 +77,7 @@ class _OnCuda:
 
         self._device = members[0].param.device
         stochastic, seed = rounding(members[0].group)
-        with self._current():
+        with on_card(self._device):
             self._plan = AdamWPlan(
                 *_columns(members),
                 **_counters(groups, members),
@@ -85,12 +85,6 @@ class _OnCuda:
                 stochastic_rounding=stochastic,
                 seed=seed,
             )
-
-    def _current(self) -> contextlib.AbstractContextManager[Any]:
-        """Triton launches on the current device; to make it so costs more than to find it so."""
-        if torch.cuda.current_device() == self._device.index:
-            return contextlib.nullcontext()
-        return torch.cuda.device(self._device)
 
     def step(
         self,
@@ -105,7 +99,7 @@ class _OnCuda:
             for group, lr in zip(groups, lrs, strict=True)
         ]
         scale, found = self._scalar(grad_scale), self._scalar(found_inf)
-        with self._current():
+        with on_card(self._device):
             addresses = [grad.data_ptr() for grad in grads]
             self._plan.step(addresses, numbers, lrs, grad_scale=scale, found_inf=found)
         if scale is not None:
