@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from spt_kernels.cli.options import ModelOptions
 from spt_kernels.costs import CostSetting
 from spt_kernels.costs.machine import commit, describe
 from spt_kernels.costs.measure import make_step, tuned_for
-from spt_kernels.costs.step_profile import is_kernel, profile_call
+from spt_kernels.costs.step_profile import events_of, is_kernel, is_operator, profile_call
 from spt_kernels.costs.timing import in_turn
 from spt_kernels.files.atomic import write_atomically
 from spt_kernels.finetuning.device import pick_device
@@ -58,15 +57,12 @@ def profiled(name: str, setting: CostSetting) -> dict[str, Any]:
 
 def _top(step: Callable[[], object], on_gpu: bool) -> list[list[Any]]:
     """The kernels that take most; on a CPU operators. Name, count, microseconds."""
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
-    with profile(activities=activities) as seen:
-        step()
     count: Counter[str] = Counter()
     us: Counter[str] = Counter()
-    for event in seen.events() or []:
-        if is_kernel(event) if on_gpu else event.name.startswith(("aten::", "spt::")):
-            count[event.name] += 1
-            us[event.name] += event.time_range.elapsed_us() if on_gpu else event.self_cpu_time_total
+    is_counted = is_kernel if on_gpu else is_operator
+    for event in filter(is_counted, events_of(step, on_gpu=on_gpu)):
+        count[event.name] += 1
+        us[event.name] += event.time_range.elapsed_us() if on_gpu else event.self_cpu_time_total
     return [[name[:100], count[name], round(took)] for name, took in us.most_common(LINES)]
 
 

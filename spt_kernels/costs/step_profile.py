@@ -29,18 +29,28 @@ class StepProfile:
 
 def profile_call(run: Callable[[], object], *, on_gpu: bool) -> StepProfile:
     """Profile one call, which is to have been warmed up; on a card `run` may return before it."""
+    events = events_of(run, on_gpu=on_gpu)
+    kernels = [event for event in events if is_kernel(event)]
+    return StepProfile(
+        sum(map(is_operator, events)),
+        len(kernels),
+        sum(event.time_range.elapsed_us() for event in kernels) / 1e3,
+    )
+
+
+def events_of(run: Callable[[], object], *, on_gpu: bool) -> list[Any]:
+    """What the profiler sees of one call."""
     activities = [ProfilerActivity.CPU]
     if on_gpu:
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as seen:
         run()
-    events = seen.events() or []
-    kernels = [event for event in events if is_kernel(event)]
-    return StepProfile(
-        sum(event.name.startswith(_OWN) for event in events),
-        len(kernels),
-        sum(event.time_range.elapsed_us() for event in kernels) / 1e3,
-    )
+    return list(seen.events() or ())
+
+
+def is_operator(event: Any) -> bool:
+    """Whether an event of the profiler is an operator that was dispatched."""
+    return bool(event.name.startswith(_OWN))
 
 
 def is_kernel(event: Any) -> bool:
