@@ -116,8 +116,9 @@ class Tunable:
 
     def _base(self) -> dict[str, Fingerprint]:
         """Fingerprints of what training does not change."""
-        frozen = {n: p.detach() for n, p in self.model.named_parameters() if not p.requires_grad}
-        return Fingerprint.of_all({name: (p, None, None) for name, p in frozen.items()})
+        parameters = self.model.named_parameters()
+        frozen = {n: (p.detach(), None, None) for n, p in parameters if not p.requires_grad}
+        return Fingerprint.of_all(frozen)
 
     def _check_base(self, path: str, expected: Mapping[str, Fingerprint]) -> None:
         found = self._base()
