@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .position_index import CheckedIndex
 from .sparse_gradient import DeltaPattern
 from .sparse_layer import SparseDeltaLayer
+from .sparse_linear import SparseLinear
 from .tuned_linear import TunedLinear
 
 
@@ -64,8 +65,11 @@ class SparseDeltaLinear(SparseDeltaLayer):
         weight, bias = self.weight, self.bias
         if not (torch.is_grad_enabled() and self.has_gradients()):
             return F.linear(x, weight, bias)
-        no_lora = (None, None, None)
-        return TunedLinear.apply(x, weight, bias, *self.trained_tensors(), *no_lora)
+        delta, pattern, bias_delta, bias_index = self.trained_tensors()
+        if bias_delta is None and pattern is not None:
+            return SparseLinear.apply(x, weight, bias, delta, pattern)
+        deltas = (delta, pattern, bias_delta, bias_index)
+        return TunedLinear.apply(x, weight, bias, *deltas, None, None, None)
 
     def _index_changed(self) -> None:
         pattern = DeltaPattern.of(self.index, self.out_features, self.in_features)
