@@ -2,12 +2,14 @@
 
 from .adapter import AdapterLinear
 from .conv import SparseDeltaConv2d
+from .delta_holder import tune_in_place, untune
 from .linear import SparseDeltaLinear
 from .lookup import sparse_deltas, tuned_modules
 from .lora import LoraLinear
-from .norm import SparseDeltaNorm
-from .parameter import AttachDelta, attach_parameter, detach_parameters, is_attached
+from .norm import SparseDeltaNorm, tune_norm
+from .parameter import AttachDelta, attach_parameter
 from .sparse_delta import SparseDelta, delta_of, restore_deltas, write_deltas
+from .tuned_class import is_tuned, plain_class
 
 __all__ = [
     "AdapterLinear",
@@ -19,10 +21,13 @@ __all__ = [
     "SparseDeltaNorm",
     "attach_parameter",
     "delta_of",
-    "detach_parameters",
-    "is_attached",
+    "is_tuned",
+    "plain_class",
     "restore_deltas",
     "sparse_deltas",
+    "tune_in_place",
+    "tune_norm",
     "tuned_modules",
+    "untune",
     "write_deltas",
 ]

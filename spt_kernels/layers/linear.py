@@ -10,11 +10,29 @@ from .position_index import CheckedIndex
 from .sparse_gradient import DeltaPattern
 from .sparse_layer import SparseDeltaLayer
 from .sparse_linear import SparseLinear
+from .tuned_class import share_contents
 from .tuned_linear import TunedLinear
 
 
-class SparseDeltaLinear(SparseDeltaLayer):
+class LinearWithDeltas(SparseDeltaLayer, nn.Linear):
+    """What every tuned Linear has in common."""
+
+    _plain_class = nn.Linear
+
+    def _index_changed(self) -> None:
+        index = self.sparse_deltas()["weight"].index if "weight" in self._spt_states else None
+        pattern = None
+        if index is not None:
+            pattern = DeltaPattern.of(index, self.out_features, self.in_features)
+        self.__dict__["_spt_pattern"] = pattern
+
+
+class SparseDeltaLinear(LinearWithDeltas):
     """A frozen Linear plus a sparse delta; the forward is that of the plain layer.
+
+    It is an `nn.Linear`, and of a subclass of that if `linear` is; attributes, submodules and hooks
+    are those of `linear`. Where that has a `delta`, `index` or `original` of its own, the delta is
+    called `weight_delta`.
 
     `weight` holds base + delta at all times, so that the forward neither copies nor adds anything;
     the backward makes the gradient of the delta alone, and of the input keeps as little as it can.
@@ -43,9 +61,6 @@ class SparseDeltaLinear(SparseDeltaLayer):
         ValueError: positions unsorted, repeated, out of range, on another device; no bias.
     """
 
-    in_features: int
-    out_features: int
-
     def __init__(
         self,
         linear: nn.Linear,
@@ -54,23 +69,24 @@ class SparseDeltaLinear(SparseDeltaLayer):
     ) -> None:
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be an nn.Linear, got {type(linear).__name__}")
-        super().__init__(linear, index, bias_index)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._index_changed()
+        share_contents(self, linear)
+        self._hold(index, bias_index)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`F.linear(x, weight, bias)`."""
+    @staticmethod
+    def name_for(plain: type[nn.Module]) -> tuple[str, str, str]:
+        """The name says both."""
+        name = f"SparseDelta{plain.__name__}"
+        return name, __name__, name
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`F.linear(input, weight, bias)`."""
         if not torch.compiler.is_compiling():
             self.write_stale_deltas()
         weight, bias = self.weight, self.bias
         if not (torch.is_grad_enabled() and self.has_gradients()):
-            return F.linear(x, weight, bias)
+            return F.linear(input, weight, bias)
         delta, pattern, bias_delta, bias_index = self.trained_tensors()
         if bias_delta is None and pattern is not None:
-            return SparseLinear.apply(x, weight, bias, delta, pattern)
+            return SparseLinear.apply(input, weight, bias, delta, pattern)
         deltas = (delta, pattern, bias_delta, bias_index)
-        return TunedLinear.apply(x, weight, bias, *deltas, None, None, None)
-
-    def _index_changed(self) -> None:
-        pattern = DeltaPattern.of(self.index, self.out_features, self.in_features)
-        self.__dict__["_spt_pattern"] = pattern
+        return TunedLinear.apply(input, weight, bias, *deltas, None, None, None)

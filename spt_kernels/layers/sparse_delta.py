@@ -216,9 +216,9 @@ def owner_of(parameter: Tensor) -> Owner | None:
     return tag.owner() if isinstance(tag, _OwnerTag) else None
 
 
-def tag(parameter: Tensor, owner: Owner) -> None:
-    """Let `owner_of` find the module from its parameter."""
-    current = owner_of(parameter)
+def tag(parameter: Tensor, owner: Owner, *, anew: bool = False) -> None:
+    """Let `owner_of` find the module from its parameter; `anew` if it has another's already."""
+    current = None if anew else owner_of(parameter)
     if current is None or all(p is not parameter for p in current._parameters.values()):
         setattr(parameter, _TAG, _OwnerTag(owner))  # a shallow copy must not take it away
     _follow_optimizers()
@@ -277,7 +277,7 @@ def _check_called(parameters: list[Tensor]) -> None:
 
 
 def _never_called(owner: Owner) -> str:
-    where = getattr(owner, "spt_name", "") or type(owner).__name__
+    where = owner.__dict__.get("_spt_name", "") or type(owner).__name__
     return (
         f"{where} is tuned, but the model never calls it (it reads the weight of the layer itself, "
         "as BEiT and Swin V2 do with `qkv`), so that it would never train: measure_sensitivity "

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..layers import AdapterLinear, LoraLinear, SparseDelta, is_attached
+from ..layers import AdapterLinear, LoraLinear, SparseDelta
 from ..layers.delta_holder import DeltaHolder
-
-_TUNED = (LoraLinear, AdapterLinear, DeltaHolder)
 
 # A tensor, and the positions at which it counts as if it held other values: both None, or [nnz]
 BaseTensor = tuple[Tensor, Tensor | None, Tensor | None]
@@ -27,7 +25,7 @@ class BaseModel:
         parameters: name -> parameter, as it is: a tuned weight holds base + delta.
         buffers: name -> floating buffer that the state dict of the base model has, such as running
             statistics.
-        tuned: module name -> the tuned module there; of a LoRA on a sparse layer the outer one.
+        tuned: module name -> the tuned module there.
         deltas: parameter name -> its sparse delta.
         structured: name of a weight -> the LoRA or Adapter on it.
     """
@@ -82,17 +80,16 @@ def is_data_parallel(model: nn.Module) -> bool:
 def _walk(module: nn.Module, prefix: str, found: BaseModel, seen: set[int]) -> None:
     """Add what is in a module, but for what is seen already: ids of modules and tensors."""
     seen.add(id(module))
-    if isinstance(module, _TUNED):
+    added: set[str] = set()
+    if isinstance(module, DeltaHolder):
         found.tuned[prefix.removesuffix(".")] = module
         for local, delta in module.sparse_deltas().items():
             found.deltas[prefix + local] = delta
-            seen.add(id(delta.delta))
         if isinstance(module, (LoraLinear, AdapterLinear)):
             found.structured[f"{prefix}weight"] = module
-        if not is_attached(module):  # it stands where the plain one stood: the order is the base's
-            module = module.plain  # type: ignore[assignment]
+        added = set(module.added_names())
     for local, parameter in module._parameters.items():
-        if parameter is not None and id(parameter) not in seen:
+        if parameter is not None and local not in added and id(parameter) not in seen:
             found.parameters[prefix + local] = parameter
             seen.add(id(parameter))
     transient = module._non_persistent_buffers_set

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import LoraLinear, detach_parameters, is_attached, restore_deltas, write_deltas
+from ..layers import LoraLinear, restore_deltas, untune, write_deltas
 from ..model.replaced_head import fit_head, head_problem, restore_head
 from ..plan import Plan
-from ..tuning import Tuning, apply, replace_module
+from ..tuning import Tuning, apply
 from .base_model import BaseModel, BaseTensor
 from .file.fingerprint import Fingerprint
 from .file.format import TaskFile, structured_shapes
@@ -187,11 +187,8 @@ def drop(model: nn.Module, now: BaseModel, *, merge: bool = False) -> None:
             _fold(layer)
     else:
         restore_deltas(now.deltas.values())
-    for name, module in now.tuned.items():
-        if is_attached(module):
-            detach_parameters(module)
-        else:
-            replace_module(model, name, module.plain)  # type: ignore[arg-type]
+    for module in now.tuned.values():
+        untune(module)
     del model.spt_tuning
     for name, flag in tuning.requires_grad.items():
         now.parameters[name].requires_grad_(flag)
@@ -218,8 +215,8 @@ def _base_tensors(
 
 def _fold(layer: LoraLinear) -> None:
     """`weight[rows] += scale · B A`, in fp32 and rounded once; other rows keep their bits."""
-    weight, update = layer.weight, layer.update()
-    for start, stop in layer.spec.rows:
+    weight, update = layer.weight, LoraLinear.update(layer)
+    for start, stop in layer.__dict__["_spt_spec"].rows:
         rows = weight[start:stop]
         rows.copy_(rows.float() + update[start:stop])
 

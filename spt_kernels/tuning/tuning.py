@@ -1,4 +1,4 @@
-"""`apply`: a model and a plan become a tuned model; the one place where modules are replaced."""
+"""`apply`: a model and a plan become a tuned model, module by module, each where it is."""
 
 from __future__ import annotations
 
@@ -9,18 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BaseModelMismatch
-from ..layers import (
-    SparseDeltaLinear,
-    attach_parameter,
-    detach_parameters,
-    is_attached,
-    tuned_modules,
-)
+from ..layers import is_tuned, tuned_modules, untune
 from ..model import head_names
 from ..model.check import check_trainable_itself
 from ..model.replaced_head import ReplacedHead
 from ..plan import Plan
-from .places import build, check_places, places_of
+from .places import check_places, places_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +36,13 @@ class Tuning:
 
 @torch.inference_mode(False)  # what is made in it could never be trained
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
-    """Tune a model by a plan, in place: replace layers, freeze the rest, leave the head trainable.
+    """Tune a model by a plan, in place: tune layers, freeze the rest, leave the head trainable.
 
-    Linear, Conv2d and norm modules give way to their tuned counterparts; any other parameter (a
-    token, a table, a layer scale, the weight of a layer with a forward of its own, or of one that
-    the model was seen to read instead of calling the layer) is trained where it is. Everything is
-    checked before the model is touched.
+    Every module stays the object that it is and keeps its attributes, methods and hooks; its class
+    becomes a subclass of its own. Linear, Conv2d and norm modules find their deltas when they are
+    called; any other parameter (a token, a table, a layer scale, the weight of a layer with a
+    forward of its own, or of one that the model was seen to read instead of calling the layer) is
+    trained wherever it is read. Everything is checked before the model is touched.
 
     Args:
         model: plain, as the plan's sensitivity was measured on; on any device, in fp32, bf16 or
@@ -73,29 +68,22 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     # what was measured of the head, up to all of it, is tuned like anything else
     head = plan.head or tuple(name for name in head_names(model) if name not in plan.info)
     places = places_of(model, plan, parameters)
-    check_places(every, places, head, type(model).__name__)
+    check_places(every, places, head)
 
     before = {name: parameter.requires_grad for name, parameter in parameters.items()}
     try:
-        built = {place.name: build(place) for place in places if not place.in_place}
+        for place in places:
+            place.tune()
+        base_head = {name: parameters[name].detach().clone() for name in head}
     except BaseException:
+        for place in places:
+            if is_tuned(place.module):
+                untune(place.module)
         for name, flag in before.items():
             parameters[name].requires_grad_(flag)
         raise
-    base_head = {name: parameters[name].detach().clone() for name in head}
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in head)
-    for name, module in built.items():
-        replace_module(model, name, module)
-    for place in places:
-        if place.in_place:
-            for local, positions in place.positions.items():
-                attach_parameter(place.module, local, positions)
-    for place in places:
-        module = built.get(place.name, place.module)
-        for part in (module, getattr(module, "base", None)):
-            if part is module or isinstance(part, SparseDeltaLinear):
-                part.__dict__["spt_name"] = place.name  # for messages
     model.spt_tuning = Tuning(replace(plan, head=head), base_head, before)  # type: ignore[assignment]
     return model
 
@@ -103,17 +91,11 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put a module where another one is, by its full name.
 
-    A module that was tuned in place and is to be replaced by its own `plain` stays the same object
-    and gets its own class back.
-
     Raises:
         ValueError: the name is empty, that is, the model itself would be replaced.
         AttributeError: the model has no module of this name.
     """
     current = model.get_submodule(name)
-    if is_attached(current):
-        detach_parameters(current)
-        return
     parent, _, local = name.rpartition(".")
     if not local:
         raise ValueError(

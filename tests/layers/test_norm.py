@@ -111,8 +111,12 @@ def test_refusals() -> None:
         SparseDeltaNorm(nn.LayerNorm(8, elementwise_affine=False), torch.tensor([1]))
     with pytest.raises(ValueError, match=r"weight_index must lie in \[0, 8\)"):
         SparseDeltaNorm(nn.LayerNorm(8), torch.tensor([8]))
-    with pytest.raises(ValueError, match="no submodules"):
-        SparseDeltaNorm(nn.Sequential(nn.LayerNorm(8)), torch.tensor([1]))
+    norm = nn.LayerNorm(8)
+    with pytest.raises(ValueError, match=r"bias_index must lie in \[0, 8\)"):
+        SparseDeltaNorm(norm, torch.tensor([1]), torch.tensor([9]))
+    assert norm.weight.requires_grad, "a refused layer must be left as it was"
+    with pytest.raises(TypeError, match=r"norm must be an nn\.Module, got int"):
+        SparseDeltaNorm(3, torch.tensor([1]))  # type: ignore[arg-type]
 
 
 def test_a_norm_of_which_nothing_is_trained_is_the_plain_one() -> None:

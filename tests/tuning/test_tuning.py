@@ -152,13 +152,11 @@ def test_what_stands_where() -> None:
     }
     apply(model, Plan(positions, specs, info, head=head))
     block = model.blocks[0]
-    assert type(block.attn.qkv) is LoraLinear
-    assert type(block.attn.qkv.base) is SparseDeltaLinear
+    assert isinstance(block.attn.qkv, LoraLinear)
     assert type(block.attn.proj) is SparseDeltaLinear
     assert type(block.mlp.fc1) is LoraLinear
-    assert type(block.mlp.fc1.base) is nn.Linear
     assert type(block.mlp.fc2) is AdapterLinear
-    assert type(model.blocks[1].norm1) is SparseDeltaNorm
+    assert isinstance(model.blocks[1].norm1, SparseDeltaNorm)
     assert type(model.blocks[1].mlp.fc2) is nn.Linear
     assert type(model.patch_embed.proj) is SparseDeltaConv2d
     # a sparse Linear has a delta of its weight, be it an empty one
@@ -488,10 +486,13 @@ def test_a_lora_on_a_layer_with_a_forward_of_its_own() -> None:
 
 def test_a_model_that_is_a_single_layer() -> None:
     model = nn.Linear(4, 3)
-    plan = Plan({"weight": torch.tensor([1])}, {}, describe(model))
-    with pytest.raises(ValueError, match="wrap it in a Sequential"):
-        apply(model, plan)
-    assert model.weight.requires_grad
+    plain = copy.deepcopy(model)
+    apply(model, Plan({"weight": torch.tensor([1])}, {}, describe(model)))
+    x = torch.randn(5, 4)
+    model(x).square().sum().backward()
+    plain(x).square().sum().backward()
+    torch.testing.assert_close(model.delta.grad, plain.weight.grad.flatten()[1:2])
+    assert type(unload(model)) is nn.Linear
 
 
 def test_wrong_arguments() -> None:
