@@ -14,6 +14,7 @@ from .row_major import format_of, put_into
 from .sparse_delta import Owner, SparseDelta, WrittenState, tag, write_deltas
 from .tuned_class import Shown, change_class, plain_again, plain_class, plain_twin, tuned_class
 
+_NOTHING_HELD: dict[str, WrittenState] = {}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -108,17 +109,18 @@ class DeltaHolder(Owner):
     @classmethod
     def delta_local_names(cls, local: str) -> tuple[str, str, str]:
         """Names of the delta, index and original of a parameter."""
-        prefix = "" if local == cls._main_parameter else f"{local}_"
-        return f"{prefix}delta", f"{prefix}index", f"{prefix}original"
+        delta = _delta_name(cls._main_parameter, local)
+        prefix = delta.removesuffix("delta")
+        return delta, f"{prefix}index", f"{prefix}original"
 
     def write_stale_deltas(self) -> None:
         """Write what has changed since the last forward; to be called by every eager forward."""
-        self.__dict__["_spt_called"] = True
-        stale = []
-        for local, written in self._spt_states.items():
+        own = self.__dict__  # each lookup through the module would cost every layer in every step
+        own["_spt_called"] = True
+        parameters, stale = own["_parameters"], []
+        for local, written in own.get("_spt_written", _NOTHING_HELD).items():
             written.by_optimizer = False
-            delta_name, _, _ = self.delta_local_names(local)
-            if not written.matches(self._parameters[delta_name]):  # type: ignore[arg-type]
+            if not written.matches(parameters[_delta_name(self._main_parameter, local)]):
                 stale.append(local)
         if stale:
             deltas = self.sparse_deltas()
@@ -279,6 +281,10 @@ class DeltaHolder(Owner):
                 self.__dict__[original_name] = delta.original.to(delta.target.dtype)
             if fresh.get(local):
                 delta.written.record(delta.delta)
+
+
+def _delta_name(main_parameter: str, local: str) -> str:
+    return "delta" if local == main_parameter else f"{local}_delta"
 
 
 def _moved(index: Tensor, result: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -80,9 +82,13 @@ class SparseDeltaLinear(LinearWithDeltas):
 
     def forward(self, input: Tensor) -> Tensor:
         """`F.linear(input, weight, bias)`."""
-        if not torch.compiler.is_compiling():
+        weight: Any
+        if torch.compiler.is_compiling():
+            weight, bias = self.weight, self.bias
+        else:
             self.write_stale_deltas()
-        weight, bias = self.weight, self.bias
+            parameters = self._parameters  # a lookup through the module costs as much as all else
+            weight, bias = parameters["weight"], parameters["bias"]
         if not (torch.is_grad_enabled() and self.has_gradients()):
             return F.linear(input, weight, bias)
         delta, pattern, bias_delta, bias_index = self.trained_tensors()

@@ -200,7 +200,7 @@ def wide_dtype(tensor: Tensor) -> torch.dtype:
 def _add_lora(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, lora: LoraCall) -> Tensor:
     """Add `scale · B A dropout(x)` into `y`; returns the bottleneck `[tokens, ranges · rank]`."""
     dtype = y.dtype
-    flat, low = y.view(-1, y.shape[-1]), cast(lora_b, dtype)
+    flat, low = y.view(-1, y.shape[-1]), cast(lora_b, dtype)  # [tokens, out]
     with without_autocast(y.device):
         inner = _bottleneck(cast(x, dtype), cast(lora_a, dtype), lora)
         only = lora.only_range
