@@ -66,11 +66,12 @@ def _read_by(loss: Tensor, boundary: set[_Edge]) -> tuple[list[_Edge], bool]:
 
     Of outputs that nothing is known of (in a class of the model's own) it is the loss that counts.
     """
-    start = (loss.grad_fn, loss.output_nr)
+    start: _Edge = (loss.grad_fn, loss.output_nr)
     if start in boundary:
         return [start], False
     read: dict[_Edge, None] = {}
-    scored, seen, waiting = False, {start[0]}, [start[0]]
+    scored = False
+    seen, waiting = {start[0]}, [start[0]]
     while waiting:
         node = waiting.pop()
         scored |= bool(_OF_SCORES.search(node.name()))

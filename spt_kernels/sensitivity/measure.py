@@ -181,6 +181,32 @@ def _described(
     return info, tokens, linears
 
 
+@torch.inference_mode(False)
+def find_head(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss_fn: Callable[[Any, Any], Tensor] = F.cross_entropy,
+) -> tuple[str, ...]:
+    """Name the parameters of a model's head as `measure_sensitivity` finds it.
+
+    One forward pass of two samples is enough. The model is left as it was.
+
+    Args:
+        model: called as `model(input)`, where it is.
+        batches: yields `(input, target)` pairs.
+        loss_fn: `loss_fn(output, target)`, a scalar.
+
+    Returns:
+        Names in the model's order; none where the loss reads features, or there is nothing else.
+    """
+    _check_model(model)
+    loss = PerSampleLoss(loss_fn)
+    where = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    samples = Samples(batches, 2, where, loss.labelled)
+    with borrowed(model, train=False):
+        return _found_head(model, loss, samples, ())
+
+
 def _check_model(model: Any) -> None:
     """Raise unless `model` is a plain module, whose names are those that `apply` will meet."""
     if not isinstance(model, nn.Module):

@@ -99,11 +99,11 @@ class Samples:
             index, item = (None, None) if is_in_vain else next(self._batches, (None, None))
             if index is None:
                 break
-            batch = self._labelled_part(index, item)
-            if batch is not None:
-                self._remaining -= batch.size
+            part = self._labelled_part(index, item)
+            if part is not None:
+                self._remaining -= part.size
                 self._has_yielded = True
-                return batch
+                return part
         if not self._has_yielded:
             if self._n_unlabelled:
                 raise ValueError(
