@@ -21,10 +21,10 @@ from ..files.atomic import write_atomically
 from ..model import (
     HeadPatterns,
     backbone_numel,
-    candidate_names,
     describe,
     head_names,
     head_numel,
+    possible_names,
 )
 from ..optim import SparseAdamW, param_groups
 from ..plan import LoraSpec, Plan
@@ -223,7 +223,7 @@ def plan_of(
     return Plan(
         unstructured=unstructured,
         structured=structured,
-        info={name: info[name] for name in candidate_names(model, head=head)},
+        info={name: info[name] for name in possible_names(model, head=head)},
         head=head_names(model, head),
         model_name=type(model).__name__,
         kind="lora" if structured else None,

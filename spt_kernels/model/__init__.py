@@ -1,6 +1,6 @@
 """What a model is: its parameters and what they are for, its head, what it must be to be tuned."""
 
-from .anatomy import backbone_numel, candidate_names, head_numel, stem_names
+from .anatomy import backbone_numel, candidate_names, head_numel, possible_names, stem_names
 from .head import HeadPatterns, HeadSource, head_line, head_names
 from .parameter_info import ParameterInfo, RowBlock, describe, guess
 
@@ -16,5 +16,6 @@ __all__ = [
     "head_line",
     "head_names",
     "head_numel",
+    "possible_names",
     "stem_names",
 ]

@@ -9,6 +9,7 @@ from torch import nn
 
 from .head import HeadPatterns, config_entry, head_names, is_timm
 from .parameter_info import describe
+from .reparametrised import check_own_weights
 
 _TUNABLE_KINDS = frozenset({"linear", "functional", "conv2d", "norm", "bias"})
 _STEM_ATTRIBUTES = frozenset(
@@ -76,6 +77,26 @@ def candidate_names(
         include: shell-style patterns over full parameter names, added to the default.
         exclude: patterns taken away from the result; they win over `include`.
         head: as `head_names` has it.
+
+    Raises:
+        ValueError: a pattern matches no parameter, or nothing is left, or a layer computes its
+            weight from other parameters (`check_own_weights`).
+    """
+    chosen = possible_names(model, include, exclude, head=head)
+    excluded = _matching(describe(model), exclude, "exclude")
+    left_out = {*head_names(model, head), *stem_names(model), *excluded}
+    check_own_weights(model, chosen, left_out)
+    return chosen
+
+
+def possible_names(
+    model: nn.Module,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    *,
+    head: HeadPatterns | None = None,
+) -> list[str]:
+    """As `candidate_names`, where it is not decided yet what the head is: layers are not looked at.
 
     Raises:
         ValueError: a pattern matches no parameter, or nothing is left.

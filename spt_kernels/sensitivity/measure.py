@@ -19,6 +19,7 @@ from ..model import (
     describe,
     head_line,
     head_names,
+    possible_names,
 )
 from ..model.check import check_trainable_itself
 from .per_sample.batches import Samples
@@ -102,16 +103,16 @@ def measure_sensitivity(
     parameters = dict(model.named_parameters())
     given = None if head is None else head_names(model, head)
     # before any sample is drawn
-    every = candidate_names(model, include, exclude, head=given or ())
+    every = possible_names(model, include, exclude, head=given or ())
     where = torch.device(device) if device is not None else parameters[every[0]].device
     samples = Samples(batches, num_samples, where, loss.labelled)
     with borrowed(model, train=train), reporting(progress, num_samples) as report:
         last = _found_head(model, loss, samples, include) if given is None else given
-        names = [name for name in every if name not in last]
-        if given is None:
-            names = candidate_names(model, include, exclude, head=last)
-        elif not names:
-            raise ValueError(f"head: {head!r} leaves nothing to measure")
+        names = candidate_names(model, include, exclude, head=last)
+        if given is not None:  # in spite of what is included
+            names = [name for name in names if name not in given]
+            if not names:
+                raise ValueError(f"head: {head!r} leaves nothing to measure")
         info, tokens, linears = _described(model, names)
         scores, n_measured, methods = measure(
             model,
@@ -158,7 +159,7 @@ def _found_head(
         last = on_first_counted(
             model, loss, samples, lambda batch: last_before_loss(model, loss, batch)
         )
-    others = set(candidate_names(model, include, head=())).difference(last)
+    others = set(possible_names(model, include, head=())).difference(last)
     return last if others else ()
 
 
