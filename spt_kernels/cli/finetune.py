@@ -140,7 +140,8 @@ def _job_in(folder: Path) -> FinetuneJob:
 
 def _lines(result: dict[str, Any], output: Path) -> list[tuple[str, str]]:
     trained, backbone = result["trained_parameters"], result["backbone_parameters"]
-    parts = f"{percent(trained / backbone, 2)} of the backbone, and a head of "
+    head = ", ".join(result["head"]) or "none"
+    parts = f"{percent(trained / backbone, 2)} of the backbone, and a head ({head}) of "
     lines = [
         ("method", result["method"]),
         ("trained parameters", f"{count(trained)} ({parts}{count(result['head_parameters'])})"),

@@ -81,6 +81,8 @@ def plan_figures(plan: Any) -> dict[str, Any]:
         "rule": plan.rule,
         "model": plan.model_name,
         "samples": plan.num_samples,
+        "head": list(plan.head),
+        "head_source": plan.head_source,
         "cells": [
             {
                 "block": block,

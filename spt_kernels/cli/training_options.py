@@ -10,6 +10,10 @@ from ..methods import METHODS, Method
 from .options import described
 
 _METHOD = "Method"
+HEAD_HELP = (
+    "Trained whole besides: a layer or a pattern, several times if need be, or none [the last "
+    "layers before the loss]."
+)
 _RECIPE = "Recipe (the defaults are the paper's)"
 
 
@@ -42,6 +46,7 @@ class MethodOptions:
     rule: Annotated[
         str | None, described(_METHOD, "--rule NAME", f"paper or published-code [{Method.rule}].")
     ] = None
+    head: Annotated[list[str] | None, described(_METHOD, "--head NAME", HEAD_HELP)] = None
     dropout: Annotated[
         float | None,
         described(_METHOD, "--dropout P", f"LoRA's input dropout [{Method.dropout:g}]."),
@@ -52,6 +57,7 @@ class MethodOptions:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["name"] = values.pop("method")
         values["budget"] = parse_budget(self.budget)
+        values["head"] = parse_head(self.head)
         return Method(**{name: value for name, value in values.items() if value is not None})
 
 
@@ -105,6 +111,15 @@ class RecipeOptions:
         """The recipe described."""
         values = {f.name: getattr(self, f.name) for f in fields(Recipe) if hasattr(self, f.name)}
         return Recipe(**{name: value for name, value in values.items() if value is not None})
+
+
+def parse_head(patterns: list[str] | None) -> tuple[str, ...] | None:
+    """`--head` as often as it was given; `none` alone is no head."""
+    if not patterns:
+        return None
+    if "none" in patterns and len(patterns) > 1:
+        raise ValueError(f"--head: expected none alone, or names, got {', '.join(patterns)}")
+    return () if patterns == ["none"] else tuple(patterns)
 
 
 def parse_budget(text: str | None) -> int | float | None:

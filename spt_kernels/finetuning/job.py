@@ -47,7 +47,7 @@ class FinetuneJob:
                 raise ValueError(f"{name}: method {self.method.name!r} does not use one")
             if path is not None and not Path(path).is_file():
                 raise ValueError(f"{name}: no such file: {path}")
-        own = {"budget": self.method.budget, "rank": self.method.rank}
+        own = {"budget": self.method.budget, "rank": self.method.rank, "head": self.method.head}
         for name, value in {**own, "sensitivity": self.sensitivity}.items():
             if self.plan is not None and value is not None:
                 raise ValueError(f"{name}: a plan has its own; leave it out")
@@ -81,10 +81,12 @@ class FinetuneJob:
             if was == new:
                 continue
             if isinstance(new, dict) and isinstance(was, dict):
-                name = next(n for n in {**was, **new} if was.get(n) != new.get(n))
+                name = next((n for n in {**was, **new} if was.get(n) != new.get(n)), None)
+                if name is None:
+                    continue  # an option that there was not yet, left as it is by default
                 return f"{name} was {was.get(name)}, is {new.get(name)}"
             return f"{part} was {was}, is {new}"
-        return "it is of another version"
+        return None if old.keys() == new_job.keys() else "it is of another version"
 
 
 def plain(value: Any) -> Any:

@@ -15,13 +15,15 @@ from .. import __version__
 from ..memory import estimate_memory
 from ..methods import Method, make_plan, tune
 from ..methods.tunable import Tunable
-from ..model import backbone_numel, head_numel
+from ..model import backbone_numel, head_names, head_numel
+from ..model.head import layers_of
 from ..plan import Plan
 from ..plan.figure import sensitivity_figure
 from ..sensitivity import Sensitivity, skewed_sensitivity
 from .accuracy import evaluate
 from .curves import training_curves_figure
 from .device import reproducible, seed_everything
+from .head import head_of, with_head
 from .job import FinetuneJob, plain
 from .progress import Progress, Silent
 from .run_folder import RunFolder
@@ -75,9 +77,11 @@ def finetune(
         if not setting.base.head_is_new:
             progress.say("the head is that of the weights, as the classes are as many (new_head)")
         kept = resume and folder["plan"].is_file()
-        measured, plan = _plan(setting, folder["plan"] if kept else job.plan, progress)
-        facts = _facts(setting, plan)
-        tunable = tune(setting.base.model.to(setting.device), job.method, plan)
+        method = with_head(job.method, setting.base.model, setting.form)
+        measured, plan = _plan(setting, method, folder["plan"] if kept else job.plan, progress)
+        facts = _facts(setting, plan, head_of(method, plan))
+        progress.say(f"head: {', '.join(facts['head']) or 'none'}")
+        tunable = tune(setting.base.model.to(setting.device), method, plan)
         accounted = _accounted_bytes(setting, tunable)
         if force:
             folder.clear()  # not before the job is known to be possible
@@ -124,30 +128,31 @@ def _finished(folder: RunFolder, job: FinetuneJob) -> dict[str, Any] | None:
 
 
 def _plan(
-    setting: Setting, file: str | Path | None, progress: Progress
+    setting: Setting, method: Method, file: str | Path | None, progress: Progress
 ) -> tuple[Sensitivity | None, Plan | None]:
     """The sensitivities, where they had to be measured, and the plan, which may be in a file."""
     job, model = setting.job, setting.base.model
     if file is not None:
         plan = Plan.load(file)
-        if not job.method.entry.may_make(plan):
+        if not method.entry.may_make(plan):
             kind = plan.kind or "unstructured"
-            raise ValueError(f"plan: expected one of method {job.method.name!r}, got {kind}")
+            raise ValueError(f"plan: expected one of method {method.name!r}, got {kind}")
         return None, plan
     if job.sensitivity is not None:
-        return None, make_plan(model, job.method, Sensitivity.load(job.sensitivity))
-    if not job.method.is_sensitivity_aware:
-        return None, make_plan(model, job.method)
-    _check_possible(job.method, model)
+        return None, make_plan(model, method, Sensitivity.load(job.sensitivity))
+    if not method.is_sensitivity_aware:
+        return None, make_plan(model, method)
+    _check_possible(method, model)
     measured = sensitivity_of(setting, progress)
-    return measured, make_plan(model, job.method, measured)
+    return measured, make_plan(model, method, measured)
 
 
 def _check_possible(method: Method, model: nn.Module) -> None:
     """Refuse, by made-up scores, before the long measuring what no scores would make possible."""
     # whether any module is worth its place depends on the scores
     method = replace(method, name=method.name.removesuffix("-structured"))
-    tune(copy.deepcopy(model), method, make_plan(model, method, skewed_sensitivity(model)))
+    made_up = skewed_sensitivity(model, head=method.head)
+    tune(copy.deepcopy(model), method, make_plan(model, method, made_up))
 
 
 def _train(
@@ -194,14 +199,17 @@ def _test(
     return seen.top1
 
 
-def _facts(setting: Setting, plan: Plan | None) -> dict[str, Any]:
+def _facts(
+    setting: Setting, plan: Plan | None, head: str | tuple[str, ...] | None
+) -> dict[str, Any]:
     """What is trained, on what; told from the plain model."""
     model = setting.base.model
     return {
         "unstructured_parameters": None if plan is None else plan.num_unstructured,
         "structured_parameters": None if plan is None else plan.num_structured,
-        "head_parameters": head_numel(model),
-        "backbone_parameters": backbone_numel(model),
+        "head": layers_of(head_names(model, head)),
+        "head_parameters": head_numel(model, head),
+        "backbone_parameters": backbone_numel(model, head),
         "budget": None if plan is None else plan.budget,
         "lr": setting.job.recipe.peak_lr(setting.job.method),
         "drop_path": setting.base.drop_path,

@@ -63,6 +63,9 @@ def sensitivity_of(setting: Setting, progress: Progress) -> Sensitivity:
         seen = done
 
     model = setting.base.model.to(setting.device)
-    measured = measure_sensitivity(model, batches, num_samples=samples, progress=on_samples)
+    head = setting.job.method.head
+    measured = measure_sensitivity(
+        model, batches, num_samples=samples, head=head, progress=on_samples
+    )
     model.to("cpu")
     return replace(measured, scores={name: score.cpu() for name, score in measured.items()})

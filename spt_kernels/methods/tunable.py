@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from ..errors import BaseModelMismatch, DeltaFormatError
 from ..files import checked_file
 from ..files.atomic import write_atomically
-from ..model import backbone_numel, candidate_names, describe, head_names, head_numel
+from ..model import (
+    HeadPatterns,
+    backbone_numel,
+    describe,
+    head_names,
+    head_numel,
+    possible_names,
+)
 from ..optim import SparseAdamW, param_groups
 from ..plan import LoraSpec, Plan
 from ..task import load_delta, merge, save_delta
@@ -33,6 +40,7 @@ class Tunable:
     Attributes:
         model: trains what requires a gradient.
         trained: how many values change, besides the head's.
+        in_head: how many values of the head change.
         plan: what was applied, None where nothing was.
         fold: makes the plain model of the trained one, in place; None where nothing can.
         file: what `save` writes: the `"task"`, what was `"trained"`, or the whole `"model"`.
@@ -40,6 +48,7 @@ class Tunable:
 
     model: nn.Module
     trained: int
+    in_head: int
     plan: Plan | None = None
     fold: Callable[[nn.Module], nn.Module] | None = None
     file: str = "trained"
@@ -170,7 +179,9 @@ def applied(model: nn.Module, plan: Plan | None) -> Tunable:
     assert plan is not None
     apply(model, plan)
     fold = None if plan.kind == "adapter" and plan.structured else merge
-    return Tunable(model, plan.num_trainable, plan, fold, "task")
+    tuning: Any = model.spt_tuning
+    in_head = sum(base.numel() for base in tuning.base_head.values())
+    return Tunable(model, plan.num_trainable, in_head, plan, fold, "task")
 
 
 def counted(
@@ -178,6 +189,7 @@ def counted(
     fold: Callable[[nn.Module], nn.Module] | None = None,
     file: str = "trained",
     *,
+    head: HeadPatterns | None = None,
     in_head: int | None = None,
 ) -> Tunable:
     """A model that trains, whole, every parameter that requires a gradient.
@@ -186,11 +198,12 @@ def counted(
         model: ready to train.
         fold: as `Tunable` has it.
         file: likewise.
-        in_head: how much of what is trained is the head; by default `head_numel` tells.
+        head: of the model, as `head_names` has it.
+        in_head: how much of what is trained is the head, where `head` cannot tell.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    trained -= head_numel(model) if in_head is None else in_head
-    return Tunable(model, trained, fold=fold, file=file)
+    in_head = head_numel(model, head) if in_head is None else in_head
+    return Tunable(model, trained - in_head, in_head, fold=fold, file=file)
 
 
 def as_it_is(model: nn.Module) -> nn.Module:
@@ -202,22 +215,25 @@ def plan_of(
     model: nn.Module,
     unstructured: Mapping[str, Tensor] = MappingProxyType({}),
     structured: Mapping[str, LoraSpec] = MappingProxyType({}),
+    *,
+    head: HeadPatterns | None = None,
 ) -> Plan:
     """A plan for `model` that no scores were asked for."""
     info = describe(model)
     return Plan(
         unstructured=unstructured,
         structured=structured,
-        info={name: info[name] for name in candidate_names(model)},
-        head=head_names(model),
+        info={name: info[name] for name in possible_names(model, head=head)},
+        head=head_names(model, head),
         model_name=type(model).__name__,
         kind="lora" if structured else None,
-        backbone_numel=backbone_numel(model),
+        backbone_numel=backbone_numel(model, head),
+        head_source="names" if head is None else "given",
     )
 
 
-def freeze_backbone(model: nn.Module) -> None:
-    """Train the head alone."""
+def freeze_backbone(model: nn.Module, head: HeadPatterns | None = None) -> None:
+    """Train the head alone, which is as `head_names` has it."""
     model.requires_grad_(False)
-    for name in head_names(model):
+    for name in head_names(model, head):
         model.get_parameter(name).requires_grad_()

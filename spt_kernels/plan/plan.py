@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..files import checked_file
-from ..model import ParameterInfo
+from ..model import HeadSource, ParameterInfo, head_line
+from ..model.head import head_source
 from . import table
 from .cell import Cell
 from .specs import AdapterSpec, LoraSpec
@@ -29,7 +30,7 @@ class Plan:
         info: every candidate parameter.
         selected: parameter name -> number of sensitive parameters (Eq. 4) per row block.
         budget: most parameters that may be trained, head not counted.
-        head: names of the classifier's parameters, trained in any case.
+        head: names of the head's parameters, trained whole in any case.
         model_name: the model that the scores were measured on, if known.
         rule: `"paper"` or `"published-code"`.
         kind: what structured tuning was asked for: `"lora"`, `"adapter"` or `None`.
@@ -38,6 +39,7 @@ class Plan:
         dropout: the LoRA dropout asked for.
         num_samples: how many samples the sensitivity was summed over; 0 if unknown.
         backbone_numel: parameters of the model without its head; 0 if unknown.
+        head_source: where the head is known from, as `Sensitivity.head_source`.
     """
 
     unstructured: Mapping[str, Tensor]
@@ -54,6 +56,7 @@ class Plan:
     dropout: float = 0.1
     num_samples: int = 0
     backbone_numel: int = 0
+    head_source: HeadSource = ""
 
     def __post_init__(self) -> None:
         for name in ("unstructured", "structured", "info", "selected"):
@@ -139,6 +142,7 @@ class Plan:
         values = dict(document)
         try:
             values["structured"] = {n: _spec(d) for n, d in document["structured"].items()}
+            values["head_source"] = head_source(document.get("head_source", ""))  # not in old files
             values["info"] = {n: ParameterInfo.from_json(d) for n, d in document["info"].items()}
             values["selected"] = {n: tuple(c) for n, c in document["selected"].items()}
             # in the order of the model, which a file of tensors does not keep
@@ -177,10 +181,7 @@ def _title(plan: Plan) -> list[str]:
     lines.append(
         f"single      {plan.num_unstructured:,} in {table.count(touched, 'parameter tensor')}"
     )
-    if plan.head:
-        sizes = [plan.info[name].numel for name in plan.head if name in plan.info]
-        size = f"{sum(sizes):,} in " if len(sizes) == len(plan.head) else ""
-        lines.append(f"head        {size}{', '.join(plan.head)} (trained besides, not counted)")
+    lines.append(f"head        {head_line(plan.head, plan.head_source)}")
     return lines
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ..errors import BaseModelMismatch
 from ..layers import is_tuned, tuned_modules, untune
-from ..model import head_names
+from ..model import HeadSource, head_names
 from ..model.check import check_trainable_itself
+from ..model.head import matching_head, matching_names
 from ..model.replaced_head import ReplacedHead
 from ..plan import Plan
 from .places import check_places, places_of
@@ -65,8 +66,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         name: parameter for name, parameter in every if first_names[id(parameter)] == name
     }
     _check_fits(model, plan, parameters)
-    # what was measured of the head, up to all of it, is tuned like anything else
-    head = plan.head or tuple(name for name in head_names(model) if name not in plan.info)
+    head, source = _head_of(model, plan, parameters)
     places = places_of(model, plan, parameters)
     check_places(every, places, head)
 
@@ -84,8 +84,19 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         raise
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in head)
-    model.spt_tuning = Tuning(replace(plan, head=head), base_head, before)  # type: ignore[assignment]
+    whole = replace(plan, head=head, head_source=source)
+    model.spt_tuning = Tuning(whole, base_head, before)  # type: ignore[assignment]
     return model
+
+
+def _head_of(
+    model: nn.Module, plan: Plan, parameters: Mapping[str, nn.Parameter]
+) -> tuple[tuple[str, ...], HeadSource]:
+    """What the plan has as its head, or where that was left open, what is called one."""
+    if plan.head or plan.head_source:
+        return matching_head(parameters, plan.head), plan.head_source
+    # what was measured of the head, up to all of it, is tuned like anything else
+    return tuple(name for name in head_names(model) if name not in plan.info), "names"
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -128,7 +139,7 @@ def _check_fits(model: nn.Module, plan: Plan, parameters: Mapping[str, nn.Parame
                 f"{made_for}: {name}: expected shape {list(info.shape)}, got {list(shapes[name])}"
             )
     for name in plan.head:
-        if name not in shapes:
+        if not matching_names(shapes, name):
             raise BaseModelMismatch(
                 f"{made_for}: {type(model).__name__} has no parameter {name}, of the plan's head"
             )
