@@ -1,15 +1,17 @@
-"""Image files with their labels: read from folders or lists, drawn class by class."""
+"""Image files with their labels: read from lists, put in the order of classes, drawn from."""
 
 from __future__ import annotations
 
+import codecs
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+_NUMBER = re.compile("0|-?[1-9][0-9]{0,5}")  # as it is counted; `007` is a name
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,29 @@ class LabelledImages:
         paths = tuple(self.paths[i] for i in indices)
         return LabelledImages(paths, tuple(self.labels[i] for i in indices), self.classes)
 
-    def restrict(self, classes: Sequence[str]) -> LabelledImages:
-        """Those of `classes` alone, whose order gives the new labels."""
+    def restrict(self, classes: Sequence[str], *, all_there: bool = True) -> LabelledImages:
+        """Those of `classes` alone, whose order gives the new labels.
+
+        Args:
+            classes: names.
+            all_there: whether each must be among the data's; else one of them must be.
+
+        Raises:
+            ValueError: a class is named twice or is not among the data's, or no image is left.
+        """
         unknown = [name for name in classes if name not in self.classes]
-        if unknown:
+        if unknown and (all_there or len(unknown) == len(classes)):
             raise ValueError(
                 f"classes: {unknown[0]!r} is not among the data's {_shorten(self.classes)}"
             )
         if len(set(classes)) != len(classes):
-            raise ValueError(f"classes: one is named twice in {', '.join(classes)}")
-        new = {self.classes.index(name): label for label, name in enumerate(classes)}
+            twice = next(name for name in classes if list(classes).count(name) > 1)
+            raise ValueError(f"classes: {twice!r} is named twice")
+        place = {name: label for label, name in enumerate(classes)}
+        new = {label: place[name] for label, name in enumerate(self.classes) if name in place}
         kept = [i for i, label in enumerate(self.labels) if label in new]
+        if not kept:
+            raise ValueError(f"classes: the data has no image of {_shorten(classes)}")
         return LabelledImages(
             tuple(self.paths[i] for i in kept),
             tuple(new[self.labels[i]] for i in kept),
@@ -56,36 +70,14 @@ class LabelledImages:
         return torch.tensor(self.labels).bincount(minlength=len(self.classes)).tolist()
 
 
-def read_folder(root: str | os.PathLike[str]) -> LabelledImages:
-    """Read one split in torchvision's ImageFolder layout: a folder per class, images at any depth.
-
-    Raises:
-        ValueError: `root` is no folder, holds no class folder, or a class has no image.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise ValueError(f"no such folder: {root}")
-    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-    if not classes:
-        raise ValueError(f"{root}: expected one folder per class, found none")
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in SUFFIXES)
-        if not found:
-            raise ValueError(f"{root / name}: no images ({', '.join(SUFFIXES[:3])} …)")
-        paths += found
-        labels += [label] * len(found)
-    return LabelledImages(tuple(paths), tuple(labels), tuple(classes))
-
-
 def read_list(
     file: str | os.PathLike[str], root: str | os.PathLike[str], classes: Sequence[str] | None = None
 ) -> LabelledImages:
     """Read a VTAB-style list, one `path label` per line, paths relative to `root`.
 
     Args:
-        file: the list. Labels are integers from 0, or names.
+        file: the list, in UTF-8 or as Windows writes it. Labels are integers from 0, or names; one
+            with spaces is parted from the path by a tab.
         root: the folder that the paths start from.
         classes: class names of the training list, which the labels of another list must be among.
 
@@ -149,25 +141,39 @@ def _draw(
 
 
 def _rows_of(file: Path) -> list[tuple[int, str, str]]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not a text file") from error
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_text_of(file).split("\n"), start=1):
         if not line.strip():
             continue
-        parts = line.rsplit(maxsplit=1)  # a path may hold spaces, a label may not
-        if len(parts) != 2:
+        # a path may hold spaces; a label may where a tab parts them
+        parts = line.rsplit("\t", 1) if "\t" in line.strip() else line.rsplit(maxsplit=1)
+        path, label = (parts[0].strip(), parts[-1].strip())
+        if len(parts) != 2 or not path or not label:
             raise ValueError(f"{file}, line {number}: expected 'path label', got {line.strip()!r}")
-        rows.append((number, parts[0].strip(), parts[1]))
+        rows.append((number, path, label))
     if not rows:
         raise ValueError(f"{file}: the list is empty")
     return rows
 
 
+def _text_of(file: Path) -> str:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file}: cannot read the list ({error.strerror})") from error
+    # the mark that Windows begins a text with says how it is written, and is no part of it
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not a text file in UTF-8") from error
+    if "\0" in text:
+        raise ValueError(f"{file}: not a text file in UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _classes_of(labels: list[str]) -> tuple[str, ...]:
-    if all(label.lstrip("-").isdigit() for label in labels):
+    if all(_NUMBER.fullmatch(label) for label in labels):
         numbers = [int(label) for label in labels]
         if min(numbers) < 0:
             raise ValueError(f"labels start at 0, the list has {min(numbers)}")
