@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import timm
+
+from spt_kernels.finetuning.weight_file import first_line
+
+from . import model_walk
 from .markdown import markdown
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", action="store_true", help="write the page alone, run nothing")
     options = parser.parse_args(arguments)
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.is_file() else {}
-    for family in () if options.page else options.families or _families():
+    for family in () if options.page else options.families or timm.list_modules():
         if family in rows and not (options.again or options.families):
             continue
         rows[family] = walked(family, options.limit_s)
@@ -62,27 +68,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def walked(family: str, limit_s: float) -> dict[str, Any]:
     """The row of a family; where it failed, with the reason and how far it came."""
-    command = [sys.executable, "-m", "bench.model_walk", family]
-    versions = {name: version(name) for name in _PACKAGES}
-    more = {"versions": versions}
+    context = multiprocessing.get_context("fork")  # torch and timm are imported once
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_walk_and_send, args=(family, theirs))
+    process.start()
+    theirs.close()
+    until = time.monotonic() + limit_s
+    row: dict[str, Any] = {"reason": f"not done after {limit_s:.0f} s"}
     try:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=limit_s,
-            preexec_fn=lambda: os.nice(10),
-            check=False,
-        )
-    except subprocess.TimeoutExpired as stopped:
-        said = stopped.stderr or b""
-        said = said.decode(errors="replace") if isinstance(said, bytes) else said
-        return {**_last_stage(said), "reason": f"not done after {limit_s:.0f} s", **more}
-    if done.returncode == 0:
-        row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return {**row, **more}
-    return {**_last_stage(done.stderr), "reason": _reason(done), **more}
+        while ours.poll(max(until - time.monotonic(), 0)):
+            row = {"reason": row["reason"], **ours.recv()}
+            if row.pop("done", False):
+                break
+    except EOFError:  # no more will come
+        process.join()
+        row["reason"] = f"the process ended with {process.exitcode}"
+    process.kill()
+    process.join()
+    if row["reason"] is None:
+        del row["reason"], row["stage"]
+    return {**row, "versions": {name: version(name) for name in _PACKAGES}}
+
+
+def _walk_and_send(family: str, connection: Connection) -> None:
+    os.nice(10)
+    told: dict[str, Any] = {}
+
+    def tell(row: dict[str, Any]) -> None:
+        told.update(row)
+        connection.send(row)
+
+    try:
+        connection.send({**model_walk.walk(family, tell), "reason": None, "done": True})
+    except Exception as error:  # whatever it is, it is what came of this family
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        connection.send({**told, "reason": reason, "done": True})
 
 
 def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -123,25 +143,6 @@ def _cells(family: str, row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _said(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {number}" for name, number in versions.items())
-
-
-def _families() -> list[str]:
-    import timm
-
-    return timm.list_modules()
-
-
-def _last_stage(text: str) -> dict[str, Any]:
-    """What a walk that failed told last."""
-    lines = [line for line in text.splitlines() if line.startswith('{"stage"')]
-    told: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-    return told
-
-
-def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    """The last line of a traceback, which names the error and what it says."""
-    lines = [line for line in done.stderr.splitlines() if line and not line.startswith((" ", "{"))]
-    return lines[-1] if lines else f"ended with {done.returncode}"
 
 
 if __name__ == "__main__":

@@ -1,14 +1,8 @@
-"""One family of timm's models walked through: measured, allocated, tuned, stepped, saved, loaded.
-
-`python -m bench.model_walk FAMILY` prints what came of it as one line of JSON.
-"""
+"""One family of timm's models walked through, from its sensitivities to a loaded task file."""
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -31,19 +25,27 @@ from spt_kernels.model import backbone_numel, head_names, head_numel
 SIZES = (64, 96, 128, 160, 192)  # the first at which a model runs is taken, else its own
 NUM_CLASSES = 5
 BATCH = 2
-SAMPLES = 4
+SAMPLES = 2
 BUDGET = 0.01
 RANK = 2
 
 
-def walk(family: str) -> dict[str, Any]:
-    """What came of the smallest model of `family`, a name of `timm.list_modules()`.
+def walk(family: str, tell: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """What came of the smallest model of `family`, and is told at each stage.
+
+    Args:
+        family: a name of `timm.list_modules()`.
+        tell: given what is known so far and the `stage` that begins.
 
     Raises:
-        ValueError, RuntimeError and so on: whatever a user would have met, at the stage told by the
-            last line on stderr.
+        ValueError, RuntimeError and so on: whatever a user would have met.
     """
-    started = time.monotonic()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+    def _at(stage: str, **so_far: Any) -> None:
+        tell({"stage": stage, **so_far})
+
     _at("finding its smallest model")
     name, numel = smallest(family)
     row: dict[str, Any] = {"model": name, "parameters": numel}
@@ -89,7 +91,6 @@ def walk(family: str) -> dict[str, Any]:
         raise ValueError("a step changed nothing of what it answers")
     if not torch.equal(answers(other, images), tuned):
         raise ValueError("a loaded task answers otherwise than the tuned model")
-    row["seconds"] = round(time.monotonic() - started, 1)
     return row
 
 
@@ -156,19 +157,3 @@ def step(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     loss.backward()
     optimizer.step()
     return loss.item()
-
-
-def _at(stage: str, **so_far: Any) -> None:
-    """Tell, for one who had to end this process, how far it came."""
-    print(json.dumps({"stage": stage, **so_far}), file=sys.stderr, flush=True)
-
-
-def main(run: Callable[[str], dict[str, Any]] = walk) -> None:
-    """Print the row of the family in the arguments."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    print(json.dumps(run(sys.argv[1])))
-
-
-if __name__ == "__main__":
-    main()
