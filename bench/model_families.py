@@ -86,7 +86,7 @@ def walked(family: str, limit_s: float) -> dict[str, Any]:
     process.kill()
     process.join()
     if row["reason"] is None:
-        del row["reason"], row["stage"]
+        del row["reason"]
     return {**row, "versions": {name: version(name) for name in _PACKAGES}}
 
 

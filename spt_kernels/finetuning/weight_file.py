@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..files.checked_file import kind_of
@@ -60,10 +61,10 @@ def read_state_dicts(path: str | os.PathLike[str]) -> dict[str, dict[str, Tensor
     if opening.startswith(_ZIP):
         _check_archive(path)
     elif not opening.startswith(b"\x80"):  # of a bare pickle
-        raise ValueError(f"weights: {path} is {_what_it_is(path, opening)}")
+        raise ValueError(f"{path} is {_what_it_is(path, opening)}")
     groups = dict(_groups(_read_torch(path)))
     if not groups:
-        raise ValueError(f"weights: {path} holds no state dict (name -> tensor)")
+        raise ValueError(f"{path} holds no state dict (name -> tensor)")
     return groups
 
 
@@ -78,7 +79,7 @@ def _members(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
     except zipfile.BadZipFile as error:
-        raise ValueError(f"weights: {path} is {_CUT}") from error
+        raise ValueError(f"{path} is {_CUT}") from error
 
 
 def _check_archive(path: Path) -> None:
@@ -86,39 +87,54 @@ def _check_archive(path: Path) -> None:
     names = {name.rpartition("/")[2] for name in _members(path)}
     if "constants.pkl" in names:
         raise ValueError(
-            f"weights: {path} is a TorchScript program; torch.save the state_dict() of what "
+            f"{path} is a TorchScript program; torch.save the state_dict() of what "
             "torch.jit.load makes of it, and name that"
         )
     if "data.pkl" not in names:
-        raise ValueError(f"weights: {path} is a zip archive; unpack it and name the file in it")
+        raise ValueError(f"{path} is a zip archive; unpack it and name the file in it")
+
+
+def own_kind(path: str | os.PathLike[str]) -> str | None:
+    """The kind of a file that this package wrote, as `"task"`; `None` of any other.
+
+    Raises:
+        ValueError: no such file, or a safetensors file that is cut or damaged.
+    """
+    path = Path(path)
+    return kind_of(metadata_of(path)) if _opening(path)[8:9] == b"{" else None
+
+
+def metadata_of(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What a safetensors file says of itself; errors as `own_kind`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is {_CUT}") from error
 
 
 def _opening(path: Path) -> bytes:
     if path.is_dir():
-        raise ValueError(f"weights: {path} is a folder; name the file in it")
+        raise ValueError(f"{path} is a folder; name the file in it")
     if not path.is_file():
-        raise ValueError(f"weights: no such file: {path}")
+        raise ValueError(f"no such file: {path}")
     with open(path, "rb") as file:
         return file.read(512)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            kind = kind_of(file.metadata() or {})
-            tensors = {} if kind else {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"weights: {path} is {_CUT}") from error
+    kind = kind_of(metadata_of(path))
     if kind == "task":
         raise ValueError(
-            f"weights: {path} is a task file, which holds what was trained and no base model; "
+            f"{path} is a task file, which holds what was trained and no base model; "
             "name the weights that it was trained on (to use a task as a base, merge it first)"
         )
     if kind is not None:
         name = "what a run trained" if kind == "trained" else f"a {kind} file"
-        raise ValueError(f"weights: {path} is {name}, not weights; name the base model's")
+        raise ValueError(f"{path} is {name}, not weights; name the base model's")
+    tensors = load_file(path)
     if not tensors:
-        raise ValueError(f"weights: {path} holds no state dict (name -> tensor)")
+        raise ValueError(f"{path} holds no state dict (name -> tensor)")
     return tensors
 
 
@@ -130,14 +146,14 @@ def _read_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         foreign = _foreign_names(path, str(error))
         if not foreign:
-            raise ValueError(f"weights: {path} is {_CUT}") from error
+            raise ValueError(f"{path} is {_CUT}") from error
         raise ValueError(
-            f"weights: {path} holds more than tensors ({', '.join(foreign)}), and unpickling that "
+            f"{path} holds more than tensors ({', '.join(foreign)}), and unpickling that "
             "can run any code. If you trust the file, load it with torch.load(FILE, "
             "weights_only=False), torch.save the state dict in it alone, and name that file"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError) as error:
-        raise ValueError(f"weights: {path} is {_CUT}") from error
+        raise ValueError(f"{path} is {_CUT}") from error
 
 
 def _foreign_names(path: Path, message: str) -> list[str]:

@@ -46,9 +46,12 @@ def load_weights(
         ValueError: not a file of weights, or of another model; the model may then have lost its
             values.
     """
-    if is_array_file(path):
+    try:
+        groups = None if is_array_file(path) else read_state_dicts(path)
+    except ValueError as error:
+        raise ValueError(f"weights: {error}") from error
+    if groups is None:
         return _load_arrays(model, path)
-    groups = read_state_dicts(path)
     try:
         match = match_weights(model, groups, functools.cache(translation))
     except ValueError as error:

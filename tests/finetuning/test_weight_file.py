@@ -81,7 +81,7 @@ def test_other_files_are_called_what_they_are(tmp_path: Path, content: bytes, me
         with pytest.raises(ValueError, match=message) as caught:
             read_state_dicts(tmp_path / name)
         assert "\n" not in str(caught.value)
-        assert str(caught.value).startswith(f"weights: {tmp_path / name} ")
+        assert str(caught.value).startswith(f"{tmp_path / name} is ")
 
 
 def test_a_cut_file_is_said_to_be_cut(tmp_path: Path) -> None:
