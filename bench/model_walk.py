@@ -26,8 +26,8 @@ SIZES = (64, 96, 128, 160, 192)  # the first at which a model runs is taken, els
 NUM_CLASSES = 5
 BATCH = 2
 SAMPLES = 2
-BUDGET = 0.01
-RANK = 2
+BUDGET = 0.005
+RANK = 4
 
 
 def walk(family: str, tell: Callable[[dict[str, Any]], object]) -> dict[str, Any]:

@@ -1,17 +1,18 @@
-"""Image files with their labels: read from lists, put in the order of classes, drawn from."""
+"""Image files with their labels: read from folders or lists, drawn class by class."""
 
 from __future__ import annotations
 
-import codecs
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-_NUMBER = re.compile("0|-?[1-9][0-9]{0,5}")  # as it is counted; `007` is a name
+from .image_list import classes_of, rows_of
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+_LEFT_BEHIND = {"__MACOSX", "@eaDir"}  # by archives of macOS, by a Synology's previews
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,39 @@ class LabelledImages:
         return torch.tensor(self.labels).bincount(minlength=len(self.classes)).tolist()
 
 
+def read_folder(root: str | os.PathLike[str], *, allow_empty: bool = False) -> LabelledImages:
+    """Read one split in torchvision's ImageFolder layout: a folder per class, images at any depth.
+
+    What is hidden, its name beginning with a dot, is no class, folder or image. Linked folders are
+    followed, those that lead back to themselves once.
+
+    Args:
+        root: the folder.
+        allow_empty: whether classes without an image are as if they were not there.
+
+    Raises:
+        ValueError: `root` is no folder, holds no class folder, or a class has no image.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"no such folder: {root}")
+    named = sorted(entry.name for entry in root.iterdir() if _is_shown(entry) and entry.is_dir())
+    if not named:
+        raise ValueError(f"{root}: expected one folder per class, found none{_loose(root)}")
+    found = {name: sorted(_images_below(root / name, (_identity(root),))) for name in named}
+    empty = [name for name in named if not found[name]]
+    if len(empty) == len(named) or (empty and not allow_empty):
+        others = f" (and {len(empty) - 1} more folders)" if len(empty) > 1 else ""
+        raise ValueError(
+            f"{root / empty[0]}{others}: no images ({', '.join(SUFFIXES[:3])} …); "
+            "a folder that is no class must be moved out"
+        )
+    classes = tuple(name for name in named if found[name])
+    paths = [path for name in classes for path in found[name]]
+    labels = [label for label, name in enumerate(classes) for _ in found[name]]
+    return LabelledImages(tuple(paths), tuple(labels), classes)
+
+
 def read_list(
     file: str | os.PathLike[str], root: str | os.PathLike[str], classes: Sequence[str] | None = None
 ) -> LabelledImages:
@@ -84,9 +118,9 @@ def read_list(
     Raises:
         ValueError: a line without a label, a label unknown or negative, a file that is not there.
     """
-    rows = _rows_of(Path(file))
+    rows = rows_of(Path(file))
     if classes is None:
-        classes = _classes_of([label for _, _, label in rows])
+        classes = classes_of([label for _, _, label in rows])
     index = {name: label for label, name in enumerate(classes)}
     paths: list[Path] = []
     labels: list[int] = []
@@ -140,47 +174,35 @@ def _draw(
     return images.take(chosen), images.take(rest)
 
 
-def _rows_of(file: Path) -> list[tuple[int, str, str]]:
-    rows = []
-    for number, line in enumerate(_text_of(file).split("\n"), start=1):
-        if not line.strip():
-            continue
-        # a path may hold spaces; a label may where a tab parts them
-        parts = line.rsplit("\t", 1) if "\t" in line.strip() else line.rsplit(maxsplit=1)
-        path, label = (parts[0].strip(), parts[-1].strip())
-        if len(parts) != 2 or not path or not label:
-            raise ValueError(f"{file}, line {number}: expected 'path label', got {line.strip()!r}")
-        rows.append((number, path, label))
-    if not rows:
-        raise ValueError(f"{file}: the list is empty")
-    return rows
-
-
-def _text_of(file: Path) -> str:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{file}: cannot read the list ({error.strerror})") from error
-    # the mark that Windows begins a text with says how it is written, and is no part of it
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = data.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not a text file in UTF-8") from error
-    if "\0" in text:
-        raise ValueError(f"{file}: not a text file in UTF-8")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _classes_of(labels: list[str]) -> tuple[str, ...]:
-    if all(_NUMBER.fullmatch(label) for label in labels):
-        numbers = [int(label) for label in labels]
-        if min(numbers) < 0:
-            raise ValueError(f"labels start at 0, the list has {min(numbers)}")
-        return tuple(str(label) for label in range(max(numbers) + 1))
-    return tuple(sorted(set(labels)))
-
-
 def _shorten(names: Sequence[str]) -> str:
     shown = ", ".join(names[:10])
     return shown if len(names) <= 10 else f"{shown}, … ({len(names)})"
+
+
+def _images_below(folder: Path, inside: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """Images in a folder at any depth; `inside` are the folders on the way to it."""
+    identity = _identity(folder)
+    if identity in inside:
+        return  # a link back to where it is
+    for entry in folder.iterdir():
+        if not _is_shown(entry):
+            continue
+        if entry.is_dir():
+            yield from _images_below(entry, (*inside, identity))
+        elif entry.suffix.lower() in SUFFIXES:
+            yield entry
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    state = folder.stat()
+    return state.st_dev, state.st_ino
+
+
+def _is_shown(entry: Path) -> bool:
+    return not entry.name.startswith(".") and entry.name not in _LEFT_BEHIND
+
+
+def _loose(root: Path) -> str:
+    """A word where the images lie in the folder itself."""
+    loose = [p for p in root.iterdir() if _is_shown(p) and p.suffix.lower() in SUFFIXES]
+    return f" but {len(loose)} images that are in no folder" if loose else ""

@@ -6,8 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .image_folder import read_folder
-from .images import LabelledImages, draw_balanced, draw_proportional, read_list
+from .images import LabelledImages, draw_balanced, draw_proportional, read_folder, read_list
 
 VAL_FOLDERS = ("val", "valid", "validation")
 
