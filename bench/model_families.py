@@ -34,9 +34,9 @@ _PACKAGES = ("spt_kernels", "torch", "timm")
 _OPENING = """# Which models work
 
 Written by `make models`, never by hand. The smallest model of each of timm's families, with random
-weights and images as small as it takes, is measured, allocated (0.5 %, LoRA of rank 4), tuned for one
-step, saved, and loaded onto a fresh base model, which must then give the same outputs to the bit,
-on a CPU. Any other model of a family is made of the same layers.
+weights and images as small as it takes, is measured, allocated (0.5 %, LoRA of rank 4), tuned for
+one step, saved, and loaded onto a fresh base model, which must then give the same outputs to the
+bit, on a CPU. The other models of a family are made of much the same layers.
 
 * **tunable**: share of the backbone's parameters that sensitivities are measured of and the budget
   may go to. The rest is the stem, tokens and tables; those can be added with `include`.

@@ -20,7 +20,7 @@ from spt_kernels.finetuning.models import (
     preprocessing_of,
     sized_for,
 )
-from spt_kernels.model import backbone_numel, head_names, head_numel
+from spt_kernels.model import backbone_numel, head_numel
 
 SIZES = (64, 96, 128, 160, 192)  # the first at which a model runs is taken, else its own
 NUM_CLASSES = 5
@@ -127,10 +127,11 @@ def runnable(name: str, size: int | None = None) -> tuple[nn.Module, int]:
             if side is None:
                 raise
             continue
+        # norms, scales and heads that start at zero would stop every gradient, as training has not
+        generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
-            for key in head_names(model):
-                if model.get_parameter(key).ndim > 1:  # some start at zero, which stops gradients
-                    nn.init.trunc_normal_(model.get_parameter(key), std=0.02)
+            for parameter in model.parameters():
+                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
         return model, own
     raise AssertionError("the loop returns or raises")
 

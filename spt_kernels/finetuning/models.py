@@ -29,7 +29,7 @@ class ModelSource:
         name: a timm architecture.
         args: its constructor's arguments beside the number of classes.
         weights: a file with a state dict, `.safetensors` or what `torch.save` wrote, or AugReg's
-            `.npz`; see docs/weights.md for what is understood.
+            `.npz`; see docs/INPUTS.md for what is understood.
         pretrained: let timm download the weights of `name`.
         new_head: start the head afresh even where the weights' own is of as many classes.
     """

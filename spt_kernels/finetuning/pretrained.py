@@ -41,7 +41,7 @@ def load_pretrained(
             raise ValueError(
                 f"pretrained: {urlparse(address).hostname} does not answer and the weights of "
                 f"{name} are not in the cache; download {address} where there is a network, and "
-                "name that file with weights"
+                "name that file as the weights (-w)"
             )
         if config.get("hf_hub_id"):  # the hub asks its server even for what it has
             more["pretrained_cfg_overlay"] = {"file": cached}
@@ -50,7 +50,7 @@ def load_pretrained(
     except (RuntimeError, OSError) as error:
         raise ValueError(
             f"pretrained: the weights of {name} cannot be had: {first_line(error)} "
-            "(a file with them can be named with weights)"
+            "(a file with them can be named as the weights, -w)"
         ) from error
     own_classes = (getattr(twin, "pretrained_cfg", None) or {}).get("num_classes")
     keeps_head = own_classes == getattr(model, "num_classes", None)

@@ -155,6 +155,7 @@ def test_a_merged_model_predicts_what_the_task_does(
     assert run(["merge", str(tuned), "-o", str(alone)]) == 0
     assert run(["merge", str(tuned), "-o", str(place / "alone.pt")]) == 0
     capsys.readouterr()
+    assert json_of(["inspect", str(place / "alone.pt")], capsys)["kind"] == "state-dict"
     data = ["-d", str(place / "data")]
     assert json_of(["evaluate", str(alone), *data], capsys) == whole
     shape = ["-m", "vit_tiny_patch16_224", *SHAPE, "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]
@@ -295,7 +296,7 @@ MISTAKES = {
     "not writable": (["finetune", "-o", "/proc/x", "{model}", "-d", "{data}"], "cannot write"),
     "nothing to resume": (["finetune", "-o", "{x}", "--resume"], "no run in"),
     "no file": (["inspect", "{x}/none"], "no such file"),
-    "not ours": (["inspect", "{data}/train/red/000.png"], "not a safetensors file"),
+    "not ours": (["inspect", "{data}/train/red/000.png"], "no file of weights"),
     "not a run": (["evaluate", "{data}"], "no task.safetensors"),
     "not a plan": (["plan", "{base}"], "another kind of file"),
     "not a task": (

@@ -35,7 +35,7 @@ def test_one_line_says_where_the_weights_are_to_be_had() -> None:
     with pytest.raises(ValueError, match=message) as caught:
         build(HUB, 3)
     assert "\n" not in str(caught.value)
-    assert str(caught.value).endswith("name that file with weights")
+    assert str(caught.value).endswith("name that file as the weights (-w)")
 
 
 def test_a_plain_address_that_does_not_answer_is_told() -> None:
