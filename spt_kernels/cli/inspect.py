@@ -42,21 +42,14 @@ def run(
 
 
 def kind_of(file: Path) -> str:
-    """A kind of `checked_file`, or `state-dict` for any other safetensors file.
+    """A kind of `checked_file`, or `state-dict` for any other file.
 
     Raises:
-        ValueError: it is no safetensors file.
+        ValueError: it is a safetensors file that is cut or damaged.
     """
-    from safetensors import SafetensorError, safe_open
+    from ..finetuning.weight_file import own_kind
 
-    from ..files import checked_file
-
-    try:
-        with safe_open(str(file), framework="pt") as opened:
-            metadata = opened.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{file}: not a safetensors file, or damaged ({error})") from error
-    return checked_file.kind_of(metadata) or "state-dict"
+    return own_kind(file) or "state-dict"
 
 
 def _task(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
@@ -151,9 +144,15 @@ def _trained(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
 
 
 def _state_dict(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
-    from safetensors.torch import load_file
+    from ..finetuning.weight_file import read_state_dicts
 
-    return _tensors(("state dict", "parameters"), load_file(file), file, limit)
+    groups = read_state_dicts(file).items()
+    state = {
+        f"{where}/{name}" if where else name: tensor
+        for where, tensors in groups
+        for name, tensor in tensors.items()
+    }
+    return _tensors(("state dict", "parameters"), state, file, limit)
 
 
 def _tensors(

@@ -5,6 +5,7 @@ Nothing here imports torch before a command runs: `--help` must come at once.
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,12 @@ class ImageOptions:
         Path | None, described(_IMAGES, "--test-list FILE", "Likewise for test/.")
     ] = None
     classes: Annotated[
-        str | None, described(_IMAGES, "--classes A,B,…", "Use these classes alone, in this order.")
+        str | None,
+        described(
+            _IMAGES,
+            "--classes A,B,…",
+            "Use these classes alone, in this order; '\"a, b\"' for one with a comma.",
+        ),
     ] = None
     train_images: Annotated[
         int | None,
@@ -224,8 +230,9 @@ class MachineOptions:
 
 
 def split_names(text: str | None) -> tuple[str, ...]:
-    """`a,b` as `("a", "b")`."""
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+    """`a,b` as `("a", "b")`; a name that holds a comma stands in double quotes."""
+    rows = list(csv.reader([text or ""], skipinitialspace=True))
+    return tuple(name.strip() for row in rows for name in row if name.strip())
 
 
 def _parse_args(pairs: list[str]) -> dict[str, Any]:

@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
 from ..model import head_names
 from .pixels import Preprocessing
-
-_UNREADABLE = (
-    SafetensorError,
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    KeyError,
-    pickle.UnpicklingError,
-)
-_NESTS = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights
+from .pretrained import load_pretrained
+from .timm_filter import translation_of
+from .weight_file import first_line
+from .weights import LoadedWeights, load_weights
 
 
 @dataclass(frozen=True)
@@ -40,7 +28,8 @@ class ModelSource:
     Attributes:
         name: a timm architecture.
         args: its constructor's arguments beside the number of classes.
-        weights: a state dict, `.safetensors` or what `torch.save` wrote.
+        weights: a file with a state dict, `.safetensors` or what `torch.save` wrote, or AugReg's
+            `.npz`; see docs/INPUTS.md for what is understood.
         pretrained: let timm download the weights of `name`.
         new_head: start the head afresh even where the weights' own is of as many classes.
     """
@@ -64,11 +53,13 @@ class BaseModel:
         model: in evaluation mode, on the CPU.
         head_is_new: whether the head was initialised afresh, because the classes differ.
         drop_path: the stochastic depth it was built with.
+        weight_notes: what of the file of weights was taken, changed, and left out.
     """
 
     model: nn.Module
     head_is_new: bool
     drop_path: float
+    weight_notes: tuple[str, ...] = ()
 
 
 def build(
@@ -85,14 +76,21 @@ def build(
     torch.manual_seed(seed)  # of the head's initial values
     model, rate = _create(source, num_classes, drop_path)
     fresh = {name: model.state_dict()[name].clone() for name in head_names(model)}
-    head_is_new = True
+
+    def create(more: Mapping[str, Any]) -> nn.Module:
+        return _create(replace(source, args={**source.args, **more}), num_classes, 0.0)[0]
+
+    def create_empty(more: Mapping[str, Any]) -> nn.Module:
+        return _create_empty(replace(source, args={**source.args, **more}), num_classes)
+
+    loaded = LoadedWeights(head_is_new=True)
     if source.weights is not None:
-        head_is_new = _load(model, read_weights(source.weights), source.weights)
+        loaded = load_weights(model, source.weights, lambda: translation_of(create_empty))
     elif source.pretrained:
-        head_is_new = _download(model, source, num_classes)
+        loaded = LoadedWeights(load_pretrained(model, source.name, create))
     if source.new_head:
         model.load_state_dict(fresh, strict=False)
-    return BaseModel(model.eval(), head_is_new or source.new_head, rate)
+    return BaseModel(model.eval(), loaded.head_is_new or source.new_head, rate, loaded.notes)
 
 
 def build_empty(
@@ -150,29 +148,6 @@ def preprocessing_of(model: nn.Module, **overrides: Any) -> Preprocessing:
     return Preprocessing(**values)
 
 
-def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read a state dict from a safetensors file or from what `torch.save` wrote.
-
-    Raises:
-        ValueError: no such file, or no state dict in it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"weights: no such file: {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        raise ValueError(f"weights: cannot read {path} ({_first_line(error)})") from error
-    for nest in _NESTS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(nest), dict):
-            loaded = loaded[nest]
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise ValueError(f"weights: {path} holds no state dict (name -> tensor)")
-    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
-
-
 def _create(
     source: ModelSource, num_classes: int, drop_path: float | None
 ) -> tuple[nn.Module, float]:
@@ -193,7 +168,7 @@ def _create(
                 return model, rate
         return timm.create_model(source.name, **args), 0.0
     except (TypeError, AssertionError) as error:
-        raise ValueError(f"model: {source.name} cannot be built: {_first_line(error)}") from error
+        raise ValueError(f"model: {source.name} cannot be built: {first_line(error)}") from error
 
 
 def _sized(
@@ -220,57 +195,3 @@ def _create_empty(source: ModelSource, num_classes: int) -> nn.Module:
     if any(isinstance(t, Tensor) and t.is_meta and id(t) not in own for t in leaves):
         return _create(source, num_classes, 0.0)[0].eval()  # a forward may read these
     return model.eval()
-
-
-def _download(model: nn.Module, source: ModelSource, num_classes: int) -> bool:
-    """Copy timm's own weights into `model`, and say whether the head was left out."""
-    args = {"num_classes": num_classes, **source.args}
-    try:
-        twin = timm.create_model(source.name, pretrained=True, **args)
-    except (RuntimeError, OSError) as error:
-        raise ValueError(
-            f"pretrained: the weights of {source.name} cannot be had ({_first_line(error)}); "
-            "download them elsewhere and name the file with weights"
-        ) from error
-    state = twin.state_dict()
-    own_classes = getattr(twin, "pretrained_cfg", {}).get("num_classes")
-    if own_classes != num_classes:
-        state = {name: t for name, t in state.items() if name not in set(head_names(twin))}
-    model.load_state_dict(state, strict=False)
-    return own_classes != num_classes
-
-
-def _load(model: nn.Module, weights: Mapping[str, Tensor], path: str) -> bool:
-    """Load `weights`, and say whether the head was left out."""
-    own = model.state_dict()
-    head = {name for name in own if name in head_names(model)}
-    # a file may hold a head that the model, built for features alone, has no place for
-    prefixes = tuple({f"{name.rpartition('.')[0]}." for name in head}) or ("head.",)
-    body = {n: t for n, t in weights.items() if n not in head and not n.startswith(prefixes)}
-    differing = [n for n in body if n in own and body[n].shape != own[n].shape]
-    if differing:
-        name = differing[0]
-        raise ValueError(
-            f"weights: {path} is of another model: {name} is {tuple(body[name].shape)}, "
-            f"the model's is {tuple(own[name].shape)}{_and_more(differing)}"
-        )
-    unexpected = [name for name in body if name not in own]
-    missing = [name for name in own if name not in body and name not in head]
-    for what, names in (("lacks", missing), ("has, beyond the model,", unexpected)):
-        if names:
-            raise ValueError(
-                f"weights: {path} is of another model: it {what} {names[0]}{_and_more(names)}"
-            )
-    head_fits = all(n in weights and weights[n].shape == own[n].shape for n in head)
-    if head_fits:
-        body |= {name: weights[name] for name in head}
-    model.load_state_dict(body, strict=False)
-    return not head_fits
-
-
-def _and_more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200]

@@ -74,6 +74,8 @@ def finetune(
     with reproducible():
         setting = open_setting(job, device, workers)
         wants_graph(graph, setting.device)  # or refuses
+        if setting.base.weight_notes:
+            progress.say(f"weights: {'; '.join(setting.base.weight_notes)}")
         if not setting.base.head_is_new:
             progress.say("the head is that of the weights, as the classes are as many (new_head)")
         kept = resume and folder["plan"].is_file()

@@ -11,13 +11,16 @@ from torch import nn
 
 from ..methods import tune
 from ..methods.tunable import Tunable
+from ..model import head_names
 from ..plan import Plan
 from ..task import load_delta, merge
 from ..task.file.format import read
 from .job import FinetuneJob
-from .models import ModelSource, build
+from .merged_file import read_about
+from .models import ModelSource, build, build_empty
 from .pixels import Preprocessing
 from .run_folder import FILES, RunFolder
+from .weight_file import own_kind, read_state_dicts
 
 SAVED = ("task", "trained", "model")  # what a run hands over, one of them
 
@@ -27,7 +30,8 @@ class SavedRun:
     """What a run folder, or a task file alone, tells.
 
     Attributes:
-        path: the task file; where the method has none, what it trained or the whole model.
+        path: the task file; where the method has none, what it trained or the whole model, as a
+            merged one is.
         model: how to build the base model.
         num_classes: of the head.
         classes: their names, empty if unknown.
@@ -44,10 +48,11 @@ class SavedRun:
 
     @classmethod
     def find(cls, path: str | os.PathLike[str], model: ModelSource | None = None) -> SavedRun:
-        """Find out about a run folder or a task file.
+        """Find out about a run folder, a task file or a merged model.
 
         Args:
-            path: the folder, or the file. A `config.json` beside the file is read.
+            path: the folder, or the file. A `config.json` beside the file is read; what a merged
+                model says of itself comes before it.
             model: the base model; without it, the one in `config.json`.
 
         Raises:
@@ -62,13 +67,25 @@ class SavedRun:
             path = saved[0]
         elif not path.is_file():
             raise ValueError(f"no such file: {path}")
+        whole = own_kind(path) is None
+        if whole and model is not None and (model.weights is not None or model.pretrained):
+            raise ValueError(
+                f"weights: {path} is a whole model, which needs no other; leave it out"
+            )
         config = folder.read_json("config")
+        about = read_about(path) if whole else None
+        if about is not None:
+            of_run = config is not None and tuple(config["classes"]) == about.classes
+            job = FinetuneJob.from_json(config["job"]) if config is not None and of_run else None
+            n_classes = len(about.classes)
+            return cls(path, model or about.model, n_classes, about.classes, about.form, job)
         if config is None:
             if model is None:
                 raise ValueError(
                     f"model: {path} has no {FILES['config']} beside it; name the base model"
                 )
-            return cls(path, model, _classes_of_head(path))
+            n_classes = _rows_of_head(path, model) if whole else _classes_of_head(path)
+            return cls(path, model, n_classes)
         job = FinetuneJob.from_json(config["job"])
         form: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in config["preprocessing"].items()
@@ -79,7 +96,7 @@ class SavedRun:
     @property
     def is_whole_model(self) -> bool:
         """Whether `path` is a plain state dict, which needs no base weights."""
-        return self.path.name == FILES["model"]
+        return own_kind(self.path) is None
 
     def load(self) -> nn.Module:
         """Build the base model and put the task on it: a tuned model in evaluation mode.
@@ -90,8 +107,11 @@ class SavedRun:
             DeltaFormatError: the task file is damaged.
         """
         if self.is_whole_model:
-            source = replace(self.model, weights=str(self.path), pretrained=False)
-            return build(source, self.num_classes).model
+            source = replace(self.model, weights=str(self.path), pretrained=False, new_head=False)
+            base = build(source, self.num_classes)
+            if base.head_is_new:
+                raise ValueError(f"{self.path} has no head for {self.num_classes} classes")
+            return base.model
         model = build(self.model, self.num_classes).model
         if self.path.name != FILES["trained"]:
             load_delta(model, self.path)
@@ -123,6 +143,16 @@ class SavedRun:
         tunable = tune(model, self.job.method, Plan.load(plan) if plan.is_file() else None)
         tunable.load(self.path)
         return tunable
+
+
+def _rows_of_head(path: Path, model: ModelSource) -> int:
+    """Classes of the head in a state dict: the rows of what the model's head is called."""
+    heads = head_names(build_empty(model, 2)[0])
+    for tensors in read_state_dicts(path).values():
+        for name, tensor in tensors.items():
+            if tensor.ndim and any(name == head or name.endswith(f".{head}") for head in heads):
+                return len(tensor)
+    raise ValueError(f"{path} has no head of {model.name}, so its classes are unknown")
 
 
 def _classes_of_head(path: Path) -> int:

@@ -151,6 +151,15 @@ def test_a_merged_model_predicts_what_the_task_does(
     task = json_of(["evaluate", str(tuned)], capsys)
     assert whole["correct"] == task["correct"]
     assert whole["loss"] == pytest.approx(task["loss"], abs=1e-4)
+    alone = place / "alone.safetensors"
+    assert run(["merge", str(tuned), "-o", str(alone)]) == 0
+    assert run(["merge", str(tuned), "-o", str(place / "alone.pt")]) == 0
+    capsys.readouterr()
+    assert json_of(["inspect", str(place / "alone.pt")], capsys)["kind"] == "state-dict"
+    data = ["-d", str(place / "data")]
+    assert json_of(["evaluate", str(alone), *data], capsys) == whole
+    shape = ["-m", "vit_tiny_patch16_224", *SHAPE, "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]
+    assert json_of(["evaluate", str(place / "alone.pt"), *shape, *data], capsys) == whole
 
 
 def test_tables_are_for_people(
@@ -287,10 +296,16 @@ MISTAKES = {
     "not writable": (["finetune", "-o", "/proc/x", "{model}", "-d", "{data}"], "cannot write"),
     "nothing to resume": (["finetune", "-o", "{x}", "--resume"], "no run in"),
     "no file": (["inspect", "{x}/none"], "no such file"),
-    "not ours": (["inspect", "{data}/train/red/000.png"], "not a safetensors file"),
+    "not ours": (["inspect", "{data}/train/red/000.png"], "no file of weights"),
     "not a run": (["evaluate", "{data}"], "no task.safetensors"),
     "not a plan": (["plan", "{base}"], "another kind of file"),
-    "not a task": (["merge", "{base}", "{model}", "-o", "{x}/m"], "{base}"),
+    "not a task": (
+        ["merge", "{base}", "-m", "vit_tiny_patch16_224", "-o", "{empty}/m.pt"],
+        "{base}",
+    ),
+    "weights of a whole model": (["evaluate", "{base}", "{model}"], "is a whole model"),
+    "merged as what": (["merge", "{base}", "-o", "{x}/m.ckpt"], "--output: expected a name that"),
+    "merged nowhere": (["merge", "{base}", "-o", "{x}/no/m.pt"], "--output: no such folder"),
     "memory without model": (["memory"], "--model"),
     "memory of no method": (["memory", "{model}", "--method", "prompt"], "spt-lora, spt-adapter"),
     "memory of no batch": (["memory", "{model}", "--batch", "0"], "--batch: expected at least 1"),
