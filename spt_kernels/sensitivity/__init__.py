@@ -2,6 +2,6 @@
 
 from .measure import measure_sensitivity
 from .scores import Sensitivity
-from .synthetic import skewed_sensitivity
+from .synthetic import skewed_sensitivity, uncalled_weights
 
-__all__ = ["Sensitivity", "measure_sensitivity", "skewed_sensitivity"]
+__all__ = ["Sensitivity", "measure_sensitivity", "skewed_sensitivity", "uncalled_weights"]
