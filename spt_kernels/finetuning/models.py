@@ -11,15 +11,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
+from ..errors import needed
 from ..model import head_names
 from .pixels import Preprocessing
+
+with needed("building models by name"):
+    import timm
 
 _UNREADABLE = (
     SafetensorError,

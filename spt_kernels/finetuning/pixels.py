@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..errors import needed
 from .images import LabelledImages
 from .progress import Progress, Silent
+
+with needed("reading images"):
+    from PIL import Image, ImageOps
 
 FITS = ("squash", "crop")
 AUGMENTATIONS = ("none", "crop-flip")
