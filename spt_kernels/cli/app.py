@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from ..errors import BaseModelMismatch, DeltaFormatError
+from ..errors import BaseModelMismatch, DeltaFormatError, MissingExtra
 from . import bench, demo, evaluate, finetune, inspect, memory, merge, plan, sensitivity
 from .command import command
 
@@ -18,7 +18,10 @@ INTERRUPTED = 130
 
 # What a user can cause and mend: a bad argument, file, image or model. Anything else is our mistake
 # and keeps its traceback.
-_USER_ERRORS = (ValueError, OSError, FloatingPointError, BaseModelMismatch, DeltaFormatError)
+_USER_ERRORS = (
+    *(ValueError, OSError, FloatingPointError),
+    *(BaseModelMismatch, DeltaFormatError, MissingExtra),
+)
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer does not name it
 
 _HELP = """Adapt a pre-trained vision model with under 1 % of its parameters.

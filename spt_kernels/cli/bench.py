@@ -127,7 +127,10 @@ def _measure(
     from ..costs.drawing import cost_figure
     from ..costs.machine import describe
     from ..costs.results import add_table, known_table
+    from ..files.picture import check_can_draw
 
+    if output is not None:
+        check_can_draw()
     known = known_table(output, setting) if output is not None and resume else None
     chosen = tuple(dict.fromkeys(methods)) or ROWS
     with terminal.progress() as progress:

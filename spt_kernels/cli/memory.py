@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ..files.picture import check_can_draw
 from ..methods import METHODS
 from .options import ModelOptions, SizeOptions, described, split_names
 from .terminal import Terminal
@@ -41,6 +42,11 @@ Not counted: the CUDA context (about 0.5 GiB), what the allocator rounds
 up, what kernels allocate within themselves. --reserve keeps room for it.
 """
 
+# What a model, which is anybody's code, raises where it cannot be tuned so: one row's matter alone
+_FAILURES = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(RuntimeError, TypeError, ValueError),
+)
 _MADE_UP = "spt-*: chosen by made-up scores, as skewed as measured ones; --plan takes yours."
 _NOT_COUNTED = {
     "cuda": "Not counted: the CUDA context (about 0.5 GiB), what the allocator rounds up.",
@@ -173,11 +179,13 @@ def _ask(
     limits: dict[float, int],
 ) -> tuple[dict[str, Answer], dict[str, str]]:
     """The answer of each row by name, and why others, of the table of all, have none."""
+    from ..memory.made_up import uncalled_of
     from ..sensitivity import skewed_sensitivity
     from .memory_rows import Row, answer, methods_of, row_of, row_of_plan
 
     how, names = step.how(), split_names(step.method)
-    scores = functools.cache(lambda: skewed_sensitivity(base))
+    uncalled = functools.cache(lambda: uncalled_of(base, image_shape))
+    scores = functools.cache(lambda: skewed_sensitivity(base, uncalled()))
     rows: dict[str, Callable[[], Row]] = {}
     if step.plan is not None:
         if len(names) > 1 or (names and (step.budget is not None or step.rank is not None)):
@@ -189,7 +197,7 @@ def _ask(
     if step.plan is None or (step.training and not names):
         methods = methods_of(names, parse_budget(step.budget), step.rank)
         of_methods = {
-            name: functools.partial(row_of, base, method, scores)
+            name: functools.partial(row_of, base, method, uncalled, scores)
             for name, method in methods.items()
         }
         rows = {**of_methods, **rows} if step.training or names else {"plain": Row}
@@ -199,20 +207,27 @@ def _ask(
         for name, make in rows.items():
             try:
                 answers[name] = answer(make(), base, image_shape, step.batch_size, limits, how)
-            except ValueError as error:
-                if len(names) > 1:
-                    raise ValueError(f"{name}: {error}") from error
-                if names or name == "the plan":
+            except _FAILURES as error:
+                if terminal.debug or name == "the plan":
                     raise
-                missing[name] = str(error)
+                missing[name] = _reason(error)
             progress.advance(1, name)
     if not answers:  # whatever is wrong, it is not one method
         raise ValueError(next(iter(missing.values())))
     return answers, missing
 
 
+def _reason(error: BaseException) -> str:
+    """One line; of what is not said for users also what kind of error it is."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def _check_picture(path: Path) -> None:
     """Before the work: what could not be written after it."""
+    check_can_draw()
     from matplotlib.backend_bases import FigureCanvasBase
 
     if not path.resolve().parent.is_dir():

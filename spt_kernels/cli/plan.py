@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..files.picture import check_can_draw
 from .options import described
 from .terminal import Terminal
 from .training_options import parse_budget
@@ -54,6 +55,8 @@ def run(
     from ..plan import allocate
     from ..sensitivity import Sensitivity
 
+    if picture is not None:
+        check_can_draw()
     share = parse_budget(budget)
     assert share is not None
     kind = None if structured == "none" else structured

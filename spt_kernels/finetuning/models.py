@@ -8,17 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
+from ..errors import needed
 from ..model import head_names
 from .pixels import Preprocessing
 from .pretrained import load_pretrained
 from .timm_filter import translation_of
 from .weight_file import first_line
 from .weights import LoadedWeights, load_weights
+
+with needed("building models by name"):
+    import timm
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .. import __version__
+from ..files.picture import check_can_draw
 from ..memory import estimate_memory
 from ..methods import Method, make_plan, tune
 from ..methods.tunable import Tunable
@@ -63,6 +64,7 @@ def finetune(
     Raises:
         ValueError: anything about the job that cannot be done; the folder is then as it was.
     """
+    check_can_draw()  # what would be missed at the end
     progress = progress or Silent()
     started = time.monotonic()
     folder = RunFolder.open(output, resume=resume, force=force)
@@ -114,7 +116,8 @@ def finetune(
     }
     if plan is not None and plan.selected:
         sensitivity_figure(plan).savefig(folder["sensitivity_picture"])
-    training_curves_figure({job.method.name: history}).savefig(folder["curves_picture"])
+    curves = training_curves_figure(history, title=f"{job.model.name}, {job.method.name}")
+    curves.savefig(folder["curves_picture"])
     folder.write_json("result", result)
     folder["checkpoint"].unlink(missing_ok=True)
     return result

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..errors import needed
 from .image_mode import in_eight_bits
 from .images import LabelledImages
 from .progress import Progress, Silent
+
+with needed("reading images"):
+    from PIL import Image, ImageOps
 
 FITS = ("squash", "crop")
 AUGMENTATIONS = ("none", "crop-flip")

@@ -17,11 +17,11 @@ from ..methods.peft_shira import let_fakes_run
 from ..model import HeadPatterns
 from ..model.head import as_patterns
 from ..plan import Plan
-from ..sensitivity import skewed_sensitivity
 from .cpu import CpuLedger
 from .cuda import CudaLedger, take_default_path
 from .estimate import MemoryEstimate
 from .ledger import Ledger
+from .made_up import check_called, made_up_sensitivity, puts_modules, uncalled_of
 from .step import Step, switch_on_checkpointing
 from .twin import fake_copy, tensors_of
 
@@ -92,14 +92,15 @@ def estimate_memory(
         loss_fn=loss_fn,
         checkpointing=checkpointing,
         device=device,
+        image_shape=_as_shape(batch_shape)[1:],
     ).at(batch_shape)
 
 
 class Rehearsal:
     """A step on fake tensors, prepared once and rehearsed for any number of batches.
 
-    The arguments are those of `estimate_memory`, which rehearses for one batch alone: those that
-    are not named here are of a `Step`.
+    The arguments are those of `estimate_memory`, which rehearses for one batch alone, and the shape
+    of one input, by which made-up scores are had; those that are not named here are of a `Step`.
     """
 
     def __init__(
@@ -111,10 +112,13 @@ class Rehearsal:
         budget: int | float | None = None,
         rank: int | None = None,
         head: HeadPatterns | None = None,
+        image_shape: Sequence[int],
         **how: Any,
     ) -> None:
         step = Step(**how)
-        chosen, plan, self._label = _choose(model, plan, method, budget, rank, head)
+        is_planned = plan is not None
+        chosen, plan, self._label = _choose(model, plan, method, budget, rank, head, image_shape)
+        self._is_made_up = chosen is not None and chosen.is_sensitivity_aware and not is_planned
         self._step = step
         # real tensors (constants that a model makes for itself) are let in, and not counted
         self._fakes = FakeTensorMode(allow_non_fake_inputs=True)
@@ -172,6 +176,7 @@ class Rehearsal:
             num_trainable=self._num_trainable,
             checkpointing=step.checkpointing,
             device=step.device,
+            made_up_scores=self._is_made_up,
         )
 
 
@@ -182,6 +187,7 @@ def _choose(
     budget: int | float | None,
     rank: int | None,
     head: HeadPatterns | None,
+    image_shape: Sequence[int],
 ) -> tuple[Method | None, Plan | None, str]:
     """How to tune the model, None for not at all, by which plan, and what to call it."""
     if not isinstance(model, nn.Module):
@@ -212,8 +218,13 @@ def _choose(
         return None, None, "as given"
     patterns = None if head is None else as_patterns(head)
     chosen = Method(method, budget, rank, head=patterns)
-    scores = skewed_sensitivity(model, head=patterns) if chosen.is_sensitivity_aware else None
-    return chosen, make_plan(model, chosen, scores), method
+    if chosen.is_sensitivity_aware:
+        scores = made_up_sensitivity(model, image_shape, head=patterns)
+        return chosen, make_plan(model, chosen, scores), method
+    plan = make_plan(model, chosen)
+    if puts_modules(chosen):
+        check_called(model, chosen, plan, uncalled_of(model, image_shape))
+    return chosen, plan, method
 
 
 def _as_shape(batch_shape: Sequence[int]) -> tuple[int, ...]:

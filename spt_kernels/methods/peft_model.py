@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import MissingExtra, needed
 from ..model import backbone_numel, head_names
 from .matrices import block_matrices, check_rank
 from .method import Method
@@ -21,9 +22,10 @@ def peft() -> Any:
         ValueError: it is not installed.
     """
     try:
-        import peft
-    except ImportError as error:
-        raise ValueError("method: peft is not installed (pip install peft)") from error
+        with needed("method: what is PEFT's", "peft"):
+            import peft
+    except MissingExtra as error:
+        raise ValueError(str(error)) from error
     return peft
 
 

@@ -2,6 +2,12 @@
 
 from .measure import find_head, measure_sensitivity
 from .scores import Sensitivity
-from .synthetic import skewed_sensitivity
+from .synthetic import skewed_sensitivity, uncalled_weights
 
-__all__ = ["Sensitivity", "find_head", "measure_sensitivity", "skewed_sensitivity"]
+__all__ = [
+    "Sensitivity",
+    "find_head",
+    "measure_sensitivity",
+    "skewed_sensitivity",
+    "uncalled_weights",
+]

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import timm
 
-from spt_kernels.cli import app
+from spt_kernels.cli import app, memory_rows
 from spt_kernels.cli.memory_display import bars, cells_of
 from spt_kernels.cli.terminal import Terminal
-from spt_kernels.memory import MemoryEstimate, estimate_memory
+from spt_kernels.memory import MemoryEstimate, estimate_memory, figure
+from spt_kernels.memory.figure import memory_figure
 from spt_kernels.memory.ledger import CATEGORIES
 from spt_kernels.methods import METHODS, Method, make_plan
 from tests.finetuning.pictures_on_disk import TINY
@@ -73,6 +74,46 @@ def test_a_method_that_the_model_does_not_admit(capsys: pytest.CaptureFixture[st
     assert "spt-unstructured" in text
     assert app.run([*arguments, "--method", "lora"]) == 2
     assert "no linear matrices" in capsys.readouterr().err
+
+
+BEIT = ["memory", "-m", "beit_base_patch16_224", "--image-size", "32", "--batch", "2", "-q"]
+BEIT += [
+    part for key in ("embed_dim=24", "depth=1", "num_heads=2") for part in ("--model-arg", key)
+]
+
+
+def test_a_model_that_reads_its_weights_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    """The rows of what has to stand for `qkv` are left out, and all others there."""
+    names = "full,lora,lora-16,prompt-deep,spt-lora,spt-unstructured"
+    assert app.run([*BEIT, "--json", "--method", names]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert set(value["missing"]) == {"lora", "lora-16", "prompt-deep"}
+    for name in ("lora", "lora-16"):
+        assert "nothing can stand for blocks.0.attn.qkv" in value["missing"][name]
+    assert "with prompt-deep cannot take" in value["missing"]["prompt-deep"]
+    assert set(value["methods"]) == {"full", "spt-lora", "spt-unstructured"}
+    assert all(one["peak_bytes"] > 0 for one in value["methods"].values())
+
+
+def test_whatever_a_row_fails_with_the_others_stay(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(base: object, method: Method, *scores: object) -> None:
+        if method.name == "bias":
+            raise RuntimeError("of the model's\n own")
+        return make_plan(base, method, *scores)
+
+    monkeypatch.setattr(memory_rows, "make_plan", fails)
+    arguments = ["--batch", "2", "--method", "full,bias"]
+    value = value_of(arguments, capsys)
+    assert list(value["methods"]) == ["full"]
+    assert value["missing"] == {"bias": "RuntimeError: of the model's own"}
+    assert app.run(["memory", *MODEL, *arguments, "-q"]) == 0
+    assert "bias: left out, RuntimeError: of the model's own" in capsys.readouterr().out
+    assert app.run(["memory", *MODEL, "--method", "bias", "-q"]) == 2
+    assert capsys.readouterr().err == "spt-kernels: RuntimeError: of the model's own\n"
+    with pytest.raises(RuntimeError, match="of the model"):
+        app.run(["memory", *MODEL, *arguments, "--debug", "-q"])
 
 
 def test_a_plan_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,8 +186,21 @@ def test_images_of_another_size(name: str, capsys: pytest.CaptureFixture[str]) -
     assert value["peak_bytes"] == estimate_memory(own, (2, 3, 448, 448), method="linear").peak_bytes
 
 
-def test_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    value_of(["--method", "full,linear", "--batch", "2", "-o", str(tmp_path / "m.png")], capsys)
+def test_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[dict[str, MemoryEstimate]] = []
+
+    def drawn(estimates: dict[str, MemoryEstimate], **title: str) -> object:
+        seen.append(estimates)
+        return memory_figure(estimates, **title)
+
+    monkeypatch.setattr(figure, "memory_figure", drawn)
+    value_of(["--method", "full,spt-lora", "--batch", "2", "-o", str(tmp_path / "m.png")], capsys)
+    assert {name: e.made_up_scores for name, e in seen[0].items()} == {
+        "full": False,
+        "spt-lora": True,
+    }
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
 
 
