@@ -38,8 +38,9 @@ def run(
 ) -> None:
     """Measure, save, show where the sensitivity lies."""
     from ..finetuning.job import FinetuneJob
+    from ..finetuning.measured import sensitivity_of
     from ..finetuning.recipe import Recipe
-    from ..finetuning.setting import open_setting, sensitivity_of
+    from ..finetuning.setting import open_setting
     from ..methods.method import Method
 
     if not output.resolve().parent.is_dir():

@@ -79,7 +79,12 @@ class SavedRun:
     @property
     def is_whole_model(self) -> bool:
         """Whether `path` is a plain state dict, which needs no base weights."""
-        return self.path.name == FILES["model"]
+        return self._kind == FILES["model"]
+
+    @property
+    def _kind(self) -> str:
+        """The name of such a file; that of the best epoch is of the same kind."""
+        return self.path.name.removeprefix("best-")
 
     def load(self) -> nn.Module:
         """Build the base model and put the task on it: a tuned model in evaluation mode.
@@ -93,7 +98,7 @@ class SavedRun:
             source = replace(self.model, weights=str(self.path), pretrained=False)
             return build(source, self.num_classes).model
         model = build(self.model, self.num_classes).model
-        if self.path.name != FILES["trained"]:
+        if self._kind != FILES["trained"]:
             load_delta(model, self.path)
             return model.eval()
         return self._tuned(model).model.eval()
@@ -106,7 +111,7 @@ class SavedRun:
         """
         if self.is_whole_model:
             raise ValueError(f"{self.path} is a whole model already; there is nothing to merge")
-        if self.path.name != FILES["trained"]:
+        if self._kind != FILES["trained"]:
             return merge(self.load())
         tunable = self._tuned(build(self.model, self.num_classes).model)
         if tunable.fold is None:
