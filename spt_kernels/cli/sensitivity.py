@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from .options import FormOptions, ImageOptions, MachineOptions, ModelOptions, described
 from .terminal import Terminal, count, facts, percent, size, table
+from .written import check_file
 
 HELP = """Measure how sensitive a task is to each parameter.
 
@@ -33,18 +34,18 @@ def run(
         int, described("Run", "--batch-size N", "[64]; does not change the result.")
     ] = 64,
     seed: Annotated[int, described("Run", "--seed N", "Of the head and of what is drawn [0].")] = 0,
+    force: Annotated[bool, described("Run", "--force", "Overwrite the file.")] = False,
     *,
     machine: MachineOptions,
 ) -> None:
     """Measure, save, show where the sensitivity lies."""
+    check_file("--output", output, force=force)
     from ..finetuning.job import FinetuneJob
     from ..finetuning.measured import sensitivity_of
     from ..finetuning.recipe import Recipe
     from ..finetuning.setting import open_setting
     from ..methods.method import Method
 
-    if not output.resolve().parent.is_dir():
-        raise ValueError(f"--output: no such folder: {output.resolve().parent}")
     recipe = Recipe(batch_size=batch_size, seed=seed)
     source = model.source()
     if source is None:
@@ -52,6 +53,8 @@ def run(
     job = FinetuneJob(source, images.source(), Method(samples=samples), recipe, form.overrides())
     setting = open_setting(job, machine.device, machine.workers)
     with terminal.progress() as progress:
+        for note in setting.notes():
+            progress.say(note)
         measured = sensitivity_of(setting, progress)
     measured.save(output)
     value = {
@@ -61,6 +64,7 @@ def run(
         "file_bytes": output.stat().st_size,
         "fallback": list(measured.fallback),
         "share_by_operation": _shares(measured),
+        "written": [str(output)],
     }
     terminal.show(value, *_parts(value))
 

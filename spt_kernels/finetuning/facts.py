@@ -39,16 +39,11 @@ def trains(setting: Setting, trained: int, facts: dict[str, Any], plan: Plan | N
     if plan is not None:
         parts += _parts_of(plan)
     lines = [f"{'; '.join(parts)}; and a head of {facts['head_parameters']:,}"]
-    structured = method.entry.structured
-    if structured is not None and plan is not None and not plan.structured:
-        lines.append(
-            f"no matrix reaches what {_WORDS[structured]} of rank {plan.rank} costs, so none has "
-            "one: a smaller rank or a larger budget changes that"
-        )
+    if plan is not None and plan.shortfall:
+        lines.append(plan.shortfall)
+    if method.name == "lora" and method.budget is None:
+        lines.append("lora without a budget has its rank; methods that have none spend 0.5 %")
     return lines
-
-
-_WORDS = {"lora": "a LoRA", "adapter": "an Adapter"}
 
 
 def _parts_of(plan: Plan) -> list[str]:

@@ -1,13 +1,29 @@
-"""What a plan from a file says about the method: it decides, and contradictions are refused."""
+"""What a plan or sensitivity from a file decides, and that nothing said beside contradicts it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from ..methods import Method, entry_of
 from ..plan import LoraSpec, Plan
+from ..sensitivity import Sensitivity
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read a plan; `ValueError` if there is no such file, and as `Plan.load`."""
+    if not Path(path).is_file():
+        raise ValueError(f"plan: no such file: {path}")
+    return Plan.load(path)
+
+
+def load_sensitivity(path: str | Path) -> Sensitivity:
+    """Read a sensitivity; `ValueError` if there is no such file, and as `Sensitivity.load`."""
+    if not Path(path).is_file():
+        raise ValueError(f"sensitivity: no such file: {path}")
+    return Sensitivity.load(path)
 
 
 def method_of(plan: Plan, name: str | None = None) -> Method:

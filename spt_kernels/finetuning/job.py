@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..methods import Method
-from ..plan import Plan
-from .given_plan import method_of
+from .given_plan import load_plan, method_of
 from .models import ModelSource
 from .recipe import Recipe
 from .splits import ImageSource
@@ -39,7 +38,7 @@ class FinetuneJob:
 
     def __post_init__(self) -> None:
         if self.method is None:
-            made = Method() if self.plan is None else method_of(Plan.load(self.plan))
+            made = Method() if self.plan is None else method_of(load_plan(self.plan))
             object.__setattr__(self, "method", made)
         if self.model.weights is None and not self.model.pretrained and self.method.name != "full":
             raise ValueError(

@@ -20,7 +20,15 @@ from .checkpoint import Best, put_state
 from .curves import training_curves_figure
 from .device import reproducible, seed_everything
 from .facts import accounted_bytes, config_of, facts_of, machine_of, measured_bytes, trains
-from .given_plan import check_affords, check_agrees, check_samples, method_of, said_of
+from .given_plan import (
+    check_affords,
+    check_agrees,
+    check_samples,
+    load_plan,
+    load_sensitivity,
+    method_of,
+    said_of,
+)
 from .job import FinetuneJob
 from .measured import keep_sensitivity, kept_sensitivity, sensitivity_of
 from .progress import Logged, Progress, Silent
@@ -85,13 +93,18 @@ def finetune(
                 clock.spent = _spent(folder)
             setting = open_setting(job, device, workers)
             wants_graph(graph, setting.device)  # or refuses
+            method, model = job.method, setting.base.model
+            measures = plan is None and given is None and method.is_sensitivity_aware
+            if measures:
+                _check_possible(method, model)
+            elif plan is None:
+                plan = make_plan(model, method, given)
             for note in setting.notes():
                 log.say(note)
-            if plan is None:
-                plan = _new_plan(setting, given, folder, clock, log)
+            if measures:
+                plan = make_plan(model, method, _measured(setting, folder, clock, log))
             ready = _made_ready(setting, plan)
             if folder.replaces:
-                measures = job.method.is_sensitivity_aware and not (job.plan or job.sensitivity)
                 folder.clear(but_measured=measures)
             _claim(folder, setting, log)
             if plan is not None:
@@ -187,12 +200,12 @@ def _settled(
     method = job.method
     plan = None if kept_plan is None else Plan.load(kept_plan)
     if job.plan is not None:
-        plan = plan or Plan.load(job.plan)
+        plan = plan or load_plan(job.plan)
         check_agrees(plan, method.name, said_of(method))
         return replace(job, method=method_of(plan, method.name)), plan, None
     if job.sensitivity is None:
         return job, plan, None
-    given = Sensitivity.load(job.sensitivity) if plan is None else None
+    given = load_sensitivity(job.sensitivity) if plan is None else None
     measured_on = (given or plan).num_samples  # type: ignore[union-attr]
     if method.samples != Method.samples:
         check_samples(measured_on, method.samples)
@@ -225,22 +238,17 @@ def _spent(folder: RunFolder) -> float:
     return max(float(row.get("seconds", 0.0)) for row in [{}, *rows[-1:], result])
 
 
-def _new_plan(
-    setting: Setting, given: Sensitivity | None, folder: RunFolder, clock: _Clock, log: Logged
-) -> Plan | None:
-    """The plan by the sensitivity that is given, was measured before, or is measured now."""
-    method, model = setting.job.method, setting.base.model
-    if given is not None or not method.is_sensitivity_aware:
-        return make_plan(model, method, given)
-    _check_possible(method, model)
-    measured, took = kept_sensitivity(folder, setting, log)
+def _measured(setting: Setting, folder: RunFolder, clock: _Clock, log: Logged) -> Sensitivity:
+    """The sensitivity that was measured into the folder before, or else now."""
+    kept, took = kept_sensitivity(folder, setting, log)
     clock.spent = max(clock.spent, took)
-    if measured is None:
-        if not folder.replaces:  # the run that is there stays until this one is known to go
-            _claim(folder, setting, log)
-        measured = sensitivity_of(setting, log)
-        keep_sensitivity(folder, setting, measured, clock())
-    return make_plan(model, method, measured)
+    if kept is not None:
+        return kept
+    if not folder.replaces:  # the run that is there stays until this one is known to go
+        _claim(folder, setting, log)
+    measured = sensitivity_of(setting, log)
+    keep_sensitivity(folder, setting, measured, clock())
+    return measured
 
 
 def _claim(folder: RunFolder, setting: Setting, log: Logged) -> None:

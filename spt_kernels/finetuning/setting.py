@@ -41,6 +41,8 @@ class Setting:
         """What is as asked for and hardly as meant."""
         train, size = self.splits.train, self.job.recipe.batch_size
         found = []
+        if not self.base.head_is_new:
+            found.append("the head is that of the weights, as the classes are as many (new_head)")
         for count, what in ((0, "no training image"), (1, "a single training image")):
             counts = zip(train.classes, train.counts(), strict=True)
             named = [name for name, own in counts if own == count]
@@ -73,7 +75,7 @@ def open_setting(job: FinetuneJob, device: str = "auto", workers: int = 0) -> Se
         )
     base = build(job.model, len(classes), seed=job.recipe.seed, drop_path=job.recipe.drop_path)
     form = preprocessing_of(base.model, **job.form)
-    check_scores(base.model, form, len(classes))
+    check_scores(base.model, (len(form.mean), form.size, form.size), len(classes))
     return Setting(job, base, form, splits, place, workers)
 
 

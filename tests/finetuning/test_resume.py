@@ -84,13 +84,13 @@ def test_wherever_a_run_is_killed_the_same_file_comes_out(
     if aware:
         assert Plan.load(place / f"{name}-whole" / "plan.safetensors").structured
     folder = place / f"{name}-killed"
-    measuring = ["measuring sensitivity begins", "measuring sensitivity goes on"] * aware
+    measuring = ["measuring sensitivity begins", "measuring sensitivity goes on"]
     # each of these in the run that the one before left; the first checkpoint is after epoch 1
-    for at in (*measuring, f"{name} trains", "training begins", "training goes on", "epoch 2/3"):
+    for at in (*(measuring * (name == "spt-lora")), f"{name} trains", "training goes on"):
         with pytest.raises(Killed):
             run(job, folder, resume=True, checkpoint_seconds=0, progress=Heard(at))
-        assert (folder / "checkpoint.pt").is_file() == (at == "epoch 2/3")
-    for at in ("epoch 3/3", "testing goes on"):
+        assert not (folder / "checkpoint.pt").exists()
+    for at in ("epoch 2/3", "testing goes on"):
         with pytest.raises(Killed):
             run(job, folder, resume=True, checkpoint_seconds=0, progress=Heard(at))
     assert not (folder / "result.json").exists()
@@ -188,7 +188,7 @@ def test_a_measured_sensitivity_is_used_by_the_next_try(
         ({"images": {"train_images": 2}}, "train_images: expected at least one of each of the 3"),
         ({"form": {"mean": (0.5,), "std": (0.5,)}}, "mean: expected 3 values"),
         ({"form": {"size": 64}}, "image_size"),
-        ({"model": {"global_pool": ""}}, "model_args: VisionTransformer is to give one score"),
+        ({"model": {"global_pool": ""}}, "model_arg: VisionTransformer is to give one score"),
         ({"workers": -1}, "workers: expected 0 or more"),
         ({"checkpoint_seconds": -1}, "checkpoint_seconds: expected 0 or more"),
     ],
