@@ -16,6 +16,7 @@ from ..layers import (
     is_attached,
     tuned_modules,
 )
+from ..layers.late_optimizer import mark_frozen
 from ..model import head_names
 from ..model.check import check_trainable_itself
 from ..model.replaced_head import ReplacedHead
@@ -97,6 +98,8 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
             if part is module or isinstance(part, SparseDeltaLinear):
                 part.__dict__["spt_name"] = place.name  # for messages
     model.spt_tuning = Tuning(replace(plan, head=head), base_head, before)  # type: ignore[assignment]
+    if places:  # where the head alone is trained, any optimizer trains it
+        mark_frozen((p for name, p in parameters.items() if name not in head), model)
     return model
 
 
