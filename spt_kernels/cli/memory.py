@@ -13,6 +13,7 @@ from ..methods import METHODS
 from .options import ModelOptions, SizeOptions, described, split_names
 from .terminal import Terminal
 from .training_options import parse_budget
+from .written import check_file
 
 if TYPE_CHECKING:
     from ..memory import MemoryEstimate
@@ -140,6 +141,7 @@ def run(
     output: Annotated[
         Path | None, described("Output", "--output -o PICTURE", "Draw stacked bars.")
     ] = None,
+    force: Annotated[bool, described("Output", "--force", "Overwrite the picture.")] = False,
 ) -> None:
     """Estimate each method, search for the largest batches, show both."""
     limits = fit.limits()
@@ -148,6 +150,7 @@ def run(
         raise ValueError("--model: name a timm architecture")
     if output is not None:
         _check_picture(output)
+    check_file("--output", output, force=force)
     for name, number in (("--batch", step.batch_size), ("--num-classes", step.num_classes)):
         if number < 1:
             raise ValueError(f"{name}: expected at least 1, got {number}")
@@ -188,11 +191,12 @@ def _ask(
     scores = functools.cache(lambda: skewed_sensitivity(base, uncalled()))
     rows: dict[str, Callable[[], Row]] = {}
     if step.plan is not None:
-        if len(names) > 1 or (names and (step.budget is not None or step.rank is not None)):
-            raise ValueError(
-                "--plan: goes with one --method, and without --budget and --rank, which it has"
-            )
-        name, row = row_of_plan(names, step.plan)
+        if len(names) > 1:
+            raise ValueError(f"--plan: goes with one --method, got {', '.join(names)}")
+        given = {"budget": parse_budget(step.budget), "rank": step.rank}
+        own = {option: value for option, value in given.items() if value is not None}
+        # without a method they are for the other rows of the table
+        name, row = row_of_plan(names, step.plan, own if names or step.inference else {})
         rows[name] = lambda: row
     if step.plan is None or (step.training and not names):
         methods = methods_of(names, parse_budget(step.budget), step.rank)

@@ -69,7 +69,8 @@ class ModelOptions:
         described(
             _MODEL,
             "--model-arg KEY=VALUE",
-            "An argument of its constructor, as img_size=32; repeat for more.",
+            "An argument of its constructor, as img_size=32; repeat for more. The number of "
+            "classes is that of the data.",
         ),
     ] = None
     weights: Annotated[
@@ -228,6 +229,10 @@ class MachineOptions:
         int, described(_RUN, "--workers N", "Processes that read images [0: this one].")
     ] = 0
 
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"--workers: expected 0 or more processes, got {self.workers}")
+
 
 def split_names(text: str | None) -> tuple[str, ...]:
     """`a,b` as `("a", "b")`; a name that holds a comma stands in double quotes."""
@@ -255,4 +260,6 @@ def _parse_floats(flag: str, text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise ValueError(f"{flag}: expected numbers apart by commas, got {text!r}") from error
+        raise ValueError(
+            f"{flag}: expected one number per channel, apart by commas, got {text!r}"
+        ) from error

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from .options import FormOptions, ImageOptions, MachineOptions, ModelOptions, described
 from .terminal import Terminal, count, facts, percent, size, table
 from .training_options import HEAD_HELP, parse_head
+from .written import check_file
 
 HELP = """Measure how sensitive a task is to each parameter.
 
@@ -35,18 +36,19 @@ def run(
     ] = 64,
     head: Annotated[list[str] | None, described("Run", "--head NAME", HEAD_HELP)] = None,
     seed: Annotated[int, described("Run", "--seed N", "Of the head and of what is drawn [0].")] = 0,
+    force: Annotated[bool, described("Run", "--force", "Overwrite the file.")] = False,
     *,
     machine: MachineOptions,
 ) -> None:
     """Measure, save, show where the sensitivity lies."""
+    check_file("--output", output, force=force)
     from ..finetuning.job import FinetuneJob
+    from ..finetuning.measured import sensitivity_of
     from ..finetuning.recipe import Recipe
-    from ..finetuning.setting import open_setting, sensitivity_of
+    from ..finetuning.setting import open_setting
     from ..methods.method import Method
     from ..model.head import head_line, layers_of, parts_of
 
-    if not output.resolve().parent.is_dir():
-        raise ValueError(f"--output: no such folder: {output.resolve().parent}")
     recipe = Recipe(batch_size=batch_size, seed=seed)
     source = model.source()
     if source is None:
@@ -60,6 +62,8 @@ def run(
     )
     setting = open_setting(job, machine.device, machine.workers)
     with terminal.progress() as progress:
+        for note in setting.notes():
+            progress.say(note)
         measured = sensitivity_of(setting, progress)
     measured.save(output)
     value = {
@@ -71,6 +75,7 @@ def run(
         "fallback": list(measured.fallback),
         "idle": parts_of(measured.idle, measured),
         "share_by_operation": _shares(measured),
+        "written": [str(output)],
     }
     terminal.show(value, *_parts(value, head_line(measured.head, measured.head_source)))
 

@@ -14,10 +14,10 @@ from torch.utils._pytree import tree_iter
 
 from ..errors import needed
 from ..model import head_names
+from .model_arguments import FAILURES, cannot_be_built, check_arguments
 from .pixels import Preprocessing
 from .pretrained import load_pretrained
 from .timm_filter import translation_of
-from .weight_file import first_line
 from .weights import LoadedWeights, load_weights
 
 with needed("building models by name"):
@@ -158,6 +158,7 @@ def _create(
         close = difflib.get_close_matches(source.name, timm.list_models(), n=3)
         hint = f"; did you mean {', '.join(close)}?" if close else "; timm.list_models() lists them"
         raise ValueError(f"model: timm has no {source.name!r}{hint}")
+    check_arguments(source.args, num_classes)
     args = {"num_classes": num_classes, **source.args}
     rate = drop_path if drop_path is not None else args.pop("drop_path_rate", 0.1)
     try:
@@ -170,8 +171,21 @@ def _create(
             else:
                 return model, rate
         return timm.create_model(source.name, **args), 0.0
-    except (TypeError, AssertionError) as error:
-        raise ValueError(f"model: {source.name} cannot be built: {first_line(error)}") from error
+    except FAILURES as error:
+        if isinstance(error, RuntimeError) and torch.get_default_device().type == "meta":
+            raise  # it may look at values that it makes, which is no fault
+        if not source.args and not isinstance(error, (TypeError, AssertionError)):
+            raise
+
+        def builds(others: Mapping[str, Any]) -> bool:
+            try:
+                with torch.device("meta"):
+                    timm.create_model(source.name, **{"num_classes": num_classes, **others})
+            except FAILURES:
+                return False
+            return True
+
+        raise cannot_be_built(source.name, source.args, error, builds) from error
 
 
 def _sized(

@@ -113,7 +113,7 @@ class SavedRun:
                 raise ValueError(f"{self.path} has no head for {self.num_classes} classes")
             return base.model
         model = build(self.model, self.num_classes).model
-        if self.path.name != FILES["trained"]:
+        if own_kind(self.path) == "task":
             load_delta(model, self.path)
             return model.eval()
         return self._tuned(model).model.eval()
@@ -126,7 +126,7 @@ class SavedRun:
         """
         if self.is_whole_model:
             raise ValueError(f"{self.path} is a whole model already; there is nothing to merge")
-        if self.path.name != FILES["trained"]:
+        if own_kind(self.path) == "task":
             return merge(self.load())
         tunable = self._tuned(build(self.model, self.num_classes).model)
         if tunable.fold is None:

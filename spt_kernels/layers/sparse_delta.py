@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..ops.write_delta import write_delta
+from .late_optimizer import check_made_after
 
 _TAG = "_spt_owner"
 _LEFT = "_spt_left_to_hook"
@@ -267,6 +268,8 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             stale.append(delta)
     write_deltas(stale)
     _check_called(parameters)
+    if all(owner_of(parameter) is None for parameter in parameters):
+        check_made_after(parameters)
 
 
 def _check_called(parameters: list[Tensor]) -> None:

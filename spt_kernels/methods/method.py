@@ -115,10 +115,11 @@ class Method:
             check_number(name, getattr(self, name), int, float)
         for name in ("rank", "samples"):
             check_number(name, getattr(self, name), int)
-        if self.budget is not None and not self.budget > 0:
+        is_share = isinstance(self.budget, float)
+        if self.budget is not None and not 0 < self.budget < (1 if is_share else math.inf):
             raise ValueError(
-                "budget: expected a number of parameters, or a share of the backbone below 1, "
-                f"got {self.budget}"
+                "budget: expected a whole number of parameters, or a share of the backbone below "
+                f"1, got {self.budget}"
             )
         check_positive("rank", self.rank)
         check_positive("samples", self.samples)
@@ -144,8 +145,6 @@ class Method:
     def count(self, backbone: int) -> int:
         """Its budget as a number of parameters of a backbone of so many."""
         budget = DEFAULT_BUDGET if self.budget is None else self.budget
-        if isinstance(budget, float) and budget >= 1:
-            raise ValueError(f"budget: expected a whole number or a share below 1, got {budget}")
         if budget > backbone:
             raise ValueError(f"budget: the backbone has {backbone:,} parameters, got {budget:,}")
         return int(budget * backbone) if isinstance(budget, float) else budget

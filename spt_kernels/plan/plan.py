@@ -71,6 +71,25 @@ class Plan:
         values = (getattr(self, f.name) for f in fields(self))
         return Plan, tuple(dict(v) if isinstance(v, Mapping) else v for v in values)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether two plans say the same, in whatever order they name it."""
+        if not isinstance(other, Plan):
+            return NotImplemented
+        mine, theirs = self.unstructured, other.unstructured
+        return (
+            all(
+                getattr(self, f.name) == getattr(other, f.name)
+                for f in fields(self)
+                if f.name != "unstructured"
+            )
+            and mine.keys() == theirs.keys()
+            and all(torch.equal(positions, theirs[name]) for name, positions in mine.items())
+        )
+
+    def __hash__(self) -> int:
+        # positions are left out: equal plans have equal hashes all the same
+        return hash((self.model_name, self.budget, self.kind, self.rank, tuple(sorted(self.info))))
+
     def __repr__(self) -> str:
         return (
             f"Plan(num_trainable={self.num_trainable}, budget={self.budget}, rule={self.rule!r}, "
@@ -91,6 +110,16 @@ class Plan:
     def num_trainable(self) -> int:
         """All trained parameters but the head; never above `budget`."""
         return self.num_unstructured + self.num_structured
+
+    @property
+    def shortfall(self) -> str:
+        """Why structured tuning was asked for and there is none, in words; empty where there is."""
+        if self.kind is None or self.structured:
+            return ""
+        return (
+            f"no matrix reaches what {table.KINDS[self.kind]} of rank {self.rank} costs: a smaller "
+            "rank or a larger budget puts some"
+        )
 
     def cells(self) -> dict[tuple[str, str], Cell]:
         """The plan by (block, operation), both in the order of the model.
@@ -177,6 +206,8 @@ def _title(plan: Plan) -> list[str]:
     lines.append(f"trained     {plan.num_trainable:,} of a budget of {plan.budget:,}{of_all}")
     matrices = sum(len(spec.rows) for spec in plan.structured.values())
     lines.append(f"structured  {plan.num_structured:,} in {table.count(matrices, 'module')}")
+    if plan.shortfall:
+        lines.append(f"            {plan.shortfall}")
     touched = sum(positions.numel() > 0 for positions in plan.unstructured.values())
     lines.append(
         f"single      {plan.num_unstructured:,} in {table.count(touched, 'parameter tensor')}"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..files import checked_file
@@ -62,6 +63,27 @@ class Sensitivity(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether two hold the same scores of the same measurement, on whichever device."""
+        if not isinstance(other, Sensitivity):
+            return NotImplemented
+        return (
+            all(
+                getattr(self, f.name) == getattr(other, f.name)
+                for f in fields(self)
+                if f.name != "scores"
+            )
+            and self.scores.keys() == other.scores.keys()
+            and all(
+                torch.equal(score.cpu(), other.scores[name].cpu())
+                for name, score in self.scores.items()
+            )
+        )
+
+    def __hash__(self) -> int:
+        # scores are left out: equal ones have equal hashes all the same
+        return hash((self.model_name, self.num_samples, self.backbone_numel, tuple(self.info)))
 
     def __repr__(self) -> str:
         numel = sum(what.numel for what in self.info.values())

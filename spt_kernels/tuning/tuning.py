@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import BaseModelMismatch
 from ..layers import is_tuned, tuned_modules, untune
+from ..layers.late_optimizer import mark_frozen
 from ..model import HeadSource, head_names
 from ..model.check import check_trainable_itself
 from ..model.head import matching_head, matching_names
@@ -86,6 +87,8 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         parameter.requires_grad_(name in head)
     whole = replace(plan, head=head, head_source=source)
     model.spt_tuning = Tuning(whole, base_head, before)  # type: ignore[assignment]
+    if places:  # where the head alone is trained, any optimizer trains it
+        mark_frozen((p for name, p in parameters.items() if name not in head), model)
     return model
 
 

@@ -230,7 +230,7 @@ def test_a_bare_resume_finds_its_job(
         capsys,
     )
     assert "--model" in complaint_of(
-        ["finetune", "--resume", "-o", str(tuned), "--epochs", "9"], capsys
+        ["finetune", "--resume", "-o", str(tuned), "--lr", "0.1"], capsys
     )
 
 
@@ -314,10 +314,11 @@ MISTAKES = {
         ["memory", "{model}", "--fits", "8", "--reserve", "8"],
         "--reserve: expected GiB from 0 to less than --fits, got 8",
     ),
-    "memory of a plan and a rank": (
-        ["memory", "{model}", "--method", "lora", "--plan", "x", "--rank", "2"],
+    "memory of a plan and two methods": (
+        ["memory", "{model}", "--method", "lora,bias", "--plan", "x"],
         "--plan: goes with one --method",
     ),
+    "memory of no plan": (["memory", "{model}", "--plan", "x"], "plan: no such file: x"),
     "memory of two ranks": (
         ["memory", "{model}", "--method", "lora-4", "--rank", "2"],
         "rank: method 'lora-4' has none",
