@@ -7,38 +7,43 @@ from typing import Annotated
 
 import typer
 
-from .options import ModelOptions, described
-from .terminal import Terminal, count, facts, size
+from .options import described
+from .saved_options import SavedOptions, check_file
+from .terminal import Terminal, count, facts, size, unbroken
 
 HELP = """Fold a task into its base model: one plain state dict.
 
   spt-kernels merge runs/photos -o merged.safetensors
-  spt-kernels merge photos.safetensors -m vit_base_patch16_224 \\
-      -w vit.safetensors -o merged.safetensors
+  spt-kernels merge photos.safetensors -w vit.safetensors \\
+      -o merged.safetensors
 
-Nothing is left to compute at inference.
-Load it with timm.create_model(name, num_classes=…) and load_state_dict, as any other.
+Nothing is left to compute at inference. Load it with
+timm.create_model(name, num_classes=…) and load_state_dict, as any other; it
+tells its classes and preprocessing, so that evaluate and predict take it, too.
 """
 
 
 def run(
     terminal: Terminal,
     task: Annotated[Path, typer.Argument(help="A run's folder, or a task file.", metavar="RUN")],
-    model: ModelOptions,
+    model: SavedOptions,
     output: Annotated[Path, described("Run", "--output -o FILE", "Where to write it.")],
     force: Annotated[bool, described("Run", "--force", "Overwrite the file.")] = False,
 ) -> None:
     """Load, merge, write."""
+    check_file("--output", output)
+    if output.suffix != ".safetensors":  # what it is, and how other programs know it
+        raise ValueError(f"--output: expected a name as merged.safetensors, got {output}")
+    if output.exists() and not force:
+        raise ValueError(f"--output: {output} is there already; --force overwrites it")
     from safetensors.torch import save
 
     from ..files.atomic import write_atomically
-    from ..finetuning.saved_run import SavedRun
+    from ..finetuning.description import as_header
 
-    if output.exists() and not force:
-        raise ValueError(f"--output: {output} is there already; --force overwrites it")
-    saved = SavedRun.find(task, model.source())
+    saved = model.find(task)
     state = {name: tensor.contiguous() for name, tensor in saved.merged().state_dict().items()}
-    data = save(state)
+    data = save(state, as_header(saved.description().to_json()))
     write_atomically(output, data)
     value = {
         "output": str(output),
@@ -51,6 +56,6 @@ def run(
     lines = [
         ("model", f"{saved.model.name}, {saved.num_classes} classes"),
         ("parameters", f"{count(value['parameters'])} in {len(state)} tensors"),
-        ("file", f"{output}, {size(len(data))}"),
+        ("file", f"{unbroken(output)}, {size(len(data))}"),
     ]
     terminal.show(value, facts(lines))

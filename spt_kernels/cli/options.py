@@ -56,8 +56,8 @@ class OutputOptions:
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """The base model."""
+class ArchitectureOptions:
+    """A model whose values are not needed."""
 
     model: Annotated[
         str | None,
@@ -71,6 +71,22 @@ class ModelOptions:
             "An argument of its constructor, as img_size=32; repeat for more.",
         ),
     ] = None
+
+    def source(self) -> ModelSource | None:
+        """The model described, `None` if none is."""
+        from ..finetuning.models import ModelSource
+
+        if self.model is None:
+            if self.model_arg:
+                raise ValueError("--model: name the architecture that --model-arg is for")
+            return None
+        return ModelSource(self.model, _parse_args(self.model_arg or []))
+
+
+@dataclass(frozen=True)
+class ModelOptions(ArchitectureOptions):
+    """The base model."""
+
     weights: Annotated[
         Path | None,
         described(

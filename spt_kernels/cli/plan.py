@@ -65,7 +65,7 @@ def run(
         from ..plan.figure import sensitivity_figure
 
         sensitivity_figure(made).savefig(picture)
-    terminal.show(plan_figures(made), made.summary())
+    terminal.show(plan_figures(made), made.summary(terminal.out.width))
 
 
 def plan_figures(plan: Any) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def plan_figures(plan: Any) -> dict[str, Any]:
         "structured_parameters": plan.num_structured,
         "budget": plan.budget,
         "backbone_parameters": plan.backbone_numel,
-        "kind": plan.kind,
+        "structured": plan.kind,
         "rank": plan.rank,
         "rule": plan.rule,
         "model": plan.model_name,
