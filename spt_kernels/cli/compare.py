@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import described
-from .saved_options import check_picture
 from .terminal import Terminal, percent, size, table
+from .written import check_picture
 
 if TYPE_CHECKING:
     from ..finetuning.comparison import ComparedWay, Comparison
@@ -32,9 +32,10 @@ def run(
     output: Annotated[
         Path | None, described("Output", "--output -o FILE", "Draw it, as a.png.")
     ] = None,
+    force: Annotated[bool, described("Output", "--force", "Overwrite that picture.")] = False,
 ) -> None:
     """Read the runs, show them, draw them."""
-    check_picture("--output", output)
+    check_picture("--output", output, force=force)
     from ..finetuning.comparison import compare_runs
 
     made = compare_runs(runs)

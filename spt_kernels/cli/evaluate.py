@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import FormOptions, MachineOptions, described, split_names
-from .saved_options import BatchOptions, SavedOptions, check_picture
+from .saved_options import BatchOptions, SavedOptions
 from .terminal import Terminal, count, percent, table, unbroken
+from .written import check_picture
 
 if TYPE_CHECKING:
     from ..finetuning.accuracy import Accuracy
@@ -67,9 +68,10 @@ def run(
         Path | None,
         described("Output", "--confusion FILE", "Draw which class is taken for which, as a.png."),
     ] = None,
+    force: Annotated[bool, described("Output", "--force", "Overwrite that picture.")] = False,
 ) -> None:
     """Find the run, load it, evaluate it, show the accuracy."""
-    check_picture("--confusion", confusion)
+    check_picture("--confusion", confusion, force=force)
     how = batch.how()
     from ..finetuning.evaluation import evaluate_saved, images_of
 

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from .options import described
-from .saved_options import SavedOptions, check_file
+from .saved_options import SavedOptions
 from .terminal import Terminal, count, facts, size, unbroken
+from .written import check_file
 
 HELP = """Fold a task into its base model: one plain state dict.
 
@@ -31,11 +32,9 @@ def run(
     force: Annotated[bool, described("Run", "--force", "Overwrite the file.")] = False,
 ) -> None:
     """Load, merge, write."""
-    check_file("--output", output)
     if output.suffix != ".safetensors":  # what it is, and how other programs know it
         raise ValueError(f"--output: expected a name as merged.safetensors, got {output}")
-    if output.exists() and not force:
-        raise ValueError(f"--output: {output} is there already; --force overwrites it")
+    check_file("--output", output, force=force)
     from safetensors.torch import save
 
     from ..files.atomic import write_atomically

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import FormOptions, MachineOptions, described, split_names
-from .saved_options import BatchOptions, SavedOptions, check_file
+from .saved_options import BatchOptions, SavedOptions
 from .terminal import Terminal, percent, table, unbroken
+from .written import check_file
 
 if TYPE_CHECKING:
     from ..finetuning.prediction import Prediction
@@ -56,9 +57,7 @@ def run(
     """Find the model, load it, look at the images, show what was seen."""
     if top < 1:
         raise ValueError(f"--top: expected at least 1, got {top}")
-    check_file("--csv", csv)
-    if csv is not None and csv.exists() and not force:
-        raise ValueError(f"--csv: {csv} is there already; --force overwrites it")
+    check_file("--csv", csv, force=force)
     how = batch.how()
     from ..files.atomic import write_atomically
     from ..finetuning.prediction import as_csv, predict

@@ -66,27 +66,3 @@ class BatchOptions:
         if self.batch_size < 1:
             raise ValueError(f"--batch-size: expected more than zero, got {self.batch_size}")
         return {"batch_size": self.batch_size, "amp": self.amp}
-
-
-def check_picture(flag: str, path: Path | None) -> None:
-    """Refuse, before the work, a picture that could not be written after it."""
-    if path is None:
-        return
-    check_file(flag, path)
-    from ..files.picture import new_figure
-
-    new_figure(1.0)  # or says what it needs
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    if path.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
-        raise ValueError(f"{flag}: expected a picture as a.png, got {path}")
-
-
-def check_file(flag: str, path: Path | None) -> None:
-    """Refuse, before the work, a file that could not be written after it."""
-    if path is None:
-        return
-    if not path.resolve().parent.is_dir():
-        raise ValueError(f"{flag}: no such folder: {path.resolve().parent}")
-    if path.is_dir():
-        raise ValueError(f"{flag}: expected a file, got the folder {path}")

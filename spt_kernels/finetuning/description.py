@@ -20,6 +20,7 @@ from ..task import read_metadata
 from .job import plain
 from .models import ModelSource
 from .pixels import Preprocessing
+from .setting import Setting
 
 KEYS = ("model", "classes", "preprocessing", "method")  # of the metadata, what is said here
 
@@ -33,7 +34,7 @@ class Description:
             trained on.
         classes: their names, in the order of the head.
         form: the preprocessing of images.
-        method: what was trained.
+        method: what was trained, where it takes that to read the values.
     """
 
     model: ModelSource | None = None
@@ -90,6 +91,15 @@ class Description:
             return cls.from_json(told)
         except ValueError as error:
             raise DeltaFormatError(f"{os.fspath(path)}: its metadata: {error}") from error
+
+
+def description_of(setting: Setting, file: str) -> Description:
+    """What a run's file tells; `file` is what `Tunable` calls it.
+
+    A task has a plan, and a whole model is what it is: only what was trained hangs on the method.
+    """
+    job, classes = setting.job, setting.splits.train.classes
+    return Description(job.model, classes, setting.form, job.method if file == "trained" else None)
 
 
 def form_of(told: Mapping[str, Any]) -> Preprocessing:

@@ -21,7 +21,7 @@ from ..plan.figure import sensitivity_figure
 from ..sensitivity import Sensitivity, skewed_sensitivity
 from .accuracy import evaluate
 from .curves import training_curves_figure
-from .description import Description
+from .description import description_of
 from .device import reproducible, seed_everything
 from .job import FinetuneJob, plain
 from .progress import Progress, Silent
@@ -88,7 +88,7 @@ def finetune(
         if plan is not None:
             plan.save(folder["plan"])
         history = _train(setting, tunable.model, folder, checkpoint_seconds, graph, progress)
-        size = tunable.save(folder[tunable.file], _description(setting).to_json())
+        size = tunable.save(folder[tunable.file], description_of(setting, tunable.file).to_json())
         accuracy = _test(setting, tunable.model, folder, progress)
     last = history[-1]
     result = {
@@ -234,12 +234,6 @@ def _machine(setting: Setting) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": {"spt_kernels": __version__, "torch": torch.__version__},
     }
-
-
-def _description(setting: Setting) -> Description:
-    """What the file that is handed over tells of itself."""
-    job = setting.job
-    return Description(job.model, setting.splits.train.classes, setting.form, job.method)
 
 
 def _config(setting: Setting) -> dict[str, Any]:

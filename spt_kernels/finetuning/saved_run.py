@@ -124,8 +124,8 @@ class SavedRun:
         return tunable.fold(tunable.model.eval())
 
     def description(self) -> Description:
-        """All that is told, to be told by another file of the same task."""
-        return Description(self.model, self.classes, self.form, self.method)
+        """All that is told, to be told by a merged model."""
+        return Description(self.model, self.classes, self.form)
 
     def _base(self) -> nn.Module:
         weights = self.model.weights
