@@ -12,7 +12,7 @@ import typer
 from .bench_tables import cost_parts, notes
 from .bench_tune import tune
 from .command import named_of
-from .options import ModelOptions, SizeOptions, described, split_names
+from .options import ArchitectureOptions, SizeOptions, described, split_names
 from .terminal import Terminal, table
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ GOT_WORSE = 1  # exit code of a comparison
 def run(
     context: typer.Context,
     terminal: Terminal,
-    model: ModelOptions,
+    model: ArchitectureOptions,
     size: SizeOptions,
     what: Annotated[str, typer.Argument(help="table7 or tune.", metavar="WHAT")] = TABLE,
     methods: Annotated[

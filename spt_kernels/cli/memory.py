@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ..files.picture import check_can_draw
 from ..methods import METHODS
-from .options import ModelOptions, SizeOptions, described, split_names
+from .options import ArchitectureOptions, SizeOptions, described, split_names
 from .terminal import Terminal
 from .training_options import parse_budget
 from .written import check_file
@@ -135,7 +135,7 @@ class FitOptions:
 
 def run(
     terminal: Terminal,
-    model: ModelOptions,
+    model: ArchitectureOptions,
     step: StepOptions,
     fit: FitOptions,
     output: Annotated[
@@ -166,8 +166,7 @@ def run(
         memory_figure(estimates, title=title).savefig(output)
     value: dict[str, Any] = {"model": source.name, "optimizer_name": step.optimizer}
     values = {name: found.to_json() for name, found in answers.items()}
-    is_table = len(values) > 1 or bool(missing)
-    value |= {"methods": values, "missing": missing} if is_table else values[next(iter(values))]
+    value |= {"methods": values, "missing": missing}
     parts = _parts(answers, missing, title, terminal.out.width, fit.reserve)
     if output is not None:
         parts.append(f"written to {output}")

@@ -57,8 +57,8 @@ class OutputOptions:
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """The base model."""
+class ArchitectureOptions:
+    """A model whose values are not needed."""
 
     model: Annotated[
         str | None,
@@ -73,6 +73,22 @@ class ModelOptions:
             "classes is that of the data.",
         ),
     ] = None
+
+    def source(self) -> ModelSource | None:
+        """The model described, `None` if none is."""
+        from ..finetuning.models import ModelSource
+
+        if self.model is None:
+            if self.model_arg:
+                raise ValueError("--model: name the architecture that --model-arg is for")
+            return None
+        return ModelSource(self.model, _parse_args(self.model_arg or []))
+
+
+@dataclass(frozen=True)
+class ModelOptions(ArchitectureOptions):
+    """The base model."""
+
     weights: Annotated[
         Path | None,
         described(

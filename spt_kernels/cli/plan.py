@@ -84,7 +84,7 @@ def run(
 
         sensitivity_figure(made).savefig(picture)
     written = [str(path) for path in (output, picture) if path is not None]
-    parts = [made.summary(), *(f"written to {path}" for path in written)]
+    parts = [made.summary(terminal.out.width), *(f"written to {path}" for path in written)]
     terminal.show({**plan_figures(made), "written": written}, *parts)
 
 
@@ -96,7 +96,7 @@ def plan_figures(plan: Any) -> dict[str, Any]:
         "structured_parameters": plan.num_structured,
         "budget": plan.budget,
         "backbone_parameters": plan.backbone_numel,
-        "kind": plan.kind,
+        "structured": plan.kind,
         "rank": plan.rank,
         "rule": plan.rule,
         "model": plan.model_name,

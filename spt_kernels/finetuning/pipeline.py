@@ -19,6 +19,7 @@ from ..sensitivity import Sensitivity, skewed_sensitivity
 from .accuracy import evaluate
 from .checkpoint import Best, put_state
 from .curves import training_curves_figure
+from .description import description_of
 from .device import reproducible, seed_everything
 from .facts import accounted_bytes, config_of, facts_of, machine_of, measured_bytes, trains
 from .given_plan import (
@@ -165,8 +166,9 @@ def _finish(
 ) -> dict[str, Any]:
     """Save what was trained, test it, draw it, and write down the result."""
     tunable, last, plan = ready.tunable, history[-1], ready.plan
-    size = tunable.save(folder[tunable.file])
-    best_file = _save_best(tunable, folder, best, last.epoch)
+    described = description_of(setting, tunable.file).to_json()
+    size = tunable.save(folder[tunable.file], described)
+    best_file = _save_best(tunable, folder, best, last.epoch, described)
     accuracy = _test(setting, tunable.model, folder, log)
     if plan is not None and plan.selected:
         sensitivity_figure(plan).savefig(folder["sensitivity_picture"])
@@ -309,7 +311,11 @@ def _train(
 
 
 def _save_best(
-    tunable: Tunable, folder: RunFolder, best: Best | None, last_epoch: int
+    tunable: Tunable,
+    folder: RunFolder,
+    best: Best | None,
+    last_epoch: int,
+    described: dict[str, Any],
 ) -> str | None:
     """Write what the best epoch trained beside the last one's; its name, `None` if they are one."""
     path = folder[f"best_{tunable.file}"]
@@ -318,7 +324,7 @@ def _save_best(
         return None
     last = Best.take(last_epoch, tunable.model)
     put_state(tunable.model, best.tensors)
-    tunable.save(path)
+    tunable.save(path, described)
     put_state(tunable.model, last.tensors)
     return path.name
 

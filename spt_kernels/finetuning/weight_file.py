@@ -100,8 +100,12 @@ def own_kind(path: str | os.PathLike[str]) -> str | None:
     Raises:
         ValueError: no such file, or a safetensors file that is cut or damaged.
     """
-    path = Path(path)
-    return kind_of(metadata_of(path)) if _opening(path)[8:9] == b"{" else None
+    return kind_of(metadata_of(path)) if is_safetensors(path) else None
+
+
+def is_safetensors(path: str | os.PathLike[str]) -> bool:
+    """Whether a file opens as safetensors do; `ValueError` if there is none."""
+    return _opening(Path(path))[8:9] == b"{"
 
 
 def metadata_of(path: str | os.PathLike[str]) -> dict[str, str]:

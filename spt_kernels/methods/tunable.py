@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -31,6 +32,8 @@ from ..plan import LoraSpec, Plan
 from ..task import load_delta, merge, save_delta
 from ..task.file.fingerprint import Fingerprint
 from ..tuning import apply
+
+IN_MODEL = "spt_kernels"  # of a safetensors header: where a whole model has its metadata, as JSON
 
 
 @dataclass(frozen=True)
@@ -72,16 +75,26 @@ class Tunable:
         vars(plain).pop("spt_method", None)  # it may be tuned anew
         return plain
 
-    def save(self, path: str | os.PathLike[str]) -> int:
-        """Write what was learnt, whole or not at all, and return the size of the file in bytes."""
+    def save(
+        self, path: str | os.PathLike[str], metadata: Mapping[str, Any] = MappingProxyType({})
+    ) -> int:
+        """Write what was learnt, whole or not at all, and return the size of the file in bytes.
+
+        Args:
+            path: of the file.
+            metadata: what else it is to tell, as JSON values by name.
+        """
         if self.file == "task":
-            return save_delta(self.model, path)
+            return save_delta(self.model, path, metadata=metadata)
         if self.file == "trained":
             base = {name: own.to_json() for name, own in self._base().items()}
             document = {"model_name": type(self.model).__name__, "base": base}
+            if metadata:
+                document["metadata"] = dict(metadata)
             return checked_file.write(path, "trained", document, self._state())
         state = {n: t.detach().cpu().contiguous() for n, t in self.model.state_dict().items()}
-        file = save(state)
+        # under one key: the order of several would be another at each time
+        file = save(state, {IN_MODEL: json.dumps(dict(metadata))} if metadata else None)
         write_atomically(path, file)
         return len(file)
 

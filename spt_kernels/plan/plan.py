@@ -122,7 +122,7 @@ class Plan:
         )
 
     def cells(self) -> dict[tuple[str, str], Cell]:
-        """The plan by (block, operation), both in the order of the model.
+        """The plan by (block, operation), both in the order of the model, blocks by their numbers.
 
         Biases and norms are gathered under the operations `"bias"` and `"norm"`, whatever they
         belong to.
@@ -147,12 +147,19 @@ class Plan:
                 cell = Cell(numel, selected, unstructured, structured)
                 key = (info.block, operation)
                 cells[key] = cells.get(key, Cell()) + cell
-        return cells
+        # names that come from a file, or from a dict of one's own, may be in another order
+        places = {b: i for i, b in enumerate(table.in_numeric_order(b for b, _ in cells))}
+        return dict(sorted(cells.items(), key=lambda item: places[item[0][0]]))
 
-    def summary(self) -> str:
-        """An aligned text table: trained parameters by block and by operation."""
-        cells = table.render(self.cells(), self.kind)
-        return "\n".join([*_title(self), "", "trained parameters by block and operation", *cells])
+    def summary(self, width: int = table.WIDTH) -> str:
+        """An aligned text table: trained parameters by block and by operation.
+
+        Args:
+            width: most characters of a line; a wider table is broken into several.
+        """
+        lines = [part for line in _title(self) for part in table.wrapped(line, 12, width)]
+        lines += ["", *table.wrapped("trained parameters by block and operation", 0, width)]
+        return "\n".join([*lines, *table.render(self.cells(), self.kind, width)])
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the positions, ready for `json.dumps`."""

@@ -8,12 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from spt_kernels.finetuning.merged_file import (
-    MergedAbout,
-    check_merged_name,
-    read_about,
-    write_merged,
-)
+from spt_kernels.finetuning.description import Description
+from spt_kernels.finetuning.merged_file import check_merged_name, write_merged
 from spt_kernels.finetuning.models import ModelSource, build
 from spt_kernels.finetuning.pixels import Preprocessing
 from spt_kernels.finetuning.saved_run import SavedRun
@@ -21,8 +17,8 @@ from spt_kernels.finetuning.saved_run import SavedRun
 from .pictures_on_disk import TINY
 
 NAME = "vit_tiny_patch16_224"
-ABOUT = MergedAbout(
-    ModelSource(NAME, TINY, weights="base.safetensors"),
+ABOUT = Description(
+    ModelSource(NAME, TINY),
     ("a, b", "ç"),
     Preprocessing(16, (0.5,) * 3, (0.5,) * 3),
 )
@@ -32,7 +28,7 @@ ABOUT = MergedAbout(
 def test_a_merged_file_is_a_base_and_a_run(tmp_path: Path, suffix: str) -> None:
     model = build(ModelSource(NAME, TINY), 2, seed=7).model
     path = tmp_path / f"merged{suffix}"
-    assert write_merged(path, model.state_dict(), ABOUT) == path.stat().st_size
+    assert write_merged(path, model.state_dict(), ABOUT.to_json()) == path.stat().st_size
     base = build(ModelSource(NAME, TINY, weights=str(path)), 2)
     assert not base.head_is_new
     found = SavedRun.find(path, None if suffix == ".safetensors" else ModelSource(NAME, TINY))
@@ -45,12 +41,9 @@ def test_a_merged_file_is_a_base_and_a_run(tmp_path: Path, suffix: str) -> None:
     if suffix != ".safetensors":
         state = torch.load(path, weights_only=True)  # a plain state dict, for load_state_dict
         assert state.keys() == model.state_dict().keys()
-        assert read_about(path) is None
+        assert Description.of(path) == Description()
     else:
-        about = read_about(path)
-        assert about is not None
-        assert (about.classes, about.form) == (ABOUT.classes, ABOUT.form)
-        assert about.model.weights is None
+        assert Description.of(path) == ABOUT
         assert found.classes == ABOUT.classes
         with safe_open(path, framework="pt") as file:
             assert file.metadata()["format"] == "pt"
@@ -78,5 +71,5 @@ def test_a_state_dict_without_a_head_has_no_classes(tmp_path: Path) -> None:
     write_merged(tmp_path / "m.pt", body)
     with pytest.raises(ValueError, match="has no head of vit_tiny"):
         SavedRun.find(tmp_path / "m.pt", ModelSource(NAME, TINY))
-    with pytest.raises(ValueError, match="name the base model"):
+    with pytest.raises(ValueError, match="does not tell its base model; name it"):
         SavedRun.find(tmp_path / "m.pt")
