@@ -76,12 +76,17 @@ def build(
     Raises:
         ValueError: an unknown architecture or argument, or weights that do not fit it.
     """
+    check_arguments(source.args, num_classes)
     torch.manual_seed(seed)  # of the head's initial values
     model, rate = _create(source, num_classes, drop_path)
     fresh = {name: model.state_dict()[name].clone() for name in head_names(model)}
 
     def create(more: Mapping[str, Any]) -> nn.Module:
-        return _create(replace(source, args={**source.args, **more}), num_classes, 0.0)[0]
+        # not `_create`, which says of any failure that the arguments are to blame
+        own = {"num_classes": num_classes, "drop_path_rate": 0.0, **source.args, **more}
+        if not rate:  # an architecture without stochastic depth has no such argument
+            del own["drop_path_rate"]
+        return timm.create_model(source.name, **own)
 
     def create_empty(more: Mapping[str, Any]) -> nn.Module:
         return _create_empty(replace(source, args={**source.args, **more}), num_classes)
@@ -158,7 +163,6 @@ def _create(
         close = difflib.get_close_matches(source.name, timm.list_models(), n=3)
         hint = f"; did you mean {', '.join(close)}?" if close else "; timm.list_models() lists them"
         raise ValueError(f"model: timm has no {source.name!r}{hint}")
-    check_arguments(source.args, num_classes)
     args = {"num_classes": num_classes, **source.args}
     rate = drop_path if drop_path is not None else args.pop("drop_path_rate", 0.1)
     try:
@@ -191,6 +195,7 @@ def _create(
 def _sized(
     source: ModelSource, num_classes: int, image_size: int | None
 ) -> tuple[ModelSource, nn.Module]:
+    check_arguments(source.args, num_classes)
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size: expected at least 1, got {image_size}")
     if image_size is not None and "img_size" not in source.args:

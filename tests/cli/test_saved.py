@@ -129,9 +129,9 @@ def test_a_merged_file_tells_as_much(
     )
     assert after["confusion"] == before["confusion"]
     assert after["loss"] == pytest.approx(before["loss"], abs=1e-4)
-    said = complaint_of(["merge", task, "-o", str(tmp_path / "merged.pt")], capsys)
-    assert "--output: expected a name as merged.safetensors" in said
-    assert not (tmp_path / "merged.pt").exists()
+    said = complaint_of(["merge", task, "-o", str(tmp_path / "merged.ckpt")], capsys)
+    assert "--output: expected a name that ends in" in said
+    assert not (tmp_path / "merged.ckpt").exists()
 
 
 def test_weights_that_have_moved_are_named(
