@@ -72,7 +72,7 @@ def run(
         "idle": parts_of(measured.idle, measured),
         "share_by_operation": _shares(measured),
     }
-    terminal.show(value, *_parts(value, head_line(measured.head, measured.head_source)))
+    terminal.show(value, *_parts(value, head_line(measured.head, measured.head_source, measured)))
 
 
 def _shares(measured: Any) -> dict[str, float]:
