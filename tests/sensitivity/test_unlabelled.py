@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import spt_kernels as spt
 from spt_kernels.sensitivity.per_sample import batches as batches_module
+from spt_kernels.sensitivity.per_sample.losses import PerSampleLoss
 from tests.sensitivity.per_sample_truth import assert_exact
 
 CLASSES = 3
@@ -71,6 +72,25 @@ def test_scores_are_those_of_the_samples_with_labels(loss: str, void: tuple[int,
     valid = [i for i in range(6) if i not in void]
     assert sensitivity.num_samples == len(valid)
     assert_exact(sensitivity, model, [(images[valid], masks[valid])], loss_fn)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "module", "module-sum"])
+def test_targets_on_a_card_are_looked_at_with_their_loss(
+    loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # where the host would have to wait for the card
+    monkeypatch.setattr(PerSampleLoss, "labelled", lambda self, target, batch: None)
+    loss_fn, ignored = LOSSES[loss]
+    images, masks = pictures(ignored=ignored, void=(0, 1, 4))
+    model = segmenter()
+    sensitivity = spt.measure_sensitivity(model, [(images, masks)], loss_fn, progress=False)
+    assert (sensitivity.num_samples, sensitivity.fallback) == (3, ())
+    assert_exact(sensitivity, model, [(images[[2, 3, 5]], masks[[2, 3, 5]])], loss_fn)
+    labels = torch.where(torch.arange(6) % 2 == 0, ignored, 1)
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, CLASSES))
+    sensitivity = spt.measure_sensitivity(classifier, [(images, labels)], loss_fn, progress=False)
+    assert (sensitivity.num_samples, sensitivity.fallback) == (3, ())
+    assert_exact(sensitivity, classifier, [(images[1::2], labels[1::2])], loss_fn)
 
 
 def through_matmul(loss_fn: Callable[..., Tensor]) -> tuple[nn.Module, Callable[..., Tensor]]:
