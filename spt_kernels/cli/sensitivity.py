@@ -77,7 +77,7 @@ def run(
         "share_by_operation": _shares(measured),
         "written": [str(output)],
     }
-    terminal.show(value, *_parts(value, head_line(measured.head, measured.head_source)))
+    terminal.show(value, *_parts(value, head_line(measured.head, measured.head_source, measured)))
 
 
 def _shares(measured: Any) -> dict[str, float]:

@@ -56,7 +56,7 @@ def tune_entries(
         else:
             parameter = model.get_parameter(name).requires_grad_()
             parameter.register_hook(mask_of(parameter, index).mul)
-    return Tunable(model, plan.num_trainable, in_head, fold=folding(replaced), file=file)
+    return Tunable(model, plan.num_trainable, fold=folding(replaced), file=file, in_head=in_head)
 
 
 def mask_of(parameter: Tensor, index: Tensor) -> Tensor:

@@ -43,18 +43,18 @@ class Tunable:
     Attributes:
         model: trains what requires a gradient.
         trained: how many values change, besides the head's.
-        in_head: how many values of the head change.
         plan: what was applied, None where nothing was.
         fold: makes the plain model of the trained one, in place; None where nothing can.
         file: what `save` writes: the `"task"`, what was `"trained"`, or the whole `"model"`.
+        in_head: how many values of the head change.
     """
 
     model: nn.Module
     trained: int
-    in_head: int
     plan: Plan | None = None
     fold: Callable[[nn.Module], nn.Module] | None = None
     file: str = "trained"
+    in_head: int = 0
 
     def optimizer(
         self,
@@ -194,7 +194,7 @@ def applied(model: nn.Module, plan: Plan | None) -> Tunable:
     fold = None if plan.kind == "adapter" and plan.structured else merge
     tuning: Any = model.spt_tuning
     in_head = sum(base.numel() for base in tuning.base_head.values())
-    return Tunable(model, plan.num_trainable, in_head, plan, fold, "task")
+    return Tunable(model, plan.num_trainable, plan, fold, "task", in_head)
 
 
 def counted(
@@ -216,7 +216,7 @@ def counted(
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     in_head = head_numel(model, head) if in_head is None else in_head
-    return Tunable(model, trained - in_head, in_head, fold=fold, file=file)
+    return Tunable(model, trained - in_head, fold=fold, file=file, in_head=in_head)
 
 
 def as_it_is(model: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ HeadPatterns = str | Iterable[str]
 # Where a head is known from: what the loss reads, the user, or names; "" where nobody has decided
 HeadSource = Literal["", "loss", "given", "names"]
 
+_MOST = 4  # names in a line
 _ATTRIBUTES = ("head", "head_dist", "fc", "classifier", "heads")
 
 
@@ -82,10 +83,19 @@ def head_source(value: Any) -> HeadSource:
     return value  # type: ignore[no-any-return]
 
 
-def head_line(head: Sequence[str], source: HeadSource) -> str:
-    """In words what was taken for the head, or that nothing was."""
+def head_line(head: Sequence[str], source: HeadSource, others: Iterable[str] = ()) -> str:
+    """In words what was taken for the head, or that nothing was.
+
+    Args:
+        head: names of its parameters.
+        source: where it is known from.
+        others: of parameters outside of it, by which to tell whole modules from parts.
+    """
     if head:
-        return f"{in_few_words(layers_of(head))} (trained whole, not in the budget)"
+        layers = layers_of(head)
+        if len(layers) > _MOST:
+            layers = parts_of(head, others)
+        return f"{in_few_words(layers)} (trained whole, not in the budget)"
     if source == "":
         return "not decided: what its name says, when the plan is applied"
     found = {"given": "none, as asked for", "loss": "none found", "names": "none by name"}
@@ -119,7 +129,7 @@ def _prefixes(name: str) -> list[str]:
     return [".".join(parts[:stop]) for stop in range(1, len(parts))]
 
 
-def in_few_words(names: Sequence[str], most: int = 4) -> str:
+def in_few_words(names: Sequence[str], most: int = _MOST) -> str:
     """The first few names, for a line."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 

@@ -62,10 +62,7 @@ def last_parameters(
 
 
 def _read_by(loss: Tensor, boundary: set[_Edge]) -> tuple[list[_Edge], bool]:
-    """The outputs that a loss reads, and whether it takes them for scores of classes.
-
-    Of outputs that nothing is known of (in a class of the model's own) it is the loss that counts.
-    """
+    """The outputs that a loss reads, and whether it takes them for scores of classes."""
     start: _Edge = (loss.grad_fn, loss.output_nr)
     if start in boundary:
         return [start], False
@@ -81,8 +78,7 @@ def _read_by(loss: Tensor, boundary: set[_Edge]) -> tuple[list[_Edge], bool]:
             elif edge[0] is not None and edge[0] not in seen:
                 seen.add(edge[0])
                 waiting.append(edge[0])
-    # what was met behind an output of unknown form is not the loss's own
-    return (list(read), scored) if read else ([start], False)
+    return list(read), scored
 
 
 @dataclass

@@ -219,7 +219,7 @@ def _title(plan: Plan) -> list[str]:
     lines.append(
         f"single      {plan.num_unstructured:,} in {table.count(touched, 'parameter tensor')}"
     )
-    lines.append(f"head        {head_line(plan.head, plan.head_source)}")
+    lines.append(f"head        {head_line(plan.head, plan.head_source, plan.info)}")
     return lines
 
 

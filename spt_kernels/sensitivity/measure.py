@@ -133,7 +133,7 @@ def measure_sensitivity(
     # a head all of which is included has been decided on
     source: HeadSource = "loss" if given is None and (remaining or not last) else "given"
     level = logging.INFO if remaining or source == "given" else logging.WARNING
-    logger.log(level, "head: %s", head_line(remaining, source))
+    logger.log(level, "head: %s", head_line(remaining, source, info))
     return Sensitivity(
         scores=scores,
         info=info,

@@ -204,12 +204,14 @@ def test_sensitivity_then_plans_of_several_budgets(
         "--samples",
         "9",
     ]
-    value = json_of([*arguments, "-q"], capsys)
+    value = json_of([*arguments, "--head", "head.*", "-q"], capsys)
     assert value["samples"] == 9
+    assert (value["head"], value["idle"]) == (["head"], [])
     assert sum(value["share_by_operation"].values()) == pytest.approx(1.0)
     for budget, expected in (("300", 300), ("0.4k", 400), ("1%", None), ("0.01", None)):
         plan = json_of(["plan", str(file), "-b", budget, "--rank", "2"], capsys)
         assert plan["trained_parameters"] == plan["budget"]
+        assert (plan["head"], plan["head_source"]) == (["head.weight", "head.bias"], "given")
         assert plan["budget"] == expected or int(0.01 * plan["backbone_parameters"])
         assert sum(cell["structured"] for cell in plan["cells"]) == plan["structured_parameters"]
     out, picture = place / "p.safetensors", place / "p.png"

@@ -12,6 +12,8 @@ from torch.utils import _pytree as pytree
 
 from .losses import samples_of
 
+_PATIENCE = 256
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -89,13 +91,17 @@ class Samples:
     def __iter__(self) -> Iterator[Batch]:
         return self
 
+    @property
+    def patience(self) -> int:
+        """After how many samples none of which counts it may be an endless stream of them."""
+        return max(self.wanted, _PATIENCE)
+
     def __next__(self) -> Batch:
         if self._put_back is not None:
             batch, self._put_back = self._put_back, None
             return batch
         while self._remaining:
-            # so many without any label, and it may be an endless stream of them
-            is_in_vain = not self._has_yielded and self._n_unlabelled >= self.wanted
+            is_in_vain = not self._has_yielded and self._n_unlabelled >= self.patience
             index, item = (None, None) if is_in_vain else next(self._batches, (None, None))
             if index is None:
                 break

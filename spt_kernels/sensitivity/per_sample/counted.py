@@ -42,8 +42,8 @@ def on_first_counted(
             samples.give_back(batch.size - len(counting))
             if not counting:
                 passed_over, index = passed_over + batch.size, batch.index
-                if passed_over >= samples.wanted:
-                    break  # it may be an endless stream of them
+                if passed_over >= samples.patience:
+                    break
                 continue
             batch = batch.keep(counting)
             made = attempt(batch)

@@ -45,16 +45,15 @@ class PerSampleLoss:
         return self._name
 
     def labelled(self, target: Any, batch: int) -> list[int] | None:
-        """Which samples have a label at all; None for all, and where only the loss can tell.
+        """Which samples have a label at all; None for all, and where it is not known before a loss.
 
-        A target of `ignore_index` everywhere has none: its own mean would be 0 / 0.
+        A target of `ignore_index` everywhere has none: its own mean would be 0 / 0. One on a card
+        is looked at with its loss, as the host would wait for the card here.
         """
-        if not self._is_classification() or not isinstance(target, Tensor):
+        tensors = [leaf for leaf in pytree.tree_leaves(target) if isinstance(leaf, Tensor)]
+        if not all(tensor.is_cpu for tensor in tensors):
             return None
-        if target.is_floating_point() or target.ndim == 0 or len(target) != batch:
-            return None
-        has_label = (target != self._ignored()).reshape(batch, -1).any(1)
-        return None if bool(has_label.all()) else has_label.nonzero().flatten().tolist()
+        return self._with_labels(target, batch)
 
     def total(self, outputs: Any, target: Any, batch: int) -> tuple[Tensor, int]:
         """Sum of the losses of all samples, a scalar, and how many of them count.
@@ -62,11 +61,16 @@ class PerSampleLoss:
         One whose loss needs no gradient counts as none, as many loss functions give a constant for
         a sample without labels.
         """
-        self._check_labels(outputs, target)
+        may_lack = self._check_labels(outputs, target)
+        with_labels = self._with_labels(target, batch) if may_lack else None
         if self._is_plain_cross_entropy(outputs, target):
-            return F.cross_entropy(outputs, target, reduction="sum"), batch
-        losses = [self._call(*pair) for pair in _pairs(outputs, target, batch)]
-        return _summed([loss for loss in losses if loss.requires_grad], losses)
+            counted = batch if with_labels is None else len(with_labels)
+            return F.cross_entropy(outputs, target, reduction="sum"), counted
+        pairs = _pairs(outputs, target, batch)
+        if with_labels is not None:
+            pairs = [pairs[sample] for sample in with_labels]
+        losses = [self._call(*pair) for pair in pairs]
+        return _summed([loss for loss in losses if loss.requires_grad], target)
 
     def total_of_defined(self, outputs: Any, target: Any, batch: int) -> tuple[Tensor, int]:
         """`total` without the samples whose loss is undefined; slower."""
@@ -76,7 +80,7 @@ class PerSampleLoss:
             for sample, loss in enumerate(losses)
             if self.counts(loss, outputs, target, batch, sample)
         ]
-        return _summed(counting, losses)
+        return _summed(counting, target)
 
     def of_sample(self, outputs: Any, target: Any, batch: int, sample: int) -> Tensor:
         """The loss of one sample, a scalar."""
@@ -97,10 +101,12 @@ class PerSampleLoss:
     def is_undefined(
         self, loss: Tensor, outputs: Any, target: Any, batch: int, sample: int
     ) -> bool:
-        """Whether the loss is NaN whatever the outputs are, as a mean over no labels is."""
+        """Whether there is no label, or the loss is NaN whatever the outputs are, as a mean is."""
+        output, label = _pair_of(outputs, target, batch, sample)
+        if self._with_labels(label, 1) == []:
+            return True
         if not bool(loss.isnan()):
             return False
-        output, label = _pair_of(outputs, target, batch, sample)
         tensors = [t for t in pytree.tree_leaves(label) if isinstance(t, Tensor)]
         if any(t.is_floating_point() and bool(t.isnan().any()) for t in tensors):
             return False  # an error in the data
@@ -131,6 +137,15 @@ class PerSampleLoss:
             )
         return loss
 
+    def _with_labels(self, target: Any, batch: int) -> list[int] | None:
+        """Which samples have a label at all; None for all, and where only the loss can tell."""
+        if not self._is_classification() or not isinstance(target, Tensor):
+            return None
+        if target.is_floating_point() or target.ndim == 0 or len(target) != batch:
+            return None
+        has_label = (target != self._ignored()).reshape(batch, -1).any(1)
+        return None if bool(has_label.all()) else has_label.nonzero().flatten().tolist()
+
     def _is_classification(self) -> bool:
         is_module = isinstance(self._loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss))
         return is_module or self._loss_fn in (F.cross_entropy, F.nll_loss)
@@ -139,10 +154,14 @@ class PerSampleLoss:
         """The label that means none."""
         return int(getattr(self._loss_fn, "ignore_index", -100))
 
-    def _check_labels(self, outputs: Any, target: Any) -> None:
-        """Name the target when labels do not fit a classification loss; a GPU only aborts."""
+    def _check_labels(self, outputs: Any, target: Any) -> bool:
+        """Name the target when labels do not fit a classification loss; a GPU only aborts.
+
+        Returns:
+            Whether some of them may be missing.
+        """
         if not self._is_classification():
-            return
+            return False
         if not isinstance(outputs, Tensor) or outputs.ndim < 2:
             raise ValueError(
                 f"loss_fn {self._name}: expected a model output of [samples, classes], got "
@@ -151,7 +170,7 @@ class PerSampleLoss:
         if not isinstance(target, Tensor):
             raise TypeError(f"target: expected a tensor of labels, got {type(target).__name__}")
         if target.is_floating_point() and target.shape == outputs.shape:
-            return  # probabilities
+            return False  # probabilities
         if target.dtype not in (torch.int64, torch.uint8):
             raise TypeError(f"target: expected labels of dtype int64, got {target.dtype}")
         expected = (outputs.shape[0], *outputs.shape[2:])
@@ -159,6 +178,7 @@ class PerSampleLoss:
             raise ValueError(f"target: expected shape {expected}, got {tuple(target.shape)}")
         n_classes = outputs.shape[1]
         low, high = _range(target)
+        may_lack = low <= self._ignored() <= high
         if low < 0 or high >= n_classes:
             # only where need be, as it takes a copy
             low, high = _range(target[target != self._ignored()])
@@ -168,6 +188,7 @@ class PerSampleLoss:
                 f"classes, or {self._ignored()} for none (ignore_index), got "
                 f"{low if low < 0 else high}"
             )
+        return may_lack
 
 
 def _range(labels: Tensor) -> tuple[int, int]:
@@ -177,9 +198,10 @@ def _range(labels: Tensor) -> tuple[int, int]:
     return int(low), int(high)
 
 
-def _summed(counted: list[Tensor], losses: list[Tensor]) -> tuple[Tensor, int]:
+def _summed(counted: list[Tensor], target: Any) -> tuple[Tensor, int]:
     if not counted:
-        return losses[0].new_zeros(()), 0
+        tensors = [leaf for leaf in pytree.tree_leaves(target) if isinstance(leaf, Tensor)]
+        return torch.zeros((), device=tensors[0].device if tensors else None), 0
     return torch.stack(counted).sum(), len(counted)
 
 
