@@ -212,8 +212,9 @@ def _check(
     body: Mapping[str, Tensor],
     head: set[str],
 ) -> None:
-    missing = [n for n, t in body.items() if n not in found and t.is_floating_point()]
-    missing = [n for n in missing if n not in _final_norms(model, found)]
+    absent = {n for n, t in body.items() if n not in found and t.is_floating_point()}
+    spared = _final_norms(model, found) if absent else set()
+    missing = [n for n in body if n in absent and n not in spared]
     other = [n for n in body if n in found and found[n].shape != body[n].shape]
     roots = {name.partition(".")[0] for name in body}
     beyond = [n for n, t in _left_over(found, body, head).items() if n.partition(".")[0] in roots]
