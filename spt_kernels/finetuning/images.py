@@ -87,7 +87,9 @@ def read_folder(root: str | os.PathLike[str], *, allow_empty: bool = False) -> L
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"no such folder: {root}")
-    named = sorted(entry.name for entry in root.iterdir() if _is_shown(entry) and entry.is_dir())
+    named = sorted(
+        entry.name for entry in root.iterdir() if _is_shown(entry.name) and entry.is_dir()
+    )
     if not named:
         raise ValueError(f"{root}: expected one folder per class, found none{_loose(root)}")
     found = {name: sorted(_images_below(root / name, (_identity(root),))) for name in named}
@@ -184,13 +186,14 @@ def _images_below(folder: Path, inside: tuple[tuple[int, int], ...]) -> Iterator
     identity = _identity(folder)
     if identity in inside:
         return  # a link back to where it is
-    for entry in folder.iterdir():
-        if not _is_shown(entry):
-            continue
-        if entry.is_dir():
-            yield from _images_below(entry, (*inside, identity))
-        elif entry.suffix.lower() in SUFFIXES:
-            yield entry
+    with os.scandir(folder) as entries:  # which knows what is a folder without asking each
+        for entry in entries:
+            if not _is_shown(entry.name):
+                continue
+            if entry.is_dir():
+                yield from _images_below(Path(entry.path), (*inside, identity))
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                yield Path(entry.path)
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -198,11 +201,11 @@ def _identity(folder: Path) -> tuple[int, int]:
     return state.st_dev, state.st_ino
 
 
-def _is_shown(entry: Path) -> bool:
-    return not entry.name.startswith(".") and entry.name not in _LEFT_BEHIND
+def _is_shown(name: str) -> bool:
+    return not name.startswith(".") and name not in _LEFT_BEHIND
 
 
 def _loose(root: Path) -> str:
     """A word where the images lie in the folder itself."""
-    loose = [p for p in root.iterdir() if _is_shown(p) and p.suffix.lower() in SUFFIXES]
+    loose = [p for p in root.iterdir() if _is_shown(p.name) and p.suffix.lower() in SUFFIXES]
     return f" but {len(loose)} images that are in no folder" if loose else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -133,14 +133,19 @@ def sized_for(source: ModelSource, num_classes: int, image_size: int | None) -> 
 def preprocessing_of(model: nn.Module, **overrides: Any) -> Preprocessing:
     """The preprocessing that `model` was trained with; an override that is `None` changes nothing.
 
+    A model of one channel takes grey images, normalised by the average over colours.
+
     Raises:
-        ValueError: the model takes images of another size than asked for.
+        ValueError: the model takes images of another size, or of other channels, than asked for.
     """
     config = timm.data.resolve_model_data_config(model)
+    channels = getattr(model, "in_chans", config["input_size"][0])
+    if channels not in (1, 3):
+        raise ValueError(f"in_chans: images have 1 channel or 3, this model takes {channels}")
     values: dict[str, Any] = {
         "size": config["input_size"][-1],
-        "mean": tuple(config["mean"]),
-        "std": tuple(config["std"]),
+        "mean": _per_channel(config["mean"], channels),
+        "std": _per_channel(config["std"], channels),
         "interpolation": config["interpolation"],
     }
     own_size = getattr(getattr(model, "patch_embed", None), "img_size", None)
@@ -153,7 +158,17 @@ def preprocessing_of(model: nn.Module, **overrides: Any) -> Preprocessing:
             f"image_size: this model takes {own_size[0]}, got {values['size']}; "
             f"build it for another size with the model argument img_size={values['size']}"
         )
-    return Preprocessing(**values)
+    form = Preprocessing(**values)
+    if len(form.mean) != channels:
+        raise ValueError(
+            f"mean, std: this model takes images of {channels} channels, "
+            f"got {len(form.mean)} values"
+        )
+    return form
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def _create(

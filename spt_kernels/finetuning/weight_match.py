@@ -212,8 +212,9 @@ def _check(
     body: Mapping[str, Tensor],
     head: set[str],
 ) -> None:
-    missing = [n for n, t in body.items() if n not in found and t.is_floating_point()]
-    missing = [n for n in missing if n not in _final_norms(model, found)]
+    absent = {n for n, t in body.items() if n not in found and t.is_floating_point()}
+    spared = _final_norms(model, found) if absent else set()
+    missing = [n for n in body if n in absent and n.rpartition(".")[0] not in spared]
     other = [n for n in body if n in found and found[n].shape != body[n].shape]
     roots = {name.partition(".")[0] for name in body}
     beyond = [n for n, t in _left_over(found, body, head).items() if n.partition(".")[0] in roots]
@@ -241,12 +242,14 @@ def _left_over(
 
 def _final_norms(model: nn.Module, found: Mapping[str, Tensor]) -> set[str]:
     """Norms outside the blocks that the file has nothing of: pre-training may go without."""
+    norms = {
+        name.rpartition(".")[0] for name, what in describe(model).items() if what.kind == "norm"
+    }
     return {
-        name
-        for name, what in describe(model).items()
-        if what.kind == "norm"
-        and not re.search(r"\.\d+\.", name)
-        and not any(other.startswith(f"{name.rpartition('.')[0]}.") for other in found)
+        place
+        for place in norms
+        if not re.search(r"\.\d+(\.|$)", place)
+        and not any(other.startswith(f"{place}.") for other in found)
     }
 
 

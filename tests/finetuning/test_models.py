@@ -69,6 +69,19 @@ def test_preprocessing_is_the_models_own_unless_asked() -> None:
         preprocessing_of(model, size=32)
 
 
+def test_the_channels_of_the_images_are_those_of_the_model() -> None:
+    grey = build(ModelSource(NAME, {**TINY, "in_chans": 1}), 3).model
+    form = preprocessing_of(grey)
+    assert (form.mean, form.std) == ((0.5,), (0.5,))
+    assert preprocessing_of(grey, mean=(0.1,), std=(0.2,)).mean == (0.1,)
+    colour = build(ModelSource(NAME, TINY), 3).model
+    with pytest.raises(ValueError, match="mean, std: this model takes images of 3 channels, got 1"):
+        preprocessing_of(colour, mean=(0.1,), std=(0.2,))
+    with pytest.raises(ValueError, match=r"in_chans: images have 1 channel or 3, .* takes 5"):
+        preprocessing_of(build(ModelSource(NAME, {**TINY, "in_chans": 5}), 3).model)
+    assert build_empty(ModelSource(NAME, {**TINY, "in_chans": 1}), 3)[1] == (1, 16, 16)
+
+
 def test_a_new_head_is_started_even_for_as_many_classes(tmp_path: Path) -> None:
     source = write_weights(tmp_path / "w.safetensors", num_classes=5)
     fresh = build(replace(source, new_head=True), 5, seed=2)

@@ -224,6 +224,14 @@ def test_a_head_is_left_out_of_a_model_built_for_features(tmp_path: Path, state:
     assert_holds(base.model, state)
 
 
+def test_a_head_may_have_a_norm_with_statistics(tmp_path: Path) -> None:
+    small = {"embed_dim": (16, 16), "depth": (1, 1), "key_dim": 4, "num_heads": (1, 1)}
+    model = timm.create_model("levit_128s", num_classes=0, **small)
+    torch.save(model.state_dict(), tmp_path / "levit.pth")
+    base = build(ModelSource("levit_128s", small, str(tmp_path / "levit.pth")), 4)
+    assert base.head_is_new
+
+
 def augreg(state: State) -> dict[str, np.ndarray]:
     """The arrays of a ViT as Google's AugReg files name and lay them out."""
 
