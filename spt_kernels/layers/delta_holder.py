@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .keep_fp32 import keeping_fp32
 from .position_index import CheckedIndex, checked_index, position_problem
 from .row_major import format_of, put_into
-from .sparse_delta import Owner, SparseDelta, WrittenState, tag, write_deltas
+from .sparse_delta import Owner, SparseDelta, WrittenState, tag, untag, write_deltas
 from .tuned_class import Shown, change_class, plain_again, plain_class, plain_twin, tuned_class
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -77,7 +77,7 @@ class DeltaHolder(Owner):
         self._make_row_major([local])
         if len(values):
             self._spt_states[local].record(delta)
-            tag(delta, self)
+            self._tag(self.sparse_deltas()[local])
 
     def added_names(self) -> list[str]:
         """What tuning has added: names of parameters and of attributes, but for `_spt_...`."""
@@ -157,7 +157,7 @@ class DeltaHolder(Owner):
             self._index_changed()
         for local in self._spt_states:
             delta = after[local]
-            tag(delta.delta, self)
+            self._tag(delta)
             if fresh[local] and delta.target.dtype == dtypes[local]:
                 delta.written.record(delta.delta)
             elif delta.target.device.type != "meta":
@@ -227,7 +227,7 @@ class DeltaHolder(Owner):
         deltas = self.sparse_deltas()
         for local in self._spt_states:
             delta = deltas[local]
-            tag(delta.delta, self)
+            self._tag(delta)
             _, _, original_name = self.delta_local_names(local)
             if prefix + local in state_dict and prefix + original_name not in state_dict:
                 delta.original.copy_(_gather(delta.target, delta.index))  # plain base weights
@@ -256,6 +256,10 @@ class DeltaHolder(Owner):
                     problems += [f"{prefix}{name} {problem}"] if problem else []
         return problems
 
+    def _tag(self, delta: SparseDelta) -> None:
+        """Let a delta lead back to this module."""
+        tag(delta.delta, self)
+
     def _index_changed(self) -> None:
         """Bring up to date what is derived from an index."""
 
@@ -273,7 +277,7 @@ class DeltaHolder(Owner):
         super().__setstate__(state)
         self.__dict__["_spt_written"] = {local: WrittenState() for local in fresh}
         for local, delta in self.sparse_deltas().items():
-            tag(delta.delta, self)
+            self._tag(delta)
             if delta.original.dtype != delta.target.dtype:  # a copy may be made in another dtype
                 _, _, original_name = self.delta_local_names(local)
                 self.__dict__[original_name] = delta.original.to(delta.target.dtype)
@@ -334,4 +338,6 @@ def untune(module: nn.Module) -> None:
     """Make a tuned module plain again: the same object, its parameters as they are written now."""
     assert isinstance(module, DeltaHolder)
     module._leave_row_major()
+    for delta in module.sparse_deltas().values():
+        untag(delta.target)
     plain_again(module, module.added_names())

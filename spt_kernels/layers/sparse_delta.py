@@ -224,6 +224,11 @@ def tag(parameter: Tensor, owner: Owner, *, anew: bool = False) -> None:
     _follow_optimizers()
 
 
+def untag(parameter: Tensor) -> None:
+    """Let `owner_of` find nothing."""
+    vars(parameter).pop(_TAG, None)
+
+
 class _OwnerTag:
     """A weak reference that travels with a Parameter and lets it be pickled."""
 
