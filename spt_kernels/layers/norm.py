@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .delta_holder import DeltaHolder, tune_in_place
+from .delta_holder import DeltaHolder
+from .in_place import tune_in_place
 from .parameter import attached
 from .position_index import CheckedIndex, checked_index
 from .sparse_delta import SparseDelta, tag
