@@ -1,4 +1,4 @@
-"""The layers that stand in for plain ones while a model is tuned."""
+"""What a layer becomes while a model is tuned."""
 
 from .adapter import AdapterLinear
 from .conv import SparseDeltaConv2d

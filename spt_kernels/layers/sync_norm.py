@@ -22,22 +22,23 @@ def follow_conversions() -> None:
     register_module_parameter_registration_hook(_take_over)
 
 
-def _take_over(module: Any, local: str, parameter: Tensor | None) -> None:
+def _take_over(module: nn.Module, local: str, parameter: Tensor | None) -> None:
     """Called by torch for each parameter that a module is given, before it has it."""
     if parameter is None or not isinstance(module, nn.SyncBatchNorm):
         return
     holder: Any = owner_of(parameter)
     if holder is None or holder is module or local not in holder._spt_states:
         return
-    reads = tuple(getattr(type(module), "_spt_reads", ())) if is_tuned(module) else ()
+    own: Any = module
+    reads = tuple(type(own)._spt_reads) if is_tuned(module) else ()
     tuner = type(holder)._spt_made_of[0]
-    change_class(module, tuned_class(tuner, module, (*reads, local)))
+    change_class(own, tuned_class(tuner, own, (*reads, local)))
     delta_name, index_name, original_name = holder.delta_local_names(local)
-    module.register_parameter(delta_name, holder._parameters[delta_name])
+    own.register_parameter(delta_name, holder._parameters[delta_name])
     for name in (index_name, original_name):
-        module.__dict__[name] = holder.__dict__[name]
-    module._spt_states[local] = holder._spt_states[local]
+        own.__dict__[name] = holder.__dict__[name]
+    own._spt_states[local] = holder._spt_states[local]
     if "_spt_name" in vars(holder):
-        module.__dict__["_spt_name"] = vars(holder)["_spt_name"]
-    tag(module._parameters[delta_name], module, anew=True)
-    tag(parameter, module, anew=True)
+        own.__dict__["_spt_name"] = vars(holder)["_spt_name"]
+    for tagged in (own._parameters[delta_name], parameter):
+        tag(tagged, own, anew=True)

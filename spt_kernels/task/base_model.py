@@ -60,8 +60,9 @@ class BaseModel:
         for name, parameter in self.parameters.items():
             if name in names:
                 delta = self.deltas.get(name)
-                is_sparse = delta is not None and not delta.whole
-                changed = (delta.index, delta.original) if is_sparse else (None, None)
+                changed: tuple[Tensor | None, Tensor | None] = (None, None)
+                if delta is not None and not delta.whole:
+                    changed = (delta.index, delta.original)
                 found[name] = (parameter.detach(), *changed)
         return found
 
