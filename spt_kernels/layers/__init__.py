@@ -1,13 +1,13 @@
-"""The layers that stand in for plain ones while a model is tuned."""
+"""What a layer becomes while a model is tuned."""
 
 from .adapter import AdapterLinear
 from .conv import SparseDeltaConv2d
-from .delta_holder import tune_in_place, untune
+from .in_place import tune_in_place, untune
 from .linear import SparseDeltaLinear
 from .lookup import sparse_deltas, tuned_modules
 from .lora import LoraLinear
 from .norm import SparseDeltaNorm, tune_norm
-from .parameter import AttachDelta, attach_parameter
+from .parameter import AttachDelta, attach_parameter, attach_whole
 from .sparse_delta import SparseDelta, delta_of, restore_deltas, write_deltas
 from .tuned_class import is_tuned, plain_class
 
@@ -20,6 +20,7 @@ __all__ = [
     "SparseDeltaLinear",
     "SparseDeltaNorm",
     "attach_parameter",
+    "attach_whole",
     "delta_of",
     "is_tuned",
     "plain_class",

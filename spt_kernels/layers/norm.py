@@ -9,9 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .delta_holder import DeltaHolder, tune_in_place
+from .delta_holder import DeltaHolder
+from .in_place import tune_in_place
 from .parameter import attached
 from .position_index import CheckedIndex, checked_index
+from .sparse_delta import SparseDelta, tag
+from .sync_norm import follow_conversions
 from .tuned_class import plain_class, share_contents, tuned_class
 
 
@@ -95,6 +98,12 @@ class SparseDeltaNorm(DeltaHolder):
         """Of the plain norm, and the numbers of trained entries."""
         trained = [f"{n}_nnz={delta.delta.numel()}" for n, delta in self.sparse_deltas().items()]
         return ", ".join(filter(None, [super().extra_repr(), *trained]))
+
+    def _tag(self, delta: SparseDelta) -> None:
+        """Let a delta lead back to this module, and the parameter that it belongs to."""
+        super()._tag(delta)
+        tag(delta.target, self)
+        follow_conversions()
 
     def _hold(self, positions: Mapping[str, Tensor | CheckedIndex]) -> None:
         checked = {}

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .delta_holder import DeltaHolder, tune_in_place
+from .delta_holder import DeltaHolder
+from .in_place import tune_in_place
 from .position_index import CheckedIndex
 
 
@@ -33,18 +34,33 @@ class AttachDelta(torch.autograd.Function):
         return None, grad.reshape(-1).index_select(0, index).to(ctx.delta_dtype), None
 
 
+class AttachWhole(torch.autograd.Function):
+    """A parameter of 16 bits as it is, through which the gradient finds its values in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, target: Tensor, values: Tensor) -> Tensor:
+        """As `AttachDelta`."""
+        return target.clone() if torch.compiler.is_compiling() else target.view_as(target)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient in fp32, which may be differentiated further."""
+        return None, grad.float().contiguous()
+
+
 def attached(holder: DeltaHolder, local: str) -> Tensor | None:
     """A parameter of a module, connected to its sparse delta where it has one."""
-    target = holder._parameters[local]
-    if local not in holder._spt_states:
+    target, state = holder._parameters[local], holder._spt_states.get(local)
+    if state is None:
         return target
-    delta_name, index_name, _ = holder.delta_local_names(local)
-    delta, index = holder._parameters[delta_name], getattr(holder, index_name)
+    delta = holder._parameters[state.name]
     assert target is not None
     assert delta is not None
-    if not (torch.is_grad_enabled() and delta.requires_grad and delta.numel() > 0):
+    if not (torch.is_grad_enabled() and delta.requires_grad):
         return target
-    return AttachDelta.apply(target, delta, index)
+    if state.index_name is None:
+        return AttachWhole.apply(target, delta)
+    return AttachDelta.apply(target, delta, holder.__dict__[state.index_name])
 
 
 class AttachedParameters(DeltaHolder):
@@ -54,12 +70,57 @@ class AttachedParameters(DeltaHolder):
     def reader(name: str) -> property:
         """Connects the parameter to its delta, wherever the code that reads it may be."""
 
-        def read(module: DeltaHolder) -> Tensor | None:
+        def read(module: AttachedParameters) -> Tensor | None:
             if not torch.compiler.is_compiling():
+                if "_spt_unread" in module.__dict__:
+                    module.take_in_edits()
                 module.write_stale_deltas()
             return attached(module, name)
 
         return property(read)
+
+    def take_in_edits(self) -> None:
+        """Let count what is written into a parameter that is trained whole before its first step.
+
+        New heads are often initialised through `weight.data`, which leaves no trace.
+        """
+        versions: dict[str, int] = self.__dict__.get("_spt_unread", {})
+        deltas = self.sparse_deltas()
+        for local, version in list(versions.items()):
+            if deltas[local].delta._version != version:  # it was trained or loaded since
+                del versions[local]
+                continue
+            values, held = deltas[local].delta.data, deltas[local].target.detach()
+            is_same = values.to(held.dtype) == held
+            values.copy_(torch.where(is_same, values, held.to(values.dtype)))
+        if not versions:
+            self.__dict__.pop("_spt_unread", None)
+
+
+def attach_whole(module: nn.Module, local: str, values: nn.Parameter | None = None) -> bool:
+    """Train a parameter of 16 bits in fp32, in place; whoever reads it finds its values of 16 bits.
+
+    Args:
+        module: the owner of the parameter, plain or with parameters attached.
+        local: the parameter's name in it.
+        values: what another module that has the same parameter trains in its place.
+
+    Returns:
+        False if the module is tuned in a way that does not go with it; then nothing is changed.
+    """
+    held: tuple[str, ...] = ()
+    if isinstance(module, AttachedParameters):
+        held = tuple(module.sparse_deltas())
+    elif isinstance(module, DeltaHolder):
+        return False
+
+    def hold(own: Any) -> None:
+        own.hold_whole(local, values)
+        versions = own.__dict__.setdefault("_spt_unread", {})
+        versions[local] = own._parameters[f"{local}_fp32"]._version
+
+    tune_in_place(module, AttachedParameters, hold, (*held, local))
+    return True
 
 
 def attach_parameter(module: nn.Module, local: str, index: Tensor | CheckedIndex) -> None:

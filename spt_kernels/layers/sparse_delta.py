@@ -49,9 +49,11 @@ class DeltaOwner(Protocol):
 class WrittenState:
     """Which state of a delta its target holds; mutable, and shared by all views of that delta."""
 
-    __slots__ = ("by_optimizer", "state")
+    __slots__ = ("by_optimizer", "index_name", "name", "state")
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "", index_name: str | None = None) -> None:
+        self.name = name  # of the delta in its module
+        self.index_name = index_name  # of its positions; None where they are all
         self.state: tuple[int, int] | None = None
         self.by_optimizer = False
 
@@ -108,6 +110,8 @@ class SparseDelta:
         index: int32 `[nnz]`, sorted flat positions in `target`.
         original: `[nnz]` in the target's dtype: its base values at `index`.
         written: which state of `delta` was written last.
+        whole: whether `delta` are the values themselves, all of them, of the shape of `target`,
+            which is of 16 bits and too coarse to be trained: then `original` is zero.
     """
 
     target: Tensor
@@ -115,6 +119,7 @@ class SparseDelta:
     index: Tensor
     original: Tensor
     written: WrittenState = field(default_factory=WrittenState)
+    whole: bool = False
 
     def __repr__(self) -> str:
         return (
@@ -132,7 +137,10 @@ class SparseDelta:
         write_deltas([self])
 
     def restore(self) -> None:
-        """Write the base values into `target`, bit for bit, until the next forward."""
+        """Write the base values into `target`, bit for bit, until the next forward.
+
+        What is trained whole keeps none, and is left as it is.
+        """
         restore_deltas([self])
 
     def mark_written(self) -> None:
@@ -149,8 +157,8 @@ def write_deltas(deltas: Iterable[SparseDelta]) -> None:
 
 
 def restore_deltas(deltas: Iterable[SparseDelta]) -> None:
-    """Write the base values into every target, one launch per device."""
-    chosen = list(deltas)
+    """Write the base values into every target that has them, one launch per device."""
+    chosen = [d for d in deltas if not d.whole]
     _write(chosen, restore=True)
     for d in chosen:
         d.written.forget()
@@ -164,7 +172,7 @@ def _write(deltas: list[SparseDelta], *, restore: bool) -> None:
             [d.target for d in ours],
             [d.index for d in ours],
             [d.original for d in ours],
-            None if restore else [d.delta for d in ours],
+            None if restore else [d.delta.view(-1) if d.whole else d.delta for d in ours],
         )
     # The op serves the dtypes that are trained in; float64 models exist to check gradients with
     for d in deltas:
@@ -226,6 +234,11 @@ def tag(parameter: Tensor, owner: Owner, *, anew: bool = False) -> None:
     if current is None or all(p is not parameter for p in current._parameters.values()):
         setattr(parameter, _TAG, _OwnerTag(owner))  # a shallow copy must not take it away
     _follow_optimizers()
+
+
+def untag(parameter: Tensor) -> None:
+    """Let `owner_of` find nothing."""
+    vars(parameter).pop(_TAG, None)
 
 
 class _OwnerTag:

@@ -48,13 +48,21 @@ class BaseModel:
         """Parameters and buffers."""
         return {**self.parameters, **self.buffers}
 
+    @property
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """The same; of what is trained whole in fp32, those values."""
+        whole = {name: delta.delta for name, delta in self.deltas.items() if delta.whole}
+        return {**self.tensors, **whole}
+
     def base_tensors(self, names: Collection[str]) -> dict[str, BaseTensor]:
         """Some parameters, with the positions at which the base has other values, and those."""
         found: dict[str, BaseTensor] = {}
         for name, parameter in self.parameters.items():
             if name in names:
                 delta = self.deltas.get(name)
-                changed = (None, None) if delta is None else (delta.index, delta.original)
+                changed: tuple[Tensor | None, Tensor | None] = (None, None)
+                if delta is not None and not delta.whole:
+                    changed = (delta.index, delta.original)
                 found[name] = (parameter.detach(), *changed)
         return found
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..layers import LoraLinear, restore_deltas, untune, write_deltas
 from ..model.replaced_head import fit_head, head_problem, restore_head
 from ..plan import Plan
-from ..tuning import Tuning, apply
+from ..tuning import Tuning, apply, train_whole
 from .base_model import BaseModel, BaseTensor
 from .file.fingerprint import Fingerprint
 from .file.format import TaskFile, structured_shapes
@@ -44,7 +44,7 @@ def hold(
     """
     plan = _tuning_of(model).plan
     keep = kept or (lambda _, tensor: tensor.detach().clone())
-    tensors = now.tensors
+    tensors = now.trained_tensors
     return HeldTask(
         plan,
         {name: keep(name, now.deltas[name].delta) for name in plan.unstructured},
@@ -134,7 +134,7 @@ def has_same_structure(model: nn.Module, now: BaseModel, task: TaskFile) -> bool
 @torch.no_grad()
 def fill(model: nn.Module, now: BaseModel, task: Task) -> None:
     """Copy the task's values into a model tuned by its plan, and write the weights."""
-    whole = now.tensors
+    whole = now.trained_tensors
     for name, values in task.values.items():
         now.deltas[name].delta.copy_(values)
     for name, parts in task.structured.items():
@@ -158,8 +158,8 @@ def put(model: nn.Module, task: Task) -> None:
         known = {name: whole[name].detach().clone() for name in extra}
         _change_tuning(model, base_head={**_tuning_of(model).base_head, **known})
         for name in now.parameters.keys() & extra:
-            now.parameters[name].requires_grad_(True)
-        fill(model, now, task)
+            train_whole(model, name)
+        fill(model, BaseModel.of(model), task)
     except BaseException:
         if hasattr(model, "spt_tuning"):
             drop(model, BaseModel.of(model))
@@ -230,6 +230,7 @@ def _dense_names(model: nn.Module, now: BaseModel) -> set[str]:
     """Names of what is trained whole: the head, whatever else is trainable, running statistics."""
     tuning = _tuning_of(model)
     trainable = {name for name, p in now.parameters.items() if p.requires_grad}
+    trainable |= {name for name in now.parameters.keys() & now.deltas if now.deltas[name].whole}
     return {*tuning.plan.head, *tuning.base_head, *trainable, *now.buffers}
 
 

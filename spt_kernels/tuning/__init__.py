@@ -1,5 +1,5 @@
 """A model and a `Plan` become a tuned model."""
 
-from .tuning import Tuning, apply, replace_module
+from .tuning import Tuning, apply, replace_module, train_whole
 
-__all__ = ["Tuning", "apply", "replace_module"]
+__all__ = ["Tuning", "apply", "replace_module", "train_whole"]

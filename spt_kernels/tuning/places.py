@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -101,15 +101,24 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.LayerNorm) or "norm" in type(module).__name__.lower()
 
 
-def places_of(model: nn.Module, plan: Plan, parameters: Mapping[str, nn.Parameter]) -> list[Place]:
-    """Every touched module, in the plan's order."""
+def places_of(
+    model: nn.Module, plan: Plan, parameters: Mapping[str, nn.Parameter], coarse: Collection[str]
+) -> list[Place]:
+    """Every touched module, in the plan's order.
+
+    Args:
+        model: plain.
+        plan: for it.
+        parameters: of the model, by their first names.
+        coarse: those of 16 bits that are trained whole, which is done where they are read.
+    """
+    read = {name.rpartition(".")[0] for name in coarse}
     modules = dict(model.named_modules())
     found: dict[str, Place] = {}
     for name, positions in plan.unstructured.items():
         module_name, _, local = name.rpartition(".")
-        new = Place(
-            module_name, modules[module_name], reads_itself=_reads_itself(plan, module_name)
-        )
+        is_read = module_name in read or _reads_itself(plan, module_name)
+        new = Place(module_name, modules[module_name], reads_itself=is_read)
         place = found.setdefault(module_name, new)
         on_device = positions.to(parameters[name].device)
         place.positions[local] = checked_index(

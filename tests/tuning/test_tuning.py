@@ -21,11 +21,13 @@ from spt_kernels import (
     LoraSpec,
     Plan,
     Sensitivity,
+    SparseAdamW,
     allocate,
     apply,
     load_delta,
     measure_sensitivity,
     merge,
+    param_groups,
     save_delta,
     unload,
 )
@@ -577,3 +579,94 @@ def test_replace_module() -> None:
         replace_module(model, "2", new)
     with pytest.raises(ValueError, match="cannot be replaced within itself"):
         replace_module(model, "", new)
+
+
+def test_a_model_in_channels_last(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        return tiny_convnext().to(memory_format=torch.channels_last)
+
+    model, row_major = make(), tiny_convnext()
+    images, labels = tiny_batch(size=32)
+    found = [measure_sensitivity(m, [(images, labels)], progress=False) for m in (model, row_major)]
+    plan, other_plan = (allocate(f, budget=0.05, structured=None) for f in found)
+    last = [n for n, p in model.named_parameters() if not p.is_contiguous()]
+    tuned = [name for name in last if name in plan.unstructured]
+    assert tuned
+    for name in tuned:  # the positions are of the logical weight
+        shared = set(plan.unstructured[name].tolist()) & set(other_plan.unstructured[name].tolist())
+        assert len(shared) > 0.9 * len(plan.unstructured[name])
+    optimizers = []
+    for m in (model, row_major):
+        apply(m, plan)
+        optimizers.append(SparseAdamW(param_groups(m), lr=1e-2))
+    for _ in range(2):
+        for m, optimizer in zip((model, row_major), optimizers, strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(m(images), labels).backward()
+            optimizer.step()
+    for name, delta in sparse_deltas(model).items():
+        other = sparse_deltas(row_major)[name]
+        torch.testing.assert_close(delta.target, other.target, rtol=1e-3, atol=2e-3, msg=name)
+    save_delta(model, tmp_path / "task.spt")
+    loaded = load_delta(make(), tmp_path / "task.spt")
+    assert torch.equal(loaded(images), model(images))
+    load_delta(tiny_convnext(), tmp_path / "task.spt")  # a base is the same in either format
+    expected, plain = make().state_dict(), unload(model)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+        assert value.stride() == expected[name].stride(), name
+    assert [n for n, p in merge(loaded).named_parameters() if not p.is_contiguous()] == last
+
+
+def test_no_parameter_and_no_entry_of_a_state_dict_is_empty() -> None:
+    model = tiny_vit()
+    info, head = describe(model), head_names(model)
+    fc1, fc2, proj = (f"blocks.0.{n}" for n in ("mlp.fc1", "mlp.fc2", "attn.proj"))
+    nothing = torch.empty(0, dtype=torch.int64)
+    positions = {
+        f"{fc1}.bias": torch.tensor([1]),  # a bias alone
+        f"{fc2}.weight": nothing,
+        f"{proj}.bias": torch.tensor([2]),
+        "blocks.0.norm1.weight": nothing,
+        "cls_token": nothing,
+    }
+    specs = {f"{proj}.weight": LoraSpec(1, ((0, 24),), 24)}
+    plan = Plan(positions, specs, info, head=head)
+    apply(model, plan)
+    assert all(value.numel() for value in model.state_dict().values())
+    assert all(p.numel() for p in model.parameters())
+    assert set(sparse_deltas(model)) >= positions.keys()
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)).bfloat16().float()):
+        assert set(sparse_deltas(twin)) == set(sparse_deltas(model))
+        twin.load_state_dict(model.state_dict())
+    # as state dicts were once
+    old = dict(model.state_dict())
+    for name, dtype in (("delta", torch.float32), ("index", torch.int32), ("original", None)):
+        old[f"{fc2}.{name}"] = torch.empty(0, dtype=dtype)
+        old[f"cls_token_{name}"] = torch.empty(0, dtype=dtype)
+    model.load_state_dict(old)
+    old[f"{fc2}.index"] = torch.tensor([3])
+    with pytest.raises(RuntimeError, match=r"fc2\.index must be \[0\], got \[1\]"):
+        model.load_state_dict(old)
+    images, labels = tiny_batch(2)
+    F.cross_entropy(model(images), labels).backward()
+    before = state_of(tiny_vit())
+    assert_untouched(unload(model), before)
+
+
+def test_a_state_of_accelerate_is_saved_and_loaded(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = tiny_vit()
+    images, labels = tiny_batch(2)
+    found = measure_sensitivity(model, [(images, labels)], progress=False)
+    apply(model, allocate(found, budget=0.05, rank=1))
+    accelerator = accelerate.Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(model, SparseAdamW(param_groups(model), lr=1e-2))
+    accelerator.backward(F.cross_entropy(model(images), labels))
+    optimizer.step()
+    expected = model(images)
+    accelerator.save_state(str(tmp_path))
+    optimizer.step()
+    assert not torch.equal(model(images), expected)
+    accelerator.load_state(str(tmp_path))
+    assert torch.equal(model(images), expected)
