@@ -66,17 +66,18 @@ def run(
         raise ValueError("--rank: --structured none puts no module anywhere; leave it out")
     share = parse_budget(budget)
     assert share is not None
+    from ..methods import DEFAULT_RANK, Method
+
+    rank = DEFAULT_RANK if rank is None else rank
+    Method(budget=share, rank=rank, rule=rule)  # or refuses
     check_apart(sensitivity=sensitivity, output=output, picture=picture)
     check_file("--output", output, force=force)
     check_picture("--picture", picture, force=force)
     from ..finetuning.given_plan import load_sensitivity
-    from ..methods import DEFAULT_RANK
     from ..plan import allocate
 
     measured = load_sensitivity(sensitivity)
-    made = allocate(
-        measured, share, structured=kind, rank=DEFAULT_RANK if rank is None else rank, rule=rule
-    )
+    made = allocate(measured, share, structured=kind, rank=rank, rule=rule)
     if output is not None:
         made.save(output)
     if picture is not None:

@@ -62,9 +62,10 @@ def run(
     )
     setting = open_setting(job, machine.device, machine.workers)
     with terminal.progress() as progress:
+        batches = setting.training_batches(progress)
         for note in setting.notes():
             progress.say(note)
-        measured = sensitivity_of(setting, progress)
+        measured = sensitivity_of(setting, batches, progress)
     measured.save(output)
     value = {
         "output": str(output),

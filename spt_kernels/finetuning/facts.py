@@ -46,7 +46,7 @@ def trains(setting: Setting, trained: int, facts: dict[str, Any], plan: Plan | N
     if plan is not None and plan.shortfall:
         lines.append(plan.shortfall)
     if method.name == "lora" and method.budget is None:
-        lines.append("lora without a budget has its rank; methods that have none spend 0.5 %")
+        lines.append("lora without a budget is sized by its rank; spt-* would get 0.5 %")
     return lines
 
 

@@ -15,16 +15,15 @@ from ..sensitivity import Sensitivity, measure_sensitivity
 from ..task.file.fingerprint import Fingerprint
 from .device import seed_everything
 from .job import plain
+from .pixels import Batches
 from .progress import Progress
 from .run_folder import FILES, RunFolder
 from .setting import Setting
 
 
-def sensitivity_of(setting: Setting, progress: Progress) -> Sensitivity:
+def sensitivity_of(setting: Setting, images: Batches, progress: Progress) -> Sensitivity:
     """Measure the sensitivities of the setting's model on its training images, onto the CPU."""
-    batches = setting.batches("train", progress, train=True)
-    assert batches is not None
-    samples = min(setting.job.method.samples, len(batches.pixels))
+    samples = min(setting.job.method.samples, len(images.pixels))
     seed_everything(setting.job.recipe.seed)
     progress.start("measuring sensitivity", samples)
     seen = 0
@@ -36,7 +35,7 @@ def sensitivity_of(setting: Setting, progress: Progress) -> Sensitivity:
 
     model = setting.base.model.to(setting.device)
     measured = measure_sensitivity(
-        model, batches, num_samples=samples, head=setting.job.method.head, progress=on_samples
+        model, images, num_samples=samples, head=setting.job.method.head, progress=on_samples
     )
     model.to("cpu")
     return replace(measured, scores={name: score.cpu() for name, score in measured.items()})

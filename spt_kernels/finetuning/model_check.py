@@ -30,9 +30,9 @@ def check_scores(model: nn.Module, image_shape: tuple[int, int, int], num_classe
         with torch.no_grad():
             scores = model(image)
     except _REFUSALS as error:
-        if first is not None and first.shape[1] not in (1, channels):
+        if first is not None and first.shape[1] != channels:
             raise ValueError(
-                f"mean: expected {first.shape[1]} values, one per channel that {name} takes, "
+                f"mean: expected one value per channel that {name} takes, {first.shape[1]}, "
                 f"got {channels}"
             ) from error
         shape = " × ".join(map(str, image_shape))

@@ -34,6 +34,7 @@ from .given_plan import (
 from .head import head_of, with_head
 from .job import FinetuneJob
 from .measured import keep_sensitivity, kept_sensitivity, sensitivity_of
+from .pixels import Batches
 from .progress import Logged, Progress, Silent
 from .run_folder import FILES, RunFolder
 from .run_step import wants_graph
@@ -104,10 +105,11 @@ def finetune(
                 _check_possible(method, model)
             elif plan is None:
                 plan = make_plan(model, method, given)
+            images = setting.training_batches(log)  # a bad one is found here
             for note in setting.notes():
                 log.say(note)
             if measures:
-                plan = make_plan(model, method, _measured(setting, folder, clock, log))
+                plan = make_plan(model, method, _measured(setting, images, folder, clock, log))
             ready = _made_ready(setting, method, plan)
             if folder.replaces:
                 folder.clear(but_measured=measures)
@@ -117,7 +119,7 @@ def finetune(
             for line in trains(setting, ready.tunable.trained, ready.facts, plan):
                 log.say(line)
             history, best = _train(
-                setting, ready.tunable, folder, checkpoint_seconds, graph, clock, log
+                setting, images, ready.tunable, folder, checkpoint_seconds, graph, clock, log
             )
         return _finish(setting, ready, folder, history, best, clock, log)
 
@@ -246,7 +248,9 @@ def _spent(folder: RunFolder) -> float:
     return max(float(row.get("seconds", 0.0)) for row in [{}, *rows[-1:], result])
 
 
-def _measured(setting: Setting, folder: RunFolder, clock: _Clock, log: Logged) -> Sensitivity:
+def _measured(
+    setting: Setting, images: Batches, folder: RunFolder, clock: _Clock, log: Logged
+) -> Sensitivity:
     """The sensitivity that was measured into the folder before, or else now."""
     kept, took = kept_sensitivity(folder, setting, log)
     clock.spent = max(clock.spent, took)
@@ -254,7 +258,7 @@ def _measured(setting: Setting, folder: RunFolder, clock: _Clock, log: Logged) -
         return kept
     if not folder.replaces:  # the run that is there stays until this one is known to go
         _claim(folder, setting, log)
-    measured = sensitivity_of(setting, log)
+    measured = sensitivity_of(setting, images, log)
     keep_sensitivity(folder, setting, measured, clock())
     return measured
 
@@ -278,6 +282,7 @@ def _check_possible(method: Method, model: nn.Module) -> None:
 
 def _train(
     setting: Setting,
+    images: Batches,
     tunable: Tunable,
     folder: RunFolder,
     checkpoint_seconds: float,
@@ -287,15 +292,13 @@ def _train(
 ) -> tuple[list[EpochFigures], Best | None]:
     """The figures of all epochs, and what was trained in the best."""
     job = setting.job
-    batches = setting.batches("train", log, train=True)
-    assert batches is not None
     val = setting.batches("val", log)
     bests: list[Best | None] = [None]
     # afresh, so that training is the same whether sensitivities were measured or found on disk
     seed_everything(job.recipe.seed)
     history = train(
         tunable.model,
-        batches,
+        images,
         job.recipe,
         lr=job.recipe.peak_lr(job.method),
         val=val,

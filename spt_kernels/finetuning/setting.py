@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .device import pick_device
+from .images import LabelledImages
 from .job import FinetuneJob
 from .model_check import check_scores
 from .models import BaseModel, build, preprocessing_of
@@ -26,16 +27,33 @@ class Setting:
     device: torch.device
     workers: int
 
-    def batches(self, split: str, progress: Progress, *, train: bool = False) -> Batches | None:
-        """Batches of `train`, `val` or `test`; only training batches are shuffled and augmented."""
+    def training_batches(self, progress: Progress) -> Batches:
+        """Batches of the training images, shuffled and augmented by the seed."""
+        return self._read(self.splits.train, self.form, self.job.recipe.seed, progress)
+
+    def batches(self, split: str, progress: Progress) -> Batches | None:
+        """Batches of `val` or `test` as they are; `None` where there are no such images."""
         images = getattr(self.splits, split)
         if images is None:
             return None
-        form = self.form if train else replace(self.form, augment="none")
-        pixels = PixelSet(images, form, self.job.recipe.seed).preload(self.workers, progress)
-        seed = self.job.recipe.seed if train else None
-        size = self.job.recipe.batch_size
-        return Batches(pixels, size, self.device, shuffle_seed=seed, workers=self.workers)
+        return self._read(images, replace(self.form, augment="none"), None, progress)
+
+    def _read(
+        self,
+        images: LabelledImages,
+        form: Preprocessing,
+        shuffle_seed: int | None,
+        progress: Progress,
+    ) -> Batches:
+        recipe = self.job.recipe
+        pixels = PixelSet(images, form, recipe.seed).preload(self.workers, progress)
+        return Batches(
+            pixels,
+            recipe.batch_size,
+            self.device,
+            shuffle_seed=shuffle_seed,
+            workers=self.workers,
+        )
 
     def notes(self) -> list[str]:
         """What is as asked for and hardly as meant."""

@@ -60,7 +60,7 @@ MISTAKES = {
     "no pooling": (["--model-arg", "global_pool="], "is to give one score per class, 1 × 3, and"),
     "text for a number": (["--model-arg", "depth=six"], "cannot be built with depth='six'"),
     "unknown argument": (["--model-arg", "deep=3"], "cannot be built with deep=3"),
-    "one mean": (["--mean", "0.5", "--std", "0.5"], "mean: expected 3 values, one per channel"),
+    "one mean": (["--mean", "0.5", "--std", "0.5"], "mean: expected one value per channel"),
     "two means": (["--mean", "0.5,0.5", "--std", "1,1,1"], "mean, std: expected 3 values"),
     "image size": (["--image-size", "64"], "image_size: this model takes 16, got 64"),
     "workers": (["--workers", "-1"], "--workers: expected 0 or more processes, got -1"),

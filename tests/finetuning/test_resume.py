@@ -15,7 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-from spt_kernels.finetuning import FinetuneJob, ImageSource, Method, ModelSource, Recipe, SavedRun
+from spt_kernels.finetuning import (
+    FinetuneJob,
+    ImageSource,
+    Method,
+    ModelSource,
+    Recipe,
+    SavedRun,
+    pipeline,
+)
 from spt_kernels.finetuning import finetune as run
 from spt_kernels.finetuning.accuracy import evaluate
 from spt_kernels.finetuning.checkpoint import Checkpoint
@@ -42,6 +50,19 @@ def task(place: Path) -> ImageSource:
 @pytest.fixture(scope="module")
 def base(place: Path) -> ModelSource:
     return write_weights(place / "base.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither pictures nor the accounting of memory, which take longer than these runs."""
+
+    class NoPicture:
+        def savefig(self, path: Path) -> None:
+            path.write_bytes(b"")
+
+    monkeypatch.setattr(pipeline, "sensitivity_figure", lambda *_: NoPicture())
+    monkeypatch.setattr(pipeline, "training_curves_figure", lambda *_: NoPicture())
+    monkeypatch.setattr(pipeline, "accounted_bytes", lambda *_: 0)
 
 
 class Killed(BaseException):
@@ -186,7 +207,7 @@ def test_a_measured_sensitivity_is_used_by_the_next_try(
         ({"method": Method("lora", 1)}, "budget"),
         ({"images": {"classes": ("red", "pink")}}, "classes: 'pink'"),
         ({"images": {"train_images": 2}}, "train_images: expected at least one of each of the 3"),
-        ({"form": {"mean": (0.5,), "std": (0.5,)}}, "mean: expected 3 values"),
+        ({"form": {"mean": (0.5,), "std": (0.5,)}}, "mean: expected one value per channel"),
         ({"form": {"size": 64}}, "image_size"),
         ({"model": {"global_pool": ""}}, "model_arg: VisionTransformer is to give one score"),
         ({"workers": -1}, "workers: expected 0 or more"),
