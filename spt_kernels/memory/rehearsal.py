@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..methods import Method, entry_of, make_plan, tune
+from ..methods import Method, entry_of, tune
 from ..methods.peft_shira import let_fakes_run
 from ..model import head_numel
 from ..plan import Plan
@@ -20,7 +20,7 @@ from .cpu import CpuLedger
 from .cuda import CudaLedger, take_default_path
 from .estimate import MemoryEstimate
 from .ledger import Ledger
-from .made_up import check_called, made_up_sensitivity, puts_modules, uncalled_of
+from .made_up import made_up_plan
 from .step import Step, switch_on_checkpointing
 from .twin import fake_copy, tensors_of
 
@@ -211,12 +211,7 @@ def _choose(
                 raise ValueError(f"{name}: is of a method, and none was given; got {value!r}")
         return None, None, "as given"
     chosen = Method(method, budget, rank)
-    if chosen.is_sensitivity_aware:
-        return chosen, make_plan(model, chosen, made_up_sensitivity(model, image_shape)), method
-    plan = make_plan(model, chosen)
-    if puts_modules(chosen):
-        check_called(model, chosen, plan, uncalled_of(model, image_shape))
-    return chosen, plan, method
+    return chosen, made_up_plan(model, chosen, image_shape), method
 
 
 def _as_shape(batch_shape: Sequence[int]) -> tuple[int, ...]:
