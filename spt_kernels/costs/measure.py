@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..memory import estimate_memory, made_up_sensitivity
-from ..methods import Method, make_plan, tune
+from ..memory import estimate_memory, made_up_plan
+from ..methods import Method, tune
 from ..methods.tunable import Tunable
 from ..model import backbone_numel
 from ..step import capture_step
@@ -100,9 +100,7 @@ def _with_step_on_gpu(
 
 def tune_for_costs(model: nn.Module, method: Method, image_shape: tuple[int, ...]) -> Tunable:
     """`model` tuned by `method`, which chooses, where it does, by made-up scores."""
-    is_aware = method.is_sensitivity_aware
-    scores = made_up_sensitivity(model, image_shape) if is_aware else None
-    return tune(model, method, make_plan(model, method, scores))
+    return tune(model, method, made_up_plan(model, method, image_shape))
 
 
 def tuned_for(name: str, plain: nn.Module, setting: CostSetting) -> Tunable:

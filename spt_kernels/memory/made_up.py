@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..methods import Method
+from ..methods import Method, make_plan
 from ..methods.matrices import attention_matrices, block_matrices
 from ..model import HeadPatterns
 from ..plan import Plan
@@ -17,6 +17,21 @@ from .step import forward_of
 from .twin import fake_copy
 
 _LORA_HOMES = ("plain_lora", "peft_lora")  # methods without a plan
+
+
+def made_up_plan(model: nn.Module, method: Method, image_shape: Sequence[int]) -> Plan | None:
+    """What `method` trains of a model, chosen by made-up scores where it chooses by any.
+
+    Raises:
+        ValueError: as `make_plan` and `check_called`.
+    """
+    if method.is_sensitivity_aware:
+        scores = made_up_sensitivity(model, image_shape, head=method.head)
+        return make_plan(model, method, scores)
+    plan = make_plan(model, method)
+    if puts_modules(method):
+        check_called(model, method, plan, uncalled_of(model, image_shape))
+    return plan
 
 
 def made_up_sensitivity(

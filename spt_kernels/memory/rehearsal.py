@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..methods import Method, entry_of, make_plan, tune
+from ..methods import Method, entry_of, tune
 from ..methods.peft_shira import let_fakes_run
 from ..model import HeadPatterns
 from ..model.head import as_patterns
@@ -21,7 +21,7 @@ from .cpu import CpuLedger
 from .cuda import CudaLedger, take_default_path
 from .estimate import MemoryEstimate
 from .ledger import Ledger
-from .made_up import check_called, made_up_sensitivity, puts_modules, uncalled_of
+from .made_up import made_up_plan
 from .step import Step, switch_on_checkpointing
 from .twin import fake_copy, tensors_of
 
@@ -218,13 +218,7 @@ def _choose(
         return None, None, "as given"
     patterns = None if head is None else as_patterns(head)
     chosen = Method(method, budget, rank, head=patterns)
-    if chosen.is_sensitivity_aware:
-        scores = made_up_sensitivity(model, image_shape, head=patterns)
-        return chosen, make_plan(model, chosen, scores), method
-    plan = make_plan(model, chosen)
-    if puts_modules(chosen):
-        check_called(model, chosen, plan, uncalled_of(model, image_shape))
-    return chosen, plan, method
+    return chosen, made_up_plan(model, chosen, image_shape), method
 
 
 def _as_shape(batch_shape: Sequence[int]) -> tuple[int, ...]:
