@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inl csrc/CMakeLists.txt) setup.py pyproject.toml
 
-.PHONY: help setup demo test lint format bench table7 report sanitize clean
+.PHONY: help setup demo test lint format bench table7 report models sanitize clean
 .DEFAULT_GOAL := help
 
 help:  ## show the targets
@@ -62,6 +62,9 @@ table7: $(VENV)/.bench  ## the paper's cost table; memory alone in other precisi
 
 report: | $(BIN)/python  ## the README's tables from the committed results
 	$(BIN)/python -m bench.report
+
+models: $(VENV)/.bench  ## docs/MODELS.md: which of timm's families work, half an hour on two cores
+	$(BIN)/python -m bench.model_families --again
 
 $(VENV)/.sanitize: | $(BIN)/python
 	$(BIN)/python -m pip install --quiet cmake ninja

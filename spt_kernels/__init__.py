@@ -22,7 +22,7 @@ _NAMES = {
     "tuning": ("apply",),
     "optim": ("SparseAdamW", "param_groups"),
     "step": ("capture_step",),
-    "task": ("load_delta", "merge", "save_delta", "unload"),
+    "task": ("load_delta", "merge", "read_metadata", "save_delta", "unload"),
     "memory": ("LargestBatch", "MemoryEstimate", "estimate_memory", "largest_batch"),
     "errors": ("BaseModelMismatch", "DeltaFormatError"),
     "environment": ("backends",),
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from .step import capture_step as capture_step
     from .task import load_delta as load_delta
     from .task import merge as merge
+    from .task import read_metadata as read_metadata
     from .task import save_delta as save_delta
     from .task import unload as unload
     from .tuning import apply as apply

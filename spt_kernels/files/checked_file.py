@@ -18,8 +18,9 @@ from .container import pack, unpack
 T = TypeVar("T")
 Build = Callable[[dict[str, Any], dict[str, Tensor]], T]
 
-# Kind of file -> the version that is written, the only one that is read
-VERSIONS = MappingProxyType({"task": 2, "plan": 3, "sensitivity": 3, "trained": 1})
+# Kind of file -> the version that is written
+VERSIONS = MappingProxyType({"task": 3, "plan": 3, "sensitivity": 3, "trained": 1})
+_OLDEST = MappingProxyType({"task": 2})  # the oldest version that is read, where it is another
 _FORMAT = "spt_kernels."
 _NAMES = {"trained": "trained values"}  # in messages, where the kind is no name
 
@@ -94,13 +95,13 @@ def _check(metadata: Mapping[str, str], kind: str) -> None:
     if kind_of(metadata) != kind:
         raise ValueError(f"it is not a {kind} but of format {metadata.get('format')!r}")
     own, version = VERSIONS[kind], metadata.get("format_version", "")
+    oldest = _OLDEST.get(kind, own)
     if not (version.isascii() and version.isdigit() and len(version) <= 9 and int(version) >= 1):
         raise ValueError(f"expected a format version, got {version!r}")
-    if int(version) != own:
+    if not oldest <= int(version) <= own:
         remedy = f"make the {kind} again" if int(version) < own else "upgrade spt_kernels"
-        raise ValueError(
-            f"it has format version {version}, this package reads version {own}: {remedy}"
-        )
+        reads = f"version {own}" if oldest == own else f"versions {oldest} to {own}"
+        raise ValueError(f"it has format version {version}, this package reads {reads}: {remedy}")
     expected = {"format", "format_version", kind}
     if metadata.keys() != expected:
         raise ValueError(f"expected metadata {sorted(expected)}, got {sorted(metadata)}")

@@ -12,6 +12,8 @@ from .row_major import format_of, put_into
 from .sparse_delta import Owner, SparseDelta, WrittenState, owner_of, tag, write_deltas
 from .tuned_class import Shown, plain_twin
 
+_NOTHING_HELD: dict[str, WrittenState] = {}
+
 
 class HeldDeltas(Owner):
     """What is found under which name in a module with deltas; `DeltaHolder` has them held."""
@@ -55,11 +57,12 @@ class HeldDeltas(Owner):
 
     def write_stale_deltas(self) -> None:
         """Write what has changed since the last forward; to be called by every eager forward."""
-        self.__dict__["_spt_called"] = True
-        stale = []
-        for local, written in self._spt_states.items():
+        own = self.__dict__  # each lookup through the module would cost every layer in every step
+        own["_spt_called"] = True
+        parameters, stale = own["_parameters"], []
+        for local, written in own.get("_spt_written", _NOTHING_HELD).items():
             written.by_optimizer = False
-            if not written.matches(self._parameters[written.name]):  # type: ignore[arg-type]
+            if not written.matches(parameters[written.name]):
                 stale.append(local)
         if stale:
             deltas = self.sparse_deltas()

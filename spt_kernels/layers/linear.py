@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from .position_index import CheckedIndex
 from .sparse_gradient import DeltaPattern
 from .sparse_layer import SparseDeltaLayer
+from .sparse_linear import SparseLinear
 from .tuned_class import share_contents
 from .tuned_linear import TunedLinear
 
@@ -79,10 +82,17 @@ class SparseDeltaLinear(LinearWithDeltas):
 
     def forward(self, input: Tensor) -> Tensor:
         """`F.linear(input, weight, bias)`."""
-        if not torch.compiler.is_compiling():
+        weight: Any
+        if torch.compiler.is_compiling():
+            weight, bias = self.weight, self.bias
+        else:
             self.write_stale_deltas()
-        weight, bias = self.weight, self.bias
+            parameters = self._parameters  # a lookup through the module costs as much as all else
+            weight, bias = parameters["weight"], parameters["bias"]
         if not (torch.is_grad_enabled() and self.has_gradients()):
             return F.linear(input, weight, bias)
-        no_lora = (None, None, None)
-        return TunedLinear.apply(input, weight, bias, *self.trained_tensors(), *no_lora)
+        delta, pattern, bias_delta, bias_index = self.trained_tensors()
+        if bias_delta is None and pattern is not None:
+            return SparseLinear.apply(input, weight, bias, delta, pattern)
+        deltas = (delta, pattern, bias_delta, bias_index)
+        return TunedLinear.apply(input, weight, bias, *deltas, None, None, None)

@@ -63,7 +63,7 @@ class LoraLinear(StructuredLinear):
         _check(self, spec)
         self._freeze_for(spec)
         ranges = self.__dict__["_spt_ranges"]
-        self.__dict__["_spt_groups"] = groups_of(ranges)
+        self.__dict__["_spt_plain_call"] = LoraCall(groups_of(ranges), spec.scale)
         n_ranges, n_rows = len(spec.rows), sum(stop - start for start, stop in spec.rows)
         self.lora_a = nn.Parameter(torch.empty(n_ranges * spec.rank, self.in_features))
         self.lora_b = nn.Parameter(torch.zeros(n_rows, spec.rank))
@@ -79,9 +79,12 @@ class LoraLinear(StructuredLinear):
         if torch.compiler.is_compiling():
             return self._traced_forward(input, dropout)
         self.write_stale_deltas()
-        seed = _seed_for(input) if dropout else 0
-        call = LoraCall(own["_spt_groups"], spec.scale, dropout, seed)
-        weight, bias, lora_a, lora_b = self.weight, self.bias, self.lora_a, self.lora_b
+        call = own["_spt_plain_call"]
+        if dropout:
+            call = call._replace(dropout=dropout, seed=_seed_for(input))
+        parameters: Any = self._parameters  # a lookup through the module costs more
+        weight, bias = parameters["weight"], parameters["bias"]
+        lora_a, lora_b = parameters["lora_a"], parameters["lora_b"]
         if not torch.is_grad_enabled():
             return linear_with_lora(input, weight, bias, lora_a, lora_b, call)[0]
         deltas = self.trained_tensors()

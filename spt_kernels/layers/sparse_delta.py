@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..ops.write_delta import write_delta
+from .late_optimizer import check_made_after
 
 _TAG = "_spt_owner"
 _LEFT = "_spt_left_to_hook"
@@ -58,7 +59,10 @@ class WrittenState:
 
     def matches(self, delta: Tensor) -> bool:
         """Whether nothing has changed the delta since `record`."""
-        return self.state is not None and self.state == _state_of(delta)
+        state = self.state
+        if state is None or delta.untyped_storage()._cdata != state[1]:
+            return False
+        return state[0] == (-1 if delta.is_inference() else delta._version)
 
     def record(self, delta: Tensor, *, by_optimizer: bool = False) -> None:
         """Remember that the target holds this state of the delta."""
@@ -277,6 +281,8 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             stale.append(delta)
     write_deltas(stale)
     _check_called(parameters)
+    if all(owner_of(parameter) is None for parameter in parameters):
+        check_made_after(parameters)
 
 
 def _check_called(parameters: list[Tensor]) -> None:

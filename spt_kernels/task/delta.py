@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,13 +14,18 @@ from ..errors import BaseModelMismatch
 from ..layers import AdapterLinear
 from .base_model import BaseModel, is_data_parallel, unwrap
 from .file.format import read, write
+from .file.metadata import as_json
 from .transfer import capture, check_fits, drop, drop_problem, fill, has_same_structure, hold, put
 
 _SAVED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def save_delta(
-    model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    dtype: torch.dtype = torch.float32,
+    *,
+    metadata: Mapping[str, Any] | None = None,
 ) -> int:
     """Write the task of a tuned model to one file, whole or not at all.
 
@@ -31,18 +38,50 @@ def save_delta(
         path: of the file. An older one is replaced at the very end.
         dtype: `float32` stores every value as it is; `bfloat16` or `float16` round all of them to
             nearest.
+        metadata: whatever else the file is to tell, as JSON knows it: dicts with strings as keys,
+            lists, strings, numbers, booleans, None. `read_metadata` gives it back. What is under
+            `"classes"`, `"preprocessing"` and `"model"` is what commands go by, and must be of the
+            form that `read_metadata` describes.
 
     Returns:
         The size of the file in bytes.
 
     Raises:
+        TypeError: something in `metadata` is not JSON; says where.
         ValueError: the model is not tuned, or holds values that are NaN, infinite, or too large for
-            `dtype`.
+            `dtype`; `metadata` is of another form, or names another number of classes than the
+            head has.
         OSError: the file cannot be written; what was at `path` stays.
     """
     if dtype not in _SAVED_DTYPES:
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
-    return write(capture(_tuned(model, "save"), dtype), path)
+    return write(capture(_tuned(model, "save"), dtype, as_json(metadata)), path)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a task file tells besides what it trains: the `metadata` that `save_delta` was given.
+
+    Everything may be in it. Three keys have a meaning, and a form that is checked when the file is
+    written and when it is read; each of them may be absent:
+
+    * `"classes"`: list of the names of the head's outputs, in their order, as many as there are.
+    * `"preprocessing"`: dict with `"size"` (the side of the square image in pixels, or
+      `[height, width]`), `"mean"` and `"std"` (lists of one number per channel, for values in 0 to
+      1) and `"interpolation"` (such as `"bicubic"`); more may be in it.
+    * `"model"`: dict with `"name"` (of the architecture, such as timm's) and, if there are any, its
+      constructor's `"arguments"` as a dict; more may be in it.
+
+    Args:
+        path: of a file that `save_delta` wrote.
+
+    Returns:
+        A dict of its own, tuples having become lists; empty where nothing was said.
+
+    Raises:
+        DeltaFormatError: the file is damaged, cut, of a newer format, or no task file.
+        OSError: the file cannot be read, `FileNotFoundError` among them.
+    """
+    return copy.deepcopy(dict(read(path).metadata))
 
 
 @torch.inference_mode(False)  # what is made in it could never be trained

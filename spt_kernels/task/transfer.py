@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -58,11 +59,14 @@ def hold(
     )
 
 
-def capture(model: nn.Module, dtype: torch.dtype) -> TaskFile:
+def capture(
+    model: nn.Module, dtype: torch.dtype, metadata: Mapping[str, Any] = MappingProxyType({})
+) -> TaskFile:
     """The task that a tuned model holds, its values rounded to `dtype` unless that is fp32.
 
     Raises:
-        ValueError: a value is NaN, infinite, or too large for `dtype`.
+        ValueError: a value is NaN, infinite, or too large for `dtype`, or the metadata does not fit
+            the task.
     """
     now = BaseModel.of(model)
     held = hold(model, now, lambda name, tensor: _kept(name, tensor, dtype))
@@ -77,6 +81,7 @@ def capture(model: nn.Module, dtype: torch.dtype) -> TaskFile:
         values=held.values,
         structured=held.structured,
         dense=held.dense,
+        metadata=metadata,
     )
 
 

@@ -181,9 +181,9 @@ def rewritten(file: bytes, **changes: object) -> bytes:
 
 
 def test_a_newer_format_says_upgrade(small_file: bytes) -> None:
-    with pytest.raises(DeltaFormatError, match="version 3, this package reads version 2: upgrade"):
-        decode(rewritten(small_file, format_version=3))
-    with pytest.raises(DeltaFormatError, match=r"version 1, .* version 2: make the task"):
+    with pytest.raises(DeltaFormatError, match=r"version 4, .* reads versions 2 to 3: upgrade"):
+        decode(rewritten(small_file, format_version=4))
+    with pytest.raises(DeltaFormatError, match=r"version 1, .* versions 2 to 3: make the task"):
         decode(rewritten(small_file, format_version=1))
 
 

@@ -20,6 +20,7 @@ from spt_kernels import (
     BaseModelMismatch,
     LoraSpec,
     Plan,
+    Sensitivity,
     SparseAdamW,
     allocate,
     apply,
@@ -420,6 +421,31 @@ def test_weights_that_cannot_be_tuned(make: Callable[[], nn.Module], message: st
     with pytest.raises(ValueError, match=message):
         apply(model, unstructured(model))
     assert_untouched(model, before)
+
+
+def test_a_head_told_as_a_layer_or_a_pattern_is_looked_up_in_the_model() -> None:
+    names = ("norm.weight", "norm.bias", "head.weight", "head.bias")
+    scores = {"blocks.0.mlp.fc1.weight": torch.rand(96, 24)}
+    for head in (["head", "norm"], "h*", ("norm.*", "head.weight", "head.bias")):
+        model = tiny_vit()
+        plan = allocate(Sensitivity.from_tensors(scores, 1, head=head), 5, None)
+        apply(model, plan)
+        found = model.spt_tuning.plan.head
+        assert found == (names if head != "h*" else names[2:])
+        trained = {n for n, p in model.named_parameters() if p.requires_grad}
+        assert trained == {*found, "blocks.0.mlp.fc1.delta"}
+    missing = allocate(Sensitivity.from_tensors(scores, 1, head="score"), 5, None)
+    with pytest.raises(BaseModelMismatch, match="has no parameter score, of the plan's head"):
+        apply(tiny_vit(), missing)
+
+
+@pytest.mark.parametrize("head", [None, (), "none"])
+def test_only_a_head_that_nobody_decided_on_goes_by_its_name(head: object) -> None:
+    model = tiny_vit()
+    scores = {"blocks.0.mlp.fc1.weight": torch.rand(96, 24)}
+    apply(model, allocate(Sensitivity.from_tensors(scores, 1, head=head), 5, None))
+    assert model.head.weight.requires_grad == (head is None)
+    assert model.spt_tuning.plan.head_source == ("names" if head is None else "given")
 
 
 def test_positions_in_the_head() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +16,7 @@ from ...files import checked_file
 from ...files.atomic import write_atomically
 from ...plan import AdapterSpec, LoraSpec, Plan
 from .fingerprint import Fingerprint
+from .metadata import as_json, check_classes
 from .positions import decode_positions, encode_positions
 
 
@@ -31,6 +32,10 @@ class TaskFile:
         structured: matrix name -> local name -> trained tensor of its LoRA or Adapter, as
             `structured_shapes` names them.
         dense: parameter name -> a tensor that was trained whole: the head, and what else was.
+        buffers: buffer name -> what forwards in training have made of it, such as running
+            statistics and their counters; what they left as it was is not there. Files of format
+            version 2 have the floating ones among `dense`.
+        metadata: what whoever saved it had to say, as `as_json` describes it.
     """
 
     model_name: str
@@ -39,9 +44,12 @@ class TaskFile:
     values: Mapping[str, Tensor]
     structured: Mapping[str, Mapping[str, Tensor]]
     dense: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("base", "values", "structured", "dense"):
+        object.__setattr__(self, "metadata", as_json(self.metadata))
+        for name in ("base", "values", "structured", "dense", "buffers", "metadata"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         _check(self)
 
@@ -61,12 +69,15 @@ def structured_shapes(spec: LoraSpec | AdapterSpec) -> dict[str, tuple[int, ...]
 
 def encode(task: TaskFile) -> bytes:
     """Bytes of a task file. The same task gives the same bytes."""
-    document = {
+    document: dict[str, Any] = {
         "model_name": task.model_name,
         "base": {name: task.base[name].to_json() for name in sorted(task.base)},
         "plan": task.plan.to_json(),  # in the order of the model, which its tables follow
     }
+    if task.metadata:
+        document["metadata"] = dict(task.metadata)
     tensors: dict[str, Tensor] = {f"dense/{name}": tensor for name, tensor in task.dense.items()}
+    tensors |= {f"buffers/{name}": tensor for name, tensor in task.buffers.items()}
     for name, values in task.values.items():
         tensors[f"unstructured/{name}/values"] = values
         tensors[f"unstructured/{name}/positions"] = encode_positions(task.plan.unstructured[name])
@@ -105,7 +116,11 @@ def _decode(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TaskF
     for key, kind in {"base": dict, "model_name": str, "plan": dict}.items():
         if not isinstance(document[key], kind):
             raise ValueError(f"{key}: expected a {kind.__name__}, got {document[key]!r:.80}")
+    metadata = document.get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise ValueError(f"metadata: expected a dict, got {metadata!r:.80}")
     dense: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
     values: dict[str, Tensor] = {}
     encoded: dict[str, Tensor] = {}
     structured: dict[str, dict[str, Tensor]] = {}
@@ -114,6 +129,8 @@ def _decode(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TaskF
         name, _, local = rest.rpartition("/")
         if group == "dense" and rest:
             dense[rest] = tensor
+        elif group == "buffers" and rest:
+            buffers[rest] = tensor
         elif group == "structured" and name:
             structured.setdefault(name, {})[local] = tensor
         elif group == "unstructured" and local == "values":
@@ -128,7 +145,9 @@ def _decode(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TaskF
 
     plan = _decode_plan(document["plan"], encoded, values)
     base = {name: Fingerprint.from_json(entry) for name, entry in document["base"].items()}
-    return TaskFile(document["model_name"], plan, base, values, structured, dense)
+    return TaskFile(
+        document["model_name"], plan, base, values, structured, dense, buffers, metadata
+    )
 
 
 def _decode_plan(
@@ -186,6 +205,13 @@ def _check(task: TaskFile) -> None:
             _check_tensor(f"structured/{name}/{local}", part, shapes[local])
     for name, tensor in task.dense.items():
         _check_tensor(f"dense/{name}", tensor, tuple(tensor.shape))
+    for name, tensor in task.buffers.items():
+        if name in task.dense:
+            raise ValueError(f"{name} is there as a parameter and as a buffer")
+        if tensor.is_floating_point():
+            _check_tensor(f"buffers/{name}", tensor, tuple(tensor.shape))
+    head = [task.dense[name] for name in plan.head]
+    check_classes(task.metadata, [len(tensor) for tensor in head if tensor.ndim])
 
 
 def _check_spec(name: str, spec: LoraSpec | AdapterSpec) -> None:
