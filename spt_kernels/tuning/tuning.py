@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BaseModelMismatch
-from ..layers import attach_whole, tuned_modules, untune
+from ..layers import tuned_modules, untune
 from ..layers.late_optimizer import mark_frozen
 from ..model import HeadSource, head_names
 from ..model.check import check_trainable_itself
@@ -17,6 +17,7 @@ from ..model.head import matching_head, matching_names
 from ..model.replaced_head import ReplacedHead
 from ..plan import Plan
 from .places import check_places, places_of
+from .whole import is_coarse, train_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     }
     _check_fits(model, plan, parameters)
     head, source = _head_of(model, plan, parameters)
-    coarse = [name for name in head if is_coarse(parameters[name])]
+    coarse = {name for name in head if is_coarse(parameters[name])}
     places = places_of(model, plan, parameters, coarse)
     check_places(every, places, head)
 
@@ -89,8 +90,9 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         raise
     whole = replace(plan, head=head, head_source=source)
     model.spt_tuning = Tuning(whole, base_head, before)  # type: ignore[assignment]
-    if places:  # where the head alone is trained, any optimizer trains it
-        mark_frozen((p for p in parameters.values() if not p.requires_grad), model)
+    if places or coarse:  # where a head of 32 bits alone is trained, any optimizer trains it
+        frozen = {name: p for name, p in parameters.items() if name in coarse or name not in head}
+        mark_frozen(frozen.values(), model)
     return model
 
 
@@ -102,34 +104,6 @@ def _head_of(
         return matching_head(parameters, plan.head), plan.head_source
     # what was measured of the head, up to all of it, is tuned like anything else
     return tuple(name for name in head_names(model) if name not in plan.info), "names"
-
-
-def is_coarse(parameter: Tensor) -> bool:
-    """Whether a parameter has 16 bits, which most steps of an optimizer are too small for."""
-    return parameter.dtype in (torch.bfloat16, torch.float16)
-
-
-def train_whole(model: nn.Module, name: str) -> None:
-    """Train all of one parameter of a tuned model: itself, or its values in fp32 if it has 16 bits.
-
-    Args:
-        model: tuned, or about to be.
-        name: of the parameter in the base model, any of them.
-    """
-    parameter = model.get_submodule(name.rpartition(".")[0])._parameters[name.rpartition(".")[2]]
-    assert parameter is not None
-    owners = [
-        (module, local)
-        for module in model.modules()
-        for local, own in module._parameters.items()
-        if own is parameter
-    ]
-    values: nn.Parameter | None = None
-    for module, local in owners if is_coarse(parameter) else []:
-        if attach_whole(module, local, values):
-            values = module._parameters[f"{local}_fp32"]
-    if values is None:
-        parameter.requires_grad_(True)
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
