@@ -1,5 +1,13 @@
 """A model and a `Plan` become a tuned model."""
 
-from .tuning import Tuning, apply, replace_module
+from .frozen_base import FrozenBase, unwatch_state_dicts
+from .tuning import Tuning, apply, apply_to_known, replace_module
 
-__all__ = ["Tuning", "apply", "replace_module"]
+__all__ = [
+    "FrozenBase",
+    "Tuning",
+    "apply",
+    "apply_to_known",
+    "replace_module",
+    "unwatch_state_dicts",
+]

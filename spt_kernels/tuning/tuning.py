@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import BaseModelMismatch
 from ..layers import (
@@ -17,9 +18,11 @@ from ..layers import (
     tuned_modules,
 )
 from ..model import head_names
+from ..model.buffers import persistent_buffers
 from ..model.check import check_trainable_itself
 from ..model.replaced_head import ReplacedHead
 from ..plan import Plan
+from .frozen_base import FrozenBase, watch_state_dicts
 from .places import build, check_places, places_of
 
 
@@ -32,12 +35,19 @@ class Tuning:
         base_head: head parameter name -> its values before tuning, copies.
         requires_grad: parameter name -> whether it required a gradient before.
         replaced_head: what stood in the place of a head that a task file brought along.
+        base_buffers: name of a persistent buffer -> its value before tuning, a copy; a forward in
+            training mode changes running statistics and their like.
+        frozen: what the frozen parameters were; None where there were no values to tell.
+        classes: what the task file called the classes.
     """
 
     plan: Plan
     base_head: Mapping[str, Tensor]
     requires_grad: Mapping[str, bool]
     replaced_head: ReplacedHead = field(default_factory=ReplacedHead)
+    base_buffers: Mapping[str, Tensor | None] = field(default_factory=dict)
+    frozen: FrozenBase | None = None
+    classes: tuple[str, ...] = ()
 
 
 @torch.inference_mode(False)  # what is made in it could never be trained
@@ -63,6 +73,12 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
             part of the head, or cannot be tuned as planned.
         BaseModelMismatch: the plan is for another model; names the first difference.
     """
+    return apply_to_known(model, plan, {})
+
+
+@torch.inference_mode(False)
+def apply_to_known(model: nn.Module, plan: Plan, digests: Mapping[str, str]) -> nn.Module:
+    """`apply`, where the fingerprints of some parameters were just taken, by name."""
     _check_arguments(model, plan)
     every = list(model.named_parameters(remove_duplicate=False))
     first_names = {id(parameter): name for name, parameter in reversed(every)}
@@ -75,6 +91,10 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     places = places_of(model, plan, parameters)
     check_places(every, places, head, type(model).__name__)
 
+    base_head = {name: parameters[name].detach().clone() for name in head}
+    buffers = persistent_buffers(model)
+    base_buffers = {n: None if b is None else b.detach().clone() for n, b in buffers.items()}
+    frozen = _remember({n: p for n, p in parameters.items() if n not in head}, digests)
     before = {name: parameter.requires_grad for name, parameter in parameters.items()}
     try:
         built = {place.name: build(place) for place in places if not place.in_place}
@@ -82,7 +102,6 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         for name, flag in before.items():
             parameters[name].requires_grad_(flag)
         raise
-    base_head = {name: parameters[name].detach().clone() for name in head}
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in head)
     for name, module in built.items():
@@ -96,8 +115,20 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         for part in (module, getattr(module, "base", None)):
             if part is module or isinstance(part, SparseDeltaLinear):
                 part.__dict__["spt_name"] = place.name  # for messages
-    model.spt_tuning = Tuning(replace(plan, head=head), base_head, before)  # type: ignore[assignment]
+    model.spt_tuning = Tuning(  # type: ignore[assignment]
+        replace(plan, head=head), base_head, before, base_buffers=base_buffers, frozen=frozen
+    )
+    watch_state_dicts(model)
     return model
+
+
+def _remember(
+    parameters: Mapping[str, nn.Parameter], digests: Mapping[str, str]
+) -> FrozenBase | None:
+    if any(isinstance(p, FakeTensor) for p in parameters.values()):
+        return None  # a rehearsal on tensors without values
+    told = {n: p for n, p in parameters.items() if p.element_size() <= 8}  # not complex128
+    return FrozenBase.of(told, known={n: digests[n] for n in told.keys() & digests})
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
