@@ -87,8 +87,7 @@ class SparseDeltaLinear(LinearWithDeltas):
             weight, bias = self.weight, self.bias
         else:
             self.write_stale_deltas()
-            parameters = self._parameters  # a lookup through the module costs as much as all else
-            weight, bias = parameters["weight"], parameters["bias"]
+            weight, bias = self._own_parameters()
         if not (torch.is_grad_enabled() and self.has_gradients()):
             return F.linear(input, weight, bias)
         delta, pattern, bias_delta, bias_index = self.trained_tensors()

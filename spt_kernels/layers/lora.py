@@ -82,8 +82,8 @@ class LoraLinear(StructuredLinear):
         call = own["_spt_plain_call"]
         if dropout:
             call = call._replace(dropout=dropout, seed=_seed_for(input))
-        parameters: Any = self._parameters  # a lookup through the module costs more
-        weight, bias = parameters["weight"], parameters["bias"]
+        weight, bias = self._own_parameters()
+        parameters: Any = self._parameters
         lora_a, lora_b = parameters["lora_a"], parameters["lora_b"]
         if not torch.is_grad_enabled():
             return linear_with_lora(input, weight, bias, lora_a, lora_b, call)[0]

@@ -225,7 +225,8 @@ def delta_of(parameter: Tensor) -> SparseDelta | None:
 def owner_of(parameter: Tensor) -> Owner | None:
     """The tuned module that a trained parameter was tagged with, while that is alive."""
     tag = getattr(parameter, _TAG, None)
-    return tag.owner() if isinstance(tag, _OwnerTag) else None
+    owner: Any = tag.owner() if isinstance(tag, _OwnerTag) else None
+    return owner if isinstance(owner, Owner) else None  # it may be plain again
 
 
 def tag(parameter: Tensor, owner: Owner, *, anew: bool = False) -> None:
@@ -281,7 +282,7 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             stale.append(delta)
     write_deltas(stale)
     _check_called(parameters)
-    if all(owner_of(parameter) is None for parameter in parameters):
+    if all(owner_of(p) is None for p in parameters if p.requires_grad):
         check_made_after(parameters)
 
 

@@ -49,6 +49,13 @@ class SparseDeltaLayer(DeltaHolder):
             bias.requires_grad_(False)
         self._index_changed()
 
+    def _own_parameters(self) -> tuple[Any, Any]:
+        """Weight and bias; the way through the module costs as much as all else of a call."""
+        parameters = self._parameters
+        if "weight" in parameters and "bias" in parameters:
+            return parameters["weight"], parameters["bias"]
+        return self.weight, self.bias  # an attribute, if one is computed
+
     def has_gradients(self) -> bool:
         """Whether a backward through this layer has anything to make for its deltas."""
         parameters = self._parameters

@@ -51,6 +51,7 @@ def fake_copy(
     if tuning is not None:
         memo[id(tuning)] = tuning
         real |= {id(t): t for t in tuning.base_head.values()}
+        real |= {id(t): t for t in tuning.base_buffers.values() if t is not None}
     for module in model.modules():
         for value in vars(module).values():
             if value is tuning:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
+
+from .class_labels import Said, restore_class_labels, set_class_labels
 
 
 @dataclass(frozen=True)
@@ -14,11 +16,11 @@ class ReplacedHead:
 
     Attributes:
         modules: module name -> the model's own module.
-        num_classes: what the model said of itself, if it did.
+        said: what the model said of its classes.
     """
 
     modules: dict[str, nn.Module] = field(default_factory=dict)
-    num_classes: int | None = None
+    said: tuple[Said, ...] = ()
 
 
 def head_problem(
@@ -55,7 +57,10 @@ def head_problem(
 def fit_head(
     model: nn.Module, head: Mapping[str, Tensor], elsewhere: Collection[str]
 ) -> ReplacedHead:
-    """Replace the modules of the head whose shapes differ; their values are still to be set."""
+    """Replace the modules of the head whose shapes differ; their values are still to be set.
+
+    What the model says of its classes is for `name_classes`.
+    """
     replaced: dict[str, nn.Module] = {}
     for name, tensors in _misfits(model, head, elsewhere).items():
         own = model.get_submodule(name)
@@ -67,11 +72,32 @@ def fit_head(
         new.train(own.training)
         _put(model, name, new)
         replaced[name] = own
-    num_classes = getattr(model, "num_classes", None)
-    if len(replaced) != 1 or type(num_classes) is not int:
-        return ReplacedHead(replaced)
-    model.num_classes = n_classes  # type: ignore[assignment]
-    return ReplacedHead(replaced, num_classes)
+    return ReplacedHead(replaced)
+
+
+def name_classes(
+    model: nn.Module, replaced: ReplacedHead, head: Mapping[str, Tensor], names: Sequence[str]
+) -> ReplacedHead:
+    """Let a model say of its classes what its head has by now, instead of what it says now.
+
+    Args:
+        model: with its own head, or with a task's in its place.
+        replaced: what stood there.
+        head: parameter name -> values of the head that the model has.
+        names: of the classes, if they are known.
+
+    Returns:
+        `replaced`, with what the model had said of its own head.
+    """
+    restore_class_labels(model, replaced.said)
+    rows = {}
+    for name, tensor in head.items():
+        module_name, _, local = name.rpartition(".")
+        if local == "weight" and tensor.ndim > 1:
+            own = replaced.modules.get(module_name)
+            before = len(tensor) if own is None else _n_rows(own)
+            rows[module_name] = before, len(tensor)
+    return replace(replaced, said=set_class_labels(model, rows, names))
 
 
 def restore_head(model: nn.Module, replaced: ReplacedHead) -> None:
@@ -81,8 +107,12 @@ def restore_head(model: nn.Module, replaced: ReplacedHead) -> None:
         now = next(current.parameters())
         own.to(device=now.device, dtype=now.dtype).train(current.training)
         _put(model, name, own)
-    if replaced.num_classes is not None:
-        model.num_classes = replaced.num_classes  # type: ignore[assignment]
+    restore_class_labels(model, replaced.said)
+
+
+def _n_rows(module: nn.Module) -> int:
+    weight = module._parameters.get("weight")
+    return 0 if weight is None else len(weight)
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

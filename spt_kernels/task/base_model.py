@@ -23,15 +23,17 @@ class BaseModel:
 
     Attributes:
         parameters: name -> parameter, as it is: a tuned weight holds base + delta.
-        buffers: name -> floating buffer that the state dict of the base model has, such as running
-            statistics.
+        buffers: name -> buffer that the state dict of the base model has, such as running
+            statistics, or would have if it were not None as yet.
+        owners: name of a buffer -> the module that has it, and its name there.
         tuned: module name -> the tuned module there.
         deltas: parameter name -> its sparse delta.
         structured: name of a weight -> the LoRA or Adapter on it.
     """
 
     parameters: dict[str, nn.Parameter]
-    buffers: dict[str, Tensor]
+    buffers: dict[str, Tensor | None]
+    owners: dict[str, tuple[nn.Module, str]]
     tuned: dict[str, nn.Module]
     deltas: dict[str, SparseDelta]
     structured: dict[str, LoraLinear | AdapterLinear]
@@ -39,20 +41,19 @@ class BaseModel:
     @classmethod
     def of(cls, model: nn.Module) -> BaseModel:
         """Walk over a model."""
-        found = cls({}, {}, {}, {}, {})
+        found = cls({}, {}, {}, {}, {}, {})
         _walk(model, "", found, set())
         return found
 
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers."""
-        return {**self.parameters, **self.buffers}
+    def is_trained(self, name: str) -> bool:
+        """Whether something is trained on a parameter: a LoRA, an Adapter, or a delta of any."""
+        return name in self.structured or self.deltas[name].index.numel() > 0
 
     @property
     def trained_tensors(self) -> dict[str, Tensor]:
-        """The same; of what is trained whole in fp32, those values."""
+        """The parameters; of what is trained whole in fp32, those values."""
         whole = {name: delta.delta for name, delta in self.deltas.items() if delta.whole}
-        return {**self.tensors, **whole}
+        return {**self.parameters, **whole}
 
     def base_tensors(self, names: Collection[str]) -> dict[str, BaseTensor]:
         """Some parameters, with the positions at which the base has other values, and those."""
@@ -102,8 +103,9 @@ def _walk(module: nn.Module, prefix: str, found: BaseModel, seen: set[int]) -> N
             seen.add(id(parameter))
     transient = module._non_persistent_buffers_set
     for local, buffer in module._buffers.items():
-        if buffer is not None and buffer.is_floating_point() and local not in transient:
+        if local not in transient:
             found.buffers[prefix + local] = buffer
+            found.owners[prefix + local] = module, local
     for local, child in module._modules.items():
         if child is not None and id(child) not in seen:
             _walk(child, f"{prefix}{local}.", found, seen)

@@ -15,7 +15,10 @@ from ..layers import AdapterLinear
 from .base_model import BaseModel, is_data_parallel, unwrap
 from .file.format import read, write
 from .file.metadata import as_json
-from .transfer import capture, check_fits, drop, drop_problem, fill, has_same_structure, hold, put
+from .fit import Fit, has_same_structure
+from .frozen import FrozenState
+from .intact import drop_problem, task_problem
+from .transfer import capture, drop, fill, hold, put
 
 _SAVED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -30,14 +33,19 @@ def save_delta(
     """Write the task of a tuned model to one file, whole or not at all.
 
     It holds the sparse deltas, LoRA and Adapter tensors, the head and whatever else is trainable,
-    the plan, and a fingerprint of the base weights of every touched tensor. The same model gives
-    the same bytes.
+    buffers that forwards have changed, such as running statistics, the plan, and a fingerprint of
+    the base weights of every touched tensor, as `apply` found them. The same model gives the same
+    bytes.
+
+    Of an average of tuned models (an EMA) pass the averaged model itself, `ema.module`, while the
+    model that was averaged still is there.
 
     Args:
-        model: tuned; may be wrapped by `torch.compile` or data parallelism. Not changed.
+        model: tuned; may be wrapped by `torch.compile` or data parallelism. Not changed, but that
+            frozen values which averaging has rounded are what they were again.
         path: of the file. An older one is replaced at the very end.
-        dtype: `float32` stores every value as it is; `bfloat16` or `float16` round all of them to
-            nearest.
+        dtype: `float32` stores every value as it is; `bfloat16` or `float16` round all that is
+            trained to nearest. Buffers are always stored as they are.
         metadata: whatever else the file is to tell, as JSON knows it: dicts with strings as keys,
             lists, strings, numbers, booleans, None. `read_metadata` gives it back. What is under
             `"classes"`, `"preprocessing"` and `"model"` is what commands go by, and must be of the
@@ -48,14 +56,22 @@ def save_delta(
 
     Raises:
         TypeError: something in `metadata` is not JSON; says where.
-        ValueError: the model is not tuned, or holds values that are NaN, infinite, or too large for
-            `dtype`; `metadata` is of another form, or names another number of classes than the
-            head has.
+        ValueError: the model is not tuned, or no longer as `apply` made it, so that the file would
+            fit no base; it holds values that are NaN, infinite, or too large for `dtype`;
+            `metadata` is of another form, or names another number of classes than the head has.
         OSError: the file cannot be written; what was at `path` stays.
     """
     if dtype not in _SAVED_DTYPES:
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
-    return write(capture(_tuned(model, "save"), dtype, as_json(metadata)), path)
+    said = as_json(metadata)
+    bare = _tuned(model, "save")
+    now = BaseModel.of(bare)
+    _refuse("save", task_problem(bare, now))
+    frozen = FrozenState.of(bare, now)
+    _refuse("save", frozen.problem)
+    n_bytes = write(capture(bare, now, frozen, dtype, said), path)
+    frozen.write_back(now)
+    return n_bytes
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -91,7 +107,9 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     Everything is checked before the model is touched. When the model already holds a task of the
     same structure, the new values are copied into the same parameters, so that optimizers,
     compiled code and data-parallel wrappers stay valid. Otherwise layers are tuned as `apply` does.
-    A head of another number of classes is replaced, and comes back with `unload`.
+    A head of another number of classes is replaced, and comes back with `unload`; so does what the
+    model says of its classes: `num_classes`, or `num_labels` and the names in a `config` of
+    transformers, which are those in the file's metadata where it has them.
 
     The head and the deltas are trainable afterwards, the rest is frozen.
 
@@ -107,19 +125,23 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
             loaded.
         BaseModelMismatch: it was made for another base model; names the first tensor that differs.
         ValueError: the task's structure is another one and the model is wrapped for data
-            parallelism.
+            parallelism; the model was tuned and is no longer as `apply` made it.
         OSError: the file cannot be read, `FileNotFoundError` among them.
     """
     _check_is_module(model)
     task = read(path)
     bare = unwrap(model)
     now = BaseModel.of(bare)
-    problem = check_fits(bare, now, task)
-    if problem is not None:
-        raise BaseModelMismatch(f"{os.fspath(path)}: made for another base model: {problem}")
-    if not _is_tuned(bare):
+    frozen = None
+    if _is_tuned(bare):
+        _refuse("load a task", task_problem(bare, now))
+        frozen = FrozenState.of(bare, now)
+    fit = Fit.of(bare, now, task, frozen)
+    if fit.problem is not None:
+        raise BaseModelMismatch(f"{os.fspath(path)}: made for another base model: {fit.problem}")
+    if frozen is None:
         _refuse_wrapped_for_loading(model)
-        put(bare, task)
+        put(bare, task, fit.digests)
         return model
     previous = hold(bare, now)
     if has_same_structure(bare, now, task):
@@ -128,12 +150,14 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         except BaseException:
             fill(bare, now, previous)
             raise
+        frozen.write_back(now)
         return model
     _refuse_wrapped_for_loading(model)
-    _refuse(drop_problem(bare, now))
+    _refuse("load a task in place of this one", drop_problem(bare, now) or frozen.problem)
+    frozen.write_back(now)
     drop(bare, now)
     try:
-        put(bare, task)
+        put(bare, task, fit.digests)
     except BaseException:
         put(bare, previous)
         raise
@@ -144,7 +168,8 @@ def merge(model: nn.Module) -> nn.Module:
     """Fold the task into the weights, in place: plain module types, nothing extra at inference.
 
     Sparse deltas are in the weights already. LoRA is added in fp32 and rounded once to the weight's
-    dtype. The head stays as trained. What required a gradient before `apply` requires it again.
+    dtype. The head and buffers such as running statistics stay as trained. What required a gradient
+    before `apply` requires it again.
 
     Args:
         model: tuned with LoRA or sparse deltas; an Adapter is not linear and cannot be folded in.
@@ -153,8 +178,8 @@ def merge(model: nn.Module) -> nn.Module:
         The model, no longer tuned; there is no way back but the task file.
 
     Raises:
-        ValueError: the model is not tuned, has an Adapter (named), or is wrapped for data
-            parallelism. The model is as it was.
+        ValueError: the model is not tuned, has an Adapter (named), lacks something that `apply`
+            left, or is wrapped for data parallelism. The model is as it was.
     """
     bare = _tuned(model, "merge")
     now = BaseModel.of(bare)
@@ -165,12 +190,14 @@ def merge(model: nn.Module) -> nn.Module:
                 "keep the tuned model, or tune with LoRA"
             )
     _refuse_wrapped(model, "merge")
+    _refuse("merge", task_problem(bare, now))
+    FrozenState.of(bare, now).write_back(now)
     drop(bare, now, merge=True)
     return model
 
 
 def unload(model: nn.Module) -> nn.Module:
-    """Drop the task, in place: the very modules, weights and head of the base, bit for bit.
+    """Drop the task, in place: modules, weights, buffers and head of the base, bit for bit.
 
     Args:
         model: tuned, in whichever way.
@@ -180,12 +207,16 @@ def unload(model: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: the model is not tuned, a parameter was trained whole without its base value
-            being known, or the model is wrapped for data parallelism. The model is as it was.
+            being known, a layer or the head was replaced or a frozen value changed since `apply`,
+            or the model is wrapped for data parallelism. The model is as it was.
     """
     bare = _tuned(model, "unload")
     _refuse_wrapped(model, "unload")
     now = BaseModel.of(bare)
-    _refuse(drop_problem(bare, now))
+    _refuse("unload", drop_problem(bare, now))
+    frozen = FrozenState.of(bare, now)
+    _refuse("unload", frozen.problem)
+    frozen.write_back(now)
     drop(bare, now)
     return model
 
@@ -203,6 +234,12 @@ def _tuned(model: nn.Module, verb: str) -> nn.Module:
     _check_is_module(model)
     bare = unwrap(model)
     if not _is_tuned(bare):
+        inner = getattr(bare, "module", None)  # of what averages a model, for one
+        if isinstance(inner, nn.Module) and _is_tuned(inner):
+            raise ValueError(
+                f"cannot {verb}: the model is a {type(bare).__name__} around a tuned one: pass "
+                "model.module"
+            )
         raise ValueError(
             f"cannot {verb}: the model is not tuned; apply a plan or load a task first"
         )
@@ -225,6 +262,6 @@ def _refuse_wrapped(model: nn.Module, verb: str) -> None:
         )
 
 
-def _refuse(problem: str | None) -> None:
+def _refuse(verb: str, problem: str | None) -> None:
     if problem is not None:
-        raise ValueError(problem)
+        raise ValueError(f"cannot {verb}: {problem}")

@@ -1,6 +1,15 @@
 """A model and a `Plan` become a tuned model."""
 
-from .tuning import Tuning, apply, replace_module
+from .frozen_base import FrozenBase, unwatch_state_dicts
+from .tuning import Tuning, apply, apply_to_known, replace_module
 from .whole import train_whole
 
-__all__ = ["Tuning", "apply", "replace_module", "train_whole"]
+__all__ = [
+    "FrozenBase",
+    "Tuning",
+    "apply",
+    "apply_to_known",
+    "replace_module",
+    "train_whole",
+    "unwatch_state_dicts",
+]

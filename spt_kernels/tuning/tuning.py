@@ -7,15 +7,18 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import BaseModelMismatch
 from ..layers import tuned_modules, untune
 from ..layers.late_optimizer import mark_frozen
 from ..model import HeadSource, head_names
+from ..model.buffers import persistent_buffers
 from ..model.check import check_trainable_itself
 from ..model.head import matching_head, matching_names
 from ..model.replaced_head import ReplacedHead
 from ..plan import Plan
+from .frozen_base import FrozenBase, watch_state_dicts
 from .places import check_places, places_of
 from .whole import is_coarse, train_whole
 
@@ -29,12 +32,19 @@ class Tuning:
         base_head: head parameter name -> its values before tuning, copies.
         requires_grad: parameter name -> whether it required a gradient before.
         replaced_head: what stood in the place of a head that a task file brought along.
+        base_buffers: name of a persistent buffer -> its value before tuning, a copy; a forward in
+            training mode changes running statistics and their like.
+        frozen: what the frozen parameters were; None where there were no values to tell.
+        classes: what the task file called the classes.
     """
 
     plan: Plan
     base_head: Mapping[str, Tensor]
     requires_grad: Mapping[str, bool]
     replaced_head: ReplacedHead = field(default_factory=ReplacedHead)
+    base_buffers: Mapping[str, Tensor | None] = field(default_factory=dict)
+    frozen: FrozenBase | None = None
+    classes: tuple[str, ...] = ()
 
 
 @torch.inference_mode(False)  # what is made in it could never be trained
@@ -61,6 +71,12 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
             part of the head, or cannot be tuned as planned.
         BaseModelMismatch: the plan is for another model; names the first difference.
     """
+    return apply_to_known(model, plan, {})
+
+
+@torch.inference_mode(False)
+def apply_to_known(model: nn.Module, plan: Plan, digests: Mapping[str, str]) -> nn.Module:
+    """`apply`, where the fingerprints of some parameters were just taken, by name."""
     _check_arguments(model, plan)
     every = list(model.named_parameters(remove_duplicate=False))
     first_names = {id(parameter): name for name, parameter in reversed(every)}
@@ -73,6 +89,9 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     places = places_of(model, plan, parameters, coarse)
     check_places(every, places, head)
 
+    buffers = persistent_buffers(model)
+    base_buffers = {n: None if b is None else b.detach().clone() for n, b in buffers.items()}
+    frozen = _remember({n: p for n, p in parameters.items() if n not in head}, digests)
     before = {name: parameter.requires_grad for name, parameter in parameters.items()}
     try:
         for place in places:
@@ -88,11 +107,17 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         for name, flag in before.items():
             parameters[name].requires_grad_(flag)
         raise
-    whole = replace(plan, head=head, head_source=source)
-    model.spt_tuning = Tuning(whole, base_head, before)  # type: ignore[assignment]
+    model.spt_tuning = Tuning(  # type: ignore[assignment]
+        replace(plan, head=head, head_source=source),
+        base_head,
+        before,
+        base_buffers=base_buffers,
+        frozen=frozen,
+    )
     if places or coarse:  # where a head of 32 bits alone is trained, any optimizer trains it
-        frozen = {name: p for name, p in parameters.items() if name in coarse or name not in head}
-        mark_frozen(frozen.values(), model)
+        still = {name: p for name, p in parameters.items() if name in coarse or name not in head}
+        mark_frozen(still.values(), model)
+    watch_state_dicts(model)
     return model
 
 
@@ -104,6 +129,15 @@ def _head_of(
         return matching_head(parameters, plan.head), plan.head_source
     # what was measured of the head, up to all of it, is tuned like anything else
     return tuple(name for name in head_names(model) if name not in plan.info), "names"
+
+
+def _remember(
+    parameters: Mapping[str, nn.Parameter], digests: Mapping[str, str]
+) -> FrozenBase | None:
+    if any(isinstance(p, FakeTensor) for p in parameters.values()):
+        return None  # a rehearsal on tensors without values
+    told = {n: p for n, p in parameters.items() if p.element_size() <= 8}  # not complex128
+    return FrozenBase.of(told, known={n: digests[n] for n in told.keys() & digests})
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

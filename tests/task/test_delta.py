@@ -32,13 +32,19 @@ every_model = pytest.mark.parametrize("name", MODELS)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def make_plan(model: nn.Module, kind: str, seed: int = 0, include: Sequence[str] = ()) -> Plan:
+def make_plan(
+    model: nn.Module,
+    kind: str,
+    seed: int = 0,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Plan:
     """Random positions in every candidate, and a structured module on every third linear layer."""
     generator = torch.Generator().manual_seed(seed)
     info = describe(model)
     unstructured: dict[str, Tensor] = {}
     structured: dict[str, LoraSpec | AdapterSpec] = {}
-    names = candidate_names(model, include)
+    names = candidate_names(model, include, exclude)
     linear = [name for name in names if info[name].kind == "linear"]
     for name in names:
         chosen = torch.rand(info[name].shape, generator=generator) < 0.1

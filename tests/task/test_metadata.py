@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 import json
 from collections import OrderedDict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -49,6 +51,17 @@ def test_nothing_said_changes_no_byte(model: nn.Module, tmp_path: Path) -> None:
     a, b, c, d = ((tmp_path / name).read_bytes() for name in "abcd")
     assert a == b
     assert c == d != a
+
+
+def test_numbers_and_names_of_other_kinds_become_plain(model: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "task.safetensors"
+    kind = enum.Enum("Kind", {"A": "a"}, type=str)
+    spt.save_delta(
+        model, path, metadata={kind.A: [kind.A, np.float64(0.5), enum.IntEnum("N", "X").X]}
+    )
+    found = spt.read_metadata(path)
+    assert found == {"a": ["a", 0.5, 1]}
+    assert [type(value) for value in found["a"]] == [str, float, int]
 
 
 def test_any_mapping_and_tuple_will_do(model: nn.Module, tmp_path: Path) -> None:

@@ -58,6 +58,9 @@ def make_task(
         values={name: random(len(p)) for name, p in unstructured.items()},
         structured={QKV: {n: random(*shape) for n, shape in structured_shapes(spec).items()}},
         dense={"head.weight": random(3, 4), "head.bias": random(3)},
+        buffers={"norm.mean": random(2), "norm.calls": torch.tensor(3), "on": torch.tensor([True])},
+        metadata={"classes": ["a", "b", "c"], "mine": [1, {"two": None}]},
+        recast={FC: Fingerprint.of(torch.zeros(5, 4, dtype=torch.float64))},
     )
 
 
@@ -65,7 +68,10 @@ def assert_same(task: TaskFile, other: TaskFile) -> None:
     assert other.model_name == task.model_name
     assert other.plan.to_json() == task.plan.to_json()
     assert other.base == task.base
+    assert other.recast == task.recast
+    assert other.metadata == task.metadata
     pairs = [
+        (task.buffers, other.buffers),
         (task.plan.unstructured, other.plan.unstructured),
         (task.values, other.values),
         (task.dense, other.dense),
@@ -213,6 +219,8 @@ BAD_TENSORS = {
     "no-lora-a": ({A: None}, "expected .*lora_a"),
     "another-lora": ({"structured/x/lora_a": torch.zeros(2)}, "structured module"),
     "no-head": ({"dense/head.bias": None}, "head.bias: a parameter of the head is missing"),
+    "nan-buffer": ({"buffers/x": torch.tensor([float("nan")])}, "buffers/x: holds NaN"),
+    "buffer-is-parameter": ({"buffers/head.bias": torch.zeros(3)}, "a parameter and as a buffer"),
     "unknown-group": ({"extra/x": torch.zeros(1)}, "unexpected tensor 'extra/x'"),
     "unknown-parameter": (
         {"unstructured/x/values": torch.zeros(1), "unstructured/x/positions": P},
@@ -245,6 +253,10 @@ BAD_DOCUMENTS = {
     "base-shape": lambda d: d["base"][FC].update(shape=[4, 5]),
     "base-is-list": lambda d: d.update(base=[]),
     "base-entry": lambda d: d["base"].update({FC: 3}),
+    "recast-is-list": lambda d: d.update(recast=[]),
+    "recast-of-nothing": lambda d: d.update(recast={"x": d["base"][FC]}),
+    "recast-shape": lambda d: d.update(recast={FC: d["base"][QKV]}),
+    "metadata-is-text": lambda d: d.update(metadata="x"),
     "name-is-number": lambda d: d.update(model_name=3),
     "plan-is-empty": lambda d: d.update(plan={}),
     "no-info": lambda d: d["plan"].update(info={}),

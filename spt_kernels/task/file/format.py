@@ -36,6 +36,8 @@ class TaskFile:
             statistics and their counters; what they left as it was is not there. Files of format
             version 2 have the floating ones among `dense`.
         metadata: what whoever saved it had to say, as `as_json` describes it.
+        recast: name -> fingerprint of a tensor of `base` in the dtype that the model had been given
+            when it was saved, where that is another; it fits such a base as well.
     """
 
     model_name: str
@@ -46,10 +48,11 @@ class TaskFile:
     dense: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    recast: Mapping[str, Fingerprint] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metadata", as_json(self.metadata))
-        for name in ("base", "values", "structured", "dense", "buffers", "metadata"):
+        for name in ("base", "values", "structured", "dense", "buffers", "metadata", "recast"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         _check(self)
 
@@ -74,6 +77,8 @@ def encode(task: TaskFile) -> bytes:
         "base": {name: task.base[name].to_json() for name in sorted(task.base)},
         "plan": task.plan.to_json(),  # in the order of the model, which its tables follow
     }
+    if task.recast:
+        document["recast"] = {name: task.recast[name].to_json() for name in sorted(task.recast)}
     if task.metadata:
         document["metadata"] = dict(task.metadata)
     tensors: dict[str, Tensor] = {f"dense/{name}": tensor for name, tensor in task.dense.items()}
@@ -116,9 +121,10 @@ def _decode(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TaskF
     for key, kind in {"base": dict, "model_name": str, "plan": dict}.items():
         if not isinstance(document[key], kind):
             raise ValueError(f"{key}: expected a {kind.__name__}, got {document[key]!r:.80}")
-    metadata = document.get("metadata", {})
-    if not isinstance(metadata, dict):
-        raise ValueError(f"metadata: expected a dict, got {metadata!r:.80}")
+    metadata, recast = document.get("metadata", {}), document.get("recast", {})
+    for key, value in {"metadata": metadata, "recast": recast}.items():
+        if not isinstance(value, dict):
+            raise ValueError(f"{key}: expected a dict, got {value!r:.80}")
     dense: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
     values: dict[str, Tensor] = {}
@@ -144,9 +150,12 @@ def _decode(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TaskF
         raise ValueError(f"unstructured/{lacking} lacks its positions or its values")
 
     plan = _decode_plan(document["plan"], encoded, values)
-    base = {name: Fingerprint.from_json(entry) for name, entry in document["base"].items()}
+    base, cast = (
+        {name: Fingerprint.from_json(entry) for name, entry in entries.items()}
+        for entries in (document["base"], recast)
+    )
     return TaskFile(
-        document["model_name"], plan, base, values, structured, dense, buffers, metadata
+        document["model_name"], plan, base, values, structured, dense, buffers, metadata, cast
     )
 
 
@@ -192,6 +201,9 @@ def _check(task: TaskFile) -> None:
                 f"{name}: the fingerprint is of shape {list(task.base[name].shape)}, the plan "
                 f"says {list(plan.info[name].shape)}"
             )
+    for name, fingerprint in task.recast.items():
+        if name not in task.base or task.base[name].shape != fingerprint.shape:
+            raise ValueError(f"{name}: a fingerprint in another dtype of what is not in the base")
     for name, values in task.values.items():
         shape = (plan.unstructured[name].numel(),)
         _check_tensor(f"unstructured/{name}/values", values, shape)

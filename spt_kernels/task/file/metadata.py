@@ -59,16 +59,18 @@ def check_classes(metadata: Mapping[str, Any], n_rows: Collection[int]) -> None:
 def _json(value: Any, where: str, depth: int) -> Json:
     if depth > _DEPTH:
         raise ValueError(f"{where[:80]}… is nested in itself, or more than {_DEPTH} levels deep")
-    if value is None or type(value) in (bool, str):
-        return value  # type: ignore[no-any-return]
-    if type(value) is int:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
         if not -_WORD <= value < _WORD:
             raise ValueError(f"{where} must fit into 64 bits, got an integer that does not")
-        return value
-    if type(value) is float:
+        return int(value)
+    if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{where} must be finite, got {value}")
-        return value
+        return float(value)
     if isinstance(value, Mapping):
         items = _items(value, where)
         return {name: _json(entry, f"{where}[{name!r}]", depth + 1) for name, entry in items}
@@ -82,9 +84,9 @@ def _json(value: Any, where: str, depth: int) -> Json:
 
 def _items(value: Mapping[Any, Any], where: str = "metadata") -> list[tuple[str, Any]]:
     for name in value:
-        if type(name) is not str:
+        if not isinstance(name, str):
             raise TypeError(f"{where} must have strings as keys, got {name!r:.80}")
-    return list(value.items())
+    return [(str.__str__(name), entry) for name, entry in value.items()]
 
 
 def _check_classes(value: Json, where: str) -> None:

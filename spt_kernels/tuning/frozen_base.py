@@ -1,0 +1,176 @@
+"""What `apply` froze, remembered by fingerprints: a task belongs to exactly those values.
+
+Whoever averages whole models as `d·e + (1-d)·m` rounds what is the same in both, so that frozen
+weights drift by a unit in the last place or so. The fingerprints tell that it has happened, and the
+model that was copied for averaging still has the values themselves.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import sparse_deltas, tuned_modules
+from ..layers.delta_holder import DeltaHolder
+from ..ops.fingerprint import fingerprint
+
+_ARRIVES = "_spt_other_base"  # on a model, while a state dict of another base is loaded
+
+
+class FrozenTensor(NamedTuple):
+    """A frozen parameter of the base."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenBase:
+    """The frozen parameters of a model as `apply` found them.
+
+    Attributes:
+        tensors: name of every parameter outside of the head -> what it was.
+        sources: name -> the parameter itself, which is tuned since, then that of the model which
+            this one was copied from, and so on: where the values may be had from as long as they
+            live.
+    """
+
+    tensors: Mapping[str, FrozenTensor]
+    sources: Mapping[str, tuple[weakref.ref[Tensor], ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        parameters: Mapping[str, Tensor],
+        changed: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+        known: Mapping[str, str] | None = None,
+    ) -> FrozenBase:
+        """Remember parameters.
+
+        Args:
+            parameters: name -> parameter.
+            changed: name -> positions at which the base has other values, int32, and those.
+            known: name -> fingerprint of its values in the base, where that was just taken.
+        """
+        changed, digests = changed or {}, dict(known or {})
+        new = {name: p for name, p in parameters.items() if name not in digests}
+        rows = [changed.get(name, (None, None)) for name in new]
+        found = fingerprint([*new.values()], [row[0] for row in rows], [row[1] for row in rows])
+        digests |= dict(zip(new, found, strict=True))
+        tensors = {
+            name: FrozenTensor(p.dtype, tuple(p.shape), digests[name])
+            for name, p in parameters.items()
+        }
+        return cls(tensors, {name: (weakref.ref(p),) for name, p in parameters.items()})
+
+    def held_by(self, parameters: Mapping[str, Tensor]) -> FrozenBase:
+        """The same base, of a model that has these parameters, or some of them, by now."""
+        sources = dict(self.sources)
+        for name in parameters.keys() & self.tensors.keys():
+            alive = [r for r in sources.get(name, ()) if _is_other(r(), parameters[name])]
+            sources[name] = (weakref.ref(parameters[name]), *alive)
+        return FrozenBase(self.tensors, sources)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenBase:
+        own = {name: refs[0]() for name, refs in self.sources.items()}
+        copies = {name: memo.get(id(p)) for name, p in own.items() if p is not None}
+        return self.held_by({n: copy for n, copy in copies.items() if isinstance(copy, Tensor)})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenBase, (self.tensors,)  # another process has no model to look at
+
+
+def _is_other(source: Tensor | None, own: Tensor) -> bool:
+    return source is not None and source is not own
+
+
+def watch_state_dicts(model: nn.Module) -> None:
+    """Let a tuned model notice what `load_state_dict` does to its base.
+
+    A state dict of the same base, in which averaging has rounded what is frozen, leaves that as it
+    is. One of another base, as a checkpoint is for a model of random weights, brings that base.
+    """
+    model.register_load_state_dict_pre_hook(_before_loading)
+    model.register_load_state_dict_post_hook(_after_loading)
+
+
+def unwatch_state_dicts(model: nn.Module) -> None:
+    """Undo `watch_state_dicts`."""
+    for hooks in (model._load_state_dict_pre_hooks, model._load_state_dict_post_hooks):
+        for key, hook in list(hooks.items()):
+            if getattr(hook, "hook", hook) in (_before_loading, _after_loading):
+                del hooks[key]
+
+
+@torch.no_grad()
+def _before_loading(
+    model: nn.Module, state_dict: dict[str, Any], prefix: str, *_unused: Any
+) -> None:
+    kept: dict[str, Tensor] = {}
+    positions = {id(delta.target): delta.index for delta in sparse_deltas(model).values()}
+    for name, own in model.named_parameters():
+        loaded = state_dict.get(prefix + name)
+        if own.requires_grad or own.numel() == 0 or not isinstance(loaded, Tensor):
+            continue
+        if not own.is_meta and (loaded.is_meta or loaded.shape != own.shape):
+            return  # whatever becomes of it is for `load_state_dict` to say
+        if own.is_meta or not _is_rounded(loaded, own, positions.get(id(own))):
+            model.__dict__[_ARRIVES] = True
+            return
+        kept[prefix + name] = own.detach()
+    state_dict.update(kept)
+    for name, module in tuned_modules(model).items():
+        _keep_constants(module, state_dict, f"{prefix}{name}." if name else prefix)
+
+
+def _after_loading(model: nn.Module, _keys: Any) -> None:
+    arrived = model.__dict__.pop(_ARRIVES, False)
+    tuning: Any = model.spt_tuning
+    if tuning.frozen is None:
+        return
+    parameters = dict(model.named_parameters())
+    if arrived:
+        frozen = {n: parameters[n] for n in tuning.frozen.tensors if n in parameters}
+        deltas = {n: d for n, d in sparse_deltas(model).items() if n in frozen}
+        changed = {name: (d.index, d.original.detach()) for name, d in deltas.items()}
+        base = FrozenBase.of(frozen, changed)
+    else:
+        base = tuning.frozen.held_by(parameters)  # some may be other objects now
+    model.spt_tuning = replace(tuning, frozen=base)
+
+
+def _keep_constants(holder: Any, state_dict: dict[str, Any], prefix: str) -> None:
+    """Positions and base values in a state dict of the same base, if they were averaged too."""
+    if not isinstance(holder, DeltaHolder):
+        return
+    for local in holder.sparse_deltas():
+        own = {prefix + name: getattr(holder, name) for name in holder.delta_local_names(local)[1:]}
+        pairs = [(state_dict.get(key), constant) for key, constant in own.items()]
+        if all(isinstance(loaded, Tensor) and _is_rounded(loaded, o) for loaded, o in pairs):
+            state_dict.update(own)
+
+
+def _is_rounded(loaded: Tensor, own: Tensor, but: Tensor | None = None) -> bool:
+    """Whether a tensor is another up to what averaging rounds; positions `but` do not count."""
+    if loaded.shape != own.shape:
+        return False
+    loaded = loaded.detach().to(own.device)
+    if loaded.dtype == own.dtype and torch.equal(loaded, own):
+        return True
+    if not loaded.is_floating_point():
+        return False
+    # an average wanders by more units in the last place the longer it looks back
+    coarsest = max(torch.finfo(t.dtype).eps for t in (loaded, own) if t.is_floating_point())
+    numbers = torch.promote_types(loaded.dtype, torch.float32)
+    values = own.to(numbers)
+    difference = (loaded.to(numbers) - values).abs().reshape(-1)
+    if but is not None:
+        difference[but.long()] = 0
+    allowed = max(2.0**-13, 8 * coarsest)  # in half precision 8, in single a thousand of them
+    return bool((difference <= allowed * values.abs().reshape(-1)).all())
