@@ -101,10 +101,9 @@ def _draw_cells(axes: Axes, bars: list[Axes], shares: list[list[float]], n: int)
     axes.set_xlim(-0.5, n - 0.5)
     axes.set_ylim(n - 0.5, -0.5)
     # lines between cells guide the eye from a name to its row
-    axes.set_xticks(np.arange(-0.5, n), minor=True)
-    axes.set_yticks(np.arange(-0.5, n), minor=True)
-    axes.grid(which="minor", color=FAINT, linewidth=0.6 if n <= _MOST_WITH_NUMBERS else 0.25)
-    axes.tick_params(which="minor", length=0)
+    edges, width = np.arange(0.5, n - 1), 0.6 if n <= _MOST_WITH_NUMBERS else 0.25
+    axes.hlines(edges, -0.5, n - 0.5, colors=FAINT, linewidths=width)
+    axes.vlines(edges, -0.5, n - 0.5, colors=FAINT, linewidths=width)
     axes.spines[:].set_color(FAINT)
 
 
