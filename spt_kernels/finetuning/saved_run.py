@@ -14,6 +14,7 @@ from ..methods.tunable import Tunable
 from ..plan import Plan
 from ..task import load_delta, merge
 from ..task.file.format import read
+from .head import with_head
 from .job import FinetuneJob
 from .models import ModelSource, build
 from .pixels import Preprocessing
@@ -115,12 +116,13 @@ class SavedRun:
 
     def _tuned(self, model: nn.Module) -> Tunable:
         """A plain model tuned by the run's method once more, with what that trained."""
-        if self.job is None:
+        if self.job is None or self.form is None:
             raise ValueError(
                 f"{self.path} has no {FILES['config']} beside it, which tells the method"
             )
         plan = RunFolder(self.path.parent)["plan"]
-        tunable = tune(model, self.job.method, Plan.load(plan) if plan.is_file() else None)
+        method = with_head(self.job.method, model, self.form)
+        tunable = tune(model, method, Plan.load(plan) if plan.is_file() else None)
         tunable.load(self.path)
         return tunable
 
