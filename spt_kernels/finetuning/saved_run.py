@@ -15,6 +15,7 @@ from ..plan import Plan
 from ..task import load_delta, merge
 from ..task.file.format import read
 from .description import Description, form_of, kind_of
+from .head import with_head
 from .job import FinetuneJob
 from .models import ModelSource, build, build_empty
 from .pixels import Preprocessing
@@ -145,14 +146,15 @@ class SavedRun:
 
     def _tuned(self, model: nn.Module) -> Tunable:
         """A plain model tuned by the run's method once more, with what that trained."""
-        if self.method is None:
+        if self.method is None or self.form is None:
             raise ValueError(f"{self.path} does not tell by which method it was trained")
         plan = RunFolder(self.path.parent)["plan"]
         if self.method.entry.holds is not None and not plan.is_file():
             raise ValueError(
                 f"{self.path}: method {self.method.name!r} needs its {plan.name} beside it"
             )
-        tunable = tune(model, self.method, Plan.load(plan) if plan.is_file() else None)
+        method = with_head(self.method, model, self.form)
+        tunable = tune(model, method, Plan.load(plan) if plan.is_file() else None)
         tunable.load(self.path)
         return tunable
 

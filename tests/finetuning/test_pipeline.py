@@ -63,6 +63,7 @@ def test_a_run_leaves_a_model_that_loads_and_predicts_the_same(
     batches = Batches(PixelSet(images, saved.form), 8, torch.device("cpu"))
     seen = evaluate(saved.load(), batches)
     assert seen.top1 == result["test_accuracy"]
+    assert result["head"] == ["head"]
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert [images.classes[c] for c in seen.predictions] == [row["predicted"] for row in rows]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
