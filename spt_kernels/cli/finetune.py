@@ -44,7 +44,7 @@ The output folder gets task.safetensors, or trained.safetensors of a method
 without a plan, or model.safetensors where all is trained, of the last epoch;
 best-task.safetensors and so on, where an earlier epoch was better on the
 validation images; the plan and the sensitivity where there are such;
-metrics.jsonl, result.json, config.json, log.txt, checkpoint.pt and pictures.
+metrics.jsonl, result.json, config.json, log.txt, state.pt and pictures.
 
 A plan, or a sensitivity, that is given decides: what contradicts it is refused.
 """

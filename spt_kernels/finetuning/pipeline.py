@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -197,6 +198,8 @@ def _finish(
         **machine_of(setting),
     }
     folder.write_json("result", result)
+    os.replace(folder["checkpoint"], folder["state"])
+    folder["seconds"].unlink(missing_ok=True)
     return result
 
 
@@ -233,19 +236,18 @@ def _finished(folder: RunFolder, job: FinetuneJob) -> dict[str, Any] | None:
     result = folder.read_json("result")
     if result is None or result["epochs"] == job.recipe.epochs:
         return result
-    if not folder["checkpoint"].is_file():
+    if not (folder["checkpoint"].is_file() or folder["state"].is_file()):
         raise ValueError(
             f"epochs: the run in {folder.path} ended after {result['epochs']}, and without its "
-            f"{FILES['checkpoint']} it cannot go on to {job.recipe.epochs}"
+            f"{FILES['state']} it cannot go on to {job.recipe.epochs}"
         )
     return None
 
 
 def _spent(folder: RunFolder) -> float:
     """The seconds that the run in `folder` has taken, to its last epoch or its end."""
-    rows = folder.read_lines("metrics") if folder["metrics"].is_file() else []
-    result = folder.read_json("result") or {}
-    return max(float(row.get("seconds", 0.0)) for row in [{}, *rows[-1:], result])
+    records = (folder.read_json(name) or {} for name in ("seconds", "result"))
+    return max(float(record.get("seconds", 0.0)) for record in records)
 
 
 def _measured(
@@ -266,7 +268,9 @@ def _measured(
 def _claim(folder: RunFolder, setting: Setting, log: Logged) -> None:
     """Make the folder this run's: from here on it can be resumed."""
     folder.write_json("config", config_of(setting))
-    folder["result"].unlink(missing_ok=True)  # of a run that goes on to more epochs
+    if folder["state"].is_file():  # the run goes on to more epochs
+        os.replace(folder["state"], folder["checkpoint"])
+    folder["result"].unlink(missing_ok=True)
     log.write_to(folder["log"])
 
 
@@ -294,6 +298,11 @@ def _train(
     job = setting.job
     val = setting.batches("val", log)
     bests: list[Best | None] = [None]
+
+    def on_epoch(rows: list[EpochFigures]) -> None:
+        folder.write_lines("metrics", [asdict(row) for row in rows])
+        folder.write_json("seconds", {"seconds": round(clock(), 1)})
+
     # afresh, so that training is the same whether sensitivities were measured or found on disk
     seed_everything(job.recipe.seed)
     history = train(
@@ -304,10 +313,10 @@ def _train(
         val=val,
         checkpoint=folder["checkpoint"],
         checkpoint_seconds=checkpoint_seconds,
-        on_epoch=lambda rows: folder.write_lines("metrics", [asdict(row) for row in rows]),
+        on_epoch=on_epoch,
         graph=graph,
         progress=log,
-        seconds_before=clock(),
+        tell=log.say,
         on_best=lambda best: bests.__setitem__(0, best),
     )
     return history, bests[0]

@@ -18,7 +18,9 @@ FILES = {
     "sensitivity": "sensitivity.safetensors",
     "measured": "sensitivity.json",  # what that was measured on
     "plan": "plan.safetensors",
-    "checkpoint": "checkpoint.pt",
+    "checkpoint": "checkpoint.pt",  # of a run that is under way
+    "seconds": "seconds.json",  # what that has taken so far
+    "state": "state.pt",  # what the checkpoint becomes when the run is over
     "metrics": "metrics.jsonl",
     "task": "task.safetensors",
     "trained": "trained.safetensors",

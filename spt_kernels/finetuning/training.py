@@ -31,7 +31,6 @@ class EpochFigures:
         step_ms: mean time of a step, data and optimizer included.
         val_loss: after it, where validation images were looked at.
         val_accuracy: likewise, top-1 in 0 to 1.
-        seconds: since the run began, over all resumes.
     """
 
     epoch: int
@@ -40,7 +39,6 @@ class EpochFigures:
     step_ms: float
     val_loss: float | None = None
     val_accuracy: float | None = None
-    seconds: float = 0.0
 
 
 def train(
@@ -55,7 +53,7 @@ def train(
     on_epoch: Callable[[list[EpochFigures]], None] | None = None,
     graph: bool | None = None,
     progress: Progress | None = None,
-    seconds_before: float = 0.0,
+    tell: Callable[[str], None] | None = None,
     on_best: Callable[[Best], None] | None = None,
 ) -> list[EpochFigures]:
     """Train what of `model` requires a gradient, in place; the last epoch's model is the result.
@@ -71,8 +69,8 @@ def train(
         checkpoint_seconds: least time between two checkpoints; the end of training always has one.
         on_epoch: called after each epoch, and once when going on, with all figures so far.
         graph: whether steps run as CUDA graphs; `None` lets them on a card where they can.
-        progress: told of every step, and a line per epoch.
-        seconds_before: what the run has taken before this call.
+        progress: told of every step.
+        tell: given a line per epoch: its figures, and the seconds that it took.
         on_best: given, with `val`, what an epoch trained that is the best so far: of the highest
             accuracy, among several such of the lowest loss, among these the first.
 
@@ -81,7 +79,6 @@ def train(
         ValueError: `graph` is asked for and cannot be.
     """
     progress = progress or Silent()
-    began = time.monotonic()
     capturable = wants_graph(graph, batches.device)
     optimizer = make_optimizer(model, lr, recipe.weight_decay, capturable=capturable)
     step = RunStep(model, optimizer, recipe, graph, batches.device, progress)
@@ -99,7 +96,8 @@ def train(
             best = Best(state.best_epoch, state.best)
             if on_best is not None:
                 on_best(best)
-        progress.say(f"going on after epoch {len(history)} of {recipe.epochs}")
+        if tell is not None:
+            tell(f"going on after epoch {len(history)} of {recipe.epochs}")
         if on_epoch is not None:
             on_epoch(history)
 
@@ -126,9 +124,10 @@ def train(
                 best = Best.take(epoch + 1, model)
                 if on_best is not None:
                     on_best(best)
+        history.append(figures)
         now = time.monotonic()
-        history.append(replace(figures, seconds=round(seconds_before + now - began, 3)))
-        progress.say(_line(figures, recipe.epochs, now - started))
+        if tell is not None:
+            tell(_line(figures, recipe.epochs, now - started))
         if on_epoch is not None:
             on_epoch(history)
         due = is_last or now - last_saved >= checkpoint_seconds

@@ -226,7 +226,7 @@ def test_every_epoch_has_a_line_on_stderr_and_in_the_log(
     assert "lora trains " in streams.err
     assert " % of the backbone; LoRA of rank 8 on 4 matrices; and a head of 75" in streams.err
     assert "a batch of 64 is more than the 33 training images" in streams.err
-    for name in ("log.txt", "metrics.jsonl", "checkpoint.pt"):
+    for name in ("log.txt", "metrics.jsonl", "state.pt"):
         assert name in streams.out, "everything written is named"
 
 

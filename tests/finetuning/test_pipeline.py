@@ -74,7 +74,8 @@ def test_a_run_leaves_a_model_that_loads_and_predicts_the_same(
     assert result["file"] in made
     assert (folder / result["file"]).stat().st_size == result["task_bytes"]
     assert ("sensitivity.png" in made) == job.method.is_sensitivity_aware
-    assert "checkpoint.pt" in made  # so that it can be made longer
+    assert "checkpoint.pt" not in made
+    assert "state.pt" in made  # so that it can be made longer
     assert f"epoch 3/3 · loss {lines[2]['train_loss']:.4f}" in (folder / "log.txt").read_text()
     assert result["trained_parameters"] <= (result["budget"] or result["backbone_parameters"])
 
