@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inl csrc/CMakeLists.txt) setup.py pyproject.toml
 
-.PHONY: help setup demo test lint format bench table7 report sanitize clean
+.PHONY: help setup demo test lint format bench table7 report models sanitize clean
 .DEFAULT_GOAL := help
 
 help:  ## show the targets
@@ -16,7 +16,7 @@ $(BIN)/python:
 
 # One stamp per set of extras, so that `make demo` does not wait for what only the tests or benches need.
 $(VENV)/.demo: $(NATIVE) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e '.[demo]'
+	$(BIN)/python -m pip install --quiet -e '.[cli]'
 	@touch $@
 
 $(VENV)/.test: $(NATIVE) | $(BIN)/python
@@ -29,8 +29,9 @@ $(VENV)/.bench: $(NATIVE) | $(BIN)/python
 
 setup: $(VENV)/.test $(VENV)/.bench  ## a .venv with everything
 
-demo: $(VENV)/.demo  ## tune a small ViT on handwritten digits, three minutes on two cores
+demo: $(VENV)/.demo  ## tune a small ViT on handwritten digits, two minutes on two cores
 	$(BIN)/spt-kernels demo --output demo-output --force
+	$(BIN)/python -m bench.demo demo-output
 
 # As many tests side by side as there are cores, one thread each; who is done takes over from others.
 PYTEST = $(BIN)/python -m pytest -q -n auto --dist worksteal --benchmark-disable
@@ -62,6 +63,9 @@ table7: $(VENV)/.bench  ## the paper's cost table; memory alone in other precisi
 
 report: | $(BIN)/python  ## the README's tables from the committed results
 	$(BIN)/python -m bench.report
+
+models: $(VENV)/.bench  ## docs/MODELS.md: which of timm's families work, half an hour on two cores
+	$(BIN)/python -m bench.model_families --again
 
 $(VENV)/.sanitize: | $(BIN)/python
 	$(BIN)/python -m pip install --quiet cmake ninja

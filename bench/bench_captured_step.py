@@ -30,7 +30,7 @@ def stepper(name: str, setting: CostSetting, captured: bool) -> Callable[[], obj
     torch.manual_seed(0)
     plain = setting.build()
     shape, method = setting.image_shape(plain), setting.method(name, plain)
-    tunable = tune_for_costs(plain.to(setting.device), method)
+    tunable = tune_for_costs(plain.to(setting.device), method, shape)
     optimizer = tunable.optimizer(capturable=captured, fused=True)
     batch = make_batch(shape, setting.batch_size, setting)
     args: Any = (tunable.model.train(), F.cross_entropy, optimizer)

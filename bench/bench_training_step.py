@@ -26,7 +26,7 @@ def stepper(name: str, setting: CostSetting) -> Callable[[], object]:
     torch.manual_seed(0)
     model = setting.build()
     shape, budget = setting.image_shape(model), budget_of(model)
-    tunable = tune_for_costs(model.to(setting.device), setting.method(name, model))
+    tunable = tune_for_costs(model.to(setting.device), setting.method(name, model), shape)
     # the rows are only comparable then
     assert name == "full" or abs(tunable.trained - budget) <= 0.01 * budget, tunable.trained
     return make_step(tunable, shape, BATCH, setting)

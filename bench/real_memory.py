@@ -129,7 +129,8 @@ def _measure(step: RealStep) -> Comparison:
 def _prepared(base: nn.Module, step: RealStep) -> nn.Module:
     """A tuned copy of `base`, which stays."""
     setting = CostSetting(model=step.model, num_classes=CLASSES, rounds=0)
-    return tune_for_costs(copy.deepcopy(base), setting.method(step.method, base)).model
+    method, shape = setting.method(step.method, base), setting.image_shape(base)
+    return tune_for_costs(copy.deepcopy(base), method, shape).model
 
 
 def _run(model: nn.Module, step: RealStep, batch: int) -> None:

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spt_kernels.cli.demo import cells
 from spt_kernels.costs.drawing import cost_figure
 from spt_kernels.costs.results import read
+from spt_kernels.finetuning.demo import DemoResult
 
 from . import measured_report, results, roofline_gpu
 from .contest import shown
@@ -31,28 +33,18 @@ TEXTS = (ROOT / "README.md", ROOT / "bench" / "ROOFLINE.md")
 
 def demo_table(result: Mapping[str, Any]) -> str:
     """The demo's rows as a Markdown table, with what became of the task file below."""
-    rows = [
-        (
-            row["method"],
-            f"{row['trained_parameters']:,}",
-            f"{100 * row['mean_accuracy']:.1f} ± {100 * row['spread']:.1f}",
-            f"{row['step_ms']:.1f}",
-            f"{row['accounted_peak_bytes'] / 2**20:.1f}",
-            f"{row['task_bytes'] / 2**10:.1f}",
-        )
-        for row in result["rows"]
-    ]
-    titles = ("method", "trained", "accuracy, %", "step, ms", "peak, MiB", "file, KiB")
-    check, seeds = result["check"], len(result["rows"][0]["accuracies"])
-    layers = "the plain model's" if check["has_plain_layers"] else "not the plain model's"
-    same = f"{check['same_after_loading']} of {check['images']} predictions as before"
+    demo = DemoResult.from_json(result)
+    titles, *rows = cells(demo)
+    check, seeds = demo.check, len(demo.rows[0].accuracies)
+    layers = "the plain model's" if check.has_plain_layers else "not the plain model's"
+    same = f"{check.same_after_loading} of {check.images} predictions as before"
     return (
-        f"{markdown(titles, rows)}\n\n"
-        f"Mean ± standard deviation of {seeds} seeds on {check['images']} unseen images. The head "
+        f"{markdown([title.replace('*', '') for title in titles], rows)}\n\n"
+        f"Mean ± standard deviation of {seeds} seeds on {check.images} unseen images. The head "
         "is trained in every row and not counted.\n"
-        "Peak memory is accounted, not measured; the file of `full` is the whole model. Loaded "
-        f"onto a fresh base model,\nthe task file gives {same}; merged, "
-        f"{check['same_after_merging']}, and the layers are {layers}."
+        "Peak memory is of a training step, accounted, not measured; the file of `full` is the "
+        "whole model. Loaded\nonto a fresh base model, the task file gives "
+        f"{same}; merged, {check.same_after_merging}, and the\nlayers are {layers}."
     )
 
 

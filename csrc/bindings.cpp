@@ -13,6 +13,7 @@
 #include "dropout.h"
 #include "fingerprint.h"
 #include "instruction_set.h"
+#include "rebuild_layer_norm.h"
 #include "sparse_adamw.h"
 #include "sparse_weight_grad.h"
 #include "squared_grad.h"
@@ -90,6 +91,23 @@ void dropout(Address input, Address output, int64_t n, int64_t element_size, int
     py::gil_scoped_release unlocked;
     spt::dropout(pointer<void>(input), pointer<void>(output), n, element_size, first,
                  {key[0], key[1], key[2]}, n_threads);
+}
+
+// `weight` and `bias` may be 0, for none.
+void rebuild_layer_norm(Address input, Address mean, Address rstd, Address weight, Address bias,
+                        Address output, int output_dtype, int64_t n_rows, int64_t n_columns,
+                        int n_threads) {
+    const spt::LayerNormRows rows{pointer<float>(input),
+                                  pointer<float>(mean),
+                                  pointer<float>(rstd),
+                                  pointer<float>(weight),
+                                  pointer<float>(bias),
+                                  pointer<void>(output),
+                                  static_cast<spt::DType>(output_dtype),
+                                  n_rows,
+                                  n_columns};
+    py::gil_scoped_release unlocked;
+    spt::rebuild_layer_norm(rows, n_threads);
 }
 
 // `output` is [tensors, 2] of 64 bits.
@@ -255,6 +273,7 @@ PYBIND11_MODULE(_native, module) {
         .def("bytes_read", &Selection::bytes_read);
     module.def("top_tau", &top_tau);
     module.def("dropout", &dropout);
+    module.def("rebuild_layer_norm", &rebuild_layer_norm);
     module.def("fingerprint", &fingerprint);
     module.def("write_delta", &write_delta);
     module.def("sparse_adamw", &sparse_adamw);

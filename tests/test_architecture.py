@@ -26,8 +26,9 @@ BESIDES = {
     "kernels": set(),
     "ops": {"reference", "kernels", "native"},
     "environment": {"native"},
+    "__main__": {"cli"},
 }
-ROOT_FILES = {"__init__.py", "errors.py", "environment.py", "py.typed"}
+ROOT_FILES = {"__init__.py", "__main__.py", "errors.py", "environment.py", "py.typed"}
 
 
 def imports_of(path: Path) -> set[tuple[str, ...]]:

@@ -56,7 +56,7 @@ def test_python_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_shell_lines(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos)
     lines = [c for block in blocks("sh") for c in commands(block) if c.startswith("spt-kernels")]
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
         if line.startswith("spt-kernels memory"):
             continue  # its output is held against the README's

@@ -14,6 +14,7 @@
 #include "dropout.h"
 #include "fingerprint.h"
 #include "instruction_set.h"
+#include "rebuild_layer_norm.h"
 #include "sparse_adamw.h"
 #include "sparse_weight_grad.h"
 #include "squared_grad.h"
@@ -375,6 +376,39 @@ void test_dropout(int n_threads) {
                    "elements of 3 bytes in dropout");
 }
 
+void test_rebuild_layer_norm(int n_threads) {
+    Random random(7);
+    for (const auto& [n_rows, n_columns] :
+         {std::pair<int64_t, int64_t>{0, 5}, {1, 1}, {300, 257}}) {
+        const auto input = random.whole(n_rows * n_columns);
+        const auto mean = random.whole(n_rows), rstd = random.whole(n_rows);
+        const auto weight = random.whole(n_columns), bias = random.whole(n_columns);
+        for (int parts = 0; parts < 4; ++parts) {
+            const float* weight_of = parts & 1 ? weight.data() : nullptr;
+            const float* bias_of = parts & 2 ? bias.data() : nullptr;
+            std::vector<float> output(static_cast<size_t>(n_rows * n_columns), NAN), expected;
+            std::vector<uint16_t> half(output.size());
+            for (int64_t row = 0; row < n_rows; ++row) {
+                for (int64_t column = 0; column < n_columns; ++column) {
+                    const auto r = static_cast<size_t>(row), c = static_cast<size_t>(column);
+                    float y = input[static_cast<size_t>(row * n_columns + column)] - mean[r];
+                    y *= rstd[r];
+                    if (weight_of) y *= weight[c];
+                    expected.push_back(bias_of ? y + bias[c] : y);
+                }
+            }
+            spt::LayerNormRows rows{input.data(),  mean.data(), rstd.data(), weight_of, bias_of,
+                                    output.data(), DType::fp32, n_rows,      n_columns};
+            spt::rebuild_layer_norm(rows, n_threads);
+            expect(output == expected, "LayerNorm of " + std::to_string(n_rows) + " rows");
+            rows.output = half.data();
+            rows.output_dtype = DType::bf16;
+            spt::rebuild_layer_norm(rows, n_threads);
+            expect(half == to_half(expected, DType::bf16), "LayerNorm rounded to bf16");
+        }
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -389,6 +423,7 @@ int main() {
             test_squared_grad(n_threads);
             test_fingerprint(n_threads);
             test_dropout(n_threads);
+            test_rebuild_layer_norm(n_threads);
         }
     }
     if (n_failures == 0) std::puts("native kernels: all results are right");

@@ -9,17 +9,34 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from ..errors import BaseModelMismatch, DeltaFormatError
-from . import bench, demo, evaluate, finetune, inspect, memory, merge, plan, sensitivity
-from .command import command
+from ..errors import BaseModelMismatch, DeltaFormatError, MissingExtra
+from . import (
+    bench,
+    compare,
+    demo,
+    evaluate,
+    finetune,
+    inspect,
+    memory,
+    merge,
+    plan,
+    predict,
+    sensitivity,
+)
+from .command import Group, command, flowing
 
 USER_ERROR = 2
 INTERRUPTED = 130
 
 # What a user can cause and mend: a bad argument, file, image or model. Anything else is our mistake
 # and keeps its traceback.
-_USER_ERRORS = (ValueError, OSError, FloatingPointError, BaseModelMismatch, DeltaFormatError)
+_USER_ERRORS = (
+    *(ValueError, OSError, FloatingPointError),
+    *(BaseModelMismatch, DeltaFormatError, MissingExtra),
+)
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer does not name it
+
+_QUICK = ("plan", "inspect", "compare", "merge")  # they have no progress to show
 
 _HELP = """Adapt a pre-trained vision model with under 1 % of its parameters.
 
@@ -36,6 +53,7 @@ _HELP = """Adapt a pre-trained vision model with under 1 % of its parameters.
 
   spt-kernels inspect runs/photos/task.safetensors
   spt-kernels evaluate runs/photos
+  spt-kernels predict runs/photos new-photos
   spt-kernels merge runs/photos -o merged.safetensors
 
 Every command has --json for machines, and --help with examples.
@@ -72,9 +90,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def make_app() -> typer.Typer:
     """The app with all its commands."""
-    app = typer.Typer(
-        help=_HELP, rich_markup_mode="rich", no_args_is_help=True, add_completion=False
-    )
+    app = typer.Typer(cls=Group, help=flowing(_HELP), rich_markup_mode="rich", no_args_is_help=True)
 
     @app.callback()
     def root(
@@ -95,10 +111,12 @@ def make_app() -> typer.Typer:
         ("memory", memory),
         ("inspect", inspect),
         ("evaluate", evaluate),
+        ("predict", predict),
+        ("compare", compare),
         ("merge", merge),
         ("bench", bench),
     ):
-        command(app, name, help=module.HELP)(module.run)
+        command(app, name, is_quick=name in _QUICK, help=module.HELP)(module.run)
     return app
 
 

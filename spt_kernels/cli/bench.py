@@ -12,7 +12,7 @@ import typer
 from .bench_tables import cost_parts, notes
 from .bench_tune import tune
 from .command import named_of
-from .options import ModelOptions, SizeOptions, described, split_names
+from .options import ArchitectureOptions, SizeOptions, described, split_names
 from .terminal import Terminal, table
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ GOT_WORSE = 1  # exit code of a comparison
 def run(
     context: typer.Context,
     terminal: Terminal,
-    model: ModelOptions,
+    model: ArchitectureOptions,
     size: SizeOptions,
     what: Annotated[str, typer.Argument(help="table7 or tune.", metavar="WHAT")] = TABLE,
     methods: Annotated[
@@ -127,7 +127,10 @@ def _measure(
     from ..costs.drawing import cost_figure
     from ..costs.machine import describe
     from ..costs.results import add_table, known_table
+    from ..files.picture import check_can_draw
 
+    if output is not None:
+        check_can_draw()
     known = known_table(output, setting) if output is not None and resume else None
     chosen = tuple(dict.fromkeys(methods)) or ROWS
     with terminal.progress() as progress:

@@ -2,20 +2,63 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import MISSING, fields
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from .options import OutputOptions
 from .terminal import Terminal
 
+_WIDEST = 100  # columns of help; lines that are longer are hard to read
 
-def command(app: typer.Typer, name: str, **settings: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Add a function to `app` as the command `name`.
+
+class _Help:
+    """Help where flags and arguments have no type beside them, and `--help` no box of its own."""
+
+    def get_params(self, context: Any) -> list[Any]:
+        """What a command takes, as its help shows it."""
+        given: list[Any] = super().get_params(context)  # type: ignore[misc]
+        for parameter in given:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+            if parameter.param_type_name == "argument":  # its name says enough
+                parameter.display_type_rich = lambda ctx: None
+            if parameter.name == "help":
+                parameter.rich_help_panel = self.panel_of_help
+        return given
+
+    panel_of_help: str | None = None
+
+    def format_help(self, context: Any, formatter: Any) -> None:
+        """Show it, no wider than one likes to read, and every paragraph filled anew."""
+        from typer import rich_utils
+
+        rich_utils.MAX_WIDTH = min(shutil.get_terminal_size().columns, _WIDEST)
+        super().format_help(context, formatter)  # type: ignore[misc]
+
+
+class Command(_Help, TyperCommand):
+    """A command."""
+
+    panel_of_help = "Output"
+
+
+class Group(_Help, TyperGroup):
+    """All of them."""
+
+
+def command(
+    app: typer.Typer, name: str, *, help: str, is_quick: bool = False, **settings: Any
+) -> Callable[[Callable[..., Any]], Any]:
+    """Add a function to `app` as the command `name`; one that `is_quick` has no progress to show.
 
     Each parameter of the function whose annotation is a dataclass is a group: its fields become the
     command's options, and the function gets an instance. A parameter called `terminal` gets the
@@ -39,7 +82,11 @@ def command(app: typer.Typer, name: str, **settings: Any) -> Callable[[Callable[
             for group, kind in groups.items():
                 given[group] = kind(**{f.name: values[f.name] for f in fields(kind)})
             extra = {"terminal": terminal, "context": context}
-            return function(**given, **{n: extra[n] for n in own if n in extra})
+            try:
+                return function(**given, **{n: extra[n] for n in own if n in extra})
+            except ValueError as error:  # it names the argument of Python
+                error.args = (_as_typed(str(error), context), *error.args[1:])
+                raise
 
         parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]
         for parameter in signature.parameters.values():
@@ -48,27 +95,56 @@ def command(app: typer.Typer, name: str, **settings: Any) -> Callable[[Callable[
             elif parameter.name in plain:
                 hint, default = hints[parameter.name], parameter.default
                 parameters.append(_parameter(parameter.name, hint, default))
-        parameters += _of_group(OutputOptions)
+        # what a command does not read is not offered; scripts may give --quiet to every command
+        parameters += _of_group(OutputOptions, hidden={"quiet"} if is_quick else set())
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         del run.__wrapped__  # or the signature of `function` would be read instead
-        app.command(name, **settings)(run)
+        app.command(name, cls=Command, help=flowing(help), **settings)(run)
         return function
 
     return register
 
 
-def _of_group(group: type) -> list[inspect.Parameter]:
+def flowing(text: str) -> str:
+    """Paragraphs as lines of their own, which any terminal can break; examples as they are."""
+    paragraphs = text.strip().split("\n\n")
+    return "\n\n".join(p if p.startswith(" ") else " ".join(p.split()) for p in paragraphs)
+
+
+def _of_group(group: type, hidden: Collection[str] = ()) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     empty = inspect.Parameter.empty
-    return [
-        _parameter(f.name, hints[f.name], f.default if f.default is not MISSING else empty)
-        for f in fields(group)
-    ]
+    parameters = []
+    for f in fields(group):
+        hint, default = hints[f.name], f.default if f.default is not MISSING else empty
+        if f.name in hidden:
+            option = copy.copy(hint.__metadata__[0])
+            option.hidden = True
+            hint = Annotated[hint.__origin__, option]
+        parameters.append(_parameter(f.name, hint, default))
+    return parameters
 
 
 def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+
+
+def _as_typed(message: str, context: typer.Context) -> str:
+    """An error message whose first words are options as on the command line."""
+    named = re.match(r"[a-z_]+(, [a-z_]+)*(?=: )", message)
+    if named is None:
+        return message
+    own = {p.name: _flag_of(p) for p in context.command.params}
+    names = named[0].split(", ")
+    if not all(name in own for name in names):
+        return message
+    return ", ".join(own[name] for name in names) + message[named.end() :]
+
+
+def _flag_of(parameter: Any) -> str:
+    flags = [flag for flag in parameter.opts if flag.startswith("--")]
+    return flags[0] if flags else parameter.metavar or parameter.name
 
 
 def named_of(context: typer.Context, names: Iterable[str]) -> list[str]:

@@ -7,32 +7,40 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import FormOptions, MachineOptions, ModelOptions, described, split_names
-from .terminal import Terminal, count, percent, table
+from .options import FormOptions, MachineOptions, described, split_names
+from .saved_options import BatchOptions, SavedOptions
+from .terminal import Terminal, count, percent, table, unbroken
+from .written import check_picture
 
 if TYPE_CHECKING:
-    from ..finetuning.saved_run import SavedRun
+    from ..finetuning.accuracy import Accuracy
+    from ..finetuning.images import LabelledImages
 
-HELP = """Count how often a tuned model is right.
+HELP = """Count how often a tuned model is right, and what it takes for what.
 
 The model, its weights and the test images are those of the run:
 
   spt-kernels evaluate runs/photos
 
-Other images (a folder per class), or a task file that came alone:
+Other images (a folder per class); a task file that came alone, which tells
+its model and its classes; a merged model; who is taken for whom:
 
   spt-kernels evaluate runs/photos -d new-photos
-  spt-kernels evaluate photos.safetensors -m vit_base_patch16_224 \\
-      -w vit.safetensors -d new-photos
+  spt-kernels evaluate photos.safetensors -w vit.safetensors -d new-photos
+  spt-kernels evaluate merged.safetensors -d new-photos
+  spt-kernels evaluate runs/photos --confusion confusion.png
+
+Classes are matched by name, whatever their order; images of a class that the
+model does not know are refused.
 """
 
 
 def run(
     terminal: Terminal,
-    task: Annotated[Path, typer.Argument(help="A run's folder, or a task file.", metavar="RUN")],
-    model: ModelOptions,
-    form: FormOptions,
-    machine: MachineOptions,
+    task: Annotated[
+        Path,
+        typer.Argument(help="A run's folder, a task file, a merged model.", metavar="RUN"),
+    ],
     data: Annotated[
         Path | None,
         described(
@@ -43,81 +51,86 @@ def run(
         Path | None, described("Images", "--test-list FILE", "Lines 'path label', from --data.")
     ] = None,
     classes: Annotated[
-        str | None, described("Images", "--classes A,B,…", "In the order of the head [the run's].")
+        str | None,
+        described(
+            "Images",
+            "--classes A,B,…",
+            "Images of these classes alone [all]. Of a model that does not tell its classes: "
+            "these, in the order of its head.",
+        ),
     ] = None,
-    batch_size: Annotated[int, described("Run", "--batch-size N", "[64]")] = 64,
-    amp: Annotated[str, described("Run", "--amp NAME", "none or bf16 [none].")] = "none",
+    *,
+    model: SavedOptions,
+    form: FormOptions,
+    batch: BatchOptions,
+    machine: MachineOptions,
+    confusion: Annotated[
+        Path | None,
+        described("Output", "--confusion FILE", "Draw which class is taken for which, as a.png."),
+    ] = None,
+    force: Annotated[bool, described("Output", "--force", "Overwrite that picture.")] = False,
 ) -> None:
     """Find the run, load it, evaluate it, show the accuracy."""
-    from ..finetuning.accuracy import evaluate
-    from ..finetuning.device import pick_device
-    from ..finetuning.models import preprocessing_of
-    from ..finetuning.pixels import Batches, PixelSet, Preprocessing
-    from ..finetuning.recipe import PRECISIONS
-    from ..finetuning.saved_run import SavedRun
+    check_picture("--confusion", confusion, force=force)
+    how = batch.how()
+    from ..finetuning.evaluation import evaluate_saved, images_of
 
-    if amp not in PRECISIONS:
-        raise ValueError(f"--amp: expected one of {', '.join(PRECISIONS)}, got {amp!r}")
-    if batch_size < 1:
-        raise ValueError(f"--batch-size: expected more than zero, got {batch_size}")
-    device = pick_device(machine.device)
-    saved = SavedRun.find(task, model.source())
-    tuned = saved.load().to(device)
-    overrides = form.overrides() | {"augment": "none"}
-    if saved.form is None:
-        shape = preprocessing_of(tuned, **overrides)
-    else:
-        shape = Preprocessing(**{**vars(saved.form), **overrides})
-    images = _images(saved, data, test_list, split_names(classes))
+    saved = model.find(task)
+    images = images_of(saved, data, test_list, split_names(classes))
+    if not saved.classes and not classes:
+        names = ", ".join(images.classes)
+        terminal.note(f"the model does not tell its classes; taken for them, in order: {names}")
     with terminal.progress() as progress:
-        pixels = PixelSet(images, shape).preload(machine.workers, progress)
-        progress.start("evaluating", len(pixels))
-        batches = Batches(pixels, batch_size, device, workers=machine.workers)
-        seen = evaluate(tuned, batches, amp=amp, on_batch=progress.advance)
-    value = {
+        seen = evaluate_saved(
+            saved,
+            images,
+            form=form.overrides(),
+            device=machine.device,
+            workers=machine.workers,
+            progress=progress,
+            **how,
+        )
+    if confusion is not None:
+        from ..finetuning.confusion import confusion_figure
+
+        confusion_figure(seen.confusion(), images.classes).savefig(confusion)
+    parts = [_table(seen, images)]
+    if confusion is not None:
+        parts.append(f"written to {confusion}")
+    terminal.show(_value(seen, images, is_known=bool(saved.classes)), *parts)
+
+
+def _value(seen: Accuracy, images: LabelledImages, is_known: bool) -> dict[str, Any]:
+    by_class = zip(seen.correct_by_class, seen.total_by_class, seen.by_class, strict=True)
+    return {
         "accuracy": seen.top1,
+        "mean_class_accuracy": seen.class_mean,
         "correct": seen.correct,
         "total": seen.total,
         "loss": seen.loss,
+        "classes_are_the_models": is_known,
         "classes": {
-            name: {"correct": right, "total": total}
-            for name, right, total in zip(
-                images.classes, seen.correct_by_class, seen.total_by_class, strict=False
-            )
+            name: {"correct": right, "total": total, "accuracy": share}
+            for name, (right, total, share) in zip(images.classes, by_class, strict=True)
         },
+        "confusion": seen.confusion(),
     }
-    terminal.show(value, _table(value))
 
 
-def _images(
-    saved: SavedRun, data: Path | None, test_list: Path | None, classes: tuple[str, ...]
-) -> Any:
-    from ..finetuning.splits import read_evaluation_images
-
-    names = classes or saved.classes or None
-    if names is not None and len(names) != saved.num_classes:
-        raise ValueError(f"--classes: the head has {saved.num_classes}, got {len(names)}")
-    source = saved.job.images if saved.job is not None else None
-    root = data if data is not None or source is None else source.root
-    if root is None:
-        raise ValueError("--data: name the folder of the images")
-    listed = test_list
-    if data is None and test_list is None and source is not None and source.test_list is not None:
-        listed = Path(source.test_list)
-    images = read_evaluation_images(root, names, listed)
-    if len(images.classes) != saved.num_classes:
-        raise ValueError(f"--data: the head has {saved.num_classes} classes, {root} has others")
-    return images
-
-
-def _table(value: dict[str, Any]) -> Any:
+def _table(seen: Accuracy, images: LabelledImages) -> Any:
     rows = [
-        (
-            name,
-            percent(seen["correct"] / seen["total"]) if seen["total"] else "–",
-            count(seen["total"]),
+        (name, percent(share), count(total), _taken_for(row, label, images.classes))
+        for label, (name, share, total, row) in enumerate(
+            zip(images.classes, seen.by_class, seen.total_by_class, seen.confusion(), strict=True)
         )
-        for name, seen in value["classes"].items()
     ]
-    rows.append(("all", percent(value["accuracy"]), count(value["total"])))
-    return table(("class", "accuracy", "images"), rows)
+    rows.append(("mean of the classes", percent(seen.class_mean), "", ""))
+    rows.append(("all", percent(seen.top1), count(seen.total), ""))
+    return table(("class", "accuracy", "images", "taken for"), rows, has_prose=True)
+
+
+def _taken_for(row: list[int], label: int, names: tuple[str, ...]) -> str:
+    """The classes that most of the wrong answers were, with how many."""
+    wrong = sorted((i for i, n in enumerate(row) if n and i != label), key=lambda i: -row[i])
+    parts = [unbroken(f"{names[i]} {row[i]:,}") for i in wrong[:3]]
+    return ", ".join([*parts, "…"] if len(wrong) > 3 else parts)

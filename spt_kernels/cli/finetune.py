@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from .training_options import MethodOptions, RecipeOptions
 
 if TYPE_CHECKING:
     from ..finetuning.job import FinetuneJob
+    from ..methods import Method
 
 HELP = """Tune a model on your images and keep what it learnt in a small file.
 
@@ -33,14 +34,19 @@ Something to compare with, at the same budget:
 
   spt-kernels finetune … --method lora --budget 0.4M -o runs/lora
 
-After a kill, the same command with --resume, or just:
+After a kill, the same command with --resume, or just the first of these;
+the second makes a finished run longer:
 
   spt-kernels finetune --resume -o runs/photos
+  spt-kernels finetune --resume -o runs/photos --epochs 200
 
 The output folder gets task.safetensors, or trained.safetensors of a method
-without a plan, or model.safetensors where all is trained; the plan and the
-sensitivity where there are such; metrics.jsonl, result.json, config.json and
-pictures.
+without a plan, or model.safetensors where all is trained, of the last epoch;
+best-task.safetensors and so on, where an earlier epoch was better on the
+validation images; the plan and the sensitivity where there are such;
+metrics.jsonl, result.json, config.json, log.txt, checkpoint.pt and pictures.
+
+A plan, or a sensitivity, that is given decides: what contradicts it is refused.
 """
 
 _RUN = "Run"
@@ -80,9 +86,10 @@ def run(
     """Collect the job, run it, show its figures."""
     groups = (model, images, what, recipe, form)
     named = {f.name for group in groups for f in fields(group)} | {"sensitivity", "plan"}
-    is_bare_resume = resume and not named_of(context, named)
-    job = _job_in(output) if is_bare_resume else _job(*groups, sensitivity, plan)
+    is_bare_resume = resume and not named_of(context, named - {"epochs"})
+    job = _job_in(output, recipe.epochs) if is_bare_resume else _job(*groups, sensitivity, plan)
     from ..finetuning.pipeline import finetune
+    from ..finetuning.run_folder import RunFolder
 
     with terminal.progress() as progress:
         result = finetune(
@@ -92,11 +99,19 @@ def run(
             force=force,
             device=machine.device,
             workers=machine.workers,
-            checkpoint_seconds=checkpoint_every,
+            checkpoint_seconds=_seconds(checkpoint_every),
             graph=graph,
             progress=progress,
         )
-    terminal.show({"output": str(output), **result}, facts(_lines(result, output)))
+    written = RunFolder(output).written()
+    value = {"output": str(output), **result, "written": written}
+    terminal.show(value, facts([*_lines(result, output), ("written", ", ".join(written))]))
+
+
+def _seconds(checkpoint_every: float) -> float:
+    if not checkpoint_every >= 0:
+        raise ValueError(f"--checkpoint-every: expected 0 or more, got {checkpoint_every:g}")
+    return checkpoint_every
 
 
 def _job(
@@ -112,6 +127,12 @@ def _job(
 
     # method and recipe first: they are checked without a look at any file
     method, how = what.chosen(), recipe.chosen()
+    if plan is not None:
+        method = _method_of(plan, what)
+    elif sensitivity is not None and what.samples is not None:
+        from ..finetuning.given_plan import check_samples, load_sensitivity
+
+        check_samples(load_sensitivity(sensitivity).num_samples, what.samples)
     source = model.source()
     if source is None:
         raise ValueError("--model: name a timm architecture")
@@ -126,7 +147,17 @@ def _job(
     )
 
 
-def _job_in(folder: Path) -> FinetuneJob:
+def _method_of(plan: Path, what: MethodOptions) -> Method:
+    """The method that made a plan, which no option may contradict."""
+    from ..finetuning.given_plan import check_agrees, load_plan, method_of
+
+    made = load_plan(plan)
+    check_agrees(made, what.method, what.given())
+    return method_of(made, what.method)
+
+
+def _job_in(folder: Path, epochs: int | None) -> FinetuneJob:
+    """The job of the run in a folder, with another number of epochs if that is given."""
     from ..finetuning.job import FinetuneJob
     from ..finetuning.run_folder import RunFolder
 
@@ -135,20 +166,30 @@ def _job_in(folder: Path) -> FinetuneJob:
         raise ValueError(
             f"--resume: no run in {folder}; give the model and the images to start one"
         )
-    return FinetuneJob.from_json(config["job"])
+    job = FinetuneJob.from_json(config["job"])
+    return job if epochs is None else replace(job, recipe=replace(job.recipe, epochs=epochs))
 
 
 def _lines(result: dict[str, Any], output: Path) -> list[tuple[str, str]]:
     trained, backbone = result["trained_parameters"], result["backbone_parameters"]
-    parts = f"{percent(trained / backbone, 2)} of the backbone, and a head of "
+    head = ", ".join(result["head"]) or "none"
+    parts = f"{percent(trained / backbone, 2)} of the backbone, and a head ({head}) of "
     lines = [
         ("method", result["method"]),
         ("trained parameters", f"{count(trained)} ({parts}{count(result['head_parameters'])})"),
         ("test accuracy", percent(result["test_accuracy"])),
-        ("validation accuracy", percent(result["val_accuracy"])),
+        ("validation accuracy", _validation(result)),
         ("step", f"{result['step_ms']:.0f} ms"),
         ("peak memory, accounted", size(result["accounted_peak_bytes"])),
     ]
     if result["measured_peak_bytes"] is not None:
         lines.append(("peak memory, measured", size(result["measured_peak_bytes"])))
     return [*lines, (result["file"], f"{size(result['task_bytes'])}, in {output}")]
+
+
+def _validation(result: dict[str, Any]) -> str:
+    last = percent(result["val_accuracy"])
+    if result["best_file"] is None:
+        return last
+    best = f"{percent(result['best_val_accuracy'])} after epoch {result['best_epoch']}"
+    return f"{last}; {best}: {result['best_file']}"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .plan import plan_figures
-from .terminal import Terminal, count, facts, percent, size, table
+from .terminal import Terminal, count, facts, percent, size, table, unbroken
+
+Shown = tuple[dict[str, Any], list[Any]]  # for a machine, for a person
 
 HELP = """Show what is in a file or folder that this package wrote.
 
@@ -35,31 +39,16 @@ def run(
     elif not file.is_file():
         raise ValueError(f"no such file: {file}")
     else:
+        from ..finetuning.description import kind_of
+
         kind = kind_of(file)
-        value, parts = _READERS[kind](file, tensors)
+        value, parts = _READERS[kind](terminal, file, tensors)
         value = {"kind": kind, "file_bytes": file.stat().st_size, **value}
     terminal.show(value, *parts)
 
 
-def kind_of(file: Path) -> str:
-    """A kind of `checked_file`, or `state-dict` for any other safetensors file.
-
-    Raises:
-        ValueError: it is no safetensors file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    from ..files import checked_file
-
-    try:
-        with safe_open(str(file), framework="pt") as opened:
-            metadata = opened.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{file}: not a safetensors file, or damaged ({error})") from error
-    return checked_file.kind_of(metadata) or "state-dict"
-
-
-def _task(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
+def _task(_: Terminal, file: Path, limit: int) -> Shown:
+    from ..plan.table import in_numeric_order
     from ..task.file.format import read
 
     task = read(file)
@@ -71,18 +60,23 @@ def _task(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
         first = next(iter(parts.values()))
         rows.append(_row(name, kind, shapes[name], spec.num_parameters, first))
     rows += [_row(n, "whole", list(t.shape), t.numel(), t) for n, t in task.dense.items()]
+    order = {name: place for place, name in enumerate(in_numeric_order(task.plan.info))}
+    rows.sort(key=lambda row: order.get(row["name"], len(order)))  # what is not in it is the head's
     n_head = sum(t.numel() for t in task.dense.values())
+    told, told_lines = _told(file)
     value = {
         "model": task.model_name,
         "trained_parameters": task.plan.num_trainable,
         "unstructured_parameters": task.plan.num_unstructured,
         "structured_parameters": task.plan.num_structured,
         "head_parameters": n_head,
+        "metadata": told,
         "tensors": rows,
     }
     lines = [
-        ("task file", f"{file}, {size(file.stat().st_size)}, whole"),
+        ("task file", f"{unbroken(file)}, {size(file.stat().st_size)}, whole"),
         ("base model", task.model_name),
+        *told_lines,
         ("trained parameters", count(task.plan.num_trainable)),
         ("  entry by entry", count(task.plan.num_unstructured)),
         ("  LoRA or Adapter", count(task.plan.num_structured)),
@@ -92,9 +86,42 @@ def _task(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
     return value, [facts(lines), "", _tensor_table(rows, limit)]
 
 
+def _told(file: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """The metadata of a file as JSON and as facts."""
+    from ..finetuning.description import KEYS, Description, metadata_of
+
+    told = dict(metadata_of(file))
+    known = Description.from_json(told)
+    lines = []
+    if known.model is not None:
+        lines.append(("built as", _model_text(vars(known.model))))
+    if known.classes:
+        lines.append((f"{len(known.classes)} classes", _names(known.classes)))
+    if known.form is not None:
+        form = known.form
+        lines.append(("images", f"{form.size} × {form.size}, {form.fit}, {form.interpolation}"))
+    lines += [(name, unbroken(json.dumps(told[name]))) for name in told if name not in KEYS]
+    return told, lines
+
+
+def _model_text(source: Mapping[str, Any]) -> str:
+    args = ", ".join(f"{name}={value}" for name, value in source["args"].items())
+    weights = "timm's weights" if source["pretrained"] else "no weights"
+    with_ = unbroken(source["weights"]) if source["weights"] is not None else weights
+    return f"{source['name']}{f' ({args})' if args else ''} with {with_}"
+
+
+def _names(classes: Sequence[str]) -> str:
+    shown = ", ".join(map(unbroken, classes[:8]))
+    return shown if len(classes) <= 8 else f"{shown}, … ({len(classes)})"
+
+
 def _row(name: str, kind: str, shape: list[int], trained: int, values: Any) -> dict[str, Any]:
-    dtype = str(values.dtype).removeprefix("torch.")
-    return {"name": name, "kind": kind, "shape": shape, "trained": trained, "dtype": dtype}
+    return {"name": name, "kind": kind, "shape": shape, "trained": trained, "dtype": _dtype(values)}
+
+
+def _dtype(tensor: Any) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _tensor_table(rows: list[dict[str, Any]], limit: int) -> Any:
@@ -107,14 +134,14 @@ def _tensor_table(rows: list[dict[str, Any]], limit: int) -> Any:
     return table(("tensor", "how", "shape", "trained", "dtype"), shown)
 
 
-def _plan(file: Path, _limit: int) -> tuple[dict[str, Any], list[Any]]:
+def _plan(terminal: Terminal, file: Path, _limit: int) -> Shown:
     from ..plan import Plan
 
     plan = Plan.load(file)
-    return plan_figures(plan), [plan.summary()]
+    return plan_figures(plan), [plan.summary(terminal.out.width)]
 
 
-def _sensitivity(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
+def _sensitivity(_: Terminal, file: Path, limit: int) -> Shown:
     from ..sensitivity import Sensitivity
 
     measured = Sensitivity.load(file)
@@ -129,7 +156,7 @@ def _sensitivity(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
         "share": shares,
     }
     lines = [
-        ("sensitivity", f"{file}, {size(file.stat().st_size)}, whole"),
+        ("sensitivity", f"{unbroken(file)}, {size(file.stat().st_size)}, whole"),
         ("model", measured.model_name),
         ("images", count(measured.num_samples)),
         ("candidate parameters", f"{count(n_parameters)} in {len(sums)} tensors"),
@@ -142,7 +169,7 @@ def _sensitivity(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
     return value, [facts(lines), "", table(("tensor", "shape", "share of Σ g²"), rows)]
 
 
-def _trained(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
+def _trained(_: Terminal, file: Path, limit: int) -> Shown:
     from ..files import checked_file
 
     document, state = checked_file.read(file, "trained", lambda *parts: parts)
@@ -150,32 +177,40 @@ def _trained(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
     return {"model": document["model_name"], **value}, parts
 
 
-def _state_dict(file: Path, limit: int) -> tuple[dict[str, Any], list[Any]]:
-    from safetensors.torch import load_file
+def _state_dict(_: Terminal, file: Path, limit: int) -> Shown:
+    from ..finetuning.weight_file import read_state_dicts
 
-    return _tensors(("state dict", "parameters"), load_file(file), file, limit)
+    groups = read_state_dicts(file).items()
+    state = {
+        f"{where}/{name}" if where else name: tensor
+        for where, tensors in groups
+        for name, tensor in tensors.items()
+    }
+    return _tensors(("state dict", "parameters"), state, file, limit)
 
 
-def _tensors(
-    names: tuple[str, str], state: dict[str, Any], file: Path, limit: int
-) -> tuple[dict[str, Any], list[Any]]:
+def _tensors(names: tuple[str, str], state: dict[str, Any], file: Path, limit: int) -> Shown:
+    from ..plan.table import in_numeric_order
+
     rows: list[dict[str, Any]] = [
-        {"name": name, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
-        for name, t in state.items()
+        {"name": n, "shape": list(state[n].shape), "dtype": _dtype(state[n])}
+        for n in in_numeric_order(state)
     ]
     numel = sum(tensor.numel() for tensor in state.values())
+    told, told_lines = _told(file)
     lines = [
-        (names[0], f"{file}, {size(file.stat().st_size)}"),
+        (names[0], f"{unbroken(file)}, {size(file.stat().st_size)}"),
         (names[1], f"{count(numel)} in {len(state)} tensors"),
+        *told_lines,
     ]
     shown = [(r["name"], "×".join(map(str, r["shape"])), r["dtype"]) for r in rows[:limit]]
     if len(rows) > limit:
         shown.append((f"… {len(rows) - limit} more (--tensors)", "", ""))
     parts = [facts(lines), "", table(("tensor", "shape", "dtype"), shown)]
-    return {names[1]: numel, "tensors": rows}, parts
+    return {names[1]: numel, "metadata": told, "tensors": rows}, parts
 
 
-def _folder(path: Path) -> tuple[dict[str, Any], list[Any]]:
+def _folder(path: Path) -> Shown:
     from ..finetuning.run_folder import FILES, RunFolder
 
     folder = RunFolder(path)
@@ -187,9 +222,9 @@ def _folder(path: Path) -> tuple[dict[str, Any], list[Any]]:
     files = {name: folder[name].stat().st_size for name in FILES if folder[name].is_file()}
     value = {"kind": "run", "finished": result is not None, **config, "result": result}
     lines = [
-        ("run", f"{path}, {state}"),
-        ("model", f"{job['model']['name']} with {job['model']['weights'] or 'timm weights'}"),
-        ("images", f"{job['images']['root']}: {', '.join(config['classes'][:8])}"),
+        ("run", f"{unbroken(path)}, {state}"),
+        ("model", _model_text(job["model"])),
+        ("images", f"{unbroken(job['images']['root'])}: {_names(config['classes'])}"),
         ("method", job["method"]["name"]),
     ]
     if result is not None:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ..files.picture import check_can_draw
 from ..methods import METHODS
-from .options import ModelOptions, SizeOptions, described, split_names
+from .options import ArchitectureOptions, SizeOptions, described, split_names
 from .terminal import Terminal
 from .training_options import parse_budget
+from .written import check_file
 
 if TYPE_CHECKING:
     from ..memory import MemoryEstimate
@@ -41,6 +43,11 @@ Not counted: the CUDA context (about 0.5 GiB), what the allocator rounds
 up, what kernels allocate within themselves. --reserve keeps room for it.
 """
 
+# What a model, which is anybody's code, raises where it cannot be tuned so: one row's matter alone
+_FAILURES = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(RuntimeError, TypeError, ValueError),
+)
 _MADE_UP = "spt-*: chosen by made-up scores, as skewed as measured ones; --plan takes yours."
 _NOT_COUNTED = {
     "cuda": "Not counted: the CUDA context (about 0.5 GiB), what the allocator rounds up.",
@@ -128,12 +135,13 @@ class FitOptions:
 
 def run(
     terminal: Terminal,
-    model: ModelOptions,
+    model: ArchitectureOptions,
     step: StepOptions,
     fit: FitOptions,
     output: Annotated[
         Path | None, described("Output", "--output -o PICTURE", "Draw stacked bars.")
     ] = None,
+    force: Annotated[bool, described("Output", "--force", "Overwrite the picture.")] = False,
 ) -> None:
     """Estimate each method, search for the largest batches, show both."""
     limits = fit.limits()
@@ -142,6 +150,7 @@ def run(
         raise ValueError("--model: name a timm architecture")
     if output is not None:
         _check_picture(output)
+    check_file("--output", output, force=force)
     for name, number in (("--batch", step.batch_size), ("--num-classes", step.num_classes)):
         if number < 1:
             raise ValueError(f"{name}: expected at least 1, got {number}")
@@ -157,8 +166,7 @@ def run(
         memory_figure(estimates, title=title).savefig(output)
     value: dict[str, Any] = {"model": source.name, "optimizer_name": step.optimizer}
     values = {name: found.to_json() for name, found in answers.items()}
-    is_table = len(values) > 1 or bool(missing)
-    value |= {"methods": values, "missing": missing} if is_table else values[next(iter(values))]
+    value |= {"methods": values, "missing": missing}
     parts = _parts(answers, missing, title, terminal.out.width, fit.reserve)
     if output is not None:
         parts.append(f"written to {output}")
@@ -173,23 +181,26 @@ def _ask(
     limits: dict[float, int],
 ) -> tuple[dict[str, Answer], dict[str, str]]:
     """The answer of each row by name, and why others, of the table of all, have none."""
+    from ..memory.made_up import uncalled_of
     from ..sensitivity import skewed_sensitivity
     from .memory_rows import Row, answer, methods_of, row_of, row_of_plan
 
     how, names = step.how(), split_names(step.method)
-    scores = functools.cache(lambda: skewed_sensitivity(base))
+    uncalled = functools.cache(lambda: uncalled_of(base, image_shape))
+    scores = functools.cache(lambda: skewed_sensitivity(base, uncalled()))
     rows: dict[str, Callable[[], Row]] = {}
     if step.plan is not None:
-        if len(names) > 1 or (names and (step.budget is not None or step.rank is not None)):
-            raise ValueError(
-                "--plan: goes with one --method, and without --budget and --rank, which it has"
-            )
-        name, row = row_of_plan(names, step.plan)
+        if len(names) > 1:
+            raise ValueError(f"--plan: goes with one --method, got {', '.join(names)}")
+        given = {"budget": parse_budget(step.budget), "rank": step.rank}
+        own = {option: value for option, value in given.items() if value is not None}
+        # without a method they are for the other rows of the table
+        name, row = row_of_plan(names, step.plan, own if names or step.inference else {})
         rows[name] = lambda: row
     if step.plan is None or (step.training and not names):
         methods = methods_of(names, parse_budget(step.budget), step.rank)
         of_methods = {
-            name: functools.partial(row_of, base, method, scores)
+            name: functools.partial(row_of, base, method, uncalled, scores)
             for name, method in methods.items()
         }
         rows = {**of_methods, **rows} if step.training or names else {"plain": Row}
@@ -199,20 +210,27 @@ def _ask(
         for name, make in rows.items():
             try:
                 answers[name] = answer(make(), base, image_shape, step.batch_size, limits, how)
-            except ValueError as error:
-                if len(names) > 1:
-                    raise ValueError(f"{name}: {error}") from error
-                if names or name == "the plan":
+            except _FAILURES as error:
+                if terminal.debug or name == "the plan":
                     raise
-                missing[name] = str(error)
+                missing[name] = _reason(error)
             progress.advance(1, name)
     if not answers:  # whatever is wrong, it is not one method
         raise ValueError(next(iter(missing.values())))
     return answers, missing
 
 
+def _reason(error: BaseException) -> str:
+    """One line; of what is not said for users also what kind of error it is."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def _check_picture(path: Path) -> None:
     """Before the work: what could not be written after it."""
+    check_can_draw()
     from matplotlib.backend_bases import FigureCanvasBase
 
     if not path.resolve().parent.is_dir():

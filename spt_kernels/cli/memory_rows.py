@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
+from ..finetuning.given_plan import check_agrees, load_plan, method_of
 from ..memory import LargestBatch, MemoryEstimate, PeakByBatch
+from ..memory.made_up import check_called, puts_modules
 from ..methods import METHODS, Method, make_plan
 from ..plan import Plan
 from ..sensitivity import Sensitivity
@@ -71,7 +74,6 @@ class Answer:
             "method": "plain" if is_plain else self.estimate.method,
             "budget": None if plan is None else plan.budget,
             "rank": modules[0].rank if modules else None,
-            "made_up_scores": self.row.is_made_up,
         }
         if self.found:
             value["fits"] = [
@@ -99,7 +101,7 @@ def answer(
 ) -> Answer:
     """Estimate a row at `batch`, and look for the largest batch within each limit (bytes)."""
     peaks = row.peaks(base, image_shape, how)
-    estimate = peaks.at(batch)
+    estimate = replace(peaks.at(batch), made_up_scores=row.is_made_up)
     found = {gib: peaks.largest(limit) for gib, limit in limits.items()}
     asked = Answer(row, estimate, found)
     if asked.smallest is None:
@@ -153,17 +155,46 @@ def methods_of(
     return table
 
 
-def row_of(base: nn.Module, method: Method, scores: Callable[[], Sensitivity]) -> Row:
+def row_of(
+    base: nn.Module,
+    method: Method,
+    uncalled: Callable[[], frozenset[str]],
+    scores: Callable[[], Sensitivity],
+) -> Row:
     """The row of a method, which chooses, where it does, by made-up scores.
 
+    Args:
+        base: the plain model.
+        method: which one.
+        uncalled: tells which weights the model reads itself.
+        scores: made up, and knowing these.
+
     Raises:
-        ValueError: as `make_plan`.
+        ValueError: as `make_plan`, or the method puts a module where the model calls none.
     """
-    is_made_up = method.is_sensitivity_aware
-    return Row(method, make_plan(base, method, scores() if is_made_up else None), is_made_up)
+    if method.is_sensitivity_aware:
+        return Row(method, make_plan(base, method, scores()), is_made_up=True)
+    plan = make_plan(base, method)
+    if puts_modules(method):
+        check_called(base, method, plan, uncalled())
+    return Row(method, plan)
 
 
-def row_of_plan(names: tuple[str, ...], file: Path) -> tuple[str, Row]:
-    """The row of a saved plan, by the one name that was given, if any."""
-    plan = Plan.load(file)
-    return (names[0], Row(Method(names[0]), plan)) if names else ("the plan", Row(plan=plan))
+def row_of_plan(
+    names: tuple[str, ...], file: Path, given: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[str, Row]:
+    """The row of a saved plan, by the one name that was given, if any.
+
+    Args:
+        names: of methods; none or one.
+        file: the plan.
+        given: fields of `Method` that were asked for beside it.
+
+    Raises:
+        ValueError: there is no such file, or the plan is not of this method and with these fields.
+    """
+    plan = load_plan(file)
+    check_agrees(plan, names[0] if names else None, given)
+    if not names:
+        return "the plan", Row(plan=plan)
+    return names[0], Row(method_of(plan, names[0]), plan)

@@ -7,42 +7,49 @@ from typing import Annotated
 
 import typer
 
-from .options import ModelOptions, described
-from .terminal import Terminal, count, facts, size
+from .options import described
+from .saved_options import SavedOptions
+from .terminal import Terminal, count, facts, size, unbroken
+from .written import check_file
 
 HELP = """Fold a task into its base model: one plain state dict.
 
   spt-kernels merge runs/photos -o merged.safetensors
-  spt-kernels merge photos.safetensors -m vit_base_patch16_224 \\
-      -w vit.safetensors -o merged.safetensors
+  spt-kernels merge photos.safetensors -w vit.safetensors \\
+      -o merged.safetensors
 
-Nothing is left to compute at inference.
-Load it with timm.create_model(name, num_classes=…) and load_state_dict, as any other.
+Nothing is left to compute at inference. The ending of FILE tells its format:
+.safetensors, or torch's .pt, .pth, .bin. Load it with
+timm.create_model(name, num_classes=…) and load_state_dict, as any other; tune
+it further with -w; or evaluate and predict with it. A .safetensors file tells
+its classes and preprocessing:
+
+  spt-kernels evaluate merged.safetensors -d photos
+  spt-kernels evaluate merged.pt -m vit_base_patch16_224 -d photos
 """
 
 
 def run(
     terminal: Terminal,
     task: Annotated[Path, typer.Argument(help="A run's folder, or a task file.", metavar="RUN")],
-    model: ModelOptions,
+    model: SavedOptions,
     output: Annotated[Path, described("Run", "--output -o FILE", "Where to write it.")],
     force: Annotated[bool, described("Run", "--force", "Overwrite the file.")] = False,
 ) -> None:
     """Load, merge, write."""
-    from safetensors.torch import save
+    from ..finetuning.merged_file import check_merged_name, write_merged
 
-    from ..files.atomic import write_atomically
-    from ..finetuning.saved_run import SavedRun
-
-    if output.exists() and not force:
-        raise ValueError(f"--output: {output} is there already; --force overwrites it")
-    saved = SavedRun.find(task, model.source())
-    state = {name: tensor.contiguous() for name, tensor in saved.merged().state_dict().items()}
-    data = save(state)
-    write_atomically(output, data)
+    try:
+        check_merged_name(output)
+    except ValueError as error:
+        raise ValueError(f"--output: {error}") from error
+    check_file("--output", output, force=force)
+    saved = model.find(task)
+    state = saved.merged().state_dict()
+    n_bytes = write_merged(output, state, saved.description().to_json())
     value = {
         "output": str(output),
-        "file_bytes": len(data),
+        "file_bytes": n_bytes,
         "tensors": len(state),
         "parameters": sum(tensor.numel() for tensor in state.values()),
         "model": saved.model.name,
@@ -51,6 +58,6 @@ def run(
     lines = [
         ("model", f"{saved.model.name}, {saved.num_classes} classes"),
         ("parameters", f"{count(value['parameters'])} in {len(state)} tensors"),
-        ("file", f"{output}, {size(len(data))}"),
+        ("file", f"{unbroken(output)}, {size(n_bytes)}"),
     ]
     terminal.show(value, facts(lines))

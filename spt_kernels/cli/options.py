@@ -5,6 +5,7 @@ Nothing here imports torch before a command runs: `--help` must come at once.
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +57,8 @@ class OutputOptions:
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """The base model."""
+class ArchitectureOptions:
+    """A model whose values are not needed."""
 
     model: Annotated[
         str | None,
@@ -68,9 +69,26 @@ class ModelOptions:
         described(
             _MODEL,
             "--model-arg KEY=VALUE",
-            "An argument of its constructor, as img_size=32; repeat for more.",
+            "An argument of its constructor, as img_size=32; repeat for more. The number of "
+            "classes is that of the data.",
         ),
     ] = None
+
+    def source(self) -> ModelSource | None:
+        """The model described, `None` if none is."""
+        from ..finetuning.models import ModelSource
+
+        if self.model is None:
+            if self.model_arg:
+                raise ValueError("--model: name the architecture that --model-arg is for")
+            return None
+        return ModelSource(self.model, _parse_args(self.model_arg or []))
+
+
+@dataclass(frozen=True)
+class ModelOptions(ArchitectureOptions):
+    """The base model."""
+
     weights: Annotated[
         Path | None,
         described(
@@ -127,7 +145,12 @@ class ImageOptions:
         Path | None, described(_IMAGES, "--test-list FILE", "Likewise for test/.")
     ] = None
     classes: Annotated[
-        str | None, described(_IMAGES, "--classes A,B,…", "Use these classes alone, in this order.")
+        str | None,
+        described(
+            _IMAGES,
+            "--classes A,B,…",
+            "Use these classes alone, in this order; '\"a, b\"' for one with a comma.",
+        ),
     ] = None
     train_images: Annotated[
         int | None,
@@ -222,10 +245,15 @@ class MachineOptions:
         int, described(_RUN, "--workers N", "Processes that read images [0: this one].")
     ] = 0
 
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"--workers: expected 0 or more processes, got {self.workers}")
+
 
 def split_names(text: str | None) -> tuple[str, ...]:
-    """`a,b` as `("a", "b")`."""
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+    """`a,b` as `("a", "b")`; a name that holds a comma stands in double quotes."""
+    rows = list(csv.reader([text or ""], skipinitialspace=True))
+    return tuple(name.strip() for row in rows for name in row if name.strip())
 
 
 def _parse_args(pairs: list[str]) -> dict[str, Any]:
@@ -248,4 +276,6 @@ def _parse_floats(flag: str, text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise ValueError(f"{flag}: expected numbers apart by commas, got {text!r}") from error
+        raise ValueError(
+            f"{flag}: expected one number per channel, apart by commas, got {text!r}"
+        ) from error

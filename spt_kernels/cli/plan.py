@@ -7,9 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from ..files.picture import check_can_draw
 from .options import described
 from .terminal import Terminal
 from .training_options import parse_budget
+from .written import check_apart, check_file, check_picture
+
+KINDS = {"lora": "lora", "adapter": "adapter", "none": None}
 
 HELP = """Decide what to train within a budget, and show it.
 
@@ -19,7 +23,8 @@ The paper's Eq. 4 (selection) and Eq. 5 (allocation).
   spt-kernels plan photos.sensitivity --structured adapter -o photos.plan
   spt-kernels plan photos.sensitivity --budget 1% --picture photos.png
 
-A plan can be trained with `spt-kernels finetune --plan photos.plan`.
+A plan can be trained with `spt-kernels finetune --plan photos.plan`, and its
+step accounted for with `spt-kernels memory --plan photos.plan`.
 """
 
 
@@ -39,7 +44,7 @@ def run(
     structured: Annotated[
         str, described("Method", "--structured KIND", "lora, adapter or none [lora].")
     ] = "lora",
-    rank: Annotated[int, described("Method", "--rank R", "Of LoRA and Adapter [8].")] = 8,
+    rank: Annotated[int | None, described("Method", "--rank R", "Of LoRA and Adapter [8].")] = None,
     rule: Annotated[
         str, described("Method", "--rule NAME", "paper or published-code [paper].")
     ] = "paper",
@@ -49,15 +54,29 @@ def run(
     picture: Annotated[
         Path | None, described("Run", "--picture FILE", "Draw it, as the paper's Figure 4.")
     ] = None,
+    force: Annotated[bool, described("Run", "--force", "Overwrite such files.")] = False,
 ) -> None:
     """Allocate, save, draw, show."""
-    from ..plan import allocate
-    from ..sensitivity import Sensitivity
-
+    if picture is not None:
+        check_can_draw()
+    if structured not in KINDS:
+        raise ValueError(f"--structured: expected one of {', '.join(KINDS)}, got {structured!r}")
+    kind = KINDS[structured]
+    if kind is None and rank is not None:
+        raise ValueError("--rank: --structured none puts no module anywhere; leave it out")
     share = parse_budget(budget)
     assert share is not None
-    kind = None if structured == "none" else structured
-    measured = Sensitivity.load(sensitivity)
+    from ..methods import DEFAULT_RANK, Method
+
+    rank = DEFAULT_RANK if rank is None else rank
+    Method(budget=share, rank=rank, rule=rule)  # or refuses
+    check_apart(sensitivity=sensitivity, output=output, picture=picture)
+    check_file("--output", output, force=force)
+    check_picture("--picture", picture, force=force)
+    from ..finetuning.given_plan import load_sensitivity
+    from ..plan import allocate
+
+    measured = load_sensitivity(sensitivity)
     made = allocate(measured, share, structured=kind, rank=rank, rule=rule)
     if output is not None:
         made.save(output)
@@ -65,7 +84,9 @@ def run(
         from ..plan.figure import sensitivity_figure
 
         sensitivity_figure(made).savefig(picture)
-    terminal.show(plan_figures(made), made.summary())
+    written = [str(path) for path in (output, picture) if path is not None]
+    parts = [made.summary(terminal.out.width), *(f"written to {path}" for path in written)]
+    terminal.show({**plan_figures(made), "written": written}, *parts)
 
 
 def plan_figures(plan: Any) -> dict[str, Any]:
@@ -76,11 +97,13 @@ def plan_figures(plan: Any) -> dict[str, Any]:
         "structured_parameters": plan.num_structured,
         "budget": plan.budget,
         "backbone_parameters": plan.backbone_numel,
-        "kind": plan.kind,
+        "structured": plan.kind,
         "rank": plan.rank,
         "rule": plan.rule,
         "model": plan.model_name,
         "samples": plan.num_samples,
+        "head": list(plan.head),
+        "head_source": plan.head_source,
         "cells": [
             {
                 "block": block,

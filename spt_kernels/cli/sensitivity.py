@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from .options import FormOptions, ImageOptions, MachineOptions, ModelOptions, described
 from .terminal import Terminal, count, facts, percent, size, table
+from .training_options import HEAD_HELP, parse_head
+from .written import check_file
 
 HELP = """Measure how sensitive a task is to each parameter.
 
@@ -32,36 +34,51 @@ def run(
     batch_size: Annotated[
         int, described("Run", "--batch-size N", "[64]; does not change the result.")
     ] = 64,
+    head: Annotated[list[str] | None, described("Run", "--head NAME", HEAD_HELP)] = None,
     seed: Annotated[int, described("Run", "--seed N", "Of the head and of what is drawn [0].")] = 0,
+    force: Annotated[bool, described("Run", "--force", "Overwrite the file.")] = False,
     *,
     machine: MachineOptions,
 ) -> None:
     """Measure, save, show where the sensitivity lies."""
+    check_file("--output", output, force=force)
     from ..finetuning.job import FinetuneJob
+    from ..finetuning.measured import sensitivity_of
     from ..finetuning.recipe import Recipe
-    from ..finetuning.setting import open_setting, sensitivity_of
+    from ..finetuning.setting import open_setting
     from ..methods.method import Method
+    from ..model.head import head_line, layers_of, parts_of
 
-    if not output.resolve().parent.is_dir():
-        raise ValueError(f"--output: no such folder: {output.resolve().parent}")
     recipe = Recipe(batch_size=batch_size, seed=seed)
     source = model.source()
     if source is None:
         raise ValueError("--model: name a timm architecture")
-    job = FinetuneJob(source, images.source(), Method(samples=samples), recipe, form.overrides())
+    job = FinetuneJob(
+        source,
+        images.source(),
+        Method(samples=samples, head=parse_head(head)),
+        recipe,
+        form.overrides(),
+    )
     setting = open_setting(job, machine.device, machine.workers)
     with terminal.progress() as progress:
-        measured = sensitivity_of(setting, progress)
+        batches = setting.training_batches(progress)
+        for note in setting.notes():
+            progress.say(note)
+        measured = sensitivity_of(setting, batches, progress)
     measured.save(output)
     value = {
         "output": str(output),
         "samples": measured.num_samples,
         "parameters": sum(what.numel for what in measured.info.values()),
         "file_bytes": output.stat().st_size,
+        "head": layers_of(measured.head),
         "fallback": list(measured.fallback),
+        "idle": parts_of(measured.idle, measured),
         "share_by_operation": _shares(measured),
+        "written": [str(output)],
     }
-    terminal.show(value, *_parts(value))
+    terminal.show(value, *_parts(value, head_line(measured.head, measured.head_source, measured)))
 
 
 def _shares(measured: Any) -> dict[str, float]:
@@ -77,14 +94,17 @@ def _shares(measured: Any) -> dict[str, float]:
     return {name: part / total for name, part in sums.items()}
 
 
-def _parts(value: dict[str, Any]) -> list[Any]:
+def _parts(value: dict[str, Any], head: str) -> list[Any]:
     lines = [
         ("images", count(value["samples"])),
         ("candidate parameters", count(value["parameters"])),
+        ("head", head),
         ("file", f"{value['output']}, {size(value['file_bytes'])}"),
     ]
     if value["fallback"]:
         lines.append(("one by one", ", ".join(value["fallback"])))
+    if value["idle"]:
+        lines.append(("not reached by the loss", ", ".join(value["idle"])))
     shares = sorted(value["share_by_operation"].items(), key=lambda item: -item[1])
     rows = [(name, percent(share)) for name, share in shares]
     return [facts(lines), "", table(("operation", "share of Σ g²"), rows)]

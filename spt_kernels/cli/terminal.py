@@ -17,9 +17,11 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
 from ..finetuning.progress import Silent
+from .layout import Aligned, Facts, unbroken
+
+__all__ = ["Terminal", "count", "facts", "percent", "size", "table", "unbroken"]
 
 _WORTH_A_LINE_SECONDS = 2.0
 _LINE_SECONDS = 15.0  # between two progress lines where there is no terminal to draw on
@@ -41,14 +43,21 @@ class Terminal:
         self.out = Console(highlight=False)
         self.err = Console(stderr=True, highlight=False)
 
-    def show(self, value: dict[str, Any], *parts: RenderableType) -> None:
+    def show(self, value: dict[str, Any], *parts: RenderableType | Facts) -> None:
         """Give the result: `value` to a machine, `parts` to a person."""
         if self.as_json:
             print(json.dumps(value))
             return
         for part in parts:
+            if isinstance(part, Facts):
+                self.out.print(part.text(self.out.width), soft_wrap=True)
+                continue
             # text brings its own lines, and a terminal that is too narrow may break them itself
             self.out.print(part, soft_wrap=isinstance(part, str), markup=False)
+
+    def note(self, message: str) -> None:
+        """One line on stderr that comes even when `quiet`: what the result must not be without."""
+        self.err.print(message, soft_wrap=True, markup=False)
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Silent | Bars | Lines]:
@@ -100,7 +109,7 @@ class Bars:
 
     def say(self, message: str) -> None:
         """Print a line above the bars."""
-        self._bars.console.print(message)
+        self._bars.console.print(message, markup=False)
 
 
 class Lines:
@@ -133,33 +142,28 @@ class Lines:
 
     def say(self, message: str) -> None:
         """Write a line."""
-        self._console.print(message, soft_wrap=True)
+        self._console.print(message, soft_wrap=True, markup=False)
 
 
 def table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", *, is_wide: bool = False
-) -> Table:
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    title: str = "",
+    *,
+    is_wide: bool = False,
+    has_prose: bool = False,
+) -> Aligned:
     """An aligned table: names in the first column, figures, flush right, in all others.
 
-    One that `is_wide` has a single space between columns, to fit into 80.
+    One that `is_wide` has a single space between columns, to fit into 80. The last column of one
+    that `has_prose` is broken into lines where it has to be.
     """
-    made = Table(title=title or None, title_justify="left", title_style="bold", box=None)
-    made.pad_edge, made.collapse_padding = not is_wide, is_wide
-    for place, name in enumerate(columns):
-        made.add_column(name, justify="right" if place else "left", header_style="dim")
-    for row in rows:
-        made.add_row(*row)
-    return made
+    return Aligned(columns, rows, title, is_wide, has_prose)
 
 
-def facts(pairs: Sequence[tuple[str, str]]) -> Table:
-    """A table of names and values."""
-    made = Table(box=None, show_header=False)
-    made.add_column(style="dim")
-    made.add_column(overflow="fold")
-    for name, value in pairs:
-        made.add_row(name, value)
-    return made
+def facts(pairs: Sequence[tuple[str, str]]) -> Facts:
+    """Names and values, a pair per line."""
+    return Facts(pairs)
 
 
 def count(number: int | None) -> str:

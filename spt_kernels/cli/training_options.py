@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
-from typing import Annotated
+from typing import Annotated, Any
 
 from ..finetuning.recipe import Recipe
 from ..methods import METHODS, Method
 from .options import described
 
 _METHOD = "Method"
+HEAD_HELP = (
+    "Trained whole besides: a layer or a pattern, several times if need be, or none [the last "
+    "layers before the loss]."
+)
 _RECIPE = "Recipe (the defaults are the paper's)"
 
 
@@ -26,12 +31,14 @@ class MethodOptions:
             _METHOD,
             "--budget -b N",
             "Trained parameters beside the head: 400000, 0.4M, or a share of the backbone, "
-            "0.005 or 0.5% [0.5%].",
+            "0.005 or 0.5% [0.5%; lora: as its rank].",
         ),
     ] = None
     rank: Annotated[
         int | None,
-        described(_METHOD, "--rank R", "Of LoRA and Adapter [8; lora: what fits the budget]."),
+        described(
+            _METHOD, "--rank R", "Of LoRA and Adapter [8; lora with --budget: what fits it]."
+        ),
     ] = None
     samples: Annotated[
         int | None,
@@ -42,17 +49,22 @@ class MethodOptions:
     rule: Annotated[
         str | None, described(_METHOD, "--rule NAME", f"paper or published-code [{Method.rule}].")
     ] = None
+    head: Annotated[list[str] | None, described(_METHOD, "--head NAME", HEAD_HELP)] = None
     dropout: Annotated[
         float | None,
         described(_METHOD, "--dropout P", f"LoRA's input dropout [{Method.dropout:g}]."),
     ] = None
 
+    def given(self) -> dict[str, Any]:
+        """The fields of `Method` that were given, its name aside."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "method"}
+        values["budget"] = parse_budget(self.budget)
+        values["head"] = parse_head(self.head)
+        return {name: value for name, value in values.items() if value is not None}
+
     def chosen(self) -> Method:
         """The method described."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["name"] = values.pop("method")
-        values["budget"] = parse_budget(self.budget)
-        return Method(**{name: value for name, value in values.items() if value is not None})
+        return Method(self.method or Method.name, **self.given())
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,15 @@ class RecipeOptions:
         return Recipe(**{name: value for name, value in values.items() if value is not None})
 
 
+def parse_head(patterns: list[str] | None) -> tuple[str, ...] | None:
+    """`--head` as often as it was given; `none` alone is no head."""
+    if not patterns:
+        return None
+    if "none" in patterns and len(patterns) > 1:
+        raise ValueError(f"--head: expected none alone, or names, got {', '.join(patterns)}")
+    return () if patterns == ["none"] else tuple(patterns)
+
+
 def parse_budget(text: str | None) -> int | float | None:
     """`400000`, `400k`, `0.4M`, `0.005` or `0.5%` as a number of parameters or a share below 1."""
     if text is None:
@@ -117,10 +138,15 @@ def parse_budget(text: str | None) -> int | float | None:
         number = float(text[:-1] if unit else text) * (unit or 1)
     except ValueError:
         number = float("nan")
-    is_share = unit == 1e-2 or (unit is None and 0 < number < 1)
-    if not number > 0 or (is_share and number >= 1) or (not is_share and number != round(number)):
+    # 1.0 is no number of parameters: whoever writes it means all of them
+    is_share = unit == 1e-2 or (unit is None and ("." in text or 0 < number < 1))
+    if (
+        not 0 < number < math.inf
+        or (is_share and number >= 1)
+        or (not is_share and number != round(number))
+    ):
         raise ValueError(
             "--budget: expected a number of parameters (400000, 0.4M) or a share of the backbone "
-            f"below 1 (0.005, 0.5%), got {text!r}"
+            f"below 1 (0.005, 0.5%), got {text!r}; --method full trains all of it"
         )
     return number if is_share else round(number)

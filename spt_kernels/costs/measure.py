@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..memory import estimate_memory
-from ..methods import Method, make_plan, tune
+from ..memory import estimate_memory, made_up_plan
+from ..methods import Method, tune
 from ..methods.tunable import Tunable
 from ..model import backbone_numel
-from ..sensitivity import skewed_sensitivity
 from ..step import capture_step
 from .row import CostRow, Spread
 from .setting import CAPTURED, COMPILED, EAGER, CostSetting
@@ -99,10 +98,9 @@ def _with_step_on_gpu(
     return replace(row, step=time, **asdict(profile_call(step, on_gpu=True)))
 
 
-def tune_for_costs(model: nn.Module, method: Method) -> Tunable:
+def tune_for_costs(model: nn.Module, method: Method, image_shape: tuple[int, ...]) -> Tunable:
     """`model` tuned by `method`, which chooses, where it does, by made-up scores."""
-    scores = skewed_sensitivity(model) if method.is_sensitivity_aware else None
-    return tune(model, method, make_plan(model, method, scores))
+    return tune(model, method, made_up_plan(model, method, image_shape))
 
 
 def tuned_for(name: str, plain: nn.Module, setting: CostSetting) -> Tunable:
@@ -111,7 +109,8 @@ def tuned_for(name: str, plain: nn.Module, setting: CostSetting) -> Tunable:
     if setting.dtype == "bf16":
         model = model.bfloat16()
         plain.bfloat16()
-    return tune_for_costs(model.to(setting.device), setting.method(name, plain))
+    shape = setting.image_shape(plain)
+    return tune_for_costs(model.to(setting.device), setting.method(name, plain), shape)
 
 
 def _accounted(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import needed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -12,22 +16,35 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#777777")
 INK = "#24292f"
 FAINT = "#d0d7de"
-WIDTH = 9.0  # inches; at 150 dpi as wide as a README shows
+PALE = "#c9d1d9"  # for what only stands beside
+# Parts of a stacked bar, apart for colour-blind readers and as greys on paper: each next one is
+# lighter or darker than the one before by a fifth of the scale or more
+PARTS = ("#061f4a", "#E08214", "#0b7d61", "#8fd0f5", "#fafafa")
+WIDTH = 6.0  # inches: letters of 9 points are 5 points high in a column of a paper
+LINE = 74  # letters of a heading
+DPI = 225  # as wide as a README shows
 
 
 def new_figure(height: float) -> Figure:
     """An empty figure, `height` inches high.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        MissingExtra: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "pictures need matplotlib: pip install 'spt_kernels[cli]' brings it"
-        ) from error
-    return Figure(figsize=(WIDTH, height), dpi=150, layout="constrained")
+    check_can_draw()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+
+
+def check_can_draw() -> None:
+    """Before the work whose picture would be drawn after it.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    with needed("drawing"):
+        import matplotlib.figure as _  # noqa: F401
 
 
 def dress(*every: Axes) -> None:
@@ -37,9 +54,34 @@ def dress(*every: Axes) -> None:
         axes.spines[:].set_color(INK)
         axes.tick_params(labelsize=8.5, colors=INK)
         axes.xaxis.label.set(size=9, color=INK)
+        axes.yaxis.label.set(size=9, color=INK)
         axes.set_axisbelow(True)
 
 
 def put_title(axes: Axes, text: str) -> None:
     """Name what axes show, above them on the left."""
-    axes.set_title(text, loc="left", fontsize=10, color=INK)
+    axes.set_title(text, loc="left", fontsize=9, color=INK)
+
+
+def put_heading(figure: Figure, *lines: str) -> None:
+    """Say above everything what the picture is of."""
+    text = "\n".join(line for given in lines for line in _wrapped(given))
+    figure.suptitle(text, fontsize=9.5, color=INK, x=0.01, ha="left")
+
+
+def put_legend(figure: Figure, handles: Sequence[Any], columns: int) -> None:
+    """Say below everything what colours and marks mean."""
+    figure.legend(
+        handles=list(handles),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=INK,
+        handlelength=1.6,
+        columnspacing=1.4,
+    )
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, LINE, break_on_hyphens=False) or [""]

@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 _NAMES = {
     "accuracy": ("Accuracy", "evaluate"),
+    "comparison": ("ComparedWay", "Comparison", "compare_runs"),
+    "comparison_chart": ("comparison_figure",),
+    "confusion": ("confusion_figure",),
+    "description": ("Description",),
+    "evaluation": ("evaluate_saved", "images_of"),
     "job": ("FinetuneJob",),
     "models": ("ModelSource", "build"),
     "pipeline": ("finetune",),
     "pixels": ("Batches", "PixelSet", "Preprocessing"),
+    "prediction": ("Prediction", "predict"),
     ".methods": ("METHODS", "Method"),  # of the package around this one
     "recipe": ("Recipe",),
     "saved_run": ("SavedRun",),
@@ -29,6 +35,14 @@ if TYPE_CHECKING:
     from ..methods import Method as Method
     from .accuracy import Accuracy as Accuracy
     from .accuracy import evaluate as evaluate
+    from .comparison import ComparedWay as ComparedWay
+    from .comparison import Comparison as Comparison
+    from .comparison import compare_runs as compare_runs
+    from .comparison_chart import comparison_figure as comparison_figure
+    from .confusion import confusion_figure as confusion_figure
+    from .description import Description as Description
+    from .evaluation import evaluate_saved as evaluate_saved
+    from .evaluation import images_of as images_of
     from .job import FinetuneJob as FinetuneJob
     from .models import ModelSource as ModelSource
     from .models import build as build
@@ -36,6 +50,8 @@ if TYPE_CHECKING:
     from .pixels import Batches as Batches
     from .pixels import PixelSet as PixelSet
     from .pixels import Preprocessing as Preprocessing
+    from .prediction import Prediction as Prediction
+    from .prediction import predict as predict
     from .recipe import Recipe as Recipe
     from .saved_run import SavedRun as SavedRun
     from .splits import ImageSource as ImageSource

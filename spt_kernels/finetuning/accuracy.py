@@ -23,6 +23,7 @@ class Accuracy:
         correct_by_class: per class.
         total_by_class: per class.
         predictions: for each image the class with the highest score, in the order of the images.
+        labels: for each image its own class.
     """
 
     correct: int
@@ -31,11 +32,31 @@ class Accuracy:
     correct_by_class: tuple[int, ...]
     total_by_class: tuple[int, ...]
     predictions: tuple[int, ...]
+    labels: tuple[int, ...]
 
     @property
     def top1(self) -> float:
         """Share in 0 to 1."""
         return self.correct / self.total
+
+    @property
+    def by_class(self) -> tuple[float | None, ...]:
+        """Share in 0 to 1 of each class, `None` of one without images."""
+        pairs = zip(self.correct_by_class, self.total_by_class, strict=True)
+        return tuple(right / total if total else None for right, total in pairs)
+
+    @property
+    def class_mean(self) -> float:
+        """Mean over the classes that have images: each counts alike, however many they are."""
+        known = [share for share in self.by_class if share is not None]
+        return sum(known) / len(known)
+
+    def confusion(self) -> list[list[int]]:
+        """How many images of each class (row) were taken for each class (column)."""
+        n_classes = len(self.total_by_class)
+        pairs = torch.tensor(self.labels) * n_classes + torch.tensor(self.predictions)
+        counts = pairs.bincount(minlength=n_classes**2).view(n_classes, n_classes)
+        return counts.tolist()
 
 
 @torch.no_grad()
@@ -88,4 +109,5 @@ def evaluate(
         correct_by_class=tuple(right_by_class.tolist()),
         total_by_class=tuple(by_class.tolist()),
         predictions=tuple(chosen.tolist()),
+        labels=tuple(labels.tolist()),
     )

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from ..files.atomic import write_atomically
 from ..layers import sparse_deltas
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Checkpoint:
         scheduler: its state dict.
         rng: states of every random generator.
         history: the figures of the epochs so far.
+        best: the tensors of the epoch that was best on the validation images, `None` without any.
+        best_epoch: which one that was, counted from 1.
     """
 
     epoch: int
@@ -39,6 +42,8 @@ class Checkpoint:
     scheduler: dict[str, Any]
     rng: dict[str, Any]
     history: list[dict[str, Any]]
+    best: dict[str, Tensor] | None = None
+    best_epoch: int | None = None
 
     @classmethod
     def take(
@@ -48,15 +53,18 @@ class Checkpoint:
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         history: list[dict[str, Any]],
+        best: Best | None = None,
     ) -> Checkpoint:
         """Of a run as it stands; shares its tensors, so save it before the next step."""
         return cls(
             epoch=epoch,
-            tensors=_state_of(model),
+            tensors=trained_state(model),
             optimizer=optimizer.state_dict(),
             scheduler=scheduler.state_dict(),
             rng=_rng_states(),
             history=history,
+            best=None if best is None else best.tensors,
+            best_epoch=None if best is None else best.epoch,
         )
 
     def restore(
@@ -66,21 +74,14 @@ class Checkpoint:
         scheduler: torch.optim.lr_scheduler.LRScheduler,
     ) -> None:
         """Put a prepared model, its optimizer and scheduler, and the generators into this state."""
-        own = _state_of(model)
-        if own.keys() != self.tensors.keys():
-            differing = sorted(own.keys() ^ self.tensors.keys())
-            raise ValueError(f"the checkpoint is of another model: {differing[0]}")
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(self.tensors[name])
-            for delta in sparse_deltas(model).values():
-                delta.write()
+        put_state(model, self.tensors)
         groups = zip(self.optimizer["param_groups"], optimizer.param_groups, strict=True)
         for saved, group in groups:  # a run with CUDA graphs may go on without, or the reverse
             saved["lr"] = float(saved["lr"])
             saved |= {name: group[name] for name in ("capturable", "fused") if name in group}
         optimizer.load_state_dict(self.optimizer)
         scheduler.load_state_dict(self.scheduler)
+        _follow(scheduler)
         _set_rng_states(self.rng)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -106,12 +107,58 @@ class Checkpoint:
         return cls(**values)
 
 
-def _state_of(model: nn.Module) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Best:
+    """What was trained as it stood after the epoch that was best on the validation images.
+
+    Attributes:
+        epoch: counted from 1.
+        tensors: copies on the CPU.
+    """
+
+    epoch: int
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def take(cls, epoch: int, model: nn.Module) -> Best:
+        """Of a model as it stands."""
+        state = trained_state(model)
+        return cls(epoch, {name: t.detach().to("cpu", copy=True) for name, t in state.items()})
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
     """The trained parameters, and where the model is trained whole its running statistics too."""
     state = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
     if not hasattr(model, "spt_tuning"):
         state |= dict(model.named_buffers())
     return state
+
+
+@torch.no_grad()
+def put_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy what `trained_state` gave into a model that is tuned likewise."""
+    own = trained_state(model)
+    if differing := sorted(own.keys() ^ tensors.keys()):
+        raise ValueError(f"the checkpoint is of another model: {differing[0]}")
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+    for delta in sparse_deltas(model).values():
+        delta.write()
+
+
+def _follow(scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
+    """Set the learning rate of the next step: of a run made longer it is not the one saved."""
+    if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        return
+    rows = zip(
+        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+    )
+    for group, peak, factor in rows:
+        lr = float(peak) * factor(scheduler.last_epoch)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def _rng_states() -> dict[str, Any]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from .image_list import classes_of, rows_of
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+_LEFT_BEHIND = {"__MACOSX", "@eaDir"}  # by archives of macOS, by a Synology's previews
 
 
 @dataclass(frozen=True)
@@ -34,17 +37,29 @@ class LabelledImages:
         paths = tuple(self.paths[i] for i in indices)
         return LabelledImages(paths, tuple(self.labels[i] for i in indices), self.classes)
 
-    def restrict(self, classes: Sequence[str]) -> LabelledImages:
-        """Those of `classes` alone, whose order gives the new labels."""
+    def restrict(self, classes: Sequence[str], *, all_there: bool = True) -> LabelledImages:
+        """Those of `classes` alone, whose order gives the new labels.
+
+        Args:
+            classes: names.
+            all_there: whether each must be among the data's; else one of them must be.
+
+        Raises:
+            ValueError: a class is named twice or is not among the data's, or no image is left.
+        """
         unknown = [name for name in classes if name not in self.classes]
-        if unknown:
+        if unknown and (all_there or len(unknown) == len(classes)):
             raise ValueError(
                 f"classes: {unknown[0]!r} is not among the data's {_shorten(self.classes)}"
             )
         if len(set(classes)) != len(classes):
-            raise ValueError(f"classes: one is named twice in {', '.join(classes)}")
-        new = {self.classes.index(name): label for label, name in enumerate(classes)}
+            twice = next(name for name in classes if list(classes).count(name) > 1)
+            raise ValueError(f"classes: {twice!r} is named twice")
+        place = {name: label for label, name in enumerate(classes)}
+        new = {label: place[name] for label, name in enumerate(self.classes) if name in place}
         kept = [i for i, label in enumerate(self.labels) if label in new]
+        if not kept:
+            raise ValueError(f"classes: the data has no image of {_shorten(classes)}")
         return LabelledImages(
             tuple(self.paths[i] for i in kept),
             tuple(new[self.labels[i]] for i in kept),
@@ -56,8 +71,15 @@ class LabelledImages:
         return torch.tensor(self.labels).bincount(minlength=len(self.classes)).tolist()
 
 
-def read_folder(root: str | os.PathLike[str]) -> LabelledImages:
+def read_folder(root: str | os.PathLike[str], *, allow_empty: bool = False) -> LabelledImages:
     """Read one split in torchvision's ImageFolder layout: a folder per class, images at any depth.
+
+    What is hidden, its name beginning with a dot, is no class, folder or image. Linked folders are
+    followed, those that lead back to themselves once.
+
+    Args:
+        root: the folder.
+        allow_empty: whether classes without an image are as if they were not there.
 
     Raises:
         ValueError: `root` is no folder, holds no class folder, or a class has no image.
@@ -65,18 +87,23 @@ def read_folder(root: str | os.PathLike[str]) -> LabelledImages:
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"no such folder: {root}")
-    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-    if not classes:
-        raise ValueError(f"{root}: expected one folder per class, found none")
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in SUFFIXES)
-        if not found:
-            raise ValueError(f"{root / name}: no images ({', '.join(SUFFIXES[:3])} …)")
-        paths += found
-        labels += [label] * len(found)
-    return LabelledImages(tuple(paths), tuple(labels), tuple(classes))
+    named = sorted(
+        entry.name for entry in root.iterdir() if _is_shown(entry.name) and entry.is_dir()
+    )
+    if not named:
+        raise ValueError(f"{root}: expected one folder per class, found none{_loose(root)}")
+    found = {name: sorted(_images_below(root / name, (_identity(root),))) for name in named}
+    empty = [name for name in named if not found[name]]
+    if len(empty) == len(named) or (empty and not allow_empty):
+        others = f" (and {len(empty) - 1} more folders)" if len(empty) > 1 else ""
+        raise ValueError(
+            f"{root / empty[0]}{others}: no images ({', '.join(SUFFIXES[:3])} …); "
+            "a folder that is no class must be moved out"
+        )
+    classes = tuple(name for name in named if found[name])
+    paths = [path for name in classes for path in found[name]]
+    labels = [label for label, name in enumerate(classes) for _ in found[name]]
+    return LabelledImages(tuple(paths), tuple(labels), classes)
 
 
 def read_list(
@@ -85,16 +112,17 @@ def read_list(
     """Read a VTAB-style list, one `path label` per line, paths relative to `root`.
 
     Args:
-        file: the list. Labels are integers from 0, or names.
+        file: the list, in UTF-8 or as Windows writes it. Labels are integers from 0, or names; one
+            with spaces is parted from the path by a tab.
         root: the folder that the paths start from.
         classes: class names of the training list, which the labels of another list must be among.
 
     Raises:
         ValueError: a line without a label, a label unknown or negative, a file that is not there.
     """
-    rows = _rows_of(Path(file))
+    rows = rows_of(Path(file))
     if classes is None:
-        classes = _classes_of([label for _, _, label in rows])
+        classes = classes_of([label for _, _, label in rows])
     index = {name: label for label, name in enumerate(classes)}
     paths: list[Path] = []
     labels: list[int] = []
@@ -148,33 +176,36 @@ def _draw(
     return images.take(chosen), images.take(rest)
 
 
-def _rows_of(file: Path) -> list[tuple[int, str, str]]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not a text file") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        parts = line.rsplit(maxsplit=1)  # a path may hold spaces, a label may not
-        if len(parts) != 2:
-            raise ValueError(f"{file}, line {number}: expected 'path label', got {line.strip()!r}")
-        rows.append((number, parts[0].strip(), parts[1]))
-    if not rows:
-        raise ValueError(f"{file}: the list is empty")
-    return rows
-
-
-def _classes_of(labels: list[str]) -> tuple[str, ...]:
-    if all(label.lstrip("-").isdigit() for label in labels):
-        numbers = [int(label) for label in labels]
-        if min(numbers) < 0:
-            raise ValueError(f"labels start at 0, the list has {min(numbers)}")
-        return tuple(str(label) for label in range(max(numbers) + 1))
-    return tuple(sorted(set(labels)))
-
-
 def _shorten(names: Sequence[str]) -> str:
     shown = ", ".join(names[:10])
     return shown if len(names) <= 10 else f"{shown}, … ({len(names)})"
+
+
+def _images_below(folder: Path, inside: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """Images in a folder at any depth; `inside` are the folders on the way to it."""
+    identity = _identity(folder)
+    if identity in inside:
+        return  # a link back to where it is
+    with os.scandir(folder) as entries:  # which knows what is a folder without asking each
+        for entry in entries:
+            if not _is_shown(entry.name):
+                continue
+            if entry.is_dir():
+                yield from _images_below(Path(entry.path), (*inside, identity))
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                yield Path(entry.path)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    state = folder.stat()
+    return state.st_dev, state.st_ino
+
+
+def _is_shown(name: str) -> bool:
+    return not name.startswith(".") and name not in _LEFT_BEHIND
+
+
+def _loose(root: Path) -> str:
+    """A word where the images lie in the folder itself."""
+    loose = [p for p in root.iterdir() if _is_shown(p.name) and p.suffix.lower() in SUFFIXES]
+    return f" but {len(loose)} images that are in no folder" if loose else ""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..methods import Method
+from .given_plan import load_plan, method_of
 from .models import ModelSource
 from .recipe import Recipe
 from .splits import ImageSource
@@ -20,7 +20,8 @@ class FinetuneJob:
     Attributes:
         model: the base model.
         images: the task.
-        method: what is trained.
+        method: what is trained. `None` is the one that made `plan`, and without a plan SPT-LoRA;
+            with one, options of the method that are not the plan's are refused.
         recipe: how.
         form: fields of `Preprocessing` that are not to be the model's own.
         sensitivity: a file to take the sensitivities from, in place of measuring them.
@@ -29,28 +30,27 @@ class FinetuneJob:
 
     model: ModelSource
     images: ImageSource
-    method: Method = field(default_factory=Method)
+    method: Method = None  # type: ignore[assignment]  # None is replaced when it is made
     recipe: Recipe = field(default_factory=Recipe)
     form: Mapping[str, Any] = field(default_factory=dict)
     sensitivity: str | None = None
     plan: str | None = None
 
     def __post_init__(self) -> None:
+        if self.method is None:
+            made = Method() if self.plan is None else method_of(load_plan(self.plan))
+            object.__setattr__(self, "method", made)
         if self.model.weights is None and not self.model.pretrained and self.method.name != "full":
             raise ValueError(
                 f"weights: method {self.method.name!r} needs a pre-trained model: name a file of "
                 "weights, or let timm download them (pretrained)"
             )
-        for name in ("sensitivity", "plan"):
-            path = getattr(self, name)
-            if path is not None and not self.method.is_sensitivity_aware:
-                raise ValueError(f"{name}: method {self.method.name!r} does not use one")
-            if path is not None and not Path(path).is_file():
-                raise ValueError(f"{name}: no such file: {path}")
-        own = {"budget": self.method.budget, "rank": self.method.rank}
-        for name, value in {**own, "sensitivity": self.sensitivity}.items():
-            if self.plan is not None and value is not None:
-                raise ValueError(f"{name}: a plan has its own; leave it out")
+        if self.plan is not None and self.method.entry.holds is None:
+            raise ValueError(f"plan: method {self.method.name!r} does not use one")
+        if self.sensitivity is not None and not self.method.is_sensitivity_aware:
+            raise ValueError(f"sensitivity: method {self.method.name!r} does not use one")
+        if self.plan is not None and self.sensitivity is not None:
+            raise ValueError("sensitivity: the plan was made of one already; leave it out")
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -71,20 +71,25 @@ class FinetuneJob:
             value["plan"],
         )
 
-    def difference_from(self, old: Mapping[str, Any]) -> str | None:
-        """The first value in which an older job, as JSON, differs from this one; `None` if none."""
-        new_job = self.to_json()
-        if old == new_job:
-            return None
-        for part, new in new_job.items():
-            was = old.get(part)
-            if was == new:
+    def difference_from(self, old: FinetuneJob) -> str | None:
+        """The first value in which an older job differs from this one; `None` if none.
+
+        The number of epochs may be larger than it was: a run can be made longer.
+        """
+        was, now = old.to_json(), self.to_json()
+        if self.recipe.epochs >= old.recipe.epochs:
+            was["recipe"]["epochs"] = now["recipe"]["epochs"]
+        for part, new in now.items():
+            if was[part] == new:
                 continue
-            if isinstance(new, dict) and isinstance(was, dict):
-                name = next(n for n in {**was, **new} if was.get(n) != new.get(n))
-                return f"{name} was {was.get(name)}, is {new.get(name)}"
-            return f"{part} was {was}, is {new}"
-        return "it is of another version"
+            if isinstance(new, dict) and isinstance(was[part], dict):
+                old_part = was[part]
+                name = next((n for n in {**old_part, **new} if old_part.get(n) != new.get(n)), None)
+                if name is None:
+                    continue  # an option that there was not yet, left as it is by default
+                return f"{name} was {old_part.get(name)}, is {new.get(name)}"
+            return f"{part} was {was[part]}, is {new}"
+        return None
 
 
 def plain(value: Any) -> Any:

@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import os
-import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
+from ..errors import needed
 from ..model import head_names
+from .model_arguments import FAILURES, cannot_be_built, check_arguments
 from .pixels import Preprocessing
+from .pretrained import load_pretrained
+from .timm_filter import translation_of
+from .weights import LoadedWeights, load_weights
 
-_UNREADABLE = (
-    SafetensorError,
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    KeyError,
-    pickle.UnpicklingError,
-)
-_NESTS = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights
+with needed("building models by name"):
+    import timm
 
 
 @dataclass(frozen=True)
@@ -40,7 +31,8 @@ class ModelSource:
     Attributes:
         name: a timm architecture.
         args: its constructor's arguments beside the number of classes.
-        weights: a state dict, `.safetensors` or what `torch.save` wrote.
+        weights: a file with a state dict, `.safetensors` or what `torch.save` wrote, or AugReg's
+            `.npz`; see docs/INPUTS.md for what is understood.
         pretrained: let timm download the weights of `name`.
         new_head: start the head afresh even where the weights' own is of as many classes.
     """
@@ -64,11 +56,13 @@ class BaseModel:
         model: in evaluation mode, on the CPU.
         head_is_new: whether the head was initialised afresh, because the classes differ.
         drop_path: the stochastic depth it was built with.
+        weight_notes: what of the file of weights was taken, changed, and left out.
     """
 
     model: nn.Module
     head_is_new: bool
     drop_path: float
+    weight_notes: tuple[str, ...] = ()
 
 
 def build(
@@ -82,17 +76,29 @@ def build(
     Raises:
         ValueError: an unknown architecture or argument, or weights that do not fit it.
     """
+    check_arguments(source.args, num_classes)
     torch.manual_seed(seed)  # of the head's initial values
     model, rate = _create(source, num_classes, drop_path)
     fresh = {name: model.state_dict()[name].clone() for name in head_names(model)}
-    head_is_new = True
+
+    def create(more: Mapping[str, Any]) -> nn.Module:
+        # not `_create`, which says of any failure that the arguments are to blame
+        own = {"num_classes": num_classes, "drop_path_rate": 0.0, **source.args, **more}
+        if not rate:  # an architecture without stochastic depth has no such argument
+            del own["drop_path_rate"]
+        return timm.create_model(source.name, **own)
+
+    def create_empty(more: Mapping[str, Any]) -> nn.Module:
+        return _create_empty(replace(source, args={**source.args, **more}), num_classes)
+
+    loaded = LoadedWeights(head_is_new=True)
     if source.weights is not None:
-        head_is_new = _load(model, read_weights(source.weights), source.weights)
+        loaded = load_weights(model, source.weights, lambda: translation_of(create_empty))
     elif source.pretrained:
-        head_is_new = _download(model, source, num_classes)
+        loaded = LoadedWeights(load_pretrained(model, source.name, create))
     if source.new_head:
         model.load_state_dict(fresh, strict=False)
-    return BaseModel(model.eval(), head_is_new or source.new_head, rate)
+    return BaseModel(model.eval(), loaded.head_is_new or source.new_head, rate, loaded.notes)
 
 
 def build_empty(
@@ -127,14 +133,19 @@ def sized_for(source: ModelSource, num_classes: int, image_size: int | None) -> 
 def preprocessing_of(model: nn.Module, **overrides: Any) -> Preprocessing:
     """The preprocessing that `model` was trained with; an override that is `None` changes nothing.
 
+    A model of one channel takes grey images, normalised by the average over colours.
+
     Raises:
-        ValueError: the model takes images of another size than asked for.
+        ValueError: the model takes images of another size, or of other channels, than asked for.
     """
     config = timm.data.resolve_model_data_config(model)
+    channels = getattr(model, "in_chans", config["input_size"][0])
+    if channels not in (1, 3):
+        raise ValueError(f"in_chans: images have 1 channel or 3, this model takes {channels}")
     values: dict[str, Any] = {
         "size": config["input_size"][-1],
-        "mean": tuple(config["mean"]),
-        "std": tuple(config["std"]),
+        "mean": _per_channel(config["mean"], channels),
+        "std": _per_channel(config["std"], channels),
         "interpolation": config["interpolation"],
     }
     own_size = getattr(getattr(model, "patch_embed", None), "img_size", None)
@@ -147,30 +158,17 @@ def preprocessing_of(model: nn.Module, **overrides: Any) -> Preprocessing:
             f"image_size: this model takes {own_size[0]}, got {values['size']}; "
             f"build it for another size with the model argument img_size={values['size']}"
         )
-    return Preprocessing(**values)
+    form = Preprocessing(**values)
+    if len(form.mean) != channels:
+        raise ValueError(
+            f"mean, std: this model takes images of {channels} channels, "
+            f"got {len(form.mean)} values"
+        )
+    return form
 
 
-def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read a state dict from a safetensors file or from what `torch.save` wrote.
-
-    Raises:
-        ValueError: no such file, or no state dict in it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"weights: no such file: {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        raise ValueError(f"weights: cannot read {path} ({_first_line(error)})") from error
-    for nest in _NESTS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(nest), dict):
-            loaded = loaded[nest]
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise ValueError(f"weights: {path} holds no state dict (name -> tensor)")
-    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def _create(
@@ -192,13 +190,27 @@ def _create(
             else:
                 return model, rate
         return timm.create_model(source.name, **args), 0.0
-    except (TypeError, AssertionError) as error:
-        raise ValueError(f"model: {source.name} cannot be built: {_first_line(error)}") from error
+    except FAILURES as error:
+        if isinstance(error, RuntimeError) and torch.get_default_device().type == "meta":
+            raise  # it may look at values that it makes, which is no fault
+        if not source.args and not isinstance(error, (TypeError, AssertionError)):
+            raise
+
+        def builds(others: Mapping[str, Any]) -> bool:
+            try:
+                with torch.device("meta"):
+                    timm.create_model(source.name, **{"num_classes": num_classes, **others})
+            except FAILURES:
+                return False
+            return True
+
+        raise cannot_be_built(source.name, source.args, error, builds) from error
 
 
 def _sized(
     source: ModelSource, num_classes: int, image_size: int | None
 ) -> tuple[ModelSource, nn.Module]:
+    check_arguments(source.args, num_classes)
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size: expected at least 1, got {image_size}")
     if image_size is not None and "img_size" not in source.args:
@@ -220,57 +232,3 @@ def _create_empty(source: ModelSource, num_classes: int) -> nn.Module:
     if any(isinstance(t, Tensor) and t.is_meta and id(t) not in own for t in leaves):
         return _create(source, num_classes, 0.0)[0].eval()  # a forward may read these
     return model.eval()
-
-
-def _download(model: nn.Module, source: ModelSource, num_classes: int) -> bool:
-    """Copy timm's own weights into `model`, and say whether the head was left out."""
-    args = {"num_classes": num_classes, **source.args}
-    try:
-        twin = timm.create_model(source.name, pretrained=True, **args)
-    except (RuntimeError, OSError) as error:
-        raise ValueError(
-            f"pretrained: the weights of {source.name} cannot be had ({_first_line(error)}); "
-            "download them elsewhere and name the file with weights"
-        ) from error
-    state = twin.state_dict()
-    own_classes = getattr(twin, "pretrained_cfg", {}).get("num_classes")
-    if own_classes != num_classes:
-        state = {name: t for name, t in state.items() if name not in set(head_names(twin))}
-    model.load_state_dict(state, strict=False)
-    return own_classes != num_classes
-
-
-def _load(model: nn.Module, weights: Mapping[str, Tensor], path: str) -> bool:
-    """Load `weights`, and say whether the head was left out."""
-    own = model.state_dict()
-    head = {name for name in own if name in head_names(model)}
-    # a file may hold a head that the model, built for features alone, has no place for
-    prefixes = tuple({f"{name.rpartition('.')[0]}." for name in head}) or ("head.",)
-    body = {n: t for n, t in weights.items() if n not in head and not n.startswith(prefixes)}
-    differing = [n for n in body if n in own and body[n].shape != own[n].shape]
-    if differing:
-        name = differing[0]
-        raise ValueError(
-            f"weights: {path} is of another model: {name} is {tuple(body[name].shape)}, "
-            f"the model's is {tuple(own[name].shape)}{_and_more(differing)}"
-        )
-    unexpected = [name for name in body if name not in own]
-    missing = [name for name in own if name not in body and name not in head]
-    for what, names in (("lacks", missing), ("has, beyond the model,", unexpected)):
-        if names:
-            raise ValueError(
-                f"weights: {path} is of another model: it {what} {names[0]}{_and_more(names)}"
-            )
-    head_fits = all(n in weights and weights[n].shape == own[n].shape for n in head)
-    if head_fits:
-        body |= {name: weights[name] for name in head}
-    model.load_state_dict(body, strict=False)
-    return not head_fits
-
-
-def _and_more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200]

@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from .. import __version__
-from ..memory import estimate_memory
+from ..files.picture import check_can_draw
 from ..methods import Method, make_plan, tune
 from ..methods.tunable import Tunable
-from ..model import backbone_numel, head_numel
 from ..plan import Plan
 from ..plan.figure import sensitivity_figure
 from ..sensitivity import Sensitivity, skewed_sensitivity
 from .accuracy import evaluate
+from .checkpoint import Best, put_state
 from .curves import training_curves_figure
+from .description import description_of
 from .device import reproducible, seed_everything
-from .job import FinetuneJob, plain
-from .progress import Progress, Silent
-from .run_folder import RunFolder
+from .facts import accounted_bytes, config_of, facts_of, machine_of, measured_bytes, trains
+from .given_plan import (
+    check_affords,
+    check_agrees,
+    check_samples,
+    load_plan,
+    load_sensitivity,
+    method_of,
+    said_of,
+)
+from .head import head_of, with_head
+from .job import FinetuneJob
+from .measured import keep_sensitivity, kept_sensitivity, sensitivity_of
+from .pixels import Batches
+from .progress import Logged, Progress, Silent
+from .run_folder import FILES, RunFolder
 from .run_step import wants_graph
-from .setting import Setting, open_setting, sensitivity_of
+from .setting import Setting, open_setting
 from .training import EpochFigures, median_step_ms, train
 
 
@@ -44,202 +56,292 @@ def finetune(
 ) -> dict[str, Any]:
     """Run `job` and write all it makes into the folder `output`; return what `result.json` holds.
 
-    A run that was killed and is resumed gives the same task file, to the byte, as one that was not,
-    on the same machine with the same number of threads and the same `graph`.
+    A run that was killed, wherever that was, and is resumed gives the same task file, to the byte,
+    as one that was not, on the same machine with the same number of threads and the same `graph`.
+
+    The task file is of the last epoch, and the test images are looked at once, with that. Where an
+    earlier epoch was better on the validation images, what it trained is in a file beside,
+    `best-task.safetensors`; the result names it.
 
     Args:
         job: what to do.
         output: a folder, which must be empty or absent unless `resume` or `force`.
-        resume: go on with the run in `output`; one that is finished is returned as it is.
+        resume: go on with the run in `output`. One that is finished is returned as it is, unless
+            the job has more epochs than it: then it goes on to these, and the learning rate from
+            there on is that of the longer schedule, so it rises again.
         force: overwrite the run in `output`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that decode images; 0 decodes in this one.
         checkpoint_seconds: least time between two checkpoints.
         graph: whether training steps run as CUDA graphs; `None` lets them on a card where they can.
-        progress: told how far it is.
+        progress: told how far it is; what it is told is in `log.txt` as well.
 
     Raises:
-        ValueError: anything about the job that cannot be done; the folder is then as it was.
+        ValueError: anything about the job that cannot be done; the folder is then as it was, save
+            for a sensitivity that was measured, which the next try uses.
     """
-    progress = progress or Silent()
-    started = time.monotonic()
+    if not checkpoint_seconds >= 0:
+        raise ValueError(f"checkpoint_seconds: expected 0 or more, got {checkpoint_seconds}")
+    check_can_draw()  # what would be missed at the end
+    log = Logged(progress or Silent())
+    clock = _Clock()
     folder = RunFolder.open(output, resume=resume, force=force)
-    if resume:
-        finished = _finished(folder, job)
-        if finished is not None:
-            progress.say("this run is finished")
-            return finished
     with reproducible():
-        setting = open_setting(job, device, workers)
-        wants_graph(graph, setting.device)  # or refuses
-        if not setting.base.head_is_new:
-            progress.say("the head is that of the weights, as the classes are as many (new_head)")
-        kept = resume and folder["plan"].is_file()
-        measured, plan = _plan(setting, folder["plan"] if kept else job.plan, progress)
-        facts = _facts(setting, plan)
-        tunable = tune(setting.base.model.to(setting.device), job.method, plan)
-        accounted = _accounted_bytes(setting, tunable)
-        if force:
-            folder.clear()  # not before the job is known to be possible
-        folder.write_json("config", _config(setting))
-        if measured is not None:
-            measured.save(folder["sensitivity"])
-        if plan is not None:
-            plan.save(folder["plan"])
-        history = _train(setting, tunable.model, folder, checkpoint_seconds, graph, progress)
-        size = tunable.save(folder[tunable.file])
-        accuracy = _test(setting, tunable.model, folder, progress)
-    last = history[-1]
+        with folder.starting():
+            kept_plan = folder["plan"] if resume and folder["plan"].is_file() else None
+            job, plan, given = _settled(job, kept_plan)
+            if resume:
+                finished = _finished(folder, job)
+                if finished is not None:
+                    log.say("this run is finished")
+                    return finished
+                clock.spent = _spent(folder)
+            setting = open_setting(job, device, workers)
+            wants_graph(graph, setting.device)  # or refuses
+            model = setting.base.model
+            method = with_head(job.method, model, setting.form)
+            measures = plan is None and given is None and method.is_sensitivity_aware
+            if measures:
+                _check_possible(method, model)
+            elif plan is None:
+                plan = make_plan(model, method, given)
+            images = setting.training_batches(log)  # a bad one is found here
+            for note in setting.notes():
+                log.say(note)
+            if measures:
+                plan = make_plan(model, method, _measured(setting, images, folder, clock, log))
+            ready = _made_ready(setting, method, plan)
+            if folder.replaces:
+                folder.clear(but_measured=measures)
+            _claim(folder, setting, log)
+            if plan is not None:
+                plan.save(folder["plan"])
+            for line in trains(setting, ready.tunable.trained, ready.facts, plan):
+                log.say(line)
+            history, best = _train(
+                setting, images, ready.tunable, folder, checkpoint_seconds, graph, clock, log
+            )
+        return _finish(setting, ready, folder, history, best, clock, log)
+
+
+@dataclass
+class _Clock:
+    """The seconds that a run takes, over all its resumes.
+
+    Attributes:
+        spent: before this process began on it.
+    """
+
+    spent: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+
+    def __call__(self) -> float:
+        return self.spent + time.monotonic() - self.began
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A model ready to train, and what was told of it before."""
+
+    tunable: Tunable
+    plan: Plan | None
+    facts: dict[str, Any]
+    accounted_bytes: int
+
+
+def _made_ready(setting: Setting, method: Method, plan: Plan | None) -> _Ready:
+    facts = facts_of(setting, plan, head_of(method, plan))
+    # what a method draws for its modules is the same whatever was drawn before
+    seed_everything(setting.job.recipe.seed)
+    tunable = tune(setting.base.model.to(setting.device), method, plan)
+    return _Ready(tunable, plan, facts, accounted_bytes(setting, tunable))
+
+
+def _finish(
+    setting: Setting,
+    ready: _Ready,
+    folder: RunFolder,
+    history: list[EpochFigures],
+    best: Best | None,
+    clock: _Clock,
+    log: Logged,
+) -> dict[str, Any]:
+    """Save what was trained, test it, draw it, and write down the result."""
+    tunable, last, plan = ready.tunable, history[-1], ready.plan
+    described = description_of(setting, tunable.file).to_json()
+    size = tunable.save(folder[tunable.file], described)
+    best_file = _save_best(tunable, folder, best, last.epoch, described)
+    accuracy = _test(setting, tunable.model, folder, log)
+    if plan is not None and plan.selected:
+        sensitivity_figure(plan).savefig(folder["sensitivity_picture"])
+    job = setting.job
+    curves = training_curves_figure(history, title=f"{job.model.name}, {job.method.name}")
+    curves.savefig(folder["curves_picture"])
     result = {
-        "method": job.method.name,
+        "method": setting.job.method.name,
         "test_accuracy": accuracy,
         "val_accuracy": last.val_accuracy,
         "train_loss": last.train_loss,
         "epochs": last.epoch,
+        "best_epoch": None if best is None else best.epoch,
+        "best_val_accuracy": None if best is None else history[best.epoch - 1].val_accuracy,
+        "best_file": best_file,
         "trained_parameters": tunable.trained,
-        **facts,
-        "accounted_peak_bytes": accounted,
+        **ready.facts,
+        "accounted_peak_bytes": ready.accounted_bytes,
         "file": folder[tunable.file].name,
         "task_bytes": size,
         "step_ms": median_step_ms(history),
-        "measured_peak_bytes": _measured_bytes(setting),
-        "seconds": round(time.monotonic() - started, 1),
-        **_machine(setting),
+        "measured_peak_bytes": measured_bytes(setting),
+        "seconds": round(clock(), 1),
+        **machine_of(setting),
     }
-    if plan is not None and plan.selected:
-        sensitivity_figure(plan).savefig(folder["sensitivity_picture"])
-    training_curves_figure({job.method.name: history}).savefig(folder["curves_picture"])
     folder.write_json("result", result)
-    folder["checkpoint"].unlink(missing_ok=True)
     return result
+
+
+def _settled(
+    job: FinetuneJob, kept_plan: Path | None
+) -> tuple[FinetuneJob, Plan | None, Sensitivity | None]:
+    """The job, its method as the plan or sensitivity in a file has it, and what was in the file.
+
+    A run that is resumed has a plan of its own, and does without what that was made of.
+    """
+    method = job.method
+    plan = None if kept_plan is None else Plan.load(kept_plan)
+    if job.plan is not None:
+        plan = plan or load_plan(job.plan)
+        check_agrees(plan, method.name, said_of(method))
+        return replace(job, method=method_of(plan, method.name)), plan, None
+    if job.sensitivity is None:
+        return job, plan, None
+    given = load_sensitivity(job.sensitivity) if plan is None else None
+    measured_on = (given or plan).num_samples  # type: ignore[union-attr]
+    if method.samples != Method.samples:
+        check_samples(measured_on, method.samples)
+    return replace(job, method=replace(method, samples=measured_on)), plan, given
 
 
 def _finished(folder: RunFolder, job: FinetuneJob) -> dict[str, Any] | None:
     """The result of a run that is over; `ValueError` if the folder holds another job's."""
     config = folder.read_json("config")
-    difference = None if config is None else job.difference_from(config.get("job", {}))
-    if difference is not None:
+    if config is None:
+        return None
+    old = FinetuneJob.from_json(config["job"])
+    if (difference := job.difference_from(old)) is not None:
         raise ValueError(f"output: {folder.path} holds another job ({difference})")
-    return folder.read_json("result")
+    result = folder.read_json("result")
+    if result is None or result["epochs"] == job.recipe.epochs:
+        return result
+    if not folder["checkpoint"].is_file():
+        raise ValueError(
+            f"epochs: the run in {folder.path} ended after {result['epochs']}, and without its "
+            f"{FILES['checkpoint']} it cannot go on to {job.recipe.epochs}"
+        )
+    return None
 
 
-def _plan(
-    setting: Setting, file: str | Path | None, progress: Progress
-) -> tuple[Sensitivity | None, Plan | None]:
-    """The sensitivities, where they had to be measured, and the plan, which may be in a file."""
-    job, model = setting.job, setting.base.model
-    if file is not None:
-        plan = Plan.load(file)
-        if not job.method.entry.may_make(plan):
-            kind = plan.kind or "unstructured"
-            raise ValueError(f"plan: expected one of method {job.method.name!r}, got {kind}")
-        return None, plan
-    if job.sensitivity is not None:
-        return None, make_plan(model, job.method, Sensitivity.load(job.sensitivity))
-    if not job.method.is_sensitivity_aware:
-        return None, make_plan(model, job.method)
-    _check_possible(job.method, model)
-    measured = sensitivity_of(setting, progress)
-    return measured, make_plan(model, job.method, measured)
+def _spent(folder: RunFolder) -> float:
+    """The seconds that the run in `folder` has taken, to its last epoch or its end."""
+    rows = folder.read_lines("metrics") if folder["metrics"].is_file() else []
+    result = folder.read_json("result") or {}
+    return max(float(row.get("seconds", 0.0)) for row in [{}, *rows[-1:], result])
+
+
+def _measured(
+    setting: Setting, images: Batches, folder: RunFolder, clock: _Clock, log: Logged
+) -> Sensitivity:
+    """The sensitivity that was measured into the folder before, or else now."""
+    kept, took = kept_sensitivity(folder, setting, log)
+    clock.spent = max(clock.spent, took)
+    if kept is not None:
+        return kept
+    if not folder.replaces:  # the run that is there stays until this one is known to go
+        _claim(folder, setting, log)
+    measured = sensitivity_of(setting, images, log)
+    keep_sensitivity(folder, setting, measured, clock())
+    return measured
+
+
+def _claim(folder: RunFolder, setting: Setting, log: Logged) -> None:
+    """Make the folder this run's: from here on it can be resumed."""
+    folder.write_json("config", config_of(setting))
+    folder["result"].unlink(missing_ok=True)  # of a run that goes on to more epochs
+    log.write_to(folder["log"])
 
 
 def _check_possible(method: Method, model: nn.Module) -> None:
     """Refuse, by made-up scores, before the long measuring what no scores would make possible."""
     # whether any module is worth its place depends on the scores
-    method = replace(method, name=method.name.removesuffix("-structured"))
-    tune(copy.deepcopy(model), method, make_plan(model, method, skewed_sensitivity(model)))
+    whole = replace(method, name=method.name.removesuffix("-structured"))
+    plan = make_plan(model, whole, skewed_sensitivity(model, head=method.head))
+    if plan is not None and whole != method:
+        check_affords(plan)
+    tune(copy.deepcopy(model), whole, plan)
 
 
 def _train(
     setting: Setting,
-    model: nn.Module,
+    images: Batches,
+    tunable: Tunable,
     folder: RunFolder,
     checkpoint_seconds: float,
     graph: bool | None,
-    progress: Progress,
-) -> list[EpochFigures]:
+    clock: _Clock,
+    log: Logged,
+) -> tuple[list[EpochFigures], Best | None]:
+    """The figures of all epochs, and what was trained in the best."""
     job = setting.job
-    batches = setting.batches("train", progress, train=True)
-    assert batches is not None
+    val = setting.batches("val", log)
+    bests: list[Best | None] = [None]
     # afresh, so that training is the same whether sensitivities were measured or found on disk
     seed_everything(job.recipe.seed)
-    return train(
-        model,
-        batches,
+    history = train(
+        tunable.model,
+        images,
         job.recipe,
         lr=job.recipe.peak_lr(job.method),
-        val=setting.batches("val", progress),
+        val=val,
         checkpoint=folder["checkpoint"],
         checkpoint_seconds=checkpoint_seconds,
         on_epoch=lambda rows: folder.write_lines("metrics", [asdict(row) for row in rows]),
         graph=graph,
-        progress=progress,
+        progress=log,
+        seconds_before=clock(),
+        on_best=lambda best: bests.__setitem__(0, best),
     )
+    return history, bests[0]
 
 
-def _test(
-    setting: Setting, model: nn.Module, folder: RunFolder, progress: Progress
-) -> float | None:
+def _save_best(
+    tunable: Tunable,
+    folder: RunFolder,
+    best: Best | None,
+    last_epoch: int,
+    described: dict[str, Any],
+) -> str | None:
+    """Write what the best epoch trained beside the last one's; its name, `None` if they are one."""
+    path = folder[f"best_{tunable.file}"]
+    if best is None or best.epoch == last_epoch:
+        path.unlink(missing_ok=True)  # of a run that was shorter
+        return None
+    last = Best.take(last_epoch, tunable.model)
+    put_state(tunable.model, best.tensors)
+    tunable.save(path, described)
+    put_state(tunable.model, last.tensors)
+    return path.name
+
+
+def _test(setting: Setting, model: nn.Module, folder: RunFolder, log: Logged) -> float | None:
     """Accuracy on the test images, whose predictions are written down; `None` without any."""
-    test, images = setting.batches("test", progress), setting.splits.test
+    test, images = setting.batches("test", log), setting.splits.test
     if test is None or images is None:
         return None
-    progress.start("testing", len(images))
-    seen = evaluate(model, test, amp=setting.job.recipe.amp, on_batch=progress.advance)
+    log.start("testing", len(images))
+    seen = evaluate(model, test, amp=setting.job.recipe.amp, on_batch=log.advance)
     rows = [
         {"image": str(path), "label": images.classes[label], "predicted": images.classes[chosen]}
         for path, label, chosen in zip(images.paths, images.labels, seen.predictions, strict=True)
     ]
     folder.write_lines("predictions", rows)
     return seen.top1
-
-
-def _facts(setting: Setting, plan: Plan | None) -> dict[str, Any]:
-    """What is trained, on what; told from the plain model."""
-    model = setting.base.model
-    return {
-        "unstructured_parameters": None if plan is None else plan.num_unstructured,
-        "structured_parameters": None if plan is None else plan.num_structured,
-        "head_parameters": head_numel(model),
-        "backbone_parameters": backbone_numel(model),
-        "budget": None if plan is None else plan.budget,
-        "lr": setting.job.recipe.peak_lr(setting.job.method),
-        "drop_path": setting.base.drop_path,
-        "images": {name: len(s) for name, s in vars(setting.splits).items() if s is not None},
-    }
-
-
-def _accounted_bytes(setting: Setting, tunable: Tunable) -> int:
-    """The peak of a training step."""
-    recipe, form = setting.job.recipe, setting.form
-    return estimate_memory(
-        tunable.model,
-        (recipe.batch_size, len(form.mean), form.size, form.size),
-        dtype="bf16-autocast" if recipe.amp == "bf16" else "fp32",
-        device="cuda" if setting.device.type == "cuda" else "cpu",
-    ).peak_bytes
-
-
-def _measured_bytes(setting: Setting) -> int | None:
-    if setting.device.type != "cuda":
-        return None
-    return torch.cuda.max_memory_allocated(setting.device)
-
-
-def _machine(setting: Setting) -> dict[str, Any]:
-    on_gpu = setting.device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(setting.device) if on_gpu else "cpu",
-        "threads": torch.get_num_threads(),
-        "versions": {"spt_kernels": __version__, "torch": torch.__version__},
-    }
-
-
-def _config(setting: Setting) -> dict[str, Any]:
-    return {
-        "job": setting.job.to_json(),
-        "classes": list(setting.splits.train.classes),
-        "preprocessing": plain(asdict(setting.form)),
-        "head_is_new": setting.base.head_is_new,
-        "version": __version__,
-    }

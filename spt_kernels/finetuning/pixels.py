@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..errors import needed
+from .image_mode import in_eight_bits
 from .images import LabelledImages
 from .progress import Progress, Silent
+
+with needed("reading images"):
+    from PIL import Image, ImageOps
 
 FITS = ("squash", "crop")
 AUGMENTATIONS = ("none", "crop-flip")
@@ -70,11 +74,12 @@ def decode(path: Path, form: Preprocessing, generator: torch.Generator | None = 
     """Read one image as uint8 `[channels, size, size]`; with a generator, augmented.
 
     Raises:
-        ValueError: the file is not an image, or damaged.
+        ValueError: the file is not an image, damaged, or of a mode that `in_eight_bits` refuses.
     """
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB" if len(form.mean) == 3 else "L")
+            upright = ImageOps.exif_transpose(file)
+            image = in_eight_bits(upright, file, "RGB" if len(form.mean) == 3 else "L")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
         raise ValueError(f"{path}: cannot read the image ({reason})") from error

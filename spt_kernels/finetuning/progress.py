@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Protocol
 
 
@@ -29,3 +31,45 @@ class Silent:
 
     def say(self, message: str) -> None:
         """Say nothing."""
+
+
+class Logged:
+    """A `Progress` that passes on what it hears, and writes stages and lines to a file.
+
+    Nothing is written before `write_to` names the file, which then gets all that was heard so far.
+    """
+
+    def __init__(self, listener: Progress) -> None:
+        self._listener = listener
+        self._path: Path | None = None
+        self._lines: list[str] = []
+
+    def write_to(self, path: Path) -> None:
+        """Append to the file at `path` from now on."""
+        self._path = path
+        self._write()
+
+    def start(self, stage: str, total: int) -> None:
+        """Pass it on, and write a line."""
+        self._listener.start(stage, total)
+        self._note(f"{stage} ({total:,})")
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Pass it on."""
+        self._listener.advance(steps, note)
+
+    def say(self, message: str) -> None:
+        """Pass it on, and write it."""
+        self._listener.say(message)
+        self._note(message)
+
+    def _note(self, line: str) -> None:
+        self._lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+        self._write()
+
+    def _write(self) -> None:
+        if self._path is None or not self._lines:
+            return
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.writelines(self._lines)
+        self._lines.clear()

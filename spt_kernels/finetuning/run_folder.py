@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +14,41 @@ from ..files.atomic import write_atomically
 
 FILES = {
     "config": "config.json",
+    "log": "log.txt",
     "sensitivity": "sensitivity.safetensors",
+    "measured": "sensitivity.json",  # what that was measured on
     "plan": "plan.safetensors",
     "checkpoint": "checkpoint.pt",
     "metrics": "metrics.jsonl",
     "task": "task.safetensors",
     "trained": "trained.safetensors",
     "model": "model.safetensors",
+    "best_task": "best-task.safetensors",  # of the epoch that was best on the validation images
+    "best_trained": "best-trained.safetensors",
+    "best_model": "best-model.safetensors",
     "predictions": "predictions.jsonl",
     "result": "result.json",
     "sensitivity_picture": "sensitivity.png",
     "curves_picture": "curves.png",
 }
 
+# What a start that failed may leave: long to measure, and good for the next try
+_OF_NO_RUN = frozenset({FILES["sensitivity"], FILES["measured"]})
+
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run keeps what it makes. `FILES` names the files."""
+    """Where a run keeps what it makes. `FILES` names the files.
+
+    Attributes:
+        path: the folder.
+        made: the folders, innermost first, that `open` had to make.
+        replaces: whether what is in it is to be overwritten.
+    """
 
     path: Path
+    made: tuple[Path, ...] = ()
+    replaces: bool = False
 
     def __getitem__(self, name: str) -> Path:
         return self.path / FILES[name]
@@ -47,16 +65,20 @@ class RunFolder:
             force: whatever an earlier run left in it; `clear` removes that.
 
         Raises:
-            ValueError: it is not empty and neither `resume` nor `force`, or cannot be written to.
+            ValueError: it holds more than what a failed start leaves and neither `resume` nor
+                `force`, or cannot be written to.
         """
-        folder = cls(Path(path))
         if resume and force:
             raise ValueError("resume, force: expected one of them, got both")
+        path = Path(path)
+        folder = cls(path, tuple(p for p in (path, *path.parents) if not p.exists()))
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            if not (resume or force) and any(folder.path.iterdir()):
+            found = {entry.name for entry in folder.path.iterdir()} - _OF_NO_RUN
+            if found and not (resume or force):
                 raise ValueError(
-                    f"output: {folder.path} is not empty (resume goes on, force overwrites)"
+                    f"output: {folder.path} is not empty (`resume` goes on with the run in it, "
+                    "`force` overwrites it)"
                 )
             probe = folder.path / ".writable"
             probe.touch()
@@ -65,12 +87,41 @@ class RunFolder:
             raise ValueError(
                 f"output: cannot write to {folder.path} ({error.strerror or error})"
             ) from error
-        return folder
+        return replace(folder, replaces=force and bool(found))
 
-    def clear(self) -> None:
-        """Remove the files of an earlier run; files of any other name stay."""
-        for name in FILES:
-            self[name].unlink(missing_ok=True)
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """A start that fails within leaves nothing in the way of the next one.
+
+        What was there before stays, and so does a measured sensitivity. A run that has an epoch
+        behind it, or is interrupted, can be resumed and stays as well.
+        """
+        was_there = self["config"].is_file()
+        try:
+            yield
+        except Exception:  # any at all: it goes on to the caller as it is
+            if not was_there and not self["metrics"].is_file():
+                self._remove(set(FILES.values()) - _OF_NO_RUN)
+                with contextlib.suppress(OSError):  # there is something in it
+                    for folder in self.made:
+                        folder.rmdir()
+            raise
+
+    def clear(self, *, but_measured: bool = False) -> None:
+        """Remove the files of an earlier run; files of any other name stay.
+
+        Args:
+            but_measured: keep a measured sensitivity.
+        """
+        self._remove(set(FILES.values()) - (_OF_NO_RUN if but_measured else set()))
+
+    def _remove(self, names: set[str]) -> None:
+        for name in sorted(names):
+            (self.path / name).unlink(missing_ok=True)
+
+    def written(self) -> list[str]:
+        """Names of the files that are there."""
+        return [file for file in FILES.values() if (self.path / file).is_file()]
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, whole or not at all."""

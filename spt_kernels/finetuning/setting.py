@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..sensitivity import Sensitivity, measure_sensitivity
-from .device import pick_device, seed_everything
+from .device import pick_device
+from .images import LabelledImages
 from .job import FinetuneJob
+from .model_check import check_scores
 from .models import BaseModel, build, preprocessing_of
 from .pixels import Batches, PixelSet, Preprocessing
 from .progress import Progress
@@ -26,43 +27,78 @@ class Setting:
     device: torch.device
     workers: int
 
-    def batches(self, split: str, progress: Progress, *, train: bool = False) -> Batches | None:
-        """Batches of `train`, `val` or `test`; only training batches are shuffled and augmented."""
+    def training_batches(self, progress: Progress) -> Batches:
+        """Batches of the training images, shuffled and augmented by the seed."""
+        return self._read(self.splits.train, self.form, self.job.recipe.seed, progress)
+
+    def batches(self, split: str, progress: Progress) -> Batches | None:
+        """Batches of `val` or `test` as they are; `None` where there are no such images."""
         images = getattr(self.splits, split)
         if images is None:
             return None
-        form = self.form if train else replace(self.form, augment="none")
-        pixels = PixelSet(images, form, self.job.recipe.seed).preload(self.workers, progress)
-        seed = self.job.recipe.seed if train else None
-        size = self.job.recipe.batch_size
-        return Batches(pixels, size, self.device, shuffle_seed=seed, workers=self.workers)
+        return self._read(images, replace(self.form, augment="none"), None, progress)
+
+    def _read(
+        self,
+        images: LabelledImages,
+        form: Preprocessing,
+        shuffle_seed: int | None,
+        progress: Progress,
+    ) -> Batches:
+        recipe = self.job.recipe
+        pixels = PixelSet(images, form, recipe.seed).preload(self.workers, progress)
+        return Batches(
+            pixels,
+            recipe.batch_size,
+            self.device,
+            shuffle_seed=shuffle_seed,
+            workers=self.workers,
+        )
+
+    def notes(self) -> list[str]:
+        """What is as asked for and hardly as meant."""
+        train, size = self.splits.train, self.job.recipe.batch_size
+        found = []
+        if self.base.weight_notes:
+            found.append(f"weights: {'; '.join(self.base.weight_notes)}")
+        if not self.base.head_is_new:
+            found.append("the head is that of the weights, as the classes are as many (new_head)")
+        for count, what in ((0, "no training image"), (1, "a single training image")):
+            counts = zip(train.classes, train.counts(), strict=True)
+            named = [name for name, own in counts if own == count]
+            if named:
+                found.append(f"{what} of {_some(named)}")
+        if size > len(train):
+            found.append(
+                f"a batch of {size} is more than the {len(train)} training images: an epoch is one "
+                "step"
+            )
+        return found
 
 
 def open_setting(job: FinetuneJob, device: str = "auto", workers: int = 0) -> Setting:
-    """Find the images of `job` and build its model; see `read_splits` and `build` for errors."""
+    """Find the images of `job`, build its model, and check that they go together.
+
+    Raises:
+        ValueError: as `read_splits` and `build`; fewer training images than classes; a model that
+            does not take such images, or does not give a score per class.
+    """
+    if workers < 0:
+        raise ValueError(f"workers: expected 0 or more processes, got {workers}")
     place = pick_device(device)
     splits = read_splits(job.images, job.recipe.seed)
-    base = build(
-        job.model, len(splits.train.classes), seed=job.recipe.seed, drop_path=job.recipe.drop_path
-    )
-    return Setting(job, base, preprocessing_of(base.model, **job.form), splits, place, workers)
+    classes, count = splits.train.classes, job.images.train_images
+    if count is not None and count < len(classes):
+        raise ValueError(
+            f"train_images: expected at least one of each of the {len(classes)} classes, "
+            f"got {count}"
+        )
+    base = build(job.model, len(classes), seed=job.recipe.seed, drop_path=job.recipe.drop_path)
+    form = preprocessing_of(base.model, **job.form)
+    check_scores(base.model, (len(form.mean), form.size, form.size), len(classes))
+    return Setting(job, base, form, splits, place, workers)
 
 
-def sensitivity_of(setting: Setting, progress: Progress) -> Sensitivity:
-    """Measure the sensitivities of the setting's model on its training images, onto the CPU."""
-    batches = setting.batches("train", progress, train=True)
-    assert batches is not None
-    samples = min(setting.job.method.samples, len(batches.pixels))
-    seed_everything(setting.job.recipe.seed)
-    progress.start("measuring sensitivity", samples)
-    seen = 0
-
-    def on_samples(done: int, _total: int) -> None:
-        nonlocal seen
-        progress.advance(done - seen)
-        seen = done
-
-    model = setting.base.model.to(setting.device)
-    measured = measure_sensitivity(model, batches, num_samples=samples, progress=on_samples)
-    model.to("cpu")
-    return replace(measured, scores={name: score.cpu() for name, score in measured.items()})
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more classes"

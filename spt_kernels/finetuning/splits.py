@@ -64,11 +64,11 @@ def read_splits(source: ImageSource, seed: int = 0) -> Splits:
     val = _read(source, "val", source.val_list, train)
     test = _read(source, "test", source.test_list, train)
     if source.classes:
-        train, val, test = (
-            images.restrict(source.classes) if images is not None else None
-            for images in (train, val, test)
+        train = train.restrict(source.classes)
+        val, test = (
+            images.restrict(source.classes, all_there=False) if images is not None else None
+            for images in (val, test)
         )
-    assert train is not None
     if len(train.classes) < 2:
         raise ValueError(f"{source.root}: expected at least two classes, found {train.classes[0]}")
     if source.train_images is not None and source.train_images > len(train):
@@ -89,16 +89,18 @@ def read_evaluation_images(
 ) -> LabelledImages:
     """The images to evaluate on: the list `file`, or `root/test`, or `root` itself.
 
-    With `classes`, these alone; each must be there.
+    With `classes`, these alone, as many of them as there are images of.
+
+    Raises:
+        ValueError: a folder or list is missing, malformed or empty, or has none of `classes`.
     """
     if file is not None:
         images = read_list(file, root)
-        if classes is not None and set(images.classes) <= set(classes):
-            return read_list(file, root, classes)
-        return images if classes is None else images.restrict(classes)
-    root = Path(root)
-    images = read_folder(root / "test" if (root / "test").is_dir() else root)
-    return images if classes is None else images.restrict(classes)
+    else:
+        root = Path(root)
+        folder = root / "test" if (root / "test").is_dir() else root
+        images = read_folder(folder, allow_empty=classes is not None)
+    return images if classes is None else images.restrict(classes, all_there=False)
 
 
 def _hold_out(
@@ -128,15 +130,13 @@ def _read(
         if split != "train":
             return None
         raise ValueError(_no_train_folder(Path(source.root)))
-    images = read_folder(Path(source.root) / found[0])
-    if train is not None and images.classes != train.classes:
-        unknown = sorted(set(images.classes) - set(train.classes))
-        if unknown:
-            raise ValueError(f"{source.root}: {split}/ has a class that train/ lacks: {unknown[0]}")
-        index = [train.classes.index(name) for name in images.classes]
-        labels = tuple(index[label] for label in images.labels)
-        images = LabelledImages(images.paths, labels, train.classes)
-    return images
+    images = read_folder(Path(source.root) / found[0], allow_empty=train is not None)
+    if train is None:
+        return images
+    unknown = sorted(set(images.classes) - set(train.classes))
+    if unknown and not source.classes:  # which leave the others aside
+        raise ValueError(f"{source.root}: {found[0]}/ has a class that train/ lacks: {unknown[0]}")
+    return images.restrict(train.classes, all_there=False)
 
 
 def _no_train_folder(root: Path) -> str:

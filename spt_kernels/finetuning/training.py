@@ -1,11 +1,11 @@
-"""The training loop: epochs over batches, a look at the validation images, checkpoints."""
+"""The training loop: epochs over batches, a look at the validation images, a line, checkpoints."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 
 from ..methods.tunable import make_optimizer
 from .accuracy import evaluate
-from .checkpoint import Checkpoint
+from .checkpoint import Best, Checkpoint
 from .pixels import Batches
 from .progress import Progress, Silent
 from .recipe import Recipe
@@ -31,6 +31,7 @@ class EpochFigures:
         step_ms: mean time of a step, data and optimizer included.
         val_loss: after it, where validation images were looked at.
         val_accuracy: likewise, top-1 in 0 to 1.
+        seconds: since the run began, over all resumes.
     """
 
     epoch: int
@@ -39,6 +40,7 @@ class EpochFigures:
     step_ms: float
     val_loss: float | None = None
     val_accuracy: float | None = None
+    seconds: float = 0.0
 
 
 def train(
@@ -53,6 +55,8 @@ def train(
     on_epoch: Callable[[list[EpochFigures]], None] | None = None,
     graph: bool | None = None,
     progress: Progress | None = None,
+    seconds_before: float = 0.0,
+    on_best: Callable[[Best], None] | None = None,
 ) -> list[EpochFigures]:
     """Train what of `model` requires a gradient, in place; the last epoch's model is the result.
 
@@ -61,18 +65,23 @@ def train(
         batches: the training images.
         recipe: how.
         lr: the peak learning rate.
-        val: validation images, to report on; nothing is chosen by them.
-        checkpoint: a file to go on from if it is there, and to keep the state in.
+        val: validation images, to report on and to know the best epoch by.
+        checkpoint: a file to go on from if it is there, and to keep the state in. It may be of a
+            recipe with fewer epochs: the learning rate follows this recipe's schedule from there.
         checkpoint_seconds: least time between two checkpoints; the end of training always has one.
         on_epoch: called after each epoch, and once when going on, with all figures so far.
         graph: whether steps run as CUDA graphs; `None` lets them on a card where they can.
-        progress: told of every step.
+        progress: told of every step, and a line per epoch.
+        seconds_before: what the run has taken before this call.
+        on_best: given, with `val`, what an epoch trained that is the best so far: of the highest
+            accuracy, among several such of the lowest loss, among these the first.
 
     Raises:
         FloatingPointError: the loss is not finite.
         ValueError: `graph` is asked for and cannot be.
     """
     progress = progress or Silent()
+    began = time.monotonic()
     capturable = wants_graph(graph, batches.device)
     optimizer = make_optimizer(model, lr, recipe.weight_decay, capturable=capturable)
     step = RunStep(model, optimizer, recipe, graph, batches.device, progress)
@@ -81,44 +90,72 @@ def train(
         optimizer, lambda step: recipe.lr_factor(step, steps_per_epoch)
     )
     history: list[EpochFigures] = []
+    best: Best | None = None
     if checkpoint is not None and checkpoint.is_file():
         state = Checkpoint.load(checkpoint)
         state.restore(model, optimizer, scheduler)
         history = [EpochFigures(**figures) for figures in state.history]
+        if state.best is not None and state.best_epoch is not None:
+            best = Best(state.best_epoch, state.best)
+            if on_best is not None:
+                on_best(best)
+        progress.say(f"going on after epoch {len(history)} of {recipe.epochs}")
         if on_epoch is not None:
             on_epoch(history)
-
-    def note(epoch: int) -> str:
-        return f"epoch {epoch + 1}/{recipe.epochs}"
 
     progress.start("training", recipe.epochs * steps_per_epoch)
     progress.advance(len(history) * steps_per_epoch)
     last_saved = time.monotonic()
     for epoch in range(len(history), recipe.epochs):
+        started = time.monotonic()
         _training_mode(model)
-        mean_loss, step_ms = _train_epoch(step, batches, scheduler, epoch, note(epoch), progress)
+        note = f"epoch {epoch + 1}/{recipe.epochs}"
+        mean_loss, step_ms = _train_epoch(step, batches, scheduler, epoch, note, progress)
         if not math.isfinite(mean_loss):
             raise FloatingPointError(
                 f"the loss is {mean_loss} in epoch {epoch + 1}: try a lower learning rate"
             )
-        progress.advance(0, f"{note(epoch)} · loss {mean_loss:.3f}")
+        progress.advance(0, f"{note} · loss {mean_loss:.3f}")
         last_lr = lr * recipe.lr_factor((epoch + 1) * steps_per_epoch - 1, steps_per_epoch)
         figures = EpochFigures(epoch + 1, mean_loss, last_lr, step_ms)
         is_last = epoch + 1 == recipe.epochs
         if val is not None and (is_last or (epoch + 1) % recipe.val_every == 0):
             seen = evaluate(model, val, amp=recipe.amp)
-            values = asdict(figures) | {"val_loss": seen.loss, "val_accuracy": seen.top1}
-            figures = EpochFigures(**values)
-        history.append(figures)
+            figures = replace(figures, val_loss=seen.loss, val_accuracy=seen.top1)
+            if best is None or _rank(figures) > _rank(history[best.epoch - 1]):
+                best = Best.take(epoch + 1, model)
+                if on_best is not None:
+                    on_best(best)
+        now = time.monotonic()
+        history.append(replace(figures, seconds=round(seconds_before + now - began, 3)))
+        progress.say(_line(figures, recipe.epochs, now - started))
         if on_epoch is not None:
             on_epoch(history)
-        due = is_last or time.monotonic() - last_saved >= checkpoint_seconds
+        due = is_last or now - last_saved >= checkpoint_seconds
         if checkpoint is not None and due:
             rows = [asdict(row) for row in history]
-            Checkpoint.take(epoch + 1, model, optimizer, scheduler, rows).save(checkpoint)
+            taken = Checkpoint.take(epoch + 1, model, optimizer, scheduler, rows, best)
+            taken.save(checkpoint)
             last_saved = time.monotonic()
     model.eval()
     return history
+
+
+def _rank(figures: EpochFigures) -> tuple[float, float]:
+    """By which validated epochs are compared, the best the highest."""
+    assert figures.val_accuracy is not None
+    assert figures.val_loss is not None
+    return figures.val_accuracy, -figures.val_loss
+
+
+def _line(figures: EpochFigures, epochs: int, seconds: float) -> str:
+    """One epoch as a line of a log."""
+    parts = [f"epoch {figures.epoch:>{len(str(epochs))}}/{epochs}"]
+    parts.append(f"loss {figures.train_loss:.4f}")
+    if figures.val_accuracy is not None:
+        parts.append(f"val loss {figures.val_loss:.4f}")
+        parts.append(f"val accuracy {100 * figures.val_accuracy:.1f} %")
+    return " · ".join([*parts, f"lr {figures.lr:.2e}", f"{seconds:.1f} s"])
 
 
 def median_step_ms(history: list[EpochFigures]) -> float:

@@ -18,10 +18,11 @@ def prepared_launch(
     that a CUDA graph may begin with it.
 
     Args:
-        kernel: `@triton.jit` function that specialises on none of its run-time arguments.
+        kernel: `@triton.jit` function.
         n_programs: the grid.
-        arguments: all of the kernel's, constants included, in its order; values may change later
-            except those of the constants.
+        arguments: all of the kernel's, constants included, in its order. Those of a later call may
+            differ in what the kernel does not specialise on: addresses if it is given those, or
+            tensors of the same dtypes whose addresses are multiples of 16 if these are.
         num_warps: per program.
 
     Returns:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .prepared_launch import prepared_launch
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
 # 2,048 elements a program: 16 a thread, so that each reads whole 128-bit words. 128 columns divide
 # the common widths (384, 768, 1024) and waste a quarter of a tile on Swin's 96.
 _ROWS, _COLS, _FLAT = 16, 128, 2048
 _WARPS = 4
+
+_LAYER_NORM_LAUNCHES: dict[tuple[Any, ...], Callable[..., None]] = {}
+_MOST_LAUNCHES = 256  # of a model whose batches have ever other shapes
 
 
 @triton.jit(do_not_specialize=["n_rows"])
@@ -89,25 +96,41 @@ def rebuild_layer_norm(
     rows = input.reshape(-1, n_cols)  # [rows, cols], a view wherever there is one
     if rows.stride(1) != 1:
         rows = rows.contiguous()
-    n_rows = rows.shape[0]
-    grid = (triton.cdiv(n_rows, _ROWS) * triton.cdiv(n_cols, _COLS),)
-    layer_norm_kernel[grid](
+    tensors = (
         rows,
         mean.contiguous(),
         rstd.contiguous(),
         weight.contiguous() if weight is not None else rows,
         bias.contiguous() if bias is not None else rows,
         output,
-        n_rows=n_rows,
-        n_cols=n_cols,
-        input_row_stride=rows.stride(0),
-        HAS_WEIGHT=weight is not None,
-        HAS_BIAS=bias is not None,
-        BLOCK_ROWS=_ROWS,
-        BLOCK_COLS=_COLS,
-        num_warps=_WARPS,
     )
+    sizes = rows.shape[0], n_cols, rows.stride(0)
+    constants = weight is not None, bias is not None, _ROWS, _COLS
+    _layer_norm_launch(tensors, sizes, constants)(*tensors, *sizes, *constants)
     return output
+
+
+def _layer_norm_launch(
+    tensors: tuple[Tensor, ...], sizes: tuple[int, ...], constants: tuple[Any, ...]
+) -> Callable[..., None]:
+    """The launch for such arguments, prepared by the first layer that has them.
+
+    A step rebuilds two inputs a block, all alike. An ordinary launch takes a slow host longer than
+    all the rest of a layer's backward.
+    """
+    n_rows, n_cols, _ = sizes
+    is_aligned = not any(tensor.data_ptr() % 16 for tensor in tensors)
+    key = (tensors[0].device, is_aligned, sizes, constants, *(t.dtype for t in tensors))
+    launch = _LAYER_NORM_LAUNCHES.get(key)
+    if launch is None:
+        n_programs = triton.cdiv(n_rows, _ROWS) * triton.cdiv(n_cols, _COLS)
+        arguments = (*tensors, *sizes, *constants)
+        launch = prepared_launch(layer_norm_kernel, n_programs, *arguments, num_warps=_WARPS)
+        if len(_LAYER_NORM_LAUNCHES) >= _MOST_LAUNCHES:
+            _LAYER_NORM_LAUNCHES.clear()
+        # all that Triton makes another kernel for: alignment, dtypes, sizes; and the grid
+        _LAYER_NORM_LAUNCHES[key] = launch
+    return launch
 
 
 def rebuild_gelu(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:

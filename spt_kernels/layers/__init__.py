@@ -1,13 +1,15 @@
-"""The layers that stand in for plain ones while a model is tuned."""
+"""What a layer becomes while a model is tuned."""
 
 from .adapter import AdapterLinear
 from .conv import SparseDeltaConv2d
+from .in_place import tune_in_place, untune
 from .linear import SparseDeltaLinear
 from .lookup import sparse_deltas, tuned_modules
 from .lora import LoraLinear
-from .norm import SparseDeltaNorm
-from .parameter import AttachDelta, attach_parameter, detach_parameters, is_attached
+from .norm import SparseDeltaNorm, tune_norm
+from .parameter import AttachDelta, attach_parameter, attach_whole
 from .sparse_delta import SparseDelta, delta_of, restore_deltas, write_deltas
+from .tuned_class import is_tuned, plain_class
 
 __all__ = [
     "AdapterLinear",
@@ -18,11 +20,15 @@ __all__ = [
     "SparseDeltaLinear",
     "SparseDeltaNorm",
     "attach_parameter",
+    "attach_whole",
     "delta_of",
-    "detach_parameters",
-    "is_attached",
+    "is_tuned",
+    "plain_class",
     "restore_deltas",
     "sparse_deltas",
+    "tune_in_place",
+    "tune_norm",
     "tuned_modules",
+    "untune",
     "write_deltas",
 ]

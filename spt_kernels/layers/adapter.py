@@ -25,7 +25,7 @@ class AdapterLinear(StructuredLinear):
     linear and cannot be merged into the base layer.
 
     Attributes:
-        base: the frozen layer; a `SparseDeltaLinear` keeps training its deltas.
+        weight: of the base layer, frozen; with a sparse delta where that had one.
         down_weight: Parameter `[rank, rows of all ranges]`, fp32.
         down_bias: Parameter `[ranges · rank]`.
         up_weight: Parameter `[rows of all ranges, rank]`, zero at first.
@@ -33,7 +33,8 @@ class AdapterLinear(StructuredLinear):
         spec: the `AdapterSpec`.
 
     Args:
-        base: `nn.Linear` or `SparseDeltaLinear`. Its weight and bias are frozen.
+        base: `nn.Linear`, or a `SparseDeltaLinear`, whose deltas go on being trained here. Weight
+            and bias are shared and frozen.
         spec: rank and ranges.
 
     Raises:
@@ -41,32 +42,44 @@ class AdapterLinear(StructuredLinear):
         ValueError: the spec is for a layer of other sizes.
     """
 
-    def __init__(self, base: nn.Linear | SparseDeltaLinear, spec: AdapterSpec) -> None:
-        super().__init__()
+    _trained_names = ("down_weight", "down_bias", "up_weight", "up_bias")
+
+    def __init__(self, base: nn.Linear, spec: AdapterSpec) -> None:
         check_base(base, spec)
-        self._put_on(base, spec)
+        self._start_from(base)
+        self.put_on(spec)
+
+    @staticmethod
+    def name_for(plain: type[nn.Module]) -> tuple[str, str, str]:
+        """The name says both."""
+        name = f"Adapter{plain.__name__}"
+        return name, __name__, name
+
+    def put_on(self, spec: AdapterSpec) -> None:
+        """Put an Adapter on this module, which has the contents of its base layer."""
+        self._freeze_for(spec)
         n_rows = sum(stop - start for start, stop in spec.rows)
         self.down_weight = nn.Parameter(torch.empty(spec.rank, n_rows))
         self.down_bias = nn.Parameter(torch.empty(len(spec.rows) * spec.rank))
         self.up_weight = nn.Parameter(torch.zeros(n_rows, spec.rank))
         self.up_bias = nn.Parameter(torch.zeros(n_rows))
         with torch.no_grad():
-            for _, columns, part in self._ranges:
+            for _, columns, part in self.__dict__["_spt_ranges"]:
                 width = columns.stop - columns.start
                 down = torch.empty(spec.rank, width)  # as nn.Linear starts: its fan-in is the width
                 self.down_weight[:, columns] = nn.init.kaiming_uniform_(down, a=math.sqrt(5))
                 self.down_bias[part].uniform_(-1 / math.sqrt(width), 1 / math.sqrt(width))
-        self._move_and_tag(base.weight.device)
+        self._move_and_tag(self.weight.device)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """The base layer's output, adapted."""
+        ranges = self.__dict__["_spt_ranges"]
         if torch.compiler.is_compiling():
-            y = self._traced_base(x)
-            return add_to_rows(y, [self._traced_update(x, y, *places) for places in self._ranges])
-        self.__dict__["_spt_called"] = True
-        y = self.base.forward(x)  # its hooks are ours, and run once
+            y = self._traced_base(input)
+            return add_to_rows(y, [self._traced_update(input, y, *places) for places in ranges])
+        y = SparseDeltaLinear.forward(self, input)  # type: ignore[arg-type]
         updates = []
-        for rows, own, part in self._ranges:
+        for rows, own, part in ranges:
             low = F.linear(
                 y[..., rows].contiguous(),  # what is kept of them must not hold on to all of y
                 self.down_weight[:, own].to(y.dtype),
@@ -83,6 +96,6 @@ class AdapterLinear(StructuredLinear):
         self, x: Tensor, y: Tensor, rows: slice, own: slice, part: slice
     ) -> tuple[slice, Tensor]:
         down = self.down_weight[:, own], self.down_bias[part]
-        weight, bias = self.base.weight, self.base.bias
+        weight, bias = self.weight, self.bias
         low = TracedDown.apply(y[..., rows], *down, x, weight, bias, rows)
         return rows, self._up(low, own)

@@ -12,11 +12,16 @@ from torch import Tensor, nn
 from .position_index import CheckedIndex
 from .sparse_gradient import DeltaPattern
 from .sparse_layer import SparseDeltaLayer
+from .tuned_class import share_contents
 from .tuned_conv import ConvGeometry, TouchedGroups, TunedConv2d
 
 
-class SparseDeltaConv2d(SparseDeltaLayer):
+class SparseDeltaConv2d(SparseDeltaLayer, nn.Conv2d):
     """A frozen Conv2d plus a sparse delta; the forward is that of the plain layer.
+
+    It is an `nn.Conv2d`, and of a subclass of that if `conv` is, with all that `conv` has.
+    Positions are those of a row-major weight: one in channels-last format is row-major while it is
+    tuned.
 
     Attributes:
         weight: frozen, `[out, in / groups, height, width]`, holds base + delta.
@@ -31,9 +36,10 @@ class SparseDeltaConv2d(SparseDeltaLayer):
 
     Raises:
         TypeError: `conv` is no Conv2d, or an index is no int32 or int64 tensor.
-        ValueError: positions unsorted, repeated, out of range, on another device; no bias; a weight
-            in channels-last layout.
+        ValueError: positions unsorted, repeated, out of range, on another device; no bias.
     """
+
+    _plain_class = nn.Conv2d
 
     def __init__(
         self,
@@ -43,40 +49,45 @@ class SparseDeltaConv2d(SparseDeltaLayer):
     ) -> None:
         if not isinstance(conv, nn.Conv2d):
             raise TypeError(f"conv must be an nn.Conv2d, got {type(conv).__name__}")
-        super().__init__(conv, index, bias_index)
-        for name in conv.__constants__:
-            setattr(self, name, getattr(conv, name))
-        self._index_changed()
+        share_contents(self, conv)
+        self._hold(index, bias_index)
 
-    def forward(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def name_for(plain: type[nn.Module]) -> tuple[str, str, str]:
+        """The name says both."""
+        name = f"SparseDelta{plain.__name__}"
+        return name, __name__, name
+
+    def forward(self, input: Tensor) -> Tensor:
         """What the plain convolution returns."""
         if not torch.compiler.is_compiling():
             self.write_stale_deltas()
-        plain = self.__dict__["_spt_plain"]
-        if plain.padding_mode != "zeros" or plain.padding == "same":
-            mode = "constant" if plain.padding_mode == "zeros" else plain.padding_mode
-            x = F.pad(x, plain._reversed_padding_repeated_twice, mode=mode)
-        geometry = self._geometry()
+        if self.padding_mode != "zeros" or self.padding == "same":
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
+        geometry = _geometry_of(self)
         if not (torch.is_grad_enabled() and self.has_gradients()):
-            return F.conv2d(x, self.weight, self.bias, *geometry[1:])
-        unbatched = x.dim() == 3
-        batch = x.unsqueeze(0) if unbatched else x
+            return F.conv2d(input, self.weight, self.bias, *geometry[1:])
+        unbatched = input.dim() == 3
+        batch = input.unsqueeze(0) if unbatched else input
         y = TunedConv2d.apply(batch, self.weight, self.bias, *self.trained_tensors(), geometry)
         return y.squeeze(0) if unbatched else y
 
-    def _geometry(self) -> tuple[Any, ...]:
-        """Fields of `ConvGeometry`, with the padding that `forward` leaves to the convolution."""
-        plain = self.__dict__["_spt_plain"]
-        padded_before = plain.padding_mode != "zeros" or isinstance(plain.padding, str)
-        padding = (0, 0) if padded_before else plain.padding
-        return plain.kernel_size, plain.stride, padding, plain.dilation, plain.groups
-
     def _index_changed(self) -> None:
-        how = ConvGeometry(*self._geometry())
-        out_features, *patch = tuple(self.weight.shape)
-        pattern: DeltaPattern | TouchedGroups | None
-        if how.is_patchwise:
-            pattern = DeltaPattern.of(self.index, out_features, math.prod(patch))
-        else:
-            pattern = TouchedGroups.of(self.index, self.weight, how.groups)
+        how = ConvGeometry(*_geometry_of(self))
+        pattern: DeltaPattern | TouchedGroups | None = None
+        if "weight" in self._spt_states:
+            index = self.sparse_deltas()["weight"].index
+            out_features, *patch = tuple(self.weight.shape)
+            if how.is_patchwise:
+                pattern = DeltaPattern.of(index, out_features, math.prod(patch))
+            else:
+                pattern = TouchedGroups.of(index, self.weight, how.groups)
         self.__dict__["_spt_pattern"] = pattern
+
+
+def _geometry_of(conv: nn.Conv2d) -> tuple[Any, ...]:
+    """Fields of `ConvGeometry`, with the padding that `forward` leaves to the convolution."""
+    padded_before = conv.padding_mode != "zeros" or isinstance(conv.padding, str)
+    padding = (0, 0) if padded_before else conv.padding
+    return conv.kernel_size, conv.stride, padding, conv.dilation, conv.groups

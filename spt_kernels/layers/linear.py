@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,11 +11,30 @@ from torch import Tensor, nn
 from .position_index import CheckedIndex
 from .sparse_gradient import DeltaPattern
 from .sparse_layer import SparseDeltaLayer
+from .sparse_linear import SparseLinear
+from .tuned_class import share_contents
 from .tuned_linear import TunedLinear
 
 
-class SparseDeltaLinear(SparseDeltaLayer):
+class LinearWithDeltas(SparseDeltaLayer, nn.Linear):
+    """What every tuned Linear has in common."""
+
+    _plain_class = nn.Linear
+
+    def _index_changed(self) -> None:
+        index = self.sparse_deltas()["weight"].index if "weight" in self._spt_states else None
+        pattern = None
+        if index is not None:
+            pattern = DeltaPattern.of(index, self.out_features, self.in_features)
+        self.__dict__["_spt_pattern"] = pattern
+
+
+class SparseDeltaLinear(LinearWithDeltas):
     """A frozen Linear plus a sparse delta; the forward is that of the plain layer.
+
+    It is an `nn.Linear`, and of a subclass of that if `linear` is; attributes, submodules and hooks
+    are those of `linear`. Where that has a `delta`, `index` or `original` of its own, the delta is
+    called `weight_delta`.
 
     `weight` holds base + delta at all times, so that the forward neither copies nor adds anything;
     the backward makes the gradient of the delta alone, and of the input keeps as little as it can.
@@ -42,9 +63,6 @@ class SparseDeltaLinear(SparseDeltaLayer):
         ValueError: positions unsorted, repeated, out of range, on another device; no bias.
     """
 
-    in_features: int
-    out_features: int
-
     def __init__(
         self,
         linear: nn.Linear,
@@ -53,20 +71,28 @@ class SparseDeltaLinear(SparseDeltaLayer):
     ) -> None:
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be an nn.Linear, got {type(linear).__name__}")
-        super().__init__(linear, index, bias_index)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._index_changed()
+        share_contents(self, linear)
+        self._hold(index, bias_index)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`F.linear(x, weight, bias)`."""
-        if not torch.compiler.is_compiling():
+    @staticmethod
+    def name_for(plain: type[nn.Module]) -> tuple[str, str, str]:
+        """The name says both."""
+        name = f"SparseDelta{plain.__name__}"
+        return name, __name__, name
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`F.linear(input, weight, bias)`."""
+        weight: Any
+        if torch.compiler.is_compiling():
+            weight, bias = self.weight, self.bias
+        else:
             self.write_stale_deltas()
-        weight, bias = self.weight, self.bias
+            parameters = self._parameters  # a lookup through the module costs as much as all else
+            weight, bias = parameters["weight"], parameters["bias"]
         if not (torch.is_grad_enabled() and self.has_gradients()):
-            return F.linear(x, weight, bias)
-        no_lora = (None, None, None)
-        return TunedLinear.apply(x, weight, bias, *self.trained_tensors(), *no_lora)
-
-    def _index_changed(self) -> None:
-        pattern = DeltaPattern.of(self.index, self.out_features, self.in_features)
-        self.__dict__["_spt_pattern"] = pattern
+            return F.linear(input, weight, bias)
+        delta, pattern, bias_delta, bias_index = self.trained_tensors()
+        if bias_delta is None and pattern is not None:
+            return SparseLinear.apply(input, weight, bias, delta, pattern)
+        deltas = (delta, pattern, bias_delta, bias_index)
+        return TunedLinear.apply(input, weight, bias, *deltas, None, None, None)

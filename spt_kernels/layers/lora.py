@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .linear import SparseDeltaLinear
 from .mask_keys import draw_seed
 from .row_ranges import groups_of
 from .structured import StructuredLinear, add_to_rows, check_base
@@ -19,8 +18,6 @@ from .tuned_linear import LoraCall, TunedLinear, linear_with_lora
 
 if TYPE_CHECKING:
     from ..plan import LoraSpec
-
-_NO_DELTAS = (None, None, None, None)
 
 
 class LoraLinear(StructuredLinear):
@@ -33,13 +30,14 @@ class LoraLinear(StructuredLinear):
     elements of the input.
 
     Attributes:
-        base: the frozen layer; a `SparseDeltaLinear` keeps training its deltas.
+        weight: of the base layer, frozen; with a sparse delta where that had one.
         lora_a: Parameter `[ranges · rank, in]`, fp32, the down-projections of all ranges stacked.
         lora_b: Parameter `[rows of all ranges, rank]`, fp32, zero at first.
         spec: the `LoraSpec`.
 
     Args:
-        base: `nn.Linear` or `SparseDeltaLinear`. Its weight and bias are frozen.
+        base: `nn.Linear`, or a `SparseDeltaLinear`, whose deltas go on being trained here. Weight
+            and bias are shared and frozen.
         spec: rank, ranges, scale and dropout.
 
     Raises:
@@ -47,63 +45,85 @@ class LoraLinear(StructuredLinear):
         ValueError: the spec is for a layer of other sizes.
     """
 
-    def __init__(self, base: nn.Linear | SparseDeltaLinear, spec: LoraSpec) -> None:
-        super().__init__()
-        check_base(base, spec)
-        if spec.in_features != base.in_features:
-            raise ValueError(
-                f"spec is for {spec.in_features} input features, base has {base.in_features}"
-            )
-        if not 0.0 <= spec.dropout <= 1.0:
-            raise ValueError(f"dropout must be within [0, 1], got {spec.dropout}")
-        self._put_on(base, spec)
-        self._groups = groups_of(self._ranges)
-        device, n_ranges = base.weight.device, len(spec.rows)
-        n_rows = sum(stop - start for start, stop in spec.rows)
-        self.lora_a = nn.Parameter(torch.empty(n_ranges * spec.rank, base.in_features))
+    _trained_names = ("lora_a", "lora_b")
+
+    def __init__(self, base: nn.Linear, spec: LoraSpec) -> None:
+        _check(base, spec)
+        self._start_from(base)
+        self.put_on(spec)
+
+    @staticmethod
+    def name_for(plain: type[nn.Module]) -> tuple[str, str, str]:
+        """The name says both."""
+        name = f"Lora{plain.__name__}"
+        return name, __name__, name
+
+    def put_on(self, spec: LoraSpec) -> None:
+        """Put a LoRA on this module, which has the contents of its base layer."""
+        _check(self, spec)
+        self._freeze_for(spec)
+        ranges = self.__dict__["_spt_ranges"]
+        self.__dict__["_spt_plain_call"] = LoraCall(groups_of(ranges), spec.scale)
+        n_ranges, n_rows = len(spec.rows), sum(stop - start for start, stop in spec.rows)
+        self.lora_a = nn.Parameter(torch.empty(n_ranges * spec.rank, self.in_features))
         self.lora_b = nn.Parameter(torch.zeros(n_rows, spec.rank))
         for down in self.lora_a.data.split(spec.rank):
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-        self._move_and_tag(device)
+        self._move_and_tag(self.weight.device)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """The base layer's output with the updates added."""
-        dropout = self.spec.dropout if self.training else 0.0
+        own = self.__dict__
+        spec = own["_spt_spec"]
+        dropout = spec.dropout if self.training else 0.0
         if torch.compiler.is_compiling():
-            return self._traced_forward(x, dropout)
-        self.__dict__["_spt_called"] = True
-        deltas: tuple[Any, ...] = _NO_DELTAS
-        if isinstance(self.base, SparseDeltaLinear):
-            self.base.write_stale_deltas()
-            deltas = self.base.trained_tensors()
-        seed = _seed_for(x) if dropout else 0
-        call = LoraCall(self._groups, self.spec.scale, dropout, seed)
-        weight, bias = self.base.weight, self.base.bias
+            return self._traced_forward(input, dropout)
+        self.write_stale_deltas()
+        call = own["_spt_plain_call"]
+        if dropout:
+            call = call._replace(dropout=dropout, seed=_seed_for(input))
+        parameters: Any = self._parameters  # a lookup through the module costs more
+        weight, bias = parameters["weight"], parameters["bias"]
+        lora_a, lora_b = parameters["lora_a"], parameters["lora_b"]
         if not torch.is_grad_enabled():
-            return linear_with_lora(x, weight, bias, self.lora_a, self.lora_b, call)[0]
-        return TunedLinear.apply(x, weight, bias, *deltas, self.lora_a, self.lora_b, call)
+            return linear_with_lora(input, weight, bias, lora_a, lora_b, call)[0]
+        deltas = self.trained_tensors()
+        return TunedLinear.apply(input, weight, bias, *deltas, lora_a, lora_b, call)
 
     def update(self) -> Tensor:
         """`scale · B_i A_i` in its rows, zeros elsewhere: `[out, in]`, fp32; what merging adds."""
+        own = self.__dict__
         total = self.lora_a.new_zeros(self.out_features, self.in_features)
         with torch.no_grad():
-            for rows, rows_of_b, part in self._ranges:
-                total[rows] = self.spec.scale * (self.lora_b[rows_of_b] @ self.lora_a[part])
+            for rows, rows_of_b, part in own["_spt_ranges"]:
+                total[rows] = own["_spt_spec"].scale * (self.lora_b[rows_of_b] @ self.lora_a[part])
         return total
 
     def extra_repr(self) -> str:
         """Sizes, rank, ranges, scale and dropout."""
-        return f"{super().extra_repr()}, scale={self.spec.scale}, dropout={self.spec.dropout}"
+        spec = self.__dict__["_spt_spec"]
+        return f"{super().extra_repr()}, scale={spec.scale}, dropout={spec.dropout}"
 
     def _traced_forward(self, x: Tensor, dropout: float) -> Tensor:
         # The update comes first: what is made again for it must not lie behind the base's product
-        lora = LoraTrace(self._ranges, self.spec.scale, dropout)
+        own = self.__dict__
+        lora = LoraTrace(own["_spt_ranges"], own["_spt_spec"].scale, dropout)
         tensors = x, self.lora_a, self.lora_b, draw_words(x) if dropout else None
         if torch.is_grad_enabled():
             update = TracedLora.apply(*tensors, lora)
         else:
             update, _ = lora_update(*tensors, lora)
         return add_to_rows(self._traced_base(x), [(lora.rows, update)])
+
+
+def _check(base: Any, spec: LoraSpec) -> None:
+    check_base(base, spec)
+    if spec.in_features != base.in_features:
+        raise ValueError(
+            f"spec is for {spec.in_features} input features, base has {base.in_features}"
+        )
+    if not 0.0 <= spec.dropout <= 1.0:
+        raise ValueError(f"dropout must be within [0, 1], got {spec.dropout}")
 
 
 def _seed_for(x: Tensor) -> int | Tensor:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .delta_holder import DeltaHolder
+from .in_place import tune_in_place
 from .parameter import attached
-from .plain_module import keep_plain
-from .position_index import CheckedIndex
+from .position_index import CheckedIndex, checked_index
+from .sparse_delta import SparseDelta, tag
+from .sync_norm import follow_conversions
+from .tuned_class import plain_class, share_contents, tuned_class
 
 
 class SparseDeltaNorm(DeltaHolder):
-    """A frozen norm plus sparse deltas of weight and bias; the forward is that of the plain one.
+    """A frozen norm plus sparse deltas of weight and bias; its forward is its own.
 
-    Any module without submodules will do that reads its parameters in its forward: LayerNorm,
-    timm's LayerNorm2d, RMSNorm, GroupNorm, BatchNorm2d. Its other attributes (`eps`,
-    `normalized_shape`, ...) can be read here too.
+    Any module will do that reads its parameters in its forward, whatever the arguments of that:
+    LayerNorm, timm's LayerNorm2d, RMSNorm, GroupNorm, BatchNorm2d, a conditional norm. The result
+    is of a subclass of this class and of the norm's.
 
     Attributes:
         weight: frozen, holds base + delta.
@@ -33,8 +39,16 @@ class SparseDeltaNorm(DeltaHolder):
     Raises:
         TypeError: an index is no int32 or int64 tensor.
         ValueError: positions unsorted, repeated, out of range or on another device; the norm has no
-            such parameter, or has submodules.
+            such parameter.
     """
+
+    def __new__(cls, norm: Any = None, *indices: Any, **named: Any) -> Any:
+        """An empty module, of a subclass of the norm's class."""
+        if not isinstance(norm, nn.Module):
+            return super().__new__(cls)
+        given = {**dict(zip(("weight_index", "bias_index"), indices, strict=False)), **named}
+        reads = tuple(n.removesuffix("_index") for n, index in given.items() if index is not None)
+        return object.__new__(tuned_class(norm_tuner(norm), norm, reads))
 
     def __init__(
         self,
@@ -42,38 +56,93 @@ class SparseDeltaNorm(DeltaHolder):
         weight_index: Tensor | CheckedIndex | None = None,
         bias_index: Tensor | CheckedIndex | None = None,
     ) -> None:
-        super().__init__()
-        if next(norm.children(), None) is not None:
-            raise ValueError(f"norm must have no submodules, got {type(norm).__name__}")
-        keep_plain(self, norm)
-        for parameter in norm.parameters():
-            parameter.requires_grad_(False)
-        for local, index in (("weight", weight_index), ("bias", bias_index)):
-            if local not in self._parameters:
-                self.register_parameter(local, None)
-            if index is not None:
-                self.hold_delta(local, index, f"{local}_index")
-        for name, value in vars(norm).items():
-            if not name.startswith("_") and name != "training":
-                setattr(self, name, value)
+        if not isinstance(norm, nn.Module):
+            raise TypeError(f"norm must be an nn.Module, got {type(norm).__name__}")
+        share_contents(self, norm)
+        given = {"weight": weight_index, "bias": bias_index}
+        self._hold({local: index for local, index in given.items() if index is not None})
 
-    def forward(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def name_for(plain: type[nn.Module]) -> tuple[str, str, str]:
+        """The name says both."""
+        name = f"SparseDelta{plain.__name__}"
+        return name, __name__, name
+
+    @staticmethod
+    def reader(name: str) -> property:
+        """Within a forward the parameter connected to its delta, elsewhere the parameter itself."""
+
+        def read(module: DeltaHolder) -> Tensor | None:
+            if torch.compiler.is_compiling():
+                return attached(module, name)
+            now = module.__dict__.get("_spt_connected")
+            return module._parameters[name] if now is None else now[name]  # type: ignore[no-any-return]
+
+        return property(read)
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """What the plain norm returns."""
+        forward = super().forward
+        if torch.compiler.is_compiling():
+            return forward(*inputs, **named)
+        self.write_stale_deltas()
+        own = self.__dict__
+        outer = own.get("_spt_connected")
+        own["_spt_connected"] = {local: attached(self, local) for local in type(self)._spt_reads}  # type: ignore[attr-defined]
+        try:
+            return forward(*inputs, **named)
+        finally:
+            own["_spt_connected"] = outer
+
+    def extra_repr(self) -> str:
+        """Of the plain norm, and the numbers of trained entries."""
+        trained = [f"{n}_nnz={delta.delta.numel()}" for n, delta in self.sparse_deltas().items()]
+        return ", ".join(filter(None, [super().extra_repr(), *trained]))
+
+    def _tag(self, delta: SparseDelta) -> None:
+        """Let a delta lead back to this module, and the parameter that it belongs to."""
+        super()._tag(delta)
+        tag(delta.target, self)
+        follow_conversions()
+
+    def _hold(self, positions: Mapping[str, Tensor | CheckedIndex]) -> None:
+        checked = {}
+        for local, index in positions.items():
+            target, name = self._parameters.get(local), f"{local}_index"
+            if target is None:
+                kind = plain_class(self).__name__
+                raise ValueError(f"{name} was given, but the {kind} has no {local}")
+            checked[local] = checked_index(name, index, local, target)
+        for parameter in self._parameters.values():
+            if parameter is not None:
+                parameter.requires_grad_(False)
+        for local, found in checked.items():
+            self.hold_delta(local, found, f"{local}_index")
+
+
+class SparseDeltaLayerNorm(SparseDeltaNorm):
+    """The same for norms that compute what `nn.LayerNorm` does: called at once."""
+
+    def forward(self, input: Tensor) -> Tensor:
         """What the plain norm returns."""
         if not torch.compiler.is_compiling():
             self.write_stale_deltas()
-        plain = self.__dict__["_spt_plain"]
+        own: Any = self
         weight, bias = attached(self, "weight"), attached(self, "bias")
-        if type(plain).forward is nn.LayerNorm.forward:
-            return F.layer_norm(x, plain.normalized_shape, weight, bias, plain.eps)
-        plain.training = self.training
-        tensors = {**self._parameters, **self._buffers, "weight": weight, "bias": bias}
-        own = {name: tensors[name] for name in (*plain._parameters, *plain._buffers)}
-        used = {name: tensor for name, tensor in own.items() if tensor is not None}
-        return torch.func.functional_call(plain, used, (x,))
+        return F.layer_norm(input, own.normalized_shape, weight, bias, own.eps)
 
-    def extra_repr(self) -> str:
-        """The plain norm and the numbers of trained entries."""
-        trained = ", ".join(
-            f"{local}_nnz={delta.delta.numel()}" for local, delta in self.sparse_deltas().items()
-        )
-        return f"{type(self.__dict__['_spt_plain']).__name__}({self.plain.extra_repr()}), {trained}"
+
+def norm_tuner(norm: nn.Module) -> type[SparseDeltaNorm]:
+    """The class that tunes a norm of this kind."""
+    computes_plainly = getattr(type(norm), "forward", None) is nn.LayerNorm.forward
+    return SparseDeltaLayerNorm if computes_plainly else SparseDeltaNorm
+
+
+def tune_norm(norm: nn.Module, positions: Mapping[str, Tensor | CheckedIndex]) -> None:
+    """Train a few entries of a norm's parameters, in place.
+
+    Args:
+        norm: plain.
+        positions: name of a parameter in it -> see `SparseDeltaNorm`.
+    """
+    tune_in_place(norm, norm_tuner(norm), lambda own: own._hold(positions), tuple(positions))

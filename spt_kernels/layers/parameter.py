@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .delta_holder import DeltaHolder
+from .in_place import tune_in_place
 from .position_index import CheckedIndex
 
 
@@ -34,25 +34,100 @@ class AttachDelta(torch.autograd.Function):
         return None, grad.reshape(-1).index_select(0, index).to(ctx.delta_dtype), None
 
 
+class AttachWhole(torch.autograd.Function):
+    """A parameter of 16 bits as it is, through which the gradient finds its values in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, target: Tensor, values: Tensor) -> Tensor:
+        """As `AttachDelta`."""
+        return target.clone() if torch.compiler.is_compiling() else target.view_as(target)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient in fp32, which may be differentiated further."""
+        return None, grad.float().contiguous()
+
+
 def attached(holder: DeltaHolder, local: str) -> Tensor | None:
     """A parameter of a module, connected to its sparse delta where it has one."""
-    target = holder._parameters[local]
-    if local not in holder._spt_states:
+    target, state = holder._parameters[local], holder._spt_states.get(local)
+    if state is None:
         return target
-    delta_name, index_name, _ = holder.delta_local_names(local)
-    delta, index = holder._parameters[delta_name], getattr(holder, index_name)
+    delta = holder._parameters[state.name]
     assert target is not None
     assert delta is not None
-    if not (torch.is_grad_enabled() and delta.requires_grad and delta.numel() > 0):
+    if not (torch.is_grad_enabled() and delta.requires_grad):
         return target
-    return AttachDelta.apply(target, delta, index)
+    if state.index_name is None:
+        return AttachWhole.apply(target, delta)
+    return AttachDelta.apply(target, delta, holder.__dict__[state.index_name])
+
+
+class AttachedParameters(DeltaHolder):
+    """A module that reads its parameters as it always did, and each read finds the sparse delta."""
+
+    @staticmethod
+    def reader(name: str) -> property:
+        """Connects the parameter to its delta, wherever the code that reads it may be."""
+
+        def read(module: AttachedParameters) -> Tensor | None:
+            if not torch.compiler.is_compiling():
+                if "_spt_unread" in module.__dict__:
+                    module.take_in_edits()
+                module.write_stale_deltas()
+            return attached(module, name)
+
+        return property(read)
+
+    def take_in_edits(self) -> None:
+        """Let count what is written into a parameter that is trained whole before its first step.
+
+        New heads are often initialised through `weight.data`, which leaves no trace.
+        """
+        versions: dict[str, int] = self.__dict__.get("_spt_unread", {})
+        deltas = self.sparse_deltas()
+        for local, version in list(versions.items()):
+            if deltas[local].delta._version != version:  # it was trained or loaded since
+                del versions[local]
+                continue
+            values, held = deltas[local].delta.data, deltas[local].target.detach()
+            is_same = values.to(held.dtype) == held
+            values.copy_(torch.where(is_same, values, held.to(values.dtype)))
+        if not versions:
+            self.__dict__.pop("_spt_unread", None)
+
+
+def attach_whole(module: nn.Module, local: str, values: nn.Parameter | None = None) -> bool:
+    """Train a parameter of 16 bits in fp32, in place; whoever reads it finds its values of 16 bits.
+
+    Args:
+        module: the owner of the parameter, plain or with parameters attached.
+        local: the parameter's name in it.
+        values: what another module that has the same parameter trains in its place.
+
+    Returns:
+        False if the module is tuned in a way that does not go with it; then nothing is changed.
+    """
+    held: tuple[str, ...] = ()
+    if isinstance(module, AttachedParameters):
+        held = tuple(module.sparse_deltas())
+    elif isinstance(module, DeltaHolder):
+        return False
+
+    def hold(own: Any) -> None:
+        own.hold_whole(local, values)
+        versions = own.__dict__.setdefault("_spt_unread", {})
+        versions[local] = own._parameters[f"{local}_fp32"]._version
+
+    tune_in_place(module, AttachedParameters, hold, (*held, local))
+    return True
 
 
 def attach_parameter(module: nn.Module, local: str, index: Tensor | CheckedIndex) -> None:
     """Train a few entries of a parameter of any module, in place.
 
     The module's class is replaced by a subclass of the same name in which reading the attribute
-    connects it to the delta, wherever the code that reads it may be. `detach_parameters` undoes it.
+    connects it to the delta, wherever the code that reads it may be. `untune` undoes it.
 
     Args:
         module: the owner of the parameter.
@@ -64,82 +139,12 @@ def attach_parameter(module: nn.Module, local: str, index: Tensor | CheckedIndex
         ValueError: positions unsorted, repeated, out of range, or on another device; no such
             parameter, or it has a delta already.
     """
-    held = _attached_names(module)
+    held: tuple[str, ...] = ()
+    if isinstance(module, AttachedParameters):
+        held = tuple(module.sparse_deltas())
+    elif isinstance(module, DeltaHolder):
+        raise ValueError(f"{type(module).__name__} cannot hold a delta of {local}")
     if local in held:
         raise ValueError(f"{local} has a sparse delta already")
-    base = _plain_class(module)
-    if not held and isinstance(module, DeltaHolder):
-        raise ValueError(f"{type(module).__name__} cannot hold a delta of {local}")
-    previous = type(module)
-    module.__class__ = _attached_class(base, (*held, local))  # type: ignore[arg-type]
-    try:
-        module.hold_delta(local, index)  # type: ignore[operator]
-    except BaseException:
-        module.__class__ = previous
-        raise
-
-
-def detach_parameters(module: nn.Module) -> None:
-    """Give a module its own class back; its parameters stay as they are written now."""
-    if _attached_names(module):
-        module.release_deltas()  # type: ignore[operator]
-        module.__class__ = _plain_class(module)
-
-
-def is_attached(module: nn.Module) -> bool:
-    """Whether `attach_parameter` has been at this module."""
-    return bool(_attached_names(module))
-
-
-def _plain_twin(module: DeltaHolder) -> nn.Module:
-    """A module of the plain class with the same parameters, buffers and children, for reading."""
-    base = _plain_class(module)
-    twin = base.__new__(base)
-    hidden = {name for local in module._spt_states for name in module.delta_local_names(local)}
-    twin.__dict__.update({k: value for k, value in vars(module).items() if k not in hidden})
-    kept = {name: value for name, value in module._parameters.items() if name not in hidden}
-    twin.__dict__["_parameters"] = kept
-    twin.__dict__["_buffers"] = dict(module._buffers)
-    return twin
-
-
-def _attached_names(module: nn.Module) -> tuple[str, ...]:
-    return getattr(type(module), "_attached_names", ())
-
-
-def _plain_class(module: nn.Module) -> type[nn.Module]:
-    return getattr(type(module), "_plain_class", type(module))
-
-
-@functools.cache
-def _attached_class(base: Any, names: tuple[str, ...]) -> type[nn.Module]:
-    members: dict[str, Any] = {name: _attached_property(name) for name in names}
-    members |= {
-        "_attached_names": names,
-        "_plain_class": base,
-        "plain": property(_plain_twin),
-        "__reduce_ex__": _reduce,
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-    }
-    return type(base.__name__, (DeltaHolder, base), members)
-
-
-def _attached_property(name: str) -> property:
-    def read(module: DeltaHolder) -> Tensor | None:
-        if not torch.compiler.is_compiling():
-            module.write_stale_deltas()
-        return attached(module, name)
-
-    return property(read)
-
-
-def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
-    # a class made at run time cannot be found again by its name
-    return _empty, (_plain_class(module), _attached_names(module)), module.__getstate__()  # type: ignore
-
-
-def _empty(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
-    cls = _attached_class(base, names)  # type: ignore[arg-type]
-    return cls.__new__(cls)
+    reads = (*held, local)
+    tune_in_place(module, AttachedParameters, lambda own: own.hold_delta(local, index), reads)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .row_major import layout_problem
+
 
 @dataclass(frozen=True, eq=False)
 class CheckedIndex:
@@ -26,7 +28,7 @@ def checked_index(
         index: int32 or int64 `[nnz]`, sorted, without duplicates, on the target's device; or what
             this function made of it for this target before.
         target_name: of the tensor that is indexed, for messages.
-        target: contiguous floating tensor.
+        target: floating tensor, contiguous or channels-last.
 
     Raises:
         TypeError: the index is not an int32 or int64 tensor, or the target is not floating.
@@ -44,11 +46,9 @@ def checked_index(
         raise ValueError(f"{name} must be a vector, got shape {tuple(index.shape)}")
     if not target.is_floating_point():
         raise TypeError(f"{target_name} must be floating, got {target.dtype}")
-    if not target.is_contiguous():
-        raise ValueError(
-            f"{target_name} must be contiguous, got shape {tuple(target.shape)} with strides "
-            f"{target.stride()}"
-        )
+    layout = layout_problem(target_name, target)
+    if layout:
+        raise ValueError(layout)
     if index.device != target.device:
         raise ValueError(
             f"{name} must be on {target.device} like {target_name}, got {index.device}"

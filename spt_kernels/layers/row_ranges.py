@@ -55,6 +55,12 @@ class RangeGroup(NamedTuple):
         offset = inner.storage_offset() + self.part.start * column
         return inner.as_strided(shape, (rank * column, row, column), offset)
 
+    def of_outputs_alone(self, matrix: Tensor) -> Tensor:
+        """`[tokens, out]` as `[tokens, width]`, a view, of a group of one range."""
+        if self.width == matrix.shape[1]:
+            return matrix
+        return matrix[:, self.first : self.first + self.width]
+
     def of_rows(self, stacked: Tensor) -> Tensor:
         """`[rows of all ranges, rank]` as `[ranges, width, rank]`, a view."""
         row, column = stacked.stride()

@@ -1,8 +1,9 @@
 """`SavedInput`: what a layer keeps of its input for the backward, and how the input is had again.
 
 The activation itself is kept only when nothing better is at hand. After a GELU or a LayerNorm the
-autograd graph holds the producer's own input anyway; those tensors are saved a second time (the
-same storages, and autograd checks their versions) and one elementwise pass gives the input back.
+autograd graph holds the producer's own input anyway: its node is remembered, not what it saves, and
+in the backward, which comes to the producer last, one elementwise pass over that gives the input
+back. Autograd checks the versions of what is read there, and that no backward has freed it.
 
 An activation that is edited between its producer and the layer is kept as it is: its version tells.
 Only other memory given to `activation.data`, or a write into that, leaves no trace; what is rebuilt
@@ -25,15 +26,18 @@ from ..ops.rebuild_input import launch_gelu, launch_layer_norm, rebuild_gelu, re
 from .traced import made_again
 
 _RESHAPES = frozenset({"ViewBackward0", "ReshapeAliasBackward0"})
+_MOVES = frozenset({"PermuteBackward0", "TransposeBackward0"}) | _RESHAPES
 # Nodes that may lie between a tensor and the node whose output it shares its storage with
 _VIEWS = frozenset(
-    {"AliasBackward0", "AsStridedBackward0", "ExpandBackward0", "PermuteBackward0"}
-    | {"SelectBackward0", "TransposeBackward0", "UnsqueezeBackward0"}
+    {"AliasBackward0", "AsStridedBackward0", "ExpandBackward0", "SelectBackward0"}
     | {"SliceBackward0", "SplitBackward0", "SqueezeBackward0", "SqueezeBackward1"}
-    | {"TBackward0", "UnbindBackward0", "UnsafeViewBackward0"}
-    | _RESHAPES
+    | {"TBackward0", "UnbindBackward0", "UnsafeViewBackward0", "UnsqueezeBackward0"}
+    | _MOVES
 )
-_PRODUCERS = frozenset({"GeluBackward0", "NativeLayerNormBackward0"})
+_PRODUCERS: dict[str, Literal["gelu", "layer_norm"]] = {
+    "GeluBackward0": "gelu",
+    "NativeLayerNormBackward0": "layer_norm",
+}
 _REBUILDABLE = (torch.float32, torch.bfloat16, torch.float16)
 # Tensors that are what autograd takes them for; other subclasses may be anything
 _INSPECTED: tuple[type[Tensor], ...] = (Tensor, torch.nn.Parameter, FakeTensor)
@@ -43,21 +47,20 @@ Step = tuple[Literal["reshape", "permute"], tuple[int, ...]]
 
 
 class SavedInput(NamedTuple):
-    """A recipe for a layer's input from a few saved tensors, which it does not hold itself.
+    """A recipe for a layer's input, from a saved tensor or from what its producer keeps.
 
     Attributes:
         kind: `tensor` (the input itself), `columns` (some of one dimension of it), `gelu` or
             `layer_norm` (what their producer keeps).
         dtype: of the input as the layer computes with it.
-        approximate: of a GELU.
-        normalized_ndim: of a LayerNorm.
+        producer: the autograd node of a GELU or a LayerNorm; the layer's own node leads to it
+            anyway, so that it lives no longer for this.
         steps: reshapes and permutations between the producer's output and the layer.
     """
 
     kind: Literal["tensor", "columns", "gelu", "layer_norm"]
     dtype: torch.dtype
-    approximate: str = "none"
-    normalized_ndim: int = 0
+    producer: Any = None
     steps: tuple[Step, ...] = ()
 
     @classmethod
@@ -76,11 +79,13 @@ class SavedInput(NamedTuple):
         if torch.compiler.is_compiling():
             return cls("tensor", dtype), (x,)  # the partitioner decides what to recompute
         if _may_inspect(x):
-            rebuilt = _rebuilt(x, dtype)
-            if rebuilt is not None:
-                return rebuilt
-            if _is_kept_by_producer(x):
-                return cls("tensor", dtype), (x,)
+            node: Any = x.grad_fn
+            if node is not None:
+                rebuilt = _rebuilt(x, node, dtype)
+                if rebuilt is not None:
+                    return rebuilt, ()
+                if _is_kept_by_producer(x, node):
+                    return cls("tensor", dtype), (x,)
             # per element of the columns, against per element of the input in the narrower dtype
             whole = x.shape[dim] * min(dtype.itemsize, x.element_size())
             if columns is not None and columns.numel() * dtype.itemsize < whole:
@@ -90,16 +95,25 @@ class SavedInput(NamedTuple):
 
     def rebuild(self, tensors: Tensors) -> Tensor:
         """The input in the dtype of the computation; for `columns` just those of it."""
-        source = tensors[0]
-        assert source is not None
         if self.kind == "gelu":
+            node = self.producer
+            source = node._saved_self
             make = launch_gelu if may_launch(source) else rebuild_gelu
-            x = make(source, self.approximate, self.dtype)
+            x = make(source, node._saved_approximate, self.dtype)
         elif self.kind == "layer_norm":
+            node = self.producer
+            source = node._saved_input
             make_norm: Any = launch_layer_norm if may_launch(source) else rebuild_layer_norm
-            x = make_norm(*tensors, self.normalized_ndim, self.dtype)
+            x = make_norm(
+                source,
+                *(node._saved_result1, node._saved_result2),
+                *(node._saved_weight, node._saved_bias),
+                *(len(node._saved_normalized_shape), self.dtype),
+            )
         else:
-            x = made_again(source if source.dtype is self.dtype else source.to(self.dtype))
+            (kept,) = tensors
+            assert kept is not None
+            x = made_again(kept if kept.dtype is self.dtype else kept.to(self.dtype))
         for kind, argument in self.steps:
             x = x.reshape(argument) if kind == "reshape" else x.permute(argument)
         return x
@@ -113,41 +127,39 @@ def _may_inspect(x: Tensor) -> bool:
     )
 
 
-def _rebuilt(x: Tensor, dtype: torch.dtype) -> tuple[SavedInput, Tensors] | None:
-    """The recipe after a GELU or a LayerNorm, and what it starts from; or None."""
-    # An edit in place under no_grad leaves the node as it is, and only the version tells of it
-    if x.grad_fn is None or x.is_inference() or x._version != 0 or dtype not in _REBUILDABLE:
-        return None
-    node: Any = x.grad_fn
+def _rebuilt(x: Tensor, node: Any, dtype: torch.dtype) -> SavedInput | None:
+    """The recipe after a GELU or a LayerNorm; or None."""
+    kind = _PRODUCERS.get(node.name())
     steps: tuple[Step, ...] = ()
-    kind = node.name()
-    if kind not in _PRODUCERS:
-        node, steps = _look_through(x)
-        kind = "" if node is None else node.name()
-    if kind == "GeluBackward0":
-        saved = _OF_GELU.read(node)
-        recipe = SavedInput("gelu", dtype, getattr(node, "_saved_approximate", "none"), steps=steps)
-    elif kind == "NativeLayerNormBackward0":
-        saved = _OF_LAYER_NORM.read(node)
-        normalized_ndim = len(node._saved_normalized_shape)
-        recipe = SavedInput("layer_norm", dtype, normalized_ndim=normalized_ndim, steps=steps)
-    else:
+    if kind is None:
+        below, output = _below_reshapes(node)
+        kind = None if below is None or output != 0 else _PRODUCERS.get(below.name())
+        if kind is None:
+            return None
+        node, steps = below, _steps(x)
+    elif x.output_nr != 0:  # such as the mean, which a LayerNorm gives as well
         return None
-    if saved is None or not all(t is None or t.dtype in _REBUILDABLE for t in saved):
+    # An edit in place under no_grad leaves the node as it is, and only the version tells of it
+    if x._version != 0 or dtype not in _REBUILDABLE or x.dtype not in _REBUILDABLE:
         return None
-    source = saved[0]
-    if source is None or source.dtype != x.dtype or source.numel() != x.numel():
-        return None
-    return recipe, saved
+    found = (_OF_GELU if kind == "gelu" else _OF_LAYER_NORM).read(node)
+    return None if not found or found[0] is None else SavedInput(kind, dtype, node, steps)
 
 
-def _look_through(x: Tensor) -> tuple[Any, tuple[Step, ...]]:
-    """The node below reshapes and permutations, and these, in the order of the forward."""
+def _below_reshapes(node: Any) -> tuple[Any, int]:
+    """The first node below reshapes and permutations, and which of its outputs they go on with."""
+    output = 0
+    while node is not None and node.name() in _MOVES:
+        node, output = node.next_functions[0]
+    return node, output
+
+
+def _steps(x: Tensor) -> tuple[Step, ...]:
+    """The reshapes and permutations that `x` has come through, in the order of the forward."""
     node: Any = x.grad_fn
     shape = tuple(x.shape)
     steps: list[Step] = []
-    while node is not None:
-        name = node.name()
+    while (name := node.name()) in _MOVES:
         if name in _RESHAPES:
             steps.append(("reshape", shape))
             shape = tuple(node._saved_self_sym_sizes)
@@ -155,16 +167,12 @@ def _look_through(x: Tensor) -> tuple[Any, tuple[Step, ...]]:
             dims = tuple(d % len(shape) for d in _signed(node._saved_dims))
             steps.append(("permute", dims))
             shape = tuple(shape[dims.index(d)] for d in range(len(shape)))
-        elif name == "TransposeBackward0":
+        else:
             dims = _transposition(node, len(shape))
             steps.append(("permute", dims))
             shape = tuple(shape[d] for d in dims)
-        else:
-            break
-        node, output = node.next_functions[0]
-        if output != 0:
-            return None, ()
-    return node, tuple(reversed(steps))
+        node = node.next_functions[0][0]
+    return tuple(reversed(steps))
 
 
 def _transposition(node: Any, ndim: int) -> tuple[int, ...]:
@@ -179,58 +187,83 @@ def _signed(dims: Any) -> tuple[int, ...]:
     return tuple(d - 2**64 if d >= 2**63 else d for d in map(int, dims))
 
 
-def _is_kept_by_producer(x: Tensor) -> bool:
+def _is_kept_by_producer(x: Tensor, node: Any) -> bool:
     """Whether the node that made `x` keeps it for its own backward, so that saving it is free."""
-    storage = x.untyped_storage()._cdata
-    node: Any = x.grad_fn
-    while node is not None:
-        for names in _saved_names(type(node)):  # type: ignore[arg-type]
-            for saved in names.read(node) or ():
-                if isinstance(saved, Tensor) and saved.untyped_storage()._cdata == storage:
-                    return True
-        if node.name() not in _VIEWS:
+    path = [node]
+    while path[-1].name() in _VIEWS and (below := path[-1].next_functions[0][0]) is not None:
+        path.append(below)
+    chain = tuple(node.name() for node in path)
+    if chain not in _WHERE_KEPT:
+        # not to be remembered of nodes that could not be read
+        if any(kept.read(node) is None for node in path for kept in _kept_of(node)):
             return False
-        node = node.next_functions[0][0]
-    return False
+        _WHERE_KEPT[chain] = _where_kept(x, path)
+    place = _WHERE_KEPT[chain]
+    return place is not None and _shares_storage(x, place.kept.read(path[place.depth]))
 
 
-class _Names:
-    """Names of what a node saves, without their prefix, to be read all at once."""
+def _where_kept(x: Tensor, path: list[Any]) -> _Place | None:
+    for depth, node in enumerate(path):
+        for kept in _kept_of(node):
+            if _shares_storage(x, kept.read(node)):
+                return _Place(depth, kept)
+    return None
 
-    def __init__(self, *names: str) -> None:
-        self._raw = attrgetter(f"_raw_saved_{names[0]}")
-        saved = attrgetter(*(f"_saved_{name}" for name in names))
-        # the getter of one name alone gives no tuple
-        self._saved = saved if len(names) > 1 else lambda node: (saved(node),)
 
-    def read(self, node: Any) -> tuple[Any, ...] | None:
-        """Saved tensors of a node, or None when they cannot be had without side effects."""
+def _shares_storage(x: Tensor, saved: tuple[Any] | None) -> bool:
+    tensor = None if saved is None else saved[0]
+    if not isinstance(tensor, Tensor):
+        return False
+    return tensor.untyped_storage()._cdata == x.untyped_storage()._cdata
+
+
+class _Kept:
+    """One of the things that a node saves, by its name without prefix."""
+
+    def __init__(self, name: str) -> None:
+        self._raw, self._saved = attrgetter(f"_raw_saved_{name}"), attrgetter(f"_saved_{name}")
+
+    def read(self, node: Any) -> tuple[Any] | None:
+        """What a node saves; None when it cannot be had without side effects."""
         try:
-            # those of one node were saved at one time, under the same hooks
             raw = self._raw(node)
             if raw is not None and _may_have_hooks(raw):
                 return None
-            saved: tuple[Any, ...] = self._saved(node)
-            return saved
+            return (self._saved(node),)
         except RuntimeError:
             # Freed by a backward, or edited in place since: this graph can no longer be gone
             # through, but the forward, as with a plain layer, must still run.
             return None
 
 
-_OF_GELU = _Names("self")
-_OF_LAYER_NORM = _Names("input", "result1", "result2", "weight", "bias")
+# what one node saves was saved at one time, under the same hooks, and is freed at one time
+_OF_GELU, _OF_LAYER_NORM = _Kept("self"), _Kept("input")
+
+
+def _kept_of(node: Any) -> tuple[_Kept, ...]:
+    return _kept_by(type(node))  # type: ignore[arg-type]
 
 
 @functools.cache
-def _saved_names(node_type: Hashable) -> tuple[_Names, ...]:
+def _kept_by(node_type: Hashable) -> tuple[_Kept, ...]:
     """What a type of C++ node saves, its results first."""
     prefix = "_raw_saved_"
     names = [name.removeprefix(prefix) for name in dir(node_type) if name.startswith(prefix)]
     names.sort(key=lambda name: not name.startswith(("out", "result")))
-    return tuple(_Names(name) for name in names if hasattr(node_type, f"_saved_{name}"))
+    return tuple(_Kept(name) for name in names if hasattr(node_type, f"_saved_{name}"))
 
 
 def _may_have_hooks(raw: Any) -> bool:
     # Before 2.11 (2.9 for one) torch does not tell, and then nothing is rebuilt
     return not hasattr(raw, "unpack_hook") or raw.unpack_hook is not None
+
+
+class _Place(NamedTuple):
+    """Which node of a path keeps an activation, and under which name."""
+
+    depth: int
+    kept: _Kept
+
+
+# By the names of the nodes that an activation comes from: what they keep is a matter of their kinds
+_WHERE_KEPT: dict[tuple[str, ...], _Place | None] = {}

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..ops.write_delta import write_delta
+from .late_optimizer import check_made_after
 
 _TAG = "_spt_owner"
 _LEFT = "_spt_left_to_hook"
@@ -48,15 +49,20 @@ class DeltaOwner(Protocol):
 class WrittenState:
     """Which state of a delta its target holds; mutable, and shared by all views of that delta."""
 
-    __slots__ = ("by_optimizer", "state")
+    __slots__ = ("by_optimizer", "index_name", "name", "state")
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "", index_name: str | None = None) -> None:
+        self.name = name  # of the delta in its module
+        self.index_name = index_name  # of its positions; None where they are all
         self.state: tuple[int, int] | None = None
         self.by_optimizer = False
 
     def matches(self, delta: Tensor) -> bool:
         """Whether nothing has changed the delta since `record`."""
-        return self.state is not None and self.state == _state_of(delta)
+        state = self.state
+        if state is None or delta.untyped_storage()._cdata != state[1]:
+            return False
+        return state[0] == (-1 if delta.is_inference() else delta._version)
 
     def record(self, delta: Tensor, *, by_optimizer: bool = False) -> None:
         """Remember that the target holds this state of the delta."""
@@ -104,6 +110,8 @@ class SparseDelta:
         index: int32 `[nnz]`, sorted flat positions in `target`.
         original: `[nnz]` in the target's dtype: its base values at `index`.
         written: which state of `delta` was written last.
+        whole: whether `delta` are the values themselves, all of them, of the shape of `target`,
+            which is of 16 bits and too coarse to be trained: then `original` is zero.
     """
 
     target: Tensor
@@ -111,6 +119,7 @@ class SparseDelta:
     index: Tensor
     original: Tensor
     written: WrittenState = field(default_factory=WrittenState)
+    whole: bool = False
 
     def __repr__(self) -> str:
         return (
@@ -128,7 +137,10 @@ class SparseDelta:
         write_deltas([self])
 
     def restore(self) -> None:
-        """Write the base values into `target`, bit for bit, until the next forward."""
+        """Write the base values into `target`, bit for bit, until the next forward.
+
+        What is trained whole keeps none, and is left as it is.
+        """
         restore_deltas([self])
 
     def mark_written(self) -> None:
@@ -145,8 +157,8 @@ def write_deltas(deltas: Iterable[SparseDelta]) -> None:
 
 
 def restore_deltas(deltas: Iterable[SparseDelta]) -> None:
-    """Write the base values into every target, one launch per device."""
-    chosen = list(deltas)
+    """Write the base values into every target that has them, one launch per device."""
+    chosen = [d for d in deltas if not d.whole]
     _write(chosen, restore=True)
     for d in chosen:
         d.written.forget()
@@ -160,7 +172,7 @@ def _write(deltas: list[SparseDelta], *, restore: bool) -> None:
             [d.target for d in ours],
             [d.index for d in ours],
             [d.original for d in ours],
-            None if restore else [d.delta for d in ours],
+            None if restore else [d.delta.view(-1) if d.whole else d.delta for d in ours],
         )
     # The op serves the dtypes that are trained in; float64 models exist to check gradients with
     for d in deltas:
@@ -216,12 +228,17 @@ def owner_of(parameter: Tensor) -> Owner | None:
     return tag.owner() if isinstance(tag, _OwnerTag) else None
 
 
-def tag(parameter: Tensor, owner: Owner) -> None:
-    """Let `owner_of` find the module from its parameter."""
-    current = owner_of(parameter)
+def tag(parameter: Tensor, owner: Owner, *, anew: bool = False) -> None:
+    """Let `owner_of` find the module from its parameter; `anew` if it has another's already."""
+    current = None if anew else owner_of(parameter)
     if current is None or all(p is not parameter for p in current._parameters.values()):
         setattr(parameter, _TAG, _OwnerTag(owner))  # a shallow copy must not take it away
     _follow_optimizers()
+
+
+def untag(parameter: Tensor) -> None:
+    """Let `owner_of` find nothing."""
+    vars(parameter).pop(_TAG, None)
 
 
 class _OwnerTag:
@@ -264,6 +281,8 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             stale.append(delta)
     write_deltas(stale)
     _check_called(parameters)
+    if all(owner_of(parameter) is None for parameter in parameters):
+        check_made_after(parameters)
 
 
 def _check_called(parameters: list[Tensor]) -> None:
@@ -277,7 +296,7 @@ def _check_called(parameters: list[Tensor]) -> None:
 
 
 def _never_called(owner: Owner) -> str:
-    where = getattr(owner, "spt_name", "") or type(owner).__name__
+    where = owner.__dict__.get("_spt_name", "") or type(owner).__name__
     return (
         f"{where} is tuned, but the model never calls it (it reads the weight of the layer itself, "
         "as BEiT and Swin V2 do with `qkv`), so that it would never train: measure_sensitivity "

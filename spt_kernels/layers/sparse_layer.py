@@ -2,74 +2,73 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from .delta_holder import DeltaHolder
-from .plain_module import keep_plain
 from .position_index import CheckedIndex, checked_index
+from .tuned_class import plain_class, tuned_class
 
 
 class SparseDeltaLayer(DeltaHolder):
     """A frozen layer plus a sparse delta of its weight and, if asked for, one of its bias.
 
     A subclass keeps as `_spt_pattern` what its backward needs of the index.
-
-    Args:
-        plain: the layer to tune. Its parameters are shared and frozen.
-        index: int32 or int64 `[nnz]`, sorted flat positions in `plain.weight`; may be empty.
-        bias_index: the same for `plain.bias`; None leaves all of it frozen.
     """
 
     weight: Tensor
-    bias: Tensor | None
+    bias: Any  # a Tensor or None
     delta: nn.Parameter
     index: Tensor
     original: Tensor
 
     _main_parameter = "weight"
+    _main_delta: ClassVar[str] = "delta"
 
-    def __init__(
-        self,
-        plain: nn.Linear | nn.Conv2d,
-        index: Tensor | CheckedIndex,
-        bias_index: Tensor | CheckedIndex | None,
-    ) -> None:
-        super().__init__()
-        index = checked_index("index", index, "weight", plain.weight)
-        if bias_index is not None and plain.bias is not None:
-            bias_index = checked_index("bias_index", bias_index, "bias", plain.bias)
-        keep_plain(self, plain)
+    def __new__(cls, plain: Any = None, *_: Any, **named: Any) -> Any:
+        """An empty module, of a subclass if `plain` is of one."""
+        given = [each for each in (plain, *named.values()) if isinstance(each, nn.Module)]
+        if not given or cls._plain_class is None or not isinstance(given[0], cls._plain_class):
+            return super().__new__(cls)  # unpickled, or about to be refused
+        return object.__new__(tuned_class(cls, given[0]))
+
+    def _hold(self, index: Tensor | CheckedIndex, bias_index: Tensor | CheckedIndex | None) -> None:
+        weight, bias = self._parameters["weight"], self._parameters.get("bias")
+        assert weight is not None
+        index = checked_index("index", index, "weight", weight)
+        if bias_index is not None and bias is not None:
+            bias_index = checked_index("bias_index", bias_index, "bias", bias)
+        elif bias_index is not None:
+            kind = plain_class(self).__name__
+            raise ValueError(f"bias_index was given, but the {kind} has no bias")
         self.hold_delta("weight", index)
         if bias_index is not None:
             self.hold_delta("bias", bias_index, "bias_index")
-        elif plain.bias is not None:
-            plain.bias.requires_grad_(False)
+        elif bias is not None:
+            bias.requires_grad_(False)
+        self._index_changed()
 
     def has_gradients(self) -> bool:
         """Whether a backward through this layer has anything to make for its deltas."""
         parameters = self._parameters
-        delta, bias_delta = parameters["delta"], parameters.get("bias_delta")
-        return _is_trained(delta) or _is_trained(bias_delta)
+        delta, bias_delta = parameters.get(self._main_delta), parameters.get("bias_delta")
+        trained = delta is not None and delta.requires_grad
+        return trained or (bias_delta is not None and bias_delta.requires_grad)
 
     def trained_tensors(self) -> tuple[Any, ...]:
         """Delta, its pattern, bias delta and bias index, as the autograd functions take them."""
         parameters, own = self._parameters, self.__dict__
-        delta = parameters["delta"]
         return (
-            delta if delta.numel() else None,  # type: ignore[union-attr]
-            own["_spt_pattern"],
+            parameters.get(self._main_delta),
+            own.get("_spt_pattern"),
             parameters.get("bias_delta"),
             own.get("bias_index"),
         )
 
     def extra_repr(self) -> str:
         """The plain layer's sizes and the numbers of trained entries."""
-        bias_delta = self._parameters.get("bias_delta")
-        trained = "" if bias_delta is None else f", bias_nnz={bias_delta.numel()}"
-        return f"{self.plain.extra_repr()}, nnz={self.delta.numel()}{trained}"
-
-
-def _is_trained(delta: Tensor | None) -> bool:
-    return delta is not None and delta.requires_grad and delta.numel() > 0
+        held = {local: delta.delta.numel() for local, delta in self.sparse_deltas().items()}
+        names = {"weight": "nnz", "bias": "bias_nnz"}
+        trained = [f"{names[local]}={held[local]}" for local in names if local in held]
+        return ", ".join([super().extra_repr(), *trained])

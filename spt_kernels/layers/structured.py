@@ -2,87 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .delta_holder import DeltaHolder
 from .keep_fp32 import keeping_fp32
-from .linear import SparseDeltaLinear
-from .plain_module import share_hooks
+from .linear import LinearWithDeltas
 from .row_ranges import ranges_of
-from .sparse_delta import Owner, SparseDelta, tag
+from .sparse_delta import tag
+from .tuned_class import Shown, share_contents
 from .tuned_linear import TunedLinear
 
 
-class StructuredLinear(Owner):
+class StructuredLinear(LinearWithDeltas):
     """A frozen Linear with a small trained module on it; subclasses add parameters and forward.
 
-    Attributes:
-        base: the frozen layer; a `SparseDeltaLinear` keeps training its deltas.
-        spec: what is on it.
-        in_features: of the base layer.
-        out_features: of the base layer.
+    It is an `nn.Linear`, and of a subclass of that if the base layer is; sparse deltas of the base
+    layer go on being trained.
+
+    `weight` is that of the base layer, without what is trained on it: there is no one matrix with
+    an Adapter. Code that reads a weight instead of calling the layer passes the LoRA or Adapter by;
+    for a LoRA `weight + update()` is the whole matrix, which `merge` leaves behind.
     """
 
-    base: nn.Linear | SparseDeltaLinear
-    spec: Any
-    in_features: int
-    out_features: int
+    _trained_names: ClassVar[tuple[str, ...]]
 
-    @property
-    def weight(self) -> Tensor:
-        """Of the base layer, without what is trained on it: there is no one matrix with an Adapter.
+    @Shown
+    def spec(self) -> Any:
+        """What is on the layer."""
+        return self.__dict__["_spt_spec"]
 
-        Code that reads a weight instead of calling the layer passes the LoRA or Adapter by; for a
-        LoRA `weight + update()` is the whole matrix, which `merge` leaves behind.
-        """
-        return self.base.weight
+    def put_on(self, spec: Any) -> None:
+        """Put what `spec` says on this module, which has the contents of its base layer."""
+        raise NotImplementedError
 
-    @property
-    def bias(self) -> Tensor | None:
-        """Of the base layer."""
-        return self.base.bias
-
-    @property
-    def plain(self) -> nn.Module:
-        """The module this one stands for, with the parameters as they are now."""
-        base = self.base
-        return base.plain if isinstance(base, SparseDeltaLinear) else base
-
-    def sparse_deltas(self) -> dict[str, SparseDelta]:
-        """Local parameter name -> its sparse delta: those of the base layer."""
-        return self.base.sparse_deltas() if isinstance(self.base, SparseDeltaLinear) else {}
+    def added_names(self) -> list[str]:
+        """Of the deltas, and of the new parameters."""
+        return [*super().added_names(), *self._trained_names]
 
     def extra_repr(self) -> str:
-        """Sizes, rank and ranges."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"rank={self.spec.rank}, rows={self.spec.rows}"
-        )
+        """Of the base layer; rank and ranges."""
+        spec = self.__dict__["_spt_spec"]
+        return f"{super().extra_repr()}, rank={spec.rank}, rows={spec.rows}"
 
-    def _put_on(self, base: nn.Linear | SparseDeltaLinear, spec: Any) -> None:
-        """Register the base layer, frozen, and take over its sizes and hooks."""
-        base.weight.requires_grad_(False)
-        if base.bias is not None:
-            base.bias.requires_grad_(False)
-        self.base, self.spec = base, spec
-        self._ranges = ranges_of(spec.rank, spec.rows)
-        self.in_features, self.out_features = base.in_features, base.out_features
-        share_hooks(self, base)
-        self.train(base.training)
+    def _start_from(self, base: nn.Linear) -> None:
+        """Take over what a base layer has, its deltas too, which lead here from now on."""
+        share_contents(self, base)
+        if isinstance(base, DeltaHolder):
+            self.__dict__["_spt_written"] = dict(base._spt_states)
+            for delta in self.sparse_deltas().values():
+                tag(delta.delta, self, anew=True)
+
+    def _freeze_for(self, spec: Any) -> None:
+        """Freeze the base layer, and remember what is on it."""
+        check_base(self, spec)
+        for name in self._trained_names:
+            if hasattr(self, name):
+                raise ValueError(f"{type(self).__name__} has an attribute {name} of its own")
+        for parameter in (self.weight, self.bias):
+            if parameter is not None:
+                parameter.requires_grad_(False)
+        self.__dict__["_spt_spec"] = spec
+        self.__dict__["_spt_ranges"] = ranges_of(spec.rank, spec.rows)
 
     def _traced_base(self, x: Tensor) -> Tensor:
         """The base layer's output in code for a compiler, which need not keep a cast weight."""
-        base = self.base
+        weight, bias = self.weight, self.bias
         if not torch.is_grad_enabled():
-            return F.linear(x, base.weight, base.bias)
-        deltas: tuple[Any, ...] = (None, None, None, None)
-        if isinstance(base, SparseDeltaLinear):
-            deltas = base.trained_tensors()
-        y: Tensor = TunedLinear.apply(x, base.weight, base.bias, *deltas, None, None, None)
+            return F.linear(x, weight, bias)
+        deltas = self.trained_tensors()
+        y: Tensor = TunedLinear.apply(x, weight, bias, *deltas, None, None, None)
         return y
 
     def _move_and_tag(self, device: torch.device) -> None:
@@ -90,19 +83,33 @@ class StructuredLinear(Owner):
 
         They are drawn on the CPU: the same seed gives the same start on every device.
         """
-        for parameter in self.parameters(recurse=False):
+        for parameter in self._new_parameters():
             parameter.data = parameter.data.to(device)
         self._tag_all()
 
+    def _new_parameters(self) -> list[nn.Parameter]:
+        return [self._parameters[name] for name in self._trained_names]  # type: ignore[misc]
+
     def _tag_all(self) -> None:
-        """Let every own parameter lead back to this module."""
-        for parameter in self.parameters(recurse=False):
+        """Let every new parameter lead back to this module."""
+        for parameter in self._new_parameters():
             tag(parameter, self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StructuredLinear:
-        super()._apply(keeping_fp32(fn, self.parameters(recurse=False)), recurse)
+        super()._apply(keeping_fp32(fn, self._new_parameters()), recurse)
         self._tag_all()
         return self
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *others: Any, **named: Any
+    ) -> None:
+        once = f"{prefix}base."  # where the base layer was a submodule
+        if "base" not in self._modules and any(key.startswith(once) for key in state_dict):
+            state_dict = {
+                prefix + key.removeprefix(once) if key.startswith(once) else key: value
+                for key, value in state_dict.items()
+            }
+        super()._load_from_state_dict(state_dict, prefix, *others, **named)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -111,10 +118,8 @@ class StructuredLinear(Owner):
 
 def check_base(base: Any, spec: Any) -> None:
     """Refuse a base layer that a LoRA or an Adapter of this spec cannot be put on."""
-    if not isinstance(base, (nn.Linear, SparseDeltaLinear)):
-        raise TypeError(
-            f"base must be an nn.Linear or a SparseDeltaLinear, got {type(base).__name__}"
-        )
+    if not isinstance(base, nn.Linear):
+        raise TypeError(f"base must be an nn.Linear, got {type(base).__name__}")
     if spec.rank < 1 or not spec.rows:
         raise ValueError(f"spec must have a rank and rows, got rank {spec.rank}, rows {spec.rows}")
     last = 0

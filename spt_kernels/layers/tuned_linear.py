@@ -26,6 +26,9 @@ _AUTOCAST_KINDS = frozenset(
 )
 
 
+_AS_IT_IS: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+
+
 class LoraCall(NamedTuple):
     """One forward of a LoRA: what it is, and which elements of its input are dropped.
 
@@ -51,6 +54,12 @@ class LoraCall(NamedTuple):
         if self.dropout == 0.0 or not x.is_contiguous():
             return self.dropped(x)
         return dropout_(x, self.dropout, self.seed)
+
+    @property
+    def only_range(self) -> RangeGroup | None:
+        """The one range that it is on: plain matrix products serve it, for fewer views."""
+        group = self.groups[0]
+        return group if len(self.groups) == 1 and group.n_ranges == 1 else None
 
     @property
     def kept_scale(self) -> float:
@@ -79,47 +88,60 @@ class TunedLinear(torch.autograd.Function):
         needs_x, _, _, needs_delta, _, needs_bias_delta, _, needs_a, needs_b, _ = (
             ctx.needs_input_grad
         )
-        y, inner = linear_with_lora(x, weight, bias, lora_a, lora_b, lora)
+        inner: Tensor | None = None
+        if lora is None:
+            y = F.linear(x, weight, bias)
+        else:
+            y, inner = linear_with_lora(x, weight, bias, lora_a, lora_b, lora)
         if not torch.compiler.is_compiling() and y._is_view():
             y = y.data  # no view any more, so that what follows may work on it in place
-        saved: SavedInput | None = None
-        kept: Tensors = ()
+        recipe: SavedInput | None = None
+        to_save: Tensors = (weight if needs_x else None,)  # each, and each None, costs the host
         if needs_delta or needs_a:
             columns = None if needs_a or pattern is None else pattern.columns
-            saved, kept = SavedInput.of(x, y.dtype, columns)
-        ctx.save_for_backward(
-            weight if needs_x else None,
-            bias_index if needs_bias_delta else None,
-            lora_a if needs_x or needs_a else None,
-            lora_b if needs_x or needs_a else None,
-            inner if needs_b else None,
-            *kept,
-        )
-        ctx.saved_input, ctx.pattern, ctx.lora = saved, pattern, lora
-        ctx.in_features, ctx.x_dtype = weight.shape[1], x.dtype
+            recipe, kept = SavedInput.of(x, y.dtype, columns)
+            to_save += kept
+        if lora is not None:
+            a_is_read = needs_x or needs_a
+            of_lora = (lora_a if a_is_read else None, lora_b if a_is_read else None)
+            to_save = (*of_lora, inner if needs_b else None, *to_save)
+        if needs_bias_delta:
+            to_save = (bias_index, *to_save)
+        ctx.save_for_backward(*to_save)
+        ctx.saved_input = recipe
+        ctx.how = pattern, lora, weight.shape[1], x.dtype
         return y
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the input, the deltas and the LoRA; never one of the whole weight."""
-        weight, bias_index, lora_a, lora_b, inner, *kept = ctx.saved_tensors
         needs_x, _, _, needs_delta, _, needs_bias_delta, _, needs_a, needs_b, _ = (
             ctx.needs_input_grad
         )
-        lora: LoraCall | None = ctx.lora
+        lora: LoraCall | None
+        pattern, lora, in_features, x_dtype = ctx.how
+        recipe: Any = ctx.saved_input
+        saved = ctx.saved_tensors
+        bias_index: Any = None
+        lora_a: Any = None
+        lora_b: Any = None
+        inner: Any = None
+        if needs_bias_delta:
+            bias_index, *saved = saved
+        if lora is not None:
+            lora_a, lora_b, inner, *saved = saved
+        weight, *kept = saved
         x: Any = None
         grad_inner: Any = None
         grad_x = grad_delta = grad_bias_delta = grad_a = grad_b = None
         gy = grad_output.reshape(-1, grad_output.shape[-1])  # [tokens, out]
         with without_autocast(grad_output.device):
-            if needs_delta or needs_a:
-                x = ctx.saved_input.rebuild(kept)
+            if recipe is not None:
+                x = recipe.rebuild(kept)
             if needs_delta:
-                some = ctx.saved_input.kind == "columns"
-                grad_delta = sparse_gradient(
-                    gy, x, ctx.pattern.compacted if some else ctx.pattern.whole
-                )
+                some = recipe.kind == "columns"
+                grad_delta = sparse_gradient(gy, x, pattern.compacted if some else pattern.whole)
             if needs_bias_delta:
                 grad_bias_delta = gy.sum(0, dtype=wide_dtype(gy)).index_select(0, bias_index)
             if lora is not None:
@@ -129,12 +151,12 @@ class TunedLinear(torch.autograd.Function):
                     grad_inner = _grad_of_inner(gy, lora_b, lora)  # [tokens, ranges · rank]
                 if needs_a:
                     # into what was rebuilt, but not into another's tensor
-                    x = lora.dropped(x) if ctx.saved_input.kind == "tensor" else lora.drop_(x)
-                    grad_a = grad_inner.t() @ x.reshape(-1, ctx.in_features)
+                    x = lora.dropped(x) if recipe.kind == "tensor" else lora.drop_(x)
+                    grad_a = grad_inner.t() @ x.reshape(-1, in_features)
             del x  # before the gradient of the same size is made
             if needs_x:
                 flat = _grad_of_x(gy, weight, grad_inner, lora_a, lora)
-                grad_x = _cast(flat.view(*grad_output.shape[:-1], ctx.in_features), ctx.x_dtype)
+                grad_x = cast(flat.view(*grad_output.shape[:-1], in_features), x_dtype)
         return (
             *(grad_x, None, None, grad_delta, None),
             *(grad_bias_delta, None, grad_a, grad_b, None),
@@ -157,7 +179,7 @@ def linear_with_lora(
     return y, _add_lora(y, x, lora_a, lora_b, lora)
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """`tensor.to(dtype)`, which to ask for costs as much as to do where there is nothing to do."""
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
@@ -165,9 +187,9 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """A backward may be called under autocast, which must not change dtypes a second time."""
     kind = device.type
-    if kind not in _AUTOCAST_KINDS or not torch.is_autocast_enabled(kind):
-        return contextlib.nullcontext()
-    return torch.autocast(kind, enabled=False)
+    if kind in _AUTOCAST_KINDS and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return _AS_IT_IS
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:
@@ -178,9 +200,13 @@ def wide_dtype(tensor: Tensor) -> torch.dtype:
 def _add_lora(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, lora: LoraCall) -> Tensor:
     """Add `scale · B A dropout(x)` into `y`; returns the bottleneck `[tokens, ranges · rank]`."""
     dtype = y.dtype
-    flat, low = y.view(-1, y.shape[-1]), _cast(lora_b, dtype)
+    flat, low = y.view(-1, y.shape[-1]), cast(lora_b, dtype)  # [tokens, out]
     with without_autocast(y.device):
-        inner = _bottleneck(_cast(x, dtype), _cast(lora_a, dtype), lora)
+        inner = _bottleneck(cast(x, dtype), cast(lora_a, dtype), lora)
+        only = lora.only_range
+        if only is not None:
+            only.of_outputs_alone(flat).addmm_(inner, low.t(), alpha=lora.scale)
+            return inner
         for group in lora.groups:
             outputs, part = group.of_outputs(flat), group.of_bottleneck(inner)
             up = group.of_rows(low).transpose(1, 2)
@@ -206,9 +232,13 @@ def _bottleneck(x: Tensor, lora_a: Tensor, lora: LoraCall) -> Tensor:
 
 
 def _grad_of_b(gy: Tensor, inner: Tensor, lora: LoraCall) -> Tensor:
+    # the thin factor on the left: the transpose of this takes a CPU several times as long
+    only = lora.only_range
+    if only is not None:
+        grad = (inner.t() @ only.of_outputs_alone(gy)).t().contiguous()
+        return _scaled(grad, lora.scale)
     parts = []
     for group in lora.groups:
-        # the thin factor on the left: the transpose of this takes a CPU several times as long
         low = group.of_bottleneck(inner).transpose(1, 2)
         parts.append(_bmm(low, group.of_outputs(gy)).transpose(1, 2).flatten(0, 1))
     grad = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
@@ -216,12 +246,16 @@ def _grad_of_b(gy: Tensor, inner: Tensor, lora: LoraCall) -> Tensor:
 
 
 def _grad_of_inner(gy: Tensor, lora_b: Tensor, lora: LoraCall) -> Tensor:
-    low = _cast(lora_b, gy.dtype)
+    low = cast(lora_b, gy.dtype)
+    factor = lora.scale * (lora.kept_scale if lora.dropout else 1.0)
+    only = lora.only_range
+    if only is not None:
+        return _scaled(only.of_outputs_alone(gy) @ low, factor)
     rank, n_ranges = low.shape[1], sum(group.n_ranges for group in lora.groups)
     grad = gy.new_empty(gy.shape[0], n_ranges * rank)
     for group in lora.groups:
         _bmm(group.of_outputs(gy), group.of_rows(low), out=group.of_bottleneck(grad))
-    return _scaled(grad, lora.scale * (lora.kept_scale if lora.dropout else 1.0))
+    return _scaled(grad, factor)
 
 
 def _is_onednns(tensor: Tensor) -> bool:
@@ -252,5 +286,5 @@ def _grad_of_x(
     weight = weight if weight.dtype is gy.dtype else made_again(weight.to(gy.dtype))
     if grad_inner is None or lora_a is None or lora is None:
         return gy @ weight
-    grad = lora.drop_(grad_inner @ _cast(lora_a, gy.dtype))
+    grad = lora.drop_(grad_inner @ cast(lora_a, gy.dtype))
     return grad.addmm_(gy, weight)

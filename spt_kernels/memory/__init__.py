@@ -2,6 +2,7 @@
 
 from .estimate import DEVICES, DTYPES, MemoryEstimate
 from .fit import LargestBatch, PeakByBatch, largest_batch
+from .made_up import made_up_plan, made_up_sensitivity
 from .rehearsal import Rehearsal, estimate_memory
 
 __all__ = [
@@ -13,4 +14,6 @@ __all__ = [
     "Rehearsal",
     "estimate_memory",
     "largest_batch",
+    "made_up_plan",
+    "made_up_sensitivity",
 ]

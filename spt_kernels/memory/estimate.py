@@ -27,6 +27,7 @@ class MemoryEstimate:
         num_trainable: parameters that are trained, head included.
         checkpointing: whether blocks are recomputed in the backward.
         device: whose ways of computing are accounted for, `"cpu"` or `"cuda"`.
+        made_up_scores: whether what is trained was chosen by scores that nobody measured.
     """
 
     peak_bytes: int
@@ -38,6 +39,7 @@ class MemoryEstimate:
     num_trainable: int
     checkpointing: bool = False
     device: str = "cuda"
+    made_up_scores: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_category", MappingProxyType(dict(self.by_category)))
@@ -61,6 +63,7 @@ class MemoryEstimate:
             "checkpointing": self.checkpointing,
             "training": self.training,
             "num_trainable": self.num_trainable,
+            "made_up_scores": self.made_up_scores,
             "accounted": True,
             "peak_bytes": self.peak_bytes,
             **self.by_category,

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..files.picture import COLOURS, FAINT, INK, dress, new_figure, put_title
+from ..files.picture import FAINT, INK, PARTS, dress, new_figure, put_heading, put_legend
 from .estimate import MemoryEstimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MADE_UP = "* by made-up scores, as skewed as measured ones"
+
 
 def memory_figure(
     estimates: Sequence[MemoryEstimate] | Mapping[str, MemoryEstimate], *, title: str | None = None
 ) -> Figure:
-    """Peak memory by category, one stacked bar per estimate.
+    """Memory at the moment of the peak by category, one stacked bar per estimate.
+
+    A star marks what was chosen by made-up scores.
 
     Args:
         estimates: in the order to draw them, from the top; a mapping's keys are their labels,
@@ -28,33 +32,39 @@ def memory_figure(
         raise ValueError("estimates must hold at least one estimate, got none")
     largest = max(e.peak_bytes for e in estimates.values())
     unit, name = (2**30, "GiB") if largest >= 2**30 else (2**20, "MiB")
-    figure = new_figure(1.3 + 0.42 * len(estimates))
+    figure = new_figure(1.5 + 0.28 * len(estimates))
     axes = figure.add_subplot()
-    labels = list(estimates)
-    lefts = [0.0] * len(labels)
-    categories = list(next(iter(estimates.values())).by_category)
-    palette = [*COLOURS[:3], COLOURS[4], "#9a9a9a", COLOURS[3]]  # the largest two are the calmest
-    for colour, category in zip(palette, categories, strict=False):
+    places = range(len(estimates))
+    lefts = [0.0] * len(estimates)
+    bars = []
+    for colour, category in zip(PARTS, next(iter(estimates.values())).by_category, strict=True):
         widths = [e.by_category[category] / unit for e in estimates.values()]
-        axes.barh(labels, widths, left=lefts, color=colour, label=category, height=0.68)
+        bars.append(
+            axes.barh(
+                places, widths, left=lefts, label=category, height=0.7,
+                facecolor=colour, edgecolor=INK, linewidth=0.5,
+            )
+        )  # fmt: skip
         lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
     for place, peak in enumerate(lefts):
         axes.annotate(
-            f"{peak:.2f}", (peak, place), (4, 0), textcoords="offset points", va="center", color=INK
-        )
-    axes.invert_yaxis()
-    axes.margins(x=0.09)
+            f"{peak:.2f}", (peak, place), (4, 0), textcoords="offset points", va="center",
+            fontsize=8.5, color=INK,
+        )  # fmt: skip
+    stars = ["*" if e.made_up_scores else "" for e in estimates.values()]
+    axes.set_yticks(places, [f"{key}{star}" for key, star in zip(estimates, stars, strict=True)])
+    axes.set_ylim(len(estimates) - 0.4, -0.6)
+    axes.set_xlim(0, 1.12 * max(lefts))
+    dress(axes)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
-    axes.set_xlabel(f"peak memory, {name} (accounted)")
-    figure.legend(
-        loc="outside upper center", ncols=len(categories), frameon=False, fontsize=9, labelcolor=INK
-    )
+    note = f"\n{MADE_UP}" if any(stars) else ""
+    axes.set_xlabel(f"memory at the moment of the peak, {name} (accounted){note}")
+    put_legend(figure, bars, len(bars))
     first = next(iter(estimates.values()))
     step = "training step" if first.training else "inference"
     shape = " × ".join(map(str, first.batch_shape))
-    dress(axes)
-    put_title(axes, title or f"{step} on {shape}, {first.dtype}")
+    put_heading(figure, title or f"{step} on {shape}, {first.dtype}")
     return figure
 
 

@@ -96,7 +96,7 @@ class PeakByBatch:
             raise TypeError(
                 f"image_shape must be a sequence of whole numbers, got {image_shape!r}"
             ) from None
-        self._rehearsal = Rehearsal(model, plan, **how)
+        self._rehearsal = Rehearsal(model, plan, image_shape=self._image_shape, **how)
         self._known: dict[int, MemoryEstimate] = {}
 
     def at(self, batch: int) -> MemoryEstimate:

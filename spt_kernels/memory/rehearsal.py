@@ -12,15 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..methods import Method, entry_of, make_plan, tune
+from ..methods import Method, entry_of, tune
 from ..methods.peft_shira import let_fakes_run
-from ..model import head_numel
+from ..model import HeadPatterns
+from ..model.head import as_patterns
 from ..plan import Plan
-from ..sensitivity import skewed_sensitivity
 from .cpu import CpuLedger
 from .cuda import CudaLedger, take_default_path
 from .estimate import MemoryEstimate
 from .ledger import Ledger
+from .made_up import made_up_plan
 from .step import Step, switch_on_checkpointing
 from .twin import fake_copy, tensors_of
 
@@ -33,6 +34,7 @@ def estimate_memory(
     method: str | None = None,
     budget: int | float | None = None,
     rank: int | None = None,
+    head: HeadPatterns | None = None,
     dtype: str = "fp32",
     optimizer: str | Callable[[nn.Module], torch.optim.Optimizer] = "adamw",
     training: bool = True,
@@ -61,6 +63,8 @@ def estimate_memory(
         budget: of a method that has one: a count, or a share of the backbone below 1; by default
             0.5 %, and any that `rank` costs for `"lora"`.
         rank: of the LoRA or Adapter modules of `"lora"` and `"spt-*"`, by default 8.
+        head: what a method trains whole besides, as `measure_sensitivity` has it; by name when left
+            out, as there is no sample to see by what comes last.
         dtype: `"fp32"`, `"bf16-autocast"` (fp32 weights under autocast), or `"bf16"` (weights too).
         optimizer: `"adamw"`, `"sgd"` (with momentum), `"none"`, or a function that makes one.
         training: False for a forward pass without gradients.
@@ -81,20 +85,22 @@ def estimate_memory(
         method=method,
         budget=budget,
         rank=rank,
+        head=head,
         dtype=dtype,
         optimizer=optimizer,
         training=training,
         loss_fn=loss_fn,
         checkpointing=checkpointing,
         device=device,
+        image_shape=_as_shape(batch_shape)[1:],
     ).at(batch_shape)
 
 
 class Rehearsal:
     """A step on fake tensors, prepared once and rehearsed for any number of batches.
 
-    The arguments are those of `estimate_memory`, which rehearses for one batch alone: those that
-    are not named here are of a `Step`.
+    The arguments are those of `estimate_memory`, which rehearses for one batch alone, and the shape
+    of one input, by which made-up scores are had; those that are not named here are of a `Step`.
     """
 
     def __init__(
@@ -105,19 +111,22 @@ class Rehearsal:
         method: str | None = None,
         budget: int | float | None = None,
         rank: int | None = None,
+        head: HeadPatterns | None = None,
+        image_shape: Sequence[int],
         **how: Any,
     ) -> None:
         step = Step(**how)
-        chosen, plan, self._label = _choose(model, plan, method, budget, rank)
+        is_planned = plan is not None
+        chosen, plan, self._label = _choose(model, plan, method, budget, rank, head, image_shape)
+        self._is_made_up = chosen is not None and chosen.is_sensitivity_aware and not is_planned
         self._step = step
         # real tensors (constants that a model makes for itself) are let in, and not counted
         self._fakes = FakeTensorMode(allow_non_fake_inputs=True)
         twin, besides = fake_copy(model, self._fakes, step.weight_dtype)
         trained: int | None = None
         if chosen is not None:
-            head = head_numel(twin)
             tunable = tune(twin, chosen, plan)
-            twin, trained = tunable.model, tunable.trained + head
+            twin, trained = tunable.model, tunable.trained + tunable.in_head
             twin, besides = fake_copy(twin, self._fakes)  # what tuning has added is still real
         let_fakes_run(twin)
         if step.checkpointing:
@@ -167,6 +176,7 @@ class Rehearsal:
             num_trainable=self._num_trainable,
             checkpointing=step.checkpointing,
             device=step.device,
+            made_up_scores=self._is_made_up,
         )
 
 
@@ -176,6 +186,8 @@ def _choose(
     method: str | None,
     budget: int | float | None,
     rank: int | None,
+    head: HeadPatterns | None,
+    image_shape: Sequence[int],
 ) -> tuple[Method | None, Plan | None, str]:
     """How to tune the model, None for not at all, by which plan, and what to call it."""
     if not isinstance(model, nn.Module):
@@ -192,7 +204,7 @@ def _choose(
     known = plan if plan is not None else getattr(tuning, "plan", None)
     if known is not None:
         whose = "the plan" if plan is not None else "the model, which is tuned already,"
-        for name, value in (("budget", budget), ("rank", rank)):
+        for name, value in (("budget", budget), ("rank", rank), ("head", head)):
             if value is not None:
                 raise ValueError(f"{name}: {whose} has its own, got {value!r}; leave it out")
         if method is not None and not entry_of(method).may_make(known):
@@ -200,13 +212,13 @@ def _choose(
         label = method or f"spt-{known.kind or 'unstructured'}"
         return None if plan is None else Method(label), plan, label
     if method is None:
-        for name, value in (("budget", budget), ("rank", rank)):
+        for name, value in (("budget", budget), ("rank", rank), ("head", head)):
             if value is not None:
                 raise ValueError(f"{name}: is of a method, and none was given; got {value!r}")
         return None, None, "as given"
-    chosen = Method(method, budget, rank)
-    scores = skewed_sensitivity(model) if chosen.is_sensitivity_aware else None
-    return chosen, make_plan(model, chosen, scores), method
+    patterns = None if head is None else as_patterns(head)
+    chosen = Method(method, budget, rank, head=patterns)
+    return chosen, made_up_plan(model, chosen, image_shape), method
 
 
 def _as_shape(batch_shape: Sequence[int]) -> tuple[int, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +82,7 @@ class Step:
         model.zero_grad(set_to_none=True)
         ledger.begin_forward()
         with self._autocast():
-            output = _forward(model, batch)
+            output = forward_of(model, batch)
             target = torch.zeros(batch.shape[0], dtype=torch.int64)
             loss = self.loss_fn(output, target)
         ledger.end_forward()
@@ -96,7 +98,7 @@ class Step:
         """A forward in evaluation mode."""
         model.eval()
         with self._autocast():
-            _forward(model, batch)
+            forward_of(model, batch)
 
     def _autocast(self) -> torch.autocast:
         # on fakes of a CPU whatever the device is: `CudaLedger` makes of it what CUDA does
@@ -123,11 +125,28 @@ def switch_on_checkpointing(model: nn.Module) -> None:
         ) from error
 
 
-def _forward(model: nn.Module, batch: Tensor) -> Any:
+@contextlib.contextmanager
+def _unlogged(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    was_disabled, logger.disabled = logger.disabled, True
     try:
-        return model(batch)
+        yield
+    finally:
+        logger.disabled = was_disabled
+
+
+def forward_of(model: nn.Module, batch: Tensor) -> Any:
+    """What the model makes of a batch.
+
+    Raises:
+        ValueError: it cannot take one of this shape.
+    """
+    try:
+        with _unlogged("torch._subclasses.fake_tensor"):  # of an error that is told below
+            return model(batch)
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        tuned = f" with {model.spt_method}" if hasattr(model, "spt_method") else ""
         raise ValueError(
-            f"batch_shape: {type(model).__name__} cannot take {tuple(batch.shape)}: {reason}"
+            f"batch_shape: {type(model).__name__}{tuned} cannot take {tuple(batch.shape)}: {reason}"
         ) from error

@@ -22,9 +22,9 @@ def plan(model: nn.Module, method: Method, sensitivity: Any) -> Plan:
     info = describe(model)
     entries = {
         name: torch.arange(info[name].numel)
-        for name in candidate_names(model)
+        for name in candidate_names(model, head=method.head)
         if info[name].kind in ("bias", "norm") and name.endswith("bias")
     }
     if not entries:
         raise ValueError(f"method: {type(model).__name__} has no biases to train")
-    return plan_of(model, entries)
+    return plan_of(model, entries, head=method.head)

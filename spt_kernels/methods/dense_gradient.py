@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..model import head_numel
 from ..plan import Plan
 from ..sensitivity import Sensitivity
 from ..tuning import replace_module
@@ -25,11 +26,15 @@ def plan(model: nn.Module, method: Method, sensitivity: Sensitivity) -> Plan:
 
 def tune(model: nn.Module, method: Method, plan: Plan) -> Tunable:
     """Put a `MaskedLinear` in the place of every matrix of the plan."""
-    return tune_entries(model, plan, MaskedLinear, "model")
+    return tune_entries(model, method, plan, MaskedLinear, "model")
 
 
 def tune_entries(
-    model: nn.Module, plan: Plan, layer: Callable[[nn.Linear, Tensor], nn.Module], file: str
+    model: nn.Module,
+    method: Method,
+    plan: Plan,
+    layer: Callable[[nn.Linear, Tensor], nn.Module],
+    file: str,
 ) -> Tunable:
     """Put a layer in the place of every matrix of the plan; of the rest gradients are masked.
 
@@ -38,7 +43,9 @@ def tune_entries(
     """
     if plan.structured:
         raise ValueError("plan: has LoRA or Adapter modules, which this method does not train")
-    freeze_backbone(model)
+    head = plan.head if plan.head or plan.head_source else method.head
+    in_head = head_numel(model, head)
+    freeze_backbone(model, head)
     replaced: list[str] = []
     for name, index in plan.unstructured.items():
         module_name, _, local = name.rpartition(".")
@@ -49,7 +56,7 @@ def tune_entries(
         else:
             parameter = model.get_parameter(name).requires_grad_()
             parameter.register_hook(mask_of(parameter, index).mul)
-    return Tunable(model, plan.num_trainable, fold=folding(replaced), file=file)
+    return Tunable(model, plan.num_trainable, fold=folding(replaced), file=file, in_head=in_head)
 
 
 def mask_of(parameter: Tensor, index: Tensor) -> Tensor:

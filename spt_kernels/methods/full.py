@@ -14,4 +14,4 @@ def tune(model: nn.Module, method: Method, plan: Any) -> Tunable:
     """Let every floating parameter require a gradient."""
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    return counted(model, as_it_is, "model")
+    return counted(model, as_it_is, "model", head=method.head)

@@ -13,4 +13,4 @@ from .tunable import plan_of
 
 def plan(model: nn.Module, method: Method, sensitivity: Any) -> Plan:
     """Nothing but the head, which every plan trains."""
-    return plan_of(model)
+    return plan_of(model, head=method.head)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..model import ParameterInfo, backbone_numel, candidate_names, describe
+from ..model import ParameterInfo, backbone_numel, describe, possible_names
 from ..plan import LoraSpec, Plan
 from .method import DEFAULT_RANK, Method
 from .tunable import plan_of
@@ -22,13 +22,13 @@ def plan(model: nn.Module, method: Method, sensitivity: Any) -> Plan:
         ValueError: the budget is too small, or there is no matrix to put a LoRA on.
     """
     info = describe(model)
-    rows = _rows({name: info[name] for name in candidate_names(model)})
+    rows = _rows({name: info[name] for name in possible_names(model, head=method.head)})
     cost = sum(
         LoraSpec.cost(1, info[name].shape[1], stop - start)
         for name, ranges in rows.items()
         for start, stop in ranges
     )
-    budget = method.count(backbone_numel(model))
+    budget = method.count(backbone_numel(model, method.head))
     rank = method.rank
     if rank is None and method.budget is None:
         rank = DEFAULT_RANK
@@ -42,7 +42,7 @@ def plan(model: nn.Module, method: Method, sensitivity: Any) -> Plan:
         name: LoraSpec(rank, ranges, info[name].shape[1], method.scale, method.dropout)
         for name, ranges in rows.items()
     }
-    return plan_of(model, structured=structured)
+    return plan_of(model, structured=structured, head=method.head)
 
 
 def _rows(info: dict[str, ParameterInfo]) -> dict[str, tuple[tuple[int, int], ...]]:

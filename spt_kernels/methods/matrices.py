@@ -6,29 +6,32 @@ from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
 
-from ..model import ParameterInfo, describe
+from ..model import HeadPatterns, ParameterInfo, describe, head_names
 from ..tuning import replace_module
 
 
-def block_matrices(model: nn.Module) -> dict[str, ParameterInfo]:
+def block_matrices(model: nn.Module, head: HeadPatterns | None = None) -> dict[str, ParameterInfo]:
     """Module name -> what is known of its weight, for every linear layer inside a block.
+
+    A head that is given is no part of a block.
 
     Raises:
         ValueError: there is none.
     """
+    of_head = () if head is None else head_names(model, head)
     matrices = {
         name.removesuffix(".weight"): what
         for name, what in describe(model).items()
-        if what.kind == "linear" and what.block and name.endswith(".weight")
+        if what.kind == "linear" and what.block and name.endswith(".weight") and name not in of_head
     }
     if not matrices:
         raise ValueError("method: the model has no linear matrices in blocks")
     return matrices
 
 
-def attention_matrices(model: nn.Module) -> dict[str, nn.Linear]:
+def attention_matrices(model: nn.Module, head: HeadPatterns | None = None) -> dict[str, nn.Linear]:
     """The layers that compute attention's q, k, v; without attention, all in the blocks."""
-    linear = block_matrices(model)
+    linear = block_matrices(model, head)
     chosen = [
         name for name, what in linear.items() if any(b.operation == "q" for b in what.row_blocks)
     ]

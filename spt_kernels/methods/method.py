@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,8 @@ class Method:
         rule: `"paper"` or `"published-code"`, see `spt_kernels.allocate`.
         scale: LoRA's factor.
         dropout: LoRA's dropout.
+        head: what is trained whole besides, as `measure_sensitivity` has it: names or patterns,
+            `()` or `"none"`. `None` is what the sensitivity found; without one, by name.
 
     `METHODS` says which of these a method reads; one that it does not is refused.
     """
@@ -98,20 +100,26 @@ class Method:
     rule: str = "paper"
     scale: float = 1.0
     dropout: float = 0.1
+    head: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         options = self.entry.options
+        if self.head is not None and not isinstance(self.head, str):
+            object.__setattr__(self, "head", _patterns(self.head))
         for option in fields(self)[1:]:
+            if option.name == "head":
+                continue  # which every method has
             if option.name not in options and getattr(self, option.name) != option.default:
                 raise ValueError(f"{option.name}: method {self.name!r} has none; leave it out")
         for name in ("budget", "scale", "dropout"):
             check_number(name, getattr(self, name), int, float)
         for name in ("rank", "samples"):
             check_number(name, getattr(self, name), int)
-        if self.budget is not None and not self.budget > 0:
+        is_share = isinstance(self.budget, float)
+        if self.budget is not None and not 0 < self.budget < (1 if is_share else math.inf):
             raise ValueError(
-                "budget: expected a number of parameters, or a share of the backbone below 1, "
-                f"got {self.budget}"
+                "budget: expected a whole number of parameters, or a share of the backbone below "
+                f"1, got {self.budget}"
             )
         check_positive("rank", self.rank)
         check_positive("samples", self.samples)
@@ -137,8 +145,6 @@ class Method:
     def count(self, backbone: int) -> int:
         """Its budget as a number of parameters of a backbone of so many."""
         budget = DEFAULT_BUDGET if self.budget is None else self.budget
-        if isinstance(budget, float) and budget >= 1:
-            raise ValueError(f"budget: expected a whole number or a share below 1, got {budget}")
         if budget > backbone:
             raise ValueError(f"budget: the backbone has {backbone:,} parameters, got {budget:,}")
         return int(budget * backbone) if isinstance(budget, float) else budget
@@ -155,6 +161,13 @@ def entry_of(name: Any) -> Entry:
         names = ", ".join(METHODS)
         raise ValueError(f"method: expected one of {names} (K is a number), got {name!r}")
     return METHODS[family]
+
+
+def _patterns(head: Any) -> tuple[str, ...]:
+    patterns = tuple(head) if isinstance(head, Iterable) else (head,)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise TypeError(f"head: expected names or patterns, got {head!r}")
+    return patterns
 
 
 def check_number(name: str, value: Any, *kinds: type) -> None:

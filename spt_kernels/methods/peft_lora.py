@@ -20,4 +20,4 @@ def tune(model: nn.Module, method: Method, plan: Any) -> Tunable:
         return tune_all_by(model, method, config)
     targets = attention_matrices(model)
     check_rank("method", method.size, (linear.weight.shape for linear in targets.values()))
-    return tune_by(model, functools.partial(config, r=method.size), targets)
+    return tune_by(model, method, functools.partial(config, r=method.size), targets)

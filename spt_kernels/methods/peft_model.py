@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import MissingExtra, needed
 from ..model import backbone_numel, head_names
 from .matrices import block_matrices, check_rank
 from .method import Method
@@ -21,21 +22,25 @@ def peft() -> Any:
         ValueError: it is not installed.
     """
     try:
-        import peft
-    except ImportError as error:
-        raise ValueError("method: peft is not installed (pip install peft)") from error
+        with needed("method: what is PEFT's", "peft"):
+            import peft
+    except MissingExtra as error:
+        raise ValueError(str(error)) from error
     return peft
 
 
-def tune_by(model: nn.Module, config: Callable[..., Any], targets: Iterable[str]) -> Tunable:
+def tune_by(
+    model: nn.Module, method: Method, config: Callable[..., Any], targets: Iterable[str]
+) -> Tunable:
     """Put PEFT's adapters on the modules called `targets`.
 
     Args:
         model: plain; wrapped afterwards.
+        method: which has a head.
         config: makes the adapters' configuration.
         targets: names of modules.
     """
-    names = head_names(model)
+    names = head_names(model, method.head)
     heads = sorted({name.rpartition(".")[0] for name in names})
     numel = sum(model.get_parameter(name).numel() for name in names)
     chosen = config(target_modules=list(targets), modules_to_save=heads)
@@ -54,11 +59,11 @@ def tune_all_by(model: nn.Module, method: Method, config: Callable[..., Any]) ->
     Raises:
         ValueError: it does not allow rank 1, or more than a matrix can have.
     """
-    matrices = block_matrices(model)
+    matrices = block_matrices(model, method.head)
     of_rank_1 = sum(sum(what.shape) for what in matrices.values())
-    budget = method.count(backbone_numel(model))
+    budget = method.count(backbone_numel(model, method.head))
     rank = budget // of_rank_1
     if rank < 1:
         raise ValueError(f"budget: rank 1 on every matrix trains {of_rank_1:,}, got {budget:,}")
     check_rank("budget", rank, (what.shape for what in matrices.values()))
-    return tune_by(model, functools.partial(config, r=rank), matrices)
+    return tune_by(model, method, functools.partial(config, r=rank), matrices)

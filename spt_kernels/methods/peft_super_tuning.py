@@ -24,6 +24,8 @@ def tune(model: nn.Module, method: Method, plan: Any) -> Tunable:
     if not hasattr(library, "SupertuningConfig"):
         raise ValueError(f"method: peft {library.__version__} has no Super-Tuning, 0.21 has")
     matrices = block_matrices(model)
-    share = method.count(backbone_numel(model)) / sum(what.numel for what in matrices.values())
+    share = method.count(backbone_numel(model, method.head)) / sum(
+        what.numel for what in matrices.values()
+    )
     config = functools.partial(library.SupertuningConfig, sparsity=1 - share)
-    return tune_by(model, config, matrices)
+    return tune_by(model, method, config, matrices)

@@ -19,12 +19,12 @@ from .tunable import Tunable, counted, freeze_backbone
 
 def tune(model: nn.Module, method: Method, plan: Any) -> Tunable:
     """Put a `PlainLora` in the place of each of the layers."""
-    targets = attention_matrices(model)
+    targets = attention_matrices(model, method.head)
     check_rank("method", method.size, (linear.weight.shape for linear in targets.values()))
-    freeze_backbone(model)
+    freeze_backbone(model, method.head)
     for name, linear in targets.items():
         replace_module(model, name, PlainLora(linear, method.size))
-    return counted(model, folding(targets))
+    return counted(model, folding(targets), head=method.head)
 
 
 class PlainLora(nn.Module):

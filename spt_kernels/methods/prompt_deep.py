@@ -24,11 +24,11 @@ def tune(model: nn.Module, method: Method, plan: Any) -> Tunable:
         raise ValueError(
             "method: deep prompts need a plain ViT: blocks, embed_dim, num_prefix_tokens"
         )
-    prompts = max(1, method.count(backbone_numel(model)) // (len(blocks) * width))
-    freeze_backbone(model)
+    prompts = max(1, method.count(backbone_numel(model, method.head)) // (len(blocks) * width))
+    freeze_backbone(model, method.head)
     for number, block in enumerate(blocks):
         blocks[number] = PromptedBlock(block, prompts, width, prefix)
-    return counted(model)
+    return counted(model, head=method.head)
 
 
 class PromptedBlock(nn.Module):

@@ -18,7 +18,7 @@ __all__ = ["DiagonalLinear", "plan", "tune"]
 
 def tune(model: nn.Module, method: Method, plan: Plan) -> Tunable:
     """Put a `DiagonalLinear` in the place of every matrix of the plan."""
-    return tune_entries(model, plan, DiagonalLinear, "trained")
+    return tune_entries(model, method, plan, DiagonalLinear, "trained")
 
 
 class DiagonalLinear(nn.Module):

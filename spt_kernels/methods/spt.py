@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from ..model import head_names
 from ..plan import Plan, allocate
 from ..sensitivity import Sensitivity
 from .method import DEFAULT_BUDGET, DEFAULT_RANK, Method
@@ -15,8 +16,14 @@ def plan(model: nn.Module, method: Method, sensitivity: Sensitivity) -> Plan:
     """Spend the budget by the scores; `-structured` leaves out what no module took the place of.
 
     Raises:
-        ValueError: as `allocate`, or `-structured` has no module left.
+        ValueError: as `allocate`, or `-structured` has no module left, or the method's head is not
+            that of the sensitivity.
     """
+    if method.head is not None and head_names(model, method.head) != sensitivity.head:
+        raise ValueError(
+            f"head: {method.head!r} is not the head that the sensitivity was measured with, which "
+            f"is {', '.join(sensitivity.head) or 'none'}: leave it out, or measure again with it"
+        )
     made = allocate(
         sensitivity,
         DEFAULT_BUDGET if method.budget is None else method.budget,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -18,12 +19,21 @@ from torch import Tensor, nn
 from ..errors import BaseModelMismatch, DeltaFormatError
 from ..files import checked_file
 from ..files.atomic import write_atomically
-from ..model import backbone_numel, candidate_names, describe, head_names, head_numel
+from ..model import (
+    HeadPatterns,
+    backbone_numel,
+    describe,
+    head_names,
+    head_numel,
+    possible_names,
+)
 from ..optim import SparseAdamW, param_groups
 from ..plan import LoraSpec, Plan
 from ..task import load_delta, merge, save_delta
 from ..task.file.fingerprint import Fingerprint
 from ..tuning import apply
+
+IN_MODEL = "spt_kernels"  # of a safetensors header: where a whole model has its metadata, as JSON
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,7 @@ class Tunable:
         plan: what was applied, None where nothing was.
         fold: makes the plain model of the trained one, in place; None where nothing can.
         file: what `save` writes: the `"task"`, what was `"trained"`, or the whole `"model"`.
+        in_head: how many values of the head change.
     """
 
     model: nn.Module
@@ -43,6 +54,7 @@ class Tunable:
     plan: Plan | None = None
     fold: Callable[[nn.Module], nn.Module] | None = None
     file: str = "trained"
+    in_head: int = 0
 
     def optimizer(
         self,
@@ -63,16 +75,26 @@ class Tunable:
         vars(plain).pop("spt_method", None)  # it may be tuned anew
         return plain
 
-    def save(self, path: str | os.PathLike[str]) -> int:
-        """Write what was learnt, whole or not at all, and return the size of the file in bytes."""
+    def save(
+        self, path: str | os.PathLike[str], metadata: Mapping[str, Any] = MappingProxyType({})
+    ) -> int:
+        """Write what was learnt, whole or not at all, and return the size of the file in bytes.
+
+        Args:
+            path: of the file.
+            metadata: what else it is to tell, as JSON values by name.
+        """
         if self.file == "task":
-            return save_delta(self.model, path)
+            return save_delta(self.model, path, metadata=metadata)
         if self.file == "trained":
             base = {name: own.to_json() for name, own in self._base().items()}
             document = {"model_name": type(self.model).__name__, "base": base}
+            if metadata:
+                document["metadata"] = dict(metadata)
             return checked_file.write(path, "trained", document, self._state())
         state = {n: t.detach().cpu().contiguous() for n, t in self.model.state_dict().items()}
-        file = save(state)
+        # under one key: the order of several would be another at each time
+        file = save(state, {IN_MODEL: json.dumps(dict(metadata))} if metadata else None)
         write_atomically(path, file)
         return len(file)
 
@@ -170,7 +192,9 @@ def applied(model: nn.Module, plan: Plan | None) -> Tunable:
     assert plan is not None
     apply(model, plan)
     fold = None if plan.kind == "adapter" and plan.structured else merge
-    return Tunable(model, plan.num_trainable, plan, fold, "task")
+    tuning: Any = model.spt_tuning
+    in_head = sum(base.numel() for base in tuning.base_head.values())
+    return Tunable(model, plan.num_trainable, plan, fold, "task", in_head)
 
 
 def counted(
@@ -178,6 +202,7 @@ def counted(
     fold: Callable[[nn.Module], nn.Module] | None = None,
     file: str = "trained",
     *,
+    head: HeadPatterns | None = None,
     in_head: int | None = None,
 ) -> Tunable:
     """A model that trains, whole, every parameter that requires a gradient.
@@ -186,11 +211,12 @@ def counted(
         model: ready to train.
         fold: as `Tunable` has it.
         file: likewise.
-        in_head: how much of what is trained is the head; by default `head_numel` tells.
+        head: of the model, as `head_names` has it.
+        in_head: how much of what is trained is the head, where `head` cannot tell.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    trained -= head_numel(model) if in_head is None else in_head
-    return Tunable(model, trained, fold=fold, file=file)
+    in_head = head_numel(model, head) if in_head is None else in_head
+    return Tunable(model, trained - in_head, fold=fold, file=file, in_head=in_head)
 
 
 def as_it_is(model: nn.Module) -> nn.Module:
@@ -202,22 +228,25 @@ def plan_of(
     model: nn.Module,
     unstructured: Mapping[str, Tensor] = MappingProxyType({}),
     structured: Mapping[str, LoraSpec] = MappingProxyType({}),
+    *,
+    head: HeadPatterns | None = None,
 ) -> Plan:
     """A plan for `model` that no scores were asked for."""
     info = describe(model)
     return Plan(
         unstructured=unstructured,
         structured=structured,
-        info={name: info[name] for name in candidate_names(model)},
-        head=head_names(model),
+        info={name: info[name] for name in possible_names(model, head=head)},
+        head=head_names(model, head),
         model_name=type(model).__name__,
         kind="lora" if structured else None,
-        backbone_numel=backbone_numel(model),
+        backbone_numel=backbone_numel(model, head),
+        head_source="names" if head is None else "given",
     )
 
 
-def freeze_backbone(model: nn.Module) -> None:
-    """Train the head alone."""
+def freeze_backbone(model: nn.Module, head: HeadPatterns | None = None) -> None:
+    """Train the head alone, which is as `head_names` has it."""
     model.requires_grad_(False)
-    for name in head_names(model):
+    for name in head_names(model, head):
         model.get_parameter(name).requires_grad_()

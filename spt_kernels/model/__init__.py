@@ -1,16 +1,21 @@
 """What a model is: its parameters and what they are for, its head, what it must be to be tuned."""
 
-from .anatomy import backbone_numel, candidate_names, head_names, head_numel, stem_names
+from .anatomy import backbone_numel, candidate_names, head_numel, possible_names, stem_names
+from .head import HeadPatterns, HeadSource, head_line, head_names
 from .parameter_info import ParameterInfo, RowBlock, describe, guess
 
 __all__ = [
+    "HeadPatterns",
+    "HeadSource",
     "ParameterInfo",
     "RowBlock",
     "backbone_numel",
     "candidate_names",
     "describe",
     "guess",
+    "head_line",
     "head_names",
     "head_numel",
+    "possible_names",
     "stem_names",
 ]

@@ -1,16 +1,17 @@
-"""Which parameters of a model are its head, its stem, and the candidates for tuning."""
+"""Which parameters of a model are its stem, its backbone, and the candidates for tuning."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from torch import nn
 
+from .head import HeadPatterns, config_entry, head_names, is_timm
 from .parameter_info import describe
+from .reparametrised import check_own_weights
 
 _TUNABLE_KINDS = frozenset({"linear", "functional", "conv2d", "norm", "bias"})
-_HEAD_ATTRIBUTES = ("head", "head_dist", "fc", "classifier", "heads")
 _STEM_ATTRIBUTES = frozenset(
     {"patch_embed", "patch_embeds", "patch_embeddings", "embeddings", "stem", "conv_stem"}
     | {"conv_proj", "pixel_embed"}
@@ -22,30 +23,15 @@ _STEM_PREFIXES = ("features.0", "features.conv0", "features.norm0")
 _FIRST_CONVOLUTIONS = frozenset({"conv1", "conv_stem"})  # their norm is a sibling named `bn1`
 
 
-def head_names(model: nn.Module) -> tuple[str, ...]:
-    """Name the parameters of the classifier head or heads, in the model's order.
-
-    A timm model says itself which module that is; any other has it in an attribute called `head`,
-    `head_dist`, `fc`, `classifier` or `heads`. Empty when there is none.
-    """
-    heads: list[nn.Module] = []
-    for host in _timm_models(model):
-        heads += _timm_heads(host)
-    if not _is_timm(model):
-        heads += [module for name, module in model.named_children() if name in _HEAD_ATTRIBUTES]
-    inside = {id(parameter) for head in heads for parameter in head.parameters()}
-    return tuple(name for name, parameter in model.named_parameters() if id(parameter) in inside)
+def backbone_numel(model: nn.Module, head: HeadPatterns | None = None) -> int:
+    """Count the parameters of a model outside its head, which is as `head_names` has it."""
+    names = set(head_names(model, head))
+    return sum(p.numel() for name, p in model.named_parameters() if name not in names)
 
 
-def backbone_numel(model: nn.Module) -> int:
-    """Count the parameters of a model outside its head."""
-    head = set(head_names(model))
-    return sum(p.numel() for name, p in model.named_parameters() if name not in head)
-
-
-def head_numel(model: nn.Module) -> int:
-    """Count the parameters of a model's head."""
-    return sum(model.get_parameter(name).numel() for name in head_names(model))
+def head_numel(model: nn.Module, head: HeadPatterns | None = None) -> int:
+    """Count the parameters of a model's head, which is as `head_names` has it."""
+    return sum(model.get_parameter(name).numel() for name in head_names(model, head))
 
 
 def stem_names(model: nn.Module) -> tuple[str, ...]:
@@ -56,8 +42,8 @@ def stem_names(model: nn.Module) -> tuple[str, ...]:
         parts = name.split(".")
         if len(parts) <= 2 and parts[-1] in _STEM_ATTRIBUTES:
             prefixes.add(name)
-        if _is_timm(module):
-            for first in _config_entry(module, "first_conv"):
+        if is_timm(module):
+            for first in config_entry(module, "first_conv"):
                 prefixes.add(_widen(modules, f"{name}.{first}" if name else first))
     if "conv1" in modules and "bn1" in modules:
         prefixes.add("conv1")
@@ -74,7 +60,11 @@ def stem_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def candidate_names(
-    model: nn.Module, include: Iterable[str] = (), exclude: Iterable[str] = ()
+    model: nn.Module,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    *,
+    head: HeadPatterns | None = None,
 ) -> list[str]:
     """Name the parameters that may be tuned, in the model's order.
 
@@ -86,6 +76,27 @@ def candidate_names(
         model: any module.
         include: shell-style patterns over full parameter names, added to the default.
         exclude: patterns taken away from the result; they win over `include`.
+        head: as `head_names` has it.
+
+    Raises:
+        ValueError: a pattern matches no parameter, or nothing is left, or a layer computes its
+            weight from other parameters (`check_own_weights`).
+    """
+    chosen = possible_names(model, include, exclude, head=head)
+    excluded = _matching(describe(model), exclude, "exclude")
+    left_out = {*head_names(model, head), *stem_names(model), *excluded}
+    check_own_weights(model, chosen, left_out)
+    return chosen
+
+
+def possible_names(
+    model: nn.Module,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    *,
+    head: HeadPatterns | None = None,
+) -> list[str]:
+    """As `candidate_names`, where it is not decided yet what the head is: layers are not looked at.
 
     Raises:
         ValueError: a pattern matches no parameter, or nothing is left.
@@ -96,7 +107,7 @@ def candidate_names(
         for name, what in info.items()
         if what.kind in _TUNABLE_KINDS or name.endswith(_BARE_BIASES)
     }
-    chosen -= {*head_names(model), *stem_names(model), *_shared_names(model)}
+    chosen -= {*head_names(model, head), *stem_names(model), *_shared_names(model)}
     chosen |= _matching(info, include, "include")
     chosen -= _matching(info, exclude, "exclude")
     if not chosen:
@@ -126,37 +137,6 @@ def _matching(names: Iterable[str], patterns: Iterable[str], argument: str) -> s
             raise ValueError(f"{argument}: pattern {pattern!r} matches no parameter of the model")
         result.update(found)
     return result
-
-
-def _is_timm(module: nn.Module) -> bool:
-    return any(
-        hasattr(module, name) for name in ("pretrained_cfg", "default_cfg", "get_classifier")
-    )
-
-
-def _timm_models(model: nn.Module) -> Iterator[nn.Module]:
-    # a timm model may be wrapped, as `backbone`
-    for name, module in model.named_modules():
-        if name.count(".") <= 1 and _is_timm(module):
-            yield module
-
-
-def _timm_heads(model: nn.Module) -> list[nn.Module]:
-    modules = dict(model.named_modules())
-    named = [modules[name] for name in _config_entry(model, "classifier") if name in modules]
-    if named:
-        return named
-    get_classifier = getattr(model, "get_classifier", None)
-    found = get_classifier() if callable(get_classifier) else ()
-    found = found.values() if isinstance(found, Mapping) else found
-    found = [found] if isinstance(found, nn.Module) else found
-    return [module for module in found or () if isinstance(module, nn.Module)]
-
-
-def _config_entry(model: nn.Module, key: str) -> tuple[str, ...]:
-    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
-    value = config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
-    return (value,) if isinstance(value, str) else tuple(value or ())
 
 
 def _widen(modules: Mapping[str, nn.Module], name: str) -> str:

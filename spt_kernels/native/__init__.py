@@ -13,6 +13,8 @@ from .module import (
     limit_instruction_set,
     why_unavailable,
 )
+from .rebuild_layer_norm import launch as launch_rebuild_layer_norm
+from .rebuild_layer_norm import rebuild_layer_norm
 from .sparse_adamw import AdamWPlan, sparse_adamw
 from .sparse_weight_grad import launch as launch_sparse_weight_grad
 from .sparse_weight_grad import sample_block, sparse_weight_grad
@@ -28,8 +30,10 @@ __all__ = [
     "dropout",
     "fingerprint",
     "instruction_set",
+    "launch_rebuild_layer_norm",
     "launch_sparse_weight_grad",
     "limit_instruction_set",
+    "rebuild_layer_norm",
     "sample_block",
     "sparse_adamw",
     "sparse_weight_grad",

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from .. import native
 from ..reference import rebuild_input as reference
 from .launching import on_card
 
@@ -113,21 +115,31 @@ torch.library.define(
 )
 
 
-def launch_layer_norm(input: Tensor, mean: Tensor, *others: Any) -> Tensor:
+def launch_layer_norm(
+    input: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    normalized_ndim: int,
+    dtype: torch.dtype,
+) -> Tensor:
     """`rebuild_layer_norm` of tensors of known dtypes and one device, a CPU's or a card's."""
+    n_rows = input.shape[:-normalized_ndim].numel()
+    if mean.numel() != n_rows:  # the public function says what does not fit
+        return rebuild_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
     if input.is_cpu:
-        return _layer_norm_on_cpu(input, mean, *others)
-    *_, normalized_ndim, _ = others
-    if mean.numel() != input.shape[: input.dim() - normalized_ndim].numel():
-        return rebuild_layer_norm(input, mean, *others)  # which says what does not fit
+        return _layer_norm_on_cpu(input, mean, rstd, weight, bias, normalized_ndim, dtype)
     from ..kernels import rebuild_input as kernels
 
     with on_card(input.device):
-        return kernels.rebuild_layer_norm(input, mean, *others)
+        return kernels.rebuild_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
 
 
 def launch_gelu(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
     """`rebuild_gelu` without its checks, for a tensor on a CPU or a card."""
+    if input.dtype is dtype:
+        return F.gelu(input, approximate=approximate)  # the very call of the forward
     if input.is_cpu:
         return reference.rebuild_gelu(input, approximate, dtype)
     from ..kernels import rebuild_input as kernels
@@ -145,15 +157,20 @@ def _layer_norm_on_cpu(
     normalized_ndim: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The reference, less what does nothing to fp32 values whose statistics have their shape."""
-    tensors = (input, mean, rstd, *(t for t in (weight, bias) if t is not None))
-    plain = input.is_contiguous() and mean.dim() == input.dim() and dtype is torch.float32
-    if not plain or any(tensor.dtype is not torch.float32 for tensor in tensors):
-        return reference.rebuild_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
-    y = torch.sub(input, mean).mul_(rstd)
-    if weight is not None:
-        y.mul_(weight)
-    return y if bias is None else y.add_(bias)
+    tensors = (input, mean, rstd) if weight is None else (input, mean, rstd, weight)
+    for tensor in tensors if bias is None else (*tensors, bias):
+        if tensor.dtype is not torch.float32 or not tensor.is_contiguous():
+            break
+    else:
+        if native.available():
+            shape = input.shape
+            output = torch.empty(shape, dtype=dtype)
+            n_rows, n_columns = mean.numel(), shape[-normalized_ndim:].numel()
+            native.launch_rebuild_layer_norm(
+                input, mean, rstd, weight, bias, output, n_rows, n_columns
+            )
+            return output
+    return reference.rebuild_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
 
 
 for _device in ("cpu", "cuda"):

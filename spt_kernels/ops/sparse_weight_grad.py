@@ -30,6 +30,8 @@ _ENTRY_COSTS = {
 # Planning an entry, sorting it by column; packing an element; a cell of a tile at one token; a
 # dense product from Python: fitted on Zen 3, and near enough on Sapphire Rapids
 _PLAN_COST, _SORT_COST, _PACK_COST, _CELL_COST, _CALL_COST = 200.0, 200.0, 40.0, 1.3, 2.5e6
+# of fewer multiplications than this in fp32 the dense product is done before the entries are sorted
+_SMALL_PRODUCT = 2**19
 # below this density no entry costs more than the cells of the dense product that it replaces
 _DENSE_ABOVE = 0.1
 # of the dense product at most so many cells are in memory at a time (5 MiB) ...
@@ -191,6 +193,9 @@ def launch(grad_output: Tensor, input: Tensor, pattern: SparsePattern) -> Tensor
     if not input.is_cpu:
         return _launch_on_card(grad_output, input, pattern.index, pattern._tile_plan)
     index, plan, block = pattern.index, pattern._plan, pattern._block
+    n_products = input.shape[0] * pattern.out_features * pattern.in_features
+    if n_products <= _SMALL_PRODUCT and input.dtype is torch.float32:
+        return torch.mm(grad_output.t(), input).view(-1).index_select(0, index)
     # one that is dense enough for another way than the first has a plan
     are_rows = grad_output.stride(1) == input.stride(1) == 1 and input.shape[0]
     if plan or not are_rows or not native.available():

@@ -128,11 +128,15 @@ def _entry(member: Member, found_inf: Tensor | None) -> AdamWEntry:
     beta1, beta2 = group["betas"]
     if found_inf is not None:
         step = step * _is_finite(found_inf, step.device)  # 0 skips the entry
+    param, grad = member.param, member.grad.contiguous()
+    mean, square = member.state["exp_avg"], member.state["exp_avg_sq"]
+    if delta is not None and delta.whole:  # the op counts the entries of a delta in a row
+        param, grad, mean, square = (t.view(-1) for t in (param, grad, mean, square))
     return AdamWEntry(
-        param=member.param,
-        grad=member.grad.contiguous(),
-        exp_avg=member.state["exp_avg"],
-        exp_avg_sq=member.state["exp_avg_sq"],
+        param=param,
+        grad=grad,
+        exp_avg=mean,
+        exp_avg_sq=square,
         step=step,
         lr=group["lr"],
         beta1=float(beta1),

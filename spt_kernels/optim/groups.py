@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..layers import delta_of, tuned_modules
+from ..layers.parameter import AttachedParameters
+
 # Trained tokens and tables have two or more dimensions, yet decay pulls them to no useful place
 _NEVER_DECAYED = ("_token", "pos_embed", "_position_bias_table")
 
@@ -36,9 +39,12 @@ def param_groups(model: nn.Module, weight_decay: float = 1e-4) -> list[dict[str,
     named = sorted((name, p) for name, p in model.named_parameters() if p.requires_grad)
     if not named:
         raise ValueError("model has no trainable parameters: apply a plan to it first")
+    for module in tuned_modules(model).values():
+        if isinstance(module, AttachedParameters):
+            module.take_in_edits()
     ask = getattr(model, "no_weight_decay", None)
     exempt = set(ask()) if callable(ask) else set()
-    decays = {name: p.dim() >= 2 and not _is_exempt(name, exempt) for name, p in named}
+    decays = {name: p.dim() >= 2 and not _is_exempt(_base(name, p), exempt) for name, p in named}
     return [
         {
             "name": "decayed",
@@ -51,6 +57,12 @@ def param_groups(model: nn.Module, weight_decay: float = 1e-4) -> list[dict[str,
             "weight_decay": 0.0,
         },
     ]
+
+
+def _base(name: str, parameter: Tensor) -> str:
+    """The name of what is trained: of a parameter of 16 bits, not that of its values in fp32."""
+    delta = delta_of(parameter)
+    return name if delta is None or not delta.whole else name.removesuffix("_fp32")
 
 
 def _is_exempt(name: str, exempt: set[str]) -> bool:

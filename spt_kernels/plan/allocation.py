@@ -105,6 +105,7 @@ def allocate_each(
             info=sensitivity.info,
             budget=budget,
             head=sensitivity.head,
+            head_source=sensitivity.head_source,
             model_name=sensitivity.model_name,
             rule=rule,
             num_samples=sensitivity.num_samples,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..files import checked_file
-from ..model import ParameterInfo
+from ..model import HeadSource, ParameterInfo, head_line
+from ..model.head import head_source
 from . import table
 from .cell import Cell
 from .specs import AdapterSpec, LoraSpec
@@ -29,7 +30,7 @@ class Plan:
         info: every candidate parameter.
         selected: parameter name -> number of sensitive parameters (Eq. 4) per row block.
         budget: most parameters that may be trained, head not counted.
-        head: names of the classifier's parameters, trained in any case.
+        head: names of the head's parameters, trained whole in any case.
         model_name: the model that the scores were measured on, if known.
         rule: `"paper"` or `"published-code"`.
         kind: what structured tuning was asked for: `"lora"`, `"adapter"` or `None`.
@@ -38,6 +39,7 @@ class Plan:
         dropout: the LoRA dropout asked for.
         num_samples: how many samples the sensitivity was summed over; 0 if unknown.
         backbone_numel: parameters of the model without its head; 0 if unknown.
+        head_source: where the head is known from, as `Sensitivity.head_source`.
     """
 
     unstructured: Mapping[str, Tensor]
@@ -54,6 +56,7 @@ class Plan:
     dropout: float = 0.1
     num_samples: int = 0
     backbone_numel: int = 0
+    head_source: HeadSource = ""
 
     def __post_init__(self) -> None:
         for name in ("unstructured", "structured", "info", "selected"):
@@ -67,6 +70,25 @@ class Plan:
         # mapping proxies cannot be pickled, so a plan travels as plain dicts and is checked again
         values = (getattr(self, f.name) for f in fields(self))
         return Plan, tuple(dict(v) if isinstance(v, Mapping) else v for v in values)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether two plans say the same, in whatever order they name it."""
+        if not isinstance(other, Plan):
+            return NotImplemented
+        mine, theirs = self.unstructured, other.unstructured
+        return (
+            all(
+                getattr(self, f.name) == getattr(other, f.name)
+                for f in fields(self)
+                if f.name != "unstructured"
+            )
+            and mine.keys() == theirs.keys()
+            and all(torch.equal(positions, theirs[name]) for name, positions in mine.items())
+        )
+
+    def __hash__(self) -> int:
+        # positions are left out: equal plans have equal hashes all the same
+        return hash((self.model_name, self.budget, self.kind, self.rank, tuple(sorted(self.info))))
 
     def __repr__(self) -> str:
         return (
@@ -89,8 +111,18 @@ class Plan:
         """All trained parameters but the head; never above `budget`."""
         return self.num_unstructured + self.num_structured
 
+    @property
+    def shortfall(self) -> str:
+        """Why structured tuning was asked for and there is none, in words; empty where there is."""
+        if self.kind is None or self.structured:
+            return ""
+        return (
+            f"no matrix reaches what {table.KINDS[self.kind]} of rank {self.rank} costs: a smaller "
+            "rank or a larger budget puts some"
+        )
+
     def cells(self) -> dict[tuple[str, str], Cell]:
-        """The plan by (block, operation), both in the order of the model.
+        """The plan by (block, operation), both in the order of the model, blocks by their numbers.
 
         Biases and norms are gathered under the operations `"bias"` and `"norm"`, whatever they
         belong to.
@@ -115,12 +147,19 @@ class Plan:
                 cell = Cell(numel, selected, unstructured, structured)
                 key = (info.block, operation)
                 cells[key] = cells.get(key, Cell()) + cell
-        return cells
+        # names that come from a file, or from a dict of one's own, may be in another order
+        places = {b: i for i, b in enumerate(table.in_numeric_order(b for b, _ in cells))}
+        return dict(sorted(cells.items(), key=lambda item: places[item[0][0]]))
 
-    def summary(self) -> str:
-        """An aligned text table: trained parameters by block and by operation."""
-        cells = table.render(self.cells(), self.kind)
-        return "\n".join([*_title(self), "", "trained parameters by block and operation", *cells])
+    def summary(self, width: int = table.WIDTH) -> str:
+        """An aligned text table: trained parameters by block and by operation.
+
+        Args:
+            width: most characters of a line; a wider table is broken into several.
+        """
+        lines = [part for line in _title(self) for part in table.wrapped(line, 12, width)]
+        lines += ["", *table.wrapped("trained parameters by block and operation", 0, width)]
+        return "\n".join([*lines, *table.render(self.cells(), self.kind, width)])
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the positions, ready for `json.dumps`."""
@@ -139,6 +178,7 @@ class Plan:
         values = dict(document)
         try:
             values["structured"] = {n: _spec(d) for n, d in document["structured"].items()}
+            values["head_source"] = head_source(document.get("head_source", ""))  # not in old files
             values["info"] = {n: ParameterInfo.from_json(d) for n, d in document["info"].items()}
             values["selected"] = {n: tuple(c) for n, c in document["selected"].items()}
             # in the order of the model, which a file of tensors does not keep
@@ -173,14 +213,13 @@ def _title(plan: Plan) -> list[str]:
     lines.append(f"trained     {plan.num_trainable:,} of a budget of {plan.budget:,}{of_all}")
     matrices = sum(len(spec.rows) for spec in plan.structured.values())
     lines.append(f"structured  {plan.num_structured:,} in {table.count(matrices, 'module')}")
+    if plan.shortfall:
+        lines.append(f"            {plan.shortfall}")
     touched = sum(positions.numel() > 0 for positions in plan.unstructured.values())
     lines.append(
         f"single      {plan.num_unstructured:,} in {table.count(touched, 'parameter tensor')}"
     )
-    if plan.head:
-        sizes = [plan.info[name].numel for name in plan.head if name in plan.info]
-        size = f"{sum(sizes):,} in " if len(sizes) == len(plan.head) else ""
-        lines.append(f"head        {size}{', '.join(plan.head)} (trained besides, not counted)")
+    lines.append(f"head        {head_line(plan.head, plan.head_source, plan.info)}")
     return lines
 
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterable, Mapping
 
 from .cell import Cell
 
 KINDS = {"lora": "LoRA", "adapter": "Adapter"}
 _WORDS = {"lora": "LoRA", "adapter": "Adapt"}  # no wider than a number
+WIDTH = 80  # columns of a terminal that was not asked
+_GAP = "  "
 
 
-def render(cells: Mapping[tuple[str, str], Cell], kind: str | None) -> list[str]:
-    """The lines of the table of `Plan.summary`: 80 columns for a ViT, below 100 for a Swin.
+def render(
+    cells: Mapping[tuple[str, str], Cell], kind: str | None, width: int = WIDTH
+) -> list[str]:
+    """The lines of the table of `Plan.summary`, broken into several where it would be too wide.
 
     Args:
         cells: by (block, operation), as `Plan.cells` gives them.
         kind: of structured tuning, `"lora"`, `"adapter"` or None.
+        width: most characters of a line.
     """
     blocks = list(dict.fromkeys(block for block, _ in cells))
     operations = ordered(operation for _, operation in cells)
@@ -37,13 +44,14 @@ def render(cells: Mapping[tuple[str, str], Cell], kind: str | None) -> list[str]
     table.append(["all", *map(_short, columns), _short(whole), _share(whole, whole)])
     table.append(["share", *(_share(column, whole) for column in columns), _share(whole, whole)])
 
-    lines = _aligned(table)
+    lines = _aligned(table, width)
     if kind and any(cell.structured for cell in cells.values()):
         word = _WORDS[kind]
         article = "an" if kind == "adapter" else "a"
-        lines.append(f"{word}: {article} {KINDS[kind]} in place of single parameters")
+        legend = [f"{word}: {article} {KINDS[kind]} in place of single parameters"]
         if any(cell.structured and cell.unstructured for cell in cells.values()):
-            lines.append(f"{word}+: and single parameters besides")
+            legend.append(f"{word}+: and single parameters besides")
+        lines += [part for line in legend for part in wrapped(line, len(word) + 2, width)]
     return lines
 
 
@@ -90,14 +98,48 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-def _aligned(table: list[list[str]]) -> list[str]:
+def in_numeric_order(names: Iterable[str]) -> list[str]:
+    """Each name once, `blocks.2` before `blocks.10`, all else in the order in which it comes."""
+    parts = {name: re.split(r"(\d+)", name) for name in dict.fromkeys(names)}
+    first: dict[tuple[str, ...], int] = {}  # beginnings of names, by where they come first
+    for place, split in enumerate(parts.values()):
+        for end in range(1, len(split) + 1, 2):
+            first.setdefault(tuple(split[:end]), place)
+
+    def key(name: str) -> list[int]:
+        split = parts[name]  # words and numbers take turns, so that like is compared with like
+        return [int(p) if i % 2 else first[tuple(split[: i + 1])] for i, p in enumerate(split)]
+
+    return sorted(parts, key=key)
+
+
+def wrapped(line: str, indent: int, width: int) -> list[str]:
+    """A line of prose as lines of at most `width`; what follows the first is indented."""
+    return textwrap.wrap(
+        line,
+        width,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _aligned(table: list[list[str]], width: int) -> list[str]:
+    """The first column with as many of the others as fit, then with the next ones."""
     n_columns = len(table[0])
     table = [row + [""] * (n_columns - len(row)) for row in table]
     widths = [max(len(row[column]) for row in table) for column in range(n_columns)]
-    return [
-        "  ".join(
-            text.ljust(width) if column == 0 else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
+    parts: list[list[int]] = [[]]
+    for column in range(1, n_columns):
+        taken = [0, *parts[-1], column]
+        if parts[-1] and sum(widths[c] for c in taken) + len(_GAP) * (len(taken) - 1) > width:
+            parts.append([])
+        parts[-1].append(column)
+    lines: list[str] = []
+    for part in parts:
+        lines += [""] * bool(lines)
+        lines += [
+            _GAP.join([row[0].ljust(widths[0]), *(row[c].rjust(widths[c]) for c in part)]).rstrip()
+            for row in table
+        ]
+    return lines

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..model import candidate_names, describe, head_names
+from ..model import (
+    HeadPatterns,
+    HeadSource,
+    ParameterInfo,
+    candidate_names,
+    describe,
+    head_line,
+    head_names,
+    possible_names,
+)
 from ..model.check import check_trainable_itself
-from .per_sample.batches import take_samples
+from .per_sample.batches import Samples
+from .per_sample.counted import on_first_counted
+from .per_sample.last import last_before_loss
 from .per_sample.losses import PerSampleLoss
-from .per_sample.measurement import measure
+from .per_sample.measurement import forked_random_state, logger, measure
 from .per_sample.progress import reporting
 from .per_sample.restoration import borrowed
 from .scores import Sensitivity, check_num_samples
@@ -29,6 +41,7 @@ def measure_sensitivity(
     *,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    head: HeadPatterns | None = None,
     device: torch.device | str | None = None,
     train: bool = False,
     progress: bool | Callable[[int, int], None] = True,
@@ -43,9 +56,18 @@ def measure_sensitivity(
     and `Sensitivity.fallback` name them.
 
     Candidates are weights and biases of all Linear, Conv2d and norm modules but those of head and
-    stem; tokens, tables and scales can be added by pattern, and so can head and stem. The model is
-    left as it was: mode, `requires_grad`, gradients, buffers, hooks. Its dropout, when `train` is
-    set, draws from the global random state; nothing else does.
+    stem; tokens, tables and scales can be added by pattern, and so can head and stem. The head is
+    what comes last on the way to the loss, whatever it is called: the layers after which nothing
+    with a matrix follows. A model whose loss reads features (what a norm made, or a residual sum)
+    has none. `Sensitivity.head` and `head_source` tell what was found, and so does a log line.
+
+    A parameter that no sample's loss depends on (an unused tower, an auxiliary head) scores 0, and
+    a log line and `Sensitivity.idle` name it. A sample without labels, of which every target is the
+    loss function's `ignore_index`, or of which the loss is NaN whatever the output, or a constant,
+    counts as none, and another one is drawn in its place.
+
+    The model is left as it was: mode, `requires_grad`, gradients, buffers, hooks. Its dropout, when
+    `train` is set, draws from the global random state; nothing else does.
 
     Args:
         model: called as `model(input)`.
@@ -55,8 +77,11 @@ def measure_sensitivity(
         num_samples: how many samples to use, exactly; all there are when `batches` has fewer
             (`Sensitivity.num_samples` tells).
         include: shell-style patterns of parameter names to measure besides the default candidates.
-            What is included of the head is no longer part of `Sensitivity.head`.
+            What is included of a head that was found is no longer part of it.
         exclude: patterns of names to leave out.
+        head: what to train whole, outside any budget, instead of what is found: names of parameters
+            or modules, or patterns of them, as `"score"` or `["decode_head.*"]`; `()` or `"none"`
+            for nothing. None of it is measured.
         device: where batches are moved; by default where the model is.
         train: measure in training mode instead of eval mode.
         progress: draw a bar on a terminal; or a function called with (samples done, wanted).
@@ -66,35 +91,33 @@ def measure_sensitivity(
 
     Raises:
         TypeError: an argument, or the labels, are of the wrong type.
-        ValueError: no samples; labels out of range; a loss that is no scalar, not finite, fails, or
-            does not depend on the model; samples that influence each other; a pattern that matches
-            nothing; scores that are not finite, or all zero; a model that is compiled, wrapped
-            for data parallelism, tuned, on the meta device, or made in inference mode.
+        ValueError: no samples, or none with a label; labels out of range; a loss that is no scalar,
+            not finite, fails, or depends on nothing of the model that is measured; samples that
+            influence each other; a pattern that matches nothing; scores that are not finite, or all
+            zero; a model that is compiled, wrapped for data parallelism, tuned, on the meta device,
+            or made in inference mode.
     """
     _check_model(model)
     check_num_samples(num_samples)
     loss = PerSampleLoss(loss_fn)
-    names = candidate_names(model, include, exclude)
-    described = describe(model)
-    info = {name: described[name] for name in names}
     parameters = dict(model.named_parameters())
-    where = torch.device(device) if device is not None else parameters[names[0]].device
-    tokens = tuple(
-        name
-        for name, what in info.items()
-        if what.kind == "other" and len(what.shape) > 1 and what.shape[0] == 1
-    )
-    linears = {
-        name: model.get_submodule(name.rpartition(".")[0])
-        for name, what in info.items()
-        if what.kind == "linear"
-    }
+    given = None if head is None else head_names(model, head)
+    # before any sample is drawn
+    every = possible_names(model, include, exclude, head=given or ())
+    where = torch.device(device) if device is not None else parameters[every[0]].device
+    samples = Samples(batches, num_samples, where, loss.labelled)
     with borrowed(model, train=train), reporting(progress, num_samples) as report:
-        taken = take_samples(batches, num_samples, where)
+        last = _found_head(model, loss, samples, include) if given is None else given
+        names = candidate_names(model, include, exclude, head=last)
+        if given is not None:  # in spite of what is included
+            names = [name for name in names if name not in given]
+            if not names:
+                raise ValueError(f"head: {head!r} leaves nothing to measure")
+        info, tokens, linears = _described(model, names)
         scores, n_measured, methods = measure(
             model,
             loss,
-            taken,
+            samples,
             names,
             tokens,
             linears.values(),
@@ -106,20 +129,83 @@ def measure_sensitivity(
             module not in methods.called
         ):  # BEiT, EVA and Swin V2 read the weight of `qkv` themselves
             info[name] = replace(info[name], kind="functional")
-    heads = head_names(model)
+    remaining = tuple(name for name in last if name not in info)
+    # a head all of which is included has been decided on
+    source: HeadSource = "loss" if given is None and (remaining or not last) else "given"
+    level = logging.INFO if remaining or source == "given" else logging.WARNING
+    logger.log(level, "head: %s", head_line(remaining, source, info))
     return Sensitivity(
         scores=scores,
         info=info,
         num_samples=n_measured,
         model_name=_model_name(model),
-        head=tuple(name for name in heads if name not in info),
+        head=remaining,
         backbone_numel=sum(
             parameter.numel()
             for name, parameter in parameters.items()
-            if name in info or name not in heads
+            if name in info or name not in last
         ),
         fallback=methods.one_by_one,
+        head_source=source,
+        idle=methods.idle,
     )
+
+
+def _found_head(
+    model: nn.Module, loss: PerSampleLoss, samples: Samples, include: Iterable[str]
+) -> tuple[str, ...]:
+    """The parameters that come last before the loss, if there is more to the model than these."""
+    with forked_random_state(model.parameters()):
+        last = on_first_counted(
+            model, loss, samples, lambda batch: last_before_loss(model, loss, batch)
+        )
+    others = set(possible_names(model, include, head=())).difference(last)
+    return last if others else ()
+
+
+def _described(
+    model: nn.Module, names: Collection[str]
+) -> tuple[dict[str, ParameterInfo], tuple[str, ...], dict[str, nn.Module]]:
+    """What each parameter is; which are tokens of all samples; and the layers of matrices."""
+    described = describe(model)
+    info = {name: described[name] for name in names}
+    tokens = tuple(
+        name
+        for name, what in info.items()
+        if what.kind == "other" and len(what.shape) > 1 and what.shape[0] == 1
+    )
+    linears = {
+        name: model.get_submodule(name.rpartition(".")[0])
+        for name, what in info.items()
+        if what.kind == "linear"
+    }
+    return info, tokens, linears
+
+
+@torch.inference_mode(False)
+def find_head(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss_fn: Callable[[Any, Any], Tensor] = F.cross_entropy,
+) -> tuple[str, ...]:
+    """Name the parameters of a model's head as `measure_sensitivity` finds it.
+
+    One forward pass of two samples is enough. The model is left as it was.
+
+    Args:
+        model: called as `model(input)`, where it is.
+        batches: yields `(input, target)` pairs.
+        loss_fn: `loss_fn(output, target)`, a scalar.
+
+    Returns:
+        Names in the model's order; none where the loss reads features, or there is nothing else.
+    """
+    _check_model(model)
+    loss = PerSampleLoss(loss_fn)
+    where = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    samples = Samples(batches, 2, where, loss.labelled)
+    with borrowed(model, train=False):
+        return _found_head(model, loss, samples, ())
 
 
 def _check_model(model: Any) -> None:

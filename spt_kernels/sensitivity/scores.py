@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..files import checked_file
-from ..model import ParameterInfo, guess
+from ..model import HeadPatterns, HeadSource, ParameterInfo, guess
+from ..model.head import as_patterns, head_source, matching_names
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -22,9 +24,13 @@ class Sensitivity(Mapping[str, Tensor]):
         info: what each of these parameters is.
         num_samples: how many samples were summed.
         model_name: of the model that was measured.
-        head: names of the classifier head's parameters, which are trained whatever the budget.
+        head: names of the head's parameters, which are trained whole, whatever the budget.
         backbone_numel: how many parameters the model has besides its head.
         fallback: names that were measured sample by sample with plain autograd.
+        head_source: where the head is known from: `"loss"`, as what comes last before it;
+            `"given"`, by the user; `"names"`; or `""` where nobody has decided, and an empty `head`
+            means that `apply` goes by names.
+        idle: names that no sample's loss depended on, and which therefore score 0.
     """
 
     scores: Mapping[str, Tensor]
@@ -34,6 +40,8 @@ class Sensitivity(Mapping[str, Tensor]):
     head: tuple[str, ...] = ()
     backbone_numel: int = 0
     fallback: tuple[str, ...] = ()
+    head_source: HeadSource = ""
+    idle: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if list(self.scores) != list(self.info):
@@ -56,6 +64,27 @@ class Sensitivity(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether two hold the same scores of the same measurement, on whichever device."""
+        if not isinstance(other, Sensitivity):
+            return NotImplemented
+        return (
+            all(
+                getattr(self, f.name) == getattr(other, f.name)
+                for f in fields(self)
+                if f.name != "scores"
+            )
+            and self.scores.keys() == other.scores.keys()
+            and all(
+                torch.equal(score.cpu(), other.scores[name].cpu())
+                for name, score in self.scores.items()
+            )
+        )
+
+    def __hash__(self) -> int:
+        # scores are left out: equal ones have equal hashes all the same
+        return hash((self.model_name, self.num_samples, self.backbone_numel, tuple(self.info)))
+
     def __repr__(self) -> str:
         numel = sum(what.numel for what in self.info.values())
         parts = [f"{len(self)} parameters of {numel:,} numbers", f"{self.num_samples} samples"]
@@ -63,6 +92,8 @@ class Sensitivity(Mapping[str, Tensor]):
             parts.insert(0, self.model_name)
         if self.fallback:
             parts.append(f"{len(self.fallback)} by fallback")
+        if self.idle:
+            parts.append(f"{len(self.idle)} idle")
         return f"Sensitivity({', '.join(parts)})"
 
     @classmethod
@@ -73,7 +104,7 @@ class Sensitivity(Mapping[str, Tensor]):
         *,
         info: Mapping[str, ParameterInfo] | None = None,
         model_name: str = "",
-        head: tuple[str, ...] = (),
+        head: HeadPatterns | None = None,
         backbone_numel: int | None = None,
     ) -> Sensitivity:
         """Make a sensitivity of one's own scores.
@@ -85,7 +116,11 @@ class Sensitivity(Mapping[str, Tensor]):
             info: what each parameter is, from `spt_kernels.model.describe(model)`; guessed from
                 names and shapes when left out.
             model_name: for the record.
-            head: names of the parameters that will be trained outside the budget.
+            head: what will be trained whole, outside the budget: names of parameters, or of modules
+                or patterns that `apply` is to find in the model; `()` or `"none"` for no head.
+                There being no model to look at, `apply` goes by names when it is left out: what a
+                timm model calls its classifier, or what is called `head`, `head_dist`, `fc`,
+                `classifier` or `heads`. Scores of the head are left out.
             backbone_numel: of what a budget below 1 is a share; by default of all scores.
 
         Raises:
@@ -105,15 +140,21 @@ class Sensitivity(Mapping[str, Tensor]):
             name: info[name] if info is not None else guess(name, tuple(tensor.shape))
             for name, tensor in tensors.items()
         }
+        patterns = () if head is None else as_patterns(head)
+        of_head = {n for p in patterns for n in matching_names(tensors, p)}
+        if of_head and len(of_head) == len(tensors):
+            raise ValueError(f"head: {head!r} is all that there are scores of")
+        scores = {n: tensor.detach().float() for n, tensor in tensors.items() if n not in of_head}
         if backbone_numel is None:
-            backbone_numel = sum(tensor.numel() for tensor in tensors.values())
+            backbone_numel = sum(score.numel() for score in scores.values())
         return cls(
-            scores={name: tensor.detach().float() for name, tensor in tensors.items()},
-            info=described,
+            scores=scores,
+            info={name: described[name] for name in scores},
             num_samples=num_samples,
             model_name=model_name,
-            head=tuple(head),
+            head=patterns,
             backbone_numel=backbone_numel,
+            head_source="" if head is None else "given",
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -125,6 +166,8 @@ class Sensitivity(Mapping[str, Tensor]):
             "head": list(self.head),
             "backbone_numel": self.backbone_numel,
             "fallback": list(self.fallback),
+            "head_source": self.head_source,
+            "idle": list(self.idle),
         }
         checked_file.write(path, "sensitivity", document, self.scores)
 
@@ -144,6 +187,9 @@ class Sensitivity(Mapping[str, Tensor]):
             head=tuple(document["head"]),
             backbone_numel=document["backbone_numel"],
             fallback=tuple(document["fallback"]),
+            # what older files do not have
+            head_source=head_source(document.get("head_source", "")),
+            idle=tuple(document.get("idle", ())),
         )
 
 

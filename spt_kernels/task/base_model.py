@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..layers import AdapterLinear, LoraLinear, SparseDelta, is_attached
+from ..layers import AdapterLinear, LoraLinear, SparseDelta
 from ..layers.delta_holder import DeltaHolder
-
-_TUNED = (LoraLinear, AdapterLinear, DeltaHolder)
 
 # A tensor, and the positions at which it counts as if it held other values: both None, or [nnz]
 BaseTensor = tuple[Tensor, Tensor | None, Tensor | None]
@@ -28,7 +26,7 @@ class BaseModel:
         buffers: name -> buffer that the state dict of the base model has, such as running
             statistics, or would have if it were not None as yet.
         owners: name of a buffer -> the module that has it, and its name there.
-        tuned: module name -> the tuned module there; of a LoRA on a sparse layer the outer one.
+        tuned: module name -> the tuned module there.
         deltas: parameter name -> its sparse delta.
         structured: name of a weight -> the LoRA or Adapter on it.
     """
@@ -47,9 +45,18 @@ class BaseModel:
         _walk(model, "", found, set())
         return found
 
-    def is_trained(self, name: str) -> bool:
-        """Whether something is trained on a parameter: a LoRA, an Adapter, or a delta of any."""
-        return name in self.structured or self.deltas[name].index.numel() > 0
+    @property
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """Parameters; of what is trained whole in fp32, those values."""
+        whole = {name: delta.delta for name, delta in self.deltas.items() if delta.whole}
+        return {**self.parameters, **whole}
+
+    def is_planned(self, name: str) -> bool:
+        """Whether there is on a parameter what a plan puts there: a LoRA, an Adapter, a delta."""
+        if name in self.structured:
+            return True
+        delta = self.deltas[name]
+        return not delta.whole and delta.index.numel() > 0
 
     def base_tensors(self, names: Collection[str]) -> dict[str, BaseTensor]:
         """Some parameters, with the positions at which the base has other values, and those."""
@@ -57,7 +64,9 @@ class BaseModel:
         for name, parameter in self.parameters.items():
             if name in names:
                 delta = self.deltas.get(name)
-                changed = (None, None) if delta is None else (delta.index, delta.original)
+                changed: tuple[Tensor | None, Tensor | None] = (None, None)
+                if delta is not None and not delta.whole:
+                    changed = (delta.index, delta.original)
                 found[name] = (parameter.detach(), *changed)
         return found
 
@@ -83,25 +92,23 @@ def is_data_parallel(model: nn.Module) -> bool:
 def _walk(module: nn.Module, prefix: str, found: BaseModel, seen: set[int]) -> None:
     """Add what is in a module, but for what is seen already: ids of modules and tensors."""
     seen.add(id(module))
-    owner = module
-    if isinstance(module, _TUNED):
+    added: set[str] = set()
+    if isinstance(module, DeltaHolder):
         found.tuned[prefix.removesuffix(".")] = module
         for local, delta in module.sparse_deltas().items():
             found.deltas[prefix + local] = delta
-            seen.add(id(delta.delta))
         if isinstance(module, (LoraLinear, AdapterLinear)):
             found.structured[f"{prefix}weight"] = module
-        if not is_attached(module):  # it stands where the plain one stood: the order is the base's
-            module = module.plain  # type: ignore[assignment]
+        added = set(module.added_names())
     for local, parameter in module._parameters.items():
-        if parameter is not None and id(parameter) not in seen:
+        if parameter is not None and local not in added and id(parameter) not in seen:
             found.parameters[prefix + local] = parameter
             seen.add(id(parameter))
     transient = module._non_persistent_buffers_set
     for local, buffer in module._buffers.items():
         if local not in transient:
             found.buffers[prefix + local] = buffer
-            found.owners[prefix + local] = owner if local in owner._buffers else module, local
+            found.owners[prefix + local] = module, local
     for local, child in module._modules.items():
         if child is not None and id(child) not in seen:
             _walk(child, f"{prefix}{local}.", found, seen)

@@ -106,10 +106,10 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 
     Everything is checked before the model is touched. When the model already holds a task of the
     same structure, the new values are copied into the same parameters, so that optimizers,
-    compiled code and data-parallel wrappers stay valid. Otherwise layers are replaced as `apply`
-    does. A head of another number of classes is replaced, and comes back with `unload`; so does
-    what the model says of its classes: `num_classes`, or `num_labels` and the names in a `config`
-    of transformers, which are those in the file's metadata where it has them.
+    compiled code and data-parallel wrappers stay valid. Otherwise layers are tuned as `apply` does.
+    A head of another number of classes is replaced, and comes back with `unload`; so does what the
+    model says of its classes: `num_classes`, or `num_labels` and the names in a `config` of
+    transformers, which are those in the file's metadata where it has them.
 
     The head and the deltas are trainable afterwards, the rest is frozen.
 

@@ -27,6 +27,7 @@ def dense_names(model: nn.Module, now: BaseModel) -> set[str]:
     """Names of parameters that are trained whole: the head, and whatever else is trainable."""
     tuning = tuning_of(model)
     trainable = {name for name, p in now.parameters.items() if p.requires_grad}
+    trainable |= {name for name in now.parameters.keys() & now.deltas if now.deltas[name].whole}
     return {*tuning.plan.head, *tuning.base_head, *trainable}
 
 
@@ -101,7 +102,7 @@ def _tuned_problem(now: BaseModel, tuning: Tuning) -> str | None:
             if before != after:
                 return f"{name} is {after}, planned for {before}: it {_REPLACED}; put it back"
     for name in [*now.deltas, *now.structured]:
-        if now.is_trained(name) and name not in {*plan.unstructured, *plan.structured}:
+        if now.is_planned(name) and name not in {*plan.unstructured, *plan.structured}:
             return f"{name} is tuned, but not by the plan that was applied: take that layer out"
     for name, positions in plan.unstructured.items():
         delta = now.deltas[name]

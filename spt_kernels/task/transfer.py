@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import LoraLinear, detach_parameters, is_attached, restore_deltas, write_deltas
+from ..layers import LoraLinear, restore_deltas, untune, write_deltas
 from ..model.replaced_head import fit_head, name_classes, restore_head
 from ..plan import Plan
-from ..tuning import apply_to_known, replace_module, unwatch_state_dicts
+from ..tuning import apply_to_known, train_whole, unwatch_state_dicts
 from .base_model import BaseModel
 from .file.fingerprint import Fingerprint
 from .file.format import TaskFile, structured_shapes
@@ -104,14 +104,14 @@ def capture(
 @torch.no_grad()
 def fill(model: nn.Module, now: BaseModel, task: Task) -> None:
     """Copy the task's values into a model tuned by its plan, and write the weights."""
-    tuning = tuning_of(model)
+    tuning, trained = tuning_of(model), now.trained_tensors
     for name, values in task.values.items():
         now.deltas[name].delta.copy_(values)
     for name, parts in task.structured.items():
         for local, part in parts.items():
             getattr(now.structured[name], local).copy_(part)
     for name in task.dense.keys() - now.buffers.keys():
-        now.parameters[name].copy_(task.dense[name])
+        trained[name].copy_(task.dense[name])
     buffers: Mapping[str, Tensor | None] = task.buffers
     if isinstance(task, TaskFile):
         buffers, classes = buffers_of(task, now), tuple(task.metadata.get("classes", ()))
@@ -146,8 +146,8 @@ def put(model: nn.Module, task: Task, digests: Mapping[str, str] = MappingProxyT
         known = {name: now.parameters[name].detach().clone() for name in extra}
         _change_tuning(model, base_head={**tuning_of(model).base_head, **known})
         for name in extra:
-            now.parameters[name].requires_grad_(True)
-        fill(model, now, task)
+            train_whole(model, name)
+        fill(model, BaseModel.of(model), task)
     except BaseException:
         drop(model, BaseModel.of(model))
         raise
@@ -165,11 +165,8 @@ def drop(model: nn.Module, now: BaseModel, *, merge: bool = False) -> None:
     else:
         restore_deltas(now.deltas.values())
         set_buffers(now, tuning.base_buffers)
-    for name, module in now.tuned.items():
-        if is_attached(module):
-            detach_parameters(module)
-        else:
-            replace_module(model, name, module.plain)  # type: ignore[arg-type]
+    for module in now.tuned.values():
+        untune(module)
     unwatch_state_dicts(model)
     del model.spt_tuning
     for name, flag in tuning.requires_grad.items():
@@ -182,7 +179,7 @@ def drop(model: nn.Module, now: BaseModel, *, merge: bool = False) -> None:
 
 def _collect(model: nn.Module, now: BaseModel, kept: Callable[[str, Tensor], Tensor]) -> HeldTask:
     """What a tuned model trains; `kept` makes of a name and a tensor what is held of it."""
-    plan = tuning_of(model).plan
+    plan, trained = tuning_of(model).plan, now.trained_tensors
     return HeldTask(
         plan,
         {name: kept(name, now.deltas[name].delta) for name in plan.unstructured},
@@ -193,7 +190,7 @@ def _collect(model: nn.Module, now: BaseModel, kept: Callable[[str, Tensor], Ten
             }
             for name, spec in plan.structured.items()
         },
-        {name: kept(name, now.parameters[name]) for name in sorted(dense_names(model, now))},
+        {name: kept(name, trained[name]) for name in sorted(dense_names(model, now))},
     )
 
 
@@ -203,8 +200,8 @@ def _head(task: Task) -> dict[str, Tensor]:
 
 def _fold(layer: LoraLinear) -> None:
     """`weight[rows] += scale · B A`, in fp32 and rounded once; other rows keep their bits."""
-    weight, update = layer.weight, layer.update()
-    for start, stop in layer.spec.rows:
+    weight, update = layer.weight, LoraLinear.update(layer)
+    for start, stop in layer.__dict__["_spt_spec"].rows:
         rows = weight[start:stop]
         rows.copy_(rows.float() + update[start:stop])
 

@@ -2,6 +2,7 @@
 
 from .frozen_base import FrozenBase, unwatch_state_dicts
 from .tuning import Tuning, apply, apply_to_known, replace_module
+from .whole import train_whole
 
 __all__ = [
     "FrozenBase",
@@ -9,5 +10,6 @@ __all__ = [
     "apply",
     "apply_to_known",
     "replace_module",
+    "train_whole",
     "unwatch_state_dicts",
 ]

@@ -1,10 +1,10 @@
-"""Which modules a plan touches, and what comes into the place of each."""
+"""Which modules a plan touches, and how each is tuned."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from ..layers import (
     LoraLinear,
     SparseDeltaConv2d,
     SparseDeltaLinear,
-    SparseDeltaNorm,
+    attach_parameter,
+    tune_in_place,
+    tune_norm,
 )
 from ..layers.position_index import CheckedIndex, checked_index
 from ..plan import AdapterSpec, LoraSpec, Plan
@@ -30,20 +32,43 @@ class Place:
         module: as it is.
         positions: local parameter name -> positions, on the parameter's device, checked.
         spec: of the structured module on its weight, if any.
-        is_read: whether the model reads its weight itself, as BEiT and Swin V2 do with `qkv`.
+        reads_itself: whether the model reads its weight itself, as BEiT and Swin V2 do.
     """
 
     name: str
     module: nn.Module
     positions: dict[str, CheckedIndex] = field(default_factory=dict)
     spec: LoraSpec | AdapterSpec | None = None
-    is_read: bool = False
+    reads_itself: bool = False
 
     @property
-    def in_place(self) -> bool:
-        """Whether its parameters are tuned where they are: no tuned module stands for it."""
+    def is_read(self) -> bool:
+        """Whether its parameters are found by those who read them, not by calls of it alone."""
         module = self.module
-        return self.is_read or not (_is_linear(module) or _is_conv2d(module) or _is_norm(module))
+        if self.reads_itself or "forward" in vars(module):  # which a forward of ours would not be
+            return True
+        is_layer = _is_linear(module) or _is_conv2d(module)
+        return not (_is_norm(module) or (is_layer and self.positions.keys() <= {"weight", "bias"}))
+
+    def tune(self) -> None:
+        """Tune the module where it is; its freshly frozen weights are the same."""
+        module, positions, spec = self.module, self.positions, self.spec
+        if self.is_read:
+            for local, index in positions.items():
+                attach_parameter(module, local, index)
+        elif _is_norm(module):
+            tune_norm(module, positions)
+        elif positions:
+            weight: Tensor = module.weight  # type: ignore[assignment]
+            nothing = torch.empty(0, dtype=torch.int32, device=weight.device)
+            index = positions.get("weight", CheckedIndex(nothing, weight))
+            tuner = SparseDeltaConv2d if isinstance(module, nn.Conv2d) else SparseDeltaLinear
+            tune_in_place(module, tuner, lambda own: own._hold(index, positions.get("bias")))
+        if spec is not None:
+            structured = LoraLinear if isinstance(spec, LoraSpec) else AdapterLinear
+            tune_in_place(module, structured, lambda own: own.put_on(spec))
+        if self.name:
+            vars(module)["_spt_name"] = self.name  # for messages
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -73,35 +98,27 @@ _TIMM_LINEAR = "timm.layers.linear.Linear"
 
 
 def _is_norm(module: nn.Module) -> bool:
-    named = isinstance(module, nn.LayerNorm) or "norm" in type(module).__name__.lower()
-    is_leaf = next(module.children(), None) is None
-    return named and is_leaf and module._parameters.keys() <= {"weight", "bias"}
+    return isinstance(module, nn.LayerNorm) or "norm" in type(module).__name__.lower()
 
 
-def build(place: Place) -> nn.Module:
-    """The tuned module that stands for the plain one; its freshly frozen weights are the same."""
-    module, positions = place.module, place.positions
-    if _is_norm(module):
-        return SparseDeltaNorm(module, positions.get("weight"), positions.get("bias"))
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    nothing = torch.empty(0, dtype=torch.int32, device=weight.device)
-    index = positions.get("weight", CheckedIndex(nothing, weight))
-    if isinstance(module, nn.Conv2d):
-        return SparseDeltaConv2d(module, index, positions.get("bias"))
-    assert isinstance(module, nn.Linear)
-    base = SparseDeltaLinear(module, index, positions.get("bias")) if positions else module
-    if isinstance(place.spec, LoraSpec):
-        return LoraLinear(base, place.spec)
-    return base if place.spec is None else AdapterLinear(base, place.spec)
+def places_of(
+    model: nn.Module, plan: Plan, parameters: Mapping[str, nn.Parameter], coarse: Collection[str]
+) -> list[Place]:
+    """Every touched module, in the plan's order.
 
-
-def places_of(model: nn.Module, plan: Plan, parameters: Mapping[str, nn.Parameter]) -> list[Place]:
-    """Every touched module, in the plan's order."""
+    Args:
+        model: plain.
+        plan: for it.
+        parameters: of the model, by their first names.
+        coarse: those of 16 bits that are trained whole, which is done where they are read.
+    """
+    read = {name.rpartition(".")[0] for name in coarse}
     modules = dict(model.named_modules())
     found: dict[str, Place] = {}
     for name, positions in plan.unstructured.items():
         module_name, _, local = name.rpartition(".")
-        new = Place(module_name, modules[module_name], is_read=_is_read(plan, module_name))
+        is_read = module_name in read or _reads_itself(plan, module_name)
+        new = Place(module_name, modules[module_name], reads_itself=is_read)
         place = found.setdefault(module_name, new)
         on_device = positions.to(parameters[name].device)
         place.positions[local] = checked_index(
@@ -110,27 +127,25 @@ def places_of(model: nn.Module, plan: Plan, parameters: Mapping[str, nn.Paramete
     for name, spec in plan.structured.items():
         module_name, _, local = name.rpartition(".")
         module = modules[module_name]
-        if local != "weight" or not _is_linear(module):
+        if local != "weight" or not _is_linear(module) or "forward" in vars(module):
+            own = " with a forward of its own" if "forward" in vars(module) else ""
             raise ValueError(
                 f"{name} cannot take a LoRA or an Adapter: expected the weight of a plain "
-                f"nn.Linear, got a {type(module).__name__}; leave it out with exclude=... in "
+                f"nn.Linear, got a {type(module).__name__}{own}; leave it out with exclude=... in "
                 "measure_sensitivity"
             )
         place = found.get(module_name, Place(module_name, module))
-        found[module_name] = Place(module_name, module, place.positions, spec)
+        found[module_name] = replace(place, spec=spec)
     return list(found.values())
 
 
-def _is_read(plan: Plan, module_name: str) -> bool:
+def _reads_itself(plan: Plan, module_name: str) -> bool:
     info = plan.info.get(f"{module_name}.weight" if module_name else "weight")
     return info is not None and info.kind == "functional"
 
 
 def check_places(
-    every: list[tuple[str, nn.Parameter]],
-    places: list[Place],
-    head: tuple[str, ...],
-    model_type: str,
+    every: list[tuple[str, nn.Parameter]], places: list[Place], head: tuple[str, ...]
 ) -> None:
     """Raise unless each touched parameter has one place, outside of the head, and can be tuned."""
     times = Counter(id(parameter) for _, parameter in every)
@@ -148,7 +163,3 @@ def check_places(
             if local not in place.positions:
                 nothing = torch.empty(0, dtype=torch.int32, device=parameter.device)
                 checked_index(f"plan.structured[{name!r}]", nothing, name, parameter)
-        if place.name == "" and not place.in_place:
-            raise ValueError(
-                f"the model itself is a {model_type}: wrap it in a Sequential to tune it"
-            )

@@ -1,4 +1,4 @@
-"""`apply`: a model and a plan become a tuned model; the one place where modules are replaced."""
+"""`apply`: a model and a plan become a tuned model, module by module, each where it is."""
 
 from __future__ import annotations
 
@@ -10,20 +10,17 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import BaseModelMismatch
-from ..layers import (
-    SparseDeltaLinear,
-    attach_parameter,
-    detach_parameters,
-    is_attached,
-    tuned_modules,
-)
-from ..model import head_names
+from ..layers import tuned_modules, untune
+from ..layers.late_optimizer import mark_frozen
+from ..model import HeadSource, head_names
 from ..model.buffers import persistent_buffers
 from ..model.check import check_trainable_itself
+from ..model.head import matching_head, matching_names
 from ..model.replaced_head import ReplacedHead
 from ..plan import Plan
 from .frozen_base import FrozenBase, watch_state_dicts
-from .places import build, check_places, places_of
+from .places import check_places, places_of
+from .whole import is_coarse, train_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +49,13 @@ class Tuning:
 
 @torch.inference_mode(False)  # what is made in it could never be trained
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
-    """Tune a model by a plan, in place: replace layers, freeze the rest, leave the head trainable.
+    """Tune a model by a plan, in place: tune layers, freeze the rest, leave the head trainable.
 
-    Linear, Conv2d and norm modules give way to their tuned counterparts; any other parameter (a
-    token, a table, a layer scale, the weight of a layer with a forward of its own, or of one that
-    the model was seen to read instead of calling the layer) is trained where it is. Everything is
-    checked before the model is touched.
+    Every module stays the object that it is and keeps its attributes, methods and hooks; its class
+    becomes a subclass of its own. Linear, Conv2d and norm modules find their deltas when they are
+    called; any other parameter (a token, a table, a layer scale, the weight of a layer with a
+    forward of its own, or of one that the model was seen to read instead of calling the layer) is
+    trained wherever it is read. Everything is checked before the model is touched.
 
     Args:
         model: plain, as the plan's sensitivity was measured on; on any device, in fp32, bf16 or
@@ -86,39 +84,37 @@ def apply_to_known(model: nn.Module, plan: Plan, digests: Mapping[str, str]) -> 
         name: parameter for name, parameter in every if first_names[id(parameter)] == name
     }
     _check_fits(model, plan, parameters)
-    # what was measured of the head, up to all of it, is tuned like anything else
-    head = plan.head or tuple(name for name in head_names(model) if name not in plan.info)
-    places = places_of(model, plan, parameters)
-    check_places(every, places, head, type(model).__name__)
+    head, source = _head_of(model, plan, parameters)
+    coarse = {name for name in head if is_coarse(parameters[name])}
+    places = places_of(model, plan, parameters, coarse)
+    check_places(every, places, head)
 
-    base_head = {name: parameters[name].detach().clone() for name in head}
     buffers = persistent_buffers(model)
     base_buffers = {n: None if b is None else b.detach().clone() for n, b in buffers.items()}
-    frozen = _remember({n: p for n, p in parameters.items() if n not in head}, digests)
+    frozen_base = _remember({n: p for n, p in parameters.items() if n not in head}, digests)
     before = {name: parameter.requires_grad for name, parameter in parameters.items()}
     try:
-        built = {place.name: build(place) for place in places if not place.in_place}
+        for place in places:
+            place.tune()
+        base_head = {name: parameters[name].detach().clone() for name in head}
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+        for name in head:
+            train_whole(model, name)
     except BaseException:
+        for module in tuned_modules(model).values():
+            untune(module)
         for name, flag in before.items():
             parameters[name].requires_grad_(flag)
         raise
-    for name, parameter in parameters.items():
-        parameter.requires_grad_(name in head)
-    for name, module in built.items():
-        replace_module(model, name, module)
-    for place in places:
-        if place.in_place:
-            for local, positions in place.positions.items():
-                attach_parameter(place.module, local, positions)
-    for place in places:
-        module = built.get(place.name, place.module)
-        for part in (module, getattr(module, "base", None)):
-            if part is module or isinstance(part, SparseDeltaLinear):
-                part.__dict__["spt_name"] = place.name  # for messages
+    whole = replace(plan, head=head, head_source=source)
     model.spt_tuning = Tuning(  # type: ignore[assignment]
-        replace(plan, head=head), base_head, before, base_buffers=base_buffers, frozen=frozen
+        whole, base_head, before, base_buffers=base_buffers, frozen=frozen_base
     )
     watch_state_dicts(model)
+    if places or coarse:  # where a head of 32 bits alone is trained, any optimizer trains it
+        frozen = {name: p for name, p in parameters.items() if name in coarse or name not in head}
+        mark_frozen(frozen.values(), model)
     return model
 
 
@@ -131,20 +127,24 @@ def _remember(
     return FrozenBase.of(told, known={n: digests[n] for n in told.keys() & digests})
 
 
+def _head_of(
+    model: nn.Module, plan: Plan, parameters: Mapping[str, nn.Parameter]
+) -> tuple[tuple[str, ...], HeadSource]:
+    """What the plan has as its head, or where that was left open, what is called one."""
+    if plan.head or plan.head_source:
+        return matching_head(parameters, plan.head), plan.head_source
+    # what was measured of the head, up to all of it, is tuned like anything else
+    return tuple(name for name in head_names(model) if name not in plan.info), "names"
+
+
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put a module where another one is, by its full name.
-
-    A module that was tuned in place and is to be replaced by its own `plain` stays the same object
-    and gets its own class back.
 
     Raises:
         ValueError: the name is empty, that is, the model itself would be replaced.
         AttributeError: the model has no module of this name.
     """
     current = model.get_submodule(name)
-    if is_attached(current):
-        detach_parameters(current)
-        return
     parent, _, local = name.rpartition(".")
     if not local:
         raise ValueError(
@@ -177,7 +177,7 @@ def _check_fits(model: nn.Module, plan: Plan, parameters: Mapping[str, nn.Parame
                 f"{made_for}: {name}: expected shape {list(info.shape)}, got {list(shapes[name])}"
             )
     for name in plan.head:
-        if name not in shapes:
+        if not matching_names(shapes, name):
             raise BaseModelMismatch(
                 f"{made_for}: {type(model).__name__} has no parameter {name}, of the plan's head"
             )

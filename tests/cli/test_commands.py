@@ -22,8 +22,8 @@ from tests.models import tiny_vit
 
 SHAPE = [part for key, value in TINY.items() for part in ("--model-arg", f"{key}={value}")]
 COMMANDS = (
-    *("demo", "finetune", "sensitivity", "plan", "memory", "inspect", "evaluate", "merge"),
-    "bench",
+    *("demo", "finetune", "sensitivity", "plan", "memory", "inspect", "evaluate", "predict"),
+    *("compare", "merge", "bench"),
 )
 
 
@@ -151,12 +151,21 @@ def test_a_merged_model_predicts_what_the_task_does(
     task = json_of(["evaluate", str(tuned)], capsys)
     assert whole["correct"] == task["correct"]
     assert whole["loss"] == pytest.approx(task["loss"], abs=1e-4)
+    alone = place / "alone.safetensors"
+    assert run(["merge", str(tuned), "-o", str(alone)]) == 0
+    assert run(["merge", str(tuned), "-o", str(place / "alone.pt")]) == 0
+    capsys.readouterr()
+    assert json_of(["inspect", str(place / "alone.pt")], capsys)["kind"] == "state-dict"
+    data = ["-d", str(place / "data")]
+    assert json_of(["evaluate", str(alone), *data], capsys) == whole
+    shape = ["-m", "vit_tiny_patch16_224", *SHAPE, "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]
+    assert json_of(["evaluate", str(place / "alone.pt"), *shape, *data], capsys) == whole
 
 
 def test_tables_are_for_people(
     tuned: Path, model: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    three = ["--method", "full,lora-16,spt-lora"]
+    three, shape = ["--method", "full,lora-16,spt-lora"], ["-m", "vit_tiny_patch16_224", *SHAPE]
     for arguments, words in (
         (["inspect", str(tuned)], ["finished", "spt-lora", "task.safetensors"]),
         (
@@ -167,18 +176,18 @@ def test_tables_are_for_people(
         (["inspect", str(tuned / "sensitivity.safetensors")], ["images", "blocks.0"]),
         (["evaluate", str(tuned)], ["blue", "green", "red", "all", "18"]),
         (
-            ["memory", *model, "--batch", "2", "--fits", "0.0001,0.01", *three],
+            ["memory", *shape, "--batch", "2", "--fits", "0.0001,0.01", *three],
             ["full", "lora-16", "made-up", "Not counted", "█ weights", "none (", "in 0.01 GiB"],
         ),
-        (["memory", *model, "--method", "full", "--optimizer", "sgd"], ["100.0 %", "sgd, full"]),
+        (["memory", *shape, "--method", "full", "--optimizer", "sgd"], ["100.0 %", "sgd, full"]),
     ):
         text = output_of(
             [*arguments, "--quiet"] if arguments[0] != "inspect" else arguments, capsys
         )
         for word in words:
             assert word in text, (arguments, word)
-        if "plan" not in arguments[1]:  # whose table has a column for each operation
-            assert max(len(line.rstrip()) for line in text.splitlines()) <= 80, arguments
+        lines = [line.rstrip() for line in text.splitlines()]
+        assert max(len(line) for line in lines if str(tuned) not in line) <= 80, arguments
 
 
 def test_sensitivity_then_plans_of_several_budgets(
@@ -195,12 +204,14 @@ def test_sensitivity_then_plans_of_several_budgets(
         "--samples",
         "9",
     ]
-    value = json_of([*arguments, "-q"], capsys)
+    value = json_of([*arguments, "--head", "head.*", "-q"], capsys)
     assert value["samples"] == 9
+    assert (value["head"], value["idle"]) == (["head"], [])
     assert sum(value["share_by_operation"].values()) == pytest.approx(1.0)
     for budget, expected in (("300", 300), ("0.4k", 400), ("1%", None), ("0.01", None)):
         plan = json_of(["plan", str(file), "-b", budget, "--rank", "2"], capsys)
         assert plan["trained_parameters"] == plan["budget"]
+        assert (plan["head"], plan["head_source"]) == (["head.weight", "head.bias"], "given")
         assert plan["budget"] == expected or int(0.01 * plan["backbone_parameters"])
         assert sum(cell["structured"] for cell in plan["cells"]) == plan["structured_parameters"]
     out, picture = place / "p.safetensors", place / "p.png"
@@ -221,7 +232,7 @@ def test_a_bare_resume_finds_its_job(
         capsys,
     )
     assert "--model" in complaint_of(
-        ["finetune", "--resume", "-o", str(tuned), "--epochs", "9"], capsys
+        ["finetune", "--resume", "-o", str(tuned), "--lr", "0.1"], capsys
     )
 
 
@@ -287,48 +298,55 @@ MISTAKES = {
     "not writable": (["finetune", "-o", "/proc/x", "{model}", "-d", "{data}"], "cannot write"),
     "nothing to resume": (["finetune", "-o", "{x}", "--resume"], "no run in"),
     "no file": (["inspect", "{x}/none"], "no such file"),
-    "not ours": (["inspect", "{data}/train/red/000.png"], "not a safetensors file"),
+    "not ours": (["inspect", "{data}/train/red/000.png"], "no file of weights"),
     "not a run": (["evaluate", "{data}"], "no task.safetensors"),
     "not a plan": (["plan", "{base}"], "another kind of file"),
-    "not a task": (["merge", "{base}", "{model}", "-o", "{x}/m"], "{base}"),
+    "not a task": (
+        ["merge", "{base}", "-m", "vit_tiny_patch16_224", "-o", "{empty}/m.pt"],
+        "{base}",
+    ),
+    "weights of a whole model": (["evaluate", "{base}", "{model}"], "is a whole model"),
+    "merged as what": (["merge", "{base}", "-o", "{x}/m.ckpt"], "--output: expected a name that"),
+    "merged nowhere": (["merge", "{base}", "-o", "{x}/no/m.pt"], "--output: no such folder"),
     "memory without model": (["memory"], "--model"),
-    "memory of no method": (["memory", "{model}", "--method", "prompt"], "spt-lora, spt-adapter"),
-    "memory of no batch": (["memory", "{model}", "--batch", "0"], "--batch: expected at least 1"),
-    "memory in no GiB": (["memory", "{model}", "--fits", "24GB"], "--fits: expected GiB as 24"),
+    "memory of no method": (["memory", "{shape}", "--method", "prompt"], "spt-lora, spt-adapter"),
+    "memory of no batch": (["memory", "{shape}", "--batch", "0"], "--batch: expected at least 1"),
+    "memory in no GiB": (["memory", "{shape}", "--fits", "24GB"], "--fits: expected GiB as 24"),
     "memory all reserved": (
-        ["memory", "{model}", "--fits", "8", "--reserve", "8"],
+        ["memory", "{shape}", "--fits", "8", "--reserve", "8"],
         "--reserve: expected GiB from 0 to less than --fits, got 8",
     ),
-    "memory of a plan and a rank": (
-        ["memory", "{model}", "--method", "lora", "--plan", "x", "--rank", "2"],
+    "memory of a plan and two methods": (
+        ["memory", "{shape}", "--method", "lora,bias", "--plan", "x"],
         "--plan: goes with one --method",
     ),
+    "memory of no plan": (["memory", "{shape}", "--plan", "x"], "plan: no such file: x"),
     "memory of two ranks": (
-        ["memory", "{model}", "--method", "lora-4", "--rank", "2"],
+        ["memory", "{shape}", "--method", "lora-4", "--rank", "2"],
         "rank: method 'lora-4' has none",
     ),
     "memory of a rank for biases": (
-        ["memory", "{model}", "--method", "bias", "--rank", "2"],
+        ["memory", "{shape}", "--method", "bias", "--rank", "2"],
         "rank: method 'bias' has none",
     ),
-    "memory of rank 0": (["memory", "{model}", "--rank", "0"], "rank: expected"),
+    "memory of rank 0": (["memory", "{shape}", "--rank", "0"], "rank: expected"),
     "memory of two of which one cannot be": (
-        ["memory", "{model}", "--method", "bias,spt-lora", "-b", "10M"],
-        ": budget: ",
+        ["memory", "{shape}", "--method", "bias,spt-lora", "-b", "10M"],
+        "budget: ",
     ),
     "memory of no pictures": (
         ["memory", "-m", "vit_tiny_patch16_224", "--image-size", "0"],
-        "image_size: expected at least 1, got 0",
+        "--image-size: expected at least 1, got 0",
     ),
     "memory drawn nowhere": (
-        ["memory", "{model}", "-o", "{x}/no/such/memory.png"],
+        ["memory", "{shape}", "-o", "{x}/no/such/memory.png"],
         "--output: no such folder",
     ),
     "memory drawn on a folder": (
-        ["memory", "{model}", "-o", "{x}"],
+        ["memory", "{shape}", "-o", "{x}"],
         "--output: expected a picture",
     ),
-    "memory drawn as text": (["memory", "{model}", "-o", "{empty}/a.txt"], "expected a picture as"),
+    "memory drawn as text": (["memory", "{shape}", "-o", "{empty}/a.txt"], "expected a picture as"),
     "memory of no classes": (
         ["memory", "-m", "vit_tiny_patch16_224", "--num-classes", "0"],
         "--num-classes: expected at least 1, got 0",
@@ -355,12 +373,14 @@ def test_a_mistake_costs_one_line(
         "x": str(tmp_path / "x"),
         "base": str(place / "base.safetensors"),
         "model": "{model}",
+        "shape": "{shape}",
     }
     arguments: list[str] = []
     template, words = MISTAKES[name]
     for part in template:
         filled = part.format(**values)
-        arguments += model if filled == "{model}" else [filled]
+        more = {"{model}": model, "{shape}": ["-m", "vit_tiny_patch16_224", *SHAPE]}
+        arguments += more.get(filled, [filled])
     assert words.format(**values) in complaint_of([*arguments], capsys)
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import timm
 
-from spt_kernels.cli import app
+from spt_kernels.cli import app, memory_rows
 from spt_kernels.cli.memory_display import bars, cells_of
 from spt_kernels.cli.terminal import Terminal
-from spt_kernels.memory import MemoryEstimate, estimate_memory
+from spt_kernels.memory import MemoryEstimate, estimate_memory, figure
+from spt_kernels.memory.figure import memory_figure
 from spt_kernels.memory.ledger import CATEGORIES
 from spt_kernels.methods import METHODS, Method, make_plan
 from tests.finetuning.pictures_on_disk import TINY
@@ -33,9 +34,16 @@ def value_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+def one_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
+    """The only method of the answer."""
+    [(name, value)] = value_of(arguments, capsys)["methods"].items()
+    assert name in (value["method"], "the plan")
+    return value
+
+
 def test_one_method_is_one_flat_object(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--method", "full", "--batch", "64", "--dtype", "bf16", "--checkpointing"]
-    value = value_of(arguments, capsys)
+    value = one_of(arguments, capsys)
     estimate = estimate_memory(model(), shape(64), method="full", dtype="bf16", checkpointing=True)
     assert value["peak_bytes"] == estimate.peak_bytes == sum(value[name] for name in CATEGORIES)
     assert {name: value[name] for name in CATEGORIES} == estimate.by_category
@@ -43,9 +51,8 @@ def test_one_method_is_one_flat_object(capsys: pytest.CaptureFixture[str]) -> No
     assert value["num_trainable"] == estimate.num_trainable
     assert (value["method"], value["dtype"], value["checkpointing"]) == ("full", "bf16", True)
     assert value["accounted"] is True
-    assert value["optimizer_name"] == "adamw"
     assert not any(isinstance(part, dict) for part in value.values())
-    assert value_of([*arguments[:2], "--batch-size", "64", *arguments[4:]], capsys) == value
+    assert one_of([*arguments[:2], "--batch-size", "64", *arguments[4:]], capsys) == value
 
 
 def test_all_methods_are_objects_of_the_same_kind(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +69,9 @@ def test_all_methods_are_objects_of_the_same_kind(capsys: pytest.CaptureFixture[
         assert one["method"] == name
         assert one["made_up_scores"] is name.startswith("spt-")
     again = value_of(["--batch", "3", "--method", "lora-16"], capsys)
-    assert again == {"model": value["model"], "optimizer_name": "adamw", **methods["lora-16"]}
+    # of one form, however many there are
+    assert again == {**value, "methods": {"lora-16": methods["lora-16"]}}
+    assert value["optimizer_name"] == "adamw"
 
 
 def test_a_method_that_the_model_does_not_admit(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,30 +84,70 @@ def test_a_method_that_the_model_does_not_admit(capsys: pytest.CaptureFixture[st
     assert "no linear matrices" in capsys.readouterr().err
 
 
+BEIT = ["memory", "-m", "beit_base_patch16_224", "--image-size", "32", "--batch", "2", "-q"]
+BEIT += [
+    part for key in ("embed_dim=24", "depth=1", "num_heads=2") for part in ("--model-arg", key)
+]
+
+
+def test_a_model_that_reads_its_weights_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    """The rows of what has to stand for `qkv` are left out, and all others there."""
+    names = "full,lora,lora-16,prompt-deep,spt-lora,spt-unstructured"
+    assert app.run([*BEIT, "--json", "--method", names]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert set(value["missing"]) == {"lora", "lora-16", "prompt-deep"}
+    for name in ("lora", "lora-16"):
+        assert "nothing can stand for blocks.0.attn.qkv" in value["missing"][name]
+    assert "with prompt-deep cannot take" in value["missing"]["prompt-deep"]
+    assert set(value["methods"]) == {"full", "spt-lora", "spt-unstructured"}
+    assert all(one["peak_bytes"] > 0 for one in value["methods"].values())
+
+
+def test_whatever_a_row_fails_with_the_others_stay(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(base: object, method: Method, *scores: object) -> None:
+        if method.name == "bias":
+            raise RuntimeError("of the model's\n own")
+        return make_plan(base, method, *scores)
+
+    monkeypatch.setattr(memory_rows, "make_plan", fails)
+    arguments = ["--batch", "2", "--method", "full,bias"]
+    value = value_of(arguments, capsys)
+    assert list(value["methods"]) == ["full"]
+    assert value["missing"] == {"bias": "RuntimeError: of the model's own"}
+    assert app.run(["memory", *MODEL, *arguments, "-q"]) == 0
+    assert "bias: left out, RuntimeError: of the model's own" in capsys.readouterr().out
+    assert app.run(["memory", *MODEL, "--method", "bias", "-q"]) == 2
+    assert capsys.readouterr().err == "spt-kernels: RuntimeError: of the model's own\n"
+    with pytest.raises(RuntimeError, match="of the model"):
+        app.run(["memory", *MODEL, *arguments, "--debug", "-q"])
+
+
 def test_a_plan_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = make_plan(model(), Method("lora", rank=3))
     assert plan is not None
     plan.save(tmp_path / "my.plan")
     arguments = ["--plan", str(tmp_path / "my.plan"), "--batch", "2"]
-    one = value_of([*arguments, "--method", "lora"], capsys)
+    one = one_of([*arguments, "--method", "lora"], capsys)
     assert one["peak_bytes"] == estimate_memory(model(), shape(2), plan).peak_bytes
     assert one["made_up_scores"] is False
     both = value_of(arguments, capsys)["methods"]
     assert both["the plan"]["peak_bytes"] == one["peak_bytes"]
-    alone = value_of([*arguments, "--inference"], capsys)
+    alone = one_of([*arguments, "--inference"], capsys)
     assert alone["training"] is False
     assert alone["peak_bytes"] < one["peak_bytes"]
 
 
 def test_inference_is_of_the_plain_model(capsys: pytest.CaptureFixture[str]) -> None:
-    value = value_of(["--inference", "--batch", "5"], capsys)
+    value = one_of(["--inference", "--batch", "5"], capsys)
     estimate = estimate_memory(model(), shape(5), training=False)
     assert (value["method"], value["peak_bytes"]) == ("plain", estimate.peak_bytes)
 
 
 def test_the_largest_batches(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--method", "full", "--batch", "8", "--fits", "0.01,0.0001,0.004"]
-    value = value_of([*arguments, "--reserve", "0.00005"], capsys)
+    value = one_of([*arguments, "--reserve", "0.00005"], capsys)
     assert [found["gib"] for found in value["fits"]] == [0.0001, 0.004, 0.01]
     for found in value["fits"]:
         limit = int((found["gib"] - 0.00005) * 2**30)
@@ -123,7 +172,7 @@ def test_nothing_helps_where_nothing_can(capsys: pytest.CaptureFixture[str]) -> 
     # VGG cannot recompute its blocks
     arguments = ["memory", "-m", "vgg11", "--method", "linear", "--batch", "1", "--fits", "0.01"]
     assert app.run([*arguments, "--json", "-q"]) == 0
-    [other] = json.loads(capsys.readouterr().out)["smallest_step_otherwise"]
+    [other] = json.loads(capsys.readouterr().out)["methods"]["linear"]["smallest_step_otherwise"]
     assert (other["dtype"], other["checkpointing"]) == ("bf16", False)
     assert app.run([*arguments, "--dtype", "bf16", "-q"]) == 0
     out = capsys.readouterr().out
@@ -138,15 +187,28 @@ SWIN = "swin_tiny_patch4_window7_224"
 def test_images_of_another_size(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["memory", "-m", name, "--method", "linear", "--batch", "2", "--json", "-q"]
     assert app.run([*arguments, "--image-size", "448"]) == 0
-    value = json.loads(capsys.readouterr().out)
+    value = json.loads(capsys.readouterr().out)["methods"]["linear"]
     assert value["batch_shape"] == [2, 3, 448, 448]
     sized = {} if name == "resnet18" else {"img_size": 448}
     own = timm.create_model(name, num_classes=100, **sized)
     assert value["peak_bytes"] == estimate_memory(own, (2, 3, 448, 448), method="linear").peak_bytes
 
 
-def test_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    value_of(["--method", "full,linear", "--batch", "2", "-o", str(tmp_path / "m.png")], capsys)
+def test_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[dict[str, MemoryEstimate]] = []
+
+    def drawn(estimates: dict[str, MemoryEstimate], **title: str) -> object:
+        seen.append(estimates)
+        return memory_figure(estimates, **title)
+
+    monkeypatch.setattr(figure, "memory_figure", drawn)
+    value_of(["--method", "full,spt-lora", "--batch", "2", "-o", str(tmp_path / "m.png")], capsys)
+    assert {name: e.made_up_scores for name, e in seen[0].items()} == {
+        "full": False,
+        "spt-lora": True,
+    }
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
 
 

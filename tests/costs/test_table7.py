@@ -37,6 +37,6 @@ def test_a_row_whose_process_fails_costs_no_other(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(("peak_bytes", "unit"), [(3 << 20, "MiB"), (3 << 30, "GiB")])
 def test_bars_of_any_length_say_it_in_a_unit_that_shows_it(peak_bytes: int, unit: str) -> None:
-    memory, _ = cost_figure(Table7(SETTING, (replace(ROW, tuning_peak_bytes=peak_bytes),))).axes
+    [memory] = cost_figure(Table7(SETTING, (replace(ROW, tuning_peak_bytes=peak_bytes),))).axes
     assert f"{unit} (accounted)" in memory.get_title(loc="left")
     assert [label.get_text() for label in memory.texts] == ["3.0"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from spt_kernels.finetuning.images import (
     LabelledImages,
     draw_balanced,
     draw_proportional,
-    read_folder,
     read_list,
 )
 from spt_kernels.finetuning.splits import ImageSource, read_evaluation_images, read_splits
@@ -23,27 +23,6 @@ def some(counts: dict[str, int]) -> LabelledImages:
     labels = [label for label, count in enumerate(counts.values()) for _ in range(count)]
     paths = tuple(Path(f"{place}.png") for place in range(len(labels)))
     return LabelledImages(paths, tuple(labels), tuple(counts))
-
-
-def test_a_folder_is_read_in_alphabetical_order_at_any_depth(tmp_path: Path) -> None:
-    write_images(tmp_path, {"b": 2, "a": 1})
-    write_images(tmp_path / "a", {"deeper": 1})
-    (tmp_path / "a" / "notes.txt").write_text("not an image")
-    found = read_folder(tmp_path)
-    names = [str(path.relative_to(tmp_path)) for path in found.paths]
-    assert names == ["a/000.png", "a/deeper/000.png", "b/000.png", "b/001.png"]
-    assert found.labels == (0, 0, 1, 1)
-    assert found.classes == ("a", "b")
-
-
-def test_a_folder_without_classes_or_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such folder"):
-        read_folder(tmp_path / "none")
-    with pytest.raises(ValueError, match="one folder per class, found none"):
-        read_folder(tmp_path)
-    (tmp_path / "frog").mkdir()
-    with pytest.raises(ValueError, match="frog: no images"):
-        read_folder(tmp_path)
 
 
 def test_restricting_gives_labels_in_the_order_asked_for() -> None:
@@ -90,6 +69,22 @@ def test_a_list_of_numbers_or_names(tmp_path: Path) -> None:
     (tmp_path / "x" / "with space.png").write_bytes((tmp_path / "x" / "000.png").read_bytes())
     lines.write_text("x/with space.png toad\nx/001.png frog\n")
     assert read_list(lines, tmp_path).classes == ("frog", "toad")
+    lines.write_text('x/with space.png\ttree frog, "green"\nx/001.png\tKröte\n')
+    assert read_list(lines, tmp_path).classes == ("Kröte", 'tree frog, "green"')
+    lines.write_text("x/000.png 007\nx/001.png 12\n")
+    assert read_list(lines, tmp_path).classes == ("007", "12")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["unix", "windows"])
+def test_a_list_is_read_as_windows_writes_it(tmp_path: Path, encoding: str, newline: str) -> None:
+    write_images(tmp_path, {"x": 2})
+    (tmp_path / "x" / "000.png").rename(tmp_path / "x" / "grün\u2028.png")
+    lines = f"x/grün\u2028.png a{newline}x/001.png b{newline}"
+    (tmp_path / "train.txt").write_bytes(lines.encode(encoding))
+    found = read_list(tmp_path / "train.txt", tmp_path)
+    assert found.classes == ("a", "b")
+    assert [path.name for path in found.paths] == ["grün\u2028.png", "001.png"]
 
 
 @pytest.mark.parametrize(
@@ -155,6 +150,36 @@ def test_a_split_without_some_class_keeps_its_labels(tmp_path: Path) -> None:
     splits = read_splits(ImageSource(str(tmp_path)))
     assert splits.val is not None
     assert splits.val.labels == (2, 2)
+
+
+def test_evaluation_takes_every_test_folder_that_training_took(tmp_path: Path) -> None:
+    write_task(tmp_path, train=4)
+    shutil.rmtree(tmp_path / "test" / "green")
+    (tmp_path / "test" / "blue" / "000.png").rename(tmp_path / "elsewhere.png")
+    for path in (tmp_path / "test" / "blue").iterdir():
+        path.unlink()  # the folder stays, empty
+    trained = read_splits(ImageSource(str(tmp_path)))
+    assert trained.test is not None
+    assert trained.test.counts() == [0, 0, 6]
+    assert read_evaluation_images(tmp_path, trained.train.classes) == trained.test
+    lines = tmp_path / "test.txt"
+    lines.write_text("test/red/000.png red\n")
+    listed = read_evaluation_images(tmp_path, trained.train.classes, lines)
+    assert listed.labels == (2,)
+
+
+def test_images_of_none_of_the_classes_are_refused(tmp_path: Path) -> None:
+    write_task(tmp_path)
+    with pytest.raises(ValueError, match=r"'cat' is not among the data's blue, green, red"):
+        read_evaluation_images(tmp_path, ("cat", "dog"))
+
+
+def test_classes_that_were_not_asked_for_may_be_in_any_split(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", {"a": 2, "b": 2, "c": 2})
+    write_images(tmp_path / "test", {"a": 2, "z": 2})
+    test = read_splits(ImageSource(str(tmp_path), classes=("b", "a"))).test
+    assert test is not None
+    assert test.labels == (1, 1)
 
 
 @pytest.mark.parametrize(

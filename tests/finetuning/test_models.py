@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from spt_kernels.finetuning.models import (
     ModelSource,
     build,
     build_empty,
     preprocessing_of,
-    read_weights,
 )
 
 from .pictures_on_disk import TINY, write_weights
@@ -44,14 +43,6 @@ def test_the_seed_gives_the_new_head(tmp_path: Path) -> None:
     assert not torch.equal(heads[0], heads[2])
 
 
-@pytest.mark.parametrize("nest", ["", "state_dict", "model"], ids=["bare", "state_dict", "model"])
-def test_a_torch_file_is_read_bare_or_nested(tmp_path: Path, nest: str) -> None:
-    write_weights(tmp_path / "w.safetensors")
-    state = {f"module.{n}": t for n, t in load_file(tmp_path / "w.safetensors").items()}
-    torch.save({nest: state, "epoch": 3} if nest else state, tmp_path / "w.pt")
-    assert read_weights(tmp_path / "w.pt").keys() == load_file(tmp_path / "w.safetensors").keys()
-
-
 def test_unknown_architectures_and_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="did you mean vit_tiny_patch16_224"):
         build(ModelSource("vit_tiny_patch16_225"), 3)
@@ -59,37 +50,6 @@ def test_unknown_architectures_and_arguments_are_refused() -> None:
         build(ModelSource(NAME, {**TINY, "no_such": 1}), 3)
     with pytest.raises(ValueError, match="expected one of them, got both"):
         ModelSource(NAME, weights="w.pt", pretrained=True)
-
-
-def test_weights_of_another_model_are_refused_by_name(tmp_path: Path) -> None:
-    source = write_weights(tmp_path / "w.safetensors")
-    state = load_file(tmp_path / "w.safetensors")
-    cases = {
-        "lacks blocks.1.norm1.weight": {
-            n: t for n, t in state.items() if n != "blocks.1.norm1.weight"
-        },
-        "beyond the model, extra": {**state, "extra": torch.zeros(1)},
-        "pos_embed is .1, 9, 24., the model's is .1, 17, 24.": {
-            **state,
-            "pos_embed": torch.zeros(1, 9, 24),
-        },
-    }
-    for message, changed in cases.items():
-        save_file(changed, tmp_path / "w.safetensors")
-        with pytest.raises(ValueError, match=message):
-            build(source, 3)
-
-
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
-def test_files_that_are_no_weights_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="no such file"):
-        read_weights(tmp_path / name)
-    (tmp_path / name).write_bytes(b"not weights")
-    with pytest.raises(ValueError, match="cannot read"):
-        read_weights(tmp_path / name)
-    torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match="holds no state dict"):
-        read_weights(tmp_path / "list.pt")
 
 
 def test_stochastic_depth_is_there_where_the_architecture_has_it() -> None:
@@ -107,6 +67,19 @@ def test_preprocessing_is_the_models_own_unless_asked() -> None:
     assert (form.size, form.mean, form.std) == (16, (0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
     with pytest.raises(ValueError, match=r"this model takes 16, got 32.*img_size=32"):
         preprocessing_of(model, size=32)
+
+
+def test_the_channels_of_the_images_are_those_of_the_model() -> None:
+    grey = build(ModelSource(NAME, {**TINY, "in_chans": 1}), 3).model
+    form = preprocessing_of(grey)
+    assert (form.mean, form.std) == ((0.5,), (0.5,))
+    assert preprocessing_of(grey, mean=(0.1,), std=(0.2,)).mean == (0.1,)
+    colour = build(ModelSource(NAME, TINY), 3).model
+    with pytest.raises(ValueError, match="mean, std: this model takes images of 3 channels, got 1"):
+        preprocessing_of(colour, mean=(0.1,), std=(0.2,))
+    with pytest.raises(ValueError, match=r"in_chans: images have 1 channel or 3, .* takes 5"):
+        preprocessing_of(build(ModelSource(NAME, {**TINY, "in_chans": 5}), 3).model)
+    assert build_empty(ModelSource(NAME, {**TINY, "in_chans": 1}), 3)[1] == (1, 16, 16)
 
 
 def test_a_new_head_is_started_even_for_as_many_classes(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spt_kernels.layers import SparseDeltaConv2d
+from spt_kernels.layers import SparseDeltaConv2d, untune
 from tests.sensitivity.random_convolutions import draw
 from tests.tolerance import assert_within_budget
 
@@ -143,9 +143,70 @@ def test_channels_last() -> None:
     layer.to(memory_format=torch.channels_last)
     assert layer.weight.is_contiguous()
     torch.testing.assert_close(layer(x.to(memory_format=torch.channels_last)), expected)
-    strided = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
-    with pytest.raises(ValueError, match="weight must be contiguous"):
-        SparseDeltaConv2d(strided, torch.tensor([1]))
+    layer.to(memory_format=torch.contiguous_format)
+    untune(layer)
+    assert layer.weight.is_contiguous()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_weight_in_channels_last_is_so_again_when_it_is_plain(when: str) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, 3, padding=1)
+    index = torch.tensor([3, 40, 100, 215])
+    plain, dense = copy.deepcopy(conv), copy.deepcopy(conv)
+    if when == "before":
+        conv.to(memory_format=torch.channels_last)
+    layer = SparseDeltaConv2d(conv, index)
+    if when == "after":
+        layer.to(memory_format=torch.channels_last)
+    assert torch.equal(layer.original, plain.weight.flatten()[index])
+    x = torch.randn(2, 4, 8, 8).to(memory_format=torch.channels_last)
+    layer(x).square().sum().backward()
+    dense(x).square().sum().backward()
+    truth = dense.weight.grad.flatten()[index]
+    torch.testing.assert_close(layer.delta.grad, truth)
+    with torch.no_grad():
+        layer.delta.fill_(0.5)
+    layer(x)
+    expected = plain.weight.detach().clone()
+    expected.view(-1)[index] += 0.5
+    assert torch.equal(layer.weight, expected)
+    twin = copy.deepcopy(layer)
+    for each in (twin, layer.half().float()):
+        untune(each)
+        assert each.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(twin.weight, expected)
+
+
+def test_a_state_dict_in_channels_last_that_is_assigned() -> None:
+    layer, other = tuned("full_3x3_strided"), tuned("full_3x3_strided")
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
+    state["weight"] = state["weight"].to(memory_format=torch.channels_last)
+    assert not state["weight"].is_contiguous()
+    other.load_state_dict(state, assign=True)
+    x = torch.randn(2, 4, 8, 8)
+    assert torch.equal(other(x), layer(x))
+    with torch.no_grad():
+        for each in (layer, other):
+            each.delta.fill_(0.5)
+    assert torch.equal(other(x), layer(x))
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.randn(3, 3, 4, 6).permute(3, 2, 0, 1),
+        torch.randn(1, 4, 3, 3).expand(6, 4, 3, 3),
+        torch.randn(6, 4, 3, 6)[..., ::2],
+    ],
+    ids=["permuted", "expanded", "strided"],
+)
+def test_another_layout_is_refused(weight: torch.Tensor) -> None:
+    conv = nn.Conv2d(4, 6, 3)
+    conv.weight = nn.Parameter(weight)
+    with pytest.raises(ValueError, match=r"weight must be contiguous \(or channels-last\), got"):
+        SparseDeltaConv2d(conv, torch.tensor([1]))
+    assert conv.weight.requires_grad
 
 
 def test_refuses_what_is_no_conv2d_and_what_has_no_bias() -> None:

@@ -207,11 +207,11 @@ def test_on_a_sparse_layer_both_train(make) -> None:  # type: ignore[no-untyped-
     index = INDEX[INDEX >= 16]  # below the rows of the LoRA
     torch.manual_seed(0)
     layer = lora(rows, base=SparseDeltaLinear(nn.Linear(8, 6), index), dropout=0.3)
-    nn.init.normal_(layer.base.delta)
+    nn.init.normal_(layer.delta)
     torch.manual_seed(5)
     actual = gradients(lambda x: layer(make(x)), layer, tokens(4, 5, 8))
-    sparse = layer.base.delta.grad.clone()
-    assert torch.equal(layer.weight.view(-1)[index], layer.base.original + layer.base.delta)
+    sparse = layer.delta.grad.clone()
+    assert torch.equal(layer.weight.view(-1)[index], layer.original + layer.delta)
 
     # the gradient of a weight in a row without LoRA is that of the plain layer
     weight = layer.weight.detach().clone().requires_grad_()
@@ -264,12 +264,13 @@ def test_moved_copied_pickled_and_loaded() -> None:
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other(x), layer(x))
     layer.bfloat16()
-    assert layer.lora_a.dtype == layer.lora_b.dtype == layer.base.delta.dtype == torch.float32
+    assert layer.lora_a.dtype == layer.lora_b.dtype == layer.delta.dtype == torch.float32
     assert layer.weight.dtype == torch.bfloat16
-    assert repr(layer).splitlines()[1] == (
-        "  in_features=8, out_features=6, rank=3, rows=((0, 2), (4, 6)), scale=1.5, dropout=0.0"
+    assert repr(layer) == (
+        "LoraLinear(in_features=8, out_features=6, bias=True, nnz=19, bias_nnz=2, "
+        "rank=3, rows=((0, 2), (4, 6)), scale=1.5, dropout=0.0)"
     )
-    assert layer.plain is layer.base.plain
+    assert type(layer.plain) is nn.Linear
 
 
 @pytest.mark.parametrize(

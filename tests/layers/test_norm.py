@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm, LayerNorm2d, RmsNorm
-from torch import nn
+from torch import Tensor, nn
 
+from spt_kernels import Plan, apply
 from spt_kernels.layers import SparseDeltaLinear, SparseDeltaNorm
+from spt_kernels.model import describe
 
 NORMS = {
     "LayerNorm": (lambda: nn.LayerNorm(8), (3, 5, 8)),
@@ -111,11 +113,77 @@ def test_refusals() -> None:
         SparseDeltaNorm(nn.LayerNorm(8, elementwise_affine=False), torch.tensor([1]))
     with pytest.raises(ValueError, match=r"weight_index must lie in \[0, 8\)"):
         SparseDeltaNorm(nn.LayerNorm(8), torch.tensor([8]))
-    with pytest.raises(ValueError, match="no submodules"):
-        SparseDeltaNorm(nn.Sequential(nn.LayerNorm(8)), torch.tensor([1]))
+    norm = nn.LayerNorm(8)
+    with pytest.raises(ValueError, match=r"bias_index must lie in \[0, 8\)"):
+        SparseDeltaNorm(norm, torch.tensor([1]), torch.tensor([9]))
+    assert norm.weight.requires_grad, "a refused layer must be left as it was"
+    with pytest.raises(TypeError, match=r"norm must be an nn\.Module, got int"):
+        SparseDeltaNorm(3, torch.tensor([1]))  # type: ignore[arg-type]
 
 
 def test_a_norm_of_which_nothing_is_trained_is_the_plain_one() -> None:
     plain = nn.LayerNorm(4)
     x = torch.randn(3, 4)
     assert torch.equal(SparseDeltaNorm(plain)(x), plain(x))
+
+
+class Conditional(nn.Module):
+    """A norm called with more than its input, as conditional and fused add + norm are."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.gate = nn.Parameter(torch.linspace(0, 1, width))
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, *, eps: float = 1e-5
+    ) -> tuple[Tensor, Tensor]:
+        total = x if residual is None else x + residual
+        return self._scaled(F.layer_norm(total, total.shape[-1:], eps=eps)), total
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x * (self.weight + self.gate) + self.bias
+
+
+class ConditionalNorm(Conditional):
+    """The same, known to be a norm by its name."""
+
+
+@pytest.mark.parametrize("kind", [Conditional, ConditionalNorm])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_norm_with_more_arguments_results_and_parameters(
+    kind: type[Conditional], compiled: bool
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(8))
+    dense, x, residual = copy.deepcopy(model[0]), torch.randn(3, 5, 8), torch.randn(3, 5, 8)
+    index = {f"0.{name}": torch.tensor([1, 6]) for name in ("weight", "bias", "gate")}
+    apply(model, Plan(index, {}, describe(model)))
+    norm = model[0]
+    run = torch.compile(norm, fullgraph=True, backend="eager") if compiled else norm
+    y, total = run(x, residual, eps=1e-3)
+    expected, _ = dense(x, residual=residual, eps=1e-3)
+    assert torch.equal(y, expected)
+    assert torch.equal(total, x + residual)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    for name in ("weight", "bias", "gate"):
+        truth = dense.get_parameter(name).grad[[1, 6]]
+        torch.testing.assert_close(getattr(norm, f"{name}_delta").grad, truth)
+    torch.testing.assert_close(norm(x=x)[0], dense(x)[0])
+
+
+def test_inputs_by_name() -> None:
+    x = torch.randn(3, 8)
+    for layer in (
+        SparseDeltaNorm(nn.LayerNorm(8), torch.tensor([1])),
+        SparseDeltaLinear(nn.Linear(8, 6), torch.tensor([1])),
+    ):
+        assert torch.equal(layer(input=x), layer(x))
+
+
+def test_within_a_failing_forward_and_after_it() -> None:
+    norm = SparseDeltaNorm(nn.BatchNorm2d(8), torch.tensor([2]))
+    with pytest.raises(ValueError, match="expected 4D input"):
+        norm(torch.randn(2, 8))
+    assert isinstance(norm.weight, nn.Parameter)

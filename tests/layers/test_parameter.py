@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from spt_kernels.layers import (
     attach_parameter,
     delta_of,
-    detach_parameters,
-    is_attached,
+    is_tuned,
     sparse_deltas,
     tuned_modules,
+    untune,
 )
 
 
@@ -74,8 +74,8 @@ def test_names_type_and_methods_stay() -> None:
     assert isinstance(module, Scales)
     assert type(module).__name__ == "Scales"
     assert module.release() == "released"
-    assert is_attached(module)
-    assert not is_attached(plain)
+    assert is_tuned(module)
+    assert not is_tuned(plain)
     added = {f"{n}_{part}" for n in ("gamma", "table") for part in ("delta", "index", "original")}
     assert set(module.state_dict()) == set(plain.state_dict()) | added
     assert set(sparse_deltas(module)) == {"gamma", "table"}
@@ -126,7 +126,7 @@ def test_detached_it_is_the_plain_module_again() -> None:
     nn.init.constant_(module.gamma_delta, 0.5)
     for delta in sparse_deltas(module).values():
         delta.restore()
-    detach_parameters(module)
+    untune(module)
     assert type(module) is Scales
     assert list(module.state_dict()) == list(plain.state_dict())
     for own, other in zip(module.parameters(), plain.parameters(), strict=True):

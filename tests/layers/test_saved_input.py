@@ -281,6 +281,31 @@ def test_forward_over_a_graph_that_is_gone_still_runs() -> None:
     torch.autograd.grad(y.sum(), layer.delta)
 
 
+def test_backward_after_another_that_freed_the_producer_is_torchs_error() -> None:
+    layer = sparse_linear()
+    h = F.gelu(tokens(4, 8))
+    y = layer(h)
+    h.sum().backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        y.sum().backward()
+
+
+def test_what_a_producer_keeps_is_remembered_by_what_it_is() -> None:
+    layer = sparse_linear()
+    kinds = []
+    for make in (F.relu, F.gelu, lambda x: F.relu(x).clone(), F.relu, attention, attention):
+        kinds.append(layer(make(tokens(4, 5, 8))).grad_fn.saved_input.kind)
+    assert kinds == ["tensor", "gelu", "columns", "tensor", "tensor", "tensor"]
+
+
+def test_what_a_producer_packed_away_is_not_taken_for_kept() -> None:
+    layer = sparse_linear()
+    assert layer(F.relu(tokens(4, 8))).grad_fn.saved_input.kind == "tensor"
+    with saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+        h = F.relu(tokens(4, 8))
+    assert layer(h).grad_fn.saved_input.kind == "columns"
+
+
 def test_retain_graph_and_accumulation() -> None:
     layer = sparse_linear()
     y = layer(F.gelu(tokens(4, 5, 8))).square().sum()

@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 from spt_kernels.plan import Plan, allocate
 from spt_kernels.plan.figure import sensitivity_figure
 from spt_kernels.sensitivity import Sensitivity
-from tests.pictures import assert_a_picture, texts
+from tests.pictures import assert_a_picture, assert_nothing_is_cut, texts, titles
 
 
 def sensitivity() -> Sensitivity:
@@ -47,7 +47,15 @@ def test_sensitivity_figure_shows_the_shares(tmp_path: Path) -> None:
         **{(0, 0): "0", (0, 1): "40", (0, 2): "0"},
         **{(1, 3): "50", (1, 4): "0", (2, 5): "10"},
     }
-    assert "10 most sensitive" in figure.get_suptitle()
+    assert heat.get_ylabel() == "operation"
+    assert heat.get_xlabel() == "block"
+    assert [title.split("\n")[0] for title in titles(figure)] == [
+        *("", "% in each block", "% in each operation")
+    ]
+    first, second = figure.get_suptitle().split("\n")
+    assert first == "Where the 10 most sensitive of 92 parameters lie (10.9 %)"
+    assert second == "trained: 10 (10.9 %)"
+    assert_nothing_is_cut(figure)
     assert_a_picture(figure, tmp_path / "sensitivity.png")
 
 
@@ -57,15 +65,45 @@ def test_sensitivity_figure_marks_what_is_structured() -> None:
     structured = allocate(scores, 19, "adapter", rank=1)
     assert structured.structured
     figure = sensitivity_figure(structured)
-    triangles = [patch for patch in figure.axes[0].patches if len(patch.get_xy()) == 4]
-    assert len(triangles) == 1
-    assert "Adapter" in figure.get_suptitle()
+    [corners] = figure.axes[0].lines
+    assert len(corners.get_xdata()) == 1
+    single, modules = structured.num_unstructured, structured.num_structured
+    assert f"{single} single ones, {modules} in Adapters (corners)" in figure.get_suptitle()
     assert "Adapter" not in sensitivity_figure(plan()).get_suptitle()
+
+
+@pytest.mark.parametrize("depth", [1, 3, 14, 40])
+def test_a_corner_is_of_one_form_however_many_blocks(depth: int) -> None:
+    """As wide as high, and smaller than half a cell."""
+    scores = {f"blocks.{i}.mlp.fc1.weight": torch.full((8, 8), float(i + 1)) for i in range(depth)}
+    made = allocate(Sensitivity.from_tensors(scores, 3), 16 * depth, "lora", rank=1)
+    figure = sensitivity_figure(made)
+    assert_nothing_is_cut(figure)
+    heat = figure.axes[0]
+    [corners] = heat.lines
+    assert len(corners.get_xdata()) == len(made.structured) > 0
+    form = corners.get_marker()
+    assert form.get_extents().width == form.get_extents().height
+    cell = heat.transData.transform([(0, 0), (1, 0)])
+    pixels = figure.dpi / 72 * corners.get_markersize() / 2
+    assert pixels < 0.5 * (cell[1, 0] - cell[0, 0])
+
+
+def test_too_many_blocks_for_numbers_have_a_scale_of_colours() -> None:
+    scores = {f"blocks.{i}.mlp.fc1.weight": torch.full((8, 8), i + 1.0) for i in range(40)}
+    figure = sensitivity_figure(Sensitivity.from_tensors(scores, 3), 100)
+    heat, above, beside, *scale = figure.axes
+    assert not heat.texts
+    assert not above.texts
+    assert beside.texts
+    assert [axes.get_title(loc="left") for axes in scale[-1].child_axes] == ["% in each cell"]
+    assert_nothing_is_cut(figure)
 
 
 def test_sensitivity_figure_of_scores() -> None:
     by_plan, by_scores = sensitivity_figure(plan()), sensitivity_figure(sensitivity(), 10)
     assert texts(by_plan) == texts(by_scores)
+    assert "trained" not in by_scores.get_suptitle()
     with pytest.raises(ValueError, match="budget must be given"):
         sensitivity_figure(sensitivity())
 

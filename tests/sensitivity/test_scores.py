@@ -123,6 +123,17 @@ def test_from_tensors_guesses_or_is_told_what_parameters_are() -> None:
     assert (told.head, told.model_name, told.backbone_numel) == (("head.weight",), "x", 99)
 
 
+def test_from_tensors_leaves_out_scores_of_the_head_that_it_is_told() -> None:
+    scores = {n: torch.ones(4, 4) for n in ("body.weight", "score.weight")}
+    told = spt.Sensitivity.from_tensors(scores, 1, head="score")
+    assert list(told) == ["body.weight"]
+    assert (told.head, told.head_source, told.backbone_numel) == (("score",), "given", 16)
+    assert spt.Sensitivity.from_tensors(scores, 1).head_source == ""
+    assert spt.Sensitivity.from_tensors(scores, 1, head="none").head_source == "given"
+    with pytest.raises(ValueError, match=r"head: .* is all that there are scores of"):
+        spt.Sensitivity.from_tensors(scores, 1, head="*")
+
+
 @pytest.mark.parametrize(
     ("tensors", "num_samples", "message"),
     [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,12 +89,9 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def applied(model: nn.Module, seed: int = 0) -> nn.Module:
-    plan = make_plan(model, "unstructured", seed)
-    # of a layer whose weight is computed from others nothing is tuned
-    names = [name for name in plan.info if not name.startswith("narrow")]
-    positions = {name: plan.unstructured[name] for name in names if name in plan.unstructured}
-    info = {name: plan.info[name] for name in names}
-    return spt.apply(model, replace(plan, unstructured=positions, info=info))
+    # a layer whose weight is computed from others cannot be tuned
+    exclude = ["narrow.*"] if hasattr(model, "narrow") else []
+    return spt.apply(model, make_plan(model, "unstructured", seed, exclude=exclude))
 
 
 def trained(name: str, seed: int = 0, plan_seed: int = 0) -> nn.Module:

@@ -20,11 +20,14 @@ from spt_kernels import (
     BaseModelMismatch,
     LoraSpec,
     Plan,
+    Sensitivity,
+    SparseAdamW,
     allocate,
     apply,
     load_delta,
     measure_sensitivity,
     merge,
+    param_groups,
     save_delta,
     unload,
 )
@@ -152,13 +155,11 @@ def test_what_stands_where() -> None:
     }
     apply(model, Plan(positions, specs, info, head=head))
     block = model.blocks[0]
-    assert type(block.attn.qkv) is LoraLinear
-    assert type(block.attn.qkv.base) is SparseDeltaLinear
+    assert isinstance(block.attn.qkv, LoraLinear)
     assert type(block.attn.proj) is SparseDeltaLinear
     assert type(block.mlp.fc1) is LoraLinear
-    assert type(block.mlp.fc1.base) is nn.Linear
     assert type(block.mlp.fc2) is AdapterLinear
-    assert type(model.blocks[1].norm1) is SparseDeltaNorm
+    assert isinstance(model.blocks[1].norm1, SparseDeltaNorm)
     assert type(model.blocks[1].mlp.fc2) is nn.Linear
     assert type(model.patch_embed.proj) is SparseDeltaConv2d
     # a sparse Linear has a delta of its weight, be it an empty one
@@ -422,6 +423,31 @@ def test_weights_that_cannot_be_tuned(make: Callable[[], nn.Module], message: st
     assert_untouched(model, before)
 
 
+def test_a_head_told_as_a_layer_or_a_pattern_is_looked_up_in_the_model() -> None:
+    names = ("norm.weight", "norm.bias", "head.weight", "head.bias")
+    scores = {"blocks.0.mlp.fc1.weight": torch.rand(96, 24)}
+    for head in (["head", "norm"], "h*", ("norm.*", "head.weight", "head.bias")):
+        model = tiny_vit()
+        plan = allocate(Sensitivity.from_tensors(scores, 1, head=head), 5, None)
+        apply(model, plan)
+        found = model.spt_tuning.plan.head
+        assert found == (names if head != "h*" else names[2:])
+        trained = {n for n, p in model.named_parameters() if p.requires_grad}
+        assert trained == {*found, "blocks.0.mlp.fc1.delta"}
+    missing = allocate(Sensitivity.from_tensors(scores, 1, head="score"), 5, None)
+    with pytest.raises(BaseModelMismatch, match="has no parameter score, of the plan's head"):
+        apply(tiny_vit(), missing)
+
+
+@pytest.mark.parametrize("head", [None, (), "none"])
+def test_only_a_head_that_nobody_decided_on_goes_by_its_name(head: object) -> None:
+    model = tiny_vit()
+    scores = {"blocks.0.mlp.fc1.weight": torch.rand(96, 24)}
+    apply(model, allocate(Sensitivity.from_tensors(scores, 1, head=head), 5, None))
+    assert model.head.weight.requires_grad == (head is None)
+    assert model.spt_tuning.plan.head_source == ("names" if head is None else "given")
+
+
 def test_positions_in_the_head() -> None:
     model = tiny_vit()
     plan = Plan({"head.weight": torch.tensor([0])}, {}, describe(model), head=("head.weight",))
@@ -488,10 +514,13 @@ def test_a_lora_on_a_layer_with_a_forward_of_its_own() -> None:
 
 def test_a_model_that_is_a_single_layer() -> None:
     model = nn.Linear(4, 3)
-    plan = Plan({"weight": torch.tensor([1])}, {}, describe(model))
-    with pytest.raises(ValueError, match="wrap it in a Sequential"):
-        apply(model, plan)
-    assert model.weight.requires_grad
+    plain = copy.deepcopy(model)
+    apply(model, Plan({"weight": torch.tensor([1])}, {}, describe(model)))
+    x = torch.randn(5, 4)
+    model(x).square().sum().backward()
+    plain(x).square().sum().backward()
+    torch.testing.assert_close(model.delta.grad, plain.weight.grad.flatten()[1:2])
+    assert type(unload(model)) is nn.Linear
 
 
 def test_wrong_arguments() -> None:
@@ -550,3 +579,94 @@ def test_replace_module() -> None:
         replace_module(model, "2", new)
     with pytest.raises(ValueError, match="cannot be replaced within itself"):
         replace_module(model, "", new)
+
+
+def test_a_model_in_channels_last(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        return tiny_convnext().to(memory_format=torch.channels_last)
+
+    model, row_major = make(), tiny_convnext()
+    images, labels = tiny_batch(size=32)
+    found = [measure_sensitivity(m, [(images, labels)], progress=False) for m in (model, row_major)]
+    plan, other_plan = (allocate(f, budget=0.05, structured=None) for f in found)
+    last = [n for n, p in model.named_parameters() if not p.is_contiguous()]
+    tuned = [name for name in last if name in plan.unstructured]
+    assert tuned
+    for name in tuned:  # the positions are of the logical weight
+        shared = set(plan.unstructured[name].tolist()) & set(other_plan.unstructured[name].tolist())
+        assert len(shared) > 0.9 * len(plan.unstructured[name])
+    optimizers = []
+    for m in (model, row_major):
+        apply(m, plan)
+        optimizers.append(SparseAdamW(param_groups(m), lr=1e-2))
+    for _ in range(2):
+        for m, optimizer in zip((model, row_major), optimizers, strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(m(images), labels).backward()
+            optimizer.step()
+    for name, delta in sparse_deltas(model).items():
+        other = sparse_deltas(row_major)[name]
+        torch.testing.assert_close(delta.target, other.target, rtol=1e-3, atol=2e-3, msg=name)
+    save_delta(model, tmp_path / "task.spt")
+    loaded = load_delta(make(), tmp_path / "task.spt")
+    assert torch.equal(loaded(images), model(images))
+    load_delta(tiny_convnext(), tmp_path / "task.spt")  # a base is the same in either format
+    expected, plain = make().state_dict(), unload(model)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+        assert value.stride() == expected[name].stride(), name
+    assert [n for n, p in merge(loaded).named_parameters() if not p.is_contiguous()] == last
+
+
+def test_no_parameter_and_no_entry_of_a_state_dict_is_empty() -> None:
+    model = tiny_vit()
+    info, head = describe(model), head_names(model)
+    fc1, fc2, proj = (f"blocks.0.{n}" for n in ("mlp.fc1", "mlp.fc2", "attn.proj"))
+    nothing = torch.empty(0, dtype=torch.int64)
+    positions = {
+        f"{fc1}.bias": torch.tensor([1]),  # a bias alone
+        f"{fc2}.weight": nothing,
+        f"{proj}.bias": torch.tensor([2]),
+        "blocks.0.norm1.weight": nothing,
+        "cls_token": nothing,
+    }
+    specs = {f"{proj}.weight": LoraSpec(1, ((0, 24),), 24)}
+    plan = Plan(positions, specs, info, head=head)
+    apply(model, plan)
+    assert all(value.numel() for value in model.state_dict().values())
+    assert all(p.numel() for p in model.parameters())
+    assert set(sparse_deltas(model)) >= positions.keys()
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)).bfloat16().float()):
+        assert set(sparse_deltas(twin)) == set(sparse_deltas(model))
+        twin.load_state_dict(model.state_dict())
+    # as state dicts were once
+    old = dict(model.state_dict())
+    for name, dtype in (("delta", torch.float32), ("index", torch.int32), ("original", None)):
+        old[f"{fc2}.{name}"] = torch.empty(0, dtype=dtype)
+        old[f"cls_token_{name}"] = torch.empty(0, dtype=dtype)
+    model.load_state_dict(old)
+    old[f"{fc2}.index"] = torch.tensor([3])
+    with pytest.raises(RuntimeError, match=r"fc2\.index must be \[0\], got \[1\]"):
+        model.load_state_dict(old)
+    images, labels = tiny_batch(2)
+    F.cross_entropy(model(images), labels).backward()
+    before = state_of(tiny_vit())
+    assert_untouched(unload(model), before)
+
+
+def test_a_state_of_accelerate_is_saved_and_loaded(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = tiny_vit()
+    images, labels = tiny_batch(2)
+    found = measure_sensitivity(model, [(images, labels)], progress=False)
+    apply(model, allocate(found, budget=0.05, rank=1))
+    accelerator = accelerate.Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(model, SparseAdamW(param_groups(model), lr=1e-2))
+    accelerator.backward(F.cross_entropy(model(images), labels))
+    optimizer.step()
+    expected = model(images)
+    accelerator.save_state(str(tmp_path))
+    optimizer.step()
+    assert not torch.equal(model(images), expected)
+    accelerator.load_state(str(tmp_path))
+    assert torch.equal(model(images), expected)

@@ -18,13 +18,25 @@ def sample_gradients(
     batch: Batch,
     parameters: Mapping[str, Tensor],
     loss_scale: float,
-) -> Iterator[dict[str, Tensor | None]]:
-    """Yield, sample by sample, the gradient of its own loss by parameter; None where unused."""
+) -> Iterator[dict[str, Tensor | None] | None]:
+    """Yield, sample by sample, the gradient of its own loss by parameter; None where unused.
+
+    Nothing is had of a sample whose loss is undefined: None in place of all gradients.
+    """
     with _requiring_grad(parameters):
         for i in range(batch.size):
             sample = batch.samples(i, i + 1)
-            total = loss.of_sample(model(sample.input), sample.target, 1, 0) * loss_scale
-            gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+            outputs = model(sample.input)
+            own = loss.of_sample(outputs, sample.target, 1, 0)
+            if loss.is_undefined(own, outputs, sample.target, 1, 0):
+                yield None
+                continue
+            if not own.requires_grad:
+                yield dict.fromkeys(parameters)
+                continue
+            gradients = torch.autograd.grad(
+                own * loss_scale, list(parameters.values()), allow_unused=True
+            )
             yield {
                 name: None if gradient is None else gradient / loss_scale
                 for name, gradient in zip(parameters, gradients, strict=True)
@@ -38,12 +50,19 @@ def add_squared_gradients(
     parameters: Mapping[str, Tensor],
     loss_scale: float,
     scores: Mapping[str, Tensor],
-) -> None:
-    """Add the squared gradient of every sample of `batch` to `scores`, which are mutated."""
+) -> int:
+    """Add the squared gradient of every sample of `batch` to `scores`, which are mutated.
+
+    Returns:
+        How many samples have a loss.
+    """
+    n_defined = 0
     for gradients in sample_gradients(model, loss, batch, parameters, loss_scale):
-        for name, gradient in gradients.items():
+        n_defined += gradients is not None
+        for name, gradient in (gradients or {}).items():
             if gradient is not None:
                 scores[name] += gradient.float().square_()
+    return n_defined
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,32 @@ from torch.utils import _pytree as pytree
 
 from .losses import samples_of
 
+_PATIENCE = 256
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples on the device of the measurement."""
+    """Some samples, once drawn on the device of the measurement."""
 
     index: int
     input: Any
     target: Any
     size: int
+
+    def on(self, device: torch.device) -> Batch:
+        """The same samples, moved."""
+        return Batch(self.index, _moved(self.input, device), _moved(self.target, device), self.size)
+
+    def keep(self, samples: list[int]) -> Batch:
+        """Those with these numbers as a batch of their own."""
+
+        def rows(value: Any) -> Any:
+            is_batched = isinstance(value, Tensor) and value.ndim > 0
+            is_batched = is_batched and value.shape[0] == self.size
+            return value[torch.tensor(samples, device=value.device)] if is_batched else value
+
+        input, target = pytree.tree_map(rows, (self.input, self.target))
+        return Batch(self.index, input, target, len(samples))
 
     def samples(self, start: int, stop: int) -> Batch:
         """Some of the samples as a batch of their own."""
@@ -32,35 +49,97 @@ class Batch:
         )
 
 
-def take_samples(batches: Iterable[Any], num_samples: int, device: torch.device) -> Iterator[Batch]:
-    """Yield batches of `num_samples` samples in all, or of all there are; the last one is cut.
+class Samples:
+    """Yields batches of `wanted` samples in all, or of all there are; the last one is cut.
 
+    A sample that has no label counts as none: it is left out, and another one drawn in its place.
     No batch is drawn beyond the last one needed.
+
+    Args:
+        batches: of `(input, target)`.
+        wanted: how many samples.
+        device: where to move them.
+        labelled: which samples of a target have a label, None for all; given `(target, size)`.
 
     Raises:
         TypeError: `batches` cannot be iterated.
-        ValueError: there is no batch, or one is not a pair of an input and a target whose tensors
-            have one row per sample.
+        ValueError: while iterating: there is no batch, or one is not a pair of an input and a
+            target whose tensors have one row per sample, or no sample has a label.
     """
-    try:
-        iterator = iter(batches)
-    except TypeError as error:
-        raise TypeError(
-            f"batches: expected an iterable of (input, target), got {type(batches).__name__}"
-        ) from error
-    remaining = num_samples
-    for index, item in enumerate(iterator):
+
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        wanted: int,
+        device: torch.device,
+        labelled: Callable[[Any, int], list[int] | None],
+    ) -> None:
+        try:
+            self._batches = enumerate(batches)
+        except TypeError as error:
+            raise TypeError(
+                f"batches: expected an iterable of (input, target), got {type(batches).__name__}"
+            ) from error
+        self.wanted = wanted
+        self._remaining = wanted
+        self._device = device
+        self._labelled = labelled
+        self._n_unlabelled = 0
+        self._has_yielded = False
+        self._put_back: Batch | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    @property
+    def patience(self) -> int:
+        """After how many samples none of which counts it may be an endless stream of them."""
+        return max(self.wanted, _PATIENCE)
+
+    def __next__(self) -> Batch:
+        if self._put_back is not None:
+            batch, self._put_back = self._put_back, None
+            return batch
+        while self._remaining:
+            is_in_vain = not self._has_yielded and self._n_unlabelled >= self.patience
+            index, item = (None, None) if is_in_vain else next(self._batches, (None, None))
+            if index is None:
+                break
+            part = self._labelled_part(index, item)
+            if part is not None:
+                self._remaining -= part.size
+                self._has_yielded = True
+                return part
+        if not self._has_yielded:
+            if self._n_unlabelled:
+                raise ValueError(
+                    f"target: none of {self._n_unlabelled} samples has a label: all that they hold "
+                    "is the loss function's ignore_index"
+                )
+            raise ValueError("batches: expected at least one batch of samples, got none")
+        raise StopIteration
+
+    def put_back(self, batch: Batch) -> None:
+        """Let this batch, which was drawn last, come again."""
+        self._put_back = batch
+
+    def give_back(self, n: int) -> None:
+        """Let so many samples be drawn besides, as some of those drawn count as none."""
+        self._remaining += n
+
+    def _labelled_part(self, index: int, item: Any) -> Batch | None:
         input, target = _pair(item, index)
         size = _size(input, target, index)
-        batch = Batch(index, _moved(input, device), _moved(target, device), size)
-        if size > remaining:
-            batch = batch.samples(0, remaining)
-        remaining -= batch.size
-        yield batch
-        if remaining == 0:
-            return
-    if remaining == num_samples:
-        raise ValueError("batches: expected at least one batch of samples, got none")
+        labelled = self._labelled(target, size)
+        batch = Batch(index, input, target, size)
+        if labelled is not None:
+            self._n_unlabelled += size - len(labelled)
+            if not labelled:
+                return None
+            batch = batch.keep(labelled)
+        if batch.size > self._remaining:
+            batch = batch.samples(0, self._remaining)
+        return batch.on(self._device)
 
 
 def _pair(item: Any, index: int) -> tuple[Any, Any]:

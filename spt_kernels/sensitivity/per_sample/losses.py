@@ -39,21 +39,80 @@ class PerSampleLoss:
         self._loss_fn = loss_fn
         self._name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
 
-    def total(self, outputs: Any, target: Any, batch: int) -> Tensor:
-        """Sum of the losses of all samples, a scalar."""
-        self._check_labels(outputs, target)
+    @property
+    def name(self) -> str:
+        """What the loss function goes by, for messages."""
+        return self._name
+
+    def labelled(self, target: Any, batch: int) -> list[int] | None:
+        """Which samples have a label at all; None for all, and where it is not known before a loss.
+
+        A target of `ignore_index` everywhere has none: its own mean would be 0 / 0. One on a card
+        is looked at with its loss, as the host would wait for the card here.
+        """
+        tensors = [leaf for leaf in pytree.tree_leaves(target) if isinstance(leaf, Tensor)]
+        if not all(tensor.is_cpu for tensor in tensors):
+            return None
+        return self._with_labels(target, batch)
+
+    def total(self, outputs: Any, target: Any, batch: int) -> tuple[Tensor, int]:
+        """Sum of the losses of all samples, a scalar, and how many of them count.
+
+        One whose loss needs no gradient counts as none, as many loss functions give a constant for
+        a sample without labels.
+        """
+        may_lack = self._check_labels(outputs, target)
+        with_labels = self._with_labels(target, batch) if may_lack else None
         if self._is_plain_cross_entropy(outputs, target):
-            return F.cross_entropy(outputs, target, reduction="sum")
-        one_by_one = zip(_rows(outputs, batch), _rows(target, batch), strict=True)
-        return torch.stack([self._call(output, label) for output, label in one_by_one]).sum()
+            counted = batch if with_labels is None else len(with_labels)
+            return F.cross_entropy(outputs, target, reduction="sum"), counted
+        pairs = _pairs(outputs, target, batch)
+        if with_labels is not None:
+            pairs = [pairs[sample] for sample in with_labels]
+        losses = [self._call(*pair) for pair in pairs]
+        return _summed([loss for loss in losses if loss.requires_grad], target)
+
+    def total_of_defined(self, outputs: Any, target: Any, batch: int) -> tuple[Tensor, int]:
+        """`total` without the samples whose loss is undefined; slower."""
+        losses = [self._call(*pair) for pair in _pairs(outputs, target, batch)]
+        counting = [
+            loss
+            for sample, loss in enumerate(losses)
+            if self.counts(loss, outputs, target, batch, sample)
+        ]
+        return _summed(counting, target)
 
     def of_sample(self, outputs: Any, target: Any, batch: int, sample: int) -> Tensor:
         """The loss of one sample, a scalar."""
         self._check_labels(outputs, target)
-        stop = sample + 1
-        return self._call(
-            samples_of(outputs, batch, sample, stop), samples_of(target, batch, sample, stop)
-        )
+        return self._call(*_pair_of(outputs, target, batch, sample))
+
+    def of_two(self, outputs: Any, target: Any) -> list[Tensor] | None:
+        """The losses of a batch of two; None where one of them does not count."""
+        losses = [self.of_sample(outputs, target, 2, sample) for sample in range(2)]
+        are_counting = (self.counts(loss, outputs, target, 2, i) for i, loss in enumerate(losses))
+        return losses if all(are_counting) else None
+
+    def counts(self, loss: Tensor, outputs: Any, target: Any, batch: int, sample: int) -> bool:
+        """Whether the loss of one sample depends on the outputs, and is defined for its target."""
+        is_undefined = self.is_undefined(loss, outputs, target, batch, sample)
+        return loss.requires_grad and not is_undefined
+
+    def is_undefined(
+        self, loss: Tensor, outputs: Any, target: Any, batch: int, sample: int
+    ) -> bool:
+        """Whether there is no label, or the loss is NaN whatever the outputs are, as a mean is."""
+        output, label = _pair_of(outputs, target, batch, sample)
+        if self._with_labels(label, 1) == []:
+            return True
+        if not bool(loss.isnan()):
+            return False
+        tensors = [t for t in pytree.tree_leaves(label) if isinstance(t, Tensor)]
+        if any(t.is_floating_point() and bool(t.isnan().any()) for t in tensors):
+            return False  # an error in the data
+        zeros = pytree.tree_map(_zeros_like, output)
+        with torch.no_grad():
+            return bool(self._call(zeros, label).isnan())
 
     def _is_plain_cross_entropy(self, outputs: Any, target: Any) -> bool:
         # with more dimensions its mean is over the positions of a sample as well
@@ -76,18 +135,33 @@ class PerSampleLoss:
             raise ValueError(
                 f"loss_fn {self._name}: expected a scalar, got shape {tuple(loss.shape)}"
             )
-        if not loss.requires_grad:
-            raise ValueError(
-                f"loss_fn {self._name}: the loss does not depend on the model (it needs no "
-                "gradient)"
-            )
         return loss
 
-    def _check_labels(self, outputs: Any, target: Any) -> None:
-        """Name the target when labels do not fit a classification loss; a GPU only aborts."""
+    def _with_labels(self, target: Any, batch: int) -> list[int] | None:
+        """Which samples have a label at all; None for all, and where only the loss can tell."""
+        if not self._is_classification() or not isinstance(target, Tensor):
+            return None
+        if target.is_floating_point() or target.ndim == 0 or len(target) != batch:
+            return None
+        has_label = (target != self._ignored()).reshape(batch, -1).any(1)
+        return None if bool(has_label.all()) else has_label.nonzero().flatten().tolist()
+
+    def _is_classification(self) -> bool:
         is_module = isinstance(self._loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss))
-        if not is_module and self._loss_fn not in (F.cross_entropy, F.nll_loss):
-            return
+        return is_module or self._loss_fn in (F.cross_entropy, F.nll_loss)
+
+    def _ignored(self) -> int:
+        """The label that means none."""
+        return int(getattr(self._loss_fn, "ignore_index", -100))
+
+    def _check_labels(self, outputs: Any, target: Any) -> bool:
+        """Name the target when labels do not fit a classification loss; a GPU only aborts.
+
+        Returns:
+            Whether some of them may be missing.
+        """
+        if not self._is_classification():
+            return False
         if not isinstance(outputs, Tensor) or outputs.ndim < 2:
             raise ValueError(
                 f"loss_fn {self._name}: expected a model output of [samples, classes], got "
@@ -96,21 +170,53 @@ class PerSampleLoss:
         if not isinstance(target, Tensor):
             raise TypeError(f"target: expected a tensor of labels, got {type(target).__name__}")
         if target.is_floating_point() and target.shape == outputs.shape:
-            return  # probabilities
+            return False  # probabilities
         if target.dtype not in (torch.int64, torch.uint8):
             raise TypeError(f"target: expected labels of dtype int64, got {target.dtype}")
         expected = (outputs.shape[0], *outputs.shape[2:])
         if tuple(target.shape) != expected:
             raise ValueError(f"target: expected shape {expected}, got {tuple(target.shape)}")
         n_classes = outputs.shape[1]
-        low, high = (int(value) for value in target.aminmax())
-        ignored = getattr(self._loss_fn, "ignore_index", -100)
-        is_ignored = outputs.ndim > 2 and low == ignored  # positions without a label
-        if (low < 0 and not is_ignored) or high >= n_classes:
+        low, high = _range(target)
+        may_lack = low <= self._ignored() <= high
+        if low < 0 or high >= n_classes:
+            # only where need be, as it takes a copy
+            low, high = _range(target[target != self._ignored()])
+        if low < 0 or high >= n_classes:
             raise ValueError(
                 f"target: expected labels from 0 to {n_classes - 1}, as the model has {n_classes} "
-                f"classes, got {low if low < 0 else high}"
+                f"classes, or {self._ignored()} for none (ignore_index), got "
+                f"{low if low < 0 else high}"
             )
+        return may_lack
+
+
+def _range(labels: Tensor) -> tuple[int, int]:
+    if not labels.numel():
+        return 0, 0
+    low, high = labels.aminmax()
+    return int(low), int(high)
+
+
+def _summed(counted: list[Tensor], target: Any) -> tuple[Tensor, int]:
+    if not counted:
+        tensors = [leaf for leaf in pytree.tree_leaves(target) if isinstance(leaf, Tensor)]
+        return torch.zeros((), device=tensors[0].device if tensors else None), 0
+    return torch.stack(counted).sum(), len(counted)
+
+
+def _zeros_like(value: Any) -> Any:
+    floats = isinstance(value, Tensor) and value.is_floating_point()
+    return torch.zeros_like(value) if floats else value
+
+
+def _pair_of(outputs: Any, target: Any, batch: int, sample: int) -> tuple[Any, Any]:
+    stop = sample + 1
+    return samples_of(outputs, batch, sample, stop), samples_of(target, batch, sample, stop)
+
+
+def _pairs(outputs: Any, target: Any, batch: int) -> list[tuple[Any, Any]]:
+    return list(zip(_rows(outputs, batch), _rows(target, batch), strict=True))
 
 
 def _rows(tree: Any, batch: int) -> list[Any]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ...model.head import in_few_words, parts_of
 from .accumulator import Accumulator
 from .autograd import add_squared_gradients
-from .batches import Batch
-from .interception import Interception
+from .batches import Batch, Samples
+from .counted import on_first_counted
+from .interception import Arrival, Interception
 from .losses import PerSampleLoss
 from .probe import Methods, expand, probe
 
@@ -26,7 +29,7 @@ logger = logging.getLogger("spt_kernels")
 def measure(
     model: nn.Module,
     loss: PerSampleLoss,
-    batches: Iterator[Batch],
+    samples: Samples,
     names: list[str],
     tokens: tuple[str, ...],
     layers: Iterable[nn.Module],
@@ -37,7 +40,7 @@ def measure(
     Args:
         model: frozen, in the mode in which to measure.
         loss: of each sample.
-        batches: at least one.
+        samples: those to measure on.
         names: the parameters to measure.
         tokens: those of `names` that all samples share as `[1, ...]`.
         layers: those of which to tell whether the model calls them.
@@ -60,39 +63,55 @@ def measure(
     interception = Interception(parameters)
     methods: Methods | None = None
     done = 0
-    for batch in batches:
+    for batch in samples:
         if methods is None:
-            devices = sorted({p.device for p in parameters.values() if p.is_cuda}, key=str)
-            with torch.random.fork_rng(devices=devices):
-                methods = probe(
+            samples.put_back(batch)
+            with forked_random_state(parameters.values()):
+                methods = on_first_counted(
                     model,
                     loss,
-                    batch,
-                    parameters,
-                    interception,
-                    tokens,
-                    layers,
-                    loss_scale,
-                    tolerance,
+                    samples,
+                    lambda batch: probe(
+                        model,
+                        loss,
+                        batch,
+                        parameters,
+                        interception,
+                        tokens,
+                        layers,
+                        loss_scale,
+                        tolerance,
+                    ),
                 )
-            _tell(methods, len(parameters))
+            batch = next(samples)
+            _tell(methods, parameters)
             accumulator = Accumulator(scores, methods.n_uses, 1 / loss_scale)
             one_by_one = {name: parameters[name] for name in methods.one_by_one}
+            sleepers = _Sleepers(methods.asleep, accumulator)
+        counted: int | None = None
         if methods.n_uses or methods.expanded:
             leaves = expand({name: parameters[name] for name in methods.expanded}, batch.size)
-            with interception.watching(
-                methods.n_uses, batch.size, accumulator.receive, replaced=leaves
-            ):
-                _run(model, loss, batch, methods.input_needs_grad, loss_scale)
+            watched = [*methods.n_uses, *sleepers.names]
+            with interception.watching(watched, batch.size, sleepers.receive, replaced=leaves):
+                counted = _run(model, loss, batch, methods.input_needs_grad, loss_scale)
+            woken = sleepers.woken(interception.unrecognized)
             _check_uses(interception.unrecognized)
             accumulator.finish_batch()
+            if woken:
+                # plain autograd takes over, from this batch on
+                one_by_one |= {name: parameters[name] for name in woken}
+                methods = methods.with_woken(woken)
+                _tell(methods, parameters)
             for name, leaf in leaves.items():
                 if leaf.grad is not None:
                     squares = (leaf.grad.float() / loss_scale).square_()
                     scores[name] += squares.sum(0, keepdim=True)
         if one_by_one:
-            add_squared_gradients(model, loss, batch, one_by_one, loss_scale, scores)
-        done += batch.size
+            alone = add_squared_gradients(model, loss, batch, one_by_one, loss_scale, scores)
+            counted = alone if counted is None else counted
+        assert counted is not None
+        samples.give_back(batch.size - counted)
+        done += counted
         report(done)
     assert methods is not None
     accumulator.finish()
@@ -100,15 +119,54 @@ def measure(
     return scores, done, methods
 
 
+@contextlib.contextmanager
+def forked_random_state(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """What is drawn in a `with` block is drawn again after it."""
+    devices = sorted({p.device for p in parameters if p.is_cuda}, key=str)
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+class _Sleepers:
+    """Parameters that the first samples' losses did not depend on, watched for later uses.
+
+    Attributes:
+        names: those that no later loss has depended on either.
+        receive: takes the arrivals of a backward pass, and hands them on.
+    """
+
+    def __init__(self, names: Iterable[str], accumulator: Accumulator) -> None:
+        self.names = set(names)
+        self._reached: set[str] = set()
+        self._accumulator = accumulator
+        self.receive = self._notice if self.names else accumulator.receive
+
+    def woken(self, unrecognized: set[str]) -> list[str]:
+        """Those used by now, in sight or not, which are watched no longer."""
+        woken = self.names & (self._reached | unrecognized)
+        self.names -= woken
+        unrecognized -= woken
+        return sorted(woken)
+
+    def _notice(self, arrival: Arrival) -> None:
+        self._reached.update(piece.name for piece, _ in arrival.parts)
+        self._accumulator.receive(arrival)
+
+
 def _run(
     model: nn.Module, loss: PerSampleLoss, batch: Batch, input_needs_grad: bool, loss_scale: float
-) -> None:
-    """One forward and one backward pass over the batch."""
+) -> int:
+    """One forward and one backward pass over the batch; how many of its samples count."""
     input = pytree.tree_map(_requiring_grad, batch.input) if input_needs_grad else batch.input
-    total = loss.total(model(input), batch.target, batch.size)
+    outputs = model(input)
+    total, counted = loss.total(outputs, batch.target, batch.size)
     if not torch.isfinite(total):
-        raise ValueError(f"the loss is {total.item()} in batch {batch.index}")
-    (total * loss_scale).backward()
+        total, counted = loss.total_of_defined(outputs, batch.target, batch.size)
+        if not torch.isfinite(total):
+            raise ValueError(f"the loss is {total.item()} in batch {batch.index}")
+    if total.requires_grad:
+        (total * loss_scale).backward()
+    return counted
 
 
 def _check_uses(unrecognized: set[str]) -> None:
@@ -129,16 +187,21 @@ def _compute_dtypes(parameters: Mapping[str, Tensor]) -> set[torch.dtype]:
     return dtypes
 
 
-def _tell(methods: Methods, n_parameters: int) -> None:
+def _tell(methods: Methods, names: Collection[str]) -> None:
+    """One line on the parameters that are measured slowly, or not reached at all."""
+    lines = []
     if methods.one_by_one:
-        names = methods.one_by_one
-        listed = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-        logger.warning(
-            "%d of %d parameters are measured sample by sample, which is exact but slow: %s",
-            len(names),
-            n_parameters,
-            listed,
+        lines.append(
+            f"{len(methods.one_by_one)} of {len(names)} parameters are measured sample by sample, "
+            f"which is exact but slow: {in_few_words(methods.one_by_one)}"
         )
+    if methods.idle:
+        lines.append(
+            f"the loss does not depend on {len(methods.idle)} of {len(names)} parameters, which "
+            f"score 0: {in_few_words(parts_of(methods.idle, names))}"
+        )
+    if lines:
+        logger.warning("; ".join(lines))
 
 
 def _check_finite(scores: Mapping[str, Tensor]) -> None:

@@ -7,8 +7,8 @@ rows of the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,12 +26,14 @@ _SAMPLES = 2
 
 @dataclass(frozen=True)
 class Methods:
-    """How each parameter is measured; one that the loss does not depend on is named nowhere.
+    """How each parameter is measured.
 
     Attributes:
         n_uses: observed parameters, with the number of their uses in one forward pass.
         expanded: parameters shared by all samples as `[1, ...]`, replaced by `[samples, ...]`.
         one_by_one: parameters for which only plain autograd on single samples is exact.
+        idle: parameters that the loss does not depend on, as far as was seen.
+        asleep: those of them of which a use would be observed.
         input_needs_grad: whether the model's checkpoints pass on gradients only then.
         called: the layers that the model uses by calls alone.
     """
@@ -39,8 +41,15 @@ class Methods:
     n_uses: Mapping[str, int]
     expanded: tuple[str, ...]
     one_by_one: tuple[str, ...]
+    idle: tuple[str, ...]
+    asleep: tuple[str, ...]
     input_needs_grad: bool
     called: frozenset[nn.Module]
+
+    def with_woken(self, names: Collection[str]) -> Methods:
+        """These, with some of the idle parameters measured one by one."""
+        idle = tuple(name for name in self.idle if name not in names)
+        return replace(self, one_by_one=(*self.one_by_one, *names), idle=idle)
 
 
 @dataclass
@@ -63,8 +72,10 @@ def probe(
     layers: Iterable[nn.Module],
     loss_scale: float,
     tolerance: float,
-) -> Methods:
+) -> Methods | None:
     """Choose a method for each of `parameters`, which must be frozen.
+
+    None where one of the two samples does not count.
 
     Args:
         model: in the mode in which it will be measured.
@@ -80,12 +91,12 @@ def probe(
     Raises:
         ValueError: samples influence each other's loss, or the loss depends on no parameter.
     """
-    pair = _two_samples(batch)
+    pair = two_samples(batch)
     records = {name: _Record() for name in parameters}
     calls = Calls(layers)
-    for own in range(_SAMPLES):
-        with calls.following():
-            _watch_one(model, loss, pair, interception, own, records, calls)
+    with calls.following():
+        if not _watch(model, loss, pair, interception, records, calls):
+            return None
     unrecognized = interception.unrecognized.copy()
 
     observed = {
@@ -101,34 +112,45 @@ def probe(
     one_by_one: list[str] = []
     if uncertain:
         # plain autograd tells which of the others matter at all, and the truth about tokens
-        truth = list(sample_gradients(model, loss, pair, uncertain, loss_scale))
+        gradients = sample_gradients(model, loss, pair, uncertain, loss_scale)
+        truth = [sample for sample in gradients if sample is not None]
         used = [name for name in uncertain if any(sample[name] is not None for sample in truth)]
         if not used and not observed:
-            raise ValueError("loss_fn: the loss does not depend on any candidate parameter")
+            raise ValueError(
+                f"loss_fn {loss.name}: the loss does not depend on any parameter that is measured"
+            )
         possible = {name: parameters[name] for name in tokens if name in used}
         expanded = _expandable(model, loss, pair, interception, possible, truth, tolerance)
         one_by_one = [name for name in used if name not in expanded]
     interception.unrecognized.clear()
+    measured = {*observed, *expanded, *one_by_one}
+    idle = tuple(name for name in parameters if name not in measured)
     return Methods(
         observed,
         tuple(expanded),
         tuple(one_by_one),
+        idle,
+        tuple(name for name in idle if name not in unrecognized),
         interception.used_without_grad,
         frozenset(calls.called),
     )
 
 
-def _watch_one(
+def _watch(
     model: nn.Module,
     loss: PerSampleLoss,
     pair: Batch,
     interception: Interception,
-    own: int,
     records: Mapping[str, _Record],
     calls: Calls,
-) -> None:
-    """Run both samples forward and the loss of sample `own` backward, and record what arrives."""
-    n_arrivals = dict.fromkeys(records, 0)
+) -> bool:
+    """Run both samples forward and the loss of each backward, and record what arrives.
+
+    Returns:
+        Whether both samples count.
+    """
+    own = 0
+    n_arrivals: dict[str, int] = {}
 
     def receive(arrival: Arrival) -> None:
         by_sample = arrival.grad_output.chunk(_SAMPLES)
@@ -141,22 +163,29 @@ def _watch_one(
             record.arrives |= arrives
             record.crosses |= crosses
 
-    inputs = pytree.tree_map(_requiring_grad, pair.input)
+    inputs = pytree.tree_map(requiring_grad, pair.input)
+    leaves = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.requires_grad]
     with interception.watching(records, _SAMPLES, receive, on_use=calls.note_use):
         outputs = model(inputs)
         if not _needs_grad(outputs):
-            return  # every use was out of sight
-        own_loss = loss.of_sample(outputs, pair.target, _SAMPLES, own)
-        if not torch.isfinite(own_loss):
-            raise ValueError(f"the loss is {own_loss.item()} in batch {pair.index}")
-        own_loss.backward()
-    for leaf in pytree.tree_leaves(inputs):
-        if isinstance(leaf, Tensor) and leaf.grad is not None and leaf.grad[1 - own].any():
-            raise ValueError(
-                "the loss of one sample depends on the other samples of its batch (a BatchNorm in "
-                "training mode does that): then no sample has a gradient of its own; measure in "
-                "eval mode"
-            )
+            return True  # every use was out of sight
+        losses = loss.of_two(outputs, pair.target)
+        if losses is None:
+            return False
+        for own in range(_SAMPLES):
+            if not torch.isfinite(losses[own]):
+                raise ValueError(f"the loss is {losses[own].item()} in batch {pair.index}")
+            n_arrivals = dict.fromkeys(records, 0)
+            losses[own].backward(retain_graph=own == 0)
+            if any(x.grad is not None and x.grad[1 - own].any() for x in leaves):
+                raise ValueError(
+                    "the loss of one sample depends on the other samples of its batch (a BatchNorm "
+                    "in training mode does that): then no sample has a gradient of its own; "
+                    "measure in eval mode"
+                )
+            for x in leaves:
+                x.grad = None
+    return True
 
 
 def _expandable(
@@ -177,7 +206,7 @@ def _expandable(
             outputs = model(pair.input)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
             return []  # the model needs the shape as it is: it ran above, so this is the reason
-        loss.total(outputs, pair.target, _SAMPLES).backward()
+        loss.total(outputs, pair.target, _SAMPLES)[0].backward()
     return [name for name, leaf in leaves.items() if _agrees(leaf, name, truth, tolerance)]
 
 
@@ -199,7 +228,8 @@ def _agrees(
     return bool((leaf.grad - expected).norm() <= tolerance * expected.norm())
 
 
-def _two_samples(batch: Batch) -> Batch:
+def two_samples(batch: Batch) -> Batch:
+    """The first two samples of a batch, or the only one twice."""
     if batch.size >= _SAMPLES:
         return batch.samples(0, _SAMPLES)
 
@@ -210,7 +240,8 @@ def _two_samples(batch: Batch) -> Batch:
     return Batch(batch.index, input, target, _SAMPLES)
 
 
-def _requiring_grad(value: Any) -> Any:
+def requiring_grad(value: Any) -> Any:
+    """A floating tensor as a leaf of its own that requires a gradient; anything else as it is."""
     floats = isinstance(value, Tensor) and value.is_floating_point()
     return value.detach().clone().requires_grad_(True) if floats else value
 

@@ -1,0 +1,80 @@
+"""`spt-kernels compare`: several runs as one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import described
+from .terminal import Terminal, percent, size, table
+from .written import check_picture
+
+if TYPE_CHECKING:
+    from ..finetuning.comparison import ComparedWay, Comparison
+
+HELP = """Put finished runs side by side: accuracy, what is trained, what it costs.
+
+Runs that differ in their seed alone are one row, with their mean and its
+standard error. A folder of runs stands for all runs in it.
+
+  spt-kernels compare runs/lora runs/spt-lora-0 runs/spt-lora-1
+  spt-kernels compare demo-output -o comparison.png
+"""
+
+
+def run(
+    terminal: Terminal,
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs, or folders with such.", metavar="RUN")
+    ],
+    output: Annotated[
+        Path | None, described("Output", "--output -o FILE", "Draw it, as a.png.")
+    ] = None,
+    force: Annotated[bool, described("Output", "--force", "Overwrite that picture.")] = False,
+) -> None:
+    """Read the runs, show them, draw them."""
+    check_picture("--output", output, force=force)
+    from ..finetuning.comparison import compare_runs
+
+    made = compare_runs(runs)
+    parts = _parts(made)
+    if output is not None:
+        from ..finetuning.comparison_chart import comparison_figure
+
+        comparison_figure(made).savefig(output)
+        parts.append(f"written to {output}")
+    terminal.show(made.to_json(), *parts)
+
+
+def _parts(made: Comparison) -> list[Any]:
+    rows = [
+        (
+            way.name,
+            percent(way.trained_share, 2),
+            size(way.file_bytes),
+            _accuracy(way),
+            str(len(way.runs)),
+            f"{way.seconds:,.0f}",
+            size(way.peak_bytes),
+        )
+        for way in made.ways
+    ]
+    columns = ("method", "trained", "file", f"{made.images}, %", "runs", "seconds", "peak memory")
+    notes = [f"Peak memory is of a training step, {made.peak}; seconds are of a run."]
+    if any(way.standard_error is not None for way in made.ways):
+        notes.insert(0, "Accuracies are means ± their standard error over the runs.")
+    notes += [
+        f"Not the same in all runs: {name}: {'; '.join(values)}"
+        for name, values in made.unlike.items()
+    ]
+    notes += [f"{folder}: left out, {reason}" for folder, reason in made.missing.items()]
+    return [table(columns, rows), "", *notes]
+
+
+def _accuracy(way: ComparedWay) -> str:
+    if way.mean is None:
+        return "–"
+    error = f" ± {100 * way.standard_error:.1f}" if way.standard_error is not None else ""
+    return f"{100 * way.mean:.1f}{error}"

@@ -1,0 +1,68 @@
+"""The options of commands that use a saved model: where its base is, if it does not tell itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from .options import ModelOptions, described
+
+if TYPE_CHECKING:
+    from ..finetuning.saved_run import SavedRun
+
+_MODEL = "Base model (a file tells its own)"
+
+
+@dataclass(frozen=True)
+class SavedOptions:
+    """The base model of a saved one, in place of the one that it tells."""
+
+    model: Annotated[
+        str | None,
+        described(_MODEL, "--model -m NAME", "Any timm architecture, as vit_base_patch16_224."),
+    ] = None
+    model_arg: Annotated[
+        list[str] | None,
+        described(
+            _MODEL,
+            "--model-arg KEY=VALUE",
+            "An argument of its constructor, as img_size=32; repeat for more. With --model.",
+        ),
+    ] = None
+    weights: Annotated[
+        Path | None,
+        described(_MODEL, "--weights -w FILE", "Its weights, where they have moved."),
+    ] = None
+    pretrained: Annotated[
+        bool, described(_MODEL, "--pretrained", "Let timm download its weights. With --model.")
+    ] = False
+
+    def find(self, path: Path) -> SavedRun:
+        """The saved model at `path`, on the base that was named, if any."""
+        from ..finetuning.saved_run import SavedRun
+
+        if self.model is None and self.weights is not None:
+            if self.model_arg or self.pretrained:
+                raise ValueError("--model: name the architecture that the other options are for")
+            return SavedRun.find(path, weights=self.weights.resolve())
+        asked = ModelOptions(self.model, self.model_arg, self.weights, self.pretrained)
+        return SavedRun.find(path, asked.source())
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How images go through a saved model."""
+
+    batch_size: Annotated[int, described("Run", "--batch-size N", "Images at a time [64].")] = 64
+    amp: Annotated[str, described("Run", "--amp NAME", "none or bf16 autocast [none].")] = "none"
+
+    def how(self) -> dict[str, Any]:
+        """As arguments, checked before anything is read."""
+        from ..finetuning.recipe import PRECISIONS
+
+        if self.amp not in PRECISIONS:
+            raise ValueError(f"--amp: expected one of {', '.join(PRECISIONS)}, got {self.amp!r}")
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size: expected more than zero, got {self.batch_size}")
+        return {"batch_size": self.batch_size, "amp": self.amp}

@@ -1,0 +1,194 @@
+"""Several finished runs side by side: what each way trained, reached and cost."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .run_folder import FILES, RunFolder
+
+
+@dataclass(frozen=True)
+class ComparedWay:
+    """The runs that differ in nothing but their seed.
+
+    Attributes:
+        name: the method, and beyond that what tells it from other rows of the same method.
+        method: its name.
+        runs: the folders.
+        trained_parameters: beside the head.
+        trained_share: of the backbone.
+        file_bytes: of the task file, or whatever a run hands over; the largest.
+        accuracies: one per run, as the comparison says of which images.
+        seconds: of a run, mean.
+        peak_bytes: of a training step, the largest.
+    """
+
+    name: str
+    method: str
+    runs: tuple[str, ...]
+    trained_parameters: int
+    trained_share: float
+    file_bytes: int
+    accuracies: tuple[float, ...]
+    seconds: float
+    peak_bytes: int
+
+    @property
+    def mean(self) -> float | None:
+        """Mean accuracy, `None` where there is none."""
+        return statistics.fmean(self.accuracies) if self.accuracies else None
+
+    @property
+    def standard_error(self) -> float | None:
+        """Of the mean: the standard deviation over the root of the number of runs."""
+        n = len(self.accuracies)
+        return statistics.stdev(self.accuracies) / math.sqrt(n) if n > 1 else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side.
+
+    Attributes:
+        ways: in the order in which they were named.
+        images: `test` or `validation`: which ones the accuracies are of.
+        peak: `measured` on a card, or `accounted`.
+        unlike: what is not the same in all runs though accuracies hang on it, with its values.
+        missing: why a folder is left out.
+    """
+
+    ways: tuple[ComparedWay, ...]
+    images: str
+    peak: str
+    unlike: Mapping[str, tuple[str, ...]]
+    missing: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        ways = [
+            asdict(way) | {"mean_accuracy": way.mean, "standard_error": way.standard_error}
+            for way in self.ways
+        ]
+        value: dict[str, Any] = json.loads(json.dumps(asdict(self) | {"ways": ways}))
+        return value
+
+
+def compare_runs(folders: Iterable[str | os.PathLike[str]]) -> Comparison:
+    """Compare finished runs; those that differ in their seed alone are one row.
+
+    Args:
+        folders: of runs, or folders with such in them.
+
+    Raises:
+        ValueError: a folder is not there or has no run, or none is finished.
+    """
+    runs: list[tuple[RunFolder, dict[str, Any], dict[str, Any]]] = []
+    missing: dict[str, str] = {}
+    for folder in _run_folders(folders):
+        config, result = folder.read_json("config"), folder.read_json("result")
+        assert config is not None
+        if result is None:
+            missing[str(folder.path)] = "it is not finished"
+        else:
+            runs.append((folder, config["job"], result))
+    if not runs:
+        raise ValueError(f"runs: none is finished: {', '.join(missing)}")
+    of_test = [result["test_accuracy"] is not None for _, _, result in runs]
+    images = "test" if any(of_test) else "validation"
+    is_measured = all(result.get("measured_peak_bytes") is not None for _, _, result in runs)
+    peak = "measured" if is_measured else "accounted"
+    grouped: dict[str, list[tuple[RunFolder, dict[str, Any], dict[str, Any]]]] = {}
+    for run in runs:
+        grouped.setdefault(json.dumps(_without_seed(run[1]), sort_keys=True), []).append(run)
+    names = _names([_without_seed(group[0][1]) for group in grouped.values()])
+    ways = tuple(
+        _way(name, group, images.removesuffix("idation"), peak)
+        for name, group in zip(names, grouped.values(), strict=True)
+    )
+    return Comparison(ways, images, peak, _unlike([job for _, job, _ in runs]), missing)
+
+
+def _run_folders(folders: Iterable[str | os.PathLike[str]]) -> list[RunFolder]:
+    found: dict[Path, RunFolder] = {}
+    for path in map(Path, folders):
+        if not path.is_dir():
+            raise ValueError(f"runs: no such folder: {path}")
+        inside = sorted(p for p in path.iterdir() if p.is_dir())
+        own = [RunFolder(p) for p in (path, *inside)]
+        own = [folder for folder in own if folder["config"].is_file()]
+        if own and own[0].path == path:
+            own = own[:1]
+        if not own:
+            raise ValueError(f"runs: {path} holds no run ({FILES['config']} is not there)")
+        found |= {folder.path.resolve(): folder for folder in own}
+    if not found:
+        raise ValueError("runs: expected at least one folder, got none")
+    return list(found.values())
+
+
+def _way(
+    name: str, group: Sequence[tuple[RunFolder, Any, dict[str, Any]]], images: str, peak: str
+) -> ComparedWay:
+    results = [result for _, _, result in group]
+    seen = [result[f"{images}_accuracy"] for result in results]
+    first = results[0]
+    return ComparedWay(
+        name=name,
+        method=first["method"],
+        runs=tuple(str(folder.path) for folder, _, _ in group),
+        trained_parameters=first["trained_parameters"],
+        trained_share=first["trained_parameters"] / first["backbone_parameters"],
+        file_bytes=max(result["task_bytes"] for result in results),
+        accuracies=tuple(accuracy for accuracy in seen if accuracy is not None),
+        seconds=statistics.fmean(result["seconds"] for result in results),
+        peak_bytes=max(result[f"{peak}_peak_bytes"] for result in results),
+    )
+
+
+def _without_seed(job: Mapping[str, Any]) -> dict[str, Any]:
+    return {**job, "recipe": {**job["recipe"], "seed": None}}
+
+
+def _names(jobs: Sequence[dict[str, Any]]) -> list[str]:
+    """The method of each, and what tells it from others of that method."""
+    flat = [_flat(job) for job in jobs]
+    methods = [values["method.name"] for values in flat]
+    names = []
+    for own, method in zip(flat, methods, strict=True):
+        alike = [values for values, m in zip(flat, methods, strict=True) if m == method]
+        keys = sorted({key for values in alike for key in values})
+        telling = [key for key in keys if len({json.dumps(v.get(key)) for v in alike}) > 1]
+        parts = (f"{key.rpartition('.')[2]} {_told(own.get(key))}" for key in telling)
+        names.append(", ".join([method, *parts]))
+    return names
+
+
+def _unlike(jobs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """What ways are compared on: the base model and the images."""
+    flat = [_flat({name: job[name] for name in ("model", "images")}) for job in jobs]
+    keys = dict.fromkeys(key for values in flat for key in values)
+    values = {key: dict.fromkeys(_told(job.get(key)) for job in flat) for key in keys}
+    return {key: tuple(seen) for key, seen in values.items() if len(seen) > 1}
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        is_nested = isinstance(inner, Mapping)
+        flat |= _flat(inner, f"{prefix}{name}.") if is_nested else {f"{prefix}{name}": inner}
+    return flat
+
+
+def _told(value: Any) -> str:
+    if value is None:
+        return "by default"
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "all"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,111 @@
+"""What a run tells of itself: what is trained, on which machine, in how much memory."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..memory import estimate_memory
+from ..methods.tunable import Tunable
+from ..model import backbone_numel, head_names, head_numel
+from ..model.head import layers_of
+from ..plan import LoraSpec, Plan
+from .job import plain
+from .setting import Setting
+
+
+def facts_of(
+    setting: Setting, plan: Plan | None, head: str | tuple[str, ...] | None
+) -> dict[str, Any]:
+    """What is trained, on what; told from the plain model, whose head is as `head_names` has it."""
+    model = setting.base.model
+    return {
+        "unstructured_parameters": None if plan is None else plan.num_unstructured,
+        "structured_parameters": None if plan is None else plan.num_structured,
+        "head": layers_of(head_names(model, head)),
+        "head_parameters": head_numel(model, head),
+        "backbone_parameters": backbone_numel(model, head),
+        "budget": None if plan is None else plan.budget,
+        "lr": setting.job.recipe.peak_lr(setting.job.method),
+        "drop_path": setting.base.drop_path,
+        "images": {name: len(s) for name, s in vars(setting.splits).items() if s is not None},
+    }
+
+
+def trains(setting: Setting, trained: int, facts: dict[str, Any], plan: Plan | None) -> list[str]:
+    """What the method trains and its share of the model, as lines."""
+    method = setting.job.method
+    share = 100 * trained / facts["backbone_parameters"]
+    parts = [f"{method.name} trains {trained:,} parameters, {share:.2f} % of the backbone"]
+    if plan is not None:
+        parts += _parts_of(plan)
+    lines = [f"{'; '.join(parts)}; {_head_of(facts)}"]
+    if plan is not None and plan.shortfall:
+        lines.append(plan.shortfall)
+    if method.name == "lora" and method.budget is None:
+        lines.append("lora without a budget is sized by its rank; spt-* would get 0.5 %")
+    return lines
+
+
+def _head_of(facts: dict[str, Any]) -> str:
+    if not facts["head"]:
+        return "and no head"
+    return f"and the head, {', '.join(facts['head'])}, of {facts['head_parameters']:,}"
+
+
+def _parts_of(plan: Plan) -> list[str]:
+    parts = []
+    for kind, specs in (
+        ("LoRA", [s for s in plan.structured.values() if isinstance(s, LoraSpec)]),
+        ("Adapter", [s for s in plan.structured.values() if not isinstance(s, LoraSpec)]),
+    ):
+        if specs:
+            number = sum(len(spec.rows) for spec in specs)
+            on = "matrix" if number == 1 else "matrices"
+            parts.append(f"{kind} of rank {specs[0].rank} on {number} {on}")
+    if plan.num_unstructured:
+        tensors = sum(positions.numel() > 0 for positions in plan.unstructured.values())
+        parts.append(f"{plan.num_unstructured:,} single entries of {tensors} tensors")
+    return parts
+
+
+def accounted_bytes(setting: Setting, tunable: Tunable) -> int:
+    """The peak of a training step."""
+    recipe, form = setting.job.recipe, setting.form
+    return estimate_memory(
+        tunable.model,
+        (recipe.batch_size, len(form.mean), form.size, form.size),
+        dtype="bf16-autocast" if recipe.amp == "bf16" else "fp32",
+        device="cuda" if setting.device.type == "cuda" else "cpu",
+    ).peak_bytes
+
+
+def measured_bytes(setting: Setting) -> int | None:
+    """The peak of this process on the card, `None` without one."""
+    if setting.device.type != "cuda":
+        return None
+    return torch.cuda.max_memory_allocated(setting.device)
+
+
+def machine_of(setting: Setting) -> dict[str, Any]:
+    """Where it ran, and on which versions."""
+    on_gpu = setting.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(setting.device) if on_gpu else "cpu",
+        "threads": torch.get_num_threads(),
+        "versions": {"spt_kernels": __version__, "torch": torch.__version__},
+    }
+
+
+def config_of(setting: Setting) -> dict[str, Any]:
+    """All that it takes to build the run's model and to go on with the run."""
+    return {
+        "job": setting.job.to_json(),
+        "classes": list(setting.splits.train.classes),
+        "preprocessing": plain(asdict(setting.form)),
+        "head_is_new": setting.base.head_is_new,
+        "version": __version__,
+    }

@@ -1,0 +1,30 @@
+"""The head of the model that is fine-tuned, for methods that no sensitivity tells of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from ..methods import Method
+from ..plan import Plan
+from ..sensitivity import find_head
+from .pixels import Preprocessing
+
+
+def with_head(method: Method, model: nn.Module, form: Preprocessing) -> Method:
+    """`method`, told which layers of `model` come last, as one forward pass shows.
+
+    One that has a head already, or chooses by a sensitivity, which knows of its own, is as it was.
+    """
+    if method.head is not None or method.is_sensitivity_aware:
+        return method
+    images = torch.zeros(2, len(form.mean), form.size, form.size)
+    return replace(method, head=find_head(model, [(images, torch.zeros(2, dtype=torch.int64))]))
+
+
+def head_of(method: Method, plan: Plan | None) -> str | tuple[str, ...] | None:
+    """The head that is trained: the plan's, where that has decided, or else the method's."""
+    is_decided = plan is not None and (plan.head or plan.head_source)
+    return plan.head if plan is not None and is_decided else method.head

@@ -1,0 +1,138 @@
+"""`SavedDeltas`: how a module with deltas is written into and read from state dicts and pickles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .held_deltas import HeldDeltas
+from .position_index import position_problem
+from .sparse_delta import SparseDelta
+
+
+class SavedDeltas(HeldDeltas):
+    """The constants of deltas, which are no buffers, go along with the parameters."""
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, constant in self._constants().items():
+            destination[prefix + name] = constant.clone()  # for reading: writes go nowhere
+
+    def _constants(self) -> dict[str, Tensor]:
+        held = [local for local in self._spt_states if local not in self._spt_whole_names]
+        names = [name for local in held for name in self.delta_local_names(local)[1:]]
+        return {name: self.__dict__[name] for name in names}
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        problems = self._problems_of_constants(state_dict, prefix)
+        if problems:  # an out-of-range position must never reach a kernel
+            error_msgs.extend(problems)
+            return
+        own_unexpected: list[str] = []
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, own_unexpected, error_msgs
+        )
+        constants = self._constants()
+        empty = [n for local in self._spt_empty_names for n in self.delta_local_names(local)]
+        known = {prefix + name for name in constants}
+        # as they were saved once
+        known |= {prefix + name for name in empty if not len(state_dict.get(prefix + name, ()))}
+        unexpected_keys += [key for key in own_unexpected if key not in known]
+        for name, constant in constants.items():
+            if prefix + name in state_dict:
+                loaded = state_dict[prefix + name].detach()
+                if constant.device.type == "meta":  # its parameters may just have been assigned
+                    self.__dict__[name] = loaded.to(dtype=constant.dtype, copy=True)
+                else:
+                    constant.copy_(loaded)
+            elif strict:
+                missing_keys.append(prefix + name)
+        self._make_row_major(self._spt_states)  # parameters may just have been assigned
+        self._index_changed()
+        deltas = self.sparse_deltas()
+        for local in self._spt_states:
+            delta = deltas[local]
+            self._tag(delta)
+            delta_name, _, original_name = self.delta_local_names(local)
+            told_by = delta_name if delta.whole else original_name
+            if prefix + local in state_dict and prefix + told_by not in state_dict:
+                # plain base weights
+                if delta.whole:
+                    delta.delta.data.copy_(delta.target)
+                else:
+                    delta.original.copy_(gather(delta.target, delta.index))
+            if _holds(delta):
+                delta.written.record(delta.delta)
+            else:
+                delta.write()
+
+    def _problems_of_constants(self, state_dict: Mapping[str, Any], prefix: str) -> list[str]:
+        """What is wrong with the positions and originals in a state dict."""
+        problems = []
+        for local in (*self._spt_states, *self._spt_empty_names):
+            _, index_name, original_name = self.delta_local_names(local)
+            for name in (index_name, original_name):  # not in it of what is trained whole
+                value, own = state_dict.get(prefix + name), self.__dict__[name]
+                if value is None:
+                    continue
+                if not isinstance(value, Tensor) or value.shape != own.shape:
+                    got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                    problems.append(f"{prefix}{name} must be {list(own.shape)}, got {got}")
+                elif name == index_name and value.dtype not in (torch.int32, torch.int64):
+                    problems.append(f"{prefix}{name} must be int32 or int64, got {value.dtype}")
+                elif name == index_name and value.device.type != "meta":
+                    numel = self._parameters[local].numel()  # type: ignore[union-attr]
+                    problem = position_problem(value, numel)
+                    problems += [f"{prefix}{name} {problem}"] if problem else []
+        return problems
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Versions mean nothing in another process or copy: only whether it is fresh travels
+        inherited = getattr(super(), "__getstate__", None)  # absent from `object` before 3.11
+        state = dict(self.__dict__ if inherited is None else inherited())
+        deltas = self.sparse_deltas()
+        state["_spt_written"] = {local: deltas[local].is_fresh for local in self._spt_states}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        fresh = state.pop("_spt_written", {})
+        super().__setstate__(state)
+        self.__dict__["_spt_written"] = {local: self._new_state(local) for local in fresh}
+        for local, delta in self.sparse_deltas().items():
+            self._tag(delta)
+            if delta.original.dtype != delta.target.dtype:  # a copy may be made in another dtype
+                _, _, original_name = self.delta_local_names(local)
+                self.__dict__[original_name] = delta.original.to(delta.target.dtype)
+            if fresh.get(local):
+                delta.written.record(delta.delta)
+
+
+def gather(target: Tensor, index: Tensor) -> Tensor:
+    """The values of a tensor at flat positions: `[nnz]`."""
+    return target.detach().reshape(-1).index_select(0, index)
+
+
+@torch.no_grad()
+def _holds(delta: SparseDelta) -> bool:
+    """Whether the target holds base + delta already, up to one rounding, stochastic or not."""
+    if delta.target.device.type == "meta" or delta.index.numel() == 0:
+        return True
+    truth = delta.original.double() + delta.delta.double().view(-1)
+    error = (gather(delta.target, delta.index).double() - truth).abs()
+    numbers = torch.finfo(delta.target.dtype)
+    return bool((error <= numbers.eps * truth.abs() + numbers.tiny).all())

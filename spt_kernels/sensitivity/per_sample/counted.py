@@ -1,0 +1,84 @@
+"""The samples that count: those whose loss depends on the model, and is defined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .batches import Batch, Samples
+from .losses import PerSampleLoss
+
+T = TypeVar("T")
+
+
+def on_first_counted(
+    model: nn.Module,
+    loss: PerSampleLoss,
+    samples: Samples,
+    attempt: Callable[[Batch], T | None],
+) -> T:
+    """What `attempt` makes of the first batch in which some samples count.
+
+    That batch comes again from `samples`, without those that do not.
+
+    Args:
+        model: frozen.
+        loss: of each sample.
+        samples: to draw from.
+        attempt: gives None where a sample that it took does not count.
+
+    Raises:
+        ValueError: no sample counts.
+    """
+    passed_over, index, is_undefined = 0, 0, False
+    for batch in samples:
+        made = attempt(batch)
+        if made is None:
+            counting, is_undefined = _counting(model, loss, batch)
+            samples.give_back(batch.size - len(counting))
+            if not counting:
+                passed_over, index = passed_over + batch.size, batch.index
+                if passed_over >= samples.patience:
+                    break
+                continue
+            batch = batch.keep(counting)
+            made = attempt(batch)
+            if made is None:
+                raise _independent(loss, "any parameter that is measured")
+        samples.put_back(batch)
+        return made
+    if is_undefined:
+        raise ValueError(
+            f"the loss is nan in batch {index}, whatever the model's output, and so it is for each "
+            f"of {passed_over} samples: expected at least one with a valid label"
+        )
+    raise _independent(loss, "the model (it needs no gradient)")
+
+
+def _independent(loss: PerSampleLoss, what: str) -> ValueError:
+    return ValueError(f"loss_fn {loss.name}: the loss does not depend on {what}")
+
+
+def _counting(model: nn.Module, loss: PerSampleLoss, batch: Batch) -> tuple[list[int], bool]:
+    """Numbers of the samples that count, and whether any of the others has no defined loss."""
+    with torch.no_grad():
+        outputs = model(batch.input)
+    outputs = pytree.tree_map(_as_leaf, outputs)
+    has_leaves = any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(outputs))
+    counting, is_undefined = [], False
+    for sample in range(batch.size):
+        own = loss.of_sample(outputs, batch.target, batch.size, sample)
+        undefined = loss.is_undefined(own, outputs, batch.target, batch.size, sample)
+        is_undefined |= undefined
+        if not undefined and (own.requires_grad or not has_leaves):
+            counting.append(sample)
+    return counting, is_undefined
+
+
+def _as_leaf(value: Any) -> Any:
+    floats = isinstance(value, Tensor) and value.is_floating_point()
+    return value.detach().requires_grad_(True) if floats else value

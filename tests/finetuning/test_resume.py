@@ -1,0 +1,322 @@
+"""Runs that are killed, fail to start, or are made longer, and what of them is used again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spt_kernels.finetuning import (
+    FinetuneJob,
+    ImageSource,
+    Method,
+    ModelSource,
+    Recipe,
+    SavedRun,
+    pipeline,
+)
+from spt_kernels.finetuning import finetune as run
+from spt_kernels.finetuning.accuracy import evaluate
+from spt_kernels.finetuning.checkpoint import Checkpoint
+from spt_kernels.finetuning.progress import Silent
+from spt_kernels.finetuning.run_step import RunStep
+from spt_kernels.plan import Plan
+
+from .pictures_on_disk import write_task, write_weights
+
+SHORT = Recipe(epochs=3, batch_size=8)
+MADE = ("task.safetensors", "plan.safetensors", "sensitivity.safetensors")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("resume")
+
+
+@pytest.fixture(scope="module")
+def task(place: Path) -> ImageSource:
+    return ImageSource(str(write_task(place / "data")))
+
+
+@pytest.fixture(scope="module")
+def base(place: Path) -> ModelSource:
+    return write_weights(place / "base.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither pictures nor the accounting of memory, which take longer than these runs."""
+
+    class NoPicture:
+        def savefig(self, path: Path) -> None:
+            path.write_bytes(b"")
+
+    monkeypatch.setattr(pipeline, "sensitivity_figure", lambda *_: NoPicture())
+    monkeypatch.setattr(pipeline, "training_curves_figure", lambda *_: NoPicture())
+    monkeypatch.setattr(pipeline, "accounted_bytes", lambda *_: 0)
+
+
+class Killed(BaseException):
+    """As a signal, it is nothing that the code knows of."""
+
+
+class Heard(Silent):
+    """Keeps the lines, and dies when a stage begins, or a line comes, that starts with `at`."""
+
+    def __init__(self, at: str | None = None) -> None:
+        self.at = at
+        self.lines: list[str] = []
+        self.stages: list[str] = []
+
+    def start(self, stage: str, total: int) -> None:
+        self.stages.append(stage)
+        self._die(f"{stage} begins")
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        if steps:
+            self._die(f"{self.stages[-1]} goes on")
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+        self._die(message)
+
+    def _die(self, event: str) -> None:
+        if self.at is not None and event.startswith(self.at):
+            raise Killed(event)
+
+
+@pytest.mark.parametrize("name", ["spt-lora", "spt-adapter", "lora-2"])
+def test_wherever_a_run_is_killed_the_same_file_comes_out(
+    name: str, place: Path, task: ImageSource, base: ModelSource
+) -> None:
+    aware = name.startswith("spt")
+    method = Method(name, 1500, 1, 30) if aware else Method(name)
+    job = FinetuneJob(base, task, method, SHORT)
+    result = run(job, place / f"{name}-whole")
+    if aware:
+        assert Plan.load(place / f"{name}-whole" / "plan.safetensors").structured
+    folder = place / f"{name}-killed"
+    measuring = ["measuring sensitivity begins", "measuring sensitivity goes on"]
+    # each of these in the run that the one before left; the first checkpoint is after epoch 1
+    for at in (*(measuring * (name == "spt-lora")), f"{name} trains", "training goes on"):
+        with pytest.raises(Killed):
+            run(job, folder, resume=True, checkpoint_seconds=0, progress=Heard(at))
+        assert not (folder / "checkpoint.pt").exists()
+    for at in ("epoch 2/3", "testing goes on"):
+        with pytest.raises(Killed):
+            run(job, folder, resume=True, checkpoint_seconds=0, progress=Heard(at))
+    assert not (folder / "result.json").exists()
+    assert run(job, folder, resume=True)["test_accuracy"] == result["test_accuracy"]
+    files = MADE if aware else (result["file"],)
+    for file in files:
+        assert (folder / file).read_bytes() == (place / f"{name}-whole" / file).read_bytes(), file
+    ours, theirs = (
+        [
+            json.loads(line) | {"step_ms": 0, "seconds": 0}
+            for line in (place / f"{name}-{which}" / "metrics.jsonl").open()
+        ]
+        for which in ("killed", "whole")
+    )
+    assert ours == theirs
+
+
+def test_a_process_killed_before_its_first_checkpoint_resumes_to_the_same_bytes(
+    place: Path, task: ImageSource, base: ModelSource
+) -> None:
+    recipe = replace(SHORT, epochs=20, val_every=50)
+    job = FinetuneJob(base, task, Method("spt-adapter", 1500, 1, 30), recipe)
+    run(job, place / "whole")
+    killed = place / "killed"
+    script = (
+        "import json, sys, torch\n"
+        "from spt_kernels.finetuning import FinetuneJob, finetune\n"
+        "torch.set_num_threads(int(sys.argv[3]))\n"
+        "job = FinetuneJob.from_json(json.loads(sys.argv[1]))\n"
+        "finetune(job, sys.argv[2], resume=True, checkpoint_seconds=3600)\n"
+    )
+    threads = str(torch.get_num_threads())
+    command = [sys.executable, "-c", script, json.dumps(job.to_json()), str(killed), threads]
+    process = subprocess.Popen(command)
+    metrics = killed / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.is_file() or len(metrics.read_text().splitlines()) < 3:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "the run does not get going"
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "checkpoint.pt").exists()
+    before = json.loads(metrics.read_text().splitlines()[-1])["seconds"]
+    result = run(job, killed, resume=True)
+    for name in MADE:
+        assert (killed / name).read_bytes() == (place / "whole" / name).read_bytes(), name
+    assert result["seconds"] > before
+    first = json.loads(metrics.read_text().splitlines()[0])
+    assert first["seconds"] > before, "seconds are over all resumes"
+
+
+def test_a_measured_sensitivity_is_used_by_the_next_try(
+    place: Path, task: ImageSource, base: ModelSource
+) -> None:
+    folder = place / "next" / "try"
+    # whether a LoRA of so large a rank is worth its place is known after the measuring
+    refused = FinetuneJob(base, task, Method("spt-lora-structured", 300, 2, 30), SHORT)
+    heard = Heard()
+    with pytest.raises(ValueError, match="puts no LoRA on any matrix"):
+        run(replace(refused, method=replace(refused.method, rank=3)), folder, progress=heard)
+    assert "measuring sensitivity" in heard.stages
+    assert {p.name for p in folder.iterdir()} == {"sensitivity.safetensors", "sensitivity.json"}
+    job = replace(refused, method=Method("spt-lora", 400, 2, 30), recipe=replace(SHORT, epochs=1))
+    heard = Heard()
+    run(job, folder, progress=heard)  # nothing is in its way
+    assert "measuring sensitivity" not in heard.stages
+    assert any("measured before is used again" in line for line in heard.lines)
+    run(job, place / "measured-anew")
+    for name in MADE:
+        assert (folder / name).read_bytes() == (place / "measured-anew" / name).read_bytes(), name
+
+    for change in (
+        {"method": replace(job.method, samples=20)},
+        {"recipe": replace(job.recipe, seed=1)},
+        {"form": {"fit": "crop"}},
+        {"images": replace(task, classes=("red", "blue"))},
+    ):
+        heard = Heard(at="measuring sensitivity begins")
+        with pytest.raises(Killed):
+            run(replace(job, **change), folder, force=True, progress=heard)
+    (folder / "sensitivity.safetensors").write_bytes(b"of something else")
+    with pytest.raises(Killed):
+        run(job, folder, force=True, progress=Heard(at="measuring sensitivity begins"))
+    assert SavedRun.find(folder).load() is not None, "what is to be overwritten is still there"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": Method("spt-lora", 10**9)}, "budget"),
+        ({"method": Method("spt-lora-structured", 20)}, "budget"),
+        ({"method": Method("lora", 1)}, "budget"),
+        ({"images": {"classes": ("red", "pink")}}, "classes: 'pink'"),
+        ({"images": {"train_images": 2}}, "train_images: expected at least one of each of the 3"),
+        ({"form": {"mean": (0.5,), "std": (0.5,)}}, "mean: expected one value per channel"),
+        ({"form": {"size": 64}}, "image_size"),
+        ({"model": {"global_pool": ""}}, "model_arg: VisionTransformer is to give one score"),
+        ({"workers": -1}, "workers: expected 0 or more"),
+        ({"checkpoint_seconds": -1}, "checkpoint_seconds: expected 0 or more"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_a_job_that_cannot_be_leaves_no_folder_and_measures_nothing(
+    change: dict[str, Any], words: str, tmp_path: Path, task: ImageSource, base: ModelSource
+) -> None:
+    options = {n: change[n] for n in ("workers", "checkpoint_seconds") if n in change}
+    parts = {n: value for n, value in change.items() if n not in options}
+    if "images" in parts:
+        parts["images"] = replace(task, **parts["images"])
+    if "model" in parts:
+        parts["model"] = replace(base, args={**base.args, **parts["model"]})
+    job = replace(FinetuneJob(base, task, Method("spt-lora", 400, 2), SHORT), **parts)
+    heard = Heard()
+    with pytest.raises(ValueError, match=words):
+        run(job, tmp_path / "deep" / "run", progress=heard, **options)
+    assert not list(tmp_path.iterdir())
+    assert heard.stages == []
+
+
+def test_a_failure_before_the_first_epoch_is_over_leaves_no_folder(
+    tmp_path: Path, task: ImageSource, base: ModelSource
+) -> None:
+    job = FinetuneJob(base, task, Method("lora"), replace(SHORT, lr=1e30))
+    with pytest.raises(FloatingPointError, match="lower learning rate"):
+        run(job, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    run(replace(job, recipe=replace(SHORT, epochs=1)), tmp_path / "run")
+
+
+def test_a_finished_run_is_made_longer(place: Path, task: ImageSource, base: ModelSource) -> None:
+    folder = place / "longer"
+    job = FinetuneJob(base, task, Method("lora", rank=2), replace(SHORT, epochs=2))
+    first = run(job, folder)
+    longer = replace(job, recipe=replace(SHORT, epochs=4))
+    heard = Heard()
+    result = run(longer, folder, resume=True, progress=heard)
+    assert (first["epochs"], result["epochs"]) == (2, 4)
+    assert "going on after epoch 2 of 4" in heard.lines
+    assert result["seconds"] > first["seconds"]
+    rates = [json.loads(line)["lr"] for line in (folder / "metrics.jsonl").open()]
+    steps = 5  # 33 images in batches of 8
+    own = [1e-3 * longer.recipe.lr_factor(steps * (n + 1) - 1, steps) for n in range(4)]
+    assert rates[2:] == pytest.approx(own[2:])
+    assert rates[2] > rates[1], "the schedule of four epochs is higher there"
+    assert run(longer, folder, resume=True) == result
+    with pytest.raises(ValueError, match=r"another job \(epochs was 4, is 3\)"):
+        run(replace(job, recipe=SHORT), folder, resume=True)
+    (folder / "checkpoint.pt").unlink()
+    with pytest.raises(ValueError, match=r"epochs: .* without its checkpoint\.pt"):
+        run(replace(job, recipe=replace(SHORT, epochs=5)), folder, resume=True)
+    assert run(longer, folder, resume=True) == result
+
+
+def test_the_first_step_of_a_longer_run_has_the_rate_of_its_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: ImageSource, base: ModelSource
+) -> None:
+    job = FinetuneJob(base, task, Method("linear"), replace(SHORT, epochs=1))
+    run(job, tmp_path / "run")
+    rates: list[float] = []
+
+    class Watched(RunStep):
+        def __init__(self, model: Any, optimizer: Any, *args: Any) -> None:
+            super().__init__(model, optimizer, *args)
+            self.optimizer = optimizer
+
+        def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            rates.append(float(self.optimizer.param_groups[0]["lr"]))
+            return super().__call__(images, labels)
+
+    monkeypatch.setattr("spt_kernels.finetuning.training.RunStep", Watched)
+    longer = replace(job, recipe=replace(SHORT, epochs=2))
+    run(longer, tmp_path / "run", resume=True)
+    assert rates == pytest.approx([1e-3 * longer.recipe.lr_factor(5 + n, 5) for n in range(5)])
+
+
+@pytest.mark.parametrize("name", ["spt-lora", "lora-2", "full"])
+def test_the_best_epoch_by_validation_is_kept_beside_the_last(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: ImageSource, base: ModelSource
+) -> None:
+    accuracies = iter([0.5, 0.75, 0.25])
+    losses = iter([1.0, 0.8, 0.1])
+
+    def seen(model: Any, batches: Any, **options: Any) -> Any:
+        real = evaluate(model, batches, **options)
+        return replace(real, correct=int(next(accuracies) * 100), total=100, loss=next(losses))
+
+    monkeypatch.setattr("spt_kernels.finetuning.training.evaluate", seen)
+    method = Method(name, 400, 2, 30) if name == "spt-lora" else Method(name)
+    job = FinetuneJob(base, task, method, SHORT)
+    states: list[dict[str, torch.Tensor]] = []
+    take = Checkpoint.take.__func__
+
+    def kept(cls: Any, epoch: int, *args: Any) -> Checkpoint:
+        taken: Checkpoint = take(cls, epoch, *args)
+        states.append({n: t.clone() for n, t in taken.tensors.items()})
+        return taken
+
+    monkeypatch.setattr(Checkpoint, "take", classmethod(kept))
+    result = run(job, tmp_path / "run", checkpoint_seconds=0)
+    assert (result["best_epoch"], result["best_val_accuracy"]) == (2, 0.75)
+    assert result["best_file"] == f"best-{result['file']}"
+    for file, epoch in ((result["best_file"], 2), (result["file"], 3)):
+        model = SavedRun.find(tmp_path / "run" / file).load()
+        found = dict(model.named_parameters())
+        for parameter, tensor in states[epoch - 1].items():
+            if parameter in found:
+                assert torch.equal(found[parameter], tensor), (file, parameter)

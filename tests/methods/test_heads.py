@@ -1,0 +1,80 @@
+"""The head that a method is told of is what it trains besides, whatever its name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import spt_kernels as spt
+from spt_kernels.memory import estimate_memory
+from spt_kernels.methods import Method, make_plan, tune
+from spt_kernels.sensitivity import skewed_sensitivity
+from tests.models import tiny_vit
+
+from .every import NAMES, method
+
+HEAD = 24 * 5 + 5
+
+
+class Wrapped(nn.Module):
+    """A ViT in blocks, and a classifier that no name tells of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        vit = tiny_vit(num_classes=0)
+        self.blocks, self.norm, self.embed_dim, self.num_prefix_tokens = vit.blocks, vit.norm, 24, 1
+        self.score = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.score(self.norm(self.blocks(x))[:, 0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_trains_all_of_it(name: str) -> None:
+    model = Wrapped()
+    told = replace(method(name), head="score")
+    scores = skewed_sensitivity(model, head="score") if told.is_sensitivity_aware else None
+    tunable = tune(model, told, make_plan(model, told, scores))
+    trained = {n: p.numel() for n, p in tunable.model.named_parameters() if p.requires_grad}
+    in_head = sum(numel for n, numel in trained.items() if "score" in n)
+    assert in_head == HEAD == tunable.in_head
+
+
+def test_a_sensitivity_of_another_head_is_refused() -> None:
+    model = Wrapped()
+    scores = skewed_sensitivity(model, head="score")
+    with pytest.raises(ValueError, match=r"head: 'norm' is not the head .* score\.weight"):
+        make_plan(model, Method("spt-lora", 100, head="norm"), scores)
+    plan = make_plan(model, Method("spt-lora", 100), scores)
+    assert plan is not None
+    assert plan.head == ("score.weight", "score.bias")
+
+
+def test_names_go_for_a_head_where_nobody_has_said() -> None:
+    plan = make_plan(tiny_vit(), Method("linear"))
+    assert plan is not None
+    assert (plan.head, plan.head_source) == (("head.weight", "head.bias"), "names")
+
+
+def test_no_head_is_no_head() -> None:
+    tunable = spt.methods["bias"](tiny_vit(), head="none")
+    assert tunable.in_head == 0
+    assert not tunable.model.head.weight.requires_grad
+
+
+def test_memory_accounts_for_the_head_that_it_is_told() -> None:
+    model = Wrapped()
+    known = estimate_memory(model, (2, 4, 24), method="linear", head="score")
+    assert known.num_trainable == HEAD
+    plan = make_plan(model, Method("linear", head="score"))
+    with pytest.raises(ValueError, match="head: the plan has its own"):
+        estimate_memory(model, (2, 4, 24), plan, head="score")
+
+
+def test_patterns_are_checked_and_survive_json() -> None:
+    assert Method("linear", head=["a", "b.*"]).head == ("a", "b.*")
+    with pytest.raises(TypeError, match="head: expected names or patterns"):
+        Method("linear", head=[torch.zeros(1)])
