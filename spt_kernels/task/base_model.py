@@ -45,15 +45,18 @@ class BaseModel:
         _walk(model, "", found, set())
         return found
 
-    def is_trained(self, name: str) -> bool:
-        """Whether something is trained on a parameter: a LoRA, an Adapter, or a delta of any."""
-        return name in self.structured or self.deltas[name].index.numel() > 0
-
     @property
     def trained_tensors(self) -> dict[str, Tensor]:
-        """The parameters; of what is trained whole in fp32, those values."""
+        """Parameters; of what is trained whole in fp32, those values."""
         whole = {name: delta.delta for name, delta in self.deltas.items() if delta.whole}
         return {**self.parameters, **whole}
+
+    def is_planned(self, name: str) -> bool:
+        """Whether there is on a parameter what a plan puts there: a LoRA, an Adapter, a delta."""
+        if name in self.structured:
+            return True
+        delta = self.deltas[name]
+        return not delta.whole and delta.index.numel() > 0
 
     def base_tensors(self, names: Collection[str]) -> dict[str, BaseTensor]:
         """Some parameters, with the positions at which the base has other values, and those."""

@@ -101,9 +101,8 @@ def _tuned_problem(now: BaseModel, tuning: Tuning) -> str | None:
             before, after = list(plan.info[name].shape), list(now.parameters[name].shape)
             if before != after:
                 return f"{name} is {after}, planned for {before}: it {_REPLACED}; put it back"
-    planned = [name for name, delta in now.deltas.items() if not delta.whole]
-    for name in [*planned, *now.structured]:
-        if now.is_trained(name) and name not in {*plan.unstructured, *plan.structured}:
+    for name in [*now.deltas, *now.structured]:
+        if now.is_planned(name) and name not in {*plan.unstructured, *plan.structured}:
             return f"{name} is tuned, but not by the plan that was applied: take that layer out"
     for name, positions in plan.unstructured.items():
         delta = now.deltas[name]
@@ -121,7 +120,7 @@ def _tuned_problem(now: BaseModel, tuning: Tuning) -> str | None:
         layer: Any = now.structured[name]
         for local, shape in structured_shapes(spec).items():
             part = getattr(layer, local, None)
-            if part is None or layer.__dict__["_spt_spec"] != spec or tuple(part.shape) != shape:
+            if part is None or layer.spec != spec or tuple(part.shape) != shape:
                 return f"{local} on {name} is not as planned: it {_REPLACED}; put it back"
     return None
 

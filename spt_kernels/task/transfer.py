@@ -104,14 +104,14 @@ def capture(
 @torch.no_grad()
 def fill(model: nn.Module, now: BaseModel, task: Task) -> None:
     """Copy the task's values into a model tuned by its plan, and write the weights."""
-    tuning, whole = tuning_of(model), now.trained_tensors
+    tuning, trained = tuning_of(model), now.trained_tensors
     for name, values in task.values.items():
         now.deltas[name].delta.copy_(values)
     for name, parts in task.structured.items():
         for local, part in parts.items():
             getattr(now.structured[name], local).copy_(part)
     for name in task.dense.keys() - now.buffers.keys():
-        whole[name].copy_(task.dense[name])
+        trained[name].copy_(task.dense[name])
     buffers: Mapping[str, Tensor | None] = task.buffers
     if isinstance(task, TaskFile):
         buffers, classes = buffers_of(task, now), tuple(task.metadata.get("classes", ()))
@@ -179,7 +179,7 @@ def drop(model: nn.Module, now: BaseModel, *, merge: bool = False) -> None:
 
 def _collect(model: nn.Module, now: BaseModel, kept: Callable[[str, Tensor], Tensor]) -> HeldTask:
     """What a tuned model trains; `kept` makes of a name and a tensor what is held of it."""
-    plan, tensors = tuning_of(model).plan, now.trained_tensors
+    plan, trained = tuning_of(model).plan, now.trained_tensors
     return HeldTask(
         plan,
         {name: kept(name, now.deltas[name].delta) for name in plan.unstructured},
@@ -190,7 +190,7 @@ def _collect(model: nn.Module, now: BaseModel, kept: Callable[[str, Tensor], Ten
             }
             for name, spec in plan.structured.items()
         },
-        {name: kept(name, tensors[name]) for name in sorted(dense_names(model, now))},
+        {name: kept(name, trained[name]) for name in sorted(dense_names(model, now))},
     )
 
 

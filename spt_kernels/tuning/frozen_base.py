@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import sparse_deltas, tuned_modules
-from ..layers.delta_holder import DeltaHolder
 from ..ops.fingerprint import fingerprint
 
 _ARRIVES = "_spt_other_base"  # on a model, while a state dict of another base is loaded
@@ -113,10 +112,12 @@ def _before_loading(
     model: nn.Module, state_dict: dict[str, Any], prefix: str, *_unused: Any
 ) -> None:
     kept: dict[str, Tensor] = {}
-    positions = {id(delta.target): delta.index for delta in sparse_deltas(model).values()}
+    deltas = sparse_deltas(model).values()
+    positions = {id(delta.target): delta.index for delta in deltas}
+    whole = {id(delta.target) for delta in deltas if delta.whole}  # trained, all of it
     for name, own in model.named_parameters():
         loaded = state_dict.get(prefix + name)
-        if own.requires_grad or own.numel() == 0 or not isinstance(loaded, Tensor):
+        if own.requires_grad or id(own) in whole or not isinstance(loaded, Tensor):
             continue
         if not own.is_meta and (loaded.is_meta or loaded.shape != own.shape):
             return  # whatever becomes of it is for `load_state_dict` to say
@@ -147,10 +148,9 @@ def _after_loading(model: nn.Module, _keys: Any) -> None:
 
 def _keep_constants(holder: Any, state_dict: dict[str, Any], prefix: str) -> None:
     """Positions and base values in a state dict of the same base, if they were averaged too."""
-    if not isinstance(holder, DeltaHolder):
-        return
-    for local in holder.sparse_deltas():
-        own = {prefix + name: getattr(holder, name) for name in holder.delta_local_names(local)[1:]}
+    for local, delta in holder.sparse_deltas().items():
+        _, *names = holder.delta_local_names(local)
+        own = {f"{prefix}{n}": t for n, t in zip(names, (delta.index, delta.original), strict=True)}
         pairs = [(state_dict.get(key), constant) for key, constant in own.items()]
         if all(isinstance(loaded, Tensor) and _is_rounded(loaded, o) for loaded, o in pairs):
             state_dict.update(own)

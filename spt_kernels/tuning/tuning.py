@@ -91,7 +91,7 @@ def apply_to_known(model: nn.Module, plan: Plan, digests: Mapping[str, str]) -> 
 
     buffers = persistent_buffers(model)
     base_buffers = {n: None if b is None else b.detach().clone() for n, b in buffers.items()}
-    frozen = _remember({n: p for n, p in parameters.items() if n not in head}, digests)
+    frozen_base = _remember({n: p for n, p in parameters.items() if n not in head}, digests)
     before = {name: parameter.requires_grad for name, parameter in parameters.items()}
     try:
         for place in places:
@@ -107,18 +107,24 @@ def apply_to_known(model: nn.Module, plan: Plan, digests: Mapping[str, str]) -> 
         for name, flag in before.items():
             parameters[name].requires_grad_(flag)
         raise
+    whole = replace(plan, head=head, head_source=source)
     model.spt_tuning = Tuning(  # type: ignore[assignment]
-        replace(plan, head=head, head_source=source),
-        base_head,
-        before,
-        base_buffers=base_buffers,
-        frozen=frozen,
+        whole, base_head, before, base_buffers=base_buffers, frozen=frozen_base
     )
-    if places or coarse:  # where a head of 32 bits alone is trained, any optimizer trains it
-        still = {name: p for name, p in parameters.items() if name in coarse or name not in head}
-        mark_frozen(still.values(), model)
     watch_state_dicts(model)
+    if places or coarse:  # where a head of 32 bits alone is trained, any optimizer trains it
+        frozen = {name: p for name, p in parameters.items() if name in coarse or name not in head}
+        mark_frozen(frozen.values(), model)
     return model
+
+
+def _remember(
+    parameters: Mapping[str, nn.Parameter], digests: Mapping[str, str]
+) -> FrozenBase | None:
+    if any(isinstance(p, FakeTensor) for p in parameters.values()):
+        return None  # a rehearsal on tensors without values
+    told = {n: p for n, p in parameters.items() if p.element_size() <= 8}  # not complex128
+    return FrozenBase.of(told, known={n: digests[n] for n in told.keys() & digests})
 
 
 def _head_of(
@@ -129,15 +135,6 @@ def _head_of(
         return matching_head(parameters, plan.head), plan.head_source
     # what was measured of the head, up to all of it, is tuned like anything else
     return tuple(name for name in head_names(model) if name not in plan.info), "names"
-
-
-def _remember(
-    parameters: Mapping[str, nn.Parameter], digests: Mapping[str, str]
-) -> FrozenBase | None:
-    if any(isinstance(p, FakeTensor) for p in parameters.values()):
-        return None  # a rehearsal on tensors without values
-    told = {n: p for n, p in parameters.items() if p.element_size() <= 8}  # not complex128
-    return FrozenBase.of(told, known={n: digests[n] for n in told.keys() & digests})
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -89,9 +89,9 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def applied(model: nn.Module, seed: int = 0) -> nn.Module:
-    # of a layer whose weight is computed from others nothing is tuned
-    own = ["narrow.*"] if hasattr(model, "narrow") else []
-    return spt.apply(model, make_plan(model, "unstructured", seed, exclude=own))
+    # a layer whose weight is computed from others cannot be tuned
+    exclude = ["narrow.*"] if hasattr(model, "narrow") else []
+    return spt.apply(model, make_plan(model, "unstructured", seed, exclude=exclude))
 
 
 def trained(name: str, seed: int = 0, plan_seed: int = 0) -> nn.Module:
