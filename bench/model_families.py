@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = json.dumps({"rows": dict(sorted(rows.items()))}, indent=1)
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(text + "\n")
-    PAGE.write_text(page(rows))
+    PAGE.write_text(page(rows, timm.list_modules()))
 
 
 def walked(family: str, limit_s: float) -> dict[str, Any]:
@@ -106,8 +106,8 @@ def _walk_and_send(family: str, connection: Connection) -> None:
         connection.send({**told, "reason": reason, "done": True})
 
 
-def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """docs/MODELS.md: what works as one table, what does not as another."""
+def page(rows: Mapping[str, Mapping[str, Any]], families: Sequence[str]) -> str:
+    """docs/MODELS.md: what works as one table, what does not as another, and what is not known."""
     good = {family: row for family, row in rows.items() if "reason" not in row}
     bad = {family: row for family, row in rows.items() if "reason" in row}
     titles = ("family", "smallest model", "images", "parameters", "tunable", "LoRA", "entries")
@@ -126,6 +126,9 @@ def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
             for family, row in sorted(bad.items())
         ]
         parts += ["## Those that do not, and why", markdown(titles, lines)]
+    unknown = [family for family in families if family not in rows]
+    if unknown:
+        parts += ["## Not walked through yet", ", ".join(unknown)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
