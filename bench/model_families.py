@@ -1,7 +1,7 @@
 """Which of timm's families work: `python -m bench.model_families` writes docs/MODELS.md.
 
 Each family's smallest model is walked through by `bench.model_walk`, in a process of its own with a
-limit of time, at low priority. What came of it is kept in bench/results/model_families.json after
+limit of time, at low priority. What came of it is kept in bench/results/models/families.json after
 each family, so a run that was ended goes on (`--again` begins afresh).
 """
 
@@ -26,7 +26,7 @@ from . import model_walk
 from .markdown import markdown
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "bench" / "results" / "model_families.json"
+RESULTS = ROOT / "bench" / "results" / "models" / "families.json"
 PAGE = ROOT / "docs" / "MODELS.md"
 LIMIT_S = 300.0
 _PACKAGES = ("spt_kernels", "torch", "timm")
@@ -62,8 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows[family] = walked(family, options.limit_s)
         print(f"{family}: {rows[family].get('reason', 'works')}", flush=True)
         text = json.dumps({"rows": dict(sorted(rows.items()))}, indent=1)
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(text + "\n")
-    PAGE.write_text(page(rows))
+    PAGE.write_text(page(rows, timm.list_modules()))
 
 
 def walked(family: str, limit_s: float) -> dict[str, Any]:
@@ -105,8 +106,8 @@ def _walk_and_send(family: str, connection: Connection) -> None:
         connection.send({**told, "reason": reason, "done": True})
 
 
-def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """docs/MODELS.md: what works as one table, what does not as another."""
+def page(rows: Mapping[str, Mapping[str, Any]], families: Sequence[str]) -> str:
+    """docs/MODELS.md: what works as one table, what does not as another, and what is not known."""
     good = {family: row for family, row in rows.items() if "reason" not in row}
     bad = {family: row for family, row in rows.items() if "reason" in row}
     titles = ("family", "smallest model", "images", "parameters", "tunable", "LoRA", "entries")
@@ -125,6 +126,9 @@ def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
             for family, row in sorted(bad.items())
         ]
         parts += ["## Those that do not, and why", markdown(titles, lines)]
+    unknown = [family for family in families if family not in rows]
+    if unknown:
+        parts += ["## Not walked through yet", ", ".join(unknown)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

@@ -70,7 +70,8 @@ def test_the_page_parts_what_works_from_what_does_not() -> None:
     row = {"model": "vit_s", "image": 64, "parameters": 5_000_000, "versions": {"torch": "9"}}
     good = {"candidates": 90, "backbone": 100, "structured": 7, "unstructured": 30, "one_by_one": 0}
     rows = {"a": {**row, **good}, "b": {**row, "stage": "measuring", "reason": "x | y"}}
-    text = page(rows)
+    text = page(rows, ["a", "b", "c"])
     assert "1 of 2 families work (torch 9)." in text
     assert "| a | `vit_s` | 64² | 5.0 M | 90 % | 7 | 30 | none |" in text
     assert "| b | vit_s | measuring | x \\| y |" in text
+    assert text.endswith("## Not walked through yet\n\nc\n")
