@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spt_kernels import native
-from spt_kernels.layers import SparseDeltaLinear
+from spt_kernels.layers import SparseDeltaLinear, untune
 from spt_kernels.layers.sparse_delta import SparseDelta
 from spt_kernels.optim import SparseAdamW, param_groups
 from spt_kernels.optim.prepared_step import PreparedStep
@@ -171,7 +171,7 @@ def other_rounding(run: Run) -> None:
 
 
 def release(run: Run) -> None:
-    first(run).release_deltas()
+    untune(first(run))
 
 
 CHANGES = [
