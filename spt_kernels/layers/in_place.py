@@ -41,6 +41,8 @@ def untune(module: nn.Module) -> None:
     """Make a tuned module plain again: the same object, its parameters as they are written now."""
     assert isinstance(module, DeltaHolder)
     module._leave_row_major()
-    for delta in module.sparse_deltas().values():
-        untag(delta.target)
+    added = [module._parameters.get(name) for name in module.added_names()]
+    for parameter in (*added, *(delta.target for delta in module.sparse_deltas().values())):
+        if parameter is not None:  # an optimizer may have it still
+            untag(parameter)
     plain_again(module, module.added_names())

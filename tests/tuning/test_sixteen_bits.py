@@ -254,3 +254,40 @@ def test_a_model_in_fp32_has_its_head_as_it_was() -> None:
     assert model.head.weight.requires_grad
     assert "head.weight" not in sparse_deltas(model)
     assert isinstance(model.blocks[0].mlp.fc1, LoraLinear)
+
+
+def test_a_copy_of_a_tied_head_trains_as_one() -> None:
+    torch.manual_seed(0)
+    model = Cosine().bfloat16()
+    info = {n: what for n, what in describe(model).items() if n.startswith("body")}
+    apply(model, Plan({}, {}, info, head=("head.weight", "head.bias")))
+    x = torch.randn(5, 8, dtype=torch.bfloat16)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin.head.weight_fp32 is twin.tied.weight_fp32
+        optimizer = torch.optim.SGD([twin.head.weight_fp32], lr=0.1)
+        for _ in range(2):  # the second forward reads what the first step has written
+            twin(x).float().square().sum().backward()
+            optimizer.step()
+        assert torch.equal(twin.tied.weight, twin.head.weight_fp32.bfloat16())
+        assert not torch.equal(twin.tied.weight, model.tied.weight)
+
+
+def test_a_new_head_counts_where_a_compiled_forward_does_not_look() -> None:
+    model = tuned()
+    model.head.weight.data.normal_()
+    new = model.head.weight.detach().float()
+    groups = param_groups(model)
+    assert torch.equal(model.head.weight_fp32, new)
+    optimizer = SparseAdamW(groups, lr=1e-4)
+    loss_of(model).backward()
+    optimizer.step()
+    torch.testing.assert_close(model.head.weight.float(), new, rtol=0.02, atol=1e-3)
+
+
+def test_an_optimizer_made_before_a_coarse_head_alone_was_tuned() -> None:
+    model = tiny_vit().bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    apply(model, Plan({}, {}, {}, head=("head.weight", "head.bias")))
+    loss_of(model).backward()
+    with pytest.raises(RuntimeError, match="made before the plan was applied"):
+        optimizer.step()
