@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -51,6 +52,17 @@ COMMANDS: dict[str, list[list[str]]] = {
     "sklearn": [["demo", "-o", "out"]],
 }
 PIP_NAMES = {"PIL": "pillow", "sklearn": "scikit-learn"}
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    """A package knows its modules as attributes, too, and keeps what it looked up in them."""
+    packages = [sys.modules[f"spt_kernels.{name}"] for name in ("finetuning", "costs", "cli")]
+    before = [dict(vars(package)) for package in packages]
+    yield
+    for package, own in zip(packages, before, strict=True):
+        vars(package).clear()
+        vars(package).update(own)
 
 
 def without(package: str, monkeypatch: pytest.MonkeyPatch, *fresh: str) -> None:
@@ -126,7 +138,8 @@ def test_a_package_that_another_one_needs_is_named(monkeypatch: pytest.MonkeyPat
             return None
 
     without("timm", monkeypatch)
-    monkeypatch.delitem(sys.modules, "timm")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Timm(), *sys.meta_path])
     with pytest.raises(MissingExtra, match="needs torchvision: pip install"):
         importlib.import_module("spt_kernels.finetuning.models")

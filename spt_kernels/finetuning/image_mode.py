@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageFile
+
+from ..errors import needed
+
+with needed("reading images"):
+    from PIL import Image, ImageFile
 
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262  # tags; the second is 0 where zero is white
 _PLAIN = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")

@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from timm.models import _builder
 from torch import Tensor, nn
+
+from ..errors import needed
+
+with needed("building models by name"):
+    from timm.models import _builder
 
 # what code that reads one form of names raises at another form
 NOT_ITS_FORM = (LookupError, RuntimeError, ValueError, TypeError, AttributeError, AssertionError)

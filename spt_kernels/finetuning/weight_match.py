@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from ..errors import needed
 from ..model import head_names
 from ..model.parameter_info import describe
 from .timm_filter import NOT_ITS_FORM, Translation
+
+with needed("reading weights"):
+    from timm.models import adapt_input_conv
 
 _AVERAGED = {"ema", "teacher"}  # what is published, where a file holds what trained it as well
 

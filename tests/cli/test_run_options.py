@@ -60,14 +60,17 @@ MISTAKES = {
     "no pooling": (["--model-arg", "global_pool="], "is to give one score per class, 1 × 3, and"),
     "text for a number": (["--model-arg", "depth=six"], "cannot be built with depth='six'"),
     "unknown argument": (["--model-arg", "deep=3"], "cannot be built with deep=3"),
-    "one mean": (["--mean", "0.5", "--std", "0.5"], "mean: expected one value per channel"),
-    "two means": (["--mean", "0.5,0.5", "--std", "1,1,1"], "mean, std: expected 3 values"),
-    "image size": (["--image-size", "64"], "image_size: this model takes 16, got 64"),
+    "one mean": (
+        ["--mean", "0.5", "--std", "0.5"],
+        "--mean, --std: this model takes images of 3 channels",
+    ),
+    "two means": (["--mean", "0.5,0.5", "--std", "1,1,1"], "--mean, --std: expected 3 values"),
+    "image size": (["--image-size", "64"], "--image-size: this model takes 16, got 64"),
     "workers": (["--workers", "-1"], "--workers: expected 0 or more processes, got -1"),
 }
 OF_FINETUNE = {
     "checkpoints": (["--checkpoint-every", "-1"], "--checkpoint-every: expected 0 or more"),
-    "too few images": (["--train-images", "2"], "train_images: expected at least one of each"),
+    "too few images": (["--train-images", "2"], "--train-images: expected at least one of each"),
     "all of it": (["--budget", "1.0"], "--budget: expected"),
     "without end": (["--budget", "inf"], "--budget: expected"),
     "too large": (["--budget", "1M"], "budget=1,000,000 is more than can be spent"),
@@ -178,7 +181,8 @@ def test_a_plan_decides_in_every_command(
     assert Plan.load(tmp_path / "run" / "plan.safetensors") == Plan.load(file)
 
     memory = ["memory", *job[:-4], "--plan", str(file), "--method", "spt-adapter", "--batch", "2"]
-    assert json_of([*memory, "-b", "400", "--rank", "2"], capsys)["method"] == "spt-adapter"
+    accounted = json_of([*memory, "-b", "400", "--rank", "2"], capsys)["methods"]
+    assert [*accounted] == ["spt-adapter"]
     assert "has 2, got 4" in complaint_of([*memory, "--rank", "4"], capsys)
     of_another = [*memory[:-4], "--method", "lora"]
     assert "expected one of method 'lora'" in complaint_of(of_another, capsys)
@@ -224,7 +228,9 @@ def test_every_epoch_has_a_line_on_stderr_and_in_the_log(
         assert line in streams.err
         assert line in (folder / "log.txt").read_text()
     assert "lora trains " in streams.err
-    assert " % of the backbone; LoRA of rank 8 on 4 matrices; and a head of 75" in streams.err
+    assert (
+        " % of the backbone; LoRA of rank 8 on 4 matrices; and the head, head, of 75" in streams.err
+    )
     assert "a batch of 64 is more than the 33 training images" in streams.err
     for name in ("log.txt", "metrics.jsonl", "state.pt"):
         assert name in streams.out, "everything written is named"

@@ -61,7 +61,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
             path.write_bytes(b"")
 
     monkeypatch.setattr(pipeline, "sensitivity_figure", lambda *_: NoPicture())
-    monkeypatch.setattr(pipeline, "training_curves_figure", lambda *_: NoPicture())
+    monkeypatch.setattr(pipeline, "training_curves_figure", lambda *_, **__: NoPicture())
     monkeypatch.setattr(pipeline, "accounted_bytes", lambda *_: 0)
 
 
@@ -209,7 +209,10 @@ def test_a_measured_sensitivity_is_used_by_the_next_try(
         ({"method": Method("lora", 1)}, "budget"),
         ({"images": {"classes": ("red", "pink")}}, "classes: 'pink'"),
         ({"images": {"train_images": 2}}, "train_images: expected at least one of each of the 3"),
-        ({"form": {"mean": (0.5,), "std": (0.5,)}}, "mean: expected one value per channel"),
+        (
+            {"form": {"mean": (0.5,), "std": (0.5,)}},
+            "mean, std: this model takes images of 3 channels",
+        ),
         ({"form": {"size": 64}}, "image_size"),
         ({"model": {"global_pool": ""}}, "model_arg: VisionTransformer is to give one score"),
         ({"workers": -1}, "workers: expected 0 or more"),

@@ -63,7 +63,7 @@ def test_a_share_is_of_the_backbone() -> None:
     assert Method("lora", 0.01).count(backbone) == int(0.01 * backbone)
     assert Method("lora", 77).count(backbone) == 77
     assert Method("lora").count(backbone) == int(0.005 * backbone)
-    with pytest.raises(ValueError, match=r"a share below 1, got 1\.5"):
+    with pytest.raises(ValueError, match=r"a share of the backbone below 1, got 1\.5"):
         Method("lora", 1.5).count(backbone)
 
 
