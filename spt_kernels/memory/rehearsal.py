@@ -17,7 +17,7 @@ from ..methods.peft_shira import let_fakes_run
 from ..model import HeadPatterns
 from ..model.head import as_patterns
 from ..plan import Plan
-from ..tuning import is_coarse, train_whole
+from ..tuning.whole import is_coarse, train_whole
 from .cpu import CpuLedger
 from .cuda import CudaLedger, take_default_path
 from .estimate import MemoryEstimate

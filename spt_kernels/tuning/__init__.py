@@ -1,6 +1,6 @@
 """A model and a `Plan` become a tuned model."""
 
 from .tuning import Tuning, apply, replace_module
-from .whole import is_coarse, train_whole
+from .whole import train_whole
 
-__all__ = ["Tuning", "apply", "is_coarse", "replace_module", "train_whole"]
+__all__ = ["Tuning", "apply", "replace_module", "train_whole"]
