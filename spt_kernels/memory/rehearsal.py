@@ -17,6 +17,7 @@ from ..methods.peft_shira import let_fakes_run
 from ..model import HeadPatterns
 from ..model.head import as_patterns
 from ..plan import Plan
+from ..tuning.whole import is_coarse, train_whole
 from .cpu import CpuLedger
 from .cuda import CudaLedger, take_default_path
 from .estimate import MemoryEstimate
@@ -128,6 +129,14 @@ class Rehearsal:
             tunable = tune(twin, chosen, plan)
             twin, trained = tunable.model, tunable.trained + tunable.in_head
             twin, besides = fake_copy(twin, self._fakes)  # what tuning has added is still real
+        elif hasattr(twin, "spt_tuning"):
+            head = {name: twin.get_parameter(name) for name in twin.spt_tuning.plan.head}
+            coarse = [name for name, p in head.items() if p.requires_grad and is_coarse(p)]
+            for name in coarse:  # as `apply` does in the dtype that is asked about
+                head[name].requires_grad_(False)
+                train_whole(twin, name)
+            if coarse:
+                twin, besides = fake_copy(twin, self._fakes, step.weight_dtype)
         let_fakes_run(twin)
         if step.checkpointing:
             switch_on_checkpointing(twin)
