@@ -130,7 +130,9 @@ class Rehearsal:
             twin, trained = tunable.model, tunable.trained + tunable.in_head
             twin, besides = fake_copy(twin, self._fakes)  # what tuning has added is still real
         elif hasattr(twin, "spt_tuning"):
-            head = {name: twin.get_parameter(name) for name in twin.spt_tuning.plan.head}
+            # not by attribute, which for some is what a forward reads
+            every = dict(twin.named_parameters(remove_duplicate=False))
+            head = {name: every[name] for name in twin.spt_tuning.plan.head}
             coarse = [name for name, p in head.items() if p.requires_grad and is_coarse(p)]
             for name in coarse:  # as `apply` does in the dtype that is asked about
                 head[name].requires_grad_(False)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import spt_kernels as spt
 from tests.card import steps
 from tests.card.pretend import pretended_card
+from tests.models import tiny_batch, tiny_vit
 
 
 @pytest.mark.parametrize("kind", steps.KINDS)
@@ -31,8 +32,8 @@ def test_training(tmp_path: Path, kind: str | None) -> None:
 
 
 def test_sensitivity_and_allocation() -> None:
-    model = steps.tiny_vit()
-    images, target = steps.make_batch()
+    model, budget = tiny_vit(depth=1), 300
+    images, target = tiny_batch(4)
     expected = spt.measure_sensitivity(model, [(images, target)], F.cross_entropy, 4)
     with pretended_card():
         batch = images.to("cuda"), target.to("cuda")
@@ -40,5 +41,5 @@ def test_sensitivity_and_allocation() -> None:
         assert found.fallback == expected.fallback
         for name, score in expected.items():
             torch.testing.assert_close(found[name].cpu(), score, rtol=1e-3, atol=1e-9)
-        plan = spt.allocate(found, steps.BUDGET)
-        assert 0 < plan.num_trainable <= steps.BUDGET
+        plan = spt.allocate(found, budget)
+        assert 0 < plan.num_trainable <= budget
