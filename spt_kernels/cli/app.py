@@ -40,7 +40,7 @@ _QUICK = ("plan", "inspect", "compare", "merge")  # they have no progress to sho
 
 _HELP = """Adapt a pre-trained vision model with under 1 % of its parameters.
 
-[bold]A first look[/], three minutes, no GPU, no download:
+[bold]A first look[/], two minutes, no GPU, no download:
 
   spt-kernels demo
 
