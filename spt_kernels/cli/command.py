@@ -131,11 +131,13 @@ def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
 
 
 def _as_typed(message: str, context: typer.Context) -> str:
-    """An error message whose first words are options as on the command line."""
-    named = re.match(r"[a-z_]+(, [a-z_]+)*(?=: )", message)
+    """An error message that names options as they are typed, in front and in its advice."""
+    own = {p.name: _flag_of(p) for p in context.command.params}
+    if "model_arg" in own:
+        message = message.replace("the model argument ", f"{own['model_arg']} ")
+    named = re.match(r"[a-z_]+(, [a-z_]+)*(?=: |=)", message)
     if named is None:
         return message
-    own = {p.name: _flag_of(p) for p in context.command.params}
     names = named[0].split(", ")
     if not all(name in own for name in names):
         return message

@@ -30,6 +30,15 @@ Weights of your own, a budget, 1,000 images of four classes:
       -d photos --classes frog,horse,ship,truck --train-images 1000 \\
       --budget 0.4M -o runs/four
 
+Which method: spt-lora when in doubt; it merges into the model, so that
+inference costs what it did. spt-unstructured takes the least memory, and
+merges too. spt-adapter does not merge. full, linear, bias and lora are there
+to compare with. Which budget: 0.5% is about the paper's 0.4M of a ViT-B/16;
+less may do where classes or images are few, more may help where images are
+unlike those that the model knows. Which rank: a smaller one makes a LoRA or
+Adapter cheaper, so that more matrices get one; what a plan comes to is seen
+beforehand with `spt-kernels sensitivity` and `spt-kernels plan`.
+
 Something to compare with, at the same budget:
 
   spt-kernels finetune … --method lora --budget 0.4M -o runs/lora

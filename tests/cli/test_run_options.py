@@ -65,7 +65,7 @@ MISTAKES = {
         "--mean, --std: this model takes images of 3 channels",
     ),
     "two means": (["--mean", "0.5,0.5", "--std", "1,1,1"], "--mean, --std: expected 3 values"),
-    "image size": (["--image-size", "64"], "--image-size: this model takes 16, got 64"),
+    "image size": (["--image-size", "64"], "another size with --model-arg img_size=64"),
     "workers": (["--workers", "-1"], "--workers: expected 0 or more processes, got -1"),
 }
 OF_FINETUNE = {
