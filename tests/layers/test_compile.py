@@ -111,7 +111,7 @@ MARKS = {"swin": pytest.mark.slow}
 
 
 # what each architecture brings of its own is the same whatever is put on it
-CASES = [("vit", kind) for kind in KINDS] + [("swin", "lora"), ("convnext", "adapter")]
+CASES = [("vit", kind) for kind in KINDS] + [("swin", "unstructured"), ("convnext", "adapter")]
 
 
 @pytest.mark.parametrize(
