@@ -59,10 +59,7 @@ class BatchOptions:
 
     def how(self) -> dict[str, Any]:
         """As arguments, checked before anything is read."""
-        from ..finetuning.recipe import PRECISIONS
+        from ..finetuning.evaluation import check_options
 
-        if self.amp not in PRECISIONS:
-            raise ValueError(f"--amp: expected one of {', '.join(PRECISIONS)}, got {self.amp!r}")
-        if self.batch_size < 1:
-            raise ValueError(f"--batch-size: expected more than zero, got {self.batch_size}")
+        check_options(self.batch_size, self.amp)
         return {"batch_size": self.batch_size, "amp": self.amp}

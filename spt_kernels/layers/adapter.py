@@ -42,18 +42,14 @@ class AdapterLinear(StructuredLinear):
         ValueError: the spec is for a layer of other sizes.
     """
 
+    _name_prefix = "Adapter"
+
     _trained_names = ("down_weight", "down_bias", "up_weight", "up_bias")
 
     def __init__(self, base: nn.Linear, spec: AdapterSpec) -> None:
         check_base(base, spec)
         self._start_from(base)
         self.put_on(spec)
-
-    @staticmethod
-    def name_for(plain: type[nn.Module]) -> tuple[str, str, str]:
-        """The name says both."""
-        name = f"Adapter{plain.__name__}"
-        return name, __name__, name
 
     def put_on(self, spec: AdapterSpec) -> None:
         """Put an Adapter on this module, which has the contents of its base layer."""

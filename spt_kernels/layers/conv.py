@@ -39,6 +39,8 @@ class SparseDeltaConv2d(SparseDeltaLayer, nn.Conv2d):
         ValueError: positions unsorted, repeated, out of range, on another device; no bias.
     """
 
+    _name_prefix = "SparseDelta"
+
     _plain_class = nn.Conv2d
 
     def __init__(
@@ -51,12 +53,6 @@ class SparseDeltaConv2d(SparseDeltaLayer, nn.Conv2d):
             raise TypeError(f"conv must be an nn.Conv2d, got {type(conv).__name__}")
         share_contents(self, conv)
         self._hold(index, bias_index)
-
-    @staticmethod
-    def name_for(plain: type[nn.Module]) -> tuple[str, str, str]:
-        """The name says both."""
-        name = f"SparseDelta{plain.__name__}"
-        return name, __name__, name
 
     def forward(self, input: Tensor) -> Tensor:
         """What the plain convolution returns."""

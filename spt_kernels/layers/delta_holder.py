@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +29,15 @@ class DeltaHolder(SavedDeltas):
     and no entry of a state dict is empty.
     """
 
-    @staticmethod
-    def name_for(plain: type[nn.Module]) -> tuple[str, str, str]:
+    _name_prefix: ClassVar[str] = ""  # without one a tuned class is called as the plain one
+
+    @classmethod
+    def name_for(cls, plain: type[nn.Module]) -> tuple[str, str, str]:
         """Name, module and qualified name of the class of a tuned `plain`."""
-        return plain.__name__, plain.__module__, plain.__qualname__
+        if not cls._name_prefix:
+            return plain.__name__, plain.__module__, plain.__qualname__
+        name = f"{cls._name_prefix}{plain.__name__}"
+        return name, cls.__module__, name
 
     @staticmethod
     def reader(name: str) -> property:

@@ -12,8 +12,6 @@ from .row_major import format_of, put_into
 from .sparse_delta import Owner, SparseDelta, WrittenState, owner_of, tag, write_deltas
 from .tuned_class import Shown, plain_twin
 
-_NOTHING_HELD: dict[str, WrittenState] = {}
-
 
 class HeldDeltas(Owner):
     """What is found under which name in a module with deltas; `DeltaHolder` has them held."""
@@ -60,7 +58,7 @@ class HeldDeltas(Owner):
         own = self.__dict__  # each lookup through the module would cost every layer in every step
         own["_spt_called"] = True
         parameters, stale = own["_parameters"], []
-        for local, written in own.get("_spt_written", _NOTHING_HELD).items():
+        for local, written in own.get("_spt_written", {}).items():
             written.by_optimizer = False
             if not written.matches(parameters[written.name]):
                 stale.append(local)

@@ -63,6 +63,8 @@ class SparseDeltaLinear(LinearWithDeltas):
         ValueError: positions unsorted, repeated, out of range, on another device; no bias.
     """
 
+    _name_prefix = "SparseDelta"
+
     def __init__(
         self,
         linear: nn.Linear,
@@ -73,12 +75,6 @@ class SparseDeltaLinear(LinearWithDeltas):
             raise TypeError(f"linear must be an nn.Linear, got {type(linear).__name__}")
         share_contents(self, linear)
         self._hold(index, bias_index)
-
-    @staticmethod
-    def name_for(plain: type[nn.Module]) -> tuple[str, str, str]:
-        """The name says both."""
-        name = f"SparseDelta{plain.__name__}"
-        return name, __name__, name
 
     def forward(self, input: Tensor) -> Tensor:
         """`F.linear(input, weight, bias)`."""

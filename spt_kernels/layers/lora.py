@@ -45,18 +45,14 @@ class LoraLinear(StructuredLinear):
         ValueError: the spec is for a layer of other sizes.
     """
 
+    _name_prefix = "Lora"
+
     _trained_names = ("lora_a", "lora_b")
 
     def __init__(self, base: nn.Linear, spec: LoraSpec) -> None:
         _check(base, spec)
         self._start_from(base)
         self.put_on(spec)
-
-    @staticmethod
-    def name_for(plain: type[nn.Module]) -> tuple[str, str, str]:
-        """The name says both."""
-        name = f"Lora{plain.__name__}"
-        return name, __name__, name
 
     def put_on(self, spec: LoraSpec) -> None:
         """Put a LoRA on this module, which has the contents of its base layer."""

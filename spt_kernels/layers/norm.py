@@ -42,6 +42,8 @@ class SparseDeltaNorm(DeltaHolder):
             such parameter.
     """
 
+    _name_prefix = "SparseDelta"
+
     def __new__(cls, norm: Any = None, *indices: Any, **named: Any) -> Any:
         """An empty module, of a subclass of the norm's class."""
         if not isinstance(norm, nn.Module):
@@ -61,12 +63,6 @@ class SparseDeltaNorm(DeltaHolder):
         share_contents(self, norm)
         given = {"weight": weight_index, "bias": bias_index}
         self._hold({local: index for local, index in given.items() if index is not None})
-
-    @staticmethod
-    def name_for(plain: type[nn.Module]) -> tuple[str, str, str]:
-        """The name says both."""
-        name = f"SparseDelta{plain.__name__}"
-        return name, __name__, name
 
     @staticmethod
     def reader(name: str) -> property:

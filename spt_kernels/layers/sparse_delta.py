@@ -59,10 +59,7 @@ class WrittenState:
 
     def matches(self, delta: Tensor) -> bool:
         """Whether nothing has changed the delta since `record`."""
-        state = self.state
-        if state is None or delta.untyped_storage()._cdata != state[1]:
-            return False
-        return state[0] == (-1 if delta.is_inference() else delta._version)
+        return self.state is not None and self.state == _state_of(delta)
 
     def record(self, delta: Tensor, *, by_optimizer: bool = False) -> None:
         """Remember that the target holds this state of the delta."""

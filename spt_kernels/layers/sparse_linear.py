@@ -11,8 +11,7 @@ from torch import Tensor
 from .first_order import first_derivative_only
 from .saved_input import SavedInput, Tensors
 from .sparse_gradient import DeltaPattern, sparse_gradient
-from .traced import made_again
-from .tuned_linear import cast, without_autocast
+from .tuned_linear import cast, grad_of_x, without_autocast
 
 
 class SparseLinear(torch.autograd.Function):
@@ -55,8 +54,6 @@ class SparseLinear(torch.autograd.Function):
             del x  # before the gradient of the same size is made
             if weight is None:
                 return None, None, None, grad_delta, None
-            if weight.dtype is not gy.dtype:
-                weight = made_again(weight.to(gy.dtype))
-            flat = gy @ weight  # [tokens, in]
+            flat = grad_of_x(gy, weight)  # [tokens, in]
             grad_x = cast(flat.view(*grad_output.shape[:-1], flat.shape[1]), ctx.x_dtype)
         return grad_x, None, None, grad_delta, None

@@ -155,7 +155,7 @@ class TunedLinear(torch.autograd.Function):
                     grad_a = grad_inner.t() @ x.reshape(-1, in_features)
             del x  # before the gradient of the same size is made
             if needs_x:
-                flat = _grad_of_x(gy, weight, grad_inner, lora_a, lora)
+                flat = grad_of_x(gy, weight, grad_inner, lora_a, lora)
                 grad_x = cast(flat.view(*grad_output.shape[:-1], in_features), x_dtype)
         return (
             *(grad_x, None, None, grad_delta, None),
@@ -275,12 +275,12 @@ def _scaled(tensor: Tensor, factor: float) -> Tensor:
     return tensor if factor == 1.0 else tensor.mul_(factor)
 
 
-def _grad_of_x(
+def grad_of_x(
     gy: Tensor,
     weight: Tensor,
-    grad_inner: Tensor | None,
-    lora_a: Tensor | None,
-    lora: LoraCall | None,
+    grad_inner: Tensor | None = None,
+    lora_a: Tensor | None = None,
+    lora: LoraCall | None = None,
 ) -> Tensor:
     """`[tokens, in]`, in one buffer: the LoRA's part with its dropout first, then the base's."""
     weight = weight if weight.dtype is gy.dtype else made_again(weight.to(gy.dtype))

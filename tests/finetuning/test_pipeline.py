@@ -25,24 +25,7 @@ from spt_kernels.finetuning.pixels import Batches, PixelSet
 from spt_kernels.finetuning.splits import read_evaluation_images
 from tests.methods import every
 
-from .pictures_on_disk import write_task, write_weights
-
 SHORT = Recipe(epochs=3, batch_size=8)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("finetuning")
-
-
-@pytest.fixture(scope="module")
-def task(place: Path) -> ImageSource:
-    return ImageSource(str(write_task(place / "data")))
-
-
-@pytest.fixture(scope="module")
-def base(place: Path) -> ModelSource:
-    return write_weights(place / "base.safetensors")
 
 
 def method(name: str) -> Method:

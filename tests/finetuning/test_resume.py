@@ -31,25 +31,8 @@ from spt_kernels.finetuning.progress import Silent
 from spt_kernels.finetuning.run_step import RunStep
 from spt_kernels.plan import Plan
 
-from .pictures_on_disk import write_task, write_weights
-
 SHORT = Recipe(epochs=3, batch_size=8)
 MADE = ("task.safetensors", "plan.safetensors", "sensitivity.safetensors")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("resume")
-
-
-@pytest.fixture(scope="module")
-def task(place: Path) -> ImageSource:
-    return ImageSource(str(write_task(place / "data")))
-
-
-@pytest.fixture(scope="module")
-def base(place: Path) -> ModelSource:
-    return write_weights(place / "base.safetensors")
 
 
 @pytest.fixture(autouse=True)
