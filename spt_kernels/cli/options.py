@@ -144,6 +144,15 @@ class ImageOptions:
     test_list: Annotated[
         Path | None, described(_IMAGES, "--test-list FILE", "Likewise for test/.")
     ] = None
+    layout: Annotated[
+        str | None,
+        described(
+            _IMAGES,
+            "--layout NAME",
+            "Read --data as the authors of a data set share it: cub-200-2011, nabirds, "
+            "oxford-flowers, stanford-dogs or stanford-cars.",
+        ),
+    ] = None
     classes: Annotated[
         str | None,
         described(
@@ -186,6 +195,7 @@ class ImageOptions:
             str(self.data.resolve()),
             classes=split_names(self.classes),
             train_images=self.train_images,
+            layout=self.layout,
             **lists,
             **more,
         )

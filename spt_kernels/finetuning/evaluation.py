@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from .accuracy import Accuracy, evaluate
 from .device import pick_device
-from .images import LabelledImages, read_folder, read_list
+from .images import LabelledImages, read_list
 from .models import preprocessing_of
 from .pixels import Batches, PixelSet, Preprocessing
 from .progress import Progress, Silent
 from .recipe import PRECISIONS
 from .saved_run import SavedRun
+from .splits import read_test_folder, read_test_images
 
 
 def evaluate_saved(
@@ -73,23 +73,16 @@ def images_of(
         ValueError: the images are of other classes than the model, or are not there.
     """
     source = saved.job.images if saved.job is not None else None
-    is_own = root is None and file is None and source is not None
-    if root is None:
-        if source is None:
-            raise ValueError("data: name the folder of the images")
-        root = source.root
-        file = source.test_list if file is None else file
-    if file is not None:
-        images = read_list(file, root)
+    if root is not None:
+        images = read_test_folder(root) if file is None else read_list(file, root)
+    elif source is None:
+        raise ValueError("data: name the folder of the images")
     else:
-        test = Path(root) / "test"
-        if not test.is_dir() and (Path(root) / "train").is_dir():
-            raise ValueError(f"data: {root} has train/ but no test/; name the folder of the images")
-        images = read_folder(test if test.is_dir() else root)
+        images = read_test_images(source) if file is None else read_list(file, source.root)
     if not saved.classes:
         return _by_place(saved, images, tuple(classes))
-    restricted = source.classes if is_own and source is not None else ()
-    return _by_name(saved.classes, images, tuple(classes), is_part=bool(restricted))
+    is_part = root is None and file is None and source is not None and bool(source.classes)
+    return _by_name(saved.classes, images, tuple(classes), is_part=is_part)
 
 
 def inference_form(

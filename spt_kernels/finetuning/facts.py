@@ -31,7 +31,11 @@ def facts_of(
         "budget": None if plan is None else plan.budget,
         "lr": setting.job.recipe.peak_lr(setting.job.method),
         "drop_path": setting.base.drop_path,
-        "images": {name: len(s) for name, s in vars(setting.splits).items() if s is not None},
+        "images": {
+            name: len(images)
+            for name in ("train", "val", "test")
+            if (images := getattr(setting.splits, name)) is not None
+        },
     }
 
 

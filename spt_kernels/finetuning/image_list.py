@@ -16,7 +16,7 @@ def rows_of(file: Path) -> list[tuple[int, str, str]]:
         ValueError: the file cannot be read, is no text, is empty, or has a line without a label.
     """
     rows = []
-    for number, line in enumerate(_text_of(file).split("\n"), start=1):
+    for number, line in enumerate(text_of(file).split("\n"), start=1):
         if not line.strip():
             continue
         # a path may hold spaces; a label may where a tab parts them
@@ -30,7 +30,12 @@ def rows_of(file: Path) -> list[tuple[int, str, str]]:
     return rows
 
 
-def _text_of(file: Path) -> str:
+def text_of(file: Path) -> str:
+    """What is in a text file, its lines ended alike.
+
+    Raises:
+        ValueError: it cannot be read, or is no text.
+    """
     try:
         data = file.read_bytes()
     except OSError as error:

@@ -66,6 +66,11 @@ class LabelledImages:
             tuple(classes),
         )
 
+    def joined(self, others: LabelledImages) -> LabelledImages:
+        """These, then others of the same classes."""
+        assert self.classes == others.classes
+        return LabelledImages(self.paths + others.paths, self.labels + others.labels, self.classes)
+
     def counts(self) -> list[int]:
         """Images per class."""
         return torch.tensor(self.labels).bincount(minlength=len(self.classes)).tolist()
@@ -115,7 +120,7 @@ def read_list(
         file: the list, in UTF-8 or as Windows writes it. Labels are integers from 0, or names; one
             with spaces is parted from the path by a tab.
         root: the folder that the paths start from.
-        classes: class names of the training list, which the labels of another list must be among.
+        classes: class names that the labels must be among, as those of the training list.
 
     Raises:
         ValueError: a line without a label, a label unknown or negative, a file that is not there.
@@ -128,7 +133,10 @@ def read_list(
     labels: list[int] = []
     for line, name, label in rows:
         if label not in index:
-            raise ValueError(f"{file}, line {line}: {label!r} is not a class of the training list")
+            raise ValueError(
+                f"{file}, line {line}: {label!r} is none of the {len(classes)} classes, "
+                f"{_shorten(classes)}"
+            )
         path = Path(root) / name
         if not path.is_file():
             raise ValueError(f"{file}, line {line}: no such file: {path}")

@@ -63,6 +63,12 @@ class Setting:
             found.append(f"weights: {'; '.join(self.base.weight_notes)}")
         if not self.base.head_is_new:
             found.append("the head is that of the weights, as the classes are as many (new_head)")
+        if self.splits.is_held_out and self.job.images.layout is not None:
+            found.append(
+                f"the data set has no validation images: {len(self.splits.val or ())} of those to "
+                "train on are held out, whatever the seed; VPT's train.json, val.json and "
+                "test.json in its folder would be read instead"
+            )
         for count, what in ((0, "no training image"), (1, "a single training image")):
             counts = zip(train.classes, train.counts(), strict=True)
             named = [name for name, own in counts if own == count]

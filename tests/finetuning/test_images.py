@@ -109,7 +109,7 @@ def test_a_binary_list_and_an_unknown_label_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a text file"):
         read_list(tmp_path / "x" / "000.png", tmp_path)
     (tmp_path / "test.txt").write_text("x/000.png 7\n")
-    with pytest.raises(ValueError, match="'7' is not a class of the training list"):
+    with pytest.raises(ValueError, match="'7' is none of the 2 classes, 0, 1"):
         read_list(tmp_path / "test.txt", tmp_path, ("0", "1"))
 
 

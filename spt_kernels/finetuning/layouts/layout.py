@@ -1,0 +1,95 @@
+"""The one list of data sets whose own files are read, and their images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from ..images import LabelledImages
+from . import birds, cars, dogs, flowers, vpt
+from .listing import Listing
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a data set is laid out.
+
+    Attributes:
+        title: what it is called in tables.
+        num_classes: how many it has.
+        folder: of the images, where the paths of VPT's splits begin if not at the root.
+        own: reads the files that its authors wrote.
+    """
+
+    title: str
+    num_classes: int
+    folder: str
+    own: Callable[[Path], Listing]
+
+    def list(self, root: str | os.PathLike[str]) -> Listing:
+        """What its files list, VPT's splits where they are there; no image is looked for.
+
+        Raises:
+            ValueError: a file is missing or malformed, or lists more classes than there are.
+        """
+        root = Path(root)
+        if not root.is_dir():
+            raise ValueError(f"data: no such folder: {root}")
+        listing = vpt.read(root, self.folder) if vpt.is_there(root) else self.own(root)
+        for split in ("train", "test"):
+            if not getattr(listing, split):
+                raise ValueError(f"{root}: lists no {split} images")
+        if len(listing.classes) > self.num_classes:
+            raise ValueError(
+                f"{root}: {self.title} has {self.num_classes} classes, its files list "
+                f"{len(listing.classes)}"
+            )
+        return listing
+
+
+LAYOUTS: Mapping[str, Layout] = MappingProxyType(
+    {
+        "cub-200-2011": Layout("CUB-200-2011", 200, "images", birds.read),
+        "nabirds": Layout("NABirds", 555, "images", birds.read),
+        "oxford-flowers": Layout("Oxford Flowers", 102, "jpg", flowers.read),
+        "stanford-dogs": Layout("Stanford Dogs", 120, "Images", dogs.read),
+        "stanford-cars": Layout("Stanford Cars", 196, ".", cars.read),
+    }
+)
+
+
+def layout_of(name: str) -> Layout:
+    """The layout called `name`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in LAYOUTS:
+        raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {name!r}")
+    return LAYOUTS[name]
+
+
+def read_layout(
+    name: str, root: str | os.PathLike[str]
+) -> tuple[LabelledImages, LabelledImages | None, LabelledImages]:
+    """The training, validation and test images of the data set `name` in the folder `root`.
+
+    Where neither the data set nor VPT's files tell validation images, these are `None`.
+
+    Raises:
+        ValueError: as `Layout.list`, or an image is not there.
+    """
+    listing = layout_of(name).list(root)
+    val = None if listing.val is None else _images(listing.val, listing.classes)
+    return _images(listing.train, listing.classes), val, _images(listing.test, listing.classes)
+
+
+def _images(rows: Sequence[tuple[Path, int]], classes: tuple[str, ...]) -> LabelledImages:
+    lacking = [path for path, _ in rows if not path.is_file()]
+    if lacking:
+        others = f" (and {len(lacking) - 1} more of {len(rows)})" if len(lacking) > 1 else ""
+        raise ValueError(f"{lacking[0]}: no such file{others}, though the data set lists it")
+    return LabelledImages(tuple(p for p, _ in rows), tuple(n for _, n in rows), classes)
