@@ -135,7 +135,11 @@ def _job(
     from ..finetuning.job import FinetuneJob
 
     # method and recipe first: they are checked without a look at any file
-    method, how = what.chosen(), recipe.chosen()
+    preset = recipe.preset()
+    if sensitivity is not None:  # which decides, unless an option contradicts it
+        others = {name: value for name, value in preset.options.items() if name != "samples"}
+        preset = replace(preset, options=others)
+    method, how = what.chosen(preset), recipe.chosen()
     if plan is not None:
         method = _method_of(plan, what)
     elif sensitivity is not None and what.samples is not None:
@@ -150,7 +154,7 @@ def _job(
         images.source(),
         method,
         how,
-        form.overrides() | ({"augment": recipe.augment} if recipe.augment else {}),
+        {**preset.form, **form.overrides(), **recipe.overrides()},
         str(sensitivity.resolve()) if sensitivity is not None else None,
         str(plan.resolve()) if plan is not None else None,
     )

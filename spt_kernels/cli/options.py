@@ -216,6 +216,10 @@ class FormOptions:
         str | None,
         described(_FORM, "--fit HOW", "squash to a square, or crop the middle [squash]."),
     ] = None
+    crop_pct: Annotated[
+        float | None,
+        described(_FORM, "--crop-pct SHARE", "Of each side, kept in the middle, as 0.875 [1]."),
+    ] = None
 
     def overrides(self) -> dict[str, Any]:
         """The fields of `Preprocessing` that were given."""
@@ -224,6 +228,7 @@ class FormOptions:
             "mean": _parse_floats("--mean", self.mean),
             "std": _parse_floats("--std", self.std),
             "fit": self.fit,
+            "crop_pct": self.crop_pct,
         }
         return {name: value for name, value in values.items() if value is not None}
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
+from ..finetuning.presets import PRESETS, Preset, preset_of
 from ..finetuning.recipe import Recipe
 from ..methods import METHODS, Method
 from .options import described
@@ -62,15 +63,24 @@ class MethodOptions:
         values["head"] = parse_head(self.head)
         return {name: value for name, value in values.items() if value is not None}
 
-    def chosen(self) -> Method:
-        """The method described."""
-        return Method(self.method or Method.name, **self.given())
+    def chosen(self, preset: Preset) -> Method:
+        """The method described, with the options of the preset where none are given."""
+        return preset.method(self.method or Method.name, **self.given())
 
 
 @dataclass(frozen=True)
 class RecipeOptions:
     """How it is trained."""
 
+    recipe: Annotated[
+        str | None,
+        described(
+            _RECIPE,
+            "--recipe NAME",
+            f"{', '.join(PRESETS)}: all of it, preprocessing and the method's options too; what is "
+            "given besides goes first.",
+        ),
+    ] = None
     epochs: Annotated[
         int | None,
         described(_RECIPE, "--epochs N", f"Passes over the training images [{Recipe.epochs}]."),
@@ -107,16 +117,38 @@ class RecipeOptions:
         str | None, described(_RECIPE, "--amp NAME", f"none or bf16 autocast [{Recipe.amp}].")
     ] = None
     augment: Annotated[
-        str | None, described(_RECIPE, "--augment HOW", "none, or crop-flip at random [none].")
+        str | None,
+        described(
+            _RECIPE,
+            "--augment HOW",
+            "none, or at random crop-flip, random-crop-flip or resized-crop-flip [none].",
+        ),
+    ] = None
+    schedule: Annotated[
+        str | None,
+        described(
+            _RECIPE,
+            "--schedule NAME",
+            f"step, or epoch as the published code has it [{Recipe.schedule}].",
+        ),
     ] = None
     seed: Annotated[
         int | None, described(_RECIPE, "--seed N", f"Of everything drawn [{Recipe.seed}].")
     ] = None
 
+    def preset(self) -> Preset:
+        """The preset that is named, or the defaults."""
+        return Preset(Recipe()) if self.recipe is None else preset_of(self.recipe)
+
+    def overrides(self) -> dict[str, Any]:
+        """The fields of `Preprocessing` that were given here."""
+        return {} if self.augment is None else {"augment": self.augment}
+
     def chosen(self) -> Recipe:
         """The recipe described."""
-        values = {f.name: getattr(self, f.name) for f in fields(Recipe) if hasattr(self, f.name)}
-        return Recipe(**{name: value for name, value in values.items() if value is not None})
+        values = {f.name: getattr(self, f.name, None) for f in fields(Recipe) if f.name != "preset"}
+        given = {name: value for name, value in values.items() if value is not None}
+        return replace(self.preset().recipe, **given)
 
 
 def parse_head(patterns: list[str] | None) -> tuple[str, ...] | None:

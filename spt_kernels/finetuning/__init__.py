@@ -20,6 +20,7 @@ _NAMES = {
     "pipeline": ("finetune",),
     "pixels": ("Batches", "PixelSet", "Preprocessing"),
     "prediction": ("Prediction", "predict"),
+    "presets": ("PRESETS", "Preset", "preset_of"),
     ".methods": ("METHODS", "Method"),  # of the package around this one
     "recipe": ("Recipe",),
     "saved_run": ("SavedRun",),
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
     from .pixels import Preprocessing as Preprocessing
     from .prediction import Prediction as Prediction
     from .prediction import predict as predict
+    from .presets import PRESETS as PRESETS
+    from .presets import Preset as Preset
+    from .presets import preset_of as preset_of
     from .recipe import Recipe as Recipe
     from .saved_run import SavedRun as SavedRun
     from .splits import ImageSource as ImageSource

@@ -74,9 +74,11 @@ class FinetuneJob:
     def difference_from(self, old: FinetuneJob) -> str | None:
         """The first value in which an older job differs from this one; `None` if none.
 
-        The number of epochs may be larger than it was: a run can be made longer.
+        The number of epochs may be larger than it was: a run can be made longer. The name of a
+        preset says nothing that the values do not.
         """
         was, now = old.to_json(), self.to_json()
+        was["recipe"]["preset"] = now["recipe"]["preset"]
         if self.recipe.epochs >= old.recipe.epochs:
             was["recipe"]["epochs"] = now["recipe"]["epochs"]
         for part, new in now.items():

@@ -13,13 +13,12 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import needed
 from .image_mode import in_eight_bits
 from .images import LabelledImages
+from .kept_part import AUGMENTATIONS, FITS, kept_part
 from .progress import Progress, Silent
 
 with needed("reading images"):
     from PIL import Image, ImageOps
 
-FITS = ("squash", "crop")
-AUGMENTATIONS = ("none", "crop-flip")
 CACHE_BYTES = 4 << 30  # decoded images up to this size are kept in memory
 
 _FILTERS = {
@@ -41,8 +40,11 @@ class Preprocessing:
         interpolation: of the resize.
         fit: `"squash"` resizes to the square (as the paper does), `"crop"` resizes the shorter side
             and takes the middle.
-        augment: of training images: `"none"` (as the paper does), or `"crop-flip"`, a random crop
-            of at least half the area and a random mirror image.
+        augment: of training images: `"none"` (as the paper does on VTAB-1k); or a random mirror
+            image and a crop. `"crop-flip"`: of at least half the area; `"random-crop-flip"`: of
+            `crop_pct` of each side, anywhere; `"resized-crop-flip"`: of 8 to 100 % of the area and
+            of another shape, torchvision's `RandomResizedCrop`.
+        crop_pct: the share of each side that is kept in the middle, 0.875 for 224 pixels of 256.
     """
 
     size: int
@@ -51,6 +53,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     fit: str = "squash"
     augment: str = "none"
+    crop_pct: float = 1.0
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -61,6 +64,8 @@ class Preprocessing:
             )
         if not all(value > 0 for value in self.std):
             raise ValueError(f"std: expected values above zero, got {self.std}")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct: expected more than 0 and at most 1, got {self.crop_pct}")
         for name, value, allowed in (
             ("interpolation", self.interpolation, tuple(_FILTERS)),
             ("fit", self.fit, FITS),
@@ -83,7 +88,7 @@ def decode(path: Path, form: Preprocessing, generator: torch.Generator | None = 
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
         raise ValueError(f"{path}: cannot read the image ({reason})") from error
-    box, mirror = _box(image.size, form, generator)
+    box, mirror = kept_part(image.size, form.fit, form.crop_pct, form.augment, generator)
     resized = image.resize((form.size, form.size), _FILTERS[form.interpolation], box=box)
     if mirror:
         resized = ImageOps.mirror(resized)
@@ -215,24 +220,3 @@ class Batches:
             return list(range(len(self.pixels)))
         generator = torch.Generator().manual_seed(self.shuffle_seed * 1_000_003 + number)
         return torch.randperm(len(self.pixels), generator=generator).tolist()
-
-
-def _box(
-    size: tuple[int, int], form: Preprocessing, generator: torch.Generator | None
-) -> tuple[tuple[float, float, float, float], bool]:
-    """The part of the image that is kept, and whether it is mirrored."""
-    width, height = size
-    if generator is None:
-        if form.fit == "squash":
-            return (0.0, 0.0, float(width), float(height)), False
-        side = float(min(width, height))
-        left, top = (width - side) / 2, (height - side) / 2
-        return (left, top, left + side, top + side), False
-    area, across, down, coin = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
-    kept = (0.5 + 0.5 * area) ** 0.5  # at least half of the area
-    if form.fit == "squash":
-        box_width, box_height = width * kept, height * kept
-    else:
-        box_width = box_height = min(width, height) * kept
-    left, top = across * (width - box_width), down * (height - box_height)
-    return (left, top, left + box_width, top + box_height), coin < 0.5

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from ..methods.method import Method, check_positive, check_within
 
 PRECISIONS = ("none", "bf16")
+SCHEDULES = ("step", "epoch")
+
+_FIRST_SHARE = 1e-3  # of the peak: the published code warms up from 1e-6 to 1e-3
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,12 @@ class Recipe:
         val_every: epochs between two looks at the validation images.
         amp: `"none"` or `"bf16"` autocast.
         seed: of the head's initial values, data order, dropout and augmentation.
+        schedule: `"step"` changes the learning rate with each step, and the cosine begins where the
+            warm-up ends. `"epoch"` is that of the published code, which steps timm's scheduler
+            after each epoch with the number of the epoch that is over: the first two epochs have a
+            thousandth of the peak, and the cosine runs over all epochs, so that the warm-up ends a
+            little below the peak.
+        preset: the name of the preset that the values started from; of no effect by itself.
     """
 
     epochs: int = 100
@@ -41,6 +50,8 @@ class Recipe:
     val_every: int = 1
     amp: str = "none"
     seed: int = 0
+    schedule: str = "step"
+    preset: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr", "val_every", "clip_grad"):
@@ -59,6 +70,10 @@ class Recipe:
             )
         if self.amp not in PRECISIONS:
             raise ValueError(f"amp: expected one of {', '.join(PRECISIONS)}, got {self.amp!r}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"schedule: expected one of {', '.join(SCHEDULES)}, got {self.schedule!r}"
+            )
 
     def peak_lr(self, method: Method) -> float:
         """The learning rate at the end of the warm-up."""
@@ -68,11 +83,17 @@ class Recipe:
 
     def lr_factor(self, step: int, steps_per_epoch: int) -> float:
         """Share of the peak learning rate at `step`: linear warm-up, then half a cosine."""
-        total = self.epochs * steps_per_epoch
-        epochs = self.epochs / 10 if self.warmup_epochs is None else self.warmup_epochs
-        warmup = epochs * steps_per_epoch
+        warmup = self.epochs / 10 if self.warmup_epochs is None else self.warmup_epochs
+        if self.schedule == "epoch":
+            epoch = max(0, step // steps_per_epoch - 1)
+            if epoch < warmup:
+                return _FIRST_SHARE + (1 - _FIRST_SHARE) * epoch / warmup
+            return self._cosine(epoch / self.epochs)
+        total, warmup = self.epochs * steps_per_epoch, warmup * steps_per_epoch
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        done = (step - warmup) / max(1.0, total - warmup)
+        return self._cosine((step - warmup) / max(1.0, total - warmup))
+
+    def _cosine(self, done: float) -> float:
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         return self.min_lr_share + (1 - self.min_lr_share) * cosine

@@ -250,3 +250,30 @@ def test_a_rank_for_which_nothing_is_structured_is_told(
 ) -> None:
     assert run(["plan", str(measured), "-b", "300", "--rank", "20"]) == 0
     assert "no matrix reaches what LoRA of rank 20 costs" in capsys.readouterr().out
+
+
+def test_a_recipe_sets_what_is_not_given_and_is_recorded_by_name(
+    tmp_path: Path, job: list[str]
+) -> None:
+    given = ["--epochs", "1", "--batch-size", "8", "--std", "0.5,0.5,0.5", "--samples", "9"]
+    command = ["finetune", *job, "--recipe", "published-code-fgvc", *given, "-o", str(tmp_path)]
+    assert run([*command, "-q", "--json"]) == 0
+    written = json.loads((tmp_path / "config.json").read_text())["job"]
+    recipe, method, form = written["recipe"], written["method"], written["form"]
+    assert (recipe["preset"], recipe["schedule"]) == ("published-code-fgvc", "epoch")
+    assert (recipe["epochs"], recipe["batch_size"], recipe["weight_decay"]) == (1, 8, 1e-4)
+    assert (method["samples"], method["rule"]) == (9, "published-code")
+    assert (form["mean"], form["std"]) == ([0.485, 0.456, 0.406], [0.5, 0.5, 0.5])
+    assert (form["augment"], form["crop_pct"]) == ("random-crop-flip", 0.875)
+
+
+def test_a_measured_sensitivity_goes_before_the_samples_of_a_recipe(
+    tmp_path: Path, job: list[str], measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["finetune", *job, "--sensitivity", str(measured), "-o", str(tmp_path / "run")]
+    recipe = ["--recipe", "published-code", "--epochs", "1", "--batch-size", "12"]
+    assert run([*command, *recipe, "-q"]) == 0
+    written = json.loads((tmp_path / "run" / "config.json").read_text())["job"]["method"]
+    assert (written["samples"], written["rule"]) == (9, "published-code")
+    assert "--recipe: expected one of paper" in complaint_of([*command, "--recipe", "x"], capsys)
+    assert "--layout: expected one of cub" in complaint_of([*command, "--layout", "x"], capsys)

@@ -83,7 +83,7 @@ def test_the_order_of_a_pass_is_that_of_its_labels(tmp_path: Path) -> None:
 
 def test_neither_workers_nor_memory_change_what_comes(tmp_path: Path) -> None:
     write_images(tmp_path, {"a": 3, "b": 3})
-    for augment in ("none", "crop-flip"):
+    for augment in ("none", "resized-crop-flip"):
         shape = form(augment=augment)
         passes = []
         for workers, loaded in ((0, False), (2, False), (0, True)):
@@ -114,7 +114,15 @@ def test_loading_does_not_touch_the_generators(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"size": 0}, {"std": (0.5, 0.0, 0.5)}, {"mean": (0.5,)}, {"fit": "x"}, {"augment": "x"}],
+    [
+        {"size": 0},
+        {"crop_pct": 0.0},
+        {"crop_pct": 1.1},
+        {"std": (0.5, 0.0, 0.5)},
+        {"mean": (0.5,)},
+        {"fit": "x"},
+        {"augment": "x"},
+    ],
     ids=str,
 )
 def test_impossible_preprocessing_is_refused(change: dict) -> None:

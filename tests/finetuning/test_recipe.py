@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from timm.scheduler import CosineLRScheduler
 
 from spt_kernels.finetuning.recipe import Recipe
 from spt_kernels.methods import METHODS, Method
@@ -33,6 +34,19 @@ def test_the_learning_rate_is_torchs_warm_up_and_cosine() -> None:
         theirs.step()
 
 
+def test_the_published_schedule_is_timms_stepped_with_the_epoch_that_is_over() -> None:
+    recipe, steps = Recipe(schedule="epoch", min_lr_share=0.01), 3
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    theirs = CosineLRScheduler(
+        optimizer, t_initial=100, lr_min=1e-5, warmup_t=10, warmup_lr_init=1e-6
+    )
+    for epoch in range(100):
+        expected = optimizer.param_groups[0]["lr"]
+        for step in range(epoch * steps, (epoch + 1) * steps):
+            assert 1e-3 * recipe.lr_factor(step, steps) == pytest.approx(expected, rel=1e-9), step
+        theirs.step(epoch)
+
+
 def test_the_learning_rate_ends_at_its_floor() -> None:
     recipe = Recipe(epochs=10, min_lr_share=0.01)
     assert recipe.lr_factor(10 * 7, 7) == pytest.approx(0.01)
@@ -52,6 +66,7 @@ def test_the_learning_rate_ends_at_its_floor() -> None:
         {"clip_grad": 0.0},
         {"amp": "fp8"},
         {"seed": -1},
+        {"schedule": "cosine"},
     ],
     ids=str,
 )
