@@ -134,6 +134,9 @@ def _misfits(
         module = _plain_module(model, module_name)
         own = {} if module is None else module._parameters
         shapes = {local: p.shape for local, p in own.items() if p is not None}
+        if module is not None and next(module.children(), None) is not None:
+            # of a block or the model itself: a class token that counts as head is not all it has
+            shapes = {local: shape for local, shape in shapes.items() if local in tensors}
         here = {local: shape for local, shape in shapes.items() if dotted + local not in elsewhere}
         if here != {local: tensor.shape for local, tensor in tensors.items()}:
             misfits[module_name] = tensors

@@ -351,6 +351,22 @@ def test_a_head_of_another_number_of_classes(tmp_path: Path) -> None:
     assert_same_picture(fresh, before)
 
 
+@pytest.mark.parametrize("num_classes", [5, 3])
+def test_a_class_token_may_be_part_of_the_head(num_classes: int, tmp_path: Path) -> None:
+    path, model = tmp_path / "task.safetensors", base("vit")
+    plan = make_plan(model, "lora")
+    head = head_names(model, ["head", "cls_token"])
+    spt.apply(model, replace(plan, head=head))
+    train(model, 16)
+    spt.save_delta(model, path)
+    fresh = base("vit", num_classes=num_classes)
+    before = picture(fresh)
+    spt.load_delta(fresh, path)
+    assert not torch.equal(fresh.cls_token, base("vit").cls_token)
+    assert torch.equal(predict(fresh, "vit"), predict(model, "vit"))
+    assert_same_picture(spt.unload(fresh), before)
+
+
 def test_a_base_without_a_head_gets_one(tmp_path: Path) -> None:
     path = tmp_path / "task.safetensors"
     model = tuned("vit", "unstructured")
