@@ -144,11 +144,15 @@ class RecipeOptions:
         """The fields of `Preprocessing` that were given here."""
         return {} if self.augment is None else {"augment": self.augment}
 
-    def chosen(self) -> Recipe:
-        """The recipe described."""
+    def chosen(self, base: Recipe | None = None) -> Recipe:
+        """The recipe described; what is not said is the preset's, or as in `base`, or the paper's.
+
+        Raises:
+            ValueError: a value is impossible, or there is no such preset.
+        """
+        start = self.preset().recipe if base is None or self.recipe is not None else base
         values = {f.name: getattr(self, f.name, None) for f in fields(Recipe) if f.name != "preset"}
-        given = {name: value for name, value in values.items() if value is not None}
-        return replace(self.preset().recipe, **given)
+        return replace(start, **{name: v for name, v in values.items() if v is not None})
 
 
 def parse_head(patterns: list[str] | None) -> tuple[str, ...] | None:
