@@ -47,7 +47,7 @@ def fgvc_tasks(
 
     def make(name: str) -> BenchmarkTask:
         folder, layout = _folder(Path(root), name), LAYOUTS[name]
-        layout.list(folder)
+        layout.listing(folder)
         final = ImageSource(str(folder.resolve()), layout=name)
         choose = replace(final, use_test=False)
         return BenchmarkTask(name, layout.title, "FGVC", choose, final)

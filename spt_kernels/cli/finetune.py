@@ -43,6 +43,11 @@ Something to compare with, at the same budget:
 
   spt-kernels finetune … --method lora --budget 0.4M -o runs/lora
 
+A data set as its authors share it, by the paper's recipe for such:
+
+  spt-kernels finetune … -d CUB_200_2011 --layout cub-200-2011 \\
+      --recipe paper-fgvc -o runs/birds
+
 After a kill, the same command with --resume, or just the first of these;
 the second makes a finished run longer:
 

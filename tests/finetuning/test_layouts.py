@@ -212,7 +212,7 @@ def test_more_classes_than_a_data_set_has_are_refused(tmp_path: Path) -> None:
     rows = {f"{n}.jpg": n for n in range(121)}
     write_vpt(tmp_path, dict.fromkeys(("train", "val", "test"), rows))
     with pytest.raises(ValueError, match="Stanford Dogs has 120 classes, its files list 121"):
-        LAYOUTS["stanford-dogs"].list(tmp_path)
+        LAYOUTS["stanford-dogs"].listing(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_malformed_splits_of_vpt_are_refused(tmp_path: Path, content: str, messa
     write_vpt(tmp_path, dict.fromkeys(("train", "val", "test"), rows))
     (tmp_path / "test.json").write_text(content)
     with pytest.raises(ValueError, match=message):
-        LAYOUTS["nabirds"].list(tmp_path)
+        LAYOUTS["nabirds"].listing(tmp_path)
 
 
 def test_without_scipy_it_says_what_to_install(

@@ -29,7 +29,7 @@ class Layout:
     folder: str
     own: Callable[[Path], Listing]
 
-    def list(self, root: str | os.PathLike[str]) -> Listing:
+    def listing(self, root: str | os.PathLike[str]) -> Listing:
         """What its files list, VPT's splits where they are there; no image is looked for.
 
         Raises:
@@ -38,16 +38,16 @@ class Layout:
         root = Path(root)
         if not root.is_dir():
             raise ValueError(f"data: no such folder: {root}")
-        listing = vpt.read(root, self.folder) if vpt.is_there(root) else self.own(root)
+        found = vpt.read(root, self.folder) if vpt.is_there(root) else self.own(root)
         for split in ("train", "test"):
-            if not getattr(listing, split):
+            if not getattr(found, split):
                 raise ValueError(f"{root}: lists no {split} images")
-        if len(listing.classes) > self.num_classes:
+        if len(found.classes) > self.num_classes:
             raise ValueError(
                 f"{root}: {self.title} has {self.num_classes} classes, its files list "
-                f"{len(listing.classes)}"
+                f"{len(found.classes)}"
             )
-        return listing
+        return found
 
 
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
@@ -80,9 +80,9 @@ def read_layout(
     Where neither the data set nor VPT's files tell validation images, these are `None`.
 
     Raises:
-        ValueError: as `Layout.list`, or an image is not there.
+        ValueError: as `Layout.listing`, or an image is not there.
     """
-    listing = layout_of(name).list(root)
+    listing = layout_of(name).listing(root)
     val = None if listing.val is None else _images(listing.val, listing.classes)
     return _images(listing.train, listing.classes), val, _images(listing.test, listing.classes)
 
