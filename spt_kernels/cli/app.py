@@ -12,6 +12,7 @@ from .. import __version__
 from ..errors import BaseModelMismatch, DeltaFormatError, MissingExtra
 from . import (
     bench,
+    benchmark,
     compare,
     demo,
     evaluate,
@@ -72,7 +73,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return _complain(
-            "stopped; finetune with an output folder goes on with --resume", INTERRUPTED
+            "stopped; finetune goes on with --resume, benchmark with the same command", INTERRUPTED
         )
     except _USAGE_ERROR as error:
         if state["debug"]:
@@ -114,6 +115,7 @@ def make_app() -> typer.Typer:
         ("predict", predict),
         ("compare", compare),
         ("merge", merge),
+        ("benchmark", benchmark),
         ("bench", bench),
     ):
         command(app, name, is_quick=name in _QUICK, help=module.HELP)(module.run)
