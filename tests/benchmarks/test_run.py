@@ -256,3 +256,12 @@ def test_two_at_once_are_one_too_many(whole: Path, setting: BenchmarkSetting) ->
     with only_one(whole), pytest.raises(ValueError, match=r"output: process \d+ on .* is at work"):
         run(setting, whole, jobs=0)
     assert run(setting, whole, jobs=0).n_missing == 0
+
+
+@pytest.mark.gpu
+def test_every_card_has_a_process(tmp_path: Path, setting: BenchmarkSetting) -> None:
+    table = run(replace(setting, seeds=(0,)), tmp_path, devices=("all",))
+    assert (table.n_missing, dict(table.failed)) == (0, {})
+    assert not any("CPU" in machine for machine in table.machines)
+    for file in tmp_path.glob("*/*/seed0/result.json"):
+        assert json.loads(file.read_text())["measured_peak_bytes"] > 0
