@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .linear import SparseDeltaLinear
 from .structured import StructuredLinear, add_to_rows, check_base
-from .traced_adapter import TracedDown
+from .traced_adapter import FrozenBase, TracedAdapter
 
 if TYPE_CHECKING:
     from ..plan import AdapterSpec
@@ -81,17 +81,15 @@ class AdapterLinear(StructuredLinear):
                 self.down_weight[:, own].to(y.dtype),
                 self.down_bias[part].to(y.dtype),
             )
-            updates.append((rows, self._up(low, own)))
+            up, bias = self.up_weight[own].to(low.dtype), self.up_bias[own].to(low.dtype)
+            updates.append((rows, F.linear(F.gelu(low), up, bias)))
         return add_to_rows(y, updates)
-
-    def _up(self, low: Tensor, own: slice) -> Tensor:
-        up, bias = self.up_weight[own].to(low.dtype), self.up_bias[own].to(low.dtype)
-        return F.linear(F.gelu(low), up, bias)
 
     def _traced_update(
         self, x: Tensor, y: Tensor, rows: slice, own: slice, part: slice
     ) -> tuple[slice, Tensor]:
-        down = self.down_weight[:, own], self.down_bias[part]
-        weight, bias = self.weight, self.bias
-        low = TracedDown.apply(y[..., rows], *down, x, weight, bias, rows)
-        return rows, self._up(low, own)
+        down, down_bias = self.down_weight[:, own], self.down_bias[part]
+        up, up_bias = self.up_weight[own], self.up_bias[own]
+        base = FrozenBase(self.weight, self.bias, rows)
+        update: Tensor = TracedAdapter.apply(y[..., rows], x, down, down_bias, up, up_bias, base)
+        return rows, update

@@ -49,9 +49,9 @@ def sparse_gradient(grad_output: Tensor, input: Tensor, pattern: SparsePattern) 
         pattern: the entries.
     """
     flat = input.reshape(-1, input.shape[-1])
-    if torch.compiler.is_compiling() and _takes_product(grad_output):
+    if torch.compiler.is_compiling() and _gives_fp32(grad_output):
         # what a compiler knows needs no host: of 16 bits the whole product costs a card little more
-        return _product(grad_output.t(), flat).flatten().index_select(0, pattern.index).float()
+        return wide_product(grad_output.t(), flat).flatten().index_select(0, pattern.index)
     if grad_output.dtype == torch.float64:
         # The op serves the dtypes that are trained in; float64 models exist to check gradients with
         return (grad_output.t() @ flat).flatten().index_select(0, pattern.index)
@@ -60,11 +60,14 @@ def sparse_gradient(grad_output: Tensor, input: Tensor, pattern: SparsePattern) 
     return sparse_weight_grad(grad_output, flat, pattern)
 
 
-def _takes_product(grad_output: Tensor) -> bool:
-    """Whether compiled code should sample the whole product rather than call the op."""
-    return grad_output.is_cuda and grad_output.element_size() == 2
+def wide_product(left: Tensor, right: Tensor) -> Tensor:
+    """`left @ right`, of 16 bits in fp32."""
+    if _gives_fp32(left):
+        return torch.mm(left, right, out_dtype=torch.float32)
+    product = left @ right
+    return product.float() if product.element_size() == 2 else product
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Of 16 bits, in fp32, as only a card gives it."""
-    return torch.mm(left, right, out_dtype=torch.float32)
+def _gives_fp32(factor: Tensor) -> bool:
+    """Whether a product of 16 bits comes in fp32 at once, as only a card gives it."""
+    return factor.is_cuda and factor.element_size() == 2

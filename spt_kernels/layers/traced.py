@@ -1,4 +1,4 @@
-"""What a compiler is told of a backward: which of its values are to be made again, not kept."""
+"""What compilers are given to work with: values to make again, and thin products to fuse."""
 
 from __future__ import annotations
 
@@ -16,3 +16,32 @@ def made_again(tensor: Tensor) -> Tensor:
     the tensor again takes it up.
     """
     return torch.maximum(tensor, tensor) if torch.compiler.is_compiling() else tensor
+
+
+_FUSED_RANK = 16  # beyond it loads of the factors, from a cache as they are, begin to cost
+
+
+def thin_product(left: Tensor, right: Tensor) -> Tensor:
+    """`left @ right` over a rank so small that code which reads it may as well compute it.
+
+    A product is a call of a library, whose result is written to memory and read again, as large as
+    an activation. As elementwise calls it is part of what it is added to.
+
+    Args:
+        left: `[..., rank]`.
+        right: `[rank, features]`, best contiguous.
+
+    Returns:
+        `[..., features]` in the dtype of `left`; sums of 16 bits are taken in fp32.
+    """
+    rank = left.shape[-1]
+    if not torch.compiler.is_compiling() or not 0 < rank <= _FUSED_RANK:
+        return left @ right
+    if left.element_size() == 2:
+        left, right, dtype = left.float(), right.float(), left.dtype
+    else:
+        dtype = left.dtype
+    total = left[..., :1] * right[0]
+    for n in range(1, rank):
+        total = total + left[..., n : n + 1] * right[n]
+    return total.to(dtype)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .first_order import first_derivative_only
 from .row_ranges import Ranges
-from .traced import made_again
+from .sparse_gradient import wide_product
+from .traced import made_again, thin_product
 from .traced_dropout import dropped
 from .tuned_linear import without_autocast
 
@@ -34,9 +35,9 @@ class LoraTrace(NamedTuple):
         return slice(self.ranges[0][0].start, self.ranges[-1][0].stop)
 
     @property
-    def kept_scale(self) -> float:
-        """What makes up for the dropped elements."""
-        return 0.0 if self.dropout >= 1.0 else 1.0 / (1.0 - self.dropout)
+    def factor(self) -> float:
+        """The scale, and what makes up for the dropped elements."""
+        return 0.0 if self.dropout >= 1.0 else self.scale / (1.0 - self.dropout)
 
     def spread(self, lora_b: Tensor) -> Tensor:
         """`[rows of all ranges, rank]` as `[rows, ranges · rank]`, zeros where a range has none."""
@@ -46,6 +47,16 @@ class LoraTrace(NamedTuple):
         for features, own, part in self._within_rows():
             wide[features, part] = lora_b[own]
         return wide
+
+    def up(self, inner: Tensor, lora_b: Tensor) -> Tensor:
+        """`[..., rows]` of the bottleneck, zeros between the ranges."""
+        pieces, last = [], 0
+        for features, own, part in self._within_rows():
+            if features.start > last:
+                pieces.append(inner.new_zeros(*inner.shape[:-1], features.start - last))
+            pieces.append(thin_product(inner[..., part], lora_b.t()[:, own]))
+            last = features.stop
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
 
     def gathered(self, wide: Tensor) -> Tensor:
         """What `spread` takes, from what it gives."""
@@ -61,7 +72,11 @@ class LoraTrace(NamedTuple):
 
 
 class TracedLora(torch.autograd.Function):
-    """`scale · B_i A_i dropout(x)` in the rows of a `LoraTrace`, zeros between its ranges."""
+    """`scale · B_i A_i dropout(x)` in the rows of a `LoraTrace`, zeros between its ranges.
+
+    Each factor of a number is taken to a matrix that is cast anyway: as a call of its own on what
+    comes from a product it would be a launch.
+    """
 
     @staticmethod
     def forward(
@@ -83,12 +98,12 @@ class TracedLora(torch.autograd.Function):
         gy = grad_output.flatten(0, -2)  # [tokens, rows]
         grad_x = None
         with without_autocast(gy.device):
-            grad_b = lora.gathered(gy.t() @ inner.flatten(0, -2)) * lora.scale
-            grad_inner = gy @ lora.spread(lora_b.to(dtype)) * (lora.scale * lora.kept_scale)
+            grad_b = lora.gathered(wide_product(gy.t(), inner.flatten(0, -2)))
+            grad_inner = gy @ lora.spread((lora_b * lora.factor).to(dtype))
             flat = dropped(x, lora.dropout, words).to(dtype).flatten(0, -2)
-            grad_a = grad_inner.t() @ made_again(flat)
+            grad_a = wide_product(grad_inner.t(), made_again(flat))
             if ctx.needs_input_grad[0]:
-                grad = (grad_inner @ lora_a.to(dtype)).view(x.shape)
+                grad = thin_product(grad_inner, lora_a.to(dtype)).view(x.shape)
                 grad_x = dropped(grad, lora.dropout, words).to(x.dtype)
         return grad_x, grad_a.to(lora_a.dtype), grad_b.to(lora_b.dtype), None, None
 
@@ -96,7 +111,7 @@ class TracedLora(torch.autograd.Function):
 def lora_update(
     x: Tensor, lora_a: Tensor, lora_b: Tensor, words: Tensor | None, lora: LoraTrace
 ) -> tuple[Tensor, Tensor]:
-    """The update `[..., rows]` and the bottleneck `[..., ranges · rank]`, without autograd."""
-    low = F.linear(dropped(x, lora.dropout, words), lora_a.to(x.dtype))
-    inner = low * lora.kept_scale
-    return F.linear(inner, lora.spread(lora_b.to(inner.dtype))) * lora.scale, inner
+    """The update `[..., rows]`, and `scale · A dropout(x)`, without autograd."""
+    low = (lora_a * lora.factor).to(x.dtype)
+    inner = F.linear(dropped(x, lora.dropout, words), low)  # [..., ranges · rank]
+    return lora.up(inner, lora_b.to(inner.dtype)), inner

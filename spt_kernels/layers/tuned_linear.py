@@ -143,7 +143,7 @@ class TunedLinear(torch.autograd.Function):
                 some = recipe.kind == "columns"
                 grad_delta = sparse_gradient(gy, x, pattern.compacted if some else pattern.whole)
             if needs_bias_delta:
-                grad_bias_delta = gy.sum(0, dtype=wide_dtype(gy)).index_select(0, bias_index)
+                grad_bias_delta = _grad_of_bias(gy, bias_index)
             if lora is not None:
                 if needs_b:
                     grad_b = _grad_of_b(gy, inner, lora)
@@ -229,6 +229,12 @@ def _bottleneck(x: Tensor, lora_a: Tensor, lora: LoraCall) -> Tensor:
         some = lora.dropped(flat[start : start + step], start * flat.shape[1])
         torch.mm(some, lora_a.t(), out=inner[start : start + step])
     return inner.mul_(lora.kept_scale)
+
+
+def _grad_of_bias(gy: Tensor, index: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():  # a sum can be fused with what chooses its columns
+        return gy.index_select(1, index).sum(0, dtype=wide_dtype(gy))
+    return gy.sum(0, dtype=wide_dtype(gy)).index_select(0, index)
 
 
 def _grad_of_b(gy: Tensor, inner: Tensor, lora: LoraCall) -> Tensor:

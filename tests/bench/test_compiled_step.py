@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.compiled.ledger import Buffer, CardRun, Memory
-from bench.compiled.step import account
+from bench.compiled.step import account, main
+from spt_kernels.layers import LoraLinear
+from spt_kernels.plan import LoraSpec
 
 # Inductor's inner functions change from version to version, and a card is not to be pretended
 pytestmark = pytest.mark.skipif(
@@ -70,3 +74,26 @@ def test_what_a_small_model_keeps() -> None:
     assert step.forward["mm"] + step.forward["addmm"] == 2
     assert step.backward["mm"] == 1  # of the second weight alone
     assert step.peak_bytes >= sum(p.numel() for p in Mlp().parameters()) * 4 + step.kept_bytes
+
+
+def test_thin_products_are_part_of_what_reads_them() -> None:
+    spec = LoraSpec(8, ((0, 128), (128, 256)), 64, 1.0, 0.1)
+    model = nn.Sequential(nn.Linear(64, 64), LoraLinear(nn.Linear(64, 256), spec))
+    step = account(model, torch.empty(32, 64), autocast=True)
+    # the base layers and what goes into both ranges; the updates are sums within other code
+    assert step.forward["mm"] + step.forward["addmm"] == 2 + 1
+    # gradients: of the first layer's weight, of what comes from the base layer, of the bottleneck,
+    # of both factors
+    products = step.backward["mm"] + step.backward["mm_dtype"] + step.backward["addmm"]
+    assert products == 5
+
+
+def test_main_prints_a_line_for_each_method(capsys: pytest.CaptureFixture[str]) -> None:
+    shape = '{"img_size": 32, "embed_dim": 48, "depth": 1, "num_heads": 3}'
+    main(
+        ["linear", "bias", "--batch", "2", "--model", "vit_tiny_patch16_224", "--model-args", shape]
+    )
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["method"] for row in rows] == ["linear", "bias"]
+    assert rows[0]["ratio"] == 1.0 < rows[1]["ratio"]
+    assert rows[1]["launches"] > rows[0]["launches"] > 0
