@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .card import INTERPRETED
+from .card import INTERPRETED, multiprocessors_of
 from .squared_products import by_products
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
@@ -23,25 +24,61 @@ class _Tile:
     tokens: int
     num_warps: int
     num_stages: int
+    programs_per_sm: int
 
     def count(self, n_out: int, n_in: int) -> int:
         """How many of them cover a score."""
         return triton.cdiv(n_out, self.out) * triton.cdiv(n_in, self.cols)
 
 
+class _Split(NamedTuple):
+    """How the tiles of a score are shared out, so that no multiprocessor is idle at the end.
+
+    Attributes:
+        whole: the first tiles, each a program, which fill the card once or more.
+        rest: the tiles after those.
+        parts: programs for each of these, with some of the samples each.
+    """
+
+    whole: int
+    rest: int
+    parts: int
+
+    @classmethod
+    def of(cls, tiles: int, at_once: int, n_samples: int) -> _Split:
+        """Share out `tiles` on a card that holds `at_once` of their programs."""
+        whole = tiles // at_once * at_once
+        rest = tiles - whole
+        parts = min(at_once // rest, n_samples) if rest else 1
+        return cls(whole, rest, parts) if parts > 1 else cls(tiles, 0, 1)
+
+
 # Two fp32 accumulators live in registers at once, the sample's gradient and the sum of squares: one
 # program fills a multiprocessor, which waits for its loads unless many are on their way.
-_LARGE = _Tile(out=128, cols=128, tokens=32, num_warps=8, num_stages=6)
-_SMALL = _Tile(out=64, cols=64, tokens=32, num_warps=4, num_stages=4)
+_LARGE = _Tile(out=128, cols=128, tokens=32, num_warps=8, num_stages=6, programs_per_sm=1)
+_SMALL = _Tile(out=64, cols=64, tokens=32, num_warps=4, num_stages=4, programs_per_sm=3)
 # From here on the large tiles alone fill the cards of today, and reuse each load more often.
 _LARGE_FROM_TILES = 96
 _GROUP = 8  # rows of tiles visited together, so that their inputs are still in L2
+_ADDED_ROWS, _ADDED_WARPS = 8, 4  # of a tile, of a program that adds up its parts
+
+
+@triton.jit
+def _place(tile, n_out, n_in, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr, GROUP: tl.constexpr):
+    """The first row and the first column of a tile."""
+    out_blocks = tl.cdiv(n_out, BLOCK_OUT)
+    in_blocks = tl.cdiv(n_in, BLOCK_IN)
+    group = tile // (GROUP * in_blocks)
+    group_rows = min(out_blocks - group * GROUP, GROUP)
+    within = tile % (GROUP * in_blocks)
+    return (group * GROUP + within % group_rows) * BLOCK_OUT, (within // group_rows) * BLOCK_IN
 
 
 # no second compilation for a batch or a token count that happens to be 1 or a multiple of 16
-@triton.jit(do_not_specialize=["n_samples", "n_tokens"])
+@triton.jit(do_not_specialize=["n_samples", "n_tokens", "n_whole", "n_parts"])
 def matrix_kernel(
     score_ptr,
+    part_ptr,
     grad_ptr,
     input_ptr,
     scale,
@@ -49,6 +86,8 @@ def matrix_kernel(
     n_tokens,
     n_out,
     n_in,
+    n_whole,
+    n_parts,
     score_out_stride,
     score_in_stride,
     grad_sample_stride,
@@ -63,14 +102,22 @@ def matrix_kernel(
     GROUP: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """One tile of the score: every sample's gradient in turn, squared, summed, written once."""
-    out_blocks = tl.cdiv(n_out, BLOCK_OUT)
-    in_blocks = tl.cdiv(n_in, BLOCK_IN)
-    group = tl.program_id(0) // (GROUP * in_blocks)
-    group_rows = min(out_blocks - group * GROUP, GROUP)
-    within = tl.program_id(0) % (GROUP * in_blocks)
-    outs = (group * GROUP + within % group_rows) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    ins = (within // group_rows) * BLOCK_IN + tl.arange(0, BLOCK_IN)
+    """One tile of the score: every sample's gradient in turn, squared, summed, written once.
+
+    Or the same of some samples, a part of the sum, which `add_parts_kernel` adds up.
+    """
+    program = tl.program_id(0)
+    tile = program
+    first_sample = 0
+    last_sample = n_samples
+    if program >= n_whole:
+        tile = n_whole + (program - n_whole) // n_parts
+        part = (program - n_whole) % n_parts
+        first_sample = part * n_samples // n_parts
+        last_sample = (part + 1) * n_samples // n_parts
+    row, column = _place(tile, n_out, n_in, BLOCK_OUT, BLOCK_IN, GROUP)
+    outs = row + tl.arange(0, BLOCK_OUT)
+    ins = column + tl.arange(0, BLOCK_IN)
     out_mask = outs < n_out
     in_mask = ins < n_in
     outs = outs.to(tl.int64)
@@ -84,7 +131,7 @@ def matrix_kernel(
     gradient = tl.zeros((BLOCK_OUT, BLOCK_IN), dtype=tl.float32)
     # one flat loop over (sample, token block), so that the pipeline of loads never drains
     token_blocks = tl.cdiv(n_tokens, BLOCK_TOKENS)
-    for step in range(n_samples * token_blocks):
+    for step in range(first_sample * token_blocks, last_sample * token_blocks):
         sample = (step // token_blocks).to(tl.int64)
         tokens = (step % token_blocks) * BLOCK_TOKENS + block_tokens
         token_mask = tokens < n_tokens
@@ -108,8 +155,48 @@ def matrix_kernel(
             squares += gradient * gradient
             gradient = tl.zeros((BLOCK_OUT, BLOCK_IN), dtype=tl.float32)
 
-    score_ptrs = score_ptr + outs[:, None] * score_out_stride + ins[None, :] * score_in_stride
-    mask = out_mask[:, None] & in_mask[None, :]
+    if program < n_whole:
+        score_ptrs = score_ptr + outs[:, None] * score_out_stride + ins[None, :] * score_in_stride
+        mask = out_mask[:, None] & in_mask[None, :]
+        tl.store(score_ptrs, tl.load(score_ptrs, mask=mask, other=0.0) + squares, mask=mask)
+    else:
+        part_ptr += (program - n_whole).to(tl.int64) * BLOCK_OUT * BLOCK_IN
+        inside = tl.arange(0, BLOCK_OUT)[:, None] * BLOCK_IN + tl.arange(0, BLOCK_IN)[None, :]
+        tl.store(part_ptr + inside, squares)
+
+
+@triton.jit(do_not_specialize=["n_whole", "n_parts"])
+def add_parts_kernel(
+    score_ptr,
+    part_ptr,
+    n_out,
+    n_in,
+    n_whole,
+    n_parts,
+    score_out_stride,
+    score_in_stride,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Some rows of a tile that was summed in parts: these in their order, so the same bits."""
+    rest = tl.program_id(0) // (BLOCK_OUT // ROWS)
+    first_row = tl.program_id(0) % (BLOCK_OUT // ROWS) * ROWS
+    row, column = _place(n_whole + rest, n_out, n_in, BLOCK_OUT, BLOCK_IN, GROUP)
+    rows = first_row + tl.arange(0, ROWS)[:, None]
+    columns = tl.arange(0, BLOCK_IN)[None, :]
+    mask = (row + rows < n_out) & (column + columns < n_in)
+    part_ptrs = part_ptr + rest.to(tl.int64) * n_parts * BLOCK_OUT * BLOCK_IN
+    part_ptrs = part_ptrs + rows * BLOCK_IN + columns
+
+    squares = tl.zeros((ROWS, BLOCK_IN), dtype=tl.float32)
+    for _ in range(n_parts):
+        squares += tl.load(part_ptrs)
+        part_ptrs += BLOCK_OUT * BLOCK_IN
+
+    score_ptrs = score_ptr + (row + rows).to(tl.int64) * score_out_stride
+    score_ptrs += (column + columns).to(tl.int64) * score_in_stride
     tl.store(score_ptrs, tl.load(score_ptrs, mask=mask, other=0.0) + squares, mask=mask)
 
 
@@ -124,8 +211,13 @@ def accumulate_squared_grad(
     if grad_output.dtype == torch.float32:
         return by_products(score, grad_output, input, scale)
     tile = _LARGE if _LARGE.count(n_out, n_in) >= _LARGE_FROM_TILES else _SMALL
-    matrix_kernel[(tile.count(n_out, n_in),)](
+    at_once = tile.programs_per_sm * multiprocessors_of(score.device)
+    split = _Split.of(tile.count(n_out, n_in), at_once, n_samples)
+    in_parts = split.rest * split.parts
+    parts = torch.empty(in_parts * tile.out * tile.cols, device=score.device)
+    matrix_kernel[(split.whole + in_parts,)](
         score,
+        parts if in_parts else score,
         grad_output,
         input,
         scale,
@@ -133,29 +225,42 @@ def accumulate_squared_grad(
         n_tokens,
         n_out,
         n_in,
+        split.whole,
+        split.parts,
         *score.stride(),
         *grad_output.stride(),
         *input.stride(),
-        **_constexprs(tile),
+        **_tile_of(tile),
+        BLOCK_TOKENS=tile.tokens,
+        UPCAST=INTERPRETED,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
+    if in_parts:
+        add_parts_kernel[(split.rest * (tile.out // _ADDED_ROWS),)](
+            score,
+            parts,
+            n_out,
+            n_in,
+            split.whole,
+            split.parts,
+            *score.stride(),
+            **_tile_of(tile),
+            ROWS=_ADDED_ROWS,
+            num_warps=_ADDED_WARPS,
+        )
 
 
 def shipped_variants() -> list[Variant]:
-    """Both tiles in each dtype of 16 bits."""
+    """Both tiles in each dtype of 16 bits, and what adds up their parts."""
+    tiles = (_LARGE, _SMALL)
     dtypes = [dtype for dtype in FLOAT_DTYPES if dtype.itemsize == 2]
-    return [_variant(dtype, tile) for dtype in dtypes for tile in (_LARGE, _SMALL)]
+    matrices = [_variant(dtype, tile) for dtype in dtypes for tile in tiles]
+    return [*matrices, *(_added_variant(tile) for tile in tiles)]
 
 
-def _constexprs(tile: _Tile) -> dict[str, int]:
-    return {
-        "BLOCK_OUT": tile.out,
-        "BLOCK_IN": tile.cols,
-        "BLOCK_TOKENS": tile.tokens,
-        "GROUP": _GROUP,
-        "UPCAST": INTERPRETED,
-    }
+def _tile_of(tile: _Tile) -> dict[str, int]:
+    return {"BLOCK_OUT": tile.out, "BLOCK_IN": tile.cols, "GROUP": _GROUP}
 
 
 def _variant(dtype: torch.dtype, tile: _Tile) -> Variant:
@@ -163,11 +268,26 @@ def _variant(dtype: torch.dtype, tile: _Tile) -> Variant:
     return Variant(
         name=f"matrix-{short_name(dtype)}-{tile.out}x{tile.cols}",
         kernel=matrix_kernel,
-        types={"score_ptr": "*fp32", "grad_ptr": POINTER[dtype], "input_ptr": POINTER[dtype]}
-        | {"scale": "fp32"},
-        constexprs=unit_strides | _constexprs(tile),
+        types={"score_ptr": "*fp32", "part_ptr": "*fp32", "scale": "fp32"}
+        | {"grad_ptr": POINTER[dtype], "input_ptr": POINTER[dtype]},
+        constexprs=unit_strides
+        | _tile_of(tile)
+        | {"BLOCK_TOKENS": tile.tokens, "UPCAST": INTERPRETED},
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        load_bits=128,
+        store_bits=128,
+        programs_per_sm=tile.programs_per_sm,
+    )
+
+
+def _added_variant(tile: _Tile) -> Variant:
+    return Variant(
+        name=f"vector-add-parts-{tile.out}x{tile.cols}",
+        kernel=add_parts_kernel,
+        types={"score_ptr": "*fp32", "part_ptr": "*fp32"},
+        constexprs={"score_in_stride": 1, "ROWS": _ADDED_ROWS} | _tile_of(tile),
+        num_warps=_ADDED_WARPS,
         load_bits=128,
         store_bits=128,
     )

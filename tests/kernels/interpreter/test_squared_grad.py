@@ -42,14 +42,36 @@ def test_matrix(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     check_matrix(score, grad_output, noise(samples, tokens, n_in, seed=1, dtype=dtype))
 
 
-def test_matrix_of_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    # more row tiles than one group holds, and a last group that is not full
-    tile = kernels._Tile(out=16, cols=16, tokens=16, num_warps=1, num_stages=1)
+def use_tiles_of_16(monkeypatch: pytest.MonkeyPatch) -> None:
+    tile = kernels._Tile(16, 16, tokens=16, num_warps=1, num_stages=1, programs_per_sm=1)
     monkeypatch.setattr(kernels, "_LARGE", tile)
     monkeypatch.setattr(kernels, "_LARGE_FROM_TILES", 0)
+
+
+def test_matrix_of_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    # more row tiles than one group holds, and a last group that is not full
+    use_tiles_of_16(monkeypatch)
     grad_output = noise(2, 5, 10 * 16 + 3, seed=0, dtype=torch.bfloat16)
     x = noise(2, 5, 2 * 16 + 1, seed=1, dtype=torch.bfloat16)
     check_matrix(torch.zeros(163, 33), grad_output, x)
+
+
+@pytest.mark.parametrize(
+    ("n_out", "n_in", "split"),
+    [(48, 47, (8, 1, 5)), (30, 20, (0, 4, 2)), (64, 32, (8, 0, 1)), (33, 80, (15, 0, 1))],
+    ids=["one over", "few", "as many as fit", "nearly as many"],
+)
+def test_the_last_tiles_are_shared_out_by_samples(
+    n_out: int, n_in: int, split: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_tiles_of_16(monkeypatch)  # of which eight are at work at once
+    assert kernels._Split.of(kernels._LARGE.count(n_out, n_in), 8, 5) == split
+    grad_output = noise(5, 7, n_out, seed=0, dtype=torch.bfloat16)
+    x = noise(5, 7, n_in, seed=1, dtype=torch.bfloat16)
+    scores = [noise(n_in, n_out, seed=2, dtype=torch.float32).square().t() for _ in range(2)]
+    for score in scores:
+        check_matrix(score, grad_output, x)
+    assert torch.equal(*scores)
 
 
 def test_matrix_of_views() -> None:
