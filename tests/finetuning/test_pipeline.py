@@ -29,7 +29,7 @@ SHORT = Recipe(epochs=3, batch_size=8)
 
 
 def method(name: str) -> Method:
-    budgets = {"peft": 1000, "spt-lora-structured": 1500}
+    budgets = {"peft": 1000, "spt-lora-structured": 1500, "spt-adapter-structured": 1500}
     return every.method(name, next((n for k, n in budgets.items() if name.startswith(k)), 400))
 
 
