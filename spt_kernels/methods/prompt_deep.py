@@ -1,4 +1,7 @@
-"""Learned tokens before the patches of every block (VPT-Deep, Jia et al., 2022)."""
+"""Learned tokens before the patches of every block (VPT-Deep, Jia et al., 2022).
+
+In a Swin they are in every window of the block's attention, as there.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from torch import nn
 
 from ..model import backbone_numel
 from .method import Method
-from .prompted import PlainVit, PromptedBlock
+from .prompt_places import drawn_prompts, prompt_places
 from .tunable import Tunable, counted, freeze_backbone
 
 
@@ -16,15 +19,15 @@ def tune(model: nn.Module, method: Method, plan: Any) -> Tunable:
     """Give every block as many prompts as the budget pays for.
 
     Raises:
-        ValueError: the model is no plain ViT, or the budget does not pay for one in each block.
+        ValueError: the model is no plain ViT and no Swin, or the budget does not pay for one in
+            each block.
     """
-    vit = PlainVit.of(model, method)
-    one_each = len(vit.blocks) * vit.width
+    places = prompt_places(model, method)
+    one_each = sum(place.width for place in places)
     budget = method.count(backbone_numel(model, method.head))
     if budget < one_each:
         raise ValueError(f"budget: one prompt in each block costs {one_each:,}, got {budget:,}")
     freeze_backbone(model, method.head)
-    for number, block in enumerate(vit.blocks):
-        prompts = vit.prompts(budget // one_each)
-        vit.blocks[number] = PromptedBlock(block, prompts, vit.num_prefix)
+    for place in places:
+        place.put(drawn_prompts(model, budget // one_each, place.width))
     return counted(model, head=method.head)

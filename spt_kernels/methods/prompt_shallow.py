@@ -8,7 +8,8 @@ from torch import nn
 
 from ..model import backbone_numel
 from .method import Method
-from .prompted import DroppingBlock, PlainVit, PromptedBlock
+from .prompt_places import PlainVit, drawn_prompts
+from .prompted import DroppingBlock, PromptedBlock
 from .tunable import Tunable, counted, freeze_backbone
 
 DEFAULT_PROMPTS = 50  # each makes all blocks slower: 0.5 % of ViT-B/16 would be 558 of them
@@ -22,7 +23,12 @@ def tune(model: nn.Module, method: Method, plan: Any) -> Tunable:
     Raises:
         ValueError: the model is no plain ViT, or the budget does not pay for a prompt.
     """
-    vit = PlainVit.of(model, method)
+    vit = PlainVit.of(model)
+    if vit is None:
+        raise ValueError(
+            f"method: {method.name!r} puts prompts among the tokens of a plain ViT (blocks, "
+            f"embed_dim, num_prefix_tokens), got a {type(model).__name__}"
+        )
     count = DEFAULT_PROMPTS
     if method.budget is not None:
         budget = method.count(backbone_numel(model, method.head))
@@ -30,9 +36,8 @@ def tune(model: nn.Module, method: Method, plan: Any) -> Tunable:
         if not count:
             raise ValueError(f"budget: a prompt costs {vit.width:,}, got {budget:,}")
     freeze_backbone(model, method.head)
-    last = len(vit.blocks) - 1
+    prompts, last = drawn_prompts(model, count, vit.width), len(vit.blocks) - 1
     if last:
         vit.blocks[last] = DroppingBlock(vit.blocks[last], count, vit.num_prefix)
-    first = PromptedBlock(vit.blocks[0], vit.prompts(count), vit.num_prefix, stay=last > 0)
-    vit.blocks[0] = first
+    vit.blocks[0] = PromptedBlock(vit.blocks[0], prompts, vit.num_prefix, stay=last > 0)
     return counted(model, head=method.head)

@@ -1,66 +1,12 @@
-"""Learned tokens among a ViT's own: where they may go, how they start, blocks that have them."""
+"""Blocks of a ViT, and windows of a Swin, with learned tokens among their own."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from .method import Method
-
-
-@dataclass(frozen=True)
-class PlainVit:
-    """What prompts need to know of a ViT.
-
-    Attributes:
-        blocks: each takes and gives `[batch, tokens, width]`.
-        width: of a token.
-        num_prefix: class and register tokens, which stay in front.
-        fan_in: pixels of a patch, over all channels.
-    """
-
-    blocks: nn.Sequential | nn.ModuleList
-    width: int
-    num_prefix: int
-    fan_in: int
-
-    @classmethod
-    def of(cls, model: nn.Module, method: Method) -> PlainVit:
-        """Find all that in a model.
-
-        Raises:
-            ValueError: it is no plain ViT.
-        """
-        blocks, width = getattr(model, "blocks", None), getattr(model, "embed_dim", None)
-        prefix = getattr(model, "num_prefix_tokens", None)
-        if (
-            not isinstance(blocks, (nn.Sequential, nn.ModuleList))
-            or width is None
-            or prefix is None
-        ):
-            raise ValueError(
-                f"method: {method.name!r} puts prompts among the tokens of a plain ViT (blocks, "
-                f"embed_dim, num_prefix_tokens), got a {type(model).__name__}"
-            )
-        patches = getattr(getattr(model, "patch_embed", None), "proj", None)
-        weight = getattr(patches, "weight", None)
-        fan_in = weight[0].numel() if isinstance(weight, Tensor) and weight.ndim > 1 else width
-        return cls(blocks, width, prefix, fan_in)
-
-    def prompts(self, count: int) -> nn.Parameter:
-        """`[count, width]`, fp32, uniform as VPT starts them.
-
-        They have to differ: tokens that are the same would have the same gradients, and stay so.
-        They are drawn on the CPU, the same on every device.
-        """
-        bound = math.sqrt(6 / (self.fan_in + self.width))
-        device = next((p.device for p in self.blocks.parameters()), None)
-        drawn = torch.empty(count, self.width).uniform_(-bound, bound)
-        return nn.Parameter(drawn.to(device))
+from torch.nn import functional as F
 
 
 class PromptedBlock(nn.Module):
@@ -113,3 +59,46 @@ class DroppingBlock(nn.Module):
 def without_prompts(x: Tensor, num_prompts: int, num_prefix: int) -> Tensor:
     """The tokens of the model itself: `[batch, tokens - num_prompts, width]`."""
     return torch.cat((x[:, :num_prefix], x[:, num_prefix + num_prompts :]), dim=1)
+
+
+class PromptedWindows(nn.Module):
+    """A Swin's attention within windows, in which learned tokens are seen by every window.
+
+    They are normed as the block's tokens are, attended to without a relative position and past any
+    mask. What would become of them is dropped after each block, so that it is not computed.
+
+    Args:
+        attention: timm's `WindowAttention`.
+        prompts: `[prompts, width]`.
+        norm: what the block's tokens pass before the attention; it stays the block's.
+    """
+
+    def __init__(self, attention: nn.Module, prompts: nn.Parameter, norm: nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
+        self.prompts = prompts
+        self.norm = [norm]  # in a list: not a child
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`[windows, tokens, width]` and a mask `[windows of an image, tokens, tokens]`, if any."""
+        own: Any = self.attention
+        windows, tokens, _ = x.shape
+        extra = len(self.prompts)
+        prompts = self.norm[0](self.prompts.to(x.dtype)).to(x.dtype).expand(windows, -1, -1)
+        qkv = own.qkv(torch.cat((prompts, x), dim=1))  # [windows, prompts + tokens, 3 * width]
+        qkv = qkv.unflatten(-1, (3, own.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        queries, keys, values = qkv.unbind(0)
+        bias = F.pad(own._get_rel_pos_bias(), (extra, 0))  # [1, heads, tokens, prompts + tokens]
+        if mask is not None:
+            each = F.pad(mask, (extra, 0)).unsqueeze(1)
+            bias = bias + each.repeat(windows // len(mask), 1, 1, 1)
+        y = F.scaled_dot_product_attention(
+            queries[:, :, extra:],
+            keys,
+            values,
+            attn_mask=bias.to(queries.dtype),
+            dropout_p=own.attn_drop.p if self.training else 0.0,
+        )
+        y = own.proj(y.transpose(1, 2).reshape(windows, tokens, -1))
+        dropped: Tensor = own.proj_drop(y)
+        return dropped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from ..plan import Plan, allocate
 from ..sensitivity import Sensitivity
 from .method import PLACEMENT, Method
-from .prompted import PlainVit, PromptedBlock
+from .prompt_places import PromptPlace, drawn_prompts, prompt_places
 from .spt import check_head
 from .tunable import Tunable, counted, freeze_backbone
 
@@ -21,13 +22,14 @@ def plan(model: nn.Module, method: Method, sensitivity: Sensitivity) -> Plan:
     The plan trains nothing by itself: no task file could hold a prompt. `tune` reads its counts.
 
     Raises:
-        ValueError: as `allocate`; the model is no plain ViT; the budget does not pay for a prompt,
-            or no block holds a sensitive parameter; the head is not that of the sensitivity.
+        ValueError: as `allocate`; the model is no plain ViT and no Swin; the budget does not pay
+            for a prompt in a block with sensitive parameters; the head is not that of the
+            sensitivity.
     """
     check_head(model, method, sensitivity)
     selected = allocate(sensitivity, method.budget_or_default, None)
     made = replace(selected, unstructured={}, rule=PLACEMENT)
-    prompts_by_block(PlainVit.of(model, method), made)  # or refuses
+    prompts_by_block(prompt_places(model, method), made)  # or refuses
     return made
 
 
@@ -37,37 +39,38 @@ def tune(model: nn.Module, method: Method, plan: Plan) -> Tunable:
     Raises:
         ValueError: as `plan`.
     """
-    vit = PlainVit.of(model, method)
-    head = method.head_with(plan)
-    shares = prompts_by_block(vit, plan)
+    places, head = prompt_places(model, method), method.head_with(plan)
+    counts = prompts_by_block(places, plan)
     freeze_backbone(model, head)
-    for number, count in enumerate(shares):
+    for place, count in zip(places, counts, strict=True):
         if count:
-            prompted = PromptedBlock(vit.blocks[number], vit.prompts(count), vit.num_prefix)
-            vit.blocks[number] = prompted
+            place.put(drawn_prompts(model, count, place.width))
     return replace(counted(model, head=head), plan=plan)
 
 
-def prompts_by_block(vit: PlainVit, plan: Plan) -> list[int]:
-    """As many prompts as the budget pays for, in proportion to the counts of the blocks.
+def prompts_by_block(places: Sequence[PromptPlace], plan: Plan) -> list[int]:
+    """For each block the prompts that its part of the budget pays for: that of its counts.
 
-    What whole prompts leave over goes to the blocks with the largest rests, the first of equals.
+    What is left over buys one more for the blocks that lack least to it, the first of equals.
 
     Raises:
-        ValueError: the budget does not pay for a prompt, or all counts are zero.
+        ValueError: the budget does not pay for a prompt in a block with sensitive parameters.
     """
-    count = plan.budget // vit.width
-    if not count:
-        raise ValueError(f"budget: a prompt costs {vit.width:,}, got {plan.budget:,}")
     sensitive: Counter[str] = Counter()
     for name, counts in plan.selected.items():
         sensitive[plan.info[name].block] += sum(counts)
-    held = [sensitive[f"blocks.{number}"] for number in range(len(vit.blocks))]
-    total = sum(held)
-    if not total:
-        raise ValueError(f"budget: {plan.budget:,} selects no parameter of a block")
-    shares = [count * own // total for own in held]
-    rests = sorted(range(len(held)), key=lambda number: -(count * held[number] % total))
-    for number in rests[: count - sum(shares)]:
-        shares[number] += 1
-    return shares
+    held = [sensitive[place.block] for place in places]
+    total = max(1, sum(held))
+    parts = [
+        plan.budget * own / total / place.width for own, place in zip(held, places, strict=True)
+    ]
+    prompts = [int(part) for part in parts]
+    left = plan.budget - sum(n * place.width for n, place in zip(prompts, places, strict=True))
+    for number in sorted(range(len(parts)), key=lambda number: prompts[number] - parts[number]):
+        if held[number] and places[number].width <= left:
+            prompts[number] += 1
+            left -= places[number].width
+    if not any(prompts):
+        least = min(place.width for place in places)
+        raise ValueError(f"budget: a prompt costs {least:,} and more, got {plan.budget:,}")
+    return prompts

@@ -126,10 +126,10 @@ def test_table_runs_rows_in_their_own_processes_and_says_what_is_missing() -> No
         batch_size=2, timed_batch_size=1, num_classes=3, rounds=1,
     )  # fmt: skip
     told: list[str] = []
-    table = run_table7(swin, ("linear", "prompt-deep"), sensitivity=False, told=told.append)
+    table = run_table7(swin, ("linear", "prompt-shallow"), sensitivity=False, told=told.append)
     assert [row.method for row in table.rows] == ["linear"]
-    assert "prompts" in table.missing["prompt-deep"]
-    assert told == ["linear", "prompt-deep"]
+    assert "prompts" in table.missing["prompt-shallow"]
+    assert told == ["linear", "prompt-shallow"]
     assert table.to_json()["paper"] == {}
     assert titles(cost_figure(table))[1].startswith("time of a step")
     assert Table7.from_json(json.loads(json.dumps(table.to_json()))) == table

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import spt_kernels as spt
 from spt_kernels.errors import BaseModelMismatch
 from spt_kernels.methods import Method, make_plan, tune
-from spt_kernels.methods.prompted import DroppingBlock, PromptedBlock
+from spt_kernels.methods.prompted import DroppingBlock, PromptedBlock, PromptedWindows
 from spt_kernels.methods.tunable import Tunable
 from spt_kernels.model import backbone_numel
 from spt_kernels.sensitivity import skewed_sensitivity
@@ -135,7 +135,8 @@ def pooled() -> nn.Module:
 def test_other_architectures_come_back_to_the_bit(name: str, make: object, tmp_path: Path) -> None:
     assert callable(make)
     images, target = tiny_batch(size=16 if make in (registers, pooled) else 32)
-    if name in PROMPTS and make in (tiny_swin, tiny_convnext):
+    has_tokens = make is not tiny_convnext and (make is not tiny_swin or name != "prompt-shallow")
+    if name in PROMPTS and not has_tokens:
         with pytest.raises(ValueError, match=f"'{name}' puts prompts among the tokens of a plain"):
             tuned(name, make())
         return
@@ -177,7 +178,7 @@ def test_a_task_of_a_plan_is_unloaded_to_the_bit(name: str) -> None:
         ("adaptformer", {"rank": 25}, "rank: expected a width of at most 24, got 25"),
         ("prompt-shallow", {"budget": 23}, "budget: a prompt costs 24, got 23"),
         ("prompt-deep", {"budget": 47}, "budget: one prompt in each block costs 48, got 47"),
-        ("spt-prompt", {"budget": 23}, "budget: a prompt costs 24, got 23"),
+        ("spt-prompt", {"budget": 23}, "budget: a prompt costs 24 and more, got 23"),
         (
             "sensitive-lora-2",
             {"budget": 95},
@@ -266,6 +267,31 @@ def test_prompts_differ_from_each_other() -> None:
         for module in tuned(name, tiny_vit()).model.modules():
             if isinstance(module, PromptedBlock):
                 assert len(module.prompts.unique(dim=0)) == len(module.prompts)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_prompted_windows_are_attention_over_tokens_and_prompts(shifted: bool) -> None:
+    block = tiny_swin().layers[0].blocks[1]  # windows of 4 × 4 in 8 × 8 tokens, shifted
+    mask = block.attn_mask if shifted else None
+    assert block.attn_mask is not None
+    x = torch.randn(8, 16, 12)  # two images of four windows
+    nothing = PromptedWindows(block.attn, nn.Parameter(torch.empty(0, 12)), block.norm1)
+    torch.testing.assert_close(nothing(x, mask), block.attn(x, mask=mask))
+
+    prompts = nn.Parameter(torch.randn(3, 12))
+    given = block.norm1(prompts)
+    attention, expected = block.attn, []
+    places = attention.relative_position_index
+    bias = attention.relative_position_bias_table[places].permute(2, 0, 1)  # [heads, 16, 16]
+    for window, tokens in enumerate(x):
+        own = attention.qkv(torch.cat((tokens, given))).reshape(19, 3, 2, 6)
+        q, k, v = own.permute(1, 2, 0, 3)  # [heads, tokens and prompts, 6] each
+        scores = q[:, :16] @ k.mT / 6**0.5
+        scores[..., :16] += bias if mask is None else bias + mask[window % 4]
+        y = (scores.softmax(-1) @ v).transpose(0, 1).reshape(16, 12)
+        expected.append(attention.proj(y))
+    prompted = PromptedWindows(attention, prompts, block.norm1)
+    torch.testing.assert_close(prompted(x, mask), torch.stack(expected))
 
 
 class Counting(nn.Module):

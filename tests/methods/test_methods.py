@@ -13,7 +13,7 @@ import spt_kernels as spt
 from spt_kernels.errors import BaseModelMismatch, DeltaFormatError
 from spt_kernels.methods import METHODS, Method, entry_of, make_plan
 from spt_kernels.sensitivity import skewed_sensitivity
-from tests.models import tiny_swin, tiny_vit
+from tests.models import tiny_convnext, tiny_swin, tiny_vit
 
 from .every import NAMES, method, tuned
 
@@ -193,7 +193,8 @@ def test_deep_prompts_are_as_many_as_the_budget_pays_for() -> None:
     tunable = spt.methods["prompt-deep"](tiny_vit(), budget=300)
     assert tunable.trained == 288  # two blocks of six prompts of width 24
     with pytest.raises(ValueError, match="prompts among the tokens of a plain ViT"):
-        spt.methods["prompt-deep"](tiny_swin())
+        spt.methods["prompt-deep"](tiny_convnext())
+    assert spt.methods["prompt-deep"](tiny_swin(), budget=150).trained == 2 * 2 * (12 + 24)
 
 
 @pytest.mark.parametrize("name", ["lora", "prompt-deep", "peft-lora-all"])
