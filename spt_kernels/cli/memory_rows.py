@@ -13,7 +13,7 @@ from torch import nn
 from ..finetuning.given_plan import check_agrees, load_plan, method_of
 from ..memory import LargestBatch, MemoryEstimate, PeakByBatch
 from ..memory.made_up import check_called, puts_modules
-from ..methods import METHODS, Method, make_plan
+from ..methods import Method, entry_of, make_plan, table_names
 from ..plan import Plan
 from ..sensitivity import Sensitivity
 
@@ -39,7 +39,8 @@ class Row:
         asked: dict[str, Any] = {}
         if self.method is not None:
             asked["method"] = self.method.name
-            asked["budget"] = self.method.budget if self.plan is None else None
+            if self.plan is None:
+                asked |= {"budget": self.method.budget, "rank": self.method.rank}
         return PeakByBatch(base, image_shape, self.plan, **asked, **how)
 
 
@@ -145,13 +146,15 @@ def methods_of(
     if names:
         return {name: Method(name, budget, rank) for name in names}
     table = {}
-    for family, entry in METHODS.items():
-        name = family.replace("-K", f"-{TABLE_LORA_RANK}")
-        if not entry.is_baseline:
+    for name in table_names():
+        options = entry_of(name).options
+        if not entry_of(name).is_baseline:
             width = TABLE_LORA_RANK if rank is None and name == "lora" else rank
             # LoRA is sized by its rank here: that of the rival whose name says it
-            own = budget if "budget" in entry.options and name != "lora" else None
-            table[name] = Method(name, own, width if "rank" in entry.options else None)
+            own = budget if "budget" in options and name != "lora" else None
+            # what a rank is to AdaptFormer is its width, and not that of all others
+            has_rank = "rank" in options and name != "adaptformer"
+            table[name] = Method(name, own, width if has_rank else None)
     return table
 
 

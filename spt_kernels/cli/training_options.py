@@ -89,7 +89,8 @@ class RecipeOptions:
         int | None, described(_RECIPE, "--batch-size N", f"Images per step [{Recipe.batch_size}].")
     ] = None
     lr: Annotated[
-        float | None, described(_RECIPE, "--lr X", "Peak learning rate [1e-3; full: 1e-4].")
+        float | None,
+        described(_RECIPE, "--lr X", "Peak learning rate [1e-3; full, partial-K: 1e-4]."),
     ] = None
     weight_decay: Annotated[
         float | None,

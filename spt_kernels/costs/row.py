@@ -72,7 +72,7 @@ class CostRow:
     @property
     def is_ours(self) -> bool:
         """Whether this package tunes it, from scores that are measured before."""
-        return self.method.startswith("spt-")
+        return self.method.startswith(("spt-", "sensitive-"))
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> CostRow:

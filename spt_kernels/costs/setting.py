@@ -10,13 +10,13 @@ from torch import nn
 
 from ..finetuning.models import ModelSource, build, preprocessing_of, sized_for
 from ..memory import DTYPES
-from ..methods import DEFAULT_BUDGET, METHODS, Method, entry_of
+from ..methods import DEFAULT_BUDGET, Method, entry_of, table_names
 from ..methods.matrices import attention_matrices
 from ..model import backbone_numel
 from .paper import PAPER_BATCH_SIZE, PAPER_IMAGE_SIZE, PAPER_MODEL
 
 LORA_RANK = 16  # of the paper's LoRA, whose count is every row's budget
-ROWS = tuple(name.replace("-K", f"-{LORA_RANK}") for name in METHODS)
+ROWS = table_names()
 
 EAGER, COMPILED, CAPTURED = STEPS = ("eager", "compiled", "captured")
 _LEAST = {"batch_size": 1, "timed_batch_size": 1, "num_classes": 1, "rank": 1, "rounds": 0}
@@ -117,8 +117,13 @@ class CostSetting:
 
     def method(self, name: str, model: nn.Module) -> Method:
         """The method of a row, with everybody's budget where it has one."""
-        budget = budget_of(model) if "budget" in entry_of(name).options else None
-        return Method(name, budget, self.rank if name.startswith("spt-") else None)
+        entry = entry_of(name)
+        # each shallow prompt makes every block slower: hundreds of them are nobody's
+        has_budget = "budget" in entry.options and name != "prompt-shallow"
+        has_rank = {"rank", "samples"} <= entry.options
+        return Method(
+            name, budget_of(model) if has_budget else None, self.rank if has_rank else None
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..methods import Method, entry_of
-from ..plan import LoraSpec, Plan
+from ..methods.method import name_of
+from ..plan import Plan, module_cost
+from ..plan.table import KINDS
 from ..sensitivity import Sensitivity
 
 
@@ -33,7 +35,7 @@ def method_of(plan: Plan, name: str | None = None) -> Method:
         plan: of any method that takes one.
         name: what it is called, where that is known.
     """
-    name = name or _name_of(plan)
+    name = name or name_of(plan)
     options = _options_of(plan)
     known = {option: options[option] for option in entry_of(name).options & options.keys()}
     return Method(name, **known)
@@ -54,7 +56,7 @@ def check_agrees(plan: Plan, name: str | None, given: Mapping[str, Any]) -> None
         kind = plan.kind or "unstructured"
         raise ValueError(
             f"plan: expected one of method {name!r}, got {kind}; without `method` it is "
-            f"{_name_of(plan)!r}"
+            f"{name_of(plan)!r}"
         )
     options = _options_of(plan)
     for option, value in given.items():
@@ -70,18 +72,19 @@ def check_agrees(plan: Plan, name: str | None, given: Mapping[str, Any]) -> None
 
 
 def check_affords(plan: Plan) -> None:
-    """Refuse a budget that is below what the smallest LoRA on any matrix costs."""
+    """Refuse a budget that is below what the smallest LoRA or Adapter on any matrix costs."""
+    module = KINDS[plan.kind or "lora"]
     costs = [
-        LoraSpec.cost(plan.rank, info.shape[1], block.stop - block.start)
+        module_cost(plan.kind or "lora", plan.rank, info.shape[1], block.stop - block.start)
         for info in plan.info.values()
         if info.kind == "linear"
         for block in info.row_blocks
     ]
     if not costs:
-        raise ValueError("method: the model has no matrix to put a LoRA on")
+        raise ValueError(f"method: the model has no matrix to put {module} on")
     if plan.budget < min(costs):
         raise ValueError(
-            f"budget: the smallest LoRA of rank {plan.rank} costs {min(costs):,}, got "
+            f"budget: the smallest {module} of rank {plan.rank} costs {min(costs):,}, got "
             f"{plan.budget:,}: a larger budget or a smaller rank"
         )
 
@@ -99,28 +102,6 @@ def said_of(method: Method) -> dict[str, Any]:
     """The options of a method that are not the defaults."""
     values = {f.name: getattr(method, f.name) for f in fields(Method) if f.name != "name"}
     return {name: value for name, value in values.items() if value != getattr(Method, name)}
-
-
-def _name_of(plan: Plan) -> str:
-    """`spt-…` where a sensitivity chose, else what trains just such parameters."""
-    if plan.kind == "adapter":
-        return "spt-adapter"
-    if plan.selected:
-        # spt-lora spends its budget to the last parameter; without the entries some of it is left
-        is_part = not plan.unstructured and plan.num_trainable < plan.budget
-        names = {"lora": "spt-lora-structured" if is_part else "spt-lora", None: "spt-unstructured"}
-        return names[plan.kind]
-    if plan.structured:
-        return "spt-lora" if plan.unstructured else "lora"
-    if not plan.unstructured:
-        return "linear"
-    is_bias = all(
-        plan.info[name].kind in ("bias", "norm")
-        and name.endswith("bias")
-        and positions.numel() == plan.info[name].numel
-        for name, positions in plan.unstructured.items()
-    )
-    return "bias" if is_bias else "spt-unstructured"
 
 
 def _options_of(plan: Plan) -> dict[str, Any]:

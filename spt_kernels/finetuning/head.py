@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from ..methods import Method
-from ..plan import Plan
 from ..sensitivity import find_head
 from .pixels import Preprocessing
 
@@ -22,9 +21,3 @@ def with_head(method: Method, model: nn.Module, form: Preprocessing) -> Method:
         return method
     images = torch.zeros(2, len(form.mean), form.size, form.size)
     return replace(method, head=find_head(model, [(images, torch.zeros(2, dtype=torch.int64))]))
-
-
-def head_of(method: Method, plan: Plan | None) -> str | tuple[str, ...] | None:
-    """The head that is trained: the plan's, where that has decided, or else the method's."""
-    is_decided = plan is not None and (plan.head or plan.head_source)
-    return plan.head if plan is not None and is_decided else method.head

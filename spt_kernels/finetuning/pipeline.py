@@ -32,7 +32,7 @@ from .given_plan import (
     method_of,
     said_of,
 )
-from .head import head_of, with_head
+from .head import with_head
 from .job import FinetuneJob
 from .measured import keep_sensitivity, kept_sensitivity, sensitivity_of
 from .pixels import Batches
@@ -151,7 +151,7 @@ class _Ready:
 
 
 def _made_ready(setting: Setting, method: Method, plan: Plan | None) -> _Ready:
-    facts = facts_of(setting, plan, head_of(method, plan))
+    facts = facts_of(setting, plan, method.head_with(plan))
     # what a method draws for its modules is the same whatever was drawn before
     seed_everything(setting.job.recipe.seed)
     tunable = tune(setting.base.model.to(setting.device), method, plan)

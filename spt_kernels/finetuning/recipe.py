@@ -20,7 +20,8 @@ class Recipe:
     Attributes:
         epochs: passes over the training images.
         batch_size: images per step.
-        lr: peak learning rate. `None` is 1e-3, and 1e-4 for `full`, where every weight moves.
+        lr: peak learning rate. `None` is 1e-3, and 1e-4 for `full` and `partial-K`, where
+            whole weights move.
         weight_decay: AdamW's; not on deltas, biases, norms and other vectors.
         warmup_epochs: epochs of linear warm-up. `None` is a tenth of `epochs`, as published.
         min_lr_share: the cosine ends at this share of `lr`.
@@ -79,7 +80,7 @@ class Recipe:
         """The learning rate at the end of the warm-up."""
         if self.lr is not None:
             return self.lr
-        return 1e-4 if method.name == "full" else 1e-3
+        return 1e-4 if method.entry.home in ("full", "last_blocks") else 1e-3
 
     def lr_factor(self, step: int, steps_per_epoch: int) -> float:
         """Share of the peak learning rate at `step`: linear warm-up, then half a cosine."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -28,6 +28,9 @@ class MemoryEstimate:
         checkpointing: whether blocks are recomputed in the backward.
         device: whose ways of computing are accounted for, `"cpu"` or `"cuda"`.
         made_up_scores: whether what is trained was chosen by scores that nobody measured.
+        num_head: of `num_trainable`, the head's; of an MLP head those of its last layer.
+        backbone_numel: parameters of the plain model without its head. Of a model that is tuned
+            already both are told by names, and no part of whether two estimates are equal.
     """
 
     peak_bytes: int
@@ -40,9 +43,21 @@ class MemoryEstimate:
     checkpointing: bool = False
     device: str = "cuda"
     made_up_scores: bool = False
+    num_head: int = field(default=0, compare=False)
+    backbone_numel: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_category", MappingProxyType(dict(self.by_category)))
+
+    @property
+    def trained(self) -> int:
+        """Parameters that are trained besides the head, as a budget counts them."""
+        return self.num_trainable - self.num_head
+
+    @property
+    def trained_share(self) -> float:
+        """`trained` as a share of the backbone; 0 where that is not known."""
+        return self.trained / self.backbone_numel if self.backbone_numel else 0.0
 
     def summary(self) -> str:
         """A text table of the peak by category, in MiB."""
@@ -63,6 +78,8 @@ class MemoryEstimate:
             "checkpointing": self.checkpointing,
             "training": self.training,
             "num_trainable": self.num_trainable,
+            "trained": self.trained,
+            "trained_share": self.trained_share,
             "made_up_scores": self.made_up_scores,
             "accounted": True,
             "peak_bytes": self.peak_bytes,

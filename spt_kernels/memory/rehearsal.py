@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..methods import Method, entry_of, tune
+from ..methods.method import name_of
 from ..methods.peft_shira import let_fakes_run
-from ..model import HeadPatterns
+from ..model import HeadPatterns, backbone_numel, head_names
 from ..model.head import as_patterns
 from ..plan import Plan
 from ..tuning.whole import is_coarse, train_whole
@@ -124,10 +126,14 @@ class Rehearsal:
         # real tensors (constants that a model makes for itself) are let in, and not counted
         self._fakes = FakeTensorMode(allow_non_fake_inputs=True)
         twin, besides = fake_copy(model, self._fakes, step.weight_dtype)
-        trained: int | None = None
+        self._counts = _Counts.of(model, chosen, plan)
         if chosen is not None:
             tunable = tune(twin, chosen, plan)
-            twin, trained = tunable.model, tunable.trained + tunable.in_head
+            twin = tunable.model
+            # some train but a part of what requires a gradient
+            self._counts = replace(
+                self._counts, trained=tunable.trained + tunable.in_head, head=tunable.in_head
+            )
             twin, besides = fake_copy(twin, self._fakes)  # what tuning has added is still real
         elif hasattr(twin, "spt_tuning"):
             # not by attribute, which for some is what a forward reads
@@ -142,9 +148,7 @@ class Rehearsal:
         let_fakes_run(twin)
         if step.checkpointing:
             switch_on_checkpointing(twin)
-        numel = sum(p.numel() for p in twin.parameters() if p.requires_grad)
-        self._num_trainable = numel if trained is None else trained  # some train but a part
-        if step.training and not numel:
+        if step.training and not any(p.requires_grad for p in twin.parameters()):
             raise ValueError(
                 "no parameter of the model requires a gradient, there is nothing to train"
             )
@@ -184,11 +188,33 @@ class Rehearsal:
             batch_shape=shape,
             dtype=step.dtype,
             training=step.training,
-            num_trainable=self._num_trainable,
+            num_trainable=self._counts.trained,
             checkpointing=step.checkpointing,
             device=step.device,
             made_up_scores=self._is_made_up,
+            num_head=self._counts.head,
+            backbone_numel=self._counts.backbone,
         )
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Parameters that are trained, of these the head's, and all of the backbone."""
+
+    trained: int
+    head: int
+    backbone: int
+
+    @classmethod
+    def of(cls, model: nn.Module, method: Method | None, plan: Plan | None) -> _Counts:
+        """Of a model as it is given; what a method trains is known once it has tuned it."""
+        tuning: Any = getattr(model, "spt_tuning", None)
+        head = None if method is None else method.head_with(plan)
+        head = tuning.plan.head if tuning is not None else head
+        trained = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
+        in_head = sum(trained.get(name, 0) for name in head_names(model, head))
+        numel = tuning.plan.backbone_numel if tuning is not None else backbone_numel(model, head)
+        return cls(sum(trained.values()), in_head, numel)
 
 
 def _choose(
@@ -220,7 +246,7 @@ def _choose(
                 raise ValueError(f"{name}: {whose} has its own, got {value!r}; leave it out")
         if method is not None and not entry_of(method).may_make(known):
             raise ValueError(f"method={method!r}: {whose} trains something else; leave it out")
-        label = method or f"spt-{known.kind or 'unstructured'}"
+        label = method or name_of(known)
         return None if plan is None else Method(label), plan, label
     if method is None:
         for name, value in (("budget", budget), ("rank", rank), ("head", head)):

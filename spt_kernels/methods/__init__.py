@@ -15,7 +15,15 @@ from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from .method import DEFAULT_BUDGET, DEFAULT_RANK, METHODS, Entry, Method, entry_of
+from .method import (
+    DEFAULT_BUDGET,
+    DEFAULT_RANK,
+    METHODS,
+    Entry,
+    Method,
+    entry_of,
+    table_names,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +40,7 @@ __all__ = [
     "Method",
     "entry_of",
     "make_plan",
+    "table_names",
     "tune",
 ]
 

@@ -43,7 +43,7 @@ def tune_entries(
     """
     if plan.structured:
         raise ValueError("plan: has LoRA or Adapter modules, which this method does not train")
-    head = plan.head if plan.head or plan.head_source else method.head
+    head = method.head_with(plan)
     in_head = head_numel(model, head)
     freeze_backbone(model, head)
     replaced: list[str] = []

@@ -39,6 +39,30 @@ def attention_matrices(model: nn.Module, head: HeadPatterns | None = None) -> di
     return {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
 
 
+def blocks_of(model: nn.Module) -> tuple[str, ...]:
+    """Names of the innermost blocks, in the model's order; a stage around others is none.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = dict.fromkeys(what.block for what in describe(model).values() if what.block)
+    blocks = tuple(n for n in names if not any(other.startswith(f"{n}.") for other in names))
+    if not blocks:
+        raise ValueError(f"method: {type(model).__name__} has no blocks")
+    return blocks
+
+
+def last_matrices(model: nn.Module, head: HeadPatterns | None = None) -> dict[str, ParameterInfo]:
+    """As `block_matrices`, of each block the last one: what its MLP ends with."""
+    blocks = set(blocks_of(model))
+    last = {
+        what.block: (name, what)
+        for name, what in block_matrices(model, head).items()
+        if what.block in blocks
+    }
+    return dict(last.values())
+
+
 def check_rank(argument: str, rank: int, shapes: Iterable[Sequence[int]]) -> None:
     """Refuse a rank that one of the matrices cannot have."""
     most = min(min(shape) for shape in shapes)

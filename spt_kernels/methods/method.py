@@ -18,9 +18,12 @@ DEFAULT_RANK = 8
 _SPT = frozenset({"budget", "rank", "samples", "rule", "scale", "dropout"})
 _BY_ENTRIES = frozenset({"budget", "samples", "rule"})
 _BUDGET = frozenset({"budget"})
+_PLACED = frozenset({"budget", "samples"})
 _NOTHING: frozenset[str] = frozenset()
 _ENTRIES = frozenset({"entries"})
 _LORA, _ADAPTER = frozenset({"lora"}), frozenset({"adapter"})
+
+PLACEMENT = "placement"  # the rule of plans whose modules or prompts go where scores crowd
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,14 @@ class Entry:
         holds: what is in a plan of it: `"entries"`, or none of them, and a module on matrices; None
             where it takes no plan.
         is_baseline: whether it is another's work, or another's way, and here to compare with.
+        table_size: what stands for the `K` of its name in tables of all methods.
     """
 
     home: str
     options: frozenset[str] = frozenset()
     holds: frozenset[str] | None = None
     is_baseline: bool = False
+    table_size: int = 16
 
     @property
     def structured(self) -> str | None:
@@ -57,13 +62,22 @@ METHODS: Mapping[str, Entry] = MappingProxyType(
         "full": Entry("full"),
         "linear": Entry("linear", holds=_NOTHING),
         "bias": Entry("bias", holds=_ENTRIES),
+        "partial-K": Entry("last_blocks", table_size=1),
+        "mlp-K": Entry("mlp", table_size=3),
+        "prompt-shallow": Entry("prompt_shallow", _BUDGET),
         "prompt-deep": Entry("prompt_deep", _BUDGET),
+        "adapter-K": Entry("adapter", holds=_ADAPTER, table_size=8),
         "lora": Entry("lora", _SPT - {"samples", "rule"}, _LORA),
         "lora-K": Entry("plain_lora"),
+        "adaptformer": Entry("adaptformer", frozenset({"rank"})),
         "spt-lora-structured": Entry("spt", _SPT, _LORA),
         "spt-lora": Entry("spt", _SPT, _LORA | _ENTRIES),
+        "spt-adapter-structured": Entry("spt", _SPT, _ADAPTER),
         "spt-adapter": Entry("spt", _SPT, _ADAPTER | _ENTRIES),
         "spt-unstructured": Entry("spt", _SPT, _ENTRIES),
+        "spt-prompt": Entry("spt_prompt", _PLACED, _NOTHING),
+        "sensitive-adapter-K": Entry("sensitive", _PLACED, _ADAPTER, table_size=32),
+        "sensitive-lora-K": Entry("sensitive", _PLACED | {"scale", "dropout"}, _LORA),
         "dense-gradient": Entry("dense_gradient", _BY_ENTRIES, _ENTRIES, is_baseline=True),
         "published-layer": Entry("published_layer", _BY_ENTRIES, _ENTRIES, is_baseline=True),
         "peft-lora-K": Entry("peft_lora", is_baseline=True),
@@ -81,8 +95,8 @@ class Method:
     Attributes:
         name: one of `METHODS`, with a number in place of `K`.
         budget: parameters (int) or share of the backbone (float below 1); `None` is 0.5 %.
-        rank: rank of LoRA and Adapter modules. `None` is 8, and for `lora` with a budget the
-            largest rank that fits it.
+        rank: rank of LoRA and Adapter modules, or width of AdaptFormer's. `None` is 8, for
+            `adaptformer` 64, and for `lora` with a budget the largest rank that fits it.
         samples: training images whose gradients are measured (the paper's C).
         rule: `"paper"` or `"published-code"`, see `spt_kernels.allocate`.
         scale: LoRA's factor.
@@ -142,9 +156,19 @@ class Method:
         """Whether it chooses by a `Sensitivity`."""
         return "samples" in self.entry.options
 
+    def head_with(self, plan: Plan | None) -> str | tuple[str, ...] | None:
+        """The head that is trained: the plan's, where that has decided, or else its own."""
+        is_decided = plan is not None and (plan.head or plan.head_source)
+        return plan.head if plan is not None and is_decided else self.head
+
+    @property
+    def budget_or_default(self) -> int | float:
+        """Its budget, the paper's where none was given."""
+        return DEFAULT_BUDGET if self.budget is None else self.budget
+
     def count(self, backbone: int) -> int:
         """Its budget as a number of parameters of a backbone of so many."""
-        budget = DEFAULT_BUDGET if self.budget is None else self.budget
+        budget = self.budget_or_default
         if budget > backbone:
             raise ValueError(f"budget: the backbone has {backbone:,} parameters, got {budget:,}")
         return int(budget * backbone) if isinstance(budget, float) else budget
@@ -161,6 +185,35 @@ def entry_of(name: Any) -> Entry:
         names = ", ".join(METHODS)
         raise ValueError(f"method: expected one of {names} (K is a number), got {name!r}")
     return METHODS[family]
+
+
+def table_names() -> tuple[str, ...]:
+    """One name of each method, in the order of tables: where one has a size, it is the paper's."""
+    return tuple(family.replace("-K", f"-{entry.table_size}") for family, entry in METHODS.items())
+
+
+def name_of(plan: Plan) -> str:
+    """The method that makes such plans: `spt-…` where a sensitivity chose what is trained."""
+    if plan.rule == PLACEMENT:
+        return f"sensitive-{plan.kind}-{plan.rank}" if plan.structured else "spt-prompt"
+    if plan.selected:
+        # spt-lora spends its budget to the last parameter; without the entries some of it is left
+        is_part = not plan.unstructured and plan.num_trainable < plan.budget
+        return f"spt-{plan.kind or 'unstructured'}{'-structured' if is_part else ''}"
+    if plan.structured and plan.unstructured:
+        return f"spt-{plan.kind}"
+    if plan.structured:
+        ranks = [spec.rank for spec in plan.structured.values()]
+        return f"adapter-{ranks[0]}" if plan.kind == "adapter" else "lora"
+    if not plan.unstructured:
+        return "linear"
+    is_bias = all(
+        plan.info[name].kind in ("bias", "norm")
+        and name.endswith("bias")
+        and positions.numel() == plan.info[name].numel
+        for name, positions in plan.unstructured.items()
+    )
+    return "bias" if is_bias else "spt-unstructured"
 
 
 def _patterns(head: Any) -> tuple[str, ...]:

@@ -8,8 +8,9 @@ from torch import nn
 
 from ..model import head_names
 from ..plan import Plan, allocate
+from ..plan.table import KINDS
 from ..sensitivity import Sensitivity
-from .method import DEFAULT_BUDGET, DEFAULT_RANK, Method
+from .method import DEFAULT_RANK, Method
 
 
 def plan(model: nn.Module, method: Method, sensitivity: Sensitivity) -> Plan:
@@ -19,14 +20,10 @@ def plan(model: nn.Module, method: Method, sensitivity: Sensitivity) -> Plan:
         ValueError: as `allocate`, or `-structured` has no module left, or the method's head is not
             that of the sensitivity.
     """
-    if method.head is not None and head_names(model, method.head) != sensitivity.head:
-        raise ValueError(
-            f"head: {method.head!r} is not the head that the sensitivity was measured with, which "
-            f"is {', '.join(sensitivity.head) or 'none'}: leave it out, or measure again with it"
-        )
+    check_head(model, method, sensitivity)
     made = allocate(
         sensitivity,
-        DEFAULT_BUDGET if method.budget is None else method.budget,
+        method.budget_or_default,
         structured=method.entry.structured,
         rank=method.rank or DEFAULT_RANK,
         rule=method.rule,
@@ -36,5 +33,17 @@ def plan(model: nn.Module, method: Method, sensitivity: Sensitivity) -> Plan:
     if not method.name.endswith("-structured"):
         return made
     if not made.structured:
-        raise ValueError(f"budget: {made.budget:,} puts no LoRA on any matrix, nothing would train")
+        module = KINDS[made.kind or "lora"]
+        raise ValueError(
+            f"budget: {made.budget:,} puts no {module} on any matrix, nothing would train"
+        )
     return replace(made, unstructured={})
+
+
+def check_head(model: nn.Module, method: Method, sensitivity: Sensitivity) -> None:
+    """Refuse a head that is not that of the sensitivity."""
+    if method.head is not None and head_names(model, method.head) != sensitivity.head:
+        raise ValueError(
+            f"head: {method.head!r} is not the head that the sensitivity was measured with, which "
+            f"is {', '.join(sensitivity.head) or 'none'}: leave it out, or measure again with it"
+        )

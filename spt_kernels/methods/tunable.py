@@ -28,10 +28,11 @@ from ..model import (
     possible_names,
 )
 from ..optim import SparseAdamW, param_groups
-from ..plan import LoraSpec, Plan
+from ..plan import AdapterSpec, LoraSpec, Plan
 from ..task import load_delta, merge, save_delta
 from ..task.file.fingerprint import Fingerprint
 from ..tuning import apply
+from .method import DEFAULT_RANK
 
 IN_MODEL = "spt_kernels"  # of a safetensors header: where a whole model has its metadata, as JSON
 
@@ -227,19 +228,21 @@ def as_it_is(model: nn.Module) -> nn.Module:
 def plan_of(
     model: nn.Module,
     unstructured: Mapping[str, Tensor] = MappingProxyType({}),
-    structured: Mapping[str, LoraSpec] = MappingProxyType({}),
+    structured: Mapping[str, LoraSpec | AdapterSpec] = MappingProxyType({}),
     *,
     head: HeadPatterns | None = None,
 ) -> Plan:
     """A plan for `model` that no scores were asked for."""
     info = describe(model)
+    spec = next(iter(structured.values()), None)
     return Plan(
         unstructured=unstructured,
         structured=structured,
         info={name: info[name] for name in possible_names(model, head=head)},
         head=head_names(model, head),
         model_name=type(model).__name__,
-        kind="lora" if structured else None,
+        kind=None if spec is None else spec.kind,
+        rank=DEFAULT_RANK if spec is None else spec.rank,
         backbone_numel=backbone_numel(model, head),
         head_source="names" if head is None else "given",
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..sensitivity import Sensitivity
 from .plan import Plan
 from .selection import Segment, Selected, overspent, select, select_by_cost
-from .specs import AdapterSpec, LoraSpec
+from .specs import module_cost, module_spec
 
 # "published-code": a matrix is structured from σ/α selected entries on, a vector whole from 1/β
 ALPHA = 10
@@ -132,11 +132,7 @@ def _segments(
             # entries are trained one by one, which at the last one means all of them
             threshold, cost, is_structured = numel, numel, False
             if info.kind == "linear" and structured:
-                sigma = (
-                    LoraSpec.cost(rank, info.shape[1], d_out)
-                    if structured == "lora"
-                    else AdapterSpec.cost(rank, d_out)
-                )
+                sigma = module_cost(structured, rank, info.shape[1], d_out)
                 # a matrix with fewer entries than the threshold can never reach it
                 if -(-sigma // alpha) <= numel:
                     threshold, cost, is_structured = -(-sigma // alpha), sigma, True
@@ -198,13 +194,11 @@ def _assign(
         else:
             whole = torch.arange(segment.offset, segment.offset + segment.scores.numel())
             parts.setdefault(segment.name, []).append(whole)
-    specs: dict[str, LoraSpec | AdapterSpec] = {}
-    for name, ranges in rows.items():
-        if kind == "lora":
-            in_features = sensitivity.info[name].shape[1]
-            specs[name] = LoraSpec(rank, tuple(ranges), in_features, scale, dropout)
-        else:
-            specs[name] = AdapterSpec(rank, tuple(ranges))
+    specs = {
+        name: module_spec(kind, rank, ranges, sensitivity.info[name].shape[1], scale, dropout)
+        for name, ranges in rows.items()
+        if kind is not None
+    }
     unstructured = {name: torch.cat(p) for name, p in parts.items()}
     return {"unstructured": unstructured, "structured": specs, "selected": counts}
 

@@ -32,7 +32,8 @@ class Plan:
         budget: most parameters that may be trained, head not counted.
         head: names of the head's parameters, trained whole in any case.
         model_name: the model that the scores were measured on, if known.
-        rule: `"paper"` or `"published-code"`.
+        rule: `"paper"` or `"published-code"`, as `allocate` has them, or `"placement"`: modules, or
+            prompts, went where most sensitive parameters are.
         kind: what structured tuning was asked for: `"lora"`, `"adapter"` or `None`.
         rank: the rank asked for.
         scale: the LoRA scale asked for.

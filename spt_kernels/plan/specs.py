@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,8 @@ class LoraSpec:
         scale: factor of the update.
         dropout: probability with which an element of the input is dropped in training.
     """
+
+    kind: ClassVar[str] = "lora"
 
     rank: int
     rows: tuple[tuple[int, int], ...]
@@ -45,6 +49,8 @@ class AdapterSpec:
         rows: half-open ranges of output features, ascending.
     """
 
+    kind: ClassVar[str] = "adapter"
+
     rank: int
     rows: tuple[tuple[int, int], ...]
 
@@ -57,3 +63,24 @@ class AdapterSpec:
     def cost(rank: int, out_features: int) -> int:
         """σ of the paper's Eq. 5: two matrices and two biases, `2 · rank · d + rank + d`."""
         return 2 * rank * out_features + rank + out_features
+
+
+def module_cost(kind: str, rank: int, in_features: int, out_features: int) -> int:
+    """σ of the paper's Eq. 5 for one matrix and a kind of module, `"lora"` or `"adapter"`."""
+    if kind == LoraSpec.kind:
+        return LoraSpec.cost(rank, in_features, out_features)
+    return AdapterSpec.cost(rank, out_features)
+
+
+def module_spec(
+    kind: str,
+    rank: int,
+    rows: Sequence[tuple[int, int]],
+    in_features: int,
+    scale: float = 1.0,
+    dropout: float = 0.1,
+) -> LoraSpec | AdapterSpec:
+    """A module of a kind on some rows of a matrix; scale and dropout are a LoRA's."""
+    if kind == LoraSpec.kind:
+        return LoraSpec(rank, tuple(rows), in_features, scale, dropout)
+    return AdapterSpec(rank, tuple(rows))

@@ -14,7 +14,7 @@ from spt_kernels.cli.terminal import Terminal
 from spt_kernels.memory import MemoryEstimate, estimate_memory, figure
 from spt_kernels.memory.figure import memory_figure
 from spt_kernels.memory.ledger import CATEGORIES
-from spt_kernels.methods import METHODS, Method, make_plan
+from spt_kernels.methods import Method, entry_of, make_plan, table_names
 from tests.finetuning.pictures_on_disk import TINY
 
 MODEL = ["-m", "vit_tiny_patch16_224", "--num-classes", "7"]
@@ -58,19 +58,23 @@ def test_one_method_is_one_flat_object(capsys: pytest.CaptureFixture[str]) -> No
 def test_all_methods_are_objects_of_the_same_kind(capsys: pytest.CaptureFixture[str]) -> None:
     value = value_of(["--batch", "3", "--rank", "2", "--budget", "900"], capsys)
     methods = value["methods"]
-    assert list(methods) == [
-        name.replace("-K", "-16") for name, entry in METHODS.items() if not entry.is_baseline
-    ]
+    # a module as wide as the model has more entries than any of its matrices
+    assert list(value["missing"]) == ["sensitive-adapter-32", "sensitive-lora-16"]
+    names = [*methods, *value["missing"]]
+    assert names == [n for n in table_names() if not entry_of(n).is_baseline]
     for name, one in methods.items():
-        sized = {"rank": 2} if name == "lora" or name.startswith("spt-") else {}
-        sized |= {"budget": 900} if name == "prompt-deep" or name.startswith("spt-") else {}
+        options = entry_of(name).options
+        sized = {"rank": 2} if "rank" in options and name != "adaptformer" else {}
+        sized |= {"budget": 900} if "budget" in options and name != "lora" else {}
         estimate = estimate_memory(model(), shape(3), method=name, **sized)
         assert one["peak_bytes"] == estimate.peak_bytes, name
         assert one["method"] == name
-        assert one["made_up_scores"] is name.startswith("spt-")
+        assert one["made_up_scores"] is ("samples" in options)
+        assert one["trained"] == one["num_trainable"] - 7 * (TINY["embed_dim"] + 1)
+        assert one["trained_share"] == one["trained"] / methods["full"]["trained"]
     again = value_of(["--batch", "3", "--method", "lora-16"], capsys)
     # of one form, however many there are
-    assert again == {**value, "methods": {"lora-16": methods["lora-16"]}}
+    assert again == {**value, "methods": {"lora-16": methods["lora-16"]}, "missing": {}}
     assert value["optimizer_name"] == "adamw"
 
 

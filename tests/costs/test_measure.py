@@ -41,8 +41,9 @@ def test_a_row(name: str) -> None:
     assert row.inference is not None
     assert row.tuning_peak_bytes > row.inference_peak_bytes > 0
     assert row.file_bytes > 0
-    if name not in ("full", "bias"):
-        assert row.trained <= budget_of(SETTING.build())
+    model = SETTING.build()
+    if SETTING.method(name, model).budget is not None:
+        assert row.trained <= budget_of(model)
 
 
 @pytest.mark.gpu
@@ -125,10 +126,10 @@ def test_table_runs_rows_in_their_own_processes_and_says_what_is_missing() -> No
         batch_size=2, timed_batch_size=1, num_classes=3, rounds=1,
     )  # fmt: skip
     told: list[str] = []
-    table = run_table7(swin, ("linear", "prompt-deep"), sensitivity=False, told=told.append)
+    table = run_table7(swin, ("linear", "prompt-shallow"), sensitivity=False, told=told.append)
     assert [row.method for row in table.rows] == ["linear"]
-    assert "prompts" in table.missing["prompt-deep"]
-    assert told == ["linear", "prompt-deep"]
+    assert "prompts" in table.missing["prompt-shallow"]
+    assert told == ["linear", "prompt-shallow"]
     assert table.to_json()["paper"] == {}
     assert titles(cost_figure(table))[1].startswith("time of a step")
     assert Table7.from_json(json.loads(json.dumps(table.to_json()))) == table

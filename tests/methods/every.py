@@ -22,7 +22,7 @@ def method(name: str, budget: int = 1500) -> Method:
         if name == "peft-super-tuning" and not hasattr(peft, "SupertuningConfig"):
             pytest.skip(f"peft {peft.__version__} has no Super-Tuning")
     options = Method(name).entry.options
-    rank = 2 if name.startswith("spt") else None
+    rank = 2 if "rank" in options and name != "lora" else None
     return Method(name, budget if "budget" in options else None, rank)
 
 

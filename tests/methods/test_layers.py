@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from spt_kernels.methods.dense_gradient import MaskedLinear
 from spt_kernels.methods.plain_lora import PlainLora
-from spt_kernels.methods.prompt_deep import PromptedBlock
+from spt_kernels.methods.prompted import PromptedBlock
 from spt_kernels.methods.published_layer import DiagonalLinear
 
 
@@ -74,7 +74,6 @@ class MeanOverTokens(nn.Module):
 
 def test_prompted_block_lets_prompts_be_seen_and_drops_them() -> None:
     x = torch.randn(2, 6, 4)  # a class token and five patches
-    block = PromptedBlock(MeanOverTokens(), num_prompts=3, width=4, num_prefix=1)
-    nn.init.ones_(block.prompts)
+    block = PromptedBlock(MeanOverTokens(), nn.Parameter(torch.ones(3, 4)), num_prefix=1)
     mean = (x.sum(1, keepdim=True) + 3) / 9
     torch.testing.assert_close(block(x), x + mean)

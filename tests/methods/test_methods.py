@@ -13,11 +13,13 @@ import spt_kernels as spt
 from spt_kernels.errors import BaseModelMismatch, DeltaFormatError
 from spt_kernels.methods import METHODS, Method, entry_of, make_plan
 from spt_kernels.sensitivity import skewed_sensitivity
-from tests.models import tiny_swin, tiny_vit
+from tests.models import tiny_convnext, tiny_swin, tiny_vit
 
 from .every import NAMES, method, tuned
 
-STAYS = ("prompt-deep", "spt-adapter")  # what cannot be folded into the plain model
+# what cannot be folded into the plain model
+STAYS = ("mlp-2", "prompt-shallow", "prompt-deep", "adapter-2", "adaptformer", "spt-prompt")
+STAYS += ("spt-adapter-structured", "spt-adapter", "sensitive-adapter-2")
 HEAD = 5 * 24 + 5
 
 
@@ -190,8 +192,9 @@ def test_methods_that_choose_need_scores() -> None:
 def test_deep_prompts_are_as_many_as_the_budget_pays_for() -> None:
     tunable = spt.methods["prompt-deep"](tiny_vit(), budget=300)
     assert tunable.trained == 288  # two blocks of six prompts of width 24
-    with pytest.raises(ValueError, match="method: deep prompts need a plain ViT"):
-        spt.methods["prompt-deep"](tiny_swin())
+    with pytest.raises(ValueError, match="prompts among the tokens of a plain ViT"):
+        spt.methods["prompt-deep"](tiny_convnext())
+    assert spt.methods["prompt-deep"](tiny_swin(), budget=150).trained == 2 * 2 * (12 + 24)
 
 
 @pytest.mark.parametrize("name", ["lora", "prompt-deep", "peft-lora-all"])
