@@ -18,6 +18,9 @@ FILES = {
     "sensitivity": "sensitivity.safetensors",
     "measured": "sensitivity.json",  # what that was measured on
     "plan": "plan.safetensors",
+    "supernet": "supernet.pt",  # the state of a supernet's training, also when that is over
+    "search": "search.jsonl",  # the accuracies of its architectures so far
+    "architecture": "architecture.json",
     "checkpoint": "checkpoint.pt",  # of a run that is under way
     "seconds": "seconds.json",  # what that has taken so far
     "state": "state.pt",  # what the checkpoint becomes when the run is over
