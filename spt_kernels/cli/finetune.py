@@ -48,7 +48,8 @@ A data set as its authors share it, by the paper's recipe for such:
   spt-kernels finetune … -d CUB_200_2011 --layout cub-200-2011 \\
       --recipe paper-fgvc -o runs/birds
 
-Its authors' best of prompts, Adapters and LoRA, which is searched for:
+NOAH, which searches for the best sizes of prompts, Adapters and LoRA by the
+validation images, and takes its time:
 
   spt-kernels finetune … --method noah -o runs/noah
 
