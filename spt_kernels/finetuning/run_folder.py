@@ -105,7 +105,8 @@ class RunFolder:
         try:
             yield
         except Exception:  # any at all: it goes on to the caller as it is
-            if not was_there and not self["metrics"].is_file():
+            has_begun = self["metrics"].is_file() or self["supernet"].is_file()
+            if not was_there and not has_begun:
                 self._remove(set(FILES.values()) - _OF_NO_RUN)
                 with contextlib.suppress(OSError):  # there is something in it
                     for folder in self.made:

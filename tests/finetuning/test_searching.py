@@ -84,6 +84,27 @@ def test_wherever_it_is_killed_the_same_comes_out(
     assert result["trained_parameters"] == found["parameters"] <= 900
 
 
+def test_a_failure_in_the_search_does_not_cost_the_supernet(
+    job: FinetuneJob, whole: Path, place: Path
+) -> None:
+    folder = place / "failed"
+
+    class Failing(Heard):
+        def _die(self, event: str) -> None:
+            if event.startswith("searching begins"):
+                raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        finetune(job, folder, progress=Failing())
+    heard = Heard("generation 0")
+    with pytest.raises(Killed):
+        finetune(job, folder, resume=True, progress=heard)
+    assert "supernet: going on after epoch 3 of 3" in heard.lines
+    assert not any(line.startswith("supernet: epoch") for line in heard.lines)
+    rows = (folder / "search.jsonl").read_text()
+    assert (whole / "search.jsonl").read_text().startswith(rows)
+
+
 def test_what_is_found_is_the_best_on_the_validation_images_alone(
     job: FinetuneJob, whole: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
