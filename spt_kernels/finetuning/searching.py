@@ -1,12 +1,14 @@
 """NOAH's stages before training: a supernet is trained, and searched by the validation images.
 
 Each leaves in the run's folder what the next one needs, so that a run that is killed goes on from
-its last checkpoint or generation, and finds what it would have found.
+its last checkpoint or last accuracies, and finds what it would have found.
 """
 
 from __future__ import annotations
 
 import copy
+import time
+from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
 
@@ -106,14 +108,21 @@ def _search(model: nn.Module, method: Method, run: Run) -> Found:
     val = setting.batches("val", run.log)
     assert val is not None  # check_search has looked
 
+    known = _known(run.folder)
+    seen, saved = dict(known), time.monotonic()
+
     def score(architecture: NoahArchitecture) -> float:
+        nonlocal saved
         set_architecture(model, architecture)
-        return evaluate(model, val, amp=setting.job.recipe.amp).top1
+        accuracy = evaluate(model, val, amp=setting.job.recipe.amp).top1
+        seen[architecture] = accuracy
+        if time.monotonic() - saved >= run.checkpoint_seconds:
+            _keep(run, seen)
+            saved = time.monotonic()
+        return accuracy
 
     def on_generation(number: int, found: Found) -> None:
-        rows = [{**a.to_json(), _SCORE: accuracy} for a, accuracy in found.scores.items()]
-        run.folder.write_lines("search", rows)
-        run.note_seconds()
+        _keep(run, {**found.scores, **seen})  # known ones may be of a later generation
         accuracy = f"best val accuracy {100 * found.score:.1f} %"
         run.log.say(f"generation {number} of {method.generations} · {accuracy}")
 
@@ -126,10 +135,17 @@ def _search(model: nn.Module, method: Method, run: Run) -> Found:
         generations=method.generations,
         population=method.population,
         seed=setting.job.recipe.seed,
-        known=_known(run.folder),
+        known=known,
         on_scored=run.log.advance,
         on_generation=on_generation,
     )
+
+
+def _keep(run: Run, scores: Mapping[NoahArchitecture, float]) -> None:
+    """Write down the scores so far."""
+    rows = [{**architecture.to_json(), _SCORE: score} for architecture, score in scores.items()]
+    run.folder.write_lines("search", rows)
+    run.note_seconds()
 
 
 def _known(folder: RunFolder) -> dict[NoahArchitecture, float]:

@@ -56,12 +56,14 @@ def test_wherever_it_is_killed_the_same_comes_out(
 ) -> None:
     folder = place / "killed"
     stages: list[list[str]] = []
+    known = {"searching goes on": 1, "generation 1": 8, "generation 0": 8, "found": 12}
     for at in (
         "training the supernet goes on",  # nothing is kept yet
         "supernet: epoch 2/3",  # the checkpoint is of the first
         "searching begins",
-        "generation 0",
-        "searching goes on",  # in what was scored before
+        "searching goes on",
+        "generation 1",
+        "generation 0",  # what is known of the next one stays
         "found",
         "training goes on",
         "epoch 2/2",
@@ -70,11 +72,13 @@ def test_wherever_it_is_killed_the_same_comes_out(
         heard = Heard(at)
         with pytest.raises(Killed):
             finetune(job, folder, resume=True, checkpoint_seconds=0, progress=heard)
+        if at in known:
+            assert len((folder / "search.jsonl").read_text().splitlines()) == known[at]
         stages.append([stage for stage in heard.stages if not stage.startswith("reading")])
     supernet = "training the supernet"
     assert stages[0] == stages[1] == [supernet]
-    assert stages[2] == stages[5] == [supernet, "searching"]
-    assert stages[6] == ["training"], "what was found is kept"
+    assert stages[2] == stages[6] == [supernet, "searching"]
+    assert stages[7] == ["training"], "what was found is kept"
     result = finetune(job, folder, resume=True)
     assert made_by(folder) == made_by(whole)
     assert (
