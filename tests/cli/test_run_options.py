@@ -12,6 +12,7 @@ from rich.console import Console
 from spt_kernels.cli.app import run
 from spt_kernels.cli.terminal import Bars
 from spt_kernels.cli.training_options import MethodOptions, parse_budget
+from spt_kernels.finetuning.presets import preset_of
 from spt_kernels.methods import Method
 from spt_kernels.methods.noah_architecture import NoahArchitecture
 from spt_kernels.plan import Plan
@@ -133,7 +134,7 @@ def test_a_budget_that_is_neither_is_refused(text: str) -> None:
 def test_an_architecture_is_read_from_its_file(tmp_path: Path) -> None:
     file = tmp_path / "architecture.json"
     file.write_text('{"prompts": [1, 0], "adapters": [0, 2], "loras": [3, 3], "parameters": 9}')
-    chosen = MethodOptions("noah", architecture=file, supernet_epochs=7).chosen()
+    chosen = MethodOptions("noah", architecture=file, supernet_epochs=7).chosen(preset_of("paper"))
     assert chosen == Method(
         "noah", architecture=NoahArchitecture((1, 0), (0, 2), (3, 3)), supernet_epochs=7
     )
