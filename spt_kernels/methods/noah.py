@@ -25,11 +25,11 @@ from .method import Method
 from .noah_architecture import NoahArchitecture
 from .noah_layers import SharedAdapter, SharedLora, SharedModule, SharedPrompts
 from .noah_space import NoahSpace
+from .prompt_places import PlainVit
 from .tunable import Tunable, counted, freeze_backbone
 
 # the published limit of 0.64M parameters, and what it is a share of: the backbone of ViT-B/16
 PUBLISHED_LIMIT, PUBLISHED_BACKBONE = 640_000, 85_798_656
-_PREFIX = "num_prefix_tokens"
 # what ties tokens to their places, or reads the weight of qkv in place of calling it
 _OF_MODEL = ("rope", "rel_pos_bias", "shared_rel_pos")
 _OF_ATTENTION = ("rel_pos", "relative_position_index", "q_bias")
@@ -125,26 +125,24 @@ def space_of(model: nn.Module) -> NoahSpace:
         ValueError: the model is none: it has no blocks with attention's fused q, k, v and a branch
             of an MLP, or it ties its tokens to their places, so that there can be no more of them.
     """
-    found: Any = getattr(model, "blocks", None)
-    blocks: list[Any] = list(found) if isinstance(found, (nn.Sequential, nn.ModuleList)) else []
+    vit = PlainVit.of(model)
+    blocks: list[Any] = [] if vit is None else list(vit.blocks)
     attentions = [getattr(block, "attn", None) for block in blocks]
     qkvs = [getattr(attention, "qkv", None) for attention in attentions]
     is_whole = all(isinstance(qkv, nn.Linear) for qkv in qkvs) and all(
         isinstance(getattr(block, "drop_path2", None), nn.Module) for block in blocks
     )
-    width = getattr(model, "embed_dim", None)
     ties: list[tuple[Any, str]] = [(model, name) for name in _OF_MODEL]
     ties += [(attention, name) for attention in attentions for name in _OF_ATTENTION]
     tie = next((name for owner, name in ties if getattr(owner, name, None) is not None), None)
-    is_vit = blocks and is_whole and isinstance(width, int) and hasattr(model, _PREFIX)
-    if not is_vit or tie is not None:
+    if vit is None or not blocks or not is_whole or tie is not None:
         but = "" if tie is None else f", and no {tie}"
         raise ValueError(
-            f"method: NOAH needs a plain ViT: embed_dim, {_PREFIX}, and blocks with attn.qkv and "
-            f"drop_path2{but}; got {type(model).__name__}"
+            "method: NOAH needs a plain ViT: embed_dim, num_prefix_tokens, blocks with attn.qkv "
+            f"and drop_path2{but}; got {type(model).__name__}"
         )
     rows: int = qkvs[0].out_features  # type: ignore[union-attr]
-    return NoahSpace(len(blocks), width, rows)  # type: ignore[arg-type]
+    return NoahSpace(len(blocks), vit.width, rows)
 
 
 def limit_of(model: nn.Module, method: Method) -> int:
