@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from spt_kernels.finetuning import ImageSource, ModelSource, pipeline
+from spt_kernels.finetuning import ImageSource, ModelSource
 from spt_kernels.finetuning.demo import one_thread
 
 from .pictures_on_disk import write_task, write_weights
+from .undrawn import draw_nothing
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -36,12 +37,4 @@ def base(place: Path) -> ModelSource:
 
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither pictures nor the accounting of memory, which take longer than these runs."""
-
-    class NoPicture:
-        def savefig(self, path: Path) -> None:
-            path.write_bytes(b"")
-
-    monkeypatch.setattr(pipeline, "sensitivity_figure", lambda *_: NoPicture())
-    monkeypatch.setattr(pipeline, "training_curves_figure", lambda *_, **__: NoPicture())
-    monkeypatch.setattr(pipeline, "accounted_bytes", lambda *_: 0)
+    draw_nothing(monkeypatch)
