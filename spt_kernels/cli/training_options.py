@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from ..finetuning.presets import PRESETS, Preset, preset_of
 from ..finetuning.recipe import Recipe
 from ..methods import METHODS, Method
+from ..methods.noah_architecture import NoahArchitecture
 from .options import described
 
 _METHOD = "Method"
@@ -55,12 +57,30 @@ class MethodOptions:
         float | None,
         described(_METHOD, "--dropout P", f"LoRA's input dropout [{Method.dropout:g}]."),
     ] = None
+    supernet_epochs: Annotated[
+        int | None,
+        described(
+            _METHOD,
+            "--supernet-epochs N",
+            f"Of noah, before it searches [{Method.supernet_epochs}].",
+        ),
+    ] = None
+    generations: Annotated[
+        int | None,
+        described(_METHOD, "--generations N", f"Of noah's search [{Method.generations}]."),
+    ] = None
+    architecture: Annotated[
+        Path | None,
+        described(_METHOD, "--architecture FILE", "Of noah, found before; no search."),
+    ] = None
 
     def given(self) -> dict[str, Any]:
         """The fields of `Method` that were given, its name aside."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "method"}
         values["budget"] = parse_budget(self.budget)
         values["head"] = parse_head(self.head)
+        if self.architecture is not None:
+            values["architecture"] = NoahArchitecture.load(self.architecture)
         return {name: value for name, value in values.items() if value is not None}
 
     def chosen(self, preset: Preset) -> Method:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ..files.picture import check_can_draw
-from ..methods import Method, make_plan, tune
+from ..methods import Method, tune
 from ..methods.tunable import Tunable
 from ..plan import Plan
 from ..plan.figure import sensitivity_figure
-from ..sensitivity import Sensitivity, skewed_sensitivity
+from ..sensitivity import Sensitivity
 from .accuracy import evaluate
 from .checkpoint import Best, put_state
 from .curves import training_curves_figure
 from .description import description_of
 from .device import reproducible, seed_everything
-from .facts import accounted_bytes, config_of, facts_of, machine_of, measured_bytes, trains
+from .facts import accounted_bytes, facts_of, machine_of, measured_bytes, trains
 from .given_plan import (
-    check_affords,
     check_agrees,
     check_samples,
     load_plan,
@@ -34,9 +31,10 @@ from .given_plan import (
 )
 from .head import with_head
 from .job import FinetuneJob
-from .measured import keep_sensitivity, kept_sensitivity, sensitivity_of
 from .pixels import Batches
+from .preparation import Decision, preparation_of
 from .progress import Logged, Progress, Silent
+from .run import Clock, Run
 from .run_folder import FILES, RunFolder
 from .run_step import wants_graph
 from .setting import Setting, open_setting
@@ -85,7 +83,7 @@ def finetune(
         raise ValueError(f"checkpoint_seconds: expected 0 or more, got {checkpoint_seconds}")
     check_can_draw()  # what would be missed at the end
     log = Logged(progress or Silent())
-    clock = _Clock()
+    clock = Clock()
     folder = RunFolder.open(output, resume=resume, force=force)
     with reproducible():
         with folder.starting():
@@ -101,43 +99,19 @@ def finetune(
             wants_graph(graph, setting.device)  # or refuses
             model = setting.base.model
             method = with_head(job.method, model, setting.form)
-            measures = plan is None and given is None and method.is_sensitivity_aware
-            if measures:
-                _check_possible(method, model)
-            elif plan is None:
-                plan = make_plan(model, method, given)
+            prepare = preparation_of(setting, method, plan, given)
             images = setting.training_batches(log)  # a bad one is found here
             for note in setting.notes():
                 log.say(note)
-            if measures:
-                plan = make_plan(model, method, _measured(setting, images, folder, clock, log))
-            ready = _made_ready(setting, method, plan)
-            if folder.replaces:
-                folder.clear(but_measured=measures)
-            _claim(folder, setting, log)
-            if plan is not None:
-                plan.save(folder["plan"])
-            for line in trains(setting, ready.tunable.trained, ready.facts, plan):
+            run = Run(setting, folder, clock, log, checkpoint_seconds)
+            ready = _made_ready(setting, prepare(run, images))
+            run.claim()
+            if ready.plan is not None:
+                ready.plan.save(folder["plan"])
+            for line in trains(setting, ready.tunable.trained, ready.facts, ready.plan):
                 log.say(line)
-            history, best = _train(
-                setting, images, ready.tunable, folder, checkpoint_seconds, graph, clock, log
-            )
-        return _finish(setting, ready, folder, history, best, clock, log)
-
-
-@dataclass
-class _Clock:
-    """The seconds that a run takes, over all its resumes.
-
-    Attributes:
-        spent: before this process began on it.
-    """
-
-    spent: float = 0.0
-    began: float = field(default_factory=time.monotonic)
-
-    def __call__(self) -> float:
-        return self.spent + time.monotonic() - self.began
+            history, best = _train(run, images, ready.tunable, graph)
+        return _finish(run, ready, history, best)
 
 
 @dataclass(frozen=True)
@@ -145,34 +119,33 @@ class _Ready:
     """A model ready to train, and what was told of it before."""
 
     tunable: Tunable
+    method: Method
     plan: Plan | None
     facts: dict[str, Any]
     accounted_bytes: int
 
 
-def _made_ready(setting: Setting, method: Method, plan: Plan | None) -> _Ready:
+def _made_ready(setting: Setting, decision: Decision) -> _Ready:
+    method, plan = decision.method, decision.plan
     facts = facts_of(setting, plan, method.head_with(plan))
     # what a method draws for its modules is the same whatever was drawn before
     seed_everything(setting.job.recipe.seed)
     tunable = tune(setting.base.model.to(setting.device), method, plan)
-    return _Ready(tunable, plan, facts, accounted_bytes(setting, tunable))
+    return _Ready(tunable, method, plan, facts, accounted_bytes(setting, tunable))
 
 
 def _finish(
-    setting: Setting,
-    ready: _Ready,
-    folder: RunFolder,
-    history: list[EpochFigures],
-    best: Best | None,
-    clock: _Clock,
-    log: Logged,
+    run: Run, ready: _Ready, history: list[EpochFigures], best: Best | None
 ) -> dict[str, Any]:
     """Save what was trained, test it, draw it, and write down the result."""
+    setting, folder = run.setting, run.folder
     tunable, last, plan = ready.tunable, history[-1], ready.plan
-    described = description_of(setting, tunable.file).to_json()
+    # what was asked for, with what was found out: its head is found again
+    method = replace(setting.job.method, architecture=ready.method.architecture)
+    described = description_of(setting, tunable.file, method).to_json()
     size = tunable.save(folder[tunable.file], described)
     best_file = _save_best(tunable, folder, best, last.epoch, described)
-    accuracy = _test(setting, tunable.model, folder, log)
+    accuracy = _test(setting, tunable.model, folder, run.log)
     if plan is not None and plan.selected:
         sensitivity_figure(plan).savefig(folder["sensitivity_picture"])
     job = setting.job
@@ -194,7 +167,7 @@ def _finish(
         "task_bytes": size,
         "step_ms": median_step_ms(history),
         "measured_peak_bytes": measured_bytes(setting),
-        "seconds": round(clock(), 1),
+        "seconds": round(run.clock(), 1),
         **machine_of(setting),
     }
     folder.write_json("result", result)
@@ -250,58 +223,17 @@ def _spent(folder: RunFolder) -> float:
     return max(float(record.get("seconds", 0.0)) for record in records)
 
 
-def _measured(
-    setting: Setting, images: Batches, folder: RunFolder, clock: _Clock, log: Logged
-) -> Sensitivity:
-    """The sensitivity that was measured into the folder before, or else now."""
-    kept, took = kept_sensitivity(folder, setting, log)
-    clock.spent = max(clock.spent, took)
-    if kept is not None:
-        return kept
-    if not folder.replaces:  # the run that is there stays until this one is known to go
-        _claim(folder, setting, log)
-    measured = sensitivity_of(setting, images, log)
-    keep_sensitivity(folder, setting, measured, clock())
-    return measured
-
-
-def _claim(folder: RunFolder, setting: Setting, log: Logged) -> None:
-    """Make the folder this run's: from here on it can be resumed."""
-    folder.write_json("config", config_of(setting))
-    if folder["state"].is_file():  # the run goes on to more epochs
-        os.replace(folder["state"], folder["checkpoint"])
-    folder["result"].unlink(missing_ok=True)
-    log.write_to(folder["log"])
-
-
-def _check_possible(method: Method, model: nn.Module) -> None:
-    """Refuse, by made-up scores, before the long measuring what no scores would make possible."""
-    # whether any module is worth its place depends on the scores
-    whole = replace(method, name=method.name.removesuffix("-structured"))
-    plan = make_plan(model, whole, skewed_sensitivity(model, head=method.head))
-    if plan is not None and whole != method:
-        check_affords(plan)
-    tune(copy.deepcopy(model), whole, plan)
-
-
 def _train(
-    setting: Setting,
-    images: Batches,
-    tunable: Tunable,
-    folder: RunFolder,
-    checkpoint_seconds: float,
-    graph: bool | None,
-    clock: _Clock,
-    log: Logged,
+    run: Run, images: Batches, tunable: Tunable, graph: bool | None
 ) -> tuple[list[EpochFigures], Best | None]:
     """The figures of all epochs, and what was trained in the best."""
-    job = setting.job
-    val = setting.batches("val", log)
+    job, folder = run.setting.job, run.folder
+    val = run.setting.batches("val", run.log)
     bests: list[Best | None] = [None]
 
     def on_epoch(rows: list[EpochFigures]) -> None:
         folder.write_lines("metrics", [asdict(row) for row in rows])
-        folder.write_json("seconds", {"seconds": round(clock(), 1)})
+        run.note_seconds()
 
     # afresh, so that training is the same whether sensitivities were measured or found on disk
     seed_everything(job.recipe.seed)
@@ -312,11 +244,11 @@ def _train(
         lr=job.recipe.peak_lr(job.method),
         val=val,
         checkpoint=folder["checkpoint"],
-        checkpoint_seconds=checkpoint_seconds,
+        checkpoint_seconds=run.checkpoint_seconds,
         on_epoch=on_epoch,
         graph=graph,
-        progress=log,
-        tell=log.say,
+        progress=run.log,
+        tell=run.log.say,
         on_best=lambda best: bests.__setitem__(0, best),
     )
     return history, bests[0]
