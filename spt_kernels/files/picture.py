@@ -69,7 +69,7 @@ def save_picture(figure: Figure, path: str | os.PathLike[str]) -> None:
 
     data = io.BytesIO()
     with rc_context(_WRITING):
-        figure.savefig(data, format=kind, metadata=_MOMENT[kind])
+        figure.savefig(data, format=kind, dpi=figure.dpi, metadata=_MOMENT[kind])
     write_atomically(path, data.getvalue())
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..methods.method import METHODS, entry_of
 from .numbers import Numbers
-from .runs import TaskRun
+from .runs import SETTINGS, TaskRun
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,10 @@ def accuracy_by_budget(
             of VTAB-1k is; without it, each task counts alike.
 
     Raises:
-        ValueError: no runs, runs of different models, two of the same task, seed and setting, or no
-            setting that has a run on every task.
+        ValueError: no runs, runs of different models, two of the same task, seed and setting, a
+            task without a group, or no setting that has a run on every task.
     """
-    return _table(list(runs), ("budget", "rank", "samples", "rule"), groups or {})
+    return _table(list(runs), groups or {})
 
 
 def structure_ablation(
@@ -140,7 +140,7 @@ def structure_ablation(
             "files: expected runs of two or more of spt-lora, spt-lora-structured, spt-adapter and "
             f"spt-unstructured, got {_listed(run.method for run in aware)}"
         )
-    return _table(aware, ("budget", "rank", "samples", "rule"), groups or {})
+    return _table(aware, groups or {})
 
 
 def samples_ablation(
@@ -161,7 +161,7 @@ def samples_ablation(
             "files: expected runs whose sensitivities were measured on two or more numbers of "
             f"samples, got {_listed(counts)}"
         )
-    made = _table(aware, ("budget", "rank", "samples", "rule"), groups or {})
+    made = _table(aware, groups or {})
     return replace(made, each=tuple(sorted(made.each, key=lambda row: row.settings["samples"])))
 
 
@@ -185,9 +185,7 @@ def labels(rows: Sequence[AccuracyRow], *, but: Sequence[str] = ()) -> list[str]
     return named
 
 
-def _table(
-    runs: Sequence[TaskRun], settings: Sequence[str], groups: Mapping[str, str]
-) -> AccuracyTable:
+def _table(runs: Sequence[TaskRun], groups: Mapping[str, str]) -> AccuracyTable:
     if not runs:
         raise ValueError("files: expected at least one run, got none")
     if len(models := {run.model for run in runs}) > 1:
@@ -195,9 +193,11 @@ def _table(
     images = "test" if any(run.test_accuracy is not None for run in runs) else "validation"
     grouped: dict[str, list[TaskRun]] = {}
     for run in runs:
-        key = json.dumps([run.method, *(run.settings[name] for name in settings)])
+        key = json.dumps([run.method, *(run.settings[name] for name in SETTINGS)])
         grouped.setdefault(key, []).append(run)
     tasks = tuple(dict.fromkeys(run.task for run in runs))
+    if groups and (without := [task for task in tasks if task not in groups]):
+        raise ValueError(f"groups: expected one for every task, got none for {_listed(without)}")
     rows, missing = [], []
     for group in grouped.values():
         row, reasons = _row(group, tasks, images, groups)
@@ -205,10 +205,10 @@ def _table(
         missing += reasons
     if not rows:
         raise ValueError(f"files: no method has a run on every task: {'; '.join(missing)}")
-    places = list(METHODS)
+    places = {name: place for place, name in enumerate(METHODS)}
     each = sorted(
         (row for row in rows if row is not None),
-        key=lambda row: (places.index(row.family), row.trained),
+        key=lambda row: (places.get(row.family, len(places)), row.trained),
     )
     return AccuracyTable(tuple(each), tasks, images, runs[0].backbone, tuple(missing))
 
@@ -256,7 +256,7 @@ def _over_tasks(accuracies: Mapping[str, float], groups: Mapping[str, str]) -> f
     """The mean of the groups' means."""
     grouped: dict[str, list[float]] = {}
     for task, accuracy in accuracies.items():
-        grouped.setdefault(groups.get(task, "") if groups else "", []).append(accuracy)
+        grouped.setdefault(groups.get(task, ""), []).append(accuracy)
     return statistics.fmean(map(statistics.fmean, grouped.values()))
 
 

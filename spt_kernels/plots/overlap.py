@@ -14,7 +14,7 @@ from ..model import ParameterInfo
 from ..plan import Plan
 from ..sensitivity import Sensitivity
 from .numbers import Numbers
-from .selection import selections
+from .selection import selected, selections
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def selection_overlap(
     )
     return SelectionOverlap(
         tasks=tuple(plans),
-        selected={t: sum(map(sum, plan.selected.values())) for t, plan in plans.items()},
+        selected={task: selected(plan) for task, plan in plans.items()},
         pairs=pairs,
         matrices=tuple(o for o in found if o.first_selected or o.second_selected),
     )

@@ -12,6 +12,8 @@ from typing import Any
 
 from ..finetuning.run_folder import RunFolder
 
+# Of a method, what makes it another point of a table; what may be chosen for each task is not here
+SETTINGS = ("budget", "rank", "samples", "rule")
 _DEEP = 4  # folders down: a benchmark's are output/task/method/seed0
 _SEED = re.compile(r"seed[-_]?\d+")
 
@@ -24,7 +26,7 @@ class TaskRun:
         path: its folder.
         task: what it was tuned for.
         method: its name.
-        settings: of the method, what it trains by: `budget`, `rank`, `samples`, `rule`.
+        settings: of the method, what it trains by: the options in `SETTINGS`.
         seed: of the run.
         test_accuracy: `None` without test images.
         val_accuracy: `None` without validation images.
@@ -127,12 +129,11 @@ def _run(
     folder: Path, job: Mapping[str, Any], result: Mapping[str, Any], images: dict[str, list[str]]
 ) -> TaskRun:
     method = job["method"]
-    known = ("budget", "rank", "samples", "rule")
     return TaskRun(
         path=str(folder),
         task=_task(folder.resolve(), job["images"], images),
         method=result["method"],
-        settings={name: method.get(name) for name in known},
+        settings={name: method.get(name) for name in SETTINGS},
         seed=job["recipe"]["seed"],
         test_accuracy=result["test_accuracy"],
         val_accuracy=result["val_accuracy"],

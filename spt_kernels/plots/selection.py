@@ -27,12 +27,17 @@ def selection(source: Plan | Sensitivity, budget: int | float | None = None) -> 
             f"budget: a plan has spent its own, {source.budget:,}, got {budget:,}: give the "
             "sensitivity in its place, or leave the budget out"
         )
-    if not any(map(sum, source.selected.values())):
+    if not selected(source):
         raise ValueError(
             "tasks: expected a plan that a sensitivity made, got one without counts of selected "
             "parameters"
         )
     return source
+
+
+def selected(plan: Plan) -> int:
+    """How many parameters it selects."""
+    return sum(map(sum, plan.selected.values()))
 
 
 def selections(

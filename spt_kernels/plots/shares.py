@@ -10,7 +10,7 @@ from ..plan import Plan
 from ..plan.table import ordered
 from ..sensitivity import Sensitivity
 from .numbers import Numbers
-from .selection import selection, selections
+from .selection import selected, selection, selections
 
 Axis = Literal["block", "operation"]
 
@@ -76,7 +76,7 @@ def task_shares(
         axis,
         places,
         {task: tuple(own[place] for place in places) for task, own in shares.items()},
-        {task: sum(map(sum, plan.selected.values())) for task, plan in plans.items()},
+        {task: selected(plan) for task, plan in plans.items()},
     )
 
 

@@ -31,6 +31,15 @@ def test_the_same_picture_is_the_same_bytes(kind: str, opening: bytes, tmp_path:
     assert b"Date" not in first.read_bytes()
 
 
+def test_a_png_has_the_dots_that_the_figure_says(tmp_path: Path) -> None:
+    """Also where they were changed after the figure was made, which `savefig` does not see."""
+    figure = drawn()
+    figure.set_dpi(100)
+    save_picture(figure, tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    assert (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")) == (200, 100)
+
+
 def test_letters_of_a_pdf_are_of_an_embedded_font(tmp_path: Path) -> None:
     save_picture(drawn(), tmp_path / "a.pdf")
     data = (tmp_path / "a.pdf").read_bytes()

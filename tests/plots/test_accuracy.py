@@ -49,6 +49,8 @@ def test_groups_of_tasks_count_alike(tmp_path: Path) -> None:
     assert accuracy_by_budget(runs).each[0].mean == pytest.approx(0.5)
     grouped = accuracy_by_budget(runs, {"x": "natural", "y": "natural", "z": "structured"})
     assert grouped.each[0].mean == pytest.approx(0.6)
+    with pytest.raises(ValueError, match="groups: expected one for every task, got none for y, z"):
+        accuracy_by_budget(runs, {"x": "natural"})
 
 
 def test_a_seed_that_lacks_a_task_is_left_out_and_named(tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ def put_key(target: Axes | Figure, handles: Sequence[Any], columns: int) -> None
 
 
 def short_count(count: float) -> str:
-    """`400000` as `0.4M`, `12600` as `12.6k`."""
-    for size, unit in ((1e6, "M"), (1e3, "k")):
-        if count >= 0.1 * size and count >= 1000:
+    """`400000` as `0.4M`, `12600` as `12.6k`, what is below as it is."""
+    for limit, size, unit in ((1e5, 1e6, "M"), (1e4, 1e3, "k")):
+        if count >= 0.999 * limit:  # where a scale computes its ticks, they are near
             return f"{count / size:.3g}{unit}"
     return f"{count:,.0f}"
