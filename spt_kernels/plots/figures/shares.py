@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...files.picture import put_title
@@ -37,35 +38,46 @@ def shares_figure(
         raise ValueError("made: expected the shares of at least one task, got none")
     if len({own.axis for own in named.values()}) > 1:
         raise ValueError("made: expected all by block or all by operation, got both")
-    panels = [(name, own, tasks) for name, own in named.items() for tasks in _sixes(own)]
+    panels = [_Panel(name, own, tasks) for name, own in named.items() for tasks in _sixes(own)]
     columns = columns or (1 if len(panels) == 1 else 2)
     across = 1 if columns == 1 else min(len(panels), 2 if len(panels) in (2, 4) else 3)
     down = -(-len(panels) // across)
-    one_key = len({tuple(tasks) for _, _, tasks in panels}) == 1
-    n_lines = max(len(tasks) for _, _, tasks in panels)
-    per_row = 3 if across == 1 or not one_key else 6
-    if across == 3 and not one_key:
-        per_row = 2
-    key = 0.15 * -(-n_lines // per_row)  # inches
-    height = down * (_PANEL + (0 if one_key else key)) + one_key * key + 0.2 * bool(title)
-    figure = paper_figure(columns, height, title)
-    grid = figure.subplots(down, across, squeeze=False, sharey=True).flat
-    for axes, (name, own, tasks) in zip(grid, panels, strict=False):
-        handles = _draw(axes, own, tasks)
-        if name:
-            put_title(axes, name)
-        finish(axes)
-        _name_places(axes, own, 14 if across < 3 else 8)
-        if len(handles) > 1 and not one_key:
+    # one key for all where all are of the same tasks, else one below each
+    is_shared = len({tuple(panel.tasks) for panel in panels}) == 1
+    per_row = (6 if across > 1 else 3) if is_shared else (2 if across == 3 else 3)
+    key = 0.15 * -(-max(len(panel.tasks) for panel in panels) // per_row)  # inches
+    height = key + down * _PANEL if is_shared else down * (key + _PANEL)
+    figure = paper_figure(columns, height + 0.2 * bool(title), title)
+    grid = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
+    handles: list[Any] = []
+    for axes, panel in zip(grid, panels, strict=False):
+        handles = panel.draw(axes, room=14 if across < 3 else 8)
+        if len(handles) > 1 and not is_shared:
             put_key(axes, handles, per_row)
-    for axes in list(grid)[len(panels) :]:
+    for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    for axes in list(figure.axes)[::across]:
+    for axes in grid[::across]:
         axes.set_ylabel(_unit(named))
         axes.set_ylim(bottom=0)
-    if one_key and len(handles) > 1:
+    if len(handles) > 1 and is_shared:
         put_key(figure, handles, per_row)
     return figure
+
+
+@dataclass(frozen=True)
+class _Panel:
+    name: str
+    own: TaskShares
+    tasks: list[str]
+
+    def draw(self, axes: Axes, room: int) -> list[Any]:
+        """The lines of its tasks, which come back for the key; `room` for names of places."""
+        handles = _draw(axes, self.own, self.tasks)
+        if self.name:
+            put_title(axes, self.name)
+        finish(axes)
+        _name_places(axes, self.own, room)
+        return handles
 
 
 def _draw(axes: Axes, own: TaskShares, tasks: list[str]) -> list[Any]:
