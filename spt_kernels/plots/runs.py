@@ -16,6 +16,7 @@ from ..finetuning.run_folder import RunFolder
 SETTINGS = ("budget", "rank", "samples", "rule")
 _DEEP = 4  # folders down: a benchmark's are output/task/method/seed0
 _SEED = re.compile(r"seed[-_]?\d+")
+SHARED = "sensitivity"  # of a benchmark's task: what its runs have measured, each in a folder
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,24 @@ class FoundRuns:
 def name_of(path: str | os.PathLike[str]) -> str:
     """What a run folder, or a file in it, is called: `cifar` of `cifar/spt-lora/seed0/…`.
 
-    A file with a name of its own, as `cifar.sensitivity`, is called by that.
+    So is what a benchmark's runs share, `cifar/sensitivity/…`. A file with a name of its own, as
+    `cifar.sensitivity`, is called by that.
     """
-    path = Path(path).resolve()
-    while path.suffix in (".safetensors", ".sensitivity", ".plan"):
-        path = path.with_suffix("")
-    if path.name in ("plan", "sensitivity"):
-        path = path.parent
-    return path.parents[1].name if _is_of_a_benchmark(path) else path.name
+    folder = bare = Path(path).resolve()
+    while bare.suffix in (".safetensors", ".sensitivity", ".plan"):
+        bare = bare.with_suffix("")
+    if bare != folder:
+        if bare.name not in ("plan", "sensitivity"):
+            return bare.name
+        folder = bare.parent
+    is_of_task = is_of_a_benchmark(folder) or folder.parent.name == SHARED
+    return folder.parents[1].name if is_of_task else folder.name
 
 
 def run_folders(path: str | os.PathLike[str]) -> list[Path]:
-    """`path` itself where it is a run's folder, else all such in it; hidden ones are passed over.
+    """`path` itself where it is a run's folder, else all such in it.
+
+    Passed over are hidden folders, and what lies beside folders of seeds.
 
     Raises:
         ValueError: no such folder.
@@ -146,7 +153,7 @@ def _run(
 
 
 def _task(folder: Path, source: Mapping[str, Any], images: dict[str, list[str]]) -> str:
-    if _is_of_a_benchmark(folder):
+    if is_of_a_benchmark(folder):
         return name_of(folder)
     name = Path(source["root"]).name
     seen = images.setdefault(name, [])
@@ -157,7 +164,8 @@ def _task(folder: Path, source: Mapping[str, Any], images: dict[str, list[str]])
     return f"{name} #{place + 1}" if place else name
 
 
-def _is_of_a_benchmark(folder: Path) -> bool:
+def is_of_a_benchmark(folder: Path) -> bool:
+    """Whether a folder lies as a benchmark's runs do, in `task/method/seed0`."""
     return bool(_SEED.fullmatch(folder.name)) and len(folder.parents) > 2
 
 
@@ -173,9 +181,11 @@ def _found(path: Path, deep: int) -> Iterator[Path]:
     if any(own[name].is_file() for name in ("config", "plan", "sensitivity")):
         yield path
     elif deep:
-        for inner in sorted(path.iterdir(), key=lambda entry: _in_order(entry.name)):
-            if inner.is_dir() and not inner.name.startswith("."):
-                yield from _found(inner, deep - 1)
+        inside = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        # beside a method's seeds are the runs that its options were chosen by
+        seeds = [p for p in inside if is_of_a_benchmark(p)]
+        for inner in sorted(seeds or inside, key=lambda entry: _in_order(entry.name)):
+            yield from _found(inner, deep - 1)
 
 
 def _in_order(name: str) -> list[Any]:

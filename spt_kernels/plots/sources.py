@@ -12,7 +12,7 @@ from ..finetuning.run_folder import FILES, RunFolder
 from ..finetuning.weight_file import own_kind
 from ..plan import Plan
 from ..sensitivity import Sensitivity
-from .runs import name_of, run_folders
+from .runs import SHARED, is_of_a_benchmark, name_of, run_folders
 from .selection import selection
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ def _tasks_in(path: Path, kind: str, methods: Collection[str], notes: list[str])
     for folder in run_folders(path):
         config = RunFolder(folder).read_json("config") or {}
         method = config.get("job", {}).get("method", {}).get("name")
-        if RunFolder(folder)[kind].is_file() and (not methods or method in methods):
+        if RunFolder(folder)[kind].is_file() and (not methods or method in {*methods, None}):
             found.setdefault(name_of(folder), []).append(folder)
     if not found and (loose := _loose_files(path, kind)):
         return loose
@@ -115,9 +115,26 @@ def _loose_files(path: Path, kind: str) -> dict[str, Path]:
 
 def _file_in(folder: Path, kind: str) -> Path:
     file = RunFolder(folder)[kind]
+    if not file.is_file() and kind == "sensitivity":
+        file = _shared_sensitivity(folder) or file
     if not file.is_file():
         raise ValueError(f"files: {folder} holds no {file.name}")
     return file
+
+
+def _shared_sensitivity(folder: Path) -> Path | None:
+    """What a benchmark's run was measured by, which lies beside the methods of its task."""
+    config = RunFolder(folder).read_json("config")
+    if config is None or not is_of_a_benchmark(folder.resolve()):
+        return None
+    job = config["job"]
+    own = {"samples": job["method"].get("samples"), "seed": job["recipe"]["seed"]}
+    for place in sorted((folder.resolve().parents[1] / SHARED).glob("*")):
+        record = RunFolder(place).read_json("measured") or {}
+        of = record.get("measured_on", {})
+        if all(of.get(name) == value for name, value in own.items()):
+            return RunFolder(place)["sensitivity"]
+    return None
 
 
 def _called(named: Sequence[tuple[str, T]], labels: Sequence[str]) -> dict[str, T]:

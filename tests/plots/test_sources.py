@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ from .made_up import A, B, plan, run, scores
     [
         ("cifar.sensitivity", "cifar"),
         ("cifar.plan.safetensors", "cifar"),
+        ("sensitivity/cifar.sensitivity", "cifar"),
         ("runs/cifar/plan.safetensors", "cifar"),
         ("vtab/cifar/spt-lora/seed0", "cifar"),
         ("vtab/cifar/spt-lora/seed12/sensitivity.safetensors", "cifar"),
+        ("vtab/cifar/sensitivity/0a1b2c", "cifar"),
         ("runs/seed-lora", "seed-lora"),
     ],
 )
@@ -51,6 +54,26 @@ def test_a_folder_of_tasks_is_a_group(grid: Path) -> None:
     measured = task_files([grid], "sensitivity", labels=["MAE"])
     assert list(measured.groups) == ["MAE"]
     assert measured.groups["MAE"]["y"].name == "sensitivity.safetensors"
+
+
+def test_what_a_benchmark_shares_and_chooses_by(grid: Path) -> None:
+    """Sensitivities lie beside the methods, by a digest; candidates beside the seeds."""
+    for task, seed, own in (("x", 0, A), ("x", 1, B), ("y", 0, B)):
+        place = grid / task / "sensitivity" / f"digest{seed}"
+        place.mkdir(parents=True)
+        scores(own).save(place / "sensitivity.safetensors")
+        record = {"measured_on": {"samples": 800, "seed": seed}}
+        (place / "sensitivity.json").write_text(json.dumps(record))
+        run(grid / task / "spt-lora" / "choice" / f"scale={seed}", 0.9, images="chosen")
+    second = run(grid / "x" / "spt-lora" / "seed1", 0.5, seed=1)
+    assert {r.task for r in read_runs([grid]).runs} == {"x", "y"}
+    found = task_files([second], "sensitivity").groups[""]["x"]
+    assert found.parent.name == "digest1"
+    for seed in (0, 1):
+        (grid / "x" / "spt-lora" / f"seed{seed}" / "sensitivity.safetensors").unlink(seed == 1)
+    shared = task_files([grid], "sensitivity", methods=["spt-lora"]).groups["out"]
+    assert list(shared) == ["x", "y"]
+    assert shared["x"].parent.name == "digest0"
 
 
 def test_single_files_and_runs_are_one_group(grid: Path, tmp_path: Path) -> None:
