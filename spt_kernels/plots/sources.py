@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from ..finetuning.run_folder import FILES, RunFolder
 from ..finetuning.weight_file import own_kind
+from ..methods.method import entry_of
 from ..plan import Plan
 from ..sensitivity import Sensitivity
 from .runs import SHARED, is_of_a_benchmark, name_of, run_folders
@@ -49,7 +50,8 @@ def task_files(
         paths: files of plans or sensitivities, folders of runs, or folders of such.
         kind: `plan` or `sensitivity`: which file is taken of a run's folder.
         labels: names for the groups where there are such, else for the tasks, in the order given.
-        methods: in folders, only runs of these; empty for all.
+        methods: in folders, only runs of these; without any, of all that choose by a sensitivity,
+            this package's first.
 
     Raises:
         ValueError: a file or folder that is not there or holds none of the kind, single tasks
@@ -89,21 +91,32 @@ def load_selection(path: str | os.PathLike[str], budget: int | float | None = No
 
 
 def _tasks_in(path: Path, kind: str, methods: Collection[str], notes: list[str]) -> dict[str, Path]:
-    found: dict[str, list[Path]] = {}
+    found: dict[str, list[tuple[bool, Path]]] = {}
     for folder in run_folders(path):
         config = RunFolder(folder).read_json("config") or {}
         method = config.get("job", {}).get("method", {}).get("name")
-        if RunFolder(folder)[kind].is_file() and (not methods or method in {*methods, None}):
-            found.setdefault(name_of(folder), []).append(folder)
+        chosen = method is None or (method in methods if methods else _is_aware(method))
+        if RunFolder(folder)[kind].is_file() and chosen:
+            is_second = method is not None and not method.startswith("spt-")
+            found.setdefault(name_of(folder), []).append((is_second, folder))
     if not found and (loose := _loose_files(path, kind)):
         return loose
     if not found:
         of = f" of method {', '.join(methods)}" if methods else ""
         raise ValueError(f"files: {path} holds no {FILES[kind]}{of}, and no other {kind}")
-    for task, (first, *others) in found.items():
-        if others:
-            notes.append(f"{task}: {first} is shown, of {1 + len(others)} runs that have one")
-    return {task: _file_in(folders[0], kind) for task, folders in found.items()}
+    shown = {task: min(each, key=lambda one: one[0])[1] for task, each in found.items()}
+    for task, each in found.items():
+        if len(each) > 1:
+            notes.append(f"{task}: {shown[task]} is shown, of {len(each)} that have one")
+    return {task: _file_in(folder, kind) for task, folder in shown.items()}
+
+
+def _is_aware(method: str) -> bool:
+    """Whether runs of a method choose by a sensitivity; one that is not known here may do so."""
+    try:
+        return "samples" in entry_of(method).options
+    except ValueError:
+        return True
 
 
 def _loose_files(path: Path, kind: str) -> dict[str, Path]:

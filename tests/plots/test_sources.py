@@ -47,13 +47,26 @@ def test_a_folder_of_tasks_is_a_group(grid: Path) -> None:
     assert {name: list(tasks) for name, tasks in found.groups.items()} == {"out": ["x", "y"]}
     [note] = found.notes
     assert note.startswith("x: ")
-    assert "spt-adapter/seed0 is shown, of 2 runs" in note
+    assert "spt-adapter/seed0 is shown, of 2 that have one" in note
     chosen = task_files([grid], methods=["spt-lora"])
     assert chosen.notes == ()
     assert chosen.groups["out"]["x"].parent.parent.name == "spt-lora"
     measured = task_files([grid], "sensitivity", labels=["MAE"])
     assert list(measured.groups) == ["MAE"]
     assert measured.groups["MAE"]["y"].name == "sensitivity.safetensors"
+
+
+def test_methods_that_choose_by_no_sensitivity_are_passed_over(grid: Path) -> None:
+    """Their plans come first by name and tell nothing of what is sensitive."""
+    for method in ("bias", "lora-8", "dense-gradient"):
+        folder = run(grid / "y" / method / "seed0", 0.5, method)
+        plan(A).save(folder / "plan.safetensors")
+    found = task_files([grid], methods=[])
+    assert found.groups["out"]["y"].parents[1].name == "spt-lora"
+    assert "y: " in found.notes[1]
+    assert "of 2 that have one" in found.notes[1]
+    named = task_files([grid / "y"], methods=["bias"]).groups["y"]["y"]
+    assert named.parents[1].name == "bias"
 
 
 def test_what_a_benchmark_shares_and_chooses_by(grid: Path) -> None:
