@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..benchmarks.vtab import VTAB
 from ..methods.method import METHODS, entry_of
 from .numbers import Numbers
 from .runs import SETTINGS, TaskRun
@@ -111,8 +112,8 @@ def accuracy_by_budget(
 
     Args:
         runs: of one model, as `read_runs` gives them.
-        groups: task -> group, where the mean over tasks is to be that of the groups' means, as that
-            of VTAB-1k is; without it, each task counts alike.
+        groups: task -> group, where the mean over tasks is to be that of the groups' means. Without
+            it, that is so of all tasks of VTAB-1k, and any other tasks count alike.
 
     Raises:
         ValueError: no runs, runs of different models, two of the same task, seed and setting, a
@@ -196,6 +197,8 @@ def _table(runs: Sequence[TaskRun], groups: Mapping[str, str]) -> AccuracyTable:
         key = json.dumps([run.method, *(run.settings[name] for name in SETTINGS)])
         grouped.setdefault(key, []).append(run)
     tasks = tuple(dict.fromkeys(run.task for run in runs))
+    if not groups and set(tasks) == set(VTAB):
+        groups = {task: VTAB[task].group for task in tasks}
     if groups and (without := [task for task in tasks if task not in groups]):
         raise ValueError(f"groups: expected one for every task, got none for {_listed(without)}")
     rows, missing = [], []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from spt_kernels.benchmarks.vtab import VTAB
 from spt_kernels.plots import accuracy_by_budget, read_runs, samples_ablation, structure_ablation
 from spt_kernels.plots.accuracy import labels
 from spt_kernels.plots.numbers import csv_of
@@ -51,6 +52,15 @@ def test_groups_of_tasks_count_alike(tmp_path: Path) -> None:
     assert grouped.each[0].mean == pytest.approx(0.6)
     with pytest.raises(ValueError, match="groups: expected one for every task, got none for y, z"):
         accuracy_by_budget(runs, {"x": "natural"})
+
+
+def test_all_of_vtab_is_the_mean_of_its_groups(tmp_path: Path) -> None:
+    accuracy = {"Natural": 0.8, "Specialized": 0.6, "Structured": 0.4}
+    for task, known in VTAB.items():
+        run(tmp_path / task / "spt-lora" / "seed0", accuracy[known.group])
+    assert accuracy_by_budget(read_runs([tmp_path]).runs).each[0].mean == pytest.approx(0.6)
+    some = [tmp_path / task for task in ("cifar", "svhn", "kitti")]
+    assert accuracy_by_budget(read_runs(some).runs).each[0].mean == pytest.approx(2 / 3)
 
 
 def test_a_seed_that_lacks_a_task_is_left_out_and_named(tmp_path: Path) -> None:
