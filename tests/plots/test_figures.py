@@ -219,7 +219,7 @@ def test_structure_is_a_table_and_dots(runs: Path) -> None:
     assert [t.get_text() for t in table.texts] == [
         *("LoRA", "yes", "50"),
         *("–", "yes", "50"),
-        *("modules", "entries", "trained"),
+        *("module", "entries", "trained"),
     ]
     assert [t.get_text() for t in axes.texts] == ["70.0", "70.0"]
     assert_nothing_is_cut(figure)

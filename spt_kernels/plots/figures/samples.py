@@ -11,6 +11,8 @@ from .paper import finish, paper_figure, put_key, series
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LOG = 4  # the most over the fewest, from which on the scale is logarithmic
+
 
 def samples_figure(
     made: AccuracyTable, *, columns: int | None = None, title: str | None = None
@@ -42,6 +44,9 @@ def samples_figure(
         )
     finish(axes, grid="both")
     counts = sorted({row.settings["samples"] for row in made.each})
+    if counts[-1] >= _LOG * counts[0]:
+        axes.set_xscale("log")
+        axes.minorticks_off()
     axes.set_xticks(counts, [f"{count:,}" for count in counts])
     axes.set_xlabel("samples that sensitivities are measured on")
     axes.set_ylabel(accuracy_title(made))

@@ -8,7 +8,7 @@ from ...files.picture import INK, LINE_COLOURS
 from ...methods.method import entry_of
 from ..accuracy import AccuracyRow, AccuracyTable, labels
 from .accuracy_axis import WHISKERS, seeds_note, whiskers
-from .paper import LETTERS, SMALL, finish, paper_figure, short_count
+from .paper import SMALL, finish, paper_figure, short_count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ def structure_figure(
     names = labels(made.each)
     columns = columns or (1 if max(map(len, names)) <= _ONE_COLUMN else 2)
     figure = paper_figure(columns, 0.95 + 0.22 * len(names) + 0.2 * bool(title), title)
-    table, axes = figure.subplots(1, 2, sharey=True, width_ratios=(1.3, 1))
+    table, axes = figure.subplots(1, 2, sharey=True, width_ratios=(1.7, 1))
     for y, row in enumerate(made.each):
         look: dict[str, Any] = {"color": LINE_COLOURS[0], "marker": "o", "markersize": 4}
         axes.errorbar(100 * row.mean, y, xerr=whiskers(row), linestyle="none", **look, **WHISKERS)
@@ -54,7 +54,7 @@ def structure_figure(
     table.grid(False)
     table.spines[:].set_visible(False)
     table.tick_params(length=0, labelbottom=False)
-    _write(table, -0.85, ("modules", "entries", "trained"), LETTERS)
+    _write(table, -0.85, ("module", "entries", "trained"), SMALL)
     return figure
 
 
