@@ -120,10 +120,12 @@ def _is_aware(method: str) -> bool:
 
 
 def _loose_files(path: Path, kind: str) -> dict[str, Path]:
-    """Plans or sensitivities that lie in a folder under names of their own, as `cifar.plan`."""
+    """Files of a kind in a folder that have names of their own, as `cifar.plan`; or the others."""
     files = sorted(file for file in path.iterdir() if file.suffix in _ENDINGS)
     kinds = {file: own_kind(file) for file in files if file.is_file()}
-    return {name_of(file): file for file, own in kinds.items() if own == kind}
+    is_there = kind in kinds.values()
+    wanted = {kind} if is_there else {"plan", "sensitivity"}
+    return {name_of(file): file for file, own in kinds.items() if own in wanted}
 
 
 def _file_in(folder: Path, kind: str) -> Path:

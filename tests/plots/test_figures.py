@@ -222,6 +222,7 @@ def test_structure_is_a_table_and_dots(runs: Path) -> None:
         *("module", "entries", "trained"),
     ]
     assert [t.get_text() for t in axes.texts] == ["70.0", "70.0"]
+    assert figure.get_supxlabel() == "test images, mean over 2 tasks\n± standard error, 2 seeds"
     assert_nothing_is_cut(figure)
 
 

@@ -103,6 +103,8 @@ def test_a_folder_of_loose_files_is_a_group(tmp_path: Path) -> None:
     scores(A).save(tmp_path / "c.sensitivity")
     assert list(task_files([tmp_path]).groups[tmp_path.name]) == ["a", "b"]
     assert list(task_files([tmp_path], "sensitivity").groups[tmp_path.name]) == ["c"]
+    (tmp_path / "c.sensitivity").unlink()  # a plan may do where it is all there is
+    assert list(task_files([tmp_path], "sensitivity").groups[tmp_path.name]) == ["a", "b"]
 
 
 def test_what_does_not_go_together_is_told(grid: Path, tmp_path: Path) -> None:

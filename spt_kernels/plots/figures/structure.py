@@ -29,7 +29,7 @@ def structure_figure(
     """
     names = labels(made.each)
     columns = columns or (1 if max(map(len, names)) <= _ONE_COLUMN else 2)
-    figure = paper_figure(columns, 0.95 + 0.22 * len(names) + 0.2 * bool(title), title)
+    figure = paper_figure(columns, 1.05 + 0.22 * len(names) + 0.2 * bool(title), title)
     table, axes = figure.subplots(1, 2, sharey=True, width_ratios=(1.7, 1))
     for y, row in enumerate(made.each):
         look: dict[str, Any] = {"color": LINE_COLOURS[0], "marker": "o", "markersize": 4}
@@ -44,9 +44,9 @@ def structure_figure(
     axes.margins(x=0.2)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(f"{made.images} accuracy, %")
+    axes.set_xlabel("accuracy, %")
     over = made.tasks[0] if len(made.tasks) == 1 else f"mean over {len(made.tasks)} tasks"
-    note = ", ".join(filter(None, (over, seeds_note(made))))
+    note = "\n".join(filter(None, (f"{made.images} images, {over}", seeds_note(made))))
     figure.supxlabel(note, fontsize=SMALL, color=INK)
     table.set_yticks(range(len(names)), names)
     table.set_ylim(len(made.each) - 0.4, -1.1)
