@@ -15,6 +15,8 @@ from ..methods.method import METHODS, entry_of
 from .numbers import Numbers
 from .runs import SETTINGS, TaskRun
 
+_OURS = tuple(name for name, entry in METHODS.items() if entry.home == "spt")
+
 
 @dataclass(frozen=True)
 class AccuracyRow:
@@ -135,11 +137,11 @@ def structure_ablation(
     Raises:
         ValueError: as `accuracy_by_budget`, or no two such methods.
     """
-    aware = [run for run in runs if entry_of(run.method).home == "spt"]
+    aware = [run for run in runs if run.method in _OURS]
     if len({run.method for run in aware}) < 2:
         raise ValueError(
-            "files: expected runs of two or more of spt-lora, spt-lora-structured, spt-adapter and "
-            f"spt-unstructured, got {_listed(run.method for run in aware)}"
+            f"files: expected runs of two or more of {_listed(_OURS)}, got "
+            f"{_listed(run.method for run in aware)}"
         )
     return _table(aware, groups or {})
 
