@@ -16,7 +16,7 @@ _NAMES = {
     "sensitivity": ("Sensitivity", "measure_sensitivity"),
     "plan": ("AdapterSpec", "LoraSpec", "Plan", "allocate", "allocate_each"),
     "layers": (
-        *("AdapterLinear", "LoraLinear"),
+        *("AdapterConv2d", "AdapterLinear", "LoraConv2d", "LoraLinear"),
         *("SparseDeltaConv2d", "SparseDeltaLinear", "SparseDeltaNorm"),
     ),
     "tuning": ("apply",),
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from .environment import backends as backends
     from .errors import BaseModelMismatch as BaseModelMismatch
     from .errors import DeltaFormatError as DeltaFormatError
+    from .layers import AdapterConv2d as AdapterConv2d
     from .layers import AdapterLinear as AdapterLinear
+    from .layers import LoraConv2d as LoraConv2d
     from .layers import LoraLinear as LoraLinear
     from .layers import SparseDeltaConv2d as SparseDeltaConv2d
     from .layers import SparseDeltaLinear as SparseDeltaLinear
