@@ -23,7 +23,10 @@ _NAMES = {
     "optim": ("SparseAdamW", "param_groups"),
     "step": ("capture_step",),
     "task": ("load_delta", "merge", "read_metadata", "save_delta", "unload"),
-    "memory": ("LargestBatch", "MemoryEstimate", "estimate_memory", "largest_batch"),
+    "memory": (
+        *("LargestBatch", "MemoryEstimate", "estimate_memory", "largest_batch"),
+        "tunable_parts",
+    ),
     "errors": ("BaseModelMismatch", "DeltaFormatError"),
     "environment": ("backends",),
 }
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from .memory import MemoryEstimate as MemoryEstimate
     from .memory import estimate_memory as estimate_memory
     from .memory import largest_batch as largest_batch
+    from .memory import tunable_parts as tunable_parts
     from .methods import _Methods
     from .optim import SparseAdamW as SparseAdamW
     from .optim import param_groups as param_groups
