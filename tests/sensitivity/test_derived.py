@@ -175,3 +175,39 @@ def test_what_is_made_otherwise_for_each_sample_is_measured_one_by_one() -> None
             score += gradient**2
     for name, score in sensitivity.items():
         torch.testing.assert_close(score, expected[name])
+
+
+def test_what_a_forward_caches_is_forgotten_before_the_next() -> None:
+    class Caches(nn.Module):
+        """As LeViT's attention: biases are looked up once, until the model is trained."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.top = nn.Linear(48, 6), nn.Linear(6, 5)
+            self.bias = nn.Parameter(torch.randn(4, 6))
+            self.register_buffer("index", torch.tensor([0, 2, 2, 3]))
+            self.cache: dict[str, Tensor] = {}
+            self.keeps = True
+
+        def train(self, mode: bool = True) -> Caches:
+            if mode:
+                self.cache.clear()
+            return super().train(mode)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training or not self.keeps or "bias" not in self.cache:
+                self.cache["bias"] = self.bias[self.index]
+            x = self.linear(x[..., :8, :8].reshape(-1, 4, 48)) + self.cache["bias"]
+            return self.top(x.tanh().mean(1))
+
+    torch.manual_seed(0)
+    model = _spread(Caches())
+    images, labels = tiny_batch(4)
+    batches = [(images[:3], labels[:3]), (images[3:], labels[3:])]
+    with torch.no_grad():
+        model.eval()(images)
+    sensitivity = spt.measure_sensitivity(model, batches, include=["*"], progress=False)
+    assert not model.cache
+    assert not sensitivity.fallback
+    model.keeps = False
+    assert_exact(sensitivity, model, batches)
