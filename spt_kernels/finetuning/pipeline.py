@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from ..methods import Method, make_plan, tune
 from ..methods.tunable import Tunable
 from ..plan import Plan
 from ..plan.figure import sensitivity_figure
-from ..sensitivity import Sensitivity, skewed_sensitivity
+from ..sensitivity import Sensitivity
 from .accuracy import evaluate
 from .checkpoint import Best, put_state
 from .curves import training_curves_figure
@@ -24,7 +22,6 @@ from .description import description_of
 from .device import reproducible, seed_everything
 from .facts import accounted_bytes, config_of, facts_of, machine_of, measured_bytes, trains
 from .given_plan import (
-    check_affords,
     check_agrees,
     check_samples,
     load_plan,
@@ -34,9 +31,11 @@ from .given_plan import (
 )
 from .head import with_head
 from .job import FinetuneJob
-from .measured import keep_sensitivity, kept_sensitivity, sensitivity_of
+from .measured import keep_sensitivity, kept_sensitivity, measured_on, sensitivity_of
 from .pixels import Batches
+from .possible import check_possible
 from .progress import Logged, Progress, Silent
+from .run_clock import RunClock, spent_in
 from .run_folder import FILES, RunFolder
 from .run_step import wants_graph
 from .setting import Setting, open_setting
@@ -85,7 +84,7 @@ def finetune(
         raise ValueError(f"checkpoint_seconds: expected 0 or more, got {checkpoint_seconds}")
     check_can_draw()  # what would be missed at the end
     log = Logged(progress or Silent())
-    clock = _Clock()
+    clock = RunClock()
     folder = RunFolder.open(output, resume=resume, force=force)
     with reproducible():
         with folder.starting():
@@ -96,14 +95,14 @@ def finetune(
                 if finished is not None:
                     log.say("this run is finished")
                     return finished
-                clock.spent = _spent(folder)
+                clock.spent = spent_in(folder)
             setting = open_setting(job, device, workers)
             wants_graph(graph, setting.device)  # or refuses
             model = setting.base.model
             method = with_head(job.method, model, setting.form)
             measures = plan is None and given is None and method.is_sensitivity_aware
             if measures:
-                _check_possible(method, model)
+                check_possible(method, model)
             elif plan is None:
                 plan = make_plan(model, method, given)
             images = setting.training_batches(log)  # a bad one is found here
@@ -123,21 +122,6 @@ def finetune(
                 setting, images, ready.tunable, folder, checkpoint_seconds, graph, clock, log
             )
         return _finish(setting, ready, folder, history, best, clock, log)
-
-
-@dataclass
-class _Clock:
-    """The seconds that a run takes, over all its resumes.
-
-    Attributes:
-        spent: before this process began on it.
-    """
-
-    spent: float = 0.0
-    began: float = field(default_factory=time.monotonic)
-
-    def __call__(self) -> float:
-        return self.spent + time.monotonic() - self.began
 
 
 @dataclass(frozen=True)
@@ -164,7 +148,7 @@ def _finish(
     folder: RunFolder,
     history: list[EpochFigures],
     best: Best | None,
-    clock: _Clock,
+    clock: RunClock,
     log: Logged,
 ) -> dict[str, Any]:
     """Save what was trained, test it, draw it, and write down the result."""
@@ -244,24 +228,19 @@ def _finished(folder: RunFolder, job: FinetuneJob) -> dict[str, Any] | None:
     return None
 
 
-def _spent(folder: RunFolder) -> float:
-    """The seconds that the run in `folder` has taken, to its last epoch or its end."""
-    records = (folder.read_json(name) or {} for name in ("seconds", "result"))
-    return max(float(record.get("seconds", 0.0)) for record in records)
-
-
 def _measured(
-    setting: Setting, images: Batches, folder: RunFolder, clock: _Clock, log: Logged
+    setting: Setting, images: Batches, folder: RunFolder, clock: RunClock, log: Logged
 ) -> Sensitivity:
     """The sensitivity that was measured into the folder before, or else now."""
-    kept, took = kept_sensitivity(folder, setting, log)
+    own = measured_on(setting)
+    kept, took = kept_sensitivity(folder, own, log)
     clock.spent = max(clock.spent, took)
     if kept is not None:
         return kept
     if not folder.replaces:  # the run that is there stays until this one is known to go
         _claim(folder, setting, log)
     measured = sensitivity_of(setting, images, log)
-    keep_sensitivity(folder, setting, measured, clock())
+    keep_sensitivity(folder, own, measured, clock())
     return measured
 
 
@@ -274,16 +253,6 @@ def _claim(folder: RunFolder, setting: Setting, log: Logged) -> None:
     log.write_to(folder["log"])
 
 
-def _check_possible(method: Method, model: nn.Module) -> None:
-    """Refuse, by made-up scores, before the long measuring what no scores would make possible."""
-    # whether any module is worth its place depends on the scores
-    whole = replace(method, name=method.name.removesuffix("-structured"))
-    plan = make_plan(model, whole, skewed_sensitivity(model, head=method.head))
-    if plan is not None and whole != method:
-        check_affords(plan)
-    tune(copy.deepcopy(model), whole, plan)
-
-
 def _train(
     setting: Setting,
     images: Batches,
@@ -291,7 +260,7 @@ def _train(
     folder: RunFolder,
     checkpoint_seconds: float,
     graph: bool | None,
-    clock: _Clock,
+    clock: RunClock,
     log: Logged,
 ) -> tuple[list[EpochFigures], Best | None]:
     """The figures of all epochs, and what was trained in the best."""
