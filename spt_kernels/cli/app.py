@@ -22,6 +22,7 @@ from . import (
     merge,
     plan,
     predict,
+    segment,
     sensitivity,
 )
 from .command import Group, command, flowing
@@ -107,6 +108,7 @@ def make_app() -> typer.Typer:
     for name, module in (
         ("demo", demo),
         ("finetune", finetune),
+        ("segment", segment),
         ("sensitivity", sensitivity),
         ("plan", plan),
         ("memory", memory),

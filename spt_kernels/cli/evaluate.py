@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .command import named_of
+from .evaluate_scenes import evaluate_scenes
 from .options import FormOptions, MachineOptions, described, split_names
 from .saved_options import BatchOptions, SavedOptions
 from .terminal import Terminal, count, percent, table, unbroken
@@ -32,11 +34,24 @@ its model and its classes; a merged model; who is taken for whom:
 
 Classes are matched by name, whatever their order; images of a class that the
 model does not know are refused.
+
+Of a model that labels pixels (`spt-kernels segment`), the mIoU; what it takes
+each pixel for is written as label maps:
+
+  spt-kernels evaluate runs/ade --multi-scale --save-predictions labels
 """
+
+# what says something of images, not of the pixels of a scene
+_OF_IMAGES = (
+    *("test_list", "classes", "confusion", "batch_size", "model", "model_arg", "pretrained"),
+    *("image_size", "mean", "std", "fit"),
+)
+_OF_SCENES = ("multi_scale", "save_predictions")
 
 
 def run(
     terminal: Terminal,
+    context: typer.Context,
     task: Annotated[
         Path,
         typer.Argument(help="A run's folder, a task file, a merged model.", metavar="RUN"),
@@ -69,10 +84,37 @@ def run(
         described("Output", "--confusion FILE", "Draw which class is taken for which, as a.png."),
     ] = None,
     force: Annotated[bool, described("Output", "--force", "Overwrite that picture.")] = False,
+    multi_scale: Annotated[
+        bool, described("Pixels", "--multi-scale", "At six scales and mirrored as well.")
+    ] = False,
+    save_predictions: Annotated[
+        Path | None,
+        described(
+            "Pixels", "--save-predictions FOLDER", "Label maps, and these laid over the images."
+        ),
+    ] = None,
 ) -> None:
     """Find the run, load it, evaluate it, show the accuracy."""
     check_picture("--confusion", confusion, force=force)
     how = batch.how()
+    from ..segmentation.saved import is_segmentation
+
+    labels_pixels = is_segmentation(task)
+    if unread := named_of(context, _OF_IMAGES if labels_pixels else _OF_SCENES):
+        whose = "labels pixels" if labels_pixels else "does not label pixels"
+        raise ValueError(f"{unread[0]}: the model {whose}; leave it out")
+    if labels_pixels:
+        evaluate_scenes(
+            terminal,
+            task,
+            data,
+            model.weights,
+            machine,
+            amp=how["amp"],
+            multi_scale=multi_scale,
+            save_predictions=save_predictions,
+        )
+        return
     from ..finetuning.evaluation import evaluate_saved, images_of
 
     saved = model.find(task)

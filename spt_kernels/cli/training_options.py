@@ -20,8 +20,8 @@ _RECIPE = "Recipe (the defaults are the paper's)"
 
 
 @dataclass(frozen=True)
-class MethodOptions:
-    """What is trained."""
+class BackboneMethodOptions:
+    """What is trained of a model whose head is known."""
 
     method: Annotated[
         str | None, described(_METHOD, "--method NAME", f"{', '.join(METHODS)} [{Method.name}].")
@@ -50,7 +50,6 @@ class MethodOptions:
     rule: Annotated[
         str | None, described(_METHOD, "--rule NAME", f"paper or published-code [{Method.rule}].")
     ] = None
-    head: Annotated[list[str] | None, described(_METHOD, "--head NAME", HEAD_HELP)] = None
     dropout: Annotated[
         float | None,
         described(_METHOD, "--dropout P", f"LoRA's input dropout [{Method.dropout:g}]."),
@@ -60,12 +59,24 @@ class MethodOptions:
         """The fields of `Method` that were given, its name aside."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "method"}
         values["budget"] = parse_budget(self.budget)
-        values["head"] = parse_head(self.head)
         return {name: value for name, value in values.items() if value is not None}
 
     def chosen(self, preset: Preset) -> Method:
         """The method described, with the options of the preset where none are given."""
         return preset.method(self.method or Method.name, **self.given())
+
+
+@dataclass(frozen=True)
+class MethodOptions(BackboneMethodOptions):
+    """What is trained."""
+
+    head: Annotated[list[str] | None, described(_METHOD, "--head NAME", HEAD_HELP)] = None
+
+    def given(self) -> dict[str, Any]:
+        """The fields of `Method` that were given, its name aside."""
+        head = parse_head(self.head)
+        values = {name: value for name, value in super().given().items() if name != "head"}
+        return values | ({} if head is None else {"head": head})
 
 
 @dataclass(frozen=True)

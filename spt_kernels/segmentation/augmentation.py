@@ -44,7 +44,7 @@ def augmented(
         uint8 `[3, size, size]` and uint8 `[size, size]`.
     """
     draw = _Draw(generator)
-    height, width = form.scaled(*labels.shape, ratio=draw.between(*_RATIOS))
+    height, width = form.scaled(image.height, image.width, draw.between(*_RATIOS))
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     labels = np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
     left, top = _corner(labels, form.size, draw)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import timm
 import torch
 
+from ..errors import needed
 from ..finetuning.models import ModelSource, build
 from .setr import Setr
+
+with needed("building models by name"):
+    import timm
 
 
 @dataclass(frozen=True)

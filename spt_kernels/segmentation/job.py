@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ..finetuning.description import SEGMENTATION
 from ..finetuning.job import plain
 from ..finetuning.models import ModelSource
 from ..methods import Method
 from ..methods.method import check_positive
 from .recipe import SegmentationRecipe
 
-KIND = "segmentation"  # of a run, in its config and its files
+KIND = SEGMENTATION  # of a run, in its config as in its files
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,13 @@ class SegmentationJob:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> SegmentationJob:
         """Read what `to_json` wrote."""
-        lists = {n: tuple(v) if isinstance(v, list) else v for n, v in value.items()}
-        return cls(
-            **{
-                **lists,
-                "model": ModelSource(**value["model"]),
-                "method": Method(**value["method"]),
-                "recipe": SegmentationRecipe(**value["recipe"]),
-            }
-        )
+        values: dict[str, Any] = {
+            n: tuple(v) if isinstance(v, list) else v for n, v in value.items()
+        }
+        values["model"] = ModelSource(**value["model"])
+        values["method"] = Method(**value["method"])
+        values["recipe"] = SegmentationRecipe(**value["recipe"])
+        return cls(**values)
 
     def difference_from(self, old: SegmentationJob) -> str | None:
         """The first value in which an older job differs from this one; `None` if none.

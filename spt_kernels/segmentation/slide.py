@@ -26,7 +26,9 @@ def window_starts(length: int, size: int, stride: int) -> list[int]:
 
 
 @torch.no_grad()
-def slide(model: Model, images: Tensor, size: int, stride: int, *, at_once: int = 4) -> Tensor:
+def slide_scores(
+    model: Model, images: Tensor, size: int, stride: int, *, at_once: int = 4
+) -> Tensor:
     """Average the scores of all windows that cover each pixel.
 
     A side on which an image is smaller than a window is seen whole.
@@ -88,21 +90,24 @@ def label_map(
     Returns:
         int64 `[height, width]` on the device.
     """
-    mean: Tensor | None = None
+    if not ratios:
+        raise ValueError("ratios: expected at least one, got none")
+    looks = (False, True) if flip else (False,)
+    is_one = len(ratios) * len(looks) == 1
+    total: Tensor | None = None
     for ratio in ratios:
         height, width = form.scaled(image.height, image.width, ratio)
         scaled = image.resize((width, height), Image.Resampling.BILINEAR)
         pixels = normalised(as_pixels(scaled)[None].to(device), form)
-        for mirrored in (False, True) if flip else (False,):
+        for mirrored in looks:
             seen = pixels.flip(-1) if mirrored else pixels
-            scores = slide(model, seen, form.size, form.stride)
+            scores = slide_scores(model, seen, form.size, form.stride)
             scores = scores.flip(-1) if mirrored else scores
             scores = F.interpolate(
                 scores, size=(image.height, image.width), mode="bilinear", align_corners=False
             )
-            # each in the place of the one before: at full size they are the largest tensors here
-            shares = scores.softmax(1)
-            mean = shares if mean is None else mean.add_(shares)
-    if mean is None:
-        raise ValueError("ratios: expected at least one, got none")
-    return mean[0].argmax(0)
+            # of one look, scores are in the order of their probabilities
+            shares = scores if is_one else scores.softmax(1)
+            total = shares if total is None else total.add_(shares)
+    assert total is not None
+    return total[0].argmax(0)

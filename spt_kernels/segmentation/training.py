@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..finetuning.checkpoint import Checkpoint
 from ..finetuning.progress import Progress, Silent
@@ -17,7 +18,6 @@ from ..methods.tunable import make_optimizer
 from .crops import CropBatches
 from .loss import PixelLoss
 from .recipe import SegmentationRecipe
-from .setr import Setr
 
 REPORT_EVERY = 50  # iterations
 
@@ -40,7 +40,7 @@ class IterationFigures:
 
 
 def train_segmentation(
-    model: Setr,
+    model: nn.Module,
     batches: CropBatches,
     recipe: SegmentationRecipe,
     *,
@@ -55,7 +55,7 @@ def train_segmentation(
     """Train what of `model` requires a gradient, in place.
 
     Args:
-        model: made ready by `methods.tune`, on the device of `batches`.
+        model: a `Setr` made ready by `methods.tune`, on the device of `batches`.
         batches: squares of the training scenes.
         recipe: how.
         lr: the peak learning rate.
