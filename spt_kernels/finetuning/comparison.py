@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .description import SEGMENTATION
 from .run_folder import FILES, RunFolder
 
 
@@ -96,6 +97,8 @@ def compare_runs(folders: Iterable[str | os.PathLike[str]]) -> Comparison:
         assert config is not None
         if result is None:
             missing[str(folder.path)] = "it is not finished"
+        elif config.get("kind") == SEGMENTATION:
+            missing[str(folder.path)] = "it labels pixels"
         else:
             runs.append((folder, config["job"], result))
     if not runs:
