@@ -43,7 +43,7 @@ each pixel for is written as label maps:
 
 # what says something of images, not of the pixels of a scene
 _OF_IMAGES = (
-    *("test_list", "classes", "confusion", "batch_size", "model", "model_arg", "pretrained"),
+    *("test_list", "classes", "confusion", "batch_size"),
     *("image_size", "mean", "std", "fit"),
 )
 _OF_SCENES = ("multi_scale", "save_predictions")
@@ -97,18 +97,15 @@ def run(
     """Find the run, load it, evaluate it, show the accuracy."""
     check_picture("--confusion", confusion, force=force)
     how = batch.how()
-    from ..segmentation.saved import is_segmentation
-
-    labels_pixels = is_segmentation(task)
-    if unread := named_of(context, _OF_IMAGES if labels_pixels else _OF_SCENES):
-        whose = "labels pixels" if labels_pixels else "does not label pixels"
+    scenes = model.find_segmentation(task)
+    if unread := named_of(context, _OF_SCENES if scenes is None else _OF_IMAGES):
+        whose = "does not label pixels" if scenes is None else "labels pixels"
         raise ValueError(f"{unread[0]}: the model {whose}; leave it out")
-    if labels_pixels:
+    if scenes is not None:
         evaluate_scenes(
             terminal,
-            task,
+            scenes,
             data,
-            model.weights,
             machine,
             amp=how["amp"],
             multi_scale=multi_scale,

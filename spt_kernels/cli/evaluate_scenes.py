@@ -10,13 +10,13 @@ from .terminal import Terminal, count, facts, percent, table
 
 if TYPE_CHECKING:
     from ..segmentation.evaluation import SegmentationScores
+    from ..segmentation.saved import SavedSegmentation
 
 
 def evaluate_scenes(
     terminal: Terminal,
-    path: Path,
+    saved: SavedSegmentation,
     data: Path | None,
-    weights: Path | None,
     machine: MachineOptions,
     *,
     amp: str,
@@ -27,18 +27,16 @@ def evaluate_scenes(
     from ..finetuning.device import pick_device
     from ..segmentation import evaluation
     from ..segmentation.ade20k import read_ade20k
-    from ..segmentation.saved import SavedSegmentation
 
-    saved = SavedSegmentation.find(path, weights=None if weights is None else weights.resolve())
     root = data or saved.data
     if root is None:
         raise ValueError("--data: name the folder of the scenes")
     scenes = read_ade20k(root, "validation")
-    if scenes.classes != saved.classes:
+    own = saved.told.classes
+    if scenes.classes != own:
         raise ValueError(
-            f"--data: expected scenes of the model's {len(saved.classes)} classes, "
-            f"{saved.classes[0]}, {saved.classes[1]}, …, got {len(scenes.classes)}, "
-            f"{scenes.classes[0]}, {scenes.classes[1]}, …"
+            f"--data: expected scenes of the model's {len(own)} classes, {own[0]}, {own[1]}, …, "
+            f"got {len(scenes.classes)}, {scenes.classes[0]}, {scenes.classes[1]}, …"
         )
     device = pick_device(machine.device)
     model = saved.load().to(device)
@@ -47,7 +45,7 @@ def evaluate_scenes(
         scores = evaluation.evaluate_scenes(
             model,
             scenes,
-            saved.form,
+            saved.told.form,
             device,
             multi_scale=multi_scale,
             amp=amp,

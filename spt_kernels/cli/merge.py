@@ -44,7 +44,7 @@ def run(
     except ValueError as error:
         raise ValueError(f"--output: {error}") from error
     check_file("--output", output, force=force)
-    saved = model.find(task)
+    saved = model.find_segmentation(task) or model.find(task)
     state = saved.merged().state_dict()
     n_bytes = write_merged(output, state, saved.description().to_json())
     value = {

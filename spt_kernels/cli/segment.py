@@ -210,7 +210,8 @@ def _job(
 def _job_in(folder: Path, iterations: int | None) -> SegmentationJob:
     """The job of the run in a folder, with more iterations if they are given."""
     from ..finetuning.run_folder import RunFolder
-    from ..segmentation.job import KIND, SegmentationJob
+    from ..segmentation.description import KIND
+    from ..segmentation.job import SegmentationJob
 
     config = RunFolder(folder).read_json("config")
     if config is None or config.get("kind") != KIND:

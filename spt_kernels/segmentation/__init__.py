@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 _NAMES = {
     "ade20k": ("IGNORED", "LabelledScenes", "read_ade20k"),
     "base_model": ("SegmentationModel", "build_setr"),
+    "description": ("SegmentationDescription",),
     "evaluation": ("SegmentationScores", "evaluate_scenes"),
     "form": ("SceneForm",),
     "iou": ("PixelCounts",),
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .ade20k import read_ade20k as read_ade20k
     from .base_model import SegmentationModel as SegmentationModel
     from .base_model import build_setr as build_setr
+    from .description import SegmentationDescription as SegmentationDescription
     from .evaluation import SegmentationScores as SegmentationScores
     from .evaluation import evaluate_scenes as evaluate_scenes
     from .form import SceneForm as SceneForm

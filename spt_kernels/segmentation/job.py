@@ -6,14 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ..finetuning.description import SEGMENTATION
 from ..finetuning.job import plain
 from ..finetuning.models import ModelSource
 from ..methods import Method
 from ..methods.method import check_positive
 from .recipe import SegmentationRecipe
-
-KIND = SEGMENTATION  # of a run, in its config as in its files
 
 
 @dataclass(frozen=True)

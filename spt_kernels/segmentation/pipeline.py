@@ -27,8 +27,9 @@ from ..plan import Plan
 from ..plan.figure import sensitivity_figure
 from ..sensitivity import Sensitivity
 from .ade20k import IGNORED
+from .description import KIND
 from .evaluation import evaluate_scenes
-from .job import KIND, SegmentationJob
+from .job import SegmentationJob
 from .setting import SegmentationSetting, open_segmentation
 from .training import REPORT_EVERY, IterationFigures, train_segmentation
 
@@ -120,10 +121,9 @@ def segment(
             history = _train(
                 setting, tunable, folder, checkpoint_seconds, graph, clock, log, report_every
             )
-        metadata = setting.description()
-        if tunable.file == "trained":
-            metadata["method"] = asdict(method)
-        size = tunable.save(folder[tunable.file], metadata)
+        # a task has a plan, and a whole model is what it is
+        described = setting.description(method if tunable.file == "trained" else None)
+        size = tunable.save(folder[tunable.file], described.to_json())
         log.start("testing", len(setting.validation))
         scores = evaluate_scenes(
             tunable.model,

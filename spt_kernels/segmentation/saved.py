@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 
@@ -15,12 +13,11 @@ from ..finetuning.description import kind_of, metadata_of
 from ..finetuning.models import ModelSource
 from ..finetuning.run_folder import RunFolder
 from ..finetuning.saved_run import saved_file
-from ..methods import Method, tune
+from ..methods import tune
+from ..methods.tunable import Tunable
 from ..plan import Plan
-from ..task import load_delta
-from .base_model import build_setr
-from .form import SceneForm
-from .job import KIND
+from ..task import load_delta, merge
+from .description import KIND, SegmentationDescription
 from .setr import Setr
 
 
@@ -30,22 +27,12 @@ class SavedSegmentation:
 
     Attributes:
         path: the task file; where the method has none, what it trained or the whole model.
-        model: how to build the backbone.
-        classes: their names, in the order of the head.
-        form: what happens to the pixels.
-        channels: of the decoder.
-        auxiliary: the blocks that auxiliary heads read.
-        method: what was trained, where it takes that to read the values.
+        told: what the file tells of the model.
         data: the folder of its scenes, `None` if unknown.
     """
 
     path: Path
-    model: ModelSource
-    classes: tuple[str, ...]
-    form: SceneForm
-    channels: int
-    auxiliary: tuple[int, ...]
-    method: Method | None = None
+    told: SegmentationDescription
     data: str | None = None
 
     @classmethod
@@ -63,38 +50,37 @@ class SavedSegmentation:
             DeltaFormatError: the file is damaged, or what it tells is malformed.
         """
         path = saved_file(Path(path))
-        told = metadata_of(path)
-        if KIND not in told:
+        metadata = metadata_of(path)
+        if KIND not in metadata:
             raise ValueError(f"{path} is not of a model that labels pixels")
         try:
-            found = cls._told(path, told)
-        except (KeyError, TypeError, ValueError) as error:
+            found = cls(path, SegmentationDescription.from_json(metadata))
+        except ValueError as error:
             raise DeltaFormatError(f"{path}: its metadata: {error}") from error
         if weights is not None:
             if found.is_whole_model:
                 raise ValueError(
                     f"weights: {path} is a whole model, which needs no other; leave it out"
                 )
-            model = replace(found.model, weights=os.fspath(weights), pretrained=False)
-            found = replace(found, model=model)
+            found = found.on(replace(found.model, weights=os.fspath(weights)))
         config = RunFolder(path.parent).read_json("config") or {}
-        is_own = config.get("kind") == KIND and config.get("classes") == list(found.classes)
+        is_own = config.get("kind") == KIND and config.get("classes") == list(found.told.classes)
         return replace(found, data=config["job"]["data"]) if is_own else found
 
-    @classmethod
-    def _told(cls, path: Path, told: Mapping[str, Any]) -> SavedSegmentation:
-        model, decoder, method = told["model"], told[KIND], told.get("method")
-        if method is not None:
-            method = Method(**method)
-        return cls(
-            path,
-            ModelSource(model["name"], model["arguments"], model["weights"], model["pretrained"]),
-            tuple(told["classes"]),
-            SceneForm.from_json(told["preprocessing"]),
-            int(decoder["channels"]),
-            tuple(decoder["auxiliary"]),
-            method,
-        )
+    def on(self, model: ModelSource) -> SavedSegmentation:
+        """The same with another backbone; weights from a file are not downloaded."""
+        model = replace(model, pretrained=model.pretrained and model.weights is None)
+        return replace(self, told=replace(self.told, model=model))
+
+    @property
+    def model(self) -> ModelSource:
+        """How to build the backbone."""
+        return self.told.model
+
+    @property
+    def num_classes(self) -> int:
+        """Of a pixel."""
+        return len(self.told.classes)
 
     @property
     def is_whole_model(self) -> bool:
@@ -111,41 +97,61 @@ class SavedSegmentation:
         """
         source = self.model
         if self.is_whole_model:
-            source = replace(source, weights=None, pretrained=False)
-        elif source.weights is not None and not Path(source.weights).is_file():
-            raise ValueError(
-                f"weights: {self.path} is tuned from {source.weights}, which is not there; name "
-                "the file"
-            )
-        model = build_setr(
-            source,
-            len(self.classes),
-            self.form.size,
-            channels=self.channels,
-            auxiliary=self.auxiliary,
-        ).model
-        if self.is_whole_model:
+            model = self._plain().told.build().model
             try:
                 model.load_state_dict(load_file(self.path))
             except RuntimeError as error:
                 raise DeltaFormatError(f"{self.path}: is of another model: {error}") from error
-        elif kind_of(self.path) == "task":
+            return model.eval()
+        if source.weights is not None and not Path(source.weights).is_file():
+            raise ValueError(
+                f"weights: {self.path} is tuned from {source.weights}, which is not there; name "
+                "the file"
+            )
+        model = self.told.build().model
+        if kind_of(self.path) == "task":
             load_delta(model, self.path)
         else:
-            self._tune(model)
+            self._tuned(model)
         return model.eval()
 
-    def _tune(self, model: Setr) -> None:
-        """Tune a plain model by the run's method once more, with what that trained."""
-        if self.method is None:
+    def merged(self) -> Setr:
+        """The plain model with what was learnt folded in; errors as `load`.
+
+        Raises:
+            ValueError: it cannot be folded in, or there is nothing to fold.
+        """
+        if self.is_whole_model:
+            raise ValueError(f"{self.path} is a whole model already; there is nothing to merge")
+        if kind_of(self.path) == "task":
+            model = self.load()
+            merge(model)
+            return model
+        model = self.told.build().model
+        tunable = self._tuned(model)
+        if tunable.fold is None:
+            raise ValueError(f"{self.path}: what this method trains cannot be merged")
+        tunable.fold(model.eval())
+        return model
+
+    def description(self) -> SegmentationDescription:
+        """All that is told, to be told by a merged model, whose weights are its own."""
+        return replace(self._plain().told, method=None)
+
+    def _plain(self) -> SavedSegmentation:
+        return self.on(replace(self.model, weights=None, pretrained=False))
+
+    def _tuned(self, model: Setr) -> Tunable:
+        """A plain model tuned by the run's method once more, with what that trained."""
+        method = self.told.method
+        if method is None:
             raise DeltaFormatError(f"{self.path} does not tell by which method it was trained")
         plan = RunFolder(self.path.parent)["plan"]
-        if self.method.entry.holds is not None and not plan.is_file():
-            raise ValueError(
-                f"{self.path}: method {self.method.name!r} needs its {plan.name} beside it"
-            )
-        tunable = tune(model, self.method, Plan.load(plan) if plan.is_file() else None)
+        if method.entry.holds is not None and not plan.is_file():
+            raise ValueError(f"{self.path}: method {method.name!r} needs its {plan.name} beside it")
+        tunable = tune(model, method, Plan.load(plan) if plan.is_file() else None)
         tunable.load(self.path)
+        return tunable
 
 
 def is_segmentation(path: str | os.PathLike[str]) -> bool:

@@ -14,8 +14,9 @@ from ..methods import Method
 from .ade20k import LabelledScenes, read_ade20k
 from .base_model import SegmentationModel, build_setr
 from .crops import CropBatches
+from .description import KIND, SegmentationDescription
 from .form import SceneForm
-from .job import KIND, SegmentationJob
+from .job import SegmentationJob
 
 
 @dataclass(frozen=True)
@@ -67,24 +68,20 @@ class SegmentationSetting:
             self.device,
         )
 
-    def description(self) -> dict[str, Any]:
-        """What a file that is saved tells of itself: all that is needed to use it."""
-        model = self.job.model
-        told = {"name": model.name, "arguments": dict(model.args)}
-        return {
-            "model": {**told, "weights": model.weights, "pretrained": model.pretrained},
-            "classes": list(self.training.classes),
-            "preprocessing": self.form.to_json(),
-            KIND: {
-                "decoder": "setr-pup",
-                "channels": self.job.channels,
-                "auxiliary": list(self.base.model.auxiliary),
-            },
-        }
+    def description(self, method: Method | None = None) -> SegmentationDescription:
+        """What a file that is saved tells of itself; the method, if that is needed to read it."""
+        return SegmentationDescription(
+            self.job.model,
+            self.training.classes,
+            self.form,
+            self.job.channels,
+            self.base.model.auxiliary,
+            method,
+        )
 
     def config(self) -> dict[str, Any]:
         """All that it takes to build the run's model and to go on with the run."""
-        told = {"job": self.job.to_json(), **self.description()}
+        told = {"job": self.job.to_json(), **self.description().to_json()}
         return {"kind": KIND, **told, "version": __version__}
 
 

@@ -31,13 +31,16 @@ def test_from_scenes_to_scores(
     text = output_of(["segment", "--resume", "-o", "run", "-q"], capsys)
     assert "mIoU" in text
     assert "disc" in output_of(["evaluate", "run/task.safetensors", "-d", "scenes"], capsys)
+    assert json_of(["merge", "run", "-o", "merged.safetensors"], capsys)["num_classes"] == 3
+    merged = json_of(["evaluate", "merged.safetensors", "-d", "scenes", "-q"], capsys)
+    assert merged["pixel_accuracy"] == pytest.approx(result["pixel_accuracy"], abs=0.01)
 
     for arguments, words in (
         ([*start, "-o", "run"], "output: run is not empty"),
         (["evaluate", "run", "--confusion", "a.png"], "--confusion: the model labels pixels"),
         (["predict", "run", "scenes"], "labels pixels, not images"),
         (["finetune", "--resume", "-o", "run"], "the run is of another command"),
-        (["compare", "run"], "runs: none is finished"),
+        (["compare", "run"], "none is finished: run (it labels pixels)"),
         (["segment", "--resume", "-o", "none"], "--resume: no run of segment in none"),
         ([*start, "-o", "x", "--stride", "33"], "--stride: expected 1 to the 32 pixels"),
         ([*start, "-o", "x", "--mean", "a"], "--mean: expected one number per channel"),

@@ -85,6 +85,8 @@ def test_a_pass_has_every_scene_once(data: Path) -> None:
     orders = [[crops.scene_at(n * 6 + place) for place in range(6)] for n in range(3)]
     assert [sorted(order) for order in orders] == [list(range(6))] * 3
     assert orders[0] != orders[1]
+    again = 6 + orders[1].index(orders[0][0])
+    assert not torch.equal(crops[0][0], crops[again][0]), "another square of the same scene"
     assert [len(labels) for _, labels in batches(data)] == [4, 2]
 
 

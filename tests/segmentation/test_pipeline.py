@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-import spt_kernels as spt
 from spt_kernels.errors import BaseModelMismatch, DeltaFormatError
 from spt_kernels.finetuning import Method, ModelSource, SavedRun
 from spt_kernels.finetuning.progress import Silent
@@ -107,10 +106,10 @@ def test_what_is_saved_labels_scenes_as_what_was_trained(
     folder = tmp_path / "run"
     result = segment(job, folder, save_predictions=tmp_path / "labels")
     saved = SavedSegmentation.find(folder)
-    assert saved.classes == ("ground", "disc", "bar")
+    assert saved.told.classes == ("ground", "disc", "bar")
     assert saved.data == job.data
     model, scenes = saved.load(), read_ade20k(job.data, "validation")
-    scores = evaluate_scenes(model, scenes, saved.form, CPU, save_to=tmp_path / "again")
+    scores = evaluate_scenes(model, scenes, saved.told.form, CPU, save_to=tmp_path / "again")
     assert scores.to_json() == {key: result[key] for key in scores.to_json()}
     for path in (tmp_path / "labels").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
@@ -132,8 +131,7 @@ def test_a_task_file_alone_needs_its_backbone_and_nothing_else(
     saved = SavedSegmentation.find(alone)
     assert saved.data is None
     images = torch.randn(1, 3, 32, 32)
-    tuned, merged = saved.load(), saved.load()
-    spt.merge(merged)
+    tuned, merged = saved.load(), saved.merged()
     assert not hasattr(merged, "spt_tuning")
     with torch.no_grad():
         torch.testing.assert_close(merged(images), tuned(images), atol=1e-5, rtol=1e-4)
@@ -142,7 +140,7 @@ def test_a_task_file_alone_needs_its_backbone_and_nothing_else(
         SavedSegmentation.find(alone, weights=gone).load()
     other = SavedSegmentation.find(alone)
     with pytest.raises(BaseModelMismatch):
-        replace(other, model=replace(other.model, weights=None)).load()
+        other.on(replace(other.told.model, weights=None)).load()
     data = bytearray(alone.read_bytes())
     data[-3] ^= 1
     alone.write_bytes(data)
@@ -225,5 +223,5 @@ def test_the_learning_rate_falls_by_a_polynomial() -> None:
     assert recipe.lr_factor(100) == 1
     assert recipe.lr_factor(550) == pytest.approx(0.1 + 0.9 * 0.5**0.9)
     assert recipe.lr_factor(1000) == pytest.approx(0.1)
-    with pytest.raises(ValueError, match="^warmup_iterations: expected fewer than iterations"):
+    with pytest.raises(ValueError, match=r"^warmup_iterations: expected fewer than iterations"):
         SegmentationRecipe(iterations=5, warmup_iterations=5)
