@@ -23,7 +23,7 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after `epoch` whole epochs.
+    """A run after `epoch` whole epochs, or iterations where these are what it counts.
 
     Attributes:
         epoch: how many are done.
