@@ -74,7 +74,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return _complain(
-            "stopped; finetune goes on with --resume, benchmark with the same command", INTERRUPTED
+            "stopped; a run goes on with --resume, benchmark with the same command", INTERRUPTED
         )
     except _USAGE_ERROR as error:
         if state["debug"]:

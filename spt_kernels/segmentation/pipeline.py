@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,61 +98,98 @@ def segment(
                 clock.spent = spent_in(folder)
             setting = open_segmentation(job, device, workers)
             wants_graph(graph, setting.device)  # or refuses
-            model = setting.base.model
-            method = replace(job.method, head=model.trained_whole)
-            for note in _notes(setting):
-                log.say(note)
-            measures = plan is None and method.is_sensitivity_aware
-            if measures:
-                check_possible(method, model)
-                plan = make_plan(model, method, _measured(setting, method, folder, clock, log))
-            elif plan is None:
-                plan = make_plan(model, method)
-            facts = _facts(model, plan, method, setting)
-            # what a method draws for its modules is the same whatever was drawn before
-            seed_everything(job.recipe.seed)
-            tunable = tune(model.to(setting.device), method, plan)
-            if folder.replaces:
-                folder.clear(but_measured=measures)
-            _claim(folder, setting, log)
-            if plan is not None:
-                plan.save(folder["plan"])
-            log.say(_trains(method, tunable, plan, facts))
+            ready = _made_ready(setting, plan, folder, clock, log)
             history = _train(
-                setting, tunable, folder, checkpoint_seconds, graph, clock, log, report_every
+                setting, ready.tunable, folder, checkpoint_seconds, graph, clock, log, report_every
             )
-        # a task has a plan, and a whole model is what it is
-        described = setting.description(method if tunable.file == "trained" else None)
-        size = tunable.save(folder[tunable.file], described.to_json())
-        log.start("testing", len(setting.validation))
-        scores = evaluate_scenes(
-            tunable.model,
-            setting.validation,
-            setting.form,
-            setting.device,
-            multi_scale=multi_scale,
-            amp=job.recipe.amp,
-            save_to=save_predictions,
-            progress=log,
-        )
-        _draw(folder, job, plan, history)
-        result = {
-            "method": job.method.name,
-            **scores.to_json(),
-            "train_loss": history[-1].train_loss,
-            "iterations": history[-1].iteration,
-            "trained_parameters": tunable.trained,
-            **facts,
-            "file": folder[tunable.file].name,
-            "task_bytes": size,
-            "step_ms": sorted(row.step_ms for row in history)[len(history) // 2],
-            "seconds": round(clock(), 1),
-            **_machine(setting),
-        }
-        folder.write_json("result", result)
-        os.replace(folder["checkpoint"], folder["state"])
-        folder["seconds"].unlink(missing_ok=True)
-        return result
+        return _finish(setting, ready, folder, history, clock, log, multi_scale, save_predictions)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A model ready to train, and what was told of it before."""
+
+    method: Method
+    plan: Plan | None
+    tunable: Tunable
+    facts: dict[str, Any]
+
+
+def _made_ready(
+    setting: SegmentationSetting,
+    plan: Plan | None,
+    folder: RunFolder,
+    clock: RunClock,
+    log: Logged,
+) -> _Ready:
+    """Plan, tune, and make the folder this run's; a plan that is given is kept."""
+    model = setting.base.model
+    method = replace(setting.job.method, head=model.trained_whole)
+    for note in _notes(setting):
+        log.say(note)
+    measures = plan is None and method.is_sensitivity_aware
+    if measures:
+        check_possible(method, model)
+        plan = make_plan(model, method, _measured(setting, method, folder, clock, log))
+    elif plan is None:
+        plan = make_plan(model, method)
+    facts = _facts(model, plan, method, setting)
+    # what a method draws for its modules is the same whatever was drawn before
+    seed_everything(setting.job.recipe.seed)
+    tunable = tune(model.to(setting.device), method, plan)
+    if folder.replaces:
+        folder.clear(but_measured=measures)
+    _claim(folder, setting, log)
+    if plan is not None:
+        plan.save(folder["plan"])
+    log.say(_trains(method, tunable, plan, facts))
+    return _Ready(method, plan, tunable, facts)
+
+
+def _finish(
+    setting: SegmentationSetting,
+    ready: _Ready,
+    folder: RunFolder,
+    history: list[IterationFigures],
+    clock: RunClock,
+    log: Logged,
+    multi_scale: bool,
+    save_predictions: Path | None,
+) -> dict[str, Any]:
+    """Save what was trained, test it, draw it, and write down the result."""
+    job, tunable, last = setting.job, ready.tunable, history[-1]
+    # a task has a plan, and a whole model is what it is
+    described = setting.description(ready.method if tunable.file == "trained" else None)
+    size = tunable.save(folder[tunable.file], described.to_json())
+    log.start("testing", len(setting.validation))
+    scores = evaluate_scenes(
+        tunable.model,
+        setting.validation,
+        setting.form,
+        setting.device,
+        multi_scale=multi_scale,
+        amp=job.recipe.amp,
+        save_to=save_predictions,
+        progress=log,
+    )
+    _draw(folder, job, ready.plan, history)
+    result = {
+        "method": job.method.name,
+        **scores.to_json(),
+        "train_loss": last.train_loss,
+        "iterations": last.iteration,
+        "trained_parameters": tunable.trained,
+        **ready.facts,
+        "file": folder[tunable.file].name,
+        "task_bytes": size,
+        "step_ms": sorted(row.step_ms for row in history)[len(history) // 2],
+        "seconds": round(clock(), 1),
+        **_machine(setting),
+    }
+    folder.write_json("result", result)
+    os.replace(folder["checkpoint"], folder["state"])
+    folder["seconds"].unlink(missing_ok=True)
+    return result
 
 
 def _finished(folder: RunFolder, job: SegmentationJob) -> dict[str, Any] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -87,10 +89,16 @@ def test_decoders_of_a_seed_are_alike() -> None:
     assert not torch.equal(first.decode_head.classify.weight, other.decode_head.classify.weight)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
-def test_what_is_no_plain_vit_is_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("resnet10t", {}),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1), "num_heads": (2, 2), "embed_dim": 8}),
+    ],
+)
+def test_what_is_no_plain_vit_is_refused(name: str, arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^model: expected a plain vision transformer"):
-        build_setr(ModelSource(name), 4, 32)
+        build_setr(ModelSource(name, arguments), 4, 32)
 
 
 def test_blocks_that_are_not_there_are_refused() -> None:
