@@ -28,7 +28,7 @@ objectInfo150.txt with the names of the classes:
   spt-kernels segment -m vit_large_patch16_224 -w vit.safetensors \\
       -d ADEChallengeData2016 -o runs/ade
 
-A smaller ViT, a shorter training, half the memory:
+A smaller ViT, a shorter training, less memory:
 
   spt-kernels segment -m vit_small_patch16_224 --pretrained \\
       -d ADEChallengeData2016 -o runs/small \\
@@ -144,7 +144,12 @@ def run(
         bool, described(_RUN, "--force", "Overwrite the run in the output folder.")
     ] = False,
     checkpoint_seconds: Annotated[
-        float, described(_RUN, "--checkpoint-every SECONDS", "Of every 50 iterations [60].")
+        float,
+        described(
+            _RUN,
+            "--checkpoint-every SECONDS",
+            "Least time between two, each after 50 iterations [60].",
+        ),
     ] = 60.0,
     graph: Annotated[
         bool | None,

@@ -93,7 +93,7 @@ def segment(
             if resume:
                 finished = _finished(folder, job)
                 if finished is not None:
-                    log.say("this run is finished")
+                    log.say("this run is finished; `evaluate` tests it once more")
                     return finished
                 clock.spent = spent_in(folder)
             setting = open_segmentation(job, device, workers)

@@ -122,6 +122,13 @@ def test_what_is_saved_labels_scenes_as_what_was_trained(
         assert result["trained_parameters"] <= 1500
 
 
+def test_it_learns_what_is_where(job: SegmentationJob, tmp_path: Path) -> None:
+    recipe = SegmentationRecipe(iterations=60, batch_size=3, lr=1e-2)
+    result = segment(replace(job, recipe=recipe, channels=32), tmp_path / "run")
+    assert result["miou"] > 0.5  # about 0.8; the ground everywhere has 0.25
+    assert all(own["iou"] > 0.2 for own in result["classes"].values())
+
+
 def test_a_task_file_alone_needs_its_backbone_and_nothing_else(
     job: SegmentationJob, tmp_path: Path
 ) -> None:

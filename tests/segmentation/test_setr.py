@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
 from spt_kernels.finetuning.models import ModelSource
@@ -87,6 +88,20 @@ def test_decoders_of_a_seed_are_alike() -> None:
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
     assert not torch.equal(first.decode_head.classify.weight, other.decode_head.classify.weight)
+
+
+def test_the_backbone_has_the_values_of_its_file(backbone: ModelSource) -> None:
+    """But for the classifier, the last norm, and embeddings of other positions."""
+    own = build_setr(backbone, 4, 32, channels=6)
+    state = own.model.backbone.state_dict()
+    for name, tensor in load_file(str(backbone.weights)).items():
+        if name == "pos_embed":
+            assert state[name].shape == (1, 17, 32)
+            assert torch.equal(state[name][:, 0], tensor[:, 0])
+        elif not name.startswith(("head.", "norm.")):
+            assert torch.equal(state.pop(name), tensor), name
+    assert list(state) == ["pos_embed"], "nothing else"
+    assert "pos_embed adapted" in "; ".join(own.weight_notes)
 
 
 @pytest.mark.parametrize(
