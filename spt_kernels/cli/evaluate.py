@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .command import named_of
-from .evaluate_scenes import evaluate_scenes
 from .options import FormOptions, MachineOptions, described, split_names
 from .saved_options import BatchOptions, SavedOptions
+from .scenes import PixelOptions, evaluate_scenes, find_segmentation
 from .terminal import Terminal, count, percent, table, unbroken
 from .written import check_picture
 
@@ -46,7 +45,6 @@ _OF_IMAGES = (
     *("test_list", "classes", "confusion", "batch_size"),
     *("image_size", "mean", "std", "fit"),
 )
-_OF_SCENES = ("multi_scale", "save_predictions")
 
 
 def run(
@@ -83,34 +81,15 @@ def run(
         Path | None,
         described("Output", "--confusion FILE", "Draw which class is taken for which, as a.png."),
     ] = None,
-    force: Annotated[bool, described("Output", "--force", "Overwrite that picture.")] = False,
-    multi_scale: Annotated[
-        bool, described("Pixels", "--multi-scale", "At six scales and mirrored as well.")
-    ] = False,
-    save_predictions: Annotated[
-        Path | None,
-        described(
-            "Pixels", "--save-predictions FOLDER", "Label maps, and these laid over the images."
-        ),
-    ] = None,
+    force: Annotated[bool, described("Output", "--force", "Overwrite such pictures.")] = False,
+    pixels: PixelOptions,
 ) -> None:
     """Find the run, load it, evaluate it, show the accuracy."""
     check_picture("--confusion", confusion, force=force)
     how = batch.how()
-    scenes = model.find_segmentation(task)
-    if unread := named_of(context, _OF_SCENES if scenes is None else _OF_IMAGES):
-        whose = "does not label pixels" if scenes is None else "labels pixels"
-        raise ValueError(f"{unread[0]}: the model {whose}; leave it out")
+    scenes = find_segmentation(context, model, task, _OF_IMAGES)
     if scenes is not None:
-        evaluate_scenes(
-            terminal,
-            scenes,
-            data,
-            machine,
-            amp=how["amp"],
-            multi_scale=multi_scale,
-            save_predictions=save_predictions,
-        )
+        evaluate_scenes(terminal, scenes, data, machine, pixels, amp=how["amp"], force=force)
         return
     from ..finetuning.evaluation import evaluate_saved, images_of
 

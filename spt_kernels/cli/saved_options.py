@@ -10,7 +10,6 @@ from .options import ModelOptions, described
 
 if TYPE_CHECKING:
     from ..finetuning.saved_run import SavedRun
-    from ..segmentation.saved import SavedSegmentation
 
 _MODEL = "Base model (a file tells its own)"
 
@@ -49,17 +48,6 @@ class SavedOptions:
             return SavedRun.find(path, weights=self.weights.resolve())
         asked = ModelOptions(self.model, self.model_arg, self.weights, self.pretrained)
         return SavedRun.find(path, asked.source())
-
-    def find_segmentation(self, path: Path) -> SavedSegmentation | None:
-        """The model at `path`, if it is one that labels pixels; only its weights may be named."""
-        from ..segmentation.saved import SavedSegmentation, is_segmentation
-
-        if not is_segmentation(path):
-            return None
-        if self.model or self.model_arg or self.pretrained:
-            raise ValueError("--model: the file of a model that labels pixels tells; leave it out")
-        weights = None if self.weights is None else self.weights.resolve()
-        return SavedSegmentation.find(path, weights=weights)
 
 
 @dataclass(frozen=True)

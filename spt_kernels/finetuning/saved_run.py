@@ -70,7 +70,7 @@ class SavedRun:
         """
         path = saved_file(Path(path))
         if SEGMENTATION in metadata_of(path):
-            raise ValueError(f"{path} labels pixels, not images: `evaluate` alone takes it")
+            raise ValueError(f"{path} labels pixels, not images")
         other = weights is not None or (
             model is not None and (model.weights is not None or model.pretrained)
         )

@@ -18,6 +18,7 @@ _NAMES = {
     "job": ("SegmentationJob",),
     "loss": ("PixelLoss",),
     "pipeline": ("segment",),
+    "prediction": ("LabelledImage", "label_images"),
     "recipe": ("SegmentationRecipe",),
     "saved": ("SavedSegmentation",),
     "setr": ("Setr",),
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from .job import SegmentationJob as SegmentationJob
     from .loss import PixelLoss as PixelLoss
     from .pipeline import segment as segment
+    from .prediction import LabelledImage as LabelledImage
+    from .prediction import label_images as label_images
     from .recipe import SegmentationRecipe as SegmentationRecipe
     from .saved import SavedSegmentation as SavedSegmentation
     from .setr import Setr as Setr

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..finetuning.device import autocast
 from ..finetuning.progress import Progress, Silent
 from .ade20k import LabelledScenes
 from .form import SceneForm
 from .iou import PixelCounts
-from .pictures import save_label_map, save_overlay
+from .pictures import save_prediction
 from .scenes import read_scene
-from .slide import RATIOS, label_map
+from .slide import RATIOS, in_precision, label_map
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,7 @@ def evaluate_scenes(
     progress = progress or Silent()
     n_classes = len(scenes.classes)
     single, multi = PixelCounts(n_classes), PixelCounts(n_classes) if multi_scale else None
-    if save_to is not None:
-        save_to.mkdir(parents=True, exist_ok=True)
-
-    def scores_of(windows: Tensor) -> Tensor:
-        with autocast(device, amp):
-            scores: Tensor = model(windows)
-        return scores
-
+    scores_of = in_precision(model, device, amp)
     was_training = model.training
     model.eval()
     try:
@@ -107,9 +99,7 @@ def evaluate_scenes(
                 ).cpu()
                 multi.add(truth, predicted)
             if save_to is not None:
-                array = predicted.numpy()
-                save_label_map(save_to / f"{path.stem}.png", array, n_classes)
-                save_overlay(save_to / f"{path.stem}-overlay.png", image, array, n_classes)
+                save_prediction(save_to, path.stem, image, predicted.numpy(), n_classes)
             progress.advance()
     finally:
         model.train(was_training)

@@ -17,6 +17,26 @@ _SHARE = 0.5  # of the palette's colour in an overlay
 _BLACK = (0, 0, 0)
 
 
+def check_folder(folder: Path | None, *, force: bool) -> None:
+    """Refuse a folder for predictions that holds something: true label maps are called alike.
+
+    Args:
+        folder: for label maps; `None` is fine.
+        force: whether what is called alike is overwritten.
+
+    Raises:
+        ValueError: it is a file, or not empty.
+    """
+    if folder is None or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"save_predictions: expected a folder, got the file {folder}")
+    if not force and any(folder.iterdir()):
+        raise ValueError(
+            f"save_predictions: {folder} is not empty (`force` overwrites what is called alike)"
+        )
+
+
 def palette(num_classes: int) -> list[tuple[int, int, int]]:
     """A colour for each class, neighbours far apart; the same every time.
 
@@ -60,6 +80,15 @@ def save_overlay(path: Path, image: Image.Image, labels: np.ndarray, num_classes
     colours = np.array(palette(num_classes), dtype=np.float32)[labels]
     mixed = (1 - _SHARE) * np.asarray(image, dtype=np.float32) + _SHARE * colours
     _write(path, Image.fromarray(np.rint(mixed).astype(np.uint8)))
+
+
+def save_prediction(
+    folder: Path, name: str, image: Image.Image, labels: np.ndarray, num_classes: int
+) -> None:
+    """Write both into `folder`, which is made: `<name>.png` and `<name>-overlay.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_label_map(folder / f"{name}.png", labels, num_classes)
+    save_overlay(folder / f"{name}-overlay.png", image, labels, num_classes)
 
 
 def _write(path: Path, picture: Image.Image) -> None:

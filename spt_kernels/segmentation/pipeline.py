@@ -30,6 +30,7 @@ from .ade20k import IGNORED
 from .description import KIND
 from .evaluation import evaluate_scenes
 from .job import SegmentationJob
+from .pictures import check_folder
 from .setting import SegmentationSetting, open_segmentation
 from .training import REPORT_EVERY, IterationFigures, train_segmentation
 
@@ -70,7 +71,8 @@ def segment(
         checkpoint_seconds: least time between two checkpoints.
         graph: whether training steps run as CUDA graphs; `None` lets them on a card where they can.
         multi_scale: test at several scales and mirrored as well.
-        save_predictions: a folder for the predicted label maps of the validation images.
+        save_predictions: a folder for the predicted label maps of the validation images, which must
+            be empty or absent as well.
         progress: told how far it is; what it is told is in `log.txt` as well.
         report_every: iterations from one line of `metrics.jsonl`, and possible checkpoint, to the
             next.
@@ -83,6 +85,7 @@ def segment(
         raise ValueError(f"checkpoint_seconds: expected 0 or more, got {checkpoint_seconds}")
     if report_every < 1:
         raise ValueError(f"report_every: expected 1 or more, got {report_every}")
+    check_folder(save_predictions, force=force or resume)
     check_can_draw()  # what would be missed at the end
     log = Logged(progress or Silent())
     clock = RunClock()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import needed
+from ..finetuning.device import autocast
 from .form import SceneForm
 from .scenes import as_pixels, normalised
 
@@ -17,6 +18,16 @@ with needed("reading images"):
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of multi-scale inference, as SETR's
 Model = Callable[[Tensor], Tensor]
+
+
+def in_precision(model: Model, device: torch.device, amp: str) -> Model:
+    """The model under bf16 autocast, if `amp` says so."""
+
+    def scores_of(images: Tensor) -> Tensor:
+        with autocast(device, amp):
+            return model(images)
+
+    return scores_of
 
 
 def window_starts(length: int, size: int, stride: int) -> list[int]:

@@ -31,6 +31,11 @@ def test_from_scenes_to_scores(
     text = output_of(["segment", "--resume", "-o", "run", "-q"], capsys)
     assert "mIoU" in text
     assert "disc" in output_of(["evaluate", "run/task.safetensors", "-d", "scenes"], capsys)
+    photos = [str(tmp_path / "scenes" / "images" / split) for split in ("training", "validation")]
+    seen = json_of(["predict", "run", *photos, "--save-predictions", "new", "-q"], capsys)
+    assert len(seen["images"]) == 6
+    assert all(sum(own["shares"].values()) == pytest.approx(1) for own in seen["images"])
+    assert len(list((tmp_path / "new").iterdir())) == 12
     assert json_of(["merge", "run", "-o", "merged.safetensors"], capsys)["num_classes"] == 3
     merged = json_of(["evaluate", "merged.safetensors", "-d", "scenes", "-q"], capsys)
     assert merged["pixel_accuracy"] == pytest.approx(result["pixel_accuracy"], abs=0.01)
@@ -38,7 +43,13 @@ def test_from_scenes_to_scores(
     for arguments, words in (
         ([*start, "-o", "run"], "output: run is not empty"),
         (["evaluate", "run", "--confusion", "a.png"], "--confusion: the model labels pixels"),
-        (["predict", "run", "scenes"], "labels pixels, not images"),
+        (["predict", "run", "scenes"], "--save-predictions: name the folder"),
+        (["predict", "run", "scenes", "--top", "2"], "--top: the model labels pixels"),
+        (
+            ["predict", "run", *photos, "--save-predictions", "scenes/annotations/training"],
+            "--save-predictions: scenes/annotations/training is not empty",
+        ),
+        (["evaluate", "run", "-m", "vit_tiny_patch16_224"], "--model: the file of a model that"),
         (["finetune", "--resume", "-o", "run"], "the run is of another command"),
         (["compare", "run"], "none is finished: run (it labels pixels)"),
         (["segment", "--resume", "-o", "none"], "--resume: no run of segment in none"),
