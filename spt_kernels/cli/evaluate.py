@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,7 +44,7 @@ each pixel for is written as label maps:
 # what says something of images, not of the pixels of a scene
 _OF_IMAGES = (
     *("test_list", "classes", "confusion", "batch_size"),
-    *("image_size", "mean", "std", "fit"),
+    *(f.name for f in fields(FormOptions)),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +34,7 @@ Of a model that labels pixels (`spt-kernels segment`), label maps:
 """
 
 # what says something of images, not of their pixels
-_OF_IMAGES = (*("classes", "top", "csv", "batch_size"), *("image_size", "mean", "std", "fit"))
+_OF_IMAGES = (*("classes", "top", "csv", "batch_size"), *(f.name for f in fields(FormOptions)))
 
 
 def run(

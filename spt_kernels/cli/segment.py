@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..methods import Method
 from ..segmentation.recipe import SegmentationRecipe
 from .command import named_of
 from .options import MachineOptions, WeightsOptions, described, parse_floats
@@ -201,7 +202,7 @@ def _job(
     recipe: SegmentationRecipeOptions,
 ) -> SegmentationJob:
     # method and recipe first: they are checked without a look at any file
-    method, how = what.chosen(), recipe.chosen()
+    method, how = Method(what.method or Method.name, **what.given()), recipe.chosen()
     from ..segmentation.job import SegmentationJob
 
     source = model.source()

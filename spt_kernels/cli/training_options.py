@@ -61,10 +61,6 @@ class BackboneMethodOptions:
         values["budget"] = parse_budget(self.budget)
         return {name: value for name, value in values.items() if value is not None}
 
-    def chosen(self, preset: Preset) -> Method:
-        """The method described, with the options of the preset where none are given."""
-        return preset.method(self.method or Method.name, **self.given())
-
 
 @dataclass(frozen=True)
 class MethodOptions(BackboneMethodOptions):
@@ -77,6 +73,10 @@ class MethodOptions(BackboneMethodOptions):
         head = parse_head(self.head)
         values = {name: value for name, value in super().given().items() if name != "head"}
         return values | ({} if head is None else {"head": head})
+
+    def chosen(self, preset: Preset) -> Method:
+        """The method described, with the options of the preset where none are given."""
+        return preset.method(self.method or Method.name, **self.given())
 
 
 @dataclass(frozen=True)
