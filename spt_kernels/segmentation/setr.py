@@ -100,10 +100,16 @@ class Setr(nn.Module):
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, -width % self.patch[1], 0, -height % self.patch[0]))
         vit: Any = self.backbone
-        features: list[Tensor] = vit.forward_intermediates(
-            padded, indices=self._indices, norm=False, intermediates_only=True
-        )
         size = padded.shape[-2:]
+        rows, columns = vit.patch_embed.dynamic_feat_size(size)
+        every: list[Tensor] = vit.forward_intermediates(
+            padded, indices=self._indices, norm=False, output_fmt="NLC", intermediates_only=True
+        )
+        # the patches' tokens come last: learned prompts that stay (VPT) are before them
+        features = [
+            tokens[:, -rows * columns :].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+            for tokens in every
+        ]
         scores = self.decode_head(features[-1], size)[..., :height, :width]
         if not self.training:
             return scores
@@ -138,7 +144,7 @@ class _UpHead(nn.Module):
 
     def forward(self, features: Tensor, size: torch.Size) -> Tensor:
         """`[B, width, rows, columns]` to `[B, classes, *size]`."""
-        x = self.norm(features.movedim(1, -1)).movedim(-1, 1)
+        x = self.norm(features.movedim(1, -1)).movedim(-1, 1).contiguous()
         for i, step in enumerate(self.steps):
             x = step(x)
             if i + 1 < len(self.steps):  # patches of fewer than 16 pixels need no more than them

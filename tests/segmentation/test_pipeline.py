@@ -95,12 +95,19 @@ def test_wherever_a_run_is_killed_the_same_file_comes_out(
     assert segment(job, folder, resume=True) == resumed, "it is finished"
 
 
-@pytest.mark.parametrize("name", ["spt-lora", "spt-adapter", "prompt-deep", "linear", "full"])
+@pytest.mark.parametrize(
+    "name", ["spt-lora", "spt-adapter", "spt-prompt", "prompt-shallow", "linear", "full"]
+)
 def test_what_is_saved_labels_scenes_as_what_was_trained(
     name: str, job: SegmentationJob, tmp_path: Path
 ) -> None:
     if name != "spt-lora":
-        method = replace(job.method, name=name) if name.startswith("spt") else Method(name)
+        options = {"spt-adapter": {"rank": 2}, "linear": {}, "full": {}}.get(name, {})
+        if name.startswith("spt"):
+            options |= {"samples": 5}
+        if name not in ("linear", "full"):
+            options |= {"budget": 1500}
+        method = Method(name, **options)
         job = replace(job, method=method)
     job = replace(job, recipe=replace(SHORT, iterations=3, lr=1e-2))
     folder = tmp_path / "run"
