@@ -33,10 +33,10 @@ def growth_figure(results: Mapping[str, Any]) -> Figure:
         raise ValueError("the results hold no points of growth: run the benches first")
     n_rows = -(-len(lines) // COLUMNS)
     figure = Figure(figsize=(COLUMNS * PANEL_WIDTH, n_rows * PANEL_HEIGHT), layout="constrained")
-    axes = figure.subplots(n_rows, COLUMNS, squeeze=False).flat
+    axes = list(figure.subplots(n_rows, COLUMNS, squeeze=False).flat)
     for panel, ((bench, axis), contests) in zip(axes, lines.items(), strict=False):
         _draw_panel(panel, bench, axis, contests)
-    for panel in list(axes)[len(lines) :]:
+    for panel in axes[len(lines) :]:
         panel.set_axis_off()
     return figure
 

@@ -50,6 +50,7 @@ COMMANDS: dict[str, list[list[str]]] = {
         ["segment", *VIT, "-d", ".", "-o", "out", "--method", "full"],
         ["memory", *VIT, "-o", "out.png"],
         ["plan", "no.sensitivity", "--picture", "out.png"],
+        ["plot", "blocks", "no.sensitivity", "-o", "out.pdf"],
         ["bench", "table7", "-o", "out"],
     ],
     "sklearn": [["demo", "-o", "out"]],

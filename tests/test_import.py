@@ -64,5 +64,6 @@ def test_a_kernel_without_triton_says_what_to_install() -> None:
 
 
 def test_matplotlib_is_loaded_only_for_drawing() -> None:
-    files = "spt_kernels.plan.figure, spt_kernels.memory.figure, spt_kernels.costs.drawing"
+    drawing = ["plan.figure", "memory.figure", "costs.drawing", "plots"]
+    files = ", ".join(f"spt_kernels.{name}" for name in drawing)
     assert run(f"import sys, {files}; print('matplotlib' in sys.modules)").strip() == "False"

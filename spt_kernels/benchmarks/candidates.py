@@ -40,11 +40,12 @@ def checked(choices: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Any, ...]]:
 def candidates_of(choices: Mapping[str, Sequence[Any]], method: Method) -> list[dict[str, Any]]:
     """All combinations of the values that `method` reads; none where there is nothing to choose.
 
-    An option that the method does not read is no choice for it: a rank is none of `bias`.
+    An option that the method does not read is no choice for it: a rank is none of `bias`. A method
+    that searches has one candidate at least, which is where it does.
     """
     own = {n: v for n, v in choices.items() if n in OF_RECIPE or n in method.entry.options}
     combined = [dict(zip(own, values, strict=True)) for values in itertools.product(*own.values())]
-    return combined if len(combined) > 1 else []
+    return combined if len(combined) > 1 or method.is_searched else []
 
 
 def with_options(method: Method, recipe: Recipe, options: Options) -> tuple[Method, Recipe]:
@@ -60,4 +61,4 @@ def with_options(method: Method, recipe: Recipe, options: Options) -> tuple[Meth
 
 def named(options: Options) -> str:
     """A candidate's name, as text and as a folder."""
-    return ",".join(f"{name}={value}" for name, value in options.items())
+    return ",".join(f"{name}={value}" for name, value in options.items()) or "search"

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..finetuning.job import FinetuneJob
 from ..finetuning.pipeline import finetune
 from ..finetuning.progress import Progress, Silent
 from ..finetuning.run_folder import FILES, RunFolder
+from ..methods.noah_architecture import NoahArchitecture
 from .candidates import Options, candidates_of, named
 from .setting import BenchmarkSetting
 from .shared_sensitivity import give, store_of, take
@@ -25,7 +26,9 @@ from .shared_sensitivity import give, store_of, take
 CHOICE = "choice.json"  # of a task and method: every candidate, and which was best
 DIVERGED = "diverged.json"  # of a candidate that cannot be trained
 # What a candidate leaves; what a finished run leaves but these is of use
-_OF_CANDIDATE = frozenset(FILES[name] for name in ("config", "log", "metrics", "result"))
+_OF_CANDIDATE = frozenset(
+    FILES[name] for name in ("config", "log", "metrics", "result", "architecture")
+)
 _IN_THE_WAY = ("state", "sensitivity", "measured")
 
 
@@ -121,7 +124,8 @@ def run_cell(
     """Choose what there is to choose, train, test once; a cell that is finished is only read.
 
     One that was interrupted goes on where it was. Candidates are trained and compared on the
-    task's validation images with the benchmark's first seed, whatever the cell's.
+    task's validation images with the benchmark's first seed, whatever the cell's. What a method
+    searches for is searched for there too.
 
     Args:
         setting: of the benchmark.
@@ -141,6 +145,9 @@ def run_cell(
     task, method = setting.task(cell.task), setting.method(cell.method)
     setting.check_images(task)
     options = _chosen(setting, cell, output, place, progress)
+    if method.is_searched:  # what the candidate has found, by images that are no test images
+        found = _candidate_folder(output, cell, options)["architecture"]
+        method = replace(method, architecture=NoahArchitecture.load(found))
     job = setting.job(task.final, method, cell.seed, options)
     folder = RunFolder(output / cell.folder)
     _run(job, folder, output / cell.task, place, progress)

@@ -21,6 +21,7 @@ from . import (
     memory,
     merge,
     plan,
+    plot,
     predict,
     segment,
     sensitivity,
@@ -38,7 +39,7 @@ _USER_ERRORS = (
 )
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer does not name it
 
-_QUICK = ("plan", "inspect", "compare", "merge")  # they have no progress to show
+_QUICK = ("plan", "inspect", "compare", "plot", "merge")  # they have no progress to show
 
 _HELP = """Adapt a pre-trained vision model with under 1 % of its parameters.
 
@@ -116,6 +117,7 @@ def make_app() -> typer.Typer:
         ("evaluate", evaluate),
         ("predict", predict),
         ("compare", compare),
+        ("plot", plot),
         ("merge", merge),
         ("benchmark", benchmark),
         ("bench", bench),

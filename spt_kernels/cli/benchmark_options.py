@@ -71,7 +71,9 @@ class MethodsOptions(MethodOptions):
         given = self.given()
         for name in given:
             if name != "head" and not any(name in entry_of(own).options for own in names):
-                raise ValueError(f"--{name}: none of {', '.join(names)} has it; leave it out")
+                raise ValueError(
+                    f"--{name.replace('_', '-')}: none of {', '.join(names)} has it; leave it out"
+                )
         return tuple(preset.method(name, **_read_by(name, given)) for name in names)
 
 

@@ -48,6 +48,11 @@ A data set as its authors share it, by the paper's recipe for such:
   spt-kernels finetune … -d CUB_200_2011 --layout cub-200-2011 \\
       --recipe paper-fgvc -o runs/birds
 
+NOAH, which searches for the best sizes of prompts, Adapters and LoRA by the
+validation images, and takes its time:
+
+  spt-kernels finetune … --method noah -o runs/noah
+
 After a kill, the same command with --resume, or just the first of these;
 the second makes a finished run longer:
 

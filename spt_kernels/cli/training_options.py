@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from ..finetuning.presets import PRESETS, Preset, preset_of
 from ..finetuning.recipe import Recipe
 from ..methods import METHODS, Method
+from ..methods.noah_architecture import NoahArchitecture
 from .options import described
 
 _METHOD = "Method"
@@ -67,12 +69,29 @@ class MethodOptions(BackboneMethodOptions):
     """What is trained."""
 
     head: Annotated[list[str] | None, described(_METHOD, "--head NAME", HEAD_HELP)] = None
+    supernet_epochs: Annotated[
+        int | None,
+        described(
+            _METHOD,
+            "--supernet-epochs N",
+            f"Of noah, before it searches [{Method.supernet_epochs}].",
+        ),
+    ] = None
+    generations: Annotated[
+        int | None,
+        described(_METHOD, "--generations N", f"Of noah's search [{Method.generations}]."),
+    ] = None
+    architecture: Annotated[
+        Path | None,
+        described(_METHOD, "--architecture FILE", "Of noah, found before; no search."),
+    ] = None
 
     def given(self) -> dict[str, Any]:
         """The fields of `Method` that were given, its name aside."""
-        head = parse_head(self.head)
-        values = {name: value for name, value in super().given().items() if name != "head"}
-        return values | ({} if head is None else {"head": head})
+        values = super().given() | {"head": parse_head(self.head)}
+        if self.architecture is not None:
+            values["architecture"] = NoahArchitecture.load(self.architecture)
+        return {name: value for name, value in values.items() if value is not None}
 
     def chosen(self, preset: Preset) -> Method:
         """The method described, with the options of the preset where none are given."""

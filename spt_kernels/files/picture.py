@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import os
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import needed
+from .atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,6 +18,10 @@ if TYPE_CHECKING:
 
 # stays apart for colour-blind readers (Okabe and Ito, 2008)
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#777777")
+LINE_COLOURS = (*COLOURS[:6], COLOURS[7])  # a line of yellow is none on paper
+# apart in print, too
+LINES = ("-", (0, (4, 1.3)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 1.5)))
+SHADES = ("#f6f9fc", "#9ecae1", "#0072B2", "#08305c")  # from little to much, as greys too
 INK = "#24292f"
 FAINT = "#d0d7de"
 PALE = "#c9d1d9"  # for what only stands beside
@@ -23,9 +31,17 @@ PARTS = ("#061f4a", "#E08214", "#0b7d61", "#8fd0f5", "#fafafa")
 WIDTH = 6.0  # inches: letters of 9 points are 5 points high in a column of a paper
 LINE = 74  # letters of a heading
 DPI = 225  # as wide as a README shows
+# Kind of picture -> what makes its bytes hang on the moment unless it is left out
+_MOMENT: dict[str, dict[str, Any]] = {
+    "png": {},
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
+}
+# Letters stay letters of an embedded font, and identifiers are the same each time
+_WRITING: Any = {"pdf.fonttype": 42, "svg.hashsalt": "spt_kernels"}
 
 
-def new_figure(height: float) -> Figure:
+def new_figure(height: float, width: float = WIDTH) -> Figure:
     """An empty figure, `height` inches high.
 
     Raises:
@@ -34,7 +50,36 @@ def new_figure(height: float) -> Figure:
     check_can_draw()
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def save_picture(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a picture, whole or not at all; the same figure gives the same bytes.
+
+    Args:
+        figure: what to write.
+        path: ends in `.png`, `.pdf` or `.svg`. The last two are drawn in lines, with their fonts.
+
+    Raises:
+        ValueError: it ends in something else.
+        OSError: it cannot be written.
+    """
+    kind = kind_of_picture(path)
+    from matplotlib import rc_context
+
+    data = io.BytesIO()
+    with rc_context(_WRITING):
+        figure.savefig(data, format=kind, dpi=figure.dpi, metadata=_MOMENT[kind])
+    write_atomically(path, data.getvalue())
+
+
+def kind_of_picture(path: str | os.PathLike[str]) -> str:
+    """`png`, `pdf` or `svg`, as the name of a file has it; `ValueError` for any other."""
+    kind = Path(path).suffix[1:].lower()
+    if kind not in _MOMENT:
+        known = ", ".join(f"a.{name}" for name in _MOMENT)
+        raise ValueError(f"expected the name of a picture, as {known}; got {path}")
+    return kind
 
 
 def check_can_draw() -> None:
@@ -47,14 +92,14 @@ def check_can_draw() -> None:
         import matplotlib.figure as _  # noqa: F401
 
 
-def dress(*every: Axes) -> None:
-    """Give axes the lines and letters that all pictures have."""
+def dress(*every: Axes, letters: float = 8.5) -> None:
+    """Give axes the lines and letters, of so many points, that all pictures have."""
     for axes in every:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[:].set_color(INK)
-        axes.tick_params(labelsize=8.5, colors=INK)
-        axes.xaxis.label.set(size=9, color=INK)
-        axes.yaxis.label.set(size=9, color=INK)
+        axes.tick_params(labelsize=letters, colors=INK)
+        axes.xaxis.label.set(size=letters + 0.5, color=INK)
+        axes.yaxis.label.set(size=letters + 0.5, color=INK)
         axes.set_axisbelow(True)
 
 

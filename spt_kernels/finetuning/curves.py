@@ -7,9 +7,10 @@ from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..files.picture import (
-    COLOURS,
     FAINT,
     INK,
+    LINE_COLOURS,
+    LINES,
     dress,
     new_figure,
     put_heading,
@@ -29,9 +30,6 @@ _PANELS = (
     ("val_loss", "validation loss", 1),
     ("val_accuracy", "validation accuracy, %", 100),
 )
-_COLOURS = (*COLOURS[:6], COLOURS[7])  # a line of yellow is none on paper
-# apart in print, too
-_LINES = ("-", (0, (4, 1.3)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 1.5)))
 _FEW = 12  # epochs that are marked one by one
 
 
@@ -125,8 +123,8 @@ def _line(
     axes: Axes, points: Mapping[int, float], factor: int, place: int, **more: Any
 ) -> list[Any]:
     look = {
-        "color": _COLOURS[place % len(_COLOURS)],
-        "linestyle": _LINES[place % len(_LINES)],
+        "color": LINE_COLOURS[place % len(LINE_COLOURS)],
+        "linestyle": LINES[place % len(LINES)],
         "linewidth": 1.5,
         "marker": "o" if len(points) < _FEW else None,
         "markersize": 3,

@@ -94,13 +94,13 @@ class Description:
             raise DeltaFormatError(f"{os.fspath(path)}: its metadata: {error}") from error
 
 
-def description_of(setting: Setting, file: str) -> Description:
+def description_of(setting: Setting, file: str, method: Method) -> Description:
     """What a run's file tells; `file` is what `Tunable` calls it.
 
     A task has a plan, and a whole model is what it is: only what was trained hangs on the method.
     """
     job, classes = setting.job, setting.splits.train.classes
-    return Description(job.model, classes, setting.form, job.method if file == "trained" else None)
+    return Description(job.model, classes, setting.form, method if file == "trained" else None)
 
 
 def form_of(told: Mapping[str, Any]) -> Preprocessing:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..files.picture import check_can_draw
-from ..methods import Method, make_plan, tune
+from ..methods import Method, tune
 from ..methods.tunable import Tunable
 from ..plan import Plan
 from ..plan.figure import sensitivity_figure
@@ -20,7 +20,7 @@ from .checkpoint import Best, put_state
 from .curves import training_curves_figure
 from .description import description_of
 from .device import reproducible, seed_everything
-from .facts import accounted_bytes, config_of, facts_of, machine_of, measured_bytes, trains
+from .facts import accounted_bytes, facts_of, machine_of, measured_bytes, trains
 from .given_plan import (
     check_agrees,
     check_samples,
@@ -31,11 +31,10 @@ from .given_plan import (
 )
 from .head import with_head
 from .job import FinetuneJob
-from .measured import keep_sensitivity, kept_sensitivity, measured_on, sensitivity_of
 from .pixels import Batches
-from .possible import check_possible
+from .preparation import Decision, preparation_of
 from .progress import Logged, Progress, Silent
-from .run_clock import RunClock, spent_in
+from .run import Clock, Run, spent_in
 from .run_folder import FILES, RunFolder
 from .run_step import wants_graph
 from .setting import Setting, open_setting
@@ -84,7 +83,7 @@ def finetune(
         raise ValueError(f"checkpoint_seconds: expected 0 or more, got {checkpoint_seconds}")
     check_can_draw()  # what would be missed at the end
     log = Logged(progress or Silent())
-    clock = RunClock()
+    clock = Clock()
     folder = RunFolder.open(output, resume=resume, force=force)
     with reproducible():
         with folder.starting():
@@ -100,28 +99,19 @@ def finetune(
             wants_graph(graph, setting.device)  # or refuses
             model = setting.base.model
             method = with_head(job.method, model, setting.form)
-            measures = plan is None and given is None and method.is_sensitivity_aware
-            if measures:
-                check_possible(method, model)
-            elif plan is None:
-                plan = make_plan(model, method, given)
+            prepare = preparation_of(setting, method, plan, given)
             images = setting.training_batches(log)  # a bad one is found here
             for note in setting.notes():
                 log.say(note)
-            if measures:
-                plan = make_plan(model, method, _measured(setting, images, folder, clock, log))
-            ready = _made_ready(setting, method, plan)
-            if folder.replaces:
-                folder.clear(but_measured=measures)
-            _claim(folder, setting, log)
-            if plan is not None:
-                plan.save(folder["plan"])
-            for line in trains(setting, ready.tunable.trained, ready.facts, plan):
+            run = Run(setting, folder, clock, log, checkpoint_seconds)
+            ready = _made_ready(setting, prepare(run, images))
+            run.claim()
+            if ready.plan is not None:
+                ready.plan.save(folder["plan"])
+            for line in trains(setting, ready.tunable.trained, ready.facts, ready.plan):
                 log.say(line)
-            history, best = _train(
-                setting, images, ready.tunable, folder, checkpoint_seconds, graph, clock, log
-            )
-        return _finish(setting, ready, folder, history, best, clock, log)
+            history, best = _train(run, images, ready.tunable, graph)
+        return _finish(run, ready, history, best)
 
 
 @dataclass(frozen=True)
@@ -129,34 +119,33 @@ class _Ready:
     """A model ready to train, and what was told of it before."""
 
     tunable: Tunable
+    method: Method
     plan: Plan | None
     facts: dict[str, Any]
     accounted_bytes: int
 
 
-def _made_ready(setting: Setting, method: Method, plan: Plan | None) -> _Ready:
+def _made_ready(setting: Setting, decision: Decision) -> _Ready:
+    method, plan = decision.method, decision.plan
     facts = facts_of(setting, plan, method.head_with(plan))
     # what a method draws for its modules is the same whatever was drawn before
     seed_everything(setting.job.recipe.seed)
     tunable = tune(setting.base.model.to(setting.device), method, plan)
-    return _Ready(tunable, plan, facts, accounted_bytes(setting, tunable))
+    return _Ready(tunable, method, plan, facts, accounted_bytes(setting, tunable))
 
 
 def _finish(
-    setting: Setting,
-    ready: _Ready,
-    folder: RunFolder,
-    history: list[EpochFigures],
-    best: Best | None,
-    clock: RunClock,
-    log: Logged,
+    run: Run, ready: _Ready, history: list[EpochFigures], best: Best | None
 ) -> dict[str, Any]:
     """Save what was trained, test it, draw it, and write down the result."""
+    setting, folder = run.setting, run.folder
     tunable, last, plan = ready.tunable, history[-1], ready.plan
-    described = description_of(setting, tunable.file).to_json()
+    # what was asked for, with what was found out: its head is found again
+    method = replace(setting.job.method, architecture=ready.method.architecture)
+    described = description_of(setting, tunable.file, method).to_json()
     size = tunable.save(folder[tunable.file], described)
     best_file = _save_best(tunable, folder, best, last.epoch, described)
-    accuracy = _test(setting, tunable.model, folder, log)
+    accuracy = _test(setting, tunable.model, folder, run.log)
     if plan is not None and plan.selected:
         sensitivity_figure(plan).savefig(folder["sensitivity_picture"])
     job = setting.job
@@ -178,7 +167,7 @@ def _finish(
         "task_bytes": size,
         "step_ms": median_step_ms(history),
         "measured_peak_bytes": measured_bytes(setting),
-        "seconds": round(clock(), 1),
+        "seconds": round(run.clock(), 1),
         **machine_of(setting),
     }
     folder.write_json("result", result)
@@ -228,49 +217,17 @@ def _finished(folder: RunFolder, job: FinetuneJob) -> dict[str, Any] | None:
     return None
 
 
-def _measured(
-    setting: Setting, images: Batches, folder: RunFolder, clock: RunClock, log: Logged
-) -> Sensitivity:
-    """The sensitivity that was measured into the folder before, or else now."""
-    own = measured_on(setting)
-    kept, took = kept_sensitivity(folder, own, log)
-    clock.spent = max(clock.spent, took)
-    if kept is not None:
-        return kept
-    if not folder.replaces:  # the run that is there stays until this one is known to go
-        _claim(folder, setting, log)
-    measured = sensitivity_of(setting, images, log)
-    keep_sensitivity(folder, own, measured, clock())
-    return measured
-
-
-def _claim(folder: RunFolder, setting: Setting, log: Logged) -> None:
-    """Make the folder this run's: from here on it can be resumed."""
-    folder.write_json("config", config_of(setting))
-    if folder["state"].is_file():  # the run goes on to more epochs
-        os.replace(folder["state"], folder["checkpoint"])
-    folder["result"].unlink(missing_ok=True)
-    log.write_to(folder["log"])
-
-
 def _train(
-    setting: Setting,
-    images: Batches,
-    tunable: Tunable,
-    folder: RunFolder,
-    checkpoint_seconds: float,
-    graph: bool | None,
-    clock: RunClock,
-    log: Logged,
+    run: Run, images: Batches, tunable: Tunable, graph: bool | None
 ) -> tuple[list[EpochFigures], Best | None]:
     """The figures of all epochs, and what was trained in the best."""
-    job = setting.job
-    val = setting.batches("val", log)
+    job, folder = run.setting.job, run.folder
+    val = run.setting.batches("val", run.log)
     bests: list[Best | None] = [None]
 
     def on_epoch(rows: list[EpochFigures]) -> None:
         folder.write_lines("metrics", [asdict(row) for row in rows])
-        folder.write_json("seconds", {"seconds": round(clock(), 1)})
+        run.note_seconds()
 
     # afresh, so that training is the same whether sensitivities were measured or found on disk
     seed_everything(job.recipe.seed)
@@ -281,11 +238,11 @@ def _train(
         lr=job.recipe.peak_lr(job.method),
         val=val,
         checkpoint=folder["checkpoint"],
-        checkpoint_seconds=checkpoint_seconds,
+        checkpoint_seconds=run.checkpoint_seconds,
         on_epoch=on_epoch,
         graph=graph,
-        progress=log,
-        tell=log.say,
+        progress=run.log,
+        tell=run.log.say,
         on_best=lambda best: bests.__setitem__(0, best),
     )
     return history, bests[0]

@@ -18,6 +18,9 @@ FILES = {
     "sensitivity": "sensitivity.safetensors",
     "measured": "sensitivity.json",  # what that was measured on
     "plan": "plan.safetensors",
+    "supernet": "supernet.pt",  # the state of a supernet's training, also when that is over
+    "search": "search.jsonl",  # the accuracies of its architectures so far
+    "architecture": "architecture.json",
     "checkpoint": "checkpoint.pt",  # of a run that is under way
     "seconds": "seconds.json",  # what that has taken so far
     "state": "state.pt",  # what the checkpoint becomes when the run is over
@@ -102,7 +105,8 @@ class RunFolder:
         try:
             yield
         except Exception:  # any at all: it goes on to the caller as it is
-            if not was_there and not self["metrics"].is_file():
+            has_begun = self["metrics"].is_file() or self["supernet"].is_file()
+            if not was_there and not has_begun:
                 self._remove(set(FILES.values()) - _OF_NO_RUN)
                 with contextlib.suppress(OSError):  # there is something in it
                     for folder in self.made:

@@ -55,6 +55,8 @@ def train(
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
     on_best: Callable[[Best], None] | None = None,
+    stage: str = "training",
+    before_step: Callable[[int], object] = lambda _: None,
 ) -> list[EpochFigures]:
     """Train what of `model` requires a gradient, in place; the last epoch's model is the result.
 
@@ -73,6 +75,8 @@ def train(
         tell: given a line per epoch: its figures, and the seconds that it took.
         on_best: given, with `val`, what an epoch trained that is the best so far: of the highest
             accuracy, among several such of the lowest loss, among these the first.
+        stage: what `progress` is told that this is.
+        before_step: called with the number of each step, over all epochs, before it runs.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -102,14 +106,16 @@ def train(
         if on_epoch is not None:
             on_epoch(history)
 
-    progress.start("training", recipe.epochs * steps_per_epoch)
+    progress.start(stage, recipe.epochs * steps_per_epoch)
     progress.advance(len(history) * steps_per_epoch)
     last_saved = time.monotonic()
     for epoch in range(len(history), recipe.epochs):
         started = time.monotonic()
         _training_mode(model)
         note = f"epoch {epoch + 1}/{recipe.epochs}"
-        mean_loss, step_ms = _train_epoch(step, batches, scheduler, epoch, note, progress)
+        mean_loss, step_ms = _train_epoch(
+            step, batches, scheduler, epoch, note, progress, before_step
+        )
         if not math.isfinite(mean_loss):
             raise FloatingPointError(
                 f"the loss is {mean_loss} in epoch {epoch + 1}: try a lower learning rate"
@@ -171,11 +177,13 @@ def _train_epoch(
     epoch: int,
     note: str,
     progress: Progress,
+    before_step: Callable[[int], object],
 ) -> tuple[float, float]:
     """The mean loss of an epoch, and the milliseconds of a step."""
     total = torch.zeros((), device=batches.device)
     started = time.perf_counter()
-    for images, labels in batches.epoch(epoch):
+    for number, (images, labels) in enumerate(batches.epoch(epoch)):
+        before_step(epoch * len(batches) + number)
         loss = step(images, labels)
         scheduler.step()
         total += loss * len(labels)

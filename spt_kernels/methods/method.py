@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from .noah_architecture import NoahArchitecture
+
 if TYPE_CHECKING:
     from ..plan import Plan
 
@@ -19,6 +21,7 @@ _SPT = frozenset({"budget", "rank", "samples", "rule", "scale", "dropout"})
 _BY_ENTRIES = frozenset({"budget", "samples", "rule"})
 _BUDGET = frozenset({"budget"})
 _PLACED = frozenset({"budget", "samples"})
+_SEARCH = frozenset({"budget", "dropout", "supernet_epochs", "generations", "population"})
 _NOTHING: frozenset[str] = frozenset()
 _ENTRIES = frozenset({"entries"})
 _LORA, _ADAPTER = frozenset({"lora"}), frozenset({"adapter"})
@@ -70,11 +73,12 @@ METHODS: Mapping[str, Entry] = MappingProxyType(
         "lora": Entry("lora", _SPT - {"samples", "rule"}, _LORA),
         "lora-K": Entry("plain_lora"),
         "adaptformer": Entry("adaptformer", frozenset({"rank"})),
+        "noah": Entry("noah", _SEARCH | {"architecture"}),
         "spt-lora-structured": Entry("spt", _SPT, _LORA),
         "spt-lora": Entry("spt", _SPT, _LORA | _ENTRIES),
         "spt-adapter-structured": Entry("spt", _SPT, _ADAPTER),
         "spt-adapter": Entry("spt", _SPT, _ADAPTER | _ENTRIES),
-        "spt-unstructured": Entry("spt", _SPT, _ENTRIES),
+        "spt-unstructured": Entry("spt", _BY_ENTRIES, _ENTRIES),
         "spt-prompt": Entry("spt_prompt", _PLACED, _NOTHING),
         "sensitive-adapter-K": Entry("sensitive", _PLACED, _ADAPTER, table_size=32),
         "sensitive-lora-K": Entry("sensitive", _PLACED | {"scale", "dropout"}, _LORA),
@@ -94,15 +98,20 @@ class Method:
 
     Attributes:
         name: one of `METHODS`, with a number in place of `K`.
-        budget: parameters (int) or share of the backbone (float below 1); `None` is 0.5 %.
+        budget: parameters (int) or share of the backbone (float below 1); `None` is 0.5 %, and for
+            `noah` its authors' 0.64M of ViT-B/16, that is 0.75 %.
         rank: rank of LoRA and Adapter modules, or width of AdaptFormer's. `None` is 8, for
             `adaptformer` 64, and for `lora` with a budget the largest rank that fits it.
         samples: training images whose gradients are measured (the paper's C).
         rule: `"paper"` or `"published-code"`, see `spt_kernels.allocate`.
         scale: LoRA's factor.
-        dropout: LoRA's dropout.
+        dropout: LoRA's dropout, and of all modules of `noah`.
         head: what is trained whole besides, as `measure_sensitivity` has it: names or patterns,
             `()` or `"none"`. `None` is what the sensitivity found; without one, by name.
+        supernet_epochs: of `noah`, on the training images before it searches.
+        generations: of its search, after the first.
+        population: architectures of a generation, each tried on the validation images.
+        architecture: trained as it is, without a search; `NoahArchitecture` or its JSON values.
 
     `METHODS` says which of these a method reads; one that it does not is refused.
     """
@@ -115,11 +124,18 @@ class Method:
     scale: float = 1.0
     dropout: float = 0.1
     head: str | tuple[str, ...] | None = None
+    supernet_epochs: int = 500
+    generations: int = 15
+    population: int = 50
+    architecture: NoahArchitecture | None = None
 
     def __post_init__(self) -> None:
         options = self.entry.options
         if self.head is not None and not isinstance(self.head, str):
             object.__setattr__(self, "head", _patterns(self.head))
+        if self.architecture is not None and not isinstance(self.architecture, NoahArchitecture):
+            made = NoahArchitecture.from_json(self.architecture)
+            object.__setattr__(self, "architecture", made)
         for option in fields(self)[1:]:
             if option.name == "head":
                 continue  # which every method has
@@ -127,7 +143,8 @@ class Method:
                 raise ValueError(f"{option.name}: method {self.name!r} has none; leave it out")
         for name in ("budget", "scale", "dropout"):
             check_number(name, getattr(self, name), int, float)
-        for name in ("rank", "samples"):
+        whole = ("rank", "samples", "supernet_epochs", "generations", "population")
+        for name in whole:
             check_number(name, getattr(self, name), int)
         is_share = isinstance(self.budget, float)
         if self.budget is not None and not 0 < self.budget < (1 if is_share else math.inf):
@@ -135,8 +152,8 @@ class Method:
                 "budget: expected a whole number of parameters, or a share of the backbone below "
                 f"1, got {self.budget}"
             )
-        check_positive("rank", self.rank)
-        check_positive("samples", self.samples)
+        for name in whole:
+            check_positive(name, getattr(self, name))
         check_within("dropout", self.dropout, 0.0, 1.0)
         if self.rule not in ("paper", "published-code"):
             raise ValueError(f"rule: expected paper or published-code, got {self.rule!r}")
@@ -165,6 +182,11 @@ class Method:
     def budget_or_default(self) -> int | float:
         """Its budget, the paper's where none was given."""
         return DEFAULT_BUDGET if self.budget is None else self.budget
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether what it trains is still to be searched for."""
+        return "architecture" in self.entry.options and self.architecture is None
 
     def count(self, backbone: int) -> int:
         """Its budget as a number of parameters of a backbone of so many."""

@@ -31,8 +31,7 @@ class PromptedBlock(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Insert the prompts, run the block."""
         prompts = self.prompts.to(x.dtype).expand(len(x), -1, -1)
-        x = torch.cat((x[:, : self.num_prefix], prompts, x[:, self.num_prefix :]), dim=1)
-        x = self.block(x, *args, **kwargs)
+        x = self.block(with_prompts(x, prompts, self.num_prefix), *args, **kwargs)
         return x if self.stay else without_prompts(x, len(self.prompts), self.num_prefix)
 
 
@@ -54,6 +53,11 @@ class DroppingBlock(nn.Module):
         """Run the block, drop what became of the prompts."""
         x = self.block(x, *args, **kwargs)
         return without_prompts(x, self.num_prompts, self.num_prefix)
+
+
+def with_prompts(x: Tensor, prompts: Tensor, num_prefix: int) -> Tensor:
+    """Tokens with prompts `[batch, prompts, width]` after the first: one sequence of both."""
+    return torch.cat((x[:, :num_prefix], prompts, x[:, num_prefix:]), dim=1)
 
 
 def without_prompts(x: Tensor, num_prompts: int, num_prefix: int) -> Tensor:

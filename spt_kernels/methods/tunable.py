@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -48,6 +48,8 @@ class Tunable:
         fold: makes the plain model of the trained one, in place; None where nothing can.
         file: what `save` writes: the `"task"`, what was `"trained"`, or the whole `"model"`.
         in_head: how many values of the head change.
+        tuned_as: what decides its modules, as JSON values by name; a file of what was `"trained"`
+            tells it, and one that tells another is refused.
     """
 
     model: nn.Module
@@ -56,6 +58,7 @@ class Tunable:
     fold: Callable[[nn.Module], nn.Module] | None = None
     file: str = "trained"
     in_head: int = 0
+    tuned_as: Mapping[str, Any] = field(default_factory=dict)
 
     def optimizer(
         self,
@@ -90,6 +93,8 @@ class Tunable:
         if self.file == "trained":
             base = {name: own.to_json() for name, own in self._base().items()}
             document = {"model_name": type(self.model).__name__, "base": base}
+            if self.tuned_as:
+                document["tuned_as"] = dict(self.tuned_as)
             if metadata:
                 document["metadata"] = dict(metadata)
             return checked_file.write(path, "trained", document, self._state())
@@ -118,8 +123,15 @@ class Tunable:
                     f"cannot load the model {os.fspath(path)}: {error}"
                 ) from error
         else:
-            base, tensors = checked_file.read(path, "trained", _parse)
+            base, tuned_as, tensors = checked_file.read(path, "trained", _parse)
             own = self._state()
+            for name in self.tuned_as.keys() & tuned_as.keys():
+                told, mine = json.dumps(tuned_as[name]), json.dumps(self.tuned_as[name])
+                if told != mine:
+                    raise ValueError(
+                        f"{os.fspath(path)}: is of a model that is tuned otherwise: its {name} is "
+                        f"{told}, here it is {mine}"
+                    )
         shapes = {(name, tensor.shape) for name, tensor in tensors.items()}
         if differing := shapes ^ {(name, tensor.shape) for name, tensor in own.items()}:
             first = min(name for name, _ in differing)
@@ -161,8 +173,9 @@ class Tunable:
 
 def _parse(
     document: dict[str, Any], tensors: dict[str, Tensor]
-) -> tuple[dict[str, Fingerprint], dict[str, Tensor]]:
-    return {n: Fingerprint.from_json(value) for n, value in document["base"].items()}, tensors
+) -> tuple[dict[str, Fingerprint], Mapping[str, Any], dict[str, Tensor]]:
+    base = {n: Fingerprint.from_json(value) for n, value in document["base"].items()}
+    return base, dict(document.get("tuned_as", {})), tensors
 
 
 def make_optimizer(

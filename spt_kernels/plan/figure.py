@@ -6,7 +6,16 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..files.picture import COLOURS, INK, WIDTH, dress, new_figure, put_heading, put_title
+from ..files.picture import (
+    COLOURS,
+    INK,
+    SHADES,
+    WIDTH,
+    dress,
+    new_figure,
+    put_heading,
+    put_title,
+)
 from ..sensitivity import Sensitivity
 from .allocation import allocate
 from .cell import Cell
@@ -123,7 +132,7 @@ def _draw_heat(
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
-    colours = LinearSegmentedColormap.from_list("ink", ["#f6f9fc", "#9ecae1", "#0072B2", "#08305c"])
+    colours = LinearSegmentedColormap.from_list("ink", SHADES)
     highest = max(share.values())
     scale: Any = ScalarMappable(Normalize(0, highest), colours)
     for x, block in enumerate(blocks):
@@ -136,7 +145,7 @@ def _draw_heat(
                 ink = "white" if value > 0.45 * highest else INK
                 look = {**_NUMBERS, "color": ink}
                 axes.text(x, y, _short(value), ha="center", va="center", **look)
-    names = [_short_block(block) for block in blocks]
+    names = [short_block(block) for block in blocks]
     axes.set_xticks(range(len(blocks)), names)
     axes.set_yticks(range(len(operations)), operations)
     if len(blocks) > 16 or max(map(len, names)) * len(blocks) > 60:
@@ -196,6 +205,6 @@ def _short(share: float) -> str:
     return "0" if share == 0 else text.removeprefix("0") if text != "0.0" else "·"
 
 
-def _short_block(name: str) -> str:
+def short_block(name: str) -> str:
     """`blocks.3` as `3`, `stages.2.blocks.1` as `2.1`, what is outside all blocks as `rest`."""
     return ".".join(re.findall(r"\d+", name)) or name or "rest"

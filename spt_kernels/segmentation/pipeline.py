@@ -17,7 +17,7 @@ from ..finetuning.device import reproducible, seed_everything
 from ..finetuning.measured import keep_sensitivity, kept_sensitivity, measure_on
 from ..finetuning.possible import check_possible
 from ..finetuning.progress import Logged, Progress, Silent
-from ..finetuning.run_clock import RunClock, spent_in
+from ..finetuning.run import Clock, spent_in
 from ..finetuning.run_folder import FILES, RunFolder
 from ..finetuning.run_step import wants_graph
 from ..methods import Method, make_plan, tune
@@ -88,7 +88,7 @@ def segment(
     check_folder(save_predictions, force=force or resume)
     check_can_draw()  # what would be missed at the end
     log = Logged(progress or Silent())
-    clock = RunClock()
+    clock = Clock()
     folder = RunFolder.open(output, resume=resume, force=force)
     with reproducible():
         with folder.starting():
@@ -122,7 +122,7 @@ def _made_ready(
     setting: SegmentationSetting,
     plan: Plan | None,
     folder: RunFolder,
-    clock: RunClock,
+    clock: Clock,
     log: Logged,
 ) -> _Ready:
     """Plan, tune, and make the folder this run's; a plan that is given is kept."""
@@ -154,7 +154,7 @@ def _finish(
     ready: _Ready,
     folder: RunFolder,
     history: list[IterationFigures],
-    clock: RunClock,
+    clock: Clock,
     log: Logged,
     multi_scale: bool,
     save_predictions: Path | None,
@@ -217,7 +217,7 @@ def _finished(folder: RunFolder, job: SegmentationJob) -> dict[str, Any] | None:
 
 
 def _measured(
-    setting: SegmentationSetting, method: Method, folder: RunFolder, clock: RunClock, log: Logged
+    setting: SegmentationSetting, method: Method, folder: RunFolder, clock: Clock, log: Logged
 ) -> Sensitivity:
     """The sensitivity that was measured into the folder before, or else now."""
     own = setting.evidence(method)
@@ -257,7 +257,7 @@ def _train(
     folder: RunFolder,
     checkpoint_seconds: float,
     graph: bool | None,
-    clock: RunClock,
+    clock: Clock,
     log: Logged,
     report_every: int,
 ) -> list[IterationFigures]:

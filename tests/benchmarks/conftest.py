@@ -11,8 +11,7 @@ from spt_kernels.benchmarks import BenchmarkSetting, BenchmarkTask, folder_tasks
 from spt_kernels.finetuning import Method, ModelSource, Recipe
 from spt_kernels.finetuning.demo import one_thread
 from tests.finetuning.pictures_on_disk import write_task, write_weights
-
-from .undrawn import draw_nothing
+from tests.finetuning.undrawn import draw_nothing
 
 METHODS = (Method("linear"), Method("spt-unstructured", 400, samples=12))
 

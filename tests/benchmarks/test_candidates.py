@@ -31,6 +31,8 @@ def test_a_method_has_the_combinations_of_what_it_reads() -> None:
     assert candidates_of(choices, Method("bias")) == [{"lr": 1e-3}, {"lr": 5e-4}]
     assert candidates_of({"rank": (4, 8)}, Method("bias")) == []
     assert candidates_of({}, Method("lora")) == []
+    assert candidates_of({}, Method("noah")) == [{}], "where it searches"
+    assert len(candidates_of(choices, Method("noah"))) == 2
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from spt_kernels.benchmarks.piece import cells_of, unfinished
 from spt_kernels.benchmarks.processes import Processes
 from spt_kernels.finetuning import FinetuneJob, Method, ModelSource, finetune, pixels
 from spt_kernels.finetuning.progress import Silent
+from spt_kernels.methods.noah_architecture import NoahArchitecture
 
 
 class Heard(Silent):
@@ -106,16 +107,16 @@ def test_a_run_of_the_grid_is_the_run_that_finetune_would_make(
 def test_methods_of_a_task_and_seed_share_what_was_measured(
     place: Path, tmp_path: Path, setting: BenchmarkSetting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spt_kernels.finetuning import pipeline
+    from spt_kernels.finetuning import preparation
 
     measured = []
-    measure = pipeline.sensitivity_of
+    measure = preparation.sensitivity_of
 
     def counting(own: Any, *args: Any) -> Any:
         measured.append(own.job.method.name)
         return measure(own, *args)
 
-    monkeypatch.setattr(pipeline, "sensitivity_of", counting)
+    monkeypatch.setattr(preparation, "sensitivity_of", counting)
     methods = (Method("spt-unstructured", 400, samples=12), Method("spt-lora", 400, 2, samples=12))
     one = replace(setting, tasks=setting.tasks[:1], seeds=(0,))
     run(replace(one, methods=methods), tmp_path / "shared", jobs=0)
@@ -222,6 +223,24 @@ def test_methods_tasks_and_seeds_are_added(tmp_path: Path, setting: BenchmarkSet
     (row,) = table.rows
     assert [len(figure.by_seed) for figure in row.tasks.values()] == [1, 1]
     assert row.mean.mean is None, "no seed is there for both"
+
+
+def test_what_a_method_searches_for_is_searched_for_once_without_the_test_images(
+    tmp_path: Path, setting: BenchmarkSetting
+) -> None:
+    method = Method("noah", 900, supernet_epochs=1, generations=1, population=2)
+    table = run(replace(setting, methods=(method,), tasks=setting.tasks[:1]), tmp_path, jobs=0)
+    assert (table.n_missing, dict(table.failed)) == (0, {})
+    folder = tmp_path / setting.tasks[0].name / "noah"
+    search = json.loads((folder / "choice" / "search" / "config.json").read_text())["job"]
+    assert not search["images"]["use_test"]
+    found = NoahArchitecture.load(folder / "choice" / "search" / "architecture.json")
+    for seed in (0, 1):
+        own = folder / f"seed{seed}"
+        job = FinetuneJob.from_json(json.loads((own / "config.json").read_text())["job"])
+        assert job.method == replace(method, architecture=found)
+        assert not {"supernet.pt", "search.jsonl"} & {path.name for path in own.iterdir()}
+    assert table.rows[0].trained_parameters <= 900
 
 
 def test_what_every_run_would_fail_of_is_told_once(

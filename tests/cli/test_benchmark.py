@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from spt_kernels.cli.app import run
-from tests.benchmarks.undrawn import draw_nothing
 from tests.cli.test_commands import SHAPE, complaint_of, json_of, output_of
 from tests.finetuning.pictures_on_disk import write_task, write_weights
+from tests.finetuning.undrawn import draw_nothing
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from tests.models import tiny_vit
 SHAPE = [part for key, value in TINY.items() for part in ("--model-arg", f"{key}={value}")]
 COMMANDS = (
     *("demo", "finetune", "segment", "sensitivity", "plan", "memory", "inspect", "evaluate"),
-    *("predict", "compare", "merge", "benchmark", "bench"),
+    *("predict", "compare", "plot", "merge", "benchmark", "bench"),
 )
 
 

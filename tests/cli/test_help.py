@@ -31,6 +31,7 @@ def test_flags_have_no_type_and_any_terminal_is_wide_enough(
         ("plan", ["--quiet"]),
         ("inspect", ["--quiet"]),
         ("compare", ["--quiet"]),
+        ("plot", ["--quiet"]),
         ("merge", ["--quiet", "--new-head"]),
         ("evaluate", ["--new-head"]),
         ("predict", ["--new-head"]),

@@ -11,7 +11,10 @@ from rich.console import Console
 
 from spt_kernels.cli.app import run
 from spt_kernels.cli.terminal import Bars
-from spt_kernels.cli.training_options import parse_budget
+from spt_kernels.cli.training_options import MethodOptions, parse_budget
+from spt_kernels.finetuning.presets import preset_of
+from spt_kernels.methods import Method
+from spt_kernels.methods.noah_architecture import NoahArchitecture
 from spt_kernels.plan import Plan
 from tests.finetuning.pictures_on_disk import TINY, write_task, write_weights
 
@@ -80,6 +83,15 @@ OF_FINETUNE = {
     ),
     "no plan": (["--plan", "{x}.plan"], "plan: no such file"),
     "no sensitivity": (["--sensitivity", "{x}.s"], "sensitivity: no such file"),
+    "no architecture": (
+        ["--method", "noah", "--architecture", "{x}.json"],
+        "--architecture: no such file",
+    ),
+    "a search by nothing": (
+        ["--method", "noah", "--val-share", "0"],
+        "--val-share: method 'noah' searches by validation images, and there are none",
+    ),
+    "no search": (["--generations", "3"], "--generations: method 'spt-lora' has none; leave it"),
 }
 
 
@@ -117,6 +129,15 @@ def test_a_budget_is_a_number_or_a_share(text: str, value: float) -> None:
 def test_a_budget_that_is_neither_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="--budget: expected"):
         parse_budget(text)
+
+
+def test_an_architecture_is_read_from_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "architecture.json"
+    file.write_text('{"prompts": [1, 0], "adapters": [0, 2], "loras": [3, 3], "parameters": 9}')
+    chosen = MethodOptions("noah", architecture=file, supernet_epochs=7).chosen(preset_of("paper"))
+    assert chosen == Method(
+        "noah", architecture=NoahArchitecture((1, 0), (0, 2), (3, 3)), supernet_epochs=7
+    )
 
 
 def test_files_are_overwritten_by_force_alone(

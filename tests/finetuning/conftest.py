@@ -11,6 +11,7 @@ from spt_kernels.finetuning import ImageSource, ModelSource
 from spt_kernels.finetuning.demo import one_thread
 
 from .pictures_on_disk import write_task, write_weights
+from .undrawn import draw_nothing
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -32,3 +33,8 @@ def task(place: Path) -> ImageSource:
 @pytest.fixture(scope="module")
 def base(place: Path) -> ModelSource:
     return write_weights(place / "base.safetensors")
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_nothing(monkeypatch)

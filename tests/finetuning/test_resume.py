@@ -22,59 +22,20 @@ from spt_kernels.finetuning import (
     ModelSource,
     Recipe,
     SavedRun,
-    pipeline,
 )
 from spt_kernels.finetuning import finetune as run
 from spt_kernels.finetuning.accuracy import evaluate
 from spt_kernels.finetuning.checkpoint import Checkpoint
-from spt_kernels.finetuning.progress import Silent
 from spt_kernels.finetuning.run_step import RunStep
 from spt_kernels.plan import Plan
+
+from .killed import Heard, Killed
 
 SHORT = Recipe(epochs=3, batch_size=8)
 MADE = ("task.safetensors", "plan.safetensors", "sensitivity.safetensors")
 
 
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither pictures nor the accounting of memory, which take longer than these runs."""
-
-    class NoPicture:
-        def savefig(self, path: Path) -> None:
-            path.write_bytes(b"")
-
-    monkeypatch.setattr(pipeline, "sensitivity_figure", lambda *_: NoPicture())
-    monkeypatch.setattr(pipeline, "training_curves_figure", lambda *_, **__: NoPicture())
-    monkeypatch.setattr(pipeline, "accounted_bytes", lambda *_: 0)
-
-
-class Killed(BaseException):
-    """As a signal, it is nothing that the code knows of."""
-
-
-class Heard(Silent):
-    """Keeps the lines, and dies when a stage begins, or a line comes, that starts with `at`."""
-
-    def __init__(self, at: str | None = None) -> None:
-        self.at = at
-        self.lines: list[str] = []
-        self.stages: list[str] = []
-
-    def start(self, stage: str, total: int) -> None:
-        self.stages.append(stage)
-        self._die(f"{stage} begins")
-
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        if steps:
-            self._die(f"{self.stages[-1]} goes on")
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
-        self._die(message)
-
-    def _die(self, event: str) -> None:
-        if self.at is not None and event.startswith(self.at):
-            raise Killed(event)
+pytestmark = pytest.mark.usefixtures("quickly")
 
 
 @pytest.mark.parametrize("name", ["spt-lora", "spt-adapter", "lora-2"])

@@ -23,7 +23,8 @@ def method(name: str, budget: int = 1500) -> Method:
             pytest.skip(f"peft {peft.__version__} has no Super-Tuning")
     options = Method(name).entry.options
     rank = 2 if "rank" in options and name != "lora" else None
-    return Method(name, budget if "budget" in options else None, rank)
+    short = {"supernet_epochs": 1, "generations": 1, "population": 2} if name == "noah" else {}
+    return Method(name, budget if "budget" in options else None, rank, **short)
 
 
 def tuned(name: str, model: nn.Module) -> Tunable:

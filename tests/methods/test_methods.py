@@ -18,7 +18,7 @@ from tests.models import tiny_convnext, tiny_swin, tiny_vit
 from .every import NAMES, method, tuned
 
 # what cannot be folded into the plain model
-STAYS = ("mlp-2", "prompt-shallow", "prompt-deep", "adapter-2", "adaptformer", "spt-prompt")
+STAYS = ("mlp-2", "prompt-shallow", "prompt-deep", "noah", "adapter-2", "adaptformer", "spt-prompt")
 STAYS += ("spt-adapter-structured", "spt-adapter", "sensitive-adapter-2")
 HEAD = 5 * 24 + 5
 

@@ -1,0 +1,76 @@
+"""What comes between images and training: nothing, a measuring of sensitivities, or a search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from ..methods import Method, make_plan
+from ..plan import Plan
+from ..sensitivity import Sensitivity
+from .measured import keep_sensitivity, kept_sensitivity, measured_on, sensitivity_of
+from .pixels import Batches
+from .possible import check_possible
+from .run import Run
+from .searching import check_search, searched_architecture
+from .setting import Setting
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is trained.
+
+    Attributes:
+        method: with all that was left open to be found out by the images.
+        plan: of a method that takes one.
+    """
+
+    method: Method
+    plan: Plan | None
+
+
+def preparation_of(
+    setting: Setting, method: Method, plan: Plan | None, given: Sensitivity | None
+) -> Callable[[Run, Batches], Decision]:
+    """What decides, with the training images, what is trained.
+
+    Args:
+        setting: whose model is plain, and stays so.
+        method: told of its head.
+        plan: one that has decided already.
+        given: sensitivities that need no measuring.
+
+    Raises:
+        ValueError: no images would make it possible.
+    """
+    model = setting.base.model
+    if plan is None and given is None and method.is_sensitivity_aware:
+        check_possible(method, model)
+        return partial(_by_measuring, method)
+    if method.is_searched:
+        check_search(setting, method)
+        return partial(_by_searching, method)
+    decided = Decision(method, make_plan(model, method, given) if plan is None else plan)
+    return lambda run, images: decided
+
+
+def _by_measuring(method: Method, run: Run, images: Batches) -> Decision:
+    """The plan by the sensitivity that was measured into the folder before, or else now."""
+    run.keeps_measured = True
+    setting, folder = run.setting, run.folder
+    own = measured_on(setting)
+    measured, took = kept_sensitivity(folder, own, run.log)
+    run.clock.spent = max(run.clock.spent, took)
+    if measured is None:
+        if not folder.replaces:  # the run that is there stays until this one is known to go
+            run.claim()
+        measured = sensitivity_of(setting, images, run.log)
+        keep_sensitivity(folder, own, measured, run.clock())
+    return Decision(method, make_plan(setting.base.model, method, measured))
+
+
+def _by_searching(method: Method, run: Run, images: Batches) -> Decision:
+    """The method with the architecture that a search finds, or has found before."""
+    found = searched_architecture(method, run, images)
+    return Decision(replace(method, architecture=found), None)

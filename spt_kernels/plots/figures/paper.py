@@ -1,0 +1,84 @@
+"""How pictures for a paper look: as wide as one or both of its columns, in letters it can show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...files.picture import FAINT, INK, LINE_COLOURS, LINES, dress, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTHS = {1: 3.3, 2: 6.9}  # inches of so many columns
+LETTERS, SMALL = 7.5, 7.0  # points
+_DPI = 300
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def paper_figure(columns: int, height: float, title: str | None = None) -> Figure:
+    """An empty figure as wide as so many columns of a paper, `height` inches high.
+
+    Raises:
+        ValueError: columns other than 1 or 2.
+        MissingExtra: matplotlib is not installed.
+    """
+    if columns not in WIDTHS:
+        raise ValueError(f"columns: expected 1 or 2, got {columns}")
+    figure = new_figure(height, WIDTHS[columns])
+    figure.set_dpi(_DPI)
+    if title:
+        figure.suptitle(title, fontsize=LETTERS + 1, color=INK)
+    return figure
+
+
+def series(place: int) -> dict[str, Any]:
+    """How the line of a series looks: apart by colour, by its marks and by its strokes."""
+    return {
+        "color": LINE_COLOURS[place % len(LINE_COLOURS)],
+        "linestyle": LINES[place % len(LINES)],
+        "marker": _MARKERS[place % len(_MARKERS)],
+        "linewidth": 1.0,
+        "markersize": 3.2,
+        "markeredgewidth": 0.0,
+    }
+
+
+def finish(*every: Axes, grid: Literal["x", "y", "both"] = "y") -> None:
+    """Give axes their lines and letters."""
+    dress(*every, letters=SMALL)
+    for axes in every:
+        axes.title.set(fontsize=LETTERS, color=INK)
+        axes.tick_params(width=0.6, length=2.5)
+        axes.spines[:].set_linewidth(0.6)
+        axes.grid(axis=grid, color=FAINT, linewidth=0.5)
+
+
+def put_key(target: Axes | Figure, handles: Sequence[Any], columns: int) -> None:
+    """Say below axes, or below all of them, what colours and marks mean."""
+    from matplotlib.figure import Figure
+
+    look: dict[str, Any] = {
+        "handles": list(handles),
+        "ncols": columns,
+        "frameon": False,
+        "fontsize": SMALL,
+        "labelcolor": INK,
+        "handlelength": 2.2,
+        "columnspacing": 1.2,
+        "handletextpad": 0.5,
+        "borderaxespad": 0.3,
+    }
+    if isinstance(target, Figure):
+        target.legend(loc="outside lower center", **look)
+    else:
+        target.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), **look)
+
+
+def short_count(count: float) -> str:
+    """`400000` as `0.4M`, `12600` as `12.6k`, what is below as it is."""
+    for limit, size, unit in ((1e5, 1e6, "M"), (1e4, 1e3, "k")):
+        if count >= 0.999 * limit:  # where a scale computes its ticks, they are near
+            return f"{count / size:.3g}{unit}"
+    return f"{count:,.0f}"

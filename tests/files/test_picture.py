@@ -1,0 +1,68 @@
+"""Pictures are written whole, alike each time, and with their fonts."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from spt_kernels.files.picture import new_figure, save_picture
+
+
+def drawn():
+    figure = new_figure(1.0, 2.0)
+    figure.add_subplot().plot([1, 2], label="a line")
+    figure.axes[0].legend()
+    return figure
+
+
+@pytest.mark.parametrize(
+    ("kind", "opening"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")]
+)
+def test_the_same_picture_is_the_same_bytes(kind: str, opening: bytes, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        save_picture(drawn(), tmp_path / f"{name}.{kind}")
+    first, second = (tmp_path / f"{name}.{kind}" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+    assert first.read_bytes().startswith(opening)
+    assert b"Date" not in first.read_bytes()
+
+
+def test_a_png_has_the_dots_that_the_figure_says(tmp_path: Path) -> None:
+    """Also where they were changed after the figure was made, which `savefig` does not see."""
+    figure = drawn()
+    figure.set_dpi(100)
+    save_picture(figure, tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    assert (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")) == (200, 100)
+
+
+def test_letters_of_a_pdf_are_of_an_embedded_font(tmp_path: Path) -> None:
+    save_picture(drawn(), tmp_path / "a.pdf")
+    data = (tmp_path / "a.pdf").read_bytes()
+    assert b"/FontFile2" in data  # TrueType, as journals ask for
+    assert b"/Type3" not in data
+
+
+def test_what_cannot_be_written_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"before")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_picture(drawn(), path)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_other_kinds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"as a.png, a.pdf, a.svg; got .*a.gif"):
+        save_picture(drawn(), tmp_path / "a.gif")
