@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -82,17 +83,21 @@ class PointwiseLora(NamedTuple):
         for some in _parts(grad_x):
             of_some = grad_x[some]
             grad = _backward(grad_inner[some], of_some, down, stride, (True, False))[0]
-            of_some.add_(self.call.dropped(grad, some.start * grad_x[0].numel()))
+            of_some.add_(self.call.dropped(grad, some.start * _sample_numel(grad_x)))
 
     def _dropped(self, x: Tensor, some: slice) -> Tensor:
-        return self.call.dropped(x[some], some.start * x[0].numel())
+        return self.call.dropped(x[some], some.start * _sample_numel(x))
 
 
 def _parts(x: Tensor) -> Iterator[slice]:
     """Samples of a batch, as many at a time as may be made something of; at least one part."""
     batch = x.shape[0]
-    step = max(1, _ELEMENTS_AT_ONCE // max(1, x[0].numel())) if batch else 1
+    step = max(1, _ELEMENTS_AT_ONCE // max(1, _sample_numel(x)))
     return (slice(first, min(first + step, batch)) for first in range(0, max(batch, 1), step))
+
+
+def _sample_numel(x: Tensor) -> int:
+    return math.prod(x.shape[1:])
 
 
 def _kernel(matrix: Tensor) -> Tensor:

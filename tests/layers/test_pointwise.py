@@ -197,3 +197,13 @@ def test_other_convolutions_are_refused(base: nn.Module) -> None:
         LoraConv2d(base, LoraSpec(2, ((0, 8),), 6))
     with pytest.raises(ValueError, match="spec is for 5 input features, base has 6"):
         LoraConv2d(nn.Conv2d(6, 8, 1), LoraSpec(2, ((0, 8),), 5))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_batch_without_images(dropout: float) -> None:
+    layer = lora(dropout=dropout)
+    x = torch.zeros(0, 6, 5, 7, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y.shape == (0, 8, 5, 7) and x.grad is not None and x.grad.shape == x.shape
+    assert not layer.lora_a.grad.any() and not layer.lora_b.grad.any()  # type: ignore[union-attr]
