@@ -11,24 +11,30 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..finetuning.job import FinetuneJob
 from ..finetuning.run_folder import RunFolder
 
+SHARED = "sensitivity"  # the folder in a task's that holds one for each that runs share
 _FILES = ("sensitivity", "measured")  # in this order: the second says what the first is
 
 
 def store_of(job: FinetuneJob, task_folder: Path) -> RunFolder | None:
     """Where runs that measure the same as `job` keep it; `None` if it measures nothing."""
-    if not job.method.is_sensitivity_aware:
-        return None
-    value, method, recipe = job.to_json(), job.method, job.recipe
-    shared = {name: value[name] for name in ("model", "images", "form")}
-    measured = (method.samples, method.head, recipe.batch_size, recipe.seed)
+    return stored_for(job.to_json(), task_folder) if job.method.is_sensitivity_aware else None
+
+
+def stored_for(job: Mapping[str, Any], task_folder: Path) -> RunFolder:
+    """The same of a job that measures, as its `config.json` tells it."""
+    method, recipe = job["method"], job["recipe"]
+    shared = {name: job[name] for name in ("model", "images", "form")}
+    measured = (method["samples"], method["head"], recipe["batch_size"], recipe["seed"])
     text = json.dumps([shared, measured], sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-    return RunFolder(task_folder / "sensitivity" / digest)
+    return RunFolder(task_folder / SHARED / digest)
 
 
 def take(store: RunFolder, folder: RunFolder) -> None:

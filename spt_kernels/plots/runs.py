@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..benchmarks.shared_sensitivity import SHARED
 from ..finetuning.run_folder import RunFolder
 
 # Of a method, what makes it another point of a table; what may be chosen for each task is not here
 SETTINGS = ("budget", "rank", "samples", "rule")
 _DEEP = 4  # folders down: a benchmark's are output/task/method/seed0
 _SEED = re.compile(r"seed[-_]?\d+")
-SHARED = "sensitivity"  # of a benchmark's task: what its runs have measured, each in a folder
 
 
 @dataclass(frozen=True)

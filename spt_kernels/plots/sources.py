@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from ..benchmarks.shared_sensitivity import stored_for
 from ..finetuning.run_folder import FILES, RunFolder
 from ..finetuning.weight_file import own_kind
 from ..methods.method import entry_of
 from ..plan import Plan
 from ..sensitivity import Sensitivity
-from .runs import SHARED, is_of_a_benchmark, name_of, run_folders
+from .runs import is_of_a_benchmark, name_of, run_folders
 from .selection import selection
 
 T = TypeVar("T")
@@ -91,24 +92,27 @@ def load_selection(path: str | os.PathLike[str], budget: int | float | None = No
 
 
 def _tasks_in(path: Path, kind: str, methods: Collection[str], notes: list[str]) -> dict[str, Path]:
-    found: dict[str, list[tuple[bool, Path]]] = {}
+    found: dict[str, list[tuple[tuple[bool, bool], Path, Path]]] = {}
     for folder in run_folders(path):
         config = RunFolder(folder).read_json("config") or {}
         method = config.get("job", {}).get("method", {}).get("name")
         chosen = method is None or (method in methods if methods else _is_aware(method))
-        if RunFolder(folder)[kind].is_file() and chosen:
-            is_second = method is not None and not method.startswith("spt-")
-            found.setdefault(name_of(folder), []).append((is_second, folder))
+        file = _kept(folder, kind) if chosen else None
+        if file is not None:
+            # this package's first, and what no run in the folder is of last
+            place = (method is not None and not method.startswith("spt-"), method is None)
+            found.setdefault(name_of(folder), []).append((place, folder, file))
     if not found and (loose := _loose_files(path, kind)):
         return loose
     if not found:
         of = f" of method {', '.join(methods)}" if methods else ""
         raise ValueError(f"files: {path} holds no {FILES[kind]}{of}, and no other {kind}")
-    shown = {task: min(each, key=lambda one: one[0])[1] for task, each in found.items()}
+    shown: dict[str, Path] = {}
     for task, each in found.items():
-        if len(each) > 1:
-            notes.append(f"{task}: {shown[task]} is shown, of {len(each)} that have one")
-    return {task: _file_in(folder, kind) for task, folder in shown.items()}
+        _, folder, shown[task] = min(each, key=lambda one: one[0])
+        if (count := len({file for _, _, file in each})) > 1:
+            notes.append(f"{task}: {folder} is shown, of {count} that have one")
+    return shown
 
 
 def _is_aware(method: str) -> bool:
@@ -129,27 +133,27 @@ def _loose_files(path: Path, kind: str) -> dict[str, Path]:
 
 
 def _file_in(folder: Path, kind: str) -> Path:
-    file = RunFolder(folder)[kind]
-    if not file.is_file() and kind == "sensitivity":
-        file = _shared_sensitivity(folder) or file
-    if not file.is_file():
-        raise ValueError(f"files: {folder} holds no {file.name}")
+    file = _kept(folder, kind)
+    if file is None:
+        raise ValueError(f"files: {folder} holds no {FILES[kind]}")
     return file
 
 
-def _shared_sensitivity(folder: Path) -> Path | None:
-    """What a benchmark's run was measured by, which lies beside the methods of its task."""
-    config = RunFolder(folder).read_json("config")
+def _kept(folder: Path, kind: str) -> Path | None:
+    """The file of a run; what a benchmark's was measured by lies beside the methods of its task."""
+    own = RunFolder(folder)
+    if own[kind].is_file():
+        return own[kind]
+    config = own.read_json("config") if kind == "sensitivity" else None
     if config is None or not is_of_a_benchmark(folder.resolve()):
         return None
     job = config["job"]
-    own = {"samples": job["method"].get("samples"), "seed": job["recipe"]["seed"]}
-    for place in sorted((folder.resolve().parents[1] / SHARED).glob("*")):
-        record = RunFolder(place).read_json("measured") or {}
-        of = record.get("measured_on", {})
-        if all(of.get(name) == value for name, value in own.items()):
-            return RunFolder(place)["sensitivity"]
-    return None
+    if "images" not in job or not _is_aware(
+        job["method"]["name"]
+    ):  # of `segment`; measures nothing
+        return None
+    shared = stored_for(job, folder.resolve().parents[1])[kind]
+    return shared if shared.is_file() else None
 
 
 def _called(named: Sequence[tuple[str, T]], labels: Sequence[str]) -> dict[str, T]:

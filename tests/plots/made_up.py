@@ -60,12 +60,20 @@ def run(
 ) -> Path:
     """A folder as a finished run leaves it; `accuracy` `None` leaves it unfinished."""
     folder.mkdir(parents=True)
-    own = {"budget": None, "rank": None, "samples": 800, "rule": "paper", "scale": 1.0}
+    own = {
+        "budget": None,
+        "rank": None,
+        "samples": 800,
+        "rule": "paper",
+        "scale": 1.0,
+        "head": None,
+    }
     job = {
         "model": {"name": model, "args": {}, "weights": None, "pretrained": True},
         "images": {"root": f"/data/{images}", "classes": []},
         "method": {"name": method, **own, **settings},
-        "recipe": {"epochs": 10, "seed": seed},
+        "recipe": {"epochs": 10, "batch_size": 64, "seed": seed},
+        "form": {},
     }
     (folder / "config.json").write_text(json.dumps({"job": job}))
     if accuracy is not None:

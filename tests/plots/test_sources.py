@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from spt_kernels.benchmarks.shared_sensitivity import stored_for
 from spt_kernels.plots import load_selection, read_runs, task_files
 from spt_kernels.plots.runs import name_of
 
@@ -70,23 +71,33 @@ def test_methods_that_choose_by_no_sensitivity_are_passed_over(grid: Path) -> No
 
 
 def test_what_a_benchmark_shares_and_chooses_by(grid: Path) -> None:
-    """Sensitivities lie beside the methods, by a digest; candidates beside the seeds."""
-    for task, seed, own in (("x", 0, A), ("x", 1, B), ("y", 0, B)):
-        place = grid / task / "sensitivity" / f"digest{seed}"
-        place.mkdir(parents=True)
-        scores(own).save(place / "sensitivity.safetensors")
-        record = {"measured_on": {"samples": 800, "seed": seed}}
-        (place / "sensitivity.json").write_text(json.dumps(record))
-        run(grid / task / "spt-lora" / "choice" / f"scale={seed}", 0.9, images="chosen")
+    """Sensitivities lie beside the methods, by a digest; candidates beside the seeds.
+
+    Options are chosen on fewer images, with a sensitivity of those, as many samples and one seed.
+    """
     second = run(grid / "x" / "spt-lora" / "seed1", 0.5, seed=1)
+    stores = {}
+    for task, seed in (("x", 0), ("x", 1), ("y", 0)):
+        first = grid / task / "spt-lora" / f"seed{seed}"
+        chosen = first.with_name("choice") / f"scale={seed}"
+        run(chosen, 0.9, images="chosen")
+        for folder in (chosen, first):
+            job = json.loads((folder / "config.json").read_text())["job"]
+            stores[folder] = store = stored_for(job, grid / task)["sensitivity"]
+            store.parent.mkdir(parents=True, exist_ok=True)
+            scores(A).save(store)
+        (first / "sensitivity.safetensors").unlink(missing_ok=True)
+    for other in range(20):  # in whatever order their names are
+        beside = grid / "x" / "sensitivity" / f"{other:02x}{other}"
+        beside.mkdir()
+        scores(B).save(beside / "sensitivity.safetensors")
     assert {r.task for r in read_runs([grid]).runs} == {"x", "y"}
-    found = task_files([second], "sensitivity").groups[""]["x"]
-    assert found.parent.name == "digest1"
-    for seed in (0, 1):
-        (grid / "x" / "spt-lora" / f"seed{seed}" / "sensitivity.safetensors").unlink(seed == 1)
-    shared = task_files([grid], "sensitivity", methods=["spt-lora"]).groups["out"]
+    assert task_files([second], "sensitivity").groups[""]["x"] == stores[second]
+    found = task_files([grid], "sensitivity", methods=["spt-lora"])
+    shared = found.groups["out"]
     assert list(shared) == ["x", "y"]
-    assert shared["x"].parent.name == "digest0"
+    for task, file in shared.items():
+        assert file == stores[grid / task / "spt-lora" / "seed0"]
 
 
 def test_single_files_and_runs_are_one_group(grid: Path, tmp_path: Path) -> None:
