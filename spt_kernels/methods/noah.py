@@ -30,9 +30,6 @@ from .tunable import Tunable, counted, freeze_backbone
 
 # the published limit of 0.64M parameters, and what it is a share of: the backbone of ViT-B/16
 PUBLISHED_LIMIT, PUBLISHED_BACKBONE = 640_000, 85_798_656
-# what ties tokens to their places, or reads the weight of qkv in place of calling it
-_OF_MODEL = ("rope", "rel_pos_bias", "shared_rel_pos")
-_OF_ATTENTION = ("rel_pos", "relative_position_index", "q_bias")
 
 
 def tune(model: nn.Module, method: Method, plan: Any) -> Tunable:
@@ -132,9 +129,10 @@ def space_of(model: nn.Module) -> NoahSpace:
     is_whole = all(isinstance(qkv, nn.Linear) for qkv in qkvs) and all(
         isinstance(getattr(block, "drop_path2", None), nn.Module) for block in blocks
     )
-    ties: list[tuple[Any, str]] = [(model, name) for name in _OF_MODEL]
-    ties += [(attention, name) for attention in attentions for name in _OF_ATTENTION]
-    tie = next((name for owner, name in ties if getattr(owner, name, None) is not None), None)
+    tie = None if vit is None else vit.tie
+    # with one, attention reads the weight of qkv in place of calling it
+    if tie is None and any(getattr(own, "q_bias", None) is not None for own in attentions):
+        tie = "q_bias"
     if vit is None or not blocks or not is_whole or tie is not None:
         but = "" if tie is None else f", and no {tie}"
         raise ValueError(

@@ -16,6 +16,9 @@ from .matrices import blocks_of
 from .method import Method
 from .prompted import PromptedBlock, PromptedWindows
 
+# What ties tokens to their places, so that there can be no more of them
+_TIES_OF_MODEL = ("rope", "rel_pos_bias", "shared_rel_pos")
+_TIES_OF_ATTENTION = ("rel_pos", "relative_position_index")
 _OF_WINDOWS = ("qkv", "num_heads", "window_size", "relative_position_bias_table")
 
 
@@ -42,11 +45,13 @@ class PlainVit:
         blocks: each takes and gives `[batch, tokens, width]`.
         width: of a token.
         num_prefix: class and register tokens, which stay in front.
+        tie: what ties its tokens to their places; None where there may be more of them.
     """
 
     blocks: nn.Sequential | nn.ModuleList
     width: int
     num_prefix: int
+    tie: str | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> PlainVit | None:
@@ -59,17 +64,29 @@ class PlainVit:
             or prefix is None
         ):
             return None
-        return cls(blocks, width, prefix)
+        places = [(model, _TIES_OF_MODEL)]
+        places += [(getattr(block, "attn", None), _TIES_OF_ATTENTION) for block in blocks]
+        ties = (n for owner, names in places for n in names if getattr(owner, n, None) is not None)
+        return cls(blocks, width, prefix, next(ties, None))
+
+    def check_room(self, model: nn.Module, method: Method) -> None:
+        """Refuse prompts among tokens that are tied to their places."""
+        if self.tie is not None:
+            raise ValueError(
+                f"method: {method.name!r} puts prompts among the tokens of a plain ViT, and those "
+                f"of {type(model).__name__} are tied to their places by {self.tie}"
+            )
 
 
 def prompt_places(model: nn.Module, method: Method) -> list[PromptPlace]:
     """The blocks of a plain ViT, or of a Swin.
 
     Raises:
-        ValueError: the model is neither.
+        ValueError: the model is neither, or a ViT whose tokens are tied to their places.
     """
     vit = PlainVit.of(model)
     if vit is not None:
+        vit.check_room(model, method)
         named = {id(module): name for name, module in model.named_modules()}  # as it may be wrapped
         return [
             PromptPlace(named[id(block)], vit.width, functools.partial(_put_in_vit, vit, n))

@@ -21,7 +21,7 @@ def tune(model: nn.Module, method: Method, plan: Any) -> Tunable:
     They are dropped after the last block: whatever pools the tokens sees the model's own.
 
     Raises:
-        ValueError: the model is no plain ViT, or the budget does not pay for a prompt.
+        ValueError: the model is no plain ViT, its tokens are tied to their places, or the budget does not pay for a prompt.
     """
     vit = PlainVit.of(model)
     if vit is None:
@@ -29,6 +29,7 @@ def tune(model: nn.Module, method: Method, plan: Any) -> Tunable:
             f"method: {method.name!r} puts prompts among the tokens of a plain ViT (blocks, "
             f"embed_dim, num_prefix_tokens), got a {type(model).__name__}"
         )
+    vit.check_room(model, method)
     count = DEFAULT_PROMPTS
     if method.budget is not None:
         budget = method.count(backbone_numel(model, method.head))

@@ -10,6 +10,9 @@ import pytest
 import timm
 import torch
 from timm.models import VisionTransformer
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
 import spt_kernels as spt
@@ -23,6 +26,7 @@ from tests.models import tiny_batch, tiny_convnext, tiny_swin, tiny_vit
 
 from .every import method, tuned
 
+SIZES = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 PROMPTS = ("prompt-shallow", "prompt-deep", "spt-prompt")
 ON_MATRICES = ("adapter-2", "adaptformer", "lora-2", "spt-adapter-structured")
 ON_MATRICES += ("sensitive-adapter-2", "sensitive-lora-2")
@@ -265,6 +269,27 @@ def test_prompts_go_to_blocks_in_proportion_to_their_sensitive_parameters() -> N
     first, second = alone.model.blocks
     assert not isinstance(first, PromptedBlock)
     assert len(second.prompts) == 10
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize(
+    ("make", "tie"),
+    [
+        (lambda: Beit(**SIZES, use_rel_pos_bias=True), "relative_position_index"),
+        (lambda: Beit(**SIZES, use_shared_rel_pos_bias=True), "rel_pos_bias"),
+        (lambda: Eva(**SIZES, use_rot_pos_emb=True), "rope"),
+        (lambda: VisionTransformerRelPos(**SIZES), "rel_pos"),
+    ],
+    ids=["beit", "shared", "eva", "relpos"],
+)
+def test_no_prompts_among_tokens_that_are_tied_to_their_places(
+    name: str, make: Callable[[], nn.Module], tie: str
+) -> None:
+    model = make()
+    before = [p.requires_grad for p in model.parameters()]
+    with pytest.raises(ValueError, match=f"{name}.*tied to their places by .*{tie}"):
+        spt.methods[name](model, skewed_sensitivity(model) if name == "spt-prompt" else None)
+    assert [p.requires_grad for p in model.parameters()] == before
 
 
 def test_prompts_differ_from_each_other() -> None:
