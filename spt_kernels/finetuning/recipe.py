@@ -78,9 +78,7 @@ class Recipe:
 
     def peak_lr(self, method: Method) -> float:
         """The learning rate at the end of the warm-up."""
-        if self.lr is not None:
-            return self.lr
-        return 1e-4 if method.entry.home in ("full", "last_blocks") else 1e-3
+        return default_lr(method) if self.lr is None else self.lr
 
     def lr_factor(self, step: int, steps_per_epoch: int) -> float:
         """Share of the peak learning rate at `step`: linear warm-up, then half a cosine."""
@@ -98,3 +96,8 @@ class Recipe:
     def _cosine(self, done: float) -> float:
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         return self.min_lr_share + (1 - self.min_lr_share) * cosine
+
+
+def default_lr(method: Method) -> float:
+    """The peak learning rate of a method where none is given: less where whole weights move."""
+    return 1e-4 if method.entry.home in ("full", "last_blocks") else 1e-3

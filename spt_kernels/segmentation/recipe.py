@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..finetuning.recipe import PRECISIONS
+from ..finetuning.recipe import PRECISIONS, default_lr
 from ..methods.method import Method, check_positive, check_within
 
 _LONGEST_WARMUP = 1500  # iterations
@@ -20,7 +20,8 @@ class SegmentationRecipe:
     Attributes:
         iterations: training steps.
         batch_size: images per step.
-        lr: peak learning rate. `None` is 1e-3, and 1e-4 for `full`, where every weight moves.
+        lr: peak learning rate. `None` is 1e-3, and 1e-4 for `full` and `partial-K`, where
+            whole weights move.
         weight_decay: AdamW's; not on deltas, biases, norms and other vectors.
         warmup_iterations: of linear warm-up. `None` is a tenth of `iterations`, at most 1,500.
         power: of the polynomial by which the learning rate falls.
@@ -64,9 +65,7 @@ class SegmentationRecipe:
 
     def peak_lr(self, method: Method) -> float:
         """The learning rate at the end of the warm-up."""
-        if self.lr is not None:
-            return self.lr
-        return 1e-4 if method.name == "full" else 1e-3
+        return default_lr(method) if self.lr is None else self.lr
 
     def lr_factor(self, iteration: int) -> float:
         """Share of the peak learning rate at `iteration`: linear warm-up, then a polynomial."""

@@ -239,3 +239,6 @@ def test_the_learning_rate_falls_by_a_polynomial() -> None:
     assert recipe.lr_factor(1000) == pytest.approx(0.1)
     with pytest.raises(ValueError, match=r"^warmup_iterations: expected fewer than iterations"):
         SegmentationRecipe(iterations=5, warmup_iterations=5)
+    for method, lr in (("spt-lora", 1e-3), ("full", 1e-4), ("partial-1", 1e-4)):
+        assert recipe.peak_lr(Method(method)) == lr
+        assert replace(recipe, lr=0.5).peak_lr(Method(method)) == 0.5
