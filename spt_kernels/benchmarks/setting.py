@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..finetuning.job import FinetuneJob, plain
+from ..finetuning.job import FinetuneJob, Key, flat, plain
 from ..finetuning.models import ModelSource
 from ..finetuning.recipe import Recipe
 from ..finetuning.splits import ImageSource
@@ -63,7 +63,7 @@ class BenchmarkSetting:
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
                 raise ValueError(f"{name}: {twice} is named twice")
-        if bad := [name for name in named["tasks"] if Path(name).name != name]:
+        if bad := [name for name in named["tasks"] if Path(name).name != name or name == ".."]:
             raise ValueError(f"tasks: expected a name that a folder can have, got {bad[0]!r}")
         for method in self.methods:  # what no run could have is told before the first
             for options in candidates_of(self.choices, method) or [{}]:
@@ -135,7 +135,7 @@ class BenchmarkSetting:
 
     def difference_from(self, old: BenchmarkSetting) -> str | None:
         """The first value in which an older setting differs, additions aside; `None` if none."""
-        was, now = _flat(old.to_json()), _flat(self.to_json())
+        was, now = flat(old.to_json()), flat(self.to_json())
         was["recipe", "preset"] = now["recipe", "preset"]  # a name, and its values are compared
         for key in {**was, **now}:
             is_new = key[0] in _ADDED_TO and not _in_both(key, was, now)
@@ -158,17 +158,6 @@ def _task_of(value: Mapping[str, Any]) -> BenchmarkTask:
     }
     own = {f.name: value[f.name] for f in fields(BenchmarkTask)}
     return BenchmarkTask(**{**own, **sources})
-
-
-Key = tuple[str, ...]
-
-
-def _flat(value: Mapping[str, Any], prefix: Key = ()) -> dict[Key, Any]:
-    flat: dict[Key, Any] = {}
-    for name, inner in value.items():
-        is_nested = isinstance(inner, Mapping)
-        flat |= _flat(inner, (*prefix, name)) if is_nested else {(*prefix, name): inner}
-    return flat
 
 
 def _in_both(key: Key, was: Mapping[Key, Any], now: Mapping[Key, Any]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..finetuning.standard_error import standard_error
 from .cell import Cell, CellResult
-from .piece import cells_of, read_setting
+from .piece import Piece, cells_of, read_setting
 from .setting import BenchmarkSetting
 from .task import BenchmarkTask
 
@@ -38,9 +38,8 @@ class Figure:
 
     @property
     def standard_error(self) -> float | None:
-        """Of the mean: the standard deviation over the root of the number of seeds."""
-        n = len(self.by_seed)
-        return statistics.stdev(self.by_seed.values()) / math.sqrt(n) if n > 1 else None
+        """Of the mean, over the seeds that are there; `None` of a single one."""
+        return standard_error(self.by_seed.values())
 
     @property
     def is_complete(self) -> bool:
@@ -166,8 +165,7 @@ def benchmark_table(output: str | os.PathLike[str]) -> BenchmarkTable:
     for cell in cells:
         path = output / cell.folder / FAILED
         if cell not in results and path.is_file():
-            name = f"{cell.task}, {cell.method}, seed {cell.seed}"
-            failed[name] = str(json.loads(path.read_text())["reason"])
+            failed[Piece(cell).name] = str(json.loads(path.read_text())["reason"])
     return BenchmarkTable(
         setting.suite,
         setting.model.name,

@@ -100,7 +100,8 @@ class SegmentationRecipeOptions:
         int | None, described(_RECIPE, "--batch-size N", "Images per step [16].")
     ] = None
     lr: Annotated[
-        float | None, described(_RECIPE, "--lr X", "Peak learning rate [1e-3; full, partial-K: 1e-4].")
+        float | None,
+        described(_RECIPE, "--lr X", "Peak learning rate [1e-3; full, partial-K: 1e-4]."),
     ] = None
     weight_decay: Annotated[
         float | None, described(_RECIPE, "--weight-decay X", "Of matrices [1e-4].")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .description import SEGMENTATION
+from .job import flat
 from .run_folder import FILES, RunFolder
+from .standard_error import standard_error
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,8 @@ class ComparedWay:
 
     @property
     def standard_error(self) -> float | None:
-        """Of the mean: the standard deviation over the root of the number of runs."""
-        n = len(self.accuracies)
-        return statistics.stdev(self.accuracies) / math.sqrt(n) if n > 1 else None
+        """Of the mean, over the runs; `None` of a single one."""
+        return standard_error(self.accuracies)
 
 
 @dataclass(frozen=True)
@@ -162,32 +162,24 @@ def _without_seed(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def _names(jobs: Sequence[dict[str, Any]]) -> list[str]:
     """The method of each, and what tells it from others of that method."""
-    flat = [_flat(job) for job in jobs]
-    methods = [values["method.name"] for values in flat]
+    flat = [flat(job) for job in jobs]
+    methods = [values["method", "name"] for values in flat]
     names = []
     for own, method in zip(flat, methods, strict=True):
         alike = [values for values, m in zip(flat, methods, strict=True) if m == method]
         keys = sorted({key for values in alike for key in values})
         telling = [key for key in keys if len({json.dumps(v.get(key)) for v in alike}) > 1]
-        parts = (f"{key.rpartition('.')[2]} {_told(own.get(key))}" for key in telling)
+        parts = (f"{key[-1]} {_told(own.get(key))}" for key in telling)
         names.append(", ".join([method, *parts]))
     return names
 
 
 def _unlike(jobs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     """What ways are compared on: the base model and the images."""
-    flat = [_flat({name: job[name] for name in ("model", "images")}) for job in jobs]
+    flat = [flat({name: job[name] for name in ("model", "images")}) for job in jobs]
     keys = dict.fromkeys(key for values in flat for key in values)
     values = {key: dict.fromkeys(_told(job.get(key)) for job in flat) for key in keys}
-    return {key: tuple(seen) for key, seen in values.items() if len(seen) > 1}
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, inner in value.items():
-        is_nested = isinstance(inner, Mapping)
-        flat |= _flat(inner, f"{prefix}{name}.") if is_nested else {f"{prefix}{name}": inner}
-    return flat
+    return {".".join(key): tuple(seen) for key, seen in values.items() if len(seen) > 1}
 
 
 def _told(value: Any) -> str:

@@ -96,6 +96,18 @@ class FinetuneJob:
         return None
 
 
+Key = tuple[str, ...]
+
+
+def flat(value: Mapping[str, Any], prefix: Key = ()) -> dict[Key, Any]:
+    """The values of nested mappings, each by the names that lead to it."""
+    found: dict[Key, Any] = {}
+    for name, inner in value.items():
+        is_nested = isinstance(inner, Mapping)
+        found |= flat(inner, (*prefix, name)) if is_nested else {(*prefix, name): inner}
+    return found
+
+
 def plain(value: Any) -> Any:
     """Tuples as lists, as they come back from JSON."""
     if isinstance(value, Mapping):

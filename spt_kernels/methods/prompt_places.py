@@ -64,7 +64,7 @@ class PlainVit:
             or prefix is None
         ):
             return None
-        places = [(model, _TIES_OF_MODEL)]
+        places: list[tuple[Any, tuple[str, ...]]] = [(model, _TIES_OF_MODEL)]
         places += [(getattr(block, "attn", None), _TIES_OF_ATTENTION) for block in blocks]
         ties = (n for owner, names in places for n in names if getattr(owner, n, None) is not None)
         return cls(blocks, width, prefix, next(ties, None))

@@ -21,8 +21,8 @@ def tune(model: nn.Module, method: Method, plan: Any) -> Tunable:
     They are dropped after the last block: whatever pools the tokens sees the model's own.
 
     Raises:
-        ValueError: the model is no plain ViT, its tokens are tied to their places, or the budget does
-            not pay for a prompt.
+        ValueError: the model is no plain ViT, its tokens are tied to their places, or the budget
+            does not pay for a prompt.
     """
     vit = PlainVit.of(model)
     if vit is None:

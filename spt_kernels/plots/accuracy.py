@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..benchmarks.vtab import VTAB
+from ..finetuning.standard_error import standard_error
 from ..methods.method import METHODS, entry_of
 from .numbers import Numbers
 from .runs import SETTINGS, TaskRun
@@ -48,8 +48,7 @@ class AccuracyRow:
     @property
     def standard_error(self) -> float | None:
         """Of the mean, over the seeds; `None` of a single one."""
-        n = len(self.seeds)
-        return statistics.stdev(self.seeds.values()) / math.sqrt(n) if n > 1 else None
+        return standard_error(self.seeds.values())
 
     @property
     def family(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ..finetuning.job import plain
+from ..finetuning.job import flat, plain
 from ..finetuning.models import ModelSource
 from ..methods import Method
 from ..methods.method import check_positive
@@ -81,19 +81,8 @@ class SegmentationJob:
         if self.recipe.iterations >= old.recipe.iterations:
             longer = replace(old.recipe, iterations=self.recipe.iterations)
             old = replace(old, recipe=longer)
-        was, now = _flat(old.to_json()), _flat(self.to_json())
-        for name in {**was, **now}:
-            if was.get(name) != now.get(name):
-                return f"{name} was {was.get(name)}, is {now.get(name)}"
+        was, now = flat(old.to_json()), flat(self.to_json())
+        for key in {**was, **now}:
+            if was.get(key) != now.get(key):
+                return f"{': '.join(key)} was {was.get(key)}, is {now.get(key)}"
         return None
-
-
-def _flat(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of all parts, each by its own name."""
-    flat: dict[str, Any] = {}
-    for name, inner in value.items():
-        if isinstance(inner, Mapping):
-            flat |= {f"{name}: {own}": v for own, v in inner.items()}
-        else:
-            flat[name] = inner
-    return flat
