@@ -162,11 +162,11 @@ def _without_seed(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def _names(jobs: Sequence[dict[str, Any]]) -> list[str]:
     """The method of each, and what tells it from others of that method."""
-    flat = [flat(job) for job in jobs]
-    methods = [values["method", "name"] for values in flat]
+    every = [flat(job) for job in jobs]
+    methods = [values["method", "name"] for values in every]
     names = []
-    for own, method in zip(flat, methods, strict=True):
-        alike = [values for values, m in zip(flat, methods, strict=True) if m == method]
+    for own, method in zip(every, methods, strict=True):
+        alike = [values for values, m in zip(every, methods, strict=True) if m == method]
         keys = sorted({key for values in alike for key in values})
         telling = [key for key in keys if len({json.dumps(v.get(key)) for v in alike}) > 1]
         parts = (f"{key[-1]} {_told(own.get(key))}" for key in telling)
@@ -176,9 +176,9 @@ def _names(jobs: Sequence[dict[str, Any]]) -> list[str]:
 
 def _unlike(jobs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     """What ways are compared on: the base model and the images."""
-    flat = [flat({name: job[name] for name in ("model", "images")}) for job in jobs]
-    keys = dict.fromkeys(key for values in flat for key in values)
-    values = {key: dict.fromkeys(_told(job.get(key)) for job in flat) for key in keys}
+    every = [flat({name: job[name] for name in ("model", "images")}) for job in jobs]
+    keys = dict.fromkeys(key for values in every for key in values)
+    values = {key: dict.fromkeys(_told(job.get(key)) for job in every) for key in keys}
     return {".".join(key): tuple(seen) for key, seen in values.items() if len(seen) > 1}
 
 
