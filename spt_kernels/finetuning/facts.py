@@ -87,18 +87,16 @@ def accounted_bytes(setting: Setting, tunable: Tunable) -> int:
     ).peak_bytes
 
 
-def measured_bytes(setting: Setting) -> int | None:
+def measured_bytes(device: torch.device) -> int | None:
     """The peak of this process on the card, `None` without one."""
-    if setting.device.type != "cuda":
-        return None
-    return torch.cuda.max_memory_allocated(setting.device)
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
-def machine_of(setting: Setting) -> dict[str, Any]:
+def machine_of(device: torch.device) -> dict[str, Any]:
     """Where it ran, and on which versions."""
-    on_gpu = setting.device.type == "cuda"
+    on_gpu = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(setting.device) if on_gpu else "cpu",
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
         "threads": torch.get_num_threads(),
         "versions": {"spt_kernels": __version__, "torch": torch.__version__},
     }

@@ -20,7 +20,7 @@ from .checkpoint import Best, put_state
 from .curves import training_curves_figure
 from .description import description_of
 from .device import reproducible, seed_everything
-from .facts import accounted_bytes, facts_of, machine_of, measured_bytes, trains
+from .facts import accounted_bytes, config_of, facts_of, machine_of, measured_bytes, trains
 from .given_plan import (
     check_agrees,
     check_samples,
@@ -103,7 +103,7 @@ def finetune(
             images = setting.training_batches(log)  # a bad one is found here
             for note in setting.notes():
                 log.say(note)
-            run = Run(setting, folder, clock, log, checkpoint_seconds)
+            run = Run(setting, config_of(setting), folder, clock, log, checkpoint_seconds)
             ready = _made_ready(setting, prepare(run, images))
             run.claim()
             if ready.plan is not None:
@@ -135,7 +135,7 @@ def _made_ready(setting: Setting, decision: Decision) -> _Ready:
 
 
 def _finish(
-    run: Run, ready: _Ready, history: list[EpochFigures], best: Best | None
+    run: Run[Setting], ready: _Ready, history: list[EpochFigures], best: Best | None
 ) -> dict[str, Any]:
     """Save what was trained, test it, draw it, and write down the result."""
     setting, folder = run.setting, run.folder
@@ -166,9 +166,9 @@ def _finish(
         "file": folder[tunable.file].name,
         "task_bytes": size,
         "step_ms": median_step_ms(history),
-        "measured_peak_bytes": measured_bytes(setting),
+        "measured_peak_bytes": measured_bytes(setting.device),
         "seconds": round(run.clock(), 1),
-        **machine_of(setting),
+        **machine_of(setting.device),
     }
     folder.write_json("result", result)
     os.replace(folder["checkpoint"], folder["state"])
@@ -218,7 +218,7 @@ def _finished(folder: RunFolder, job: FinetuneJob) -> dict[str, Any] | None:
 
 
 def _train(
-    run: Run, images: Batches, tunable: Tunable, graph: bool | None
+    run: Run[Setting], images: Batches, tunable: Tunable, graph: bool | None
 ) -> tuple[list[EpochFigures], Best | None]:
     """The figures of all epochs, and what was trained in the best."""
     job, folder = run.setting.job, run.folder

@@ -32,7 +32,7 @@ class Decision:
 
 def preparation_of(
     setting: Setting, method: Method, plan: Plan | None, given: Sensitivity | None
-) -> Callable[[Run, Batches], Decision]:
+) -> Callable[[Run[Setting], Batches], Decision]:
     """What decides, with the training images, what is trained.
 
     Args:
@@ -55,7 +55,7 @@ def preparation_of(
     return lambda run, images: decided
 
 
-def _by_measuring(method: Method, run: Run, images: Batches) -> Decision:
+def _by_measuring(method: Method, run: Run[Setting], images: Batches) -> Decision:
     """The plan by the sensitivity that was measured into the folder before, or else now."""
     run.keeps_measured = True
     setting, folder = run.setting, run.folder
@@ -70,7 +70,7 @@ def _by_measuring(method: Method, run: Run, images: Batches) -> Decision:
     return Decision(method, make_plan(setting.base.model, method, measured))
 
 
-def _by_searching(method: Method, run: Run, images: Batches) -> Decision:
+def _by_searching(method: Method, run: Run[Setting], images: Batches) -> Decision:
     """The method with the architecture that a search finds, or has found before."""
     found = searched_architecture(method, run, images)
     return Decision(replace(method, architecture=found), None)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
-from .facts import config_of
 from .progress import Logged
 from .run_folder import RunFolder
-from .setting import Setting
+
+S = TypeVar("S")
 
 
 @dataclass
@@ -29,11 +31,12 @@ class Clock:
 
 
 @dataclass
-class Run:
+class Run(Generic[S]):
     """What the stages of a run have in common.
 
     Attributes:
         setting: the model and the images.
+        config: all that it takes to build the run's model and to go on with the run.
         folder: where it writes.
         clock: the seconds that it has taken.
         log: told how far it is.
@@ -42,7 +45,8 @@ class Run:
         is_claimed: whether the folder is this run's yet.
     """
 
-    setting: Setting
+    setting: S
+    config: Mapping[str, Any]
     folder: RunFolder
     clock: Clock
     log: Logged
@@ -59,8 +63,8 @@ class Run:
             return
         if self.folder.replaces:
             self.folder.clear(but_measured=self.keeps_measured)
-        self.folder.write_json("config", config_of(self.setting))
-        if self.folder["state"].is_file():  # the run goes on to more epochs
+        self.folder.write_json("config", self.config)
+        if self.folder["state"].is_file():  # the run is made longer
             os.replace(self.folder["state"], self.folder["checkpoint"])
         self.folder["result"].unlink(missing_ok=True)
         self.log.write_to(self.folder["log"])

@@ -49,7 +49,7 @@ def check_search(setting: Setting, method: Method) -> None:
     space_of(model).check_limit(limit_of(model, method))
 
 
-def searched_architecture(method: Method, run: Run, images: Batches) -> NoahArchitecture:
+def searched_architecture(method: Method, run: Run[Setting], images: Batches) -> NoahArchitecture:
     """The architecture that the run in the folder has found before, or else finds now.
 
     Args:
@@ -73,7 +73,7 @@ def searched_architecture(method: Method, run: Run, images: Batches) -> NoahArch
     return found.best
 
 
-def _train_supernet(model: nn.Module, method: Method, run: Run, images: Batches) -> None:
+def _train_supernet(model: nn.Module, method: Method, run: Run[Setting], images: Batches) -> None:
     """Train another architecture at each step; all share their weights."""
     recipe = run.setting.job.recipe
     space = space_of(run.setting.base.model)
@@ -102,7 +102,7 @@ def _train_supernet(model: nn.Module, method: Method, run: Run, images: Batches)
     )
 
 
-def _search(model: nn.Module, method: Method, run: Run) -> Found:
+def _search(model: nn.Module, method: Method, run: Run[Setting]) -> Found:
     """Search by the accuracy on the validation images."""
     setting = run.setting
     val = setting.batches("val", run.log)
@@ -141,7 +141,7 @@ def _search(model: nn.Module, method: Method, run: Run) -> Found:
     )
 
 
-def _keep(run: Run, scores: Mapping[NoahArchitecture, float]) -> None:
+def _keep(run: Run[Setting], scores: Mapping[NoahArchitecture, float]) -> None:
     """Write down the scores so far."""
     rows = [{**architecture.to_json(), _SCORE: score} for architecture, score in scores.items()]
     run.folder.write_lines("search", rows)

@@ -7,17 +7,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from .. import __version__
 from ..files.picture import check_can_draw
 from ..finetuning.curves import training_curves_figure
 from ..finetuning.device import reproducible, seed_everything
+from ..finetuning.facts import machine_of, measured_bytes
 from ..finetuning.measured import keep_sensitivity, kept_sensitivity, measure_on
 from ..finetuning.possible import check_possible
 from ..finetuning.progress import Logged, Progress, Silent
-from ..finetuning.run import Clock, spent_in
+from ..finetuning.run import Clock, Run, spent_in
 from ..finetuning.run_folder import FILES, RunFolder
 from ..finetuning.run_step import wants_graph
 from ..methods import Method, make_plan, tune
@@ -101,11 +100,10 @@ def segment(
                 clock.spent = spent_in(folder)
             setting = open_segmentation(job, device, workers)
             wants_graph(graph, setting.device)  # or refuses
-            ready = _made_ready(setting, plan, folder, clock, log)
-            history = _train(
-                setting, ready.tunable, folder, checkpoint_seconds, graph, clock, log, report_every
-            )
-        return _finish(setting, ready, folder, history, clock, log, multi_scale, save_predictions)
+            run = Run(setting, setting.config(), folder, clock, log, checkpoint_seconds)
+            ready = _made_ready(run, plan)
+            history = _train(run, ready.tunable, graph, report_every)
+        return _finish(run, ready, history, multi_scale, save_predictions)
 
 
 @dataclass(frozen=True)
@@ -118,53 +116,42 @@ class _Ready:
     facts: dict[str, Any]
 
 
-def _made_ready(
-    setting: SegmentationSetting,
-    plan: Plan | None,
-    folder: RunFolder,
-    clock: Clock,
-    log: Logged,
-) -> _Ready:
+def _made_ready(run: Run[SegmentationSetting], plan: Plan | None) -> _Ready:
     """Plan, tune, and make the folder this run's; a plan that is given is kept."""
-    model = setting.base.model
+    setting, model = run.setting, run.setting.base.model
     method = replace(setting.job.method, head=model.trained_whole)
     for note in _notes(setting):
-        log.say(note)
-    measures = plan is None and method.is_sensitivity_aware
-    if measures:
+        run.log.say(note)
+    if plan is None and method.is_sensitivity_aware:
         check_possible(method, model)
-        plan = make_plan(model, method, _measured(setting, method, folder, clock, log))
+        plan = make_plan(model, method, _measured(run, method))
     elif plan is None:
         plan = make_plan(model, method)
     facts = _facts(model, plan, method, setting)
     # what a method draws for its modules is the same whatever was drawn before
     seed_everything(setting.job.recipe.seed)
     tunable = tune(model.to(setting.device), method, plan)
-    if folder.replaces:
-        folder.clear(but_measured=measures)
-    _claim(folder, setting, log)
+    run.claim()
     if plan is not None:
-        plan.save(folder["plan"])
-    log.say(_trains(method, tunable, plan, facts))
+        plan.save(run.folder["plan"])
+    run.log.say(_trains(method, tunable, plan, facts))
     return _Ready(method, plan, tunable, facts)
 
 
 def _finish(
-    setting: SegmentationSetting,
+    run: Run[SegmentationSetting],
     ready: _Ready,
-    folder: RunFolder,
     history: list[IterationFigures],
-    clock: Clock,
-    log: Logged,
     multi_scale: bool,
     save_predictions: Path | None,
 ) -> dict[str, Any]:
     """Save what was trained, test it, draw it, and write down the result."""
+    setting, folder = run.setting, run.folder
     job, tunable, last = setting.job, ready.tunable, history[-1]
     # a task has a plan, and a whole model is what it is
     described = setting.description(ready.method if tunable.file == "trained" else None)
     size = tunable.save(folder[tunable.file], described.to_json())
-    log.start("testing", len(setting.validation))
+    run.log.start("testing", len(setting.validation))
     scores = evaluate_scenes(
         tunable.model,
         setting.validation,
@@ -173,7 +160,7 @@ def _finish(
         multi_scale=multi_scale,
         amp=job.recipe.amp,
         save_to=save_predictions,
-        progress=log,
+        progress=run.log,
     )
     _draw(folder, job, ready.plan, history)
     result = {
@@ -186,8 +173,9 @@ def _finish(
         "file": folder[tunable.file].name,
         "task_bytes": size,
         "step_ms": sorted(row.step_ms for row in history)[len(history) // 2],
-        "seconds": round(clock(), 1),
-        **_machine(setting),
+        "seconds": round(run.clock(), 1),
+        "measured_peak_bytes": measured_bytes(setting.device),
+        **machine_of(setting.device),
     }
     folder.write_json("result", result)
     os.replace(folder["checkpoint"], folder["state"])
@@ -216,17 +204,17 @@ def _finished(folder: RunFolder, job: SegmentationJob) -> dict[str, Any] | None:
     return None
 
 
-def _measured(
-    setting: SegmentationSetting, method: Method, folder: RunFolder, clock: Clock, log: Logged
-) -> Sensitivity:
+def _measured(run: Run[SegmentationSetting], method: Method) -> Sensitivity:
     """The sensitivity that was measured into the folder before, or else now."""
+    run.keeps_measured = True
+    setting, folder = run.setting, run.folder
     own = setting.evidence(method)
-    kept, took = kept_sensitivity(folder, own, log)
-    clock.spent = max(clock.spent, took)
+    kept, took = kept_sensitivity(folder, own, run.log)
+    run.clock.spent = max(run.clock.spent, took)
     if kept is not None:
         return kept
     if not folder.replaces:  # the run that is there stays until this one is known to go
-        _claim(folder, setting, log)
+        run.claim()
     model = setting.base.model.to(setting.device)
     measured = measure_on(
         model,
@@ -235,37 +223,21 @@ def _measured(
         min(method.samples, len(setting.training)),
         method,
         setting.job.recipe.seed,
-        log,
+        run.log,
     )
     model.to("cpu")
-    keep_sensitivity(folder, own, measured, clock())
+    keep_sensitivity(folder, own, measured, run.clock())
     return measured
 
 
-def _claim(folder: RunFolder, setting: SegmentationSetting, log: Logged) -> None:
-    """Make the folder this run's: from here on it can be resumed."""
-    folder.write_json("config", setting.config())
-    if folder["state"].is_file():  # the run goes on to more iterations
-        os.replace(folder["state"], folder["checkpoint"])
-    folder["result"].unlink(missing_ok=True)
-    log.write_to(folder["log"])
-
-
 def _train(
-    setting: SegmentationSetting,
-    tunable: Tunable,
-    folder: RunFolder,
-    checkpoint_seconds: float,
-    graph: bool | None,
-    clock: Clock,
-    log: Logged,
-    report_every: int,
+    run: Run[SegmentationSetting], tunable: Tunable, graph: bool | None, report_every: int
 ) -> list[IterationFigures]:
-    recipe = setting.job.recipe
+    setting, recipe = run.setting, run.setting.job.recipe
 
     def on_figures(rows: list[IterationFigures]) -> None:
-        folder.write_lines("metrics", [asdict(row) for row in rows])
-        folder.write_json("seconds", {"seconds": round(clock(), 1)})
+        run.folder.write_lines("metrics", [asdict(row) for row in rows])
+        run.note_seconds()
 
     # afresh, so that training is the same whether sensitivities were measured or found on disk
     seed_everything(recipe.seed)
@@ -274,11 +246,11 @@ def _train(
         setting.crops(),
         recipe,
         lr=recipe.peak_lr(setting.job.method),
-        checkpoint=folder["checkpoint"],
-        checkpoint_seconds=checkpoint_seconds,
+        checkpoint=run.folder["checkpoint"],
+        checkpoint_seconds=run.checkpoint_seconds,
         on_figures=on_figures,
         graph=graph,
-        progress=log,
+        progress=run.log,
         report_every=report_every,
     )
 
@@ -333,14 +305,3 @@ def _draw(
     title = f"{job.model.name}, {job.method.name}"
     curves = training_curves_figure(rows, title=title, unit="iteration")
     curves.savefig(folder["curves_picture"])
-
-
-def _machine(setting: SegmentationSetting) -> dict[str, Any]:
-    """Where it ran, on which versions, and what it took."""
-    on_gpu = setting.device.type == "cuda"
-    return {
-        "measured_peak_bytes": torch.cuda.max_memory_allocated(setting.device) if on_gpu else None,
-        "device": torch.cuda.get_device_name(setting.device) if on_gpu else "cpu",
-        "threads": torch.get_num_threads(),
-        "versions": {"spt_kernels": __version__, "torch": torch.__version__},
-    }
