@@ -25,10 +25,11 @@ from .shared_sensitivity import give, store_of, take
 
 CHOICE = "choice.json"  # of a task and method: every candidate, and which was best
 DIVERGED = "diverged.json"  # of a candidate that cannot be trained
-# What a candidate leaves; what a finished run leaves but these is of use
+# What a candidate leaves
 _OF_CANDIDATE = frozenset(
     FILES[name] for name in ("config", "log", "metrics", "result", "architecture")
-)
+) | {DIVERGED}
+# What of a finished run is of no more use
 _IN_THE_WAY = ("state", "sensitivity", "measured")
 
 
@@ -182,10 +183,9 @@ def run_candidate(
         except FloatingPointError as error:  # no failure of the benchmark: the worst of them
             folder.path.mkdir(parents=True, exist_ok=True)
             _write(folder.path / DIVERGED, {"reason": str(error)})
-            return None
-        for entry in folder.path.iterdir():
-            if entry.name not in _OF_CANDIDATE:
-                entry.unlink()
+    for entry in folder.path.iterdir():  # also where a kill came between
+        if entry.name not in _OF_CANDIDATE:
+            entry.unlink()
     return read_candidate(output, cell, options)
 
 

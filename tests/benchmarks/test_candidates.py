@@ -117,9 +117,10 @@ def accuracies(monkeypatch: pytest.MonkeyPatch, by_lr: Mapping[float, float | No
     def pretended(job: Any, folder: Any, *args: Any) -> dict[str, Any]:
         jobs.append(job)
         accuracy = by_lr[job.recipe.lr]
+        folder.path.mkdir(parents=True)
+        folder["checkpoint"].write_bytes(b"large")
         if accuracy is None:
             raise FloatingPointError("the loss is nan")
-        folder.path.mkdir(parents=True)
         result = {
             **{"test_accuracy": 0.5, "val_accuracy": accuracy, "seconds": 1.0},
             **{"trained_parameters": 1, "backbone_parameters": 10},
@@ -155,6 +156,9 @@ def test_the_choice_by_hand(
         *((lr, 0) for lr in by_lr),
         (best, 1),
     ]
+    for lr in by_lr:  # of no more use
+        left = {p.name for p in (tmp_path / "reds" / "linear" / "choice" / f"lr={lr}").iterdir()}
+        assert left == {"result.json" if by_lr[lr] is not None else "diverged.json"}
     assert jobs[0].images == setting.task("reds").choose
     assert jobs[-1].images == setting.task("reds").final
     assert run_cell(some, Cell("reds", "linear", 1), tmp_path) == done
