@@ -74,8 +74,13 @@ def tune(model: nn.Module, method: Method, plan: Plan | None = None) -> Tunable:
         TypeError: the model is no module.
         ValueError: the method cannot tune this architecture, or a library that it needs is missing,
             or the model is tuned already.
+        BaseModelMismatch: the plan is for another model.
     """
     _check_plain(model)
+    if plan is not None:
+        from ..tuning import check_fits
+
+        check_fits(model, plan)
     make = getattr(_home_of(method), "tune", None)
     if make is not None:
         made: Tunable = make(model, method, plan)

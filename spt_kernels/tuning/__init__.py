@@ -1,7 +1,7 @@
 """A model and a `Plan` become a tuned model."""
 
 from .frozen_base import FrozenBase, unwatch_state_dicts
-from .tuning import Tuning, apply, apply_to_known, replace_module
+from .tuning import Tuning, apply, apply_to_known, check_fits, replace_module
 from .whole import train_whole
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Tuning",
     "apply",
     "apply_to_known",
+    "check_fits",
     "replace_module",
     "train_whole",
     "unwatch_state_dicts",

@@ -83,7 +83,7 @@ def apply_to_known(model: nn.Module, plan: Plan, digests: Mapping[str, str]) -> 
     parameters = {
         name: parameter for name, parameter in every if first_names[id(parameter)] == name
     }
-    _check_fits(model, plan, parameters)
+    check_fits(model, plan)
     head, source = _head_of(model, plan, parameters)
     coarse = {name for name in head if is_coarse(parameters[name])}
     places = places_of(model, plan, parameters, coarse)
@@ -166,8 +166,13 @@ def _check_arguments(model: nn.Module, plan: Plan) -> None:
         )
 
 
-def _check_fits(model: nn.Module, plan: Plan, parameters: Mapping[str, nn.Parameter]) -> None:
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+def check_fits(model: nn.Module, plan: Plan) -> None:
+    """Refuse a plan that was made for another model.
+
+    Raises:
+        BaseModelMismatch: names the first difference.
+    """
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     made_for = f"the plan is for another model ({plan.model_name or 'unnamed'})"
     for name, info in plan.info.items():
         if name not in shapes:

@@ -11,7 +11,7 @@ from torch import nn
 
 import spt_kernels as spt
 from spt_kernels.errors import BaseModelMismatch, DeltaFormatError
-from spt_kernels.methods import METHODS, Method, entry_of, make_plan
+from spt_kernels.methods import METHODS, Method, entry_of, make_plan, tune
 from spt_kernels.sensitivity import skewed_sensitivity
 from tests.models import tiny_convnext, tiny_swin, tiny_vit
 
@@ -237,3 +237,15 @@ def test_structured_tuning_alone_leaves_the_entries_out() -> None:
     assert both.num_unstructured > 0 == alone.num_unstructured
     with pytest.raises(ValueError, match="budget: 20 puts no LoRA on any matrix"):
         make_plan(model, Method("spt-lora-structured", 20, 2), scores)
+
+
+@pytest.mark.parametrize("name", ["spt-prompt", "dense-gradient", "spt-lora"])
+def test_a_plan_of_another_model_is_refused_and_changes_nothing(name: str) -> None:
+    own, other = tiny_vit(), tiny_vit(width=48)
+    what = Method(name, budget=400)
+    made = make_plan(own, what, skewed_sensitivity(own))
+    before = types_of(other)
+    with pytest.raises(BaseModelMismatch, match=r"for another model .*shape \[24\], got \[48\]"):
+        tune(other, what, made)
+    assert types_of(other) == before
+    assert all(p.requires_grad for p in other.parameters())
