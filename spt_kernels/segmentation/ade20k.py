@@ -43,8 +43,8 @@ def read_ade20k(root: str | os.PathLike[str], split: str) -> LabelledScenes:
         split: `"training"` or `"validation"`.
 
     Raises:
-        ValueError: a folder is missing or empty, or an image has no label map, or the list of
-            classes cannot be read.
+        ValueError: a folder is missing or empty, or an image has no label map or that of another,
+            or the list of classes cannot be read.
     """
     root = Path(root)
     if not root.is_dir():
@@ -59,6 +59,10 @@ def read_ade20k(root: str | os.PathLike[str], split: str) -> LabelledScenes:
     paths = sorted(p for p in images.iterdir() if _is_image(p))
     if not paths:
         raise ValueError(f"data: no images in {images}")
+    by_stem: dict[str, Path] = {}
+    for path in paths:
+        if (other := by_stem.setdefault(path.stem, path)) != path:
+            raise ValueError(f"data: {other.name} and {path.name} have one label map, in {maps}")
     annotations = [maps / f"{path.stem}.png" for path in paths]
     lacking = [path for path, own in zip(paths, annotations, strict=True) if not own.is_file()]
     if lacking:

@@ -61,6 +61,10 @@ def test_names_that_begin_alike_are_told_apart(copy: Path) -> None:
         (lambda root: shutil.rmtree(root / "annotations"), "there is no annotations/training"),
         (lambda root: [p.unlink() for p in (root / "images/training").iterdir()], "no images in"),
         (
+            lambda root: (root / "images/training/ADE_train_00000002.png").write_bytes(b""),
+            "ADE_train_00000002.jpg and ADE_train_00000002.png have one label map",
+        ),
+        (
             lambda root: (root / "annotations/training/ADE_train_00000002.png").unlink(),
             "ADE_train_00000002.jpg has no label map",
         ),
