@@ -267,19 +267,23 @@ def _folder(path: Path) -> Shown:
     config, result = folder.read_json("config"), folder.read_json("result")
     if config is None:
         raise ValueError(f"{path}: no run in this folder ({FILES['config']} is not there)")
-    state = "finished" if result is not None else "unfinished; finetune --resume goes on with it"
     job = config["job"]
+    labels_pixels = "data" in job  # a run of `segment`
+    command = "segment" if labels_pixels else "finetune"
+    state = "finished" if result else f"unfinished; {command} --resume goes on with it"
+    root = job["data"] if labels_pixels else job["images"]["root"]
     files = {name: folder[name].stat().st_size for name in FILES if folder[name].is_file()}
     value = {"kind": "run", "finished": result is not None, **config, "result": result}
     lines = [
         ("run", f"{unbroken(path)}, {state}"),
         ("model", _model_text(job["model"])),
-        ("images", f"{unbroken(job['images']['root'])}: {_names(config['classes'])}"),
+        ("images", f"{unbroken(root)}: {_names(config['classes'])}"),
         ("method", job["method"]["name"]),
     ]
     if result is not None:
+        score = ("mIoU", "miou") if labels_pixels else ("test accuracy", "test_accuracy")
         lines += [
-            ("test accuracy", percent(result["test_accuracy"])),
+            (score[0], percent(result[score[1]])),
             ("trained parameters", count(result["trained_parameters"])),
         ]
     rows = [(FILES[name], size(bytes_)) for name, bytes_ in files.items()]

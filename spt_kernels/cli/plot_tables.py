@@ -101,7 +101,7 @@ def _of_accuracy(made: AccuracyTable) -> Any:
         for label, row in zip(labels(made.each), made.each, strict=True)
     ]
     columns = ("method", "trained", "share", f"{made.images} accuracy, %", "seeds")
-    return table(columns, rows, f"± is the standard error over seeds{over}")
+    return table(columns, rows, f"± standard error over seeds{over}")
 
 
 def _with_error(mean: float, error: float | None) -> str:

@@ -90,6 +90,11 @@ class MethodOptions(BackboneMethodOptions):
         """The fields of `Method` that were given, its name aside."""
         values = super().given() | {"head": parse_head(self.head)}
         if self.architecture is not None:
+            for name in ("supernet_epochs", "generations"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name}: with --architecture nothing is searched; leave it out"
+                    )
             values["architecture"] = NoahArchitecture.load(self.architecture)
         return {name: value for name, value in values.items() if value is not None}
 

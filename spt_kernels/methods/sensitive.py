@@ -44,7 +44,10 @@ def plan(model: nn.Module, method: Method, sensitivity: Sensitivity) -> Plan:
     if not taken:
         module = f"{KINDS[kind]} of rank {rank}"
         if not places:
-            raise ValueError(f"method: no matrix with sensitive parameters is larger than {module}")
+            raise ValueError(
+                f"method: no matrix with sensitive parameters is larger than {module}: a larger "
+                "budget finds more such matrices, or choose a smaller rank"
+            )
         least = min(place.cost for place in places)
         raise ValueError(f"budget: the smallest {module} costs {least:,}, got {selected.budget:,}")
     return replace(

@@ -35,7 +35,8 @@ def plan(model: nn.Module, method: Method, sensitivity: Sensitivity) -> Plan:
     if not made.structured:
         module = KINDS[made.kind or "lora"]
         raise ValueError(
-            f"budget: {made.budget:,} puts no {module} on any matrix, nothing would train"
+            f"budget: {made.budget:,} puts no {module} on any matrix, nothing would train: "
+            "a larger budget or a smaller rank puts some"
         )
     return replace(made, unstructured={})
 

@@ -47,8 +47,9 @@ class SegmentationJob:
                 f"weights: method {self.method.name!r} needs a pre-trained model: name a file of "
                 "weights, or let timm download them (pretrained)"
             )
-        # PEFT wraps a model, which then is no Setr; and NOAH's search goes by classes of images
-        if self.method.name.startswith(("peft-", "noah")):
+        # PEFT wraps a model, which then is no Setr; NOAH's search goes by classes of images; an MLP
+        # head replaces a linear one
+        if self.method.name.startswith(("peft-", "noah", "mlp-")):
             raise ValueError(f"method: {self.method.name!r} is for classification alone")
         if self.method.head is not None:
             raise ValueError("head: it is the decoder, which is trained whole; leave it out")

@@ -28,6 +28,9 @@ def test_from_scenes_to_scores(
     assert seen["miou"] == result["miou"]
     assert seen["miou_multi_scale"] is not None
     assert len(list((tmp_path / "labels").iterdir())) == 4
+    shown = output_of(["inspect", "run"], capsys)
+    assert "mIoU" in shown
+    assert "ground, disc, bar" in shown
     text = output_of(["segment", "--resume", "-o", "run", "-q"], capsys)
     assert "mIoU" in text
     assert "disc" in output_of(["evaluate", "run/task.safetensors", "-d", "scenes"], capsys)
@@ -52,6 +55,10 @@ def test_from_scenes_to_scores(
         (["evaluate", "run", "-m", "vit_tiny_patch16_224"], "--model: the file of a model that"),
         (["finetune", "--resume", "-o", "run"], "the run is of another command"),
         (["compare", "run"], "none is finished: run (it labels pixels)"),
+        (
+            ["segment", *model, "-d", "scenes", "-o", "x", "--method", "mlp-2"],
+            "--method: 'mlp-2' is for classification",
+        ),
         (["segment", "--resume", "-o", "none"], "--resume: no run of segment in none"),
         ([*start, "-o", "x", "--stride", "33"], "--stride: expected 1 to the 32 pixels"),
         ([*start, "-o", "x", "--mean", "a"], "--mean: expected one number per channel"),
