@@ -12,6 +12,7 @@ import contextlib
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -187,7 +188,8 @@ def main() -> int:
 
 
 def _side_by_side(jobs: int) -> int:
-    """The same command in `jobs` processes; they end with this one."""
+    """The same command in `jobs` processes; they end when this one is told to."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     command = [sys.executable, "-m", "bench.evidence.run", *sys.argv[1:], "--jobs", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     children = [subprocess.Popen(command, env=environment) for _ in range(jobs)]

@@ -157,6 +157,8 @@ PHOTO_TASKS = (
 FLOWERS = "flowers"
 FLOWERS_VAL = 12  # of the sixty photographs of each species to train on
 
+GROUPS = {FLOWERS: "Natural", **{task.name: task.group for task in PHOTO_TASKS}}
+
 
 def write_tasks(data: Path, tasks: Path, counts: Counts | None = None, seed: int = SEED) -> None:
     """Write every task below `tasks`, as `<group>/<task>/{train,val,test}/<class>/`.
