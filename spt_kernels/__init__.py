@@ -16,14 +16,17 @@ _NAMES = {
     "sensitivity": ("Sensitivity", "measure_sensitivity"),
     "plan": ("AdapterSpec", "LoraSpec", "Plan", "allocate", "allocate_each"),
     "layers": (
-        *("AdapterLinear", "LoraLinear"),
+        *("AdapterConv2d", "AdapterLinear", "LoraConv2d", "LoraLinear"),
         *("SparseDeltaConv2d", "SparseDeltaLinear", "SparseDeltaNorm"),
     ),
     "tuning": ("apply",),
     "optim": ("SparseAdamW", "param_groups"),
     "step": ("capture_step",),
     "task": ("load_delta", "merge", "read_metadata", "save_delta", "unload"),
-    "memory": ("LargestBatch", "MemoryEstimate", "estimate_memory", "largest_batch"),
+    "memory": (
+        *("LargestBatch", "MemoryEstimate", "estimate_memory", "largest_batch"),
+        "tunable_parts",
+    ),
     "errors": ("BaseModelMismatch", "DeltaFormatError"),
     "environment": ("backends",),
 }
@@ -37,7 +40,9 @@ if TYPE_CHECKING:
     from .environment import backends as backends
     from .errors import BaseModelMismatch as BaseModelMismatch
     from .errors import DeltaFormatError as DeltaFormatError
+    from .layers import AdapterConv2d as AdapterConv2d
     from .layers import AdapterLinear as AdapterLinear
+    from .layers import LoraConv2d as LoraConv2d
     from .layers import LoraLinear as LoraLinear
     from .layers import SparseDeltaConv2d as SparseDeltaConv2d
     from .layers import SparseDeltaLinear as SparseDeltaLinear
@@ -46,6 +51,7 @@ if TYPE_CHECKING:
     from .memory import MemoryEstimate as MemoryEstimate
     from .memory import estimate_memory as estimate_memory
     from .memory import largest_batch as largest_batch
+    from .memory import tunable_parts as tunable_parts
     from .methods import _Methods
     from .optim import SparseAdamW as SparseAdamW
     from .optim import param_groups as param_groups

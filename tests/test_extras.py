@@ -30,6 +30,7 @@ COMMANDS: dict[str, list[list[str]]] = {
     "timm": [
         ["demo", "-o", "out"],
         ["finetune", *VIT, "-d", ".", "-o", "out"],
+        ["segment", *VIT, "-d", ".", "-o", "out"],
         ["sensitivity", *VIT, "-d", ".", "-o", "out"],
         ["memory", *VIT],
         ["evaluate", "."],
@@ -39,12 +40,14 @@ COMMANDS: dict[str, list[list[str]]] = {
     "PIL": [
         ["demo", "-o", "out"],
         ["finetune", *VIT, "-d", ".", "-o", "out"],
+        ["segment", *VIT, "-d", ".", "-o", "out"],
         ["sensitivity", *VIT, "-d", ".", "-o", "out"],
         ["evaluate", "."],
     ],
     "matplotlib": [
         ["demo", "-o", "out"],
         ["finetune", *VIT, "-d", ".", "-o", "out", "--method", "full"],
+        ["segment", *VIT, "-d", ".", "-o", "out", "--method", "full"],
         ["memory", *VIT, "-o", "out.png"],
         ["plan", "no.sensitivity", "--picture", "out.png"],
         ["plot", "blocks", "no.sensitivity", "-o", "out.pdf"],
@@ -52,13 +55,14 @@ COMMANDS: dict[str, list[list[str]]] = {
     ],
     "sklearn": [["demo", "-o", "out"]],
 }
+FOLDERS = ("finetuning", "segmentation", "costs")  # whose files import what extras bring
 PIP_NAMES = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
     """A package knows its modules as attributes, too, and keeps what it looked up in them."""
-    packages = [sys.modules[f"spt_kernels.{name}"] for name in ("finetuning", "costs", "cli")]
+    packages = [sys.modules[f"spt_kernels.{name}"] for name in (*FOLDERS, "cli")]
     before = [dict(vars(package)) for package in packages]
     yield
     for package, own in zip(packages, before, strict=True):
@@ -68,7 +72,7 @@ def _as_before() -> Iterator[None]:
 
 def without(package: str, monkeypatch: pytest.MonkeyPatch, *fresh: str) -> None:
     """Let `package` be as if it was not installed, and all that may have it load anew."""
-    fresh = ("spt_kernels.finetuning.", "spt_kernels.costs.", *fresh)
+    fresh = (*(f"spt_kernels.{name}." for name in FOLDERS), *fresh)
     for name in list(sys.modules):
         if name.startswith(fresh):
             monkeypatch.delitem(sys.modules, name)

@@ -23,6 +23,7 @@ from . import (
     plan,
     plot,
     predict,
+    segment,
     sensitivity,
 )
 from .command import Group, command, flowing
@@ -74,7 +75,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return _complain(
-            "stopped; finetune goes on with --resume, benchmark with the same command", INTERRUPTED
+            "stopped; a run goes on with --resume, benchmark with the same command", INTERRUPTED
         )
     except _USAGE_ERROR as error:
         if state["debug"]:
@@ -108,6 +109,7 @@ def make_app() -> typer.Typer:
     for name, module in (
         ("demo", demo),
         ("finetune", finetune),
+        ("segment", segment),
         ("sensitivity", sensitivity),
         ("plan", plan),
         ("memory", memory),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from .options import FormOptions, MachineOptions, described, split_names
 from .saved_options import BatchOptions, SavedOptions
+from .scenes import PixelOptions, evaluate_scenes, find_segmentation
 from .terminal import Terminal, count, percent, table, unbroken
 from .written import check_picture
 
@@ -32,11 +34,23 @@ its model and its classes; a merged model; who is taken for whom:
 
 Classes are matched by name, whatever their order; images of a class that the
 model does not know are refused.
+
+Of a model that labels pixels (`spt-kernels segment`), the mIoU; what it takes
+each pixel for is written as label maps:
+
+  spt-kernels evaluate runs/ade --multi-scale --save-predictions labels
 """
+
+# what says something of images, not of the pixels of a scene
+_OF_IMAGES = (
+    *("test_list", "classes", "confusion", "batch_size"),
+    *(f.name for f in fields(FormOptions)),
+)
 
 
 def run(
     terminal: Terminal,
+    context: typer.Context,
     task: Annotated[
         Path,
         typer.Argument(help="A run's folder, a task file, a merged model.", metavar="RUN"),
@@ -68,11 +82,16 @@ def run(
         Path | None,
         described("Output", "--confusion FILE", "Draw which class is taken for which, as a.png."),
     ] = None,
-    force: Annotated[bool, described("Output", "--force", "Overwrite that picture.")] = False,
+    force: Annotated[bool, described("Output", "--force", "Overwrite such pictures.")] = False,
+    pixels: PixelOptions,
 ) -> None:
     """Find the run, load it, evaluate it, show the accuracy."""
     check_picture("--confusion", confusion, force=force)
     how = batch.how()
+    scenes = find_segmentation(context, model, task, _OF_IMAGES)
+    if scenes is not None:
+        evaluate_scenes(terminal, scenes, data, machine, pixels, amp=how["amp"], force=force)
+        return
     from ..finetuning.evaluation import evaluate_saved, images_of
 
     saved = model.find(task)

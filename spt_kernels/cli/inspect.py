@@ -1,4 +1,4 @@
-"""`spt-kernels inspect`: what is in a file that this package wrote."""
+"""`spt-kernels inspect`: what is in a file that this package wrote, or tunable in a model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
+from .options import ArchitectureOptions, described
 from .plan import plan_figures
 from .terminal import Terminal, count, facts, percent, size, table, unbroken
 
+_NUM_CLASSES = 1000  # of the head, which no plan counts
+
 Shown = tuple[dict[str, Any], list[Any]]  # for a machine, for a person
 
-HELP = """Show what is in a file or folder that this package wrote.
+HELP = """Show what is in a file or folder that this package wrote, or tunable in a model.
 
 A task file, a plan, a sensitivity, a merged state dict, a run's folder:
 
@@ -23,18 +26,36 @@ A task file, a plan, a sensitivity, a merged state dict, a run's folder:
   spt-kernels inspect runs/photos/plan.safetensors --json
 
 The file is checked on the way: a damaged one is an error.
+
+An architecture, without any weights: how the sensitivity of each kind of its
+parameters is measured, what may be put on them, what stays frozen:
+
+  spt-kernels inspect -m convnext_tiny
 """
 
 
 def run(
     terminal: Terminal,
-    file: Annotated[Path, typer.Argument(help="The file or folder.", metavar="FILE")],
+    model: ArchitectureOptions,
+    file: Annotated[
+        Path | None, typer.Argument(help="The file or folder.", metavar="FILE", show_default=False)
+    ] = None,
     tensors: Annotated[
         int, typer.Option("--tensors", help="Rows of the table of tensors.", show_default=True)
     ] = 20,
+    image_size: Annotated[
+        int | None, described("Model", "--image-size N", "Side of its images [the model's own].")
+    ] = None,
 ) -> None:
     """Find out what it is and show it."""
-    if file.is_dir():
+    source = model.source()
+    if (file is None) == (source is None):
+        raise ValueError("inspect: name a file or folder, or a --model, one of them")
+    if source is not None:
+        value, parts = _model(source, image_size)
+    elif file is None or image_size is not None:
+        raise ValueError("--image-size: goes with --model")
+    elif file.is_dir():
         value, parts = _folder(file)
     elif not file.is_file():
         raise ValueError(f"no such file: {file}")
@@ -208,6 +229,35 @@ def _tensors(names: tuple[str, str], state: dict[str, Any], file: Path, limit: i
         shown.append((f"… {len(rows) - limit} more (--tensors)", "", ""))
     parts = [facts(lines), "", table(("tensor", "shape", "dtype"), shown)]
     return {names[1]: numel, "metadata": told, "tensors": rows}, parts
+
+
+def _model(source: Any, image_size: int | None) -> Shown:
+    from ..finetuning.models import build_empty
+    from ..memory import tunable_parts
+
+    base, image_shape = build_empty(source, _NUM_CLASSES, image_size)
+    shares = tunable_parts(base, image_shape)
+    total = sum(share.numel for share in shares)
+    tunable = sum(share.numel for share in shares if not share.why)
+    value = {
+        "kind": "model",
+        "model": source.name,
+        "image_shape": list(image_shape),
+        "parameters": total,
+        "tunable": tunable,
+        "shares": [share.to_json() for share in shares],
+    }
+    lines = [
+        ("model", _model_text(vars(source))),
+        ("images", " × ".join(map(str, image_shape))),
+        ("parameters", count(total)),
+        ("tunable by a plan", f"{count(tunable)}, {percent(tunable / total)}"),
+    ]
+    rows = [
+        (s.kind, count(s.tensors), count(s.numel), s.measured, s.why or s.takes) for s in shares
+    ]
+    columns = ("parameters of", "tensors", "numbers", "measured", "trained as")
+    return value, [facts(lines), "", table(columns, rows, has_prose=True)]
 
 
 def _folder(path: Path) -> Shown:

@@ -9,6 +9,7 @@ import typer
 
 from .options import described
 from .saved_options import SavedOptions
+from .scenes import find_segmentation
 from .terminal import Terminal, count, facts, size, unbroken
 from .written import check_file
 
@@ -31,6 +32,7 @@ its classes and preprocessing:
 
 def run(
     terminal: Terminal,
+    context: typer.Context,
     task: Annotated[Path, typer.Argument(help="A run's folder, or a task file.", metavar="RUN")],
     model: SavedOptions,
     output: Annotated[Path, described("Run", "--output -o FILE", "Where to write it.")],
@@ -44,7 +46,7 @@ def run(
     except ValueError as error:
         raise ValueError(f"--output: {error}") from error
     check_file("--output", output, force=force)
-    saved = model.find(task)
+    saved = find_segmentation(context, model, task, ()) or model.find(task)
     state = saved.merged().state_dict()
     n_bytes = write_merged(output, state, saved.description().to_json())
     value = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,8 +86,8 @@ class ArchitectureOptions:
 
 
 @dataclass(frozen=True)
-class ModelOptions(ArchitectureOptions):
-    """The base model."""
+class WeightsOptions(ArchitectureOptions):
+    """A model with its values."""
 
     weights: Annotated[
         Path | None,
@@ -101,6 +101,25 @@ class ModelOptions(ArchitectureOptions):
         bool, described(_MODEL, "--pretrained", "Let timm download its weights.")
     ] = False
 
+    def source(self) -> ModelSource | None:
+        """The model described, `None` if none is."""
+        from ..finetuning.models import ModelSource
+
+        if self.model is None:
+            if self.model_arg or self.weights or self.pretrained:
+                raise ValueError(
+                    "--model: name the architecture that the other model options are for"
+                )
+            return None
+        weights = str(self.weights.resolve()) if self.weights is not None else None
+        args = _parse_args(self.model_arg or [])
+        return ModelSource(self.model, args, weights, self.pretrained)
+
+
+@dataclass(frozen=True)
+class ModelOptions(WeightsOptions):
+    """The base model."""
+
     new_head: Annotated[
         bool,
         described(_MODEL, "--new-head", "Start the head afresh though the classes are as many."),
@@ -108,17 +127,14 @@ class ModelOptions(ArchitectureOptions):
 
     def source(self) -> ModelSource | None:
         """The model described, `None` if none is."""
-        from ..finetuning.models import ModelSource
-
-        if self.model is None:
-            if self.model_arg or self.weights or self.pretrained or self.new_head:
+        source = super().source()
+        if source is None:
+            if self.new_head:
                 raise ValueError(
                     "--model: name the architecture that the other model options are for"
                 )
             return None
-        weights = str(self.weights.resolve()) if self.weights is not None else None
-        args = _parse_args(self.model_arg or [])
-        return ModelSource(self.model, args, weights, self.pretrained, self.new_head)
+        return replace(source, new_head=self.new_head)
 
 
 @dataclass(frozen=True)
@@ -225,8 +241,8 @@ class FormOptions:
         """The fields of `Preprocessing` that were given."""
         values = {
             "size": self.image_size,
-            "mean": _parse_floats("--mean", self.mean),
-            "std": _parse_floats("--std", self.std),
+            "mean": parse_floats("--mean", self.mean),
+            "std": parse_floats("--std", self.std),
             "fit": self.fit,
             "crop_pct": self.crop_pct,
         }
@@ -285,7 +301,8 @@ def _parse_args(pairs: list[str]) -> dict[str, Any]:
     return values
 
 
-def _parse_floats(flag: str, text: str | None) -> tuple[float, ...] | None:
+def parse_floats(flag: str, text: str | None) -> tuple[float, ...] | None:
+    """`0.5,0.5,0.5` as numbers."""
     if text is None:
         return None
     try:

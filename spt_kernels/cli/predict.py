@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from .options import FormOptions, MachineOptions, described, split_names
 from .saved_options import BatchOptions, SavedOptions
+from .scenes import PixelOptions, find_segmentation, label_scenes
 from .terminal import Terminal, percent, table, unbroken
 from .written import check_file
 
@@ -25,11 +27,19 @@ By the model of a run, a task file that came alone, a merged model:
 
 Of a folder, images at any depth are taken. The CSV has the columns image,
 rank, class, probability, and a line for each of --top classes.
+
+Of a model that labels pixels (`spt-kernels segment`), label maps:
+
+  spt-kernels predict runs/ade new-photos --save-predictions labels
 """
+
+# what says something of images, not of their pixels
+_OF_IMAGES = (*("classes", "top", "csv", "batch_size"), *(f.name for f in fields(FormOptions)))
 
 
 def run(
     terminal: Terminal,
+    context: typer.Context,
     task: Annotated[
         Path,
         typer.Argument(help="A run's folder, a task file, a merged model.", metavar="RUN"),
@@ -52,13 +62,18 @@ def run(
     machine: MachineOptions,
     top: Annotated[int, described("Output", "--top K", "So many classes of each image [3].")] = 3,
     csv: Annotated[Path | None, described("Output", "--csv FILE", "Write them as a table.")] = None,
-    force: Annotated[bool, described("Output", "--force", "Overwrite that file.")] = False,
+    force: Annotated[bool, described("Output", "--force", "Overwrite such files.")] = False,
+    pixels: PixelOptions,
 ) -> None:
     """Find the model, load it, look at the images, show what was seen."""
     if top < 1:
         raise ValueError(f"--top: expected at least 1, got {top}")
     check_file("--csv", csv, force=force)
     how = batch.how()
+    scenes = find_segmentation(context, model, task, _OF_IMAGES)
+    if scenes is not None:
+        label_scenes(terminal, scenes, images, machine, pixels, amp=how["amp"], force=force)
+        return
     from ..files.atomic import write_atomically
     from ..finetuning.prediction import as_csv, predict
 

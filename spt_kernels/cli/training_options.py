@@ -22,8 +22,8 @@ _RECIPE = "Recipe (the defaults are the paper's)"
 
 
 @dataclass(frozen=True)
-class MethodOptions:
-    """What is trained."""
+class BackboneMethodOptions:
+    """What is trained of a model whose head is known."""
 
     method: Annotated[
         str | None, described(_METHOD, "--method NAME", f"{', '.join(METHODS)} [{Method.name}].")
@@ -52,11 +52,23 @@ class MethodOptions:
     rule: Annotated[
         str | None, described(_METHOD, "--rule NAME", f"paper or published-code [{Method.rule}].")
     ] = None
-    head: Annotated[list[str] | None, described(_METHOD, "--head NAME", HEAD_HELP)] = None
     dropout: Annotated[
         float | None,
         described(_METHOD, "--dropout P", f"LoRA's input dropout [{Method.dropout:g}]."),
     ] = None
+
+    def given(self) -> dict[str, Any]:
+        """The fields of `Method` that were given, its name aside."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "method"}
+        values["budget"] = parse_budget(self.budget)
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class MethodOptions(BackboneMethodOptions):
+    """What is trained."""
+
+    head: Annotated[list[str] | None, described(_METHOD, "--head NAME", HEAD_HELP)] = None
     supernet_epochs: Annotated[
         int | None,
         described(
@@ -76,9 +88,7 @@ class MethodOptions:
 
     def given(self) -> dict[str, Any]:
         """The fields of `Method` that were given, its name aside."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "method"}
-        values["budget"] = parse_budget(self.budget)
-        values["head"] = parse_head(self.head)
+        values = super().given() | {"head": parse_head(self.head)}
         if self.architecture is not None:
             values["architecture"] = NoahArchitecture.load(self.architecture)
         return {name: value for name, value in values.items() if value is not None}

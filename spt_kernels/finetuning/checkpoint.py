@@ -23,7 +23,7 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after `epoch` whole epochs.
+    """A run after `epoch` whole epochs, or iterations where these are what it counts.
 
     Attributes:
         epoch: how many are done.
@@ -127,11 +127,13 @@ class Best:
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """The trained parameters, and where the model is trained whole its running statistics too."""
+    """The trained parameters, and the running statistics of norms that are trained whole."""
     state = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
-    if not hasattr(model, "spt_tuning"):
-        state |= dict(model.named_buffers())
-    return state
+    buffers = dict(model.named_buffers())
+    if hasattr(model, "spt_tuning"):  # of whose layers the head's alone are trained whole
+        head = {name.rpartition(".")[0] for name in model.spt_tuning.plan.head}  # type: ignore[union-attr]
+        buffers = {n: b for n, b in buffers.items() if n.rpartition(".")[0] in head}
+    return state | buffers
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .description import SEGMENTATION
 from .run_folder import FILES, RunFolder
 
 
@@ -96,10 +97,13 @@ def compare_runs(folders: Iterable[str | os.PathLike[str]]) -> Comparison:
         assert config is not None
         if result is None:
             missing[str(folder.path)] = "it is not finished"
+        elif config.get("kind") == SEGMENTATION:
+            missing[str(folder.path)] = "it labels pixels"
         else:
             runs.append((folder, config["job"], result))
     if not runs:
-        raise ValueError(f"runs: none is finished: {', '.join(missing)}")
+        why = [n if "finished" in reason else f"{n} ({reason})" for n, reason in missing.items()]
+        raise ValueError(f"runs: none is finished: {', '.join(why)}")
     of_test = [result["test_accuracy"] is not None for _, _, result in runs]
     images = "test" if any(of_test) else "validation"
     is_measured = all(result.get("measured_peak_bytes") is not None for _, _, result in runs)

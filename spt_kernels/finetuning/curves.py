@@ -34,7 +34,10 @@ _FEW = 12  # epochs that are marked one by one
 
 
 def training_curves_figure(
-    records: Mapping[str, Sequence[Any]] | Sequence[Any], *, title: str | None = None
+    records: Mapping[str, Sequence[Any]] | Sequence[Any],
+    *,
+    title: str | None = None,
+    unit: str = "epoch",
 ) -> Figure:
     """Losses and accuracy over the epochs, one line per run; what no run has gets no panel.
 
@@ -46,6 +49,7 @@ def training_curves_figure(
             is a mapping or dataclass with `epoch`, `train_loss`, and, where there are such,
             `val_loss` and `val_accuracy` (0 to 1).
         title: above all panels: the model and how it is tuned.
+        unit: what the numbers of the epochs count.
     """
     named = records if isinstance(records, Mapping) else {"": records}
     runs = {name: _runs(given) for name, given in named.items()}
@@ -64,7 +68,7 @@ def training_curves_figure(
         handles = _draw_all(figure, present, runs)
     for axes in figure.axes:
         dress(axes)
-        axes.set_xlabel("epoch")
+        axes.set_xlabel(unit)
         locator: Any = axes.xaxis.get_major_locator()
         locator.set_params(integer=True)
         axes.grid(color=FAINT, linewidth=0.6)

@@ -23,6 +23,7 @@ from .weight_file import is_safetensors, own_kind
 from .weight_file import metadata_of as header_of
 
 KEYS = ("model", "classes", "preprocessing", "method")  # of the metadata, what is said here
+SEGMENTATION = "segmentation"  # of the metadata, in files of models that label pixels
 
 
 @dataclass(frozen=True)

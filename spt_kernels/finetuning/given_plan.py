@@ -77,7 +77,7 @@ def check_affords(plan: Plan) -> None:
     costs = [
         module_cost(plan.kind or "lora", plan.rank, info.shape[1], block.stop - block.start)
         for info in plan.info.values()
-        if info.kind == "linear"
+        if info.takes_modules
         for block in info.row_blocks
     ]
     if not costs:

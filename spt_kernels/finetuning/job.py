@@ -58,7 +58,9 @@ class FinetuneJob:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> FinetuneJob:
-        """Read what `to_json` wrote."""
+        """Read what `to_json` wrote; `ValueError` if that was of another kind of run."""
+        if "images" not in value:
+            raise ValueError("the run is of another command than finetune")
         images = {**value["images"], "classes": tuple(value["images"]["classes"])}
         form = {k: tuple(v) if isinstance(v, list) else v for k, v in value["form"].items()}
         return cls(

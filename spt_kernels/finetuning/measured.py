@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from .. import __version__
 from ..errors import DeltaFormatError
+from ..methods import Method
 from ..sensitivity import Sensitivity, measure_sensitivity
 from ..task.file.fingerprint import Fingerprint
 from .device import seed_everything
@@ -23,8 +28,27 @@ from .setting import Setting
 
 def sensitivity_of(setting: Setting, images: Batches, progress: Progress) -> Sensitivity:
     """Measure the sensitivities of the setting's model on its training images, onto the CPU."""
-    samples = min(setting.job.method.samples, len(images.pixels))
-    seed_everything(setting.job.recipe.seed)
+    job = setting.job
+    samples = min(job.method.samples, len(images.pixels))
+    model = setting.base.model.to(setting.device)
+    measured = measure_on(
+        model, images, F.cross_entropy, samples, job.method, job.recipe.seed, progress
+    )
+    model.to("cpu")
+    return measured
+
+
+def measure_on(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    loss_fn: Callable[[Any, Any], Tensor],
+    samples: int,
+    method: Method,
+    seed: int,
+    progress: Progress,
+) -> Sensitivity:
+    """Measure the sensitivities of a model where it is, onto the CPU; the seed is set before."""
+    seed_everything(seed)
     progress.start("measuring sensitivity", samples)
     seen = 0
 
@@ -33,18 +57,21 @@ def sensitivity_of(setting: Setting, images: Batches, progress: Progress) -> Sen
         progress.advance(done - seen)
         seen = done
 
-    model = setting.base.model.to(setting.device)
     measured = measure_sensitivity(
-        model, images, num_samples=samples, head=setting.job.method.head, progress=on_samples
+        model, batches, loss_fn, samples, head=method.head, progress=on_samples
     )
-    model.to("cpu")
     return replace(measured, scores={name: score.cpu() for name, score in measured.items()})
 
 
 def kept_sensitivity(
-    folder: RunFolder, setting: Setting, progress: Progress
+    folder: RunFolder, own: Mapping[str, Any], progress: Progress
 ) -> tuple[Sensitivity | None, float]:
     """What was measured into `folder` before, if it would come out the same today.
+
+    Args:
+        folder: of the run.
+        own: as `measured_on` gives it, of today.
+        progress: told of it.
 
     Returns:
         It, or `None`, and the seconds that it took.
@@ -52,7 +79,6 @@ def kept_sensitivity(
     record = folder.read_json("measured")
     if record is None or not folder["sensitivity"].is_file():
         return None, 0.0
-    own = measured_on(setting)
     was = record.get("measured_on", {})
     if other := [name for name, value in own.items() if was.get(name) != value]:
         progress.say(
@@ -72,13 +98,13 @@ def kept_sensitivity(
 
 
 def keep_sensitivity(
-    folder: RunFolder, setting: Setting, measured: Sensitivity, seconds: float
+    folder: RunFolder, own: Mapping[str, Any], measured: Sensitivity, seconds: float
 ) -> None:
     """Write it, and what it was measured on; `seconds` is how long the run has taken so far."""
     folder["measured"].unlink(missing_ok=True)  # or a kill between the two leaves a wrong pair
     measured.save(folder["sensitivity"])
     record = {
-        "measured_on": measured_on(setting),
+        "measured_on": dict(own),
         "digest": _digest(folder["sensitivity"].read_bytes()),
         "seconds": round(seconds, 1),
     }
@@ -86,27 +112,53 @@ def keep_sensitivity(
 
 
 def measured_on(setting: Setting) -> dict[str, Any]:
-    """All that a measured sensitivity depends on, to the last bit, as plain JSON values."""
+    """All that a run's measured sensitivity depends on, as `evidence_of` has it."""
     recipe, train = setting.job.recipe, setting.splits.train
-    state = setting.base.model.state_dict()
+    return evidence_of(
+        setting.base.model,
+        setting.job.method,
+        [dated(train.paths), train.labels, train.classes],
+        asdict(setting.form),
+        recipe.batch_size,
+        recipe.seed,
+        setting.device,
+    )
+
+
+def evidence_of(
+    model: nn.Module,
+    method: Method,
+    images: Any,
+    form: Any,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """All that a measured sensitivity depends on, to the last bit, as plain JSON values."""
+    state = model.state_dict()
     weights = Fingerprint.of_all({name: (t, None, None) for name, t in state.items()})
-    files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in train.paths]
-    on_gpu = setting.device.type == "cuda"
+    on_gpu = device.type == "cuda"
     return plain(
         {
             "weights": _digest_of({name: own.to_json() for name, own in weights.items()}),
-            "images": _digest_of([files, train.labels, train.classes]),
-            "preprocessing": asdict(setting.form),
-            "samples": setting.job.method.samples,
-            "head": setting.job.method.head,
+            "images": _digest_of(images),
+            "preprocessing": form,
+            "samples": method.samples,
+            "head": method.head,
             # these give the same to a rounding, not to the bit
-            "batch size": recipe.batch_size,
-            "seed": recipe.seed,
-            "device": torch.cuda.get_device_name(setting.device) if on_gpu else "cpu",
+            "batch size": batch_size,
+            "seed": seed,
+            "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
             "threads": torch.get_num_threads(),
             "versions": [__version__, torch.__version__],
         }
     )
+
+
+def dated(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Files with their sizes and the times of their last changes."""
+    stats = ((path, path.stat()) for path in paths)
+    return [(str(path), own.st_size, own.st_mtime_ns) for path, own in stats]
 
 
 def _digest_of(value: Any) -> str:

@@ -34,7 +34,7 @@ from .job import FinetuneJob
 from .pixels import Batches
 from .preparation import Decision, preparation_of
 from .progress import Logged, Progress, Silent
-from .run import Clock, Run
+from .run import Clock, Run, spent_in
 from .run_folder import FILES, RunFolder
 from .run_step import wants_graph
 from .setting import Setting, open_setting
@@ -94,7 +94,7 @@ def finetune(
                 if finished is not None:
                     log.say("this run is finished")
                     return finished
-                clock.spent = _spent(folder)
+                clock.spent = spent_in(folder)
             setting = open_setting(job, device, workers)
             wants_graph(graph, setting.device)  # or refuses
             model = setting.base.model
@@ -215,12 +215,6 @@ def _finished(folder: RunFolder, job: FinetuneJob) -> dict[str, Any] | None:
             f"{FILES['state']} it cannot go on to {job.recipe.epochs}"
         )
     return None
-
-
-def _spent(folder: RunFolder) -> float:
-    """The seconds that the run in `folder` has taken, to its last epoch or its end."""
-    records = (folder.read_json(name) or {} for name in ("seconds", "result"))
-    return max(float(record.get("seconds", 0.0)) for record in records)
 
 
 def _train(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from torch import nn
-
-from ..methods import Method, make_plan, tune
+from ..methods import Method, make_plan
 from ..plan import Plan
-from ..sensitivity import Sensitivity, skewed_sensitivity
-from .given_plan import check_affords
-from .measured import keep_sensitivity, kept_sensitivity, sensitivity_of
+from ..sensitivity import Sensitivity
+from .measured import keep_sensitivity, kept_sensitivity, measured_on, sensitivity_of
 from .pixels import Batches
+from .possible import check_possible
 from .run import Run
 from .searching import check_search, searched_architecture
 from .setting import Setting
@@ -49,7 +46,7 @@ def preparation_of(
     """
     model = setting.base.model
     if plan is None and given is None and method.is_sensitivity_aware:
-        _check_possible(method, model)
+        check_possible(method, model)
         return partial(_by_measuring, method)
     if method.is_searched:
         check_search(setting, method)
@@ -62,13 +59,14 @@ def _by_measuring(method: Method, run: Run, images: Batches) -> Decision:
     """The plan by the sensitivity that was measured into the folder before, or else now."""
     run.keeps_measured = True
     setting, folder = run.setting, run.folder
-    measured, took = kept_sensitivity(folder, setting, run.log)
+    own = measured_on(setting)
+    measured, took = kept_sensitivity(folder, own, run.log)
     run.clock.spent = max(run.clock.spent, took)
     if measured is None:
         if not folder.replaces:  # the run that is there stays until this one is known to go
             run.claim()
         measured = sensitivity_of(setting, images, run.log)
-        keep_sensitivity(folder, setting, measured, run.clock())
+        keep_sensitivity(folder, own, measured, run.clock())
     return Decision(method, make_plan(setting.base.model, method, measured))
 
 
@@ -76,13 +74,3 @@ def _by_searching(method: Method, run: Run, images: Batches) -> Decision:
     """The method with the architecture that a search finds, or has found before."""
     found = searched_architecture(method, run, images)
     return Decision(replace(method, architecture=found), None)
-
-
-def _check_possible(method: Method, model: nn.Module) -> None:
-    """Refuse, by made-up scores, before the long measuring what no scores would make possible."""
-    # whether any module is worth its place depends on the scores
-    whole = replace(method, name=method.name.removesuffix("-structured"))
-    plan = make_plan(model, whole, skewed_sensitivity(model, head=method.head))
-    if plan is not None and whole != method:
-        check_affords(plan)
-    tune(copy.deepcopy(model), whole, plan)

@@ -69,3 +69,9 @@ class Run:
     def note_seconds(self) -> None:
         """Keep what it has taken so far, for when it is resumed."""
         self.folder.write_json("seconds", {"seconds": round(self.clock(), 1)})
+
+
+def spent_in(folder: RunFolder) -> float:
+    """The seconds that the run in `folder` has taken, to its last epoch or its end."""
+    records = (folder.read_json(name) or {} for name in ("seconds", "result"))
+    return max(float(record.get("seconds", 0.0)) for record in records)

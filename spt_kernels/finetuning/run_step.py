@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,22 @@ from torch import Tensor, nn
 
 from ..step import TrainingStep, capture_step
 from .progress import Progress
-from .recipe import Recipe
+
+
+class StepRecipe(Protocol):
+    """What of a recipe matters to one step."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images in it."""
+
+    @property
+    def clip_grad(self) -> float | None:
+        """Largest norm of the gradient, `None` for any."""
+
+    @property
+    def amp(self) -> str:
+        """`"none"` or `"bf16"` autocast."""
 
 
 class RunStep:
@@ -24,20 +40,19 @@ class RunStep:
             it cannot be done goes on without; one line says so.
         device: of the batches.
         progress: told of it.
+        loss_fn: of the model's output and the labels.
     """
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        recipe: Recipe,
+        recipe: StepRecipe,
         graph: bool | None,
         device: torch.device,
         progress: Progress,
+        loss_fn: Callable[[Any, Tensor], Tensor],
     ) -> None:
-        def loss_fn(scores: Tensor, labels: Tensor) -> Tensor:
-            return F.cross_entropy(scores.float(), labels, label_smoothing=recipe.label_smoothing)
-
         self._args = model, loss_fn, optimizer
         self._options: dict[str, Any] = {
             "autocast": torch.bfloat16 if recipe.amp == "bf16" else None,
@@ -66,6 +81,15 @@ class RunStep:
             if self._is_required:
                 raise ValueError(f"graph: the step cannot be captured: {reason}") from reason
             self._progress.say(f"steps run without CUDA graphs: {reason}")
+
+
+def classification_loss(label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross entropy of scores, in fp32 whatever they are in."""
+
+    def loss_fn(scores: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(scores.float(), labels, label_smoothing=label_smoothing)
+
+    return loss_fn
 
 
 def wants_graph(graph: bool | None, device: torch.device) -> bool:

@@ -14,7 +14,7 @@ from ..model import head_names
 from ..plan import Plan
 from ..task import load_delta, merge
 from ..task.file.format import read
-from .description import Description, form_of, kind_of
+from .description import SEGMENTATION, Description, form_of, kind_of, metadata_of
 from .head import with_head
 from .job import FinetuneJob
 from .models import ModelSource, build, build_empty
@@ -68,7 +68,9 @@ class SavedRun:
             ValueError: no such file, or no way to know the base model.
             DeltaFormatError: the file is damaged.
         """
-        path = _saved_file(Path(path))
+        path = saved_file(Path(path))
+        if SEGMENTATION in metadata_of(path):
+            raise ValueError(f"{path} labels pixels, not images")
         other = weights is not None or (
             model is not None and (model.weights is not None or model.pretrained)
         )
@@ -159,7 +161,7 @@ class SavedRun:
         return tunable
 
 
-def _saved_file(path: Path) -> Path:
+def saved_file(path: Path) -> Path:
     """What a folder's run handed over, or the file itself."""
     if path.is_dir():
         folder = RunFolder(path)

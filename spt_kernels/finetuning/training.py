@@ -17,7 +17,7 @@ from .checkpoint import Best, Checkpoint
 from .pixels import Batches
 from .progress import Progress, Silent
 from .recipe import Recipe
-from .run_step import RunStep, wants_graph
+from .run_step import RunStep, classification_loss, wants_graph
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ def train(
     progress = progress or Silent()
     capturable = wants_graph(graph, batches.device)
     optimizer = make_optimizer(model, lr, recipe.weight_decay, capturable=capturable)
-    step = RunStep(model, optimizer, recipe, graph, batches.device, progress)
+    loss_fn = classification_loss(recipe.label_smoothing)
+    step = RunStep(model, optimizer, recipe, graph, batches.device, progress, loss_fn)
     steps_per_epoch = len(batches)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: recipe.lr_factor(step, steps_per_epoch)

@@ -1,19 +1,23 @@
 """What a layer becomes while a model is tuned."""
 
-from .adapter import AdapterLinear
+from .adapter import AdapterConv2d, AdapterLayer, AdapterLinear
 from .conv import SparseDeltaConv2d
 from .in_place import tune_in_place, untune
 from .linear import SparseDeltaLinear
 from .lookup import sparse_deltas, tuned_modules
-from .lora import LoraLinear
+from .lora import LoraConv2d, LoraLayer, LoraLinear
 from .norm import SparseDeltaNorm, tune_norm
 from .parameter import AttachDelta, attach_parameter, attach_whole
 from .sparse_delta import SparseDelta, delta_of, restore_deltas, write_deltas
 from .tuned_class import is_tuned, plain_class
 
 __all__ = [
+    "AdapterConv2d",
+    "AdapterLayer",
     "AdapterLinear",
     "AttachDelta",
+    "LoraConv2d",
+    "LoraLayer",
     "LoraLinear",
     "SparseDelta",
     "SparseDeltaConv2d",

@@ -1,4 +1,4 @@
-"""`AdapterLinear`: a bottleneck on the output of a Linear, or on some ranges of it."""
+"""`AdapterLinear` and `AdapterConv2d`: a bottleneck on a layer's output, or ranges of it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,53 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .linear import SparseDeltaLinear
-from .structured import StructuredLinear, add_to_rows, check_base
+from .structured import StructuredConv2d, StructuredLayer, StructuredLinear, add_to_rows
 from .traced_adapter import FrozenBase, TracedAdapter
 
 if TYPE_CHECKING:
     from ..plan import AdapterSpec
 
 
-class AdapterLinear(StructuredLinear):
+class AdapterLayer(StructuredLayer):
+    """What an Adapter is, whatever the layer: its parameters."""
+
+    _name_prefix = "Adapter"
+
+    _trained_names = ("down_weight", "down_bias", "up_weight", "up_bias")
+
+    def __init__(self, base: nn.Module, spec: AdapterSpec) -> None:
+        self._check_base(base, spec)
+        self._start_from(base)
+        self.put_on(spec)
+
+    def put_on(self, spec: AdapterSpec) -> None:
+        """Put an Adapter on this module, which has the contents of its base layer."""
+        self._freeze_for(spec)
+        n_rows = sum(stop - start for start, stop in spec.rows)
+        self.down_weight = nn.Parameter(torch.empty(spec.rank, n_rows))
+        self.down_bias = nn.Parameter(torch.empty(len(spec.rows) * spec.rank))
+        self.up_weight = nn.Parameter(torch.zeros(n_rows, spec.rank))
+        self.up_bias = nn.Parameter(torch.zeros(n_rows))
+        with torch.no_grad():
+            for _, columns, part in self.__dict__["_spt_ranges"]:
+                width = columns.stop - columns.start
+                down = torch.empty(spec.rank, width)  # as nn.Linear starts: its fan-in is the width
+                self.down_weight[:, columns] = nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+                self.down_bias[part].uniform_(-1 / math.sqrt(width), 1 / math.sqrt(width))
+        self._move_and_tag(self.weight.device)
+
+    def _traced_update(
+        self, x: Tensor, y: Tensor, rows: slice, own: slice, part: slice
+    ) -> tuple[slice, Tensor]:
+        """The update of some rows of `y` `[..., out]`, made of `x` `[..., in]`, for a compiler."""
+        down, down_bias = self.down_weight[:, own], self.down_bias[part]
+        up, up_bias = self.up_weight[own], self.up_bias[own]
+        base = FrozenBase(self.weight.flatten(1), self.bias, rows)
+        update: Tensor = TracedAdapter.apply(y[..., rows], x, down, down_bias, up, up_bias, base)
+        return rows, update
+
+
+class AdapterLinear(AdapterLayer, StructuredLinear):
     """`y + Up(GELU(Down(y)))` on each of some ranges of the output `y = base(x)`.
 
     This is the sequential placement of the published code: right after the sensitive matrix, before
@@ -42,31 +81,6 @@ class AdapterLinear(StructuredLinear):
         ValueError: the spec is for a layer of other sizes.
     """
 
-    _name_prefix = "Adapter"
-
-    _trained_names = ("down_weight", "down_bias", "up_weight", "up_bias")
-
-    def __init__(self, base: nn.Linear, spec: AdapterSpec) -> None:
-        check_base(base, spec)
-        self._start_from(base)
-        self.put_on(spec)
-
-    def put_on(self, spec: AdapterSpec) -> None:
-        """Put an Adapter on this module, which has the contents of its base layer."""
-        self._freeze_for(spec)
-        n_rows = sum(stop - start for start, stop in spec.rows)
-        self.down_weight = nn.Parameter(torch.empty(spec.rank, n_rows))
-        self.down_bias = nn.Parameter(torch.empty(len(spec.rows) * spec.rank))
-        self.up_weight = nn.Parameter(torch.zeros(n_rows, spec.rank))
-        self.up_bias = nn.Parameter(torch.zeros(n_rows))
-        with torch.no_grad():
-            for _, columns, part in self.__dict__["_spt_ranges"]:
-                width = columns.stop - columns.start
-                down = torch.empty(spec.rank, width)  # as nn.Linear starts: its fan-in is the width
-                self.down_weight[:, columns] = nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-                self.down_bias[part].uniform_(-1 / math.sqrt(width), 1 / math.sqrt(width))
-        self._move_and_tag(self.weight.device)
-
     def forward(self, input: Tensor) -> Tensor:
         """The base layer's output, adapted."""
         ranges = self.__dict__["_spt_ranges"]
@@ -85,11 +99,32 @@ class AdapterLinear(StructuredLinear):
             updates.append((rows, F.linear(F.gelu(low), up, bias)))
         return add_to_rows(y, updates)
 
-    def _traced_update(
-        self, x: Tensor, y: Tensor, rows: slice, own: slice, part: slice
-    ) -> tuple[slice, Tensor]:
-        down, down_bias = self.down_weight[:, own], self.down_bias[part]
-        up, up_bias = self.up_weight[own], self.up_bias[own]
-        base = FrozenBase(self.weight, self.bias, rows)
-        update: Tensor = TracedAdapter.apply(y[..., rows], x, down, down_bias, up, up_bias, base)
-        return rows, update
+
+class AdapterConv2d(AdapterLayer, StructuredConv2d):
+    """`AdapterLinear` on the channels of each position, after a 1×1 convolution of any stride.
+
+    What it holds is as there, with channels for features.
+
+    Args:
+        base: `nn.Conv2d` with a 1×1 kernel, without groups and padding, or a `SparseDeltaConv2d`.
+        spec: rank and ranges.
+
+    Raises:
+        TypeError: `base` is something else.
+        ValueError: the spec is for a layer of other sizes.
+    """
+
+    def _of_batch(self, x: Tensor) -> Tensor:
+        y = self._base(x)
+        ranges = self.__dict__["_spt_ranges"]
+        if torch.compiler.is_compiling():
+            tokens = self._tokens(x), y.movedim(1, -1)
+            traced = [self._traced_update(*tokens, *places) for places in ranges]
+            return add_to_rows(y, [(rows, update.movedim(-1, 1)) for rows, update in traced], 1)
+        updates = []
+        for rows, own, part in ranges:
+            down = self.down_weight[:, own].to(y.dtype)[..., None, None]
+            low = F.conv2d(y[:, rows], down, self.down_bias[part].to(y.dtype))
+            up = self.up_weight[own].to(y.dtype)[..., None, None]
+            updates.append((rows, F.conv2d(F.gelu(low), up, self.up_bias[own].to(y.dtype))))
+        return add_to_rows(y, updates, 1)

@@ -16,7 +16,25 @@ from .tuned_class import share_contents
 from .tuned_conv import ConvGeometry, TouchedGroups, TunedConv2d
 
 
-class SparseDeltaConv2d(SparseDeltaLayer, nn.Conv2d):
+class ConvWithDeltas(SparseDeltaLayer, nn.Conv2d):
+    """What every tuned Conv2d has in common."""
+
+    _plain_class = nn.Conv2d
+
+    def _index_changed(self) -> None:
+        how = ConvGeometry(*geometry_of(self))
+        pattern: DeltaPattern | TouchedGroups | None = None
+        if "weight" in self._spt_states:
+            index = self.sparse_deltas()["weight"].index
+            out_features, *patch = tuple(self.weight.shape)
+            if how.is_patchwise:
+                pattern = DeltaPattern.of(index, out_features, math.prod(patch))
+            else:
+                pattern = TouchedGroups.of(index, self.weight, how.groups)
+        self.__dict__["_spt_pattern"] = pattern
+
+
+class SparseDeltaConv2d(ConvWithDeltas):
     """A frozen Conv2d plus a sparse delta; the forward is that of the plain layer.
 
     It is an `nn.Conv2d`, and of a subclass of that if `conv` is, with all that `conv` has.
@@ -41,8 +59,6 @@ class SparseDeltaConv2d(SparseDeltaLayer, nn.Conv2d):
 
     _name_prefix = "SparseDelta"
 
-    _plain_class = nn.Conv2d
-
     def __init__(
         self,
         conv: nn.Conv2d,
@@ -61,28 +77,17 @@ class SparseDeltaConv2d(SparseDeltaLayer, nn.Conv2d):
         if self.padding_mode != "zeros" or self.padding == "same":
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
-        geometry = _geometry_of(self)
+        geometry = geometry_of(self)
         if not (torch.is_grad_enabled() and self.has_gradients()):
             return F.conv2d(input, self.weight, self.bias, *geometry[1:])
         unbatched = input.dim() == 3
         batch = input.unsqueeze(0) if unbatched else input
-        y = TunedConv2d.apply(batch, self.weight, self.bias, *self.trained_tensors(), geometry)
+        deltas = self.trained_tensors()
+        y = TunedConv2d.apply(batch, self.weight, self.bias, *deltas, geometry, None, None, None)
         return y.squeeze(0) if unbatched else y
 
-    def _index_changed(self) -> None:
-        how = ConvGeometry(*_geometry_of(self))
-        pattern: DeltaPattern | TouchedGroups | None = None
-        if "weight" in self._spt_states:
-            index = self.sparse_deltas()["weight"].index
-            out_features, *patch = tuple(self.weight.shape)
-            if how.is_patchwise:
-                pattern = DeltaPattern.of(index, out_features, math.prod(patch))
-            else:
-                pattern = TouchedGroups.of(index, self.weight, how.groups)
-        self.__dict__["_spt_pattern"] = pattern
 
-
-def _geometry_of(conv: nn.Conv2d) -> tuple[Any, ...]:
+def geometry_of(conv: nn.Conv2d) -> tuple[Any, ...]:
     """Fields of `ConvGeometry`, with the padding that `forward` leaves to the convolution."""
     padded_before = conv.padding_mode != "zeros" or isinstance(conv.padding, str)
     padding = (0, 0) if padded_before else conv.padding

@@ -1,4 +1,4 @@
-"""`LoraLinear`: a low-rank update on a Linear, or on some of its rows."""
+"""`LoraLinear` and `LoraConv2d`: a low-rank update on a matrix, or on some of its rows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .mask_keys import draw_seed
+from .pointwise_lora import PointwiseLora
 from .row_ranges import groups_of
-from .structured import StructuredLinear, add_to_rows, check_base
+from .structured import StructuredConv2d, StructuredLayer, StructuredLinear, add_to_rows
 from .traced_dropout import draw_words
 from .traced_lora import LoraTrace, TracedLora, lora_update
 from .tuned_linear import LoraCall, TunedLinear, linear_with_lora
@@ -20,7 +21,62 @@ if TYPE_CHECKING:
     from ..plan import LoraSpec
 
 
-class LoraLinear(StructuredLinear):
+class LoraLayer(StructuredLayer):
+    """What a LoRA is, whatever the layer: its parameters, and what merging adds."""
+
+    _name_prefix = "Lora"
+
+    _trained_names = ("lora_a", "lora_b")
+
+    def __init__(self, base: nn.Module, spec: LoraSpec) -> None:
+        self._check_base(base, spec)
+        self._start_from(base)
+        self.put_on(spec)
+
+    def put_on(self, spec: LoraSpec) -> None:
+        """Put a LoRA on this module, which has the contents of its base layer."""
+        self._freeze_for(spec)
+        ranges = self.__dict__["_spt_ranges"]
+        self.__dict__["_spt_plain_call"] = LoraCall(groups_of(ranges), spec.scale)
+        n_ranges, n_rows = len(spec.rows), sum(stop - start for start, stop in spec.rows)
+        self.lora_a = nn.Parameter(torch.empty(n_ranges * spec.rank, self.weight.shape[1]))
+        self.lora_b = nn.Parameter(torch.zeros(n_rows, spec.rank))
+        for down in self.lora_a.data.split(spec.rank):
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+        self._move_and_tag(self.weight.device)
+
+    def update(self) -> Tensor:
+        """`scale · B_i A_i` in its rows, zeros elsewhere: `[out, in]`, fp32; what merging adds."""
+        own = self.__dict__
+        total = self.lora_a.new_zeros(self.weight.shape[:2])
+        with torch.no_grad():
+            for rows, rows_of_b, part in own["_spt_ranges"]:
+                total[rows] = own["_spt_spec"].scale * (self.lora_b[rows_of_b] @ self.lora_a[part])
+        return total
+
+    def extra_repr(self) -> str:
+        """Sizes, rank, ranges, scale and dropout."""
+        spec = self.__dict__["_spt_spec"]
+        return f"{super().extra_repr()}, scale={spec.scale}, dropout={spec.dropout}"
+
+    def _this_call(self, x: Tensor) -> LoraCall:
+        own = self.__dict__
+        call: LoraCall = own["_spt_plain_call"]
+        dropout = own["_spt_spec"].dropout if self.training else 0.0
+        return call._replace(dropout=dropout, seed=_seed_for(x)) if dropout else call
+
+    def _traced_update(self, x: Tensor) -> tuple[slice, Tensor]:
+        """The update `[..., rows]` of `x` `[..., in]` in code for a compiler, and its rows."""
+        own = self.__dict__
+        dropout = own["_spt_spec"].dropout if self.training else 0.0
+        lora = LoraTrace(own["_spt_ranges"], own["_spt_spec"].scale, dropout)
+        tensors = x, self.lora_a, self.lora_b, draw_words(x) if dropout else None
+        if torch.is_grad_enabled():
+            return lora.rows, TracedLora.apply(*tensors, lora)
+        return lora.rows, lora_update(*tensors, lora)[0]
+
+
+class LoraLinear(LoraLayer, StructuredLinear):
     """`base(x)` plus `scale · B_i A_i dropout(x)` on each of some ranges of output features.
 
     The updates are added into the output of the base layer in place; the backward keeps the
@@ -45,39 +101,14 @@ class LoraLinear(StructuredLinear):
         ValueError: the spec is for a layer of other sizes.
     """
 
-    _name_prefix = "Lora"
-
-    _trained_names = ("lora_a", "lora_b")
-
-    def __init__(self, base: nn.Linear, spec: LoraSpec) -> None:
-        _check(base, spec)
-        self._start_from(base)
-        self.put_on(spec)
-
-    def put_on(self, spec: LoraSpec) -> None:
-        """Put a LoRA on this module, which has the contents of its base layer."""
-        _check(self, spec)
-        self._freeze_for(spec)
-        ranges = self.__dict__["_spt_ranges"]
-        self.__dict__["_spt_plain_call"] = LoraCall(groups_of(ranges), spec.scale)
-        n_ranges, n_rows = len(spec.rows), sum(stop - start for start, stop in spec.rows)
-        self.lora_a = nn.Parameter(torch.empty(n_ranges * spec.rank, self.in_features))
-        self.lora_b = nn.Parameter(torch.zeros(n_rows, spec.rank))
-        for down in self.lora_a.data.split(spec.rank):
-            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-        self._move_and_tag(self.weight.device)
-
     def forward(self, input: Tensor) -> Tensor:
         """The base layer's output with the updates added."""
-        own = self.__dict__
-        spec = own["_spt_spec"]
-        dropout = spec.dropout if self.training else 0.0
         if torch.compiler.is_compiling():
-            return self._traced_forward(input, dropout)
+            # first the update: what is made again for it must not lie behind the base's product
+            update = self._traced_update(input)
+            return add_to_rows(self._traced_base(input), [update])
         self.write_stale_deltas()
-        call = own["_spt_plain_call"]
-        if dropout:
-            call = call._replace(dropout=dropout, seed=_seed_for(input))
+        call = self._this_call(input)
         weight, bias = self._own_parameters()
         parameters: Any = self._parameters
         lora_a, lora_b = parameters["lora_a"], parameters["lora_b"]
@@ -86,38 +117,43 @@ class LoraLinear(StructuredLinear):
         deltas = self.trained_tensors()
         return TunedLinear.apply(input, weight, bias, *deltas, lora_a, lora_b, call)
 
-    def update(self) -> Tensor:
-        """`scale · B_i A_i` in its rows, zeros elsewhere: `[out, in]`, fp32; what merging adds."""
-        own = self.__dict__
-        total = self.lora_a.new_zeros(self.out_features, self.in_features)
-        with torch.no_grad():
-            for rows, rows_of_b, part in own["_spt_ranges"]:
-                total[rows] = own["_spt_spec"].scale * (self.lora_b[rows_of_b] @ self.lora_a[part])
-        return total
-
-    def extra_repr(self) -> str:
-        """Sizes, rank, ranges, scale and dropout."""
-        spec = self.__dict__["_spt_spec"]
-        return f"{super().extra_repr()}, scale={spec.scale}, dropout={spec.dropout}"
-
-    def _traced_forward(self, x: Tensor, dropout: float) -> Tensor:
-        # The update comes first: what is made again for it must not lie behind the base's product
-        own = self.__dict__
-        lora = LoraTrace(own["_spt_ranges"], own["_spt_spec"].scale, dropout)
-        tensors = x, self.lora_a, self.lora_b, draw_words(x) if dropout else None
-        if torch.is_grad_enabled():
-            update = TracedLora.apply(*tensors, lora)
-        else:
-            update, _ = lora_update(*tensors, lora)
-        return add_to_rows(self._traced_base(x), [(lora.rows, update)])
+    @classmethod
+    def _check_base(cls, base: Any, spec: LoraSpec) -> None:
+        super()._check_base(base, spec)
+        _check_lora(spec, base.in_features)
 
 
-def _check(base: Any, spec: LoraSpec) -> None:
-    check_base(base, spec)
-    if spec.in_features != base.in_features:
-        raise ValueError(
-            f"spec is for {spec.in_features} input features, base has {base.in_features}"
-        )
+class LoraConv2d(LoraLayer, StructuredConv2d):
+    """`LoraLinear` on the channels of each position: a LoRA on a 1×1 convolution of any stride.
+
+    What it holds is as there, with channels for features; `update` is `[out, in]`.
+
+    Args:
+        base: `nn.Conv2d` with a 1×1 kernel, without groups and padding, or a `SparseDeltaConv2d`.
+        spec: rank, ranges, scale and dropout.
+
+    Raises:
+        TypeError: `base` is something else.
+        ValueError: the spec is for a layer of other sizes.
+    """
+
+    def _of_batch(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            rows, update = self._traced_update(self._tokens(x))
+            return add_to_rows(self._base(x), [(rows, update.movedim(-1, 1))], 1)
+        lora = PointwiseLora(self.__dict__["_spt_ranges"], self._this_call(x))
+        return self._base(x, self.lora_a, self.lora_b, lora)
+
+    @classmethod
+    def _check_base(cls, base: Any, spec: LoraSpec) -> None:
+        super()._check_base(base, spec)
+        _check_lora(spec, base.in_channels)
+
+
+def _check_lora(spec: LoraSpec, in_features: int) -> None:
+    """Refuse a spec that is no LoRA for so many input features."""
+    if spec.in_features != in_features:
+        raise ValueError(f"spec is for {spec.in_features} input features, base has {in_features}")
     if not 0.0 <= spec.dropout <= 1.0:
         raise ValueError(f"dropout must be within [0, 1], got {spec.dropout}")
 

@@ -1,4 +1,4 @@
-"""`StructuredLinear`: what LoRA and Adapter share, a frozen base layer under new parameters."""
+"""`StructuredLayer`: what LoRA and Adapter share, a frozen base layer under new parameters."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..model import is_pointwise
+from .conv import ConvWithDeltas, geometry_of
 from .delta_holder import DeltaHolder
 from .keep_fp32 import keeping_fp32
 from .linear import LinearWithDeltas
 from .row_ranges import ranges_of
 from .sparse_delta import tag
+from .sparse_layer import SparseDeltaLayer
 from .tuned_class import Shown, share_contents
+from .tuned_conv import TunedConv2d
 from .tuned_linear import TunedLinear
 
 
-class StructuredLinear(LinearWithDeltas):
-    """A frozen Linear with a small trained module on it; subclasses add parameters and forward.
+class StructuredLayer(SparseDeltaLayer):
+    """A frozen layer with a small trained module on it; subclasses add parameters and forward.
 
-    It is an `nn.Linear`, and of a subclass of that if the base layer is; sparse deltas of the base
-    layer go on being trained.
+    It is of the class of its base layer; sparse deltas of that go on being trained.
 
     `weight` is that of the base layer, without what is trained on it: there is no one matrix with
     an Adapter. Code that reads a weight instead of calling the layer passes the LoRA or Adapter by;
@@ -49,7 +52,7 @@ class StructuredLinear(LinearWithDeltas):
         spec = self.__dict__["_spt_spec"]
         return f"{super().extra_repr()}, rank={spec.rank}, rows={spec.rows}"
 
-    def _start_from(self, base: nn.Linear) -> None:
+    def _start_from(self, base: nn.Module) -> None:
         """Take over what a base layer has, its deltas too, which lead here from now on."""
         share_contents(self, base)
         if isinstance(base, DeltaHolder):
@@ -59,7 +62,7 @@ class StructuredLinear(LinearWithDeltas):
 
     def _freeze_for(self, spec: Any) -> None:
         """Freeze the base layer, and remember what is on it."""
-        check_base(self, spec)
+        self._check_base(self, spec)
         for name in self._trained_names:
             if hasattr(self, name):
                 raise ValueError(f"{type(self).__name__} has an attribute {name} of its own")
@@ -69,14 +72,10 @@ class StructuredLinear(LinearWithDeltas):
         self.__dict__["_spt_spec"] = spec
         self.__dict__["_spt_ranges"] = ranges_of(spec.rank, spec.rows)
 
-    def _traced_base(self, x: Tensor) -> Tensor:
-        """The base layer's output in code for a compiler, which need not keep a cast weight."""
-        weight, bias = self.weight, self.bias
-        if not torch.is_grad_enabled():
-            return F.linear(x, weight, bias)
-        deltas = self.trained_tensors()
-        y: Tensor = TunedLinear.apply(x, weight, bias, *deltas, None, None, None)
-        return y
+    @classmethod
+    def _check_base(cls, base: Any, spec: Any) -> None:
+        """Refuse a base layer that this cannot be put on as the spec has it."""
+        raise NotImplementedError
 
     def _move_and_tag(self, device: torch.device) -> None:
         """Put the new parameters on a device.
@@ -95,7 +94,7 @@ class StructuredLinear(LinearWithDeltas):
         for parameter in self._new_parameters():
             tag(parameter, self)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StructuredLinear:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StructuredLayer:
         super()._apply(keeping_fp32(fn, self._new_parameters()), recurse)
         self._tag_all()
         return self
@@ -116,28 +115,83 @@ class StructuredLinear(LinearWithDeltas):
         self._tag_all()
 
 
-def check_base(base: Any, spec: Any) -> None:
-    """Refuse a base layer that a LoRA or an Adapter of this spec cannot be put on."""
-    if not isinstance(base, nn.Linear):
-        raise TypeError(f"base must be an nn.Linear, got {type(base).__name__}")
+class StructuredLinear(StructuredLayer, LinearWithDeltas):
+    """A frozen Linear with a small trained module on it."""
+
+    @classmethod
+    def _check_base(cls, base: Any, spec: Any) -> None:
+        if not isinstance(base, nn.Linear):
+            raise TypeError(f"base must be an nn.Linear, got {type(base).__name__}")
+        _check_rows(spec, base.out_features)
+
+    def _traced_base(self, x: Tensor) -> Tensor:
+        """The base layer's output in code for a compiler, which need not keep a cast weight."""
+        weight, bias = self.weight, self.bias
+        if not torch.is_grad_enabled():
+            return F.linear(x, weight, bias)
+        deltas = self.trained_tensors()
+        y: Tensor = TunedLinear.apply(x, weight, bias, *deltas, None, None, None)
+        return y
+
+
+class StructuredConv2d(StructuredLayer, ConvWithDeltas):
+    """A frozen 1×1 convolution with a small trained module on it."""
+
+    @classmethod
+    def _check_base(cls, base: Any, spec: Any) -> None:
+        if not is_pointwise(base):
+            got = base if isinstance(base, nn.Conv2d) else type(base).__name__
+            raise TypeError(
+                f"base must be an nn.Conv2d of 1×1 without groups or padding, got {got}"
+            )
+        _check_rows(spec, base.out_channels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The base layer's output with what the module makes of it or of the input."""
+        if not torch.compiler.is_compiling():
+            self.write_stale_deltas()
+        if input.dim() == 3:
+            return self._of_batch(input[None])[0]
+        return self._of_batch(input)
+
+    def _of_batch(self, x: Tensor) -> Tensor:
+        """`[batch, out, height, width]`."""
+        raise NotImplementedError
+
+    def _base(self, x: Tensor, *lora: Any) -> Tensor:
+        """The base layer's output `[batch, out, height, width]`, with a LoRA if one is given."""
+        # the plain convolution would keep its input, for the gradient of a frozen weight
+        y: Tensor = TunedConv2d.apply(
+            *(x, self.weight, self.bias, *self.trained_tensors(), geometry_of(self)),
+            *(lora or (None, None, None)),
+        )
+        return y
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """What each position of the output sees, `[batch, height, width, in]`, a view."""
+        rows, columns = self.stride
+        return x[..., ::rows, ::columns].movedim(1, -1)
+
+
+def _check_rows(spec: Any, out_features: int) -> None:
     if spec.rank < 1 or not spec.rows:
         raise ValueError(f"spec must have a rank and rows, got rank {spec.rank}, rows {spec.rows}")
     last = 0
     for start, stop in spec.rows:
-        if not last <= start < stop <= base.out_features:
+        if not last <= start < stop <= out_features:
             raise ValueError(
-                f"rows must be ascending, apart, and within [0, {base.out_features}], "
-                f"got {spec.rows}"
+                f"rows must be ascending, apart, and within [0, {out_features}], got {spec.rows}"
             )
         last = stop
 
 
-def add_to_rows(y: Tensor, updates: list[tuple[slice, Tensor]]) -> Tensor:
-    """`y` with updates added to ranges of its last dimension, out of place."""
+def add_to_rows(y: Tensor, updates: list[tuple[slice, Tensor]], dim: int = -1) -> Tensor:
+    """`y` with updates added to ranges of a dimension, out of place."""
     pieces, last = [], 0
     for rows, update in updates:
-        pieces += [y[..., last : rows.start], y[..., rows] + update]
+        own = y.narrow(dim, rows.start, rows.stop - rows.start)
+        pieces += [y.narrow(dim, last, rows.start - last), own + update]
         last = rows.stop
-    pieces.append(y[..., last:])
-    pieces = [piece for piece in pieces if piece.shape[-1]]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+    pieces.append(y.narrow(dim, last, y.shape[dim] - last))
+    pieces = [piece for piece in pieces if piece.shape[dim]]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)

@@ -1,4 +1,4 @@
-"""The autograd function of every tuned convolution: gradients only of what is trained."""
+"""The autograd function of every tuned convolution: sparse delta and LoRA in one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .first_order import first_derivative_only
+from .pointwise_lora import PointwiseLora
 from .saved_input import SavedInput, Tensors
 from .sparse_gradient import DeltaPattern, sparse_gradient
 from .traced import made_again
@@ -82,7 +83,7 @@ def _members(groups: Tensor, size: int) -> Tensor:
 
 
 class TunedConv2d(torch.autograd.Function):
-    """`F.conv2d` on a weight that holds base + delta; gradients only of what is trained.
+    """`F.conv2d` on a weight that holds base + delta, plus a LoRA; gradients of what is trained.
 
     Patchwise convolutions (1×1, patch embeddings) sample the gradient of the delta as a Linear
     does. Of depthwise and other grouped ones, the weight gradient of the groups with trained
@@ -101,52 +102,82 @@ class TunedConv2d(torch.autograd.Function):
         bias_delta: Tensor | None,
         bias_index: Tensor | None,
         geometry: tuple[Any, ...],
+        lora_a: Tensor | None,
+        lora_b: Tensor | None,
+        lora: PointwiseLora | None,
     ) -> Tensor:
         """`[batch, out, height, width]`, in the dtype that autocast gives to `F.conv2d`."""
         how = ConvGeometry(*geometry)
         y = F.conv2d(x, weight, bias, how.stride, how.padding, how.dilation, how.groups)
-        needs_x, needs_delta, needs_bias_delta = (ctx.needs_input_grad[i] for i in (0, 3, 5))
+        needs_x, needs_delta, needs_bias_delta, needs_a, needs_b = _needs(ctx)
+        inner: Tensor | None = None
+        if lora is not None and lora_a is not None and lora_b is not None:
+            inner = lora.add_to(y, x, lora_a, lora_b, how.stride)
         saved: SavedInput | None = None
         kept: Tensors = ()
-        if needs_delta:
-            channels = pattern.inputs if isinstance(pattern, TouchedGroups) else None
+        if needs_delta or needs_a:
+            is_some = isinstance(pattern, TouchedGroups) and not needs_a
+            channels = pattern.inputs if is_some else None  # type: ignore[union-attr]
             saved, kept = SavedInput.of(x, y.dtype, channels, dim=1)
+        reads_lora = lora is not None and (needs_x or needs_a)
         ctx.save_for_backward(
             weight if needs_x or (needs_delta and not how.is_patchwise) else None,
             bias_index if needs_bias_delta else None,
+            lora_a if reads_lora else None,
+            lora_b if reads_lora else None,
+            inner if needs_b else None,
             *kept,
         )
-        ctx.saved_input, ctx.pattern, ctx.geometry = saved, pattern, how
+        ctx.saved_input, ctx.pattern, ctx.geometry, ctx.lora = saved, pattern, how, lora
         ctx.x_shape, ctx.x_dtype = x.shape, x.dtype
         return y
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the input and of the deltas."""
-        weight, bias_index, *kept = ctx.saved_tensors
-        needs_x, needs_delta, needs_bias_delta = (ctx.needs_input_grad[i] for i in (0, 3, 5))
+        """Gradients of the input, the deltas and the LoRA."""
+        weight, bias_index, lora_a, lora_b, inner, *kept = ctx.saved_tensors
+        needs_x, needs_delta, needs_bias_delta, needs_a, needs_b = _needs(ctx)
         how: ConvGeometry = ctx.geometry
-        grad_x = grad_delta = grad_bias_delta = None
+        lora: PointwiseLora | None = ctx.lora
+        x: Any = None
+        grad_inner: Any = None
+        grad_x = grad_delta = grad_bias_delta = grad_a = grad_b = None
         with without_autocast(gy.device):
             if weight is not None and weight.dtype is not gy.dtype:
                 weight = made_again(weight.to(gy.dtype))
             if needs_bias_delta:
                 total = gy.sum((0, 2, 3), dtype=wide_dtype(gy))
                 grad_bias_delta = total.index_select(0, bias_index)
-            if needs_delta:
+            if ctx.saved_input is not None:
                 x = ctx.saved_input.rebuild(tuple(kept))
+            if needs_delta:
                 if how.is_patchwise:
                     flat = gy.permute(0, 2, 3, 1).reshape(-1, gy.shape[1])
                     grad_delta = sparse_gradient(flat, how.patches(x), ctx.pattern.whole)
                 else:
                     grad_delta = _grad_of_groups(gy, x, weight, ctx.pattern, how)
-                del x  # before the gradient of the same size is made
+            if lora is not None:
+                if needs_b:
+                    grad_b = lora.grad_of_b(gy, inner)
+                if needs_x or needs_a:
+                    grad_inner = lora.grad_of_inner(gy, lora_b)
+                if needs_a:
+                    grad_a = lora.grad_of_a(grad_inner, x, how.stride)
+            del x  # before the gradient of the same size is made
             if needs_x:
                 like = gy.new_empty(1).expand(ctx.x_shape)
                 grad_x = _convolution_backward(gy, like, weight, how, (True, False))[0]
+                if lora is not None:
+                    lora.add_grad_of_x(grad_x, grad_inner, lora_a, how.stride)
                 grad_x = grad_x.to(ctx.x_dtype)
-        return grad_x, None, None, grad_delta, None, grad_bias_delta, None, None
+        of_deltas = grad_delta, None, grad_bias_delta, None
+        return grad_x, None, None, *of_deltas, None, grad_a, grad_b, None
+
+
+def _needs(ctx: Any) -> tuple[bool, ...]:
+    """Whether gradients of the input, both deltas and both factors of the LoRA are wanted."""
+    return tuple(ctx.needs_input_grad[i] for i in (0, 3, 5, 8, 9))
 
 
 def _grad_of_groups(

@@ -4,6 +4,7 @@ from .estimate import DEVICES, DTYPES, MemoryEstimate
 from .fit import LargestBatch, PeakByBatch, largest_batch
 from .made_up import made_up_plan, made_up_sensitivity
 from .rehearsal import Rehearsal, estimate_memory
+from .tunable import tunable_parts
 
 __all__ = [
     "DEVICES",
@@ -16,4 +17,5 @@ __all__ = [
     "largest_batch",
     "made_up_plan",
     "made_up_sensitivity",
+    "tunable_parts",
 ]

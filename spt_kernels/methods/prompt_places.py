@@ -70,9 +70,10 @@ def prompt_places(model: nn.Module, method: Method) -> list[PromptPlace]:
     """
     vit = PlainVit.of(model)
     if vit is not None:
+        named = {id(module): name for name, module in model.named_modules()}  # as it may be wrapped
         return [
-            PromptPlace(f"blocks.{n}", vit.width, functools.partial(_put_in_vit, vit, n))
-            for n in range(len(vit.blocks))
+            PromptPlace(named[id(block)], vit.width, functools.partial(_put_in_vit, vit, n))
+            for n, block in enumerate(vit.blocks)
         ]
     names = blocks_of(model)
     blocks: list[Any] = [model.get_submodule(name) for name in names]

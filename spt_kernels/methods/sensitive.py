@@ -77,7 +77,7 @@ class _Place:
 
 def _places(selected: Plan, kind: str, rank: int) -> Iterator[_Place]:
     for name, info in selected.info.items():
-        counts = selected.selected[name] if info.kind == "linear" else ()
+        counts = selected.selected[name] if info.takes_modules else ()
         for rows, count in zip(info.row_blocks, counts, strict=False):
             d_in, d_out = info.shape[1], rows.stop - rows.start
             cost = module_cost(kind, rank, d_in, d_out)

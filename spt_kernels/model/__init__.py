@@ -2,7 +2,7 @@
 
 from .anatomy import backbone_numel, candidate_names, head_numel, possible_names, stem_names
 from .head import HeadPatterns, HeadSource, head_line, head_names
-from .parameter_info import ParameterInfo, RowBlock, describe, guess
+from .parameter_info import ParameterInfo, RowBlock, describe, guess, is_pointwise
 
 __all__ = [
     "HeadPatterns",
@@ -16,6 +16,7 @@ __all__ = [
     "head_line",
     "head_names",
     "head_numel",
+    "is_pointwise",
     "possible_names",
     "stem_names",
 ]

@@ -11,7 +11,7 @@ from .head import HeadPatterns, config_entry, head_names, is_timm
 from .parameter_info import describe
 from .reparametrised import check_own_weights
 
-_TUNABLE_KINDS = frozenset({"linear", "functional", "conv2d", "norm", "bias"})
+_TUNABLE_KINDS = frozenset({"linear", "pointwise", "functional", "conv2d", "norm", "bias"})
 _STEM_ATTRIBUTES = frozenset(
     {"patch_embed", "patch_embeds", "patch_embeddings", "embeddings", "stem", "conv_stem"}
     | {"conv_proj", "pixel_embed"}

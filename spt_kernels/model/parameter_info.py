@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-Kind = Literal["linear", "functional", "conv2d", "norm", "bias", "other"]
+Kind = Literal["linear", "pointwise", "functional", "conv2d", "norm", "bias", "other"]
 
 _FUSED = {"qkv": ("q", "k", "v"), "kv": ("k", "v"), "qk": ("q", "k")}
 _SEPARATE = {
@@ -38,10 +38,11 @@ class ParameterInfo:
     """What one parameter is, as far as allocation and tuning need to know.
 
     Attributes:
-        kind: `linear` or `conv2d` (the weight of such a module), `functional` (the weight of a
-            Linear that other code reads, so that no LoRA or Adapter can stand for the layer),
-            `norm` (weight or bias of a norm), `bias` (of a Linear or Conv2d), or `other` (tokens,
-            tables, layer scales, ...).
+        kind: `linear` or `conv2d` (the weight of such a module), `pointwise` (that of a Conv2d
+            which is a matrix on the channels of each position), `functional` (the weight of a
+            Linear or of such a Conv2d that other code reads, so that no LoRA or Adapter can stand
+            for the layer), `norm` (weight or bias of a norm), `bias` (of a Linear or Conv2d), or
+            `other` (tokens, tables, layer scales, ...).
         shape: the parameter's shape.
         row_blocks: its rows by operation; several for a fused matrix (q, k, v), otherwise one.
         groups: of a convolution.
@@ -58,6 +59,11 @@ class ParameterInfo:
     def operation(self) -> str:
         """The operations of all rows, joined: `qkv`, `proj`, `fc1`."""
         return "".join(rows.operation for rows in self.row_blocks)
+
+    @property
+    def takes_modules(self) -> bool:
+        """Whether a LoRA or an Adapter may be put on it."""
+        return self.kind in ("linear", "pointwise")
 
     @property
     def numel(self) -> int:
@@ -126,11 +132,22 @@ def describe(model: nn.Module) -> dict[str, ParameterInfo]:
     return result
 
 
+def is_pointwise(module: nn.Module) -> bool:
+    """Whether a module is a Conv2d that multiplies the channels of each position by a matrix."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.groups == 1
+        and module.padding in ((0, 0), "same", "valid")
+    )
+
+
 def guess(name: str, shape: Sequence[int]) -> ParameterInfo:
     """Describe a parameter of which only the name and shape are known.
 
-    Two dimensions make a Linear and four a Conv2d (depthwise when it has one input channel); a
-    vector is a norm's when its module is called one, else a bias.
+    Two dimensions make a Linear and four a Conv2d (depthwise when it has one input channel,
+    pointwise when its kernel is 1×1 and it has more); a vector is a norm's when its module is
+    called one, else a bias.
     """
     shape = tuple(shape)
     module_name = name.rpartition(".")[0]
@@ -140,7 +157,7 @@ def guess(name: str, shape: Sequence[int]) -> ParameterInfo:
     elif len(shape) == 2:
         kind = "linear"
     elif len(shape) == 4:
-        kind = "conv2d"
+        kind = "pointwise" if shape[2:] == (1, 1) and shape[1] > 1 else "conv2d"
     elif len(shape) == 1:
         kind = "norm" if _NORM_NAME.search(module_name) else "bias"
     groups = shape[0] if kind == "conv2d" and shape[1] == 1 else 1
@@ -157,7 +174,13 @@ def _kind(module: nn.Module, local: str, ndim: int, is_floating: bool) -> Kind:
         # torch's attention never calls its output projection
         return "functional" if isinstance(module, _READ_BY_ATTENTION) else "linear"
     if isinstance(module, nn.Conv2d):
-        return "conv2d" if local == "weight" else "bias"
+        if local == "bias":
+            return "bias"
+        runs_plainly = (
+            type(module).forward is nn.Conv2d.forward
+            and type(module)._conv_forward is nn.Conv2d._conv_forward
+        )
+        return "pointwise" if runs_plainly and is_pointwise(module) else "conv2d"
     # timm and others write their own norms: what they share is the word, and one number per channel
     is_norm = isinstance(module, nn.LayerNorm) or "norm" in type(module).__name__.lower()
     return "norm" if is_norm and (ndim == 1 or isinstance(module, nn.LayerNorm)) else "other"

@@ -36,9 +36,9 @@ def allocate(
     is the shortest prefix of that ranking that costs the budget, and a matrix costs (Eq. 5)
     `min(count, σ)` for `count` selected entries: below σ its selected entries are trained, from σ
     on a LoRA (σ = `rank · (d_in + d_out)`) or an Adapter (σ = `2 · rank · d + rank + d`) takes
-    their place. q, k and v of a fused qkv are three matrices. Biases, norms and convolutions are
-    always trained entry by entry. The budget is never exceeded, and under the paper's rule spent
-    to the last parameter.
+    their place. q, k and v of a fused qkv are three matrices, and a 1×1 convolution is one, of
+    channels. Biases, norms and other convolutions are always trained entry by entry. The budget is
+    never exceeded, and under the paper's rule spent to the last parameter.
 
     `rule="published-code"` follows the authors' scripts instead: a matrix is structured from σ/10
     selected entries on, and a bias or norm trained whole from a fifth on. It takes the prefix that
@@ -131,7 +131,7 @@ def _segments(
             numel = d_out * row_numel
             # entries are trained one by one, which at the last one means all of them
             threshold, cost, is_structured = numel, numel, False
-            if info.kind == "linear" and structured:
+            if info.takes_modules and structured:
                 sigma = module_cost(structured, rank, info.shape[1], d_out)
                 # a matrix with fewer entries than the threshold can never reach it
                 if -(-sigma // alpha) <= numel:

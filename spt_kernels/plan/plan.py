@@ -281,8 +281,11 @@ def _check_positions(name: str, positions: Tensor, numel: int) -> None:
 
 
 def _check_spec(name: str, spec: LoraSpec | AdapterSpec, info: ParameterInfo) -> None:
-    if info.kind != "linear":
-        raise ValueError(f"structured[{name!r}] must be the weight of a linear layer: {info.kind}")
+    if not info.takes_modules:
+        raise ValueError(
+            f"structured[{name!r}] must be the weight of a linear layer or of a 1×1 convolution: "
+            f"{info.kind}"
+        )
     if spec.rank < 1:
         raise ValueError(f"structured[{name!r}] must have a rank of at least 1, got {spec.rank}")
     if isinstance(spec, LoraSpec) and spec.in_features != info.shape[1]:

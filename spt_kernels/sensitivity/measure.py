@@ -177,7 +177,7 @@ def _described(
     linears = {
         name: model.get_submodule(name.rpartition(".")[0])
         for name, what in info.items()
-        if what.kind == "linear"
+        if what.takes_modules
     }
     return info, tokens, linears
 

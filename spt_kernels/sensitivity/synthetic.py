@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter
 
-from ..model import HeadPatterns, backbone_numel, candidate_names, describe, head_names
+from ..model import (
+    HeadPatterns,
+    backbone_numel,
+    candidate_names,
+    describe,
+    head_names,
+    is_pointwise,
+)
 from .per_sample.calls import Calls
 from .per_sample.interception import INERT_CALLS, call_name
 from .scores import Sensitivity
@@ -33,7 +40,7 @@ def skewed_sensitivity(
     Args:
         model: plain; its parameters may be on the meta device.
         uncalled: weights of layers that no module can stand for, as `uncalled_weights` names them.
-            Without it every Linear is taken for one that the model calls.
+            Without it every Linear and 1×1 convolution is taken for one that the model calls.
         head: as `head_names` has it: by name, unless it is given.
     """
     generator = torch.Generator().manual_seed(0)
@@ -49,7 +56,7 @@ def skewed_sensitivity(
             sizes[axis] = shape[axis]
             log_score += deviation * torch.randn(sizes, generator=generator)
         scores[name] = log_score.exp()
-        if name in uncalled and info[name].kind == "linear":
+        if name in uncalled and info[name].takes_modules:
             info[name] = replace(info[name], kind="functional")
     made = Sensitivity.from_tensors(
         scores,
@@ -62,7 +69,7 @@ def skewed_sensitivity(
 
 
 def uncalled_weights(model: nn.Module, forward: Callable[[], Any]) -> frozenset[str]:
-    """Name the weights of the Linears that a forward of `model` does not use by calls alone.
+    """Name the weights of the layers that a forward of `model` does not use by calls alone.
 
     BEiT, EVA-02 and Swin V2 read the weight of `qkv` themselves, so that nothing can stand for the
     layer: `measure_sensitivity` notices the same on samples.
@@ -74,7 +81,7 @@ def uncalled_weights(model: nn.Module, forward: Callable[[], Any]) -> frozenset[
     linears = {
         f"{name}.weight" if name else "weight": module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) or is_pointwise(module)
     }
     calls = Calls(linears.values())
     with torch.enable_grad(), calls.following(), _Uses(calls.note_use):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..layers import AdapterLinear, LoraLinear, SparseDelta
+from ..layers import AdapterLayer, LoraLayer, SparseDelta
 from ..layers.delta_holder import DeltaHolder
 
 # A tensor, and the positions at which it counts as if it held other values: both None, or [nnz]
@@ -36,7 +36,7 @@ class BaseModel:
     owners: dict[str, tuple[nn.Module, str]]
     tuned: dict[str, nn.Module]
     deltas: dict[str, SparseDelta]
-    structured: dict[str, LoraLinear | AdapterLinear]
+    structured: dict[str, LoraLayer | AdapterLayer]
 
     @classmethod
     def of(cls, model: nn.Module) -> BaseModel:
@@ -97,7 +97,7 @@ def _walk(module: nn.Module, prefix: str, found: BaseModel, seen: set[int]) -> N
         found.tuned[prefix.removesuffix(".")] = module
         for local, delta in module.sparse_deltas().items():
             found.deltas[prefix + local] = delta
-        if isinstance(module, (LoraLinear, AdapterLinear)):
+        if isinstance(module, (LoraLayer, AdapterLayer)):
             found.structured[f"{prefix}weight"] = module
         added = set(module.added_names())
     for local, parameter in module._parameters.items():

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import BaseModelMismatch
-from ..layers import AdapterLinear
+from ..layers import AdapterLayer
 from .base_model import BaseModel, is_data_parallel, unwrap
 from .file.format import read, write
 from .file.metadata import as_json
@@ -184,7 +184,7 @@ def merge(model: nn.Module) -> nn.Module:
     bare = _tuned(model, "merge")
     now = BaseModel.of(bare)
     for name, layer in now.structured.items():
-        if isinstance(layer, AdapterLinear):
+        if isinstance(layer, AdapterLayer):
             raise ValueError(
                 f"cannot merge {name}: an Adapter is not linear and has no weights to fold into; "
                 "keep the tuned model, or tune with LoRA"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import LoraLinear, restore_deltas, untune, write_deltas
+from ..layers import LoraLayer, restore_deltas, untune, write_deltas
 from ..model.replaced_head import fit_head, name_classes, restore_head
 from ..plan import Plan
 from ..tuning import apply_to_known, train_whole, unwatch_state_dicts
@@ -160,7 +160,7 @@ def drop(model: nn.Module, now: BaseModel, *, merge: bool = False) -> None:
     if merge:
         write_deltas(now.deltas.values())
         for layer in now.structured.values():
-            assert isinstance(layer, LoraLinear)  # `merge` refuses anything else
+            assert isinstance(layer, LoraLayer)  # `merge` refuses anything else
             _fold(layer)
     else:
         restore_deltas(now.deltas.values())
@@ -198,9 +198,10 @@ def _head(task: Task) -> dict[str, Tensor]:
     return {name: task.dense[name] for name in task.plan.head}
 
 
-def _fold(layer: LoraLinear) -> None:
+def _fold(layer: LoraLayer) -> None:
     """`weight[rows] += scale · B A`, in fp32 and rounded once; other rows keep their bits."""
-    weight, update = layer.weight, LoraLinear.update(layer)
+    weight = layer.weight
+    update = LoraLayer.update(layer).view_as(weight)
     for start, stop in layer.__dict__["_spt_spec"].rows:
         rows = weight[start:stop]
         rows.copy_(rows.float() + update[start:stop])

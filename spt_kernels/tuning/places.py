@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import (
+    AdapterConv2d,
     AdapterLinear,
+    LoraConv2d,
     LoraLinear,
     SparseDeltaConv2d,
     SparseDeltaLinear,
@@ -20,6 +22,7 @@ from ..layers import (
     tune_norm,
 )
 from ..layers.position_index import CheckedIndex, checked_index
+from ..model import is_pointwise
 from ..plan import AdapterSpec, LoraSpec, Plan
 
 
@@ -65,7 +68,12 @@ class Place:
             tuner = SparseDeltaConv2d if isinstance(module, nn.Conv2d) else SparseDeltaLinear
             tune_in_place(module, tuner, lambda own: own._hold(index, positions.get("bias")))
         if spec is not None:
-            structured = LoraLinear if isinstance(spec, LoraSpec) else AdapterLinear
+            of_lora, of_adapter = (
+                (LoraConv2d, AdapterConv2d)
+                if isinstance(module, nn.Conv2d)
+                else (LoraLinear, AdapterLinear)
+            )
+            structured = of_lora if isinstance(spec, LoraSpec) else of_adapter
             tune_in_place(module, structured, lambda own: own.put_on(spec))
         if self.name:
             vars(module)["_spt_name"] = self.name  # for messages
@@ -127,12 +135,13 @@ def places_of(
     for name, spec in plan.structured.items():
         module_name, _, local = name.rpartition(".")
         module = modules[module_name]
-        if local != "weight" or not _is_linear(module) or "forward" in vars(module):
+        is_matrix = _is_linear(module) or (_is_conv2d(module) and is_pointwise(module))
+        if local != "weight" or not is_matrix or "forward" in vars(module):
             own = " with a forward of its own" if "forward" in vars(module) else ""
             raise ValueError(
                 f"{name} cannot take a LoRA or an Adapter: expected the weight of a plain "
-                f"nn.Linear, got a {type(module).__name__}{own}; leave it out with exclude=... in "
-                "measure_sensitivity"
+                f"nn.Linear or 1×1 nn.Conv2d, got a {type(module).__name__}{own}; leave it out "
+                "with exclude=... in measure_sensitivity"
             )
         place = found.get(module_name, Place(module_name, module))
         found[module_name] = replace(place, spec=spec)

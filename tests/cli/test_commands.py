@@ -22,8 +22,8 @@ from tests.models import tiny_vit
 
 SHAPE = [part for key, value in TINY.items() for part in ("--model-arg", f"{key}={value}")]
 COMMANDS = (
-    *("demo", "finetune", "sensitivity", "plan", "memory", "inspect", "evaluate", "predict"),
-    *("compare", "plot", "merge", "benchmark", "bench"),
+    *("demo", "finetune", "segment", "sensitivity", "plan", "memory", "inspect", "evaluate"),
+    *("predict", "compare", "plot", "merge", "benchmark", "bench"),
 )
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from spt_kernels.finetuning.progress import Silent
 from spt_kernels.finetuning.recipe import Recipe
-from spt_kernels.finetuning.run_step import RunStep, wants_graph
+from spt_kernels.finetuning.run_step import RunStep, classification_loss, wants_graph
 from tests.models import tiny_batch, tiny_vit
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda:0")
@@ -27,7 +27,8 @@ def test_the_loss_is_that_of_the_recipe(amp: str) -> None:
     model, (images, labels) = tiny_vit(depth=1).train(), tiny_batch()
     recipe = Recipe(batch_size=4, label_smoothing=0.2, amp=amp)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    step = RunStep(model, optimizer, recipe, None, CPU, Silent())
+    loss_fn = classification_loss(recipe.label_smoothing)
+    step = RunStep(model, optimizer, recipe, None, CPU, Silent(), loss_fn)
     with torch.autocast("cpu", torch.bfloat16, enabled=amp == "bf16"):
         scores = model(images)
     expected = F.cross_entropy(scores.float(), labels, label_smoothing=0.2)

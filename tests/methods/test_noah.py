@@ -155,6 +155,8 @@ def test_the_limit_is_the_published_one_of_vit_base() -> None:
     assert noah.limit_of(model, Method("noah", 0.01)) == 857_986
     space = noah.space_of(model)
     assert space.count(space.largest) == 654_456  # 12 · (7,680 + 16,138 + 30,720)
+    uniform = spt.methods["noah"](model)  # of size 9: 12 · (6,912 + 14,601 + 27,648)
+    assert uniform.trained == 589_932
 
 
 @pytest.mark.parametrize(

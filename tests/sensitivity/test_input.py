@@ -14,6 +14,8 @@ from torch.nn import functional as F
 import spt_kernels as spt
 from tests.models import tiny_batch, tiny_vit
 
+from .per_sample_truth import assert_exact
+
 IMAGES, LABELS = tiny_batch(3)
 
 
@@ -184,6 +186,28 @@ def test_samples_that_influence_each_other() -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), f"{name} was changed"
     assert not measure(model, [(IMAGES, LABELS)]).fallback
+
+
+@pytest.mark.parametrize("share", [1e-9, 1e-3])
+def test_an_influence_below_rounding_is_none(share: float) -> None:
+    class Leaks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return self.fc((x + share * x.roll(1, 0)).square().mean((2, 3)))
+
+    torch.manual_seed(0)
+    model = Leaks()
+    if share == 1e-3:
+        with pytest.raises(ValueError, match="depends on the other samples"):
+            measure(model, [(IMAGES, LABELS)])
+        return
+    sensitivity = measure(model, [(IMAGES, LABELS)])
+    assert not sensitivity.fallback
+    assert_exact(sensitivity, model, [(IMAGES, LABELS)])
 
 
 class TrapError(Exception):

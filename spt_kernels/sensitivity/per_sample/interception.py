@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from . import uses
 from .convolution import conv2d
+from .derived import Derivations, Meeting, derivation_of, note_made_by
 from .remaking import Productions
 from .uses import Factors, Role, Use
 from .watched import Piece, Watcher, pieces_of, watched_in
@@ -40,7 +41,7 @@ INERT_CALLS = frozenset(
 _CASTS = frozenset(
     {Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.to, Tensor.type_as, Tensor.type}
 )
-_RESHAPES = frozenset({Tensor.reshape, Tensor.view, Tensor.unsqueeze, torch.reshape})
+_KEEPING = _CASTS | {Tensor.reshape, Tensor.view, Tensor.unsqueeze, torch.reshape}
 
 
 class Arrival(NamedTuple):
@@ -83,14 +84,19 @@ class Interception:
         unrecognized: names of parameters that were used in a way that cannot be observed.
         used_without_grad: whether one was used while gradients were off, as in the first pass of a
             reentrant checkpoint.
+
+    Args:
+        parameters: that may be watched, by name.
+        constants: tensors of the model that are the same for all samples, such as its buffers.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], constants: Iterable[Tensor] = ()) -> None:
         self.unrecognized: set[str] = set()
         self.used_without_grad = False
         self._parameters = parameters
         self._is_watching = False
         self._watcher = Watcher(self.call)
+        self._derivations = Derivations(parameters, constants, self._watcher.watch)
         self._productions = Productions()
         self._anchor = torch.zeros((), requires_grad=True)
 
@@ -101,6 +107,7 @@ class Interception:
         samples: int,
         receive: Callable[[Arrival], None],
         *,
+        derived: Collection[str] | None = None,
         replaced: Mapping[str, Tensor] | None = None,
         on_use: Callable[[Tensor], None] | None = None,
     ) -> Iterator[None]:
@@ -110,12 +117,14 @@ class Interception:
             names: of the parameters to watch, which are frozen.
             samples: of the batch that runs.
             receive: takes what each use brings in the backward pass.
+            derived: names of those to follow through what the model makes of them alone; None: all.
             replaced: what to compute with in place of some parameters, by name.
             on_use: is told of each parameter that is used, in whatever way.
         """
         replaced = replaced or {}
         watched = {name: self._parameters[name] for name in (*names, *replaced)}
         self._samples, self._receive, self._on_use = samples, receive, on_use
+        self._derived = self._parameters.keys() if derived is None else derived
         self._replaced = {id(watched[name]): by for name, by in replaced.items()}
         with (
             self._watcher.watching(watched, self.unrecognized.add),
@@ -137,14 +146,32 @@ class Interception:
             for value in found:
                 self._on_use(value)
         if self._replaced:
-            args, kwargs = self._replace(args), self._replace(kwargs)
+            args, kwargs = _replaced(args, self._replaced), _replaced(kwargs, self._replaced)
             found = [value for value in found if id(value) not in self._replaced]
+        if not found:
+            return func(*args, **kwargs)
+        if recognize is None:
+            output = self._same_numbers(func, args, kwargs)
+            if output is not None:
+                return output
+        use = None if recognize else self._recognize(func, args, kwargs)
+        if self._may_derive(found):
+            if self._derivations.are_alone(func, args, kwargs, found, self._samples):
+                made = self._derivations.run(func, args, kwargs)
+                if made is not NotImplemented:
+                    return made
+            elif recognize is None and use is None:
+                met = self._derivations.meetings(func, args, kwargs, self._samples)
+                if met is not None:
+                    return self._meet(func, args, kwargs, met)
         output = _run_frozen(func, args, kwargs, found)
-        if not found or (recognize is None and self._derive(func, args, output)):
-            return output
-        use = recognize(*args, **kwargs) if recognize else self._recognize(func, args, kwargs)
+        if recognize:
+            use = recognize(*args, **kwargs)
         if use is None:
             return self._give_up(found, output)
+        if derivation_of(use.input):  # it stands for the samples here, as an embedding does
+            self._give_up([use.input], output)
+            found = [value for value in found if value is not use.input]
         ids = {id(value) for value in found}
         roles = [role for role in use.roles if id(role.parameter) in ids]
         # the same tensor in two places, or in a place that is no role, is more than a role tells
@@ -162,8 +189,14 @@ class Interception:
         return observed
 
     def _observe(self, use: Use, roles: list[Role], output: Tensor) -> Tensor:
-        parts = [(piece, role) for role in roles for piece in pieces_of(role.parameter)]
         samples, receive = self._samples, self._receive
+        parts: list[tuple[Piece, Role]] = []
+        for role in roles:
+            derivation = derivation_of(role.parameter)
+            if derivation is None:
+                parts += [(piece, role) for piece in pieces_of(role.parameter)]
+            else:
+                parts += derivation.parts(role, output.shape[0] // samples)
         if not any(role.needs_input for role in roles):
             return _Observer.apply(
                 self._anchor,
@@ -180,6 +213,24 @@ class Interception:
 
         return _Observer.apply(self._anchor, output, arrive, kept, *statistics)
 
+    def _may_derive(self, found: list[Tensor]) -> bool:
+        return all(piece.name in self._derived for value in found for piece in pieces_of(value))
+
+    def _meet(self, func: Any, args: Any, kwargs: Any, meetings: list[Meeting]) -> Any:
+        """The result of a call in which what was made of parameters alone meets the samples."""
+        if not torch.is_grad_enabled():
+            self.used_without_grad = True
+            return func(*args, **kwargs)
+        receive = self._receive
+        observed: dict[int, Tensor] = {}
+        for met in meetings:
+
+            def arrive(grad: Tensor, met: Meeting = met) -> None:
+                receive(Arrival(met.parts(), met.samples, met.by_sample(grad), ()))
+
+            observed[id(met.value)] = _Observer.apply(self._anchor, met.expanded, arrive)
+        return func(*_replaced(args, observed), **_replaced(kwargs, observed))
+
     def _recognize(self, func: Any, args: Any, kwargs: Any) -> Use | None:
         if kwargs:
             return None
@@ -191,25 +242,31 @@ class Interception:
             return uses.multiply_add(*args)
         return None
 
-    def _derive(self, func: Any, args: tuple[Any, ...], output: Any) -> bool:
-        """Watch `output` too when it holds a parameter's numbers, row for row."""
-        source = args[0] if args else None
-        if func is torch.cat:
+    def _same_numbers(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Tensor | None:
+        """The result, watched too, of a call that keeps a parameter's numbers, row for row."""
+        source: Any = args[0] if args else None
+        joins = func is torch.cat
+        if not joins and (func not in _KEEPING or not isinstance(source, Tensor)):
+            return None
+        parts = source if joins else (source,)
+        if any(derivation_of(part) for part in parts):
+            return None
+        output: Tensor = _run_frozen(func, args, kwargs, [p for p in parts if pieces_of(p)])
+        if joins:
             pieces = _joined(args, output)
-        elif not isinstance(source, Tensor):
-            return False
         elif func in _CASTS:
             is_one = output.device == source.device and output.is_floating_point()
             pieces = pieces_of(source) if is_one else ()
-        elif func in _RESHAPES:
+        else:
             # a vector with more dimensions of size 1 keeps its rows
             is_one = max(source.shape, default=1) == max(output.shape, default=1) == source.numel()
             pieces = pieces_of(source) if is_one else ()
-        else:
-            return False
-        if pieces and not pieces_of(output):
+        if not pieces:
+            return None
+        if not pieces_of(output):
             self._watcher.watch(output, pieces)
-        return bool(pieces)
+            note_made_by(output, func, args, kwargs)
+        return output
 
     def _give_up(self, parameters: list[Tensor], output: Any) -> Any:
         outputs = output if isinstance(output, (tuple, list)) else (output,)
@@ -219,14 +276,16 @@ class Interception:
                 self.unrecognized.update(piece.name for piece in pieces_of(parameter))
         return output
 
-    def _replace(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return self._replaced.get(id(value), value)
-        if isinstance(value, dict):
-            return {key: self._replace(inner) for key, inner in value.items()}
-        if type(value) in (tuple, list):
-            return type(value)(self._replace(inner) for inner in value)
-        return value
+
+def _replaced(value: Any, by: Mapping[int, Tensor]) -> Any:
+    """An argument, or all of them, with other tensors in place of some, told by their ids."""
+    if isinstance(value, Tensor):
+        return by.get(id(value), value)
+    if isinstance(value, dict):
+        return {key: _replaced(inner, by) for key, inner in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_replaced(inner, by) for inner in value)
+    return value
 
 
 def _run_frozen(func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:

@@ -8,9 +8,10 @@ from torch.utils import _pytree as pytree
 
 from ...model import describe
 from ...model.last_layers import last_parameters
+from .autograd import requiring_grad
 from .batches import Batch
 from .losses import PerSampleLoss
-from .probe import requiring_grad, two_samples
+from .probe import two_samples
 
 
 def last_before_loss(model: nn.Module, loss: PerSampleLoss, batch: Batch) -> tuple[str, ...] | None:

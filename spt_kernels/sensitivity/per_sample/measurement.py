@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ...model.head import in_few_words, parts_of
 from .accumulator import Accumulator
-from .autograd import add_squared_gradients
+from .autograd import add_squared_gradients, requiring_grad
 from .batches import Batch, Samples
 from .counted import on_first_counted
 from .interception import Arrival, Interception
@@ -60,7 +59,7 @@ def measure(
     dtypes = _compute_dtypes(parameters)
     loss_scale = _FP16_LOSS_SCALE if torch.float16 in dtypes else 1.0
     tolerance = 0.1 if dtypes & set(_LOW_PRECISION) else 1e-3
-    interception = Interception(parameters)
+    interception = Interception(parameters, [*model.parameters(), *model.buffers()])
     methods: Methods | None = None
     done = 0
     for batch in samples:
@@ -92,7 +91,9 @@ def measure(
         if methods.n_uses or methods.expanded:
             leaves = expand({name: parameters[name] for name in methods.expanded}, batch.size)
             watched = [*methods.n_uses, *sleepers.names]
-            with interception.watching(watched, batch.size, sleepers.receive, replaced=leaves):
+            with interception.watching(
+                watched, batch.size, sleepers.receive, derived=methods.derived, replaced=leaves
+            ):
                 counted = _run(model, loss, batch, methods.input_needs_grad, loss_scale)
             woken = sleepers.woken(interception.unrecognized)
             _check_uses(interception.unrecognized)
@@ -107,7 +108,9 @@ def measure(
                     squares = (leaf.grad.float() / loss_scale).square_()
                     scores[name] += squares.sum(0, keepdim=True)
         if one_by_one:
-            alone = add_squared_gradients(model, loss, batch, one_by_one, loss_scale, scores)
+            alone = add_squared_gradients(
+                model, loss, batch, one_by_one, loss_scale, methods.input_needs_grad, scores
+            )
             counted = alone if counted is None else counted
         assert counted is not None
         samples.give_back(batch.size - counted)
@@ -157,7 +160,7 @@ def _run(
     model: nn.Module, loss: PerSampleLoss, batch: Batch, input_needs_grad: bool, loss_scale: float
 ) -> int:
     """One forward and one backward pass over the batch; how many of its samples count."""
-    input = pytree.tree_map(_requiring_grad, batch.input) if input_needs_grad else batch.input
+    input = pytree.tree_map(requiring_grad, batch.input) if input_needs_grad else batch.input
     outputs = model(input)
     total, counted = loss.total(outputs, batch.target, batch.size)
     if not torch.isfinite(total):
@@ -211,8 +214,3 @@ def _check_finite(scores: Mapping[str, Tensor]) -> None:
             raise ValueError(
                 f"the sensitivity of {name} is not finite: its gradients are, or overflow"
             )
-
-
-def _requiring_grad(value: Any) -> Any:
-    floats = isinstance(value, Tensor) and value.is_floating_point()
-    return value.detach().requires_grad_(True) if floats else value

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .autograd import sample_gradients
+from .autograd import requiring_grad, sample_gradients
 from .batches import Batch
 from .calls import Calls
 from .interception import Arrival, Interception
 from .losses import PerSampleLoss
 
 _SAMPLES = 2
+# Some models sum over a batch what cancels out but for its rounding, far below that of a gradient
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Methods:
 
     Attributes:
         n_uses: observed parameters, with the number of their uses in one forward pass.
+        derived: those of them that are followed through what the model makes of them alone.
         expanded: parameters shared by all samples as `[1, ...]`, replaced by `[samples, ...]`.
         one_by_one: parameters for which only plain autograd on single samples is exact.
         idle: parameters that the loss does not depend on, as far as was seen.
@@ -39,6 +42,7 @@ class Methods:
     """
 
     n_uses: Mapping[str, int]
+    derived: frozenset[str]
     expanded: tuple[str, ...]
     one_by_one: tuple[str, ...]
     idle: tuple[str, ...]
@@ -60,6 +64,8 @@ class _Record:
     kinds: set[str] = field(default_factory=set)
     crosses: bool = False  # gradient at rows of the other sample
     arrives: bool = False  # gradient at rows of its own
+    # by sample, of what is made of the parameter alone
+    gradients: dict[int, Tensor] = field(default_factory=dict)
 
 
 def probe(
@@ -107,14 +113,25 @@ def probe(
         and len(record.kinds) == 1
         and name not in unrecognized
     }
-    uncertain = {name: p for name, p in parameters.items() if name not in observed}
+    derived = {name for name in observed if records[name].gradients}
+    uncertain = {n: p for n, p in parameters.items() if n not in observed or n in derived}
     expanded: list[str] = []
     one_by_one: list[str] = []
     if uncertain:
         # plain autograd tells which of the others matter at all, and the truth about tokens
-        gradients = sample_gradients(model, loss, pair, uncertain, loss_scale)
+        needs_grad = interception.used_without_grad
+        gradients = sample_gradients(model, loss, pair, uncertain, loss_scale, needs_grad)
         truth = [sample for sample in gradients if sample is not None]
-        used = [name for name in uncertain if any(sample[name] is not None for sample in truth)]
+        slack = tolerance**2 * _typical(truth)
+        for name in list(derived):
+            if not _agrees(records[name].gradients, name, truth, tolerance, slack):
+                derived.remove(name)
+                del observed[name]
+        used = [
+            name
+            for name in uncertain
+            if name not in derived and any(sample[name] is not None for sample in truth)
+        ]
         if not used and not observed:
             raise ValueError(
                 f"loss_fn {loss.name}: the loss does not depend on any parameter that is measured"
@@ -127,6 +144,7 @@ def probe(
     idle = tuple(name for name in parameters if name not in measured)
     return Methods(
         observed,
+        frozenset(derived),
         tuple(expanded),
         tuple(one_by_one),
         idle,
@@ -154,7 +172,7 @@ def _watch(
 
     def receive(arrival: Arrival) -> None:
         by_sample = arrival.grad_output.chunk(_SAMPLES)
-        arrives, crosses = bool(by_sample[own].any()), bool(by_sample[1 - own].any())
+        arrives, crosses = bool(by_sample[own].any()), _crosses(arrival.grad_output, own)
         for piece, role in arrival.parts:
             record = records[piece.name]
             n_arrivals[piece.name] += 1
@@ -162,6 +180,10 @@ def _watch(
             record.kinds.add(role.kind)
             record.arrives |= arrives
             record.crosses |= crosses
+            if role.derived and arrives:
+                [gradient] = arrival.factors(piece, role, own, own + 1).grad_output
+                before = record.gradients.get(own)
+                record.gradients[own] = gradient if before is None else before + gradient
 
     inputs = pytree.tree_map(requiring_grad, pair.input)
     leaves = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.requires_grad]
@@ -177,7 +199,7 @@ def _watch(
                 raise ValueError(f"the loss is {losses[own].item()} in batch {pair.index}")
             n_arrivals = dict.fromkeys(records, 0)
             losses[own].backward(retain_graph=own == 0)
-            if any(x.grad is not None and x.grad[1 - own].any() for x in leaves):
+            if any(x.grad is not None and _crosses(x.grad, own) for x in leaves):
                 raise ValueError(
                     "the loss of one sample depends on the other samples of its batch (a BatchNorm "
                     "in training mode does that): then no sample has a gradient of its own; "
@@ -186,6 +208,14 @@ def _watch(
             for x in leaves:
                 x.grad = None
     return True
+
+
+def _crosses(grad: Tensor, own: int) -> bool:
+    """Whether a gradient of one sample's loss is at rows of the other, beyond rounding."""
+    mine, others = (grad.chunk(_SAMPLES)[sample] for sample in (own, 1 - own))
+    if not others.any():
+        return False
+    return bool(others.float().norm() > _ROUNDING * mine.float().norm())
 
 
 def _expandable(
@@ -207,7 +237,12 @@ def _expandable(
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
             return []  # the model needs the shape as it is: it ran above, so this is the reason
         loss.total(outputs, pair.target, _SAMPLES)[0].backward()
-    return [name for name, leaf in leaves.items() if _agrees(leaf, name, truth, tolerance)]
+    return [
+        name
+        for name, leaf in leaves.items()
+        if leaf.grad is not None
+        and _agrees(dict(enumerate(leaf.grad[:, None])), name, truth, tolerance)
+    ]
 
 
 def expand(tokens: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
@@ -219,13 +254,28 @@ def expand(tokens: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
 
 
 def _agrees(
-    leaf: Tensor, name: str, truth: list[dict[str, Tensor | None]], tolerance: float
+    gradients: Mapping[int, Tensor],
+    name: str,
+    truth: list[dict[str, Tensor | None]],
+    tolerance: float,
+    slack: float = 0.0,
 ) -> bool:
-    if leaf.grad is None:
+    """Whether gradients by sample are those that plain autograd gives, but for `slack` in each."""
+    expected = [sample[name] for sample in truth]
+    like = next((g for g in (*gradients.values(), *expected) if g is not None), None)
+    if like is None:
         return False
-    gradients = [sample[name] for sample in truth]
-    expected = torch.cat([torch.zeros_like(leaf[:1]) if g is None else g for g in gradients])
-    return bool((leaf.grad - expected).norm() <= tolerance * expected.norm())
+    zeros = torch.zeros_like(like)
+    mine = torch.stack([gradients.get(i, zeros) for i in range(len(truth))])
+    theirs = torch.stack([zeros if g is None else g for g in expected])
+    allowed = tolerance * theirs.norm() + slack * theirs.numel() ** 0.5
+    return bool((mine - theirs).norm() <= allowed)
+
+
+def _typical(truth: list[dict[str, Tensor | None]]) -> float:
+    """The root mean square of the largest gradients: rounding leaves some of it where is none."""
+    gradients = [g for sample in truth for g in sample.values() if g is not None]
+    return max((float(g.norm()) / g.numel() ** 0.5 for g in gradients), default=0.0)
 
 
 def two_samples(batch: Batch) -> Batch:
@@ -238,12 +288,6 @@ def two_samples(batch: Batch) -> Batch:
 
     input, target = pytree.tree_map(twice, (batch.input, batch.target))
     return Batch(batch.index, input, target, _SAMPLES)
-
-
-def requiring_grad(value: Any) -> Any:
-    """A floating tensor as a leaf of its own that requires a gradient; anything else as it is."""
-    floats = isinstance(value, Tensor) and value.is_floating_point()
-    return value.detach().clone().requires_grad_(True) if floats else value
 
 
 def _needs_grad(tree: Any) -> bool:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextlib.contextmanager
@@ -15,6 +15,8 @@ def borrowed(model: nn.Module, *, train: bool) -> Iterator[None]:
     """Freeze every parameter, set the mode, and compute gradients eagerly, for a `with` block.
 
     Mode, `requires_grad` and buffers are put back afterwards; `.grad` and hooks are not touched.
+    What a forward keeps in a dictionary of its module, as LeViT does with biases in eval mode, is
+    forgotten before the next one: it would lead into a graph that a backward has freed.
     """
     modes = [(module, module.training) for module in model.modules()]
     needs_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -27,8 +29,9 @@ def borrowed(model: nn.Module, *, train: bool) -> Iterator[None]:
     try:
         for parameter, _ in needs_grad:
             parameter.requires_grad_(False)
+        model.train(True)  # on the way from which to eval mode such caches are emptied
         model.train(train)
-        with torch.inference_mode(False), torch.enable_grad(), _eager():
+        with torch.inference_mode(False), torch.enable_grad(), _eager(), _forgetting(model):
             yield
     finally:
         for module, mode in modes:
@@ -41,6 +44,32 @@ def borrowed(model: nn.Module, *, train: bool) -> Iterator[None]:
                 with torch.no_grad():
                     buffer.copy_(copy)
             module._buffers[name] = buffer
+
+
+@contextlib.contextmanager
+def _forgetting(model: nn.Module) -> Iterator[None]:
+    """Let what a forward puts into dictionaries of tensors be gone before the next, and in the end.
+
+    They are caches: what is in one from before stays.
+    """
+    caches = [
+        (value, dict(value))
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if type(value) is dict and not name.startswith("_")
+        if all(isinstance(inner, Tensor) for inner in value.values())
+    ]
+
+    def forget(*_: object) -> None:
+        for cache, before in caches:
+            cache.clear()
+            cache.update(before)
+
+    with contextlib.ExitStack() as left:
+        if caches:
+            left.callback(forget)
+            left.callback(model.register_forward_pre_hook(forget).remove)
+        yield
 
 
 def _eager() -> contextlib.AbstractContextManager[object]:

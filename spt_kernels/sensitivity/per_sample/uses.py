@@ -50,6 +50,7 @@ class Role(NamedTuple):
     rule: Rule
     needs_input: bool = True
     samples_numel: int = 0  # numbers that `rule` makes of one row of the batch; 0: views
+    derived: bool = False  # what is used was made of the parameter
 
     def samples_at_once(self, rows_per_sample: int) -> int:
         """How many samples `rule` may take at a time where it makes something of them."""

@@ -1,0 +1,252 @@
+"""`spt-kernels segment`: scenes with a label for every pixel in, a task file out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..methods import Method
+from ..segmentation.recipe import SegmentationRecipe
+from .command import named_of
+from .options import MachineOptions, WeightsOptions, described, parse_floats
+from .terminal import Terminal, count, facts, percent, size
+from .training_options import BackboneMethodOptions
+
+if TYPE_CHECKING:
+    from ..segmentation.job import SegmentationJob
+
+HELP = """Tune a ViT to label every pixel, and keep what it learnt in a small file.
+
+As in the paper's Table 5: SETR-PUP on ADE20K, the decoder trained whole, of
+the ViT what is sensitive. The folder is laid out as ADE20K's:
+images/training, images/validation, annotations/training and
+annotations/validation, the annotations being PNGs with 0 for no class, and
+objectInfo150.txt with the names of the classes:
+
+  spt-kernels segment -m vit_large_patch16_224 -w vit.safetensors \\
+      -d ADEChallengeData2016 -o runs/ade
+
+A smaller ViT, a shorter training, less memory:
+
+  spt-kernels segment -m vit_small_patch16_224 --pretrained \\
+      -d ADEChallengeData2016 -o runs/small \\
+      --iterations 20000 --batch-size 8 --amp bf16
+
+After a kill, the first of these; the second tests it once more, at several
+scales, and writes what it takes each pixel for:
+
+  spt-kernels segment --resume -o runs/ade
+  spt-kernels evaluate runs/ade --multi-scale --save-predictions labels
+
+The validation images are the test: they are looked at once, at the end. The
+output folder gets task.safetensors, or trained.safetensors of a method without
+a plan, or model.safetensors where all is trained; the plan and the sensitivity
+where there are such; metrics.jsonl, result.json, config.json, log.txt,
+state.pt and pictures.
+"""
+
+_SCENES = "Scenes"
+_DECODER = "Decoder"
+_RECIPE = "Recipe (SETR's on ADE20K, with AdamW)"
+_RUN = "Run"
+_TEST = "Test"
+
+
+@dataclass(frozen=True)
+class SceneOptions:
+    """The scenes of a task, and how they come to the model."""
+
+    data: Annotated[
+        Path | None, described(_SCENES, "--data -d FOLDER", "ADEChallengeData2016, or like it.")
+    ] = None
+    crop: Annotated[
+        int | None, described(_SCENES, "--crop N", "Side of what is seen at once [512].")
+    ] = None
+    stride: Annotated[
+        int | None,
+        described(_SCENES, "--stride N", "From window to window in tests [2/3 of --crop: 341]."),
+    ] = None
+    mean: Annotated[
+        str | None, described(_SCENES, "--mean R,G,B", "Of values in 0…1 [the model's].")
+    ] = None
+    std: Annotated[str | None, described(_SCENES, "--std R,G,B", "Likewise [the model's].")] = None
+    channels: Annotated[
+        int | None, described(_DECODER, "--channels N", "Of its convolutions [256].")
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """The fields of `SegmentationJob` that were given, the folder aside."""
+        values = {
+            "size": self.crop,
+            "stride": self.stride,
+            "mean": parse_floats("--mean", self.mean),
+            "std": parse_floats("--std", self.std),
+            "channels": self.channels,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class SegmentationRecipeOptions:
+    """How it is trained."""
+
+    iterations: Annotated[
+        int | None, described(_RECIPE, "--iterations N", "Training steps [160000].")
+    ] = None
+    batch_size: Annotated[
+        int | None, described(_RECIPE, "--batch-size N", "Images per step [16].")
+    ] = None
+    lr: Annotated[
+        float | None, described(_RECIPE, "--lr X", "Peak learning rate [1e-3; full: 1e-4].")
+    ] = None
+    weight_decay: Annotated[
+        float | None, described(_RECIPE, "--weight-decay X", "Of matrices [1e-4].")
+    ] = None
+    warmup_iterations: Annotated[
+        int | None,
+        described(_RECIPE, "--warmup-iterations N", "Linear [a tenth of them, at most 1500]."),
+    ] = None
+    auxiliary_weight: Annotated[
+        float | None,
+        described(_RECIPE, "--auxiliary-weight X", "Of each auxiliary head's loss [0.4]."),
+    ] = None
+    drop_path: Annotated[
+        float | None, described(_RECIPE, "--drop-path P", "Stochastic depth [0].")
+    ] = None
+    clip_grad: Annotated[
+        float | None, described(_RECIPE, "--clip-grad X", "Largest norm [any].")
+    ] = None
+    amp: Annotated[
+        str | None, described(_RECIPE, "--amp NAME", "none or bf16 autocast [none].")
+    ] = None
+    seed: Annotated[int | None, described(_RECIPE, "--seed N", "Of everything drawn [0].")] = None
+
+    def chosen(self) -> SegmentationRecipe:
+        """The recipe described."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return SegmentationRecipe(**{n: v for n, v in values.items() if v is not None})
+
+
+def run(
+    terminal: Terminal,
+    context: typer.Context,
+    model: WeightsOptions,
+    scenes: SceneOptions,
+    what: BackboneMethodOptions,
+    recipe: SegmentationRecipeOptions,
+    output: Annotated[Path, described(_RUN, "--output -o FOLDER", "Where all results go.")],
+    resume: Annotated[
+        bool, described(_RUN, "--resume", "Go on with a run that was killed.")
+    ] = False,
+    force: Annotated[
+        bool, described(_RUN, "--force", "Overwrite the run in the output folder.")
+    ] = False,
+    checkpoint_seconds: Annotated[
+        float,
+        described(
+            _RUN,
+            "--checkpoint-every SECONDS",
+            "Least time between two, each after 50 iterations [60].",
+        ),
+    ] = 60.0,
+    graph: Annotated[
+        bool | None,
+        described(_RUN, "--graph/--no-graph", "Steps as CUDA graphs [on a card, where they can]."),
+    ] = None,
+    *,
+    machine: MachineOptions,
+    multi_scale: Annotated[
+        bool, described(_TEST, "--multi-scale", "Test at six scales and mirrored as well.")
+    ] = False,
+    save_predictions: Annotated[
+        Path | None,
+        described(
+            _TEST, "--save-predictions FOLDER", "Label maps, and these laid over the images."
+        ),
+    ] = None,
+) -> None:
+    """Collect the job, run it, show its figures."""
+    groups = (model, scenes, what, recipe)
+    named = {f.name for group in groups for f in fields(group)}
+    is_bare_resume = resume and not named_of(context, named - {"iterations"})
+    job = _job_in(output, recipe.iterations) if is_bare_resume else _job(*groups)
+    from ..finetuning.run_folder import RunFolder
+    from ..segmentation.pipeline import segment
+
+    with terminal.progress() as progress:
+        result = segment(
+            job,
+            output,
+            resume=resume,
+            force=force,
+            device=machine.device,
+            workers=machine.workers,
+            checkpoint_seconds=checkpoint_seconds,
+            graph=graph,
+            multi_scale=multi_scale,
+            save_predictions=save_predictions,
+            progress=progress,
+        )
+    written = RunFolder(output).written()
+    value = {"output": str(output), **result, "written": written}
+    terminal.show(value, facts([*_lines(result, output), ("written", ", ".join(written))]))
+
+
+def _job(
+    model: WeightsOptions,
+    scenes: SceneOptions,
+    what: BackboneMethodOptions,
+    recipe: SegmentationRecipeOptions,
+) -> SegmentationJob:
+    # method and recipe first: they are checked without a look at any file
+    method, how = Method(what.method or Method.name, **what.given()), recipe.chosen()
+    from ..segmentation.job import SegmentationJob
+
+    source = model.source()
+    if source is None:
+        raise ValueError("--model: name a timm architecture")
+    if scenes.data is None:
+        raise ValueError("--data: name the folder of the scenes")
+    return SegmentationJob(source, str(scenes.data.resolve()), method, how, **scenes.given())
+
+
+def _job_in(folder: Path, iterations: int | None) -> SegmentationJob:
+    """The job of the run in a folder, with more iterations if they are given."""
+    from ..finetuning.run_folder import RunFolder
+    from ..segmentation.description import KIND
+    from ..segmentation.job import SegmentationJob
+
+    config = RunFolder(folder).read_json("config")
+    if config is None or config.get("kind") != KIND:
+        raise ValueError(
+            f"--resume: no run of segment in {folder}; give the model and the scenes to start one"
+        )
+    job = SegmentationJob.from_json(config["job"])
+    if iterations is None:
+        return job
+    return replace(job, recipe=replace(job.recipe, iterations=iterations))
+
+
+def _lines(result: dict[str, Any], output: Path) -> list[tuple[str, str]]:
+    trained, backbone = result["trained_parameters"], result["backbone_parameters"]
+    lines = [
+        ("method", result["method"]),
+        (
+            "trained parameters",
+            f"{count(trained)} ({percent(trained / backbone, 2)} of the backbone, and a decoder of "
+            f"{count(result['head_parameters'])})",
+        ),
+        ("mIoU", percent(result["miou"])),
+    ]
+    if result["miou_multi_scale"] is not None:
+        lines.append(("mIoU, multi-scale", percent(result["miou_multi_scale"])))
+    lines += [
+        ("pixel accuracy", percent(result["pixel_accuracy"])),
+        ("step", f"{result['step_ms']:.0f} ms"),
+    ]
+    if result["measured_peak_bytes"] is not None:
+        lines.append(("peak memory, measured", size(result["measured_peak_bytes"])))
+    return [*lines, (result["file"], f"{size(result['task_bytes'])}, in {output}")]

@@ -1,0 +1,346 @@
+"""One segmentation run from scenes to a task file, which can be killed and resumed at will."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import __version__
+from ..files.picture import check_can_draw
+from ..finetuning.curves import training_curves_figure
+from ..finetuning.device import reproducible, seed_everything
+from ..finetuning.measured import keep_sensitivity, kept_sensitivity, measure_on
+from ..finetuning.possible import check_possible
+from ..finetuning.progress import Logged, Progress, Silent
+from ..finetuning.run import Clock, spent_in
+from ..finetuning.run_folder import FILES, RunFolder
+from ..finetuning.run_step import wants_graph
+from ..methods import Method, make_plan, tune
+from ..methods.tunable import Tunable
+from ..model import backbone_numel, head_numel
+from ..plan import Plan
+from ..plan.figure import sensitivity_figure
+from ..sensitivity import Sensitivity
+from .ade20k import IGNORED
+from .description import KIND
+from .evaluation import evaluate_scenes
+from .job import SegmentationJob
+from .pictures import check_folder
+from .setting import SegmentationSetting, open_segmentation
+from .training import REPORT_EVERY, IterationFigures, train_segmentation
+
+
+def segment(
+    job: SegmentationJob,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    device: str = "auto",
+    workers: int = 0,
+    checkpoint_seconds: float = 60.0,
+    graph: bool | None = None,
+    multi_scale: bool = False,
+    save_predictions: Path | None = None,
+    progress: Progress | None = None,
+    report_every: int = REPORT_EVERY,
+) -> dict[str, Any]:
+    """Tune a ViT to label every pixel, as in the paper's Table 5; return what `result.json` holds.
+
+    Sensitivities are measured by the loss of the decoder as it starts, per image the mean over its
+    labelled pixels; what they choose of the backbone is trained, and the decoder whole.
+
+    A run that was killed, wherever that was, and is resumed gives the same task file, to the byte,
+    as one that was not, on the same CPU with the same number of threads.
+
+    ADE20K's validation images are its test: they are looked at once, at the end.
+
+    Args:
+        job: what to do.
+        output: a folder, which must be empty or absent unless `resume` or `force`.
+        resume: go on with the run in `output`. One that is finished is returned as it is, unless
+            the job has more iterations than it: then it goes on to these.
+        force: overwrite the run in `output`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        workers: processes that read scenes; 0 reads in this one.
+        checkpoint_seconds: least time between two checkpoints.
+        graph: whether training steps run as CUDA graphs; `None` lets them on a card where they can.
+        multi_scale: test at several scales and mirrored as well.
+        save_predictions: a folder for the predicted label maps of the validation images, which must
+            be empty or absent as well.
+        progress: told how far it is; what it is told is in `log.txt` as well.
+        report_every: iterations from one line of `metrics.jsonl`, and possible checkpoint, to the
+            next.
+
+    Raises:
+        ValueError: anything about the job that cannot be done; the folder is then as it was, save
+            for a sensitivity that was measured, which the next try uses.
+    """
+    if not checkpoint_seconds >= 0:
+        raise ValueError(f"checkpoint_seconds: expected 0 or more, got {checkpoint_seconds}")
+    if report_every < 1:
+        raise ValueError(f"report_every: expected 1 or more, got {report_every}")
+    check_folder(save_predictions, force=force or resume)
+    check_can_draw()  # what would be missed at the end
+    log = Logged(progress or Silent())
+    clock = Clock()
+    folder = RunFolder.open(output, resume=resume, force=force)
+    with reproducible():
+        with folder.starting():
+            plan = Plan.load(folder["plan"]) if resume and folder["plan"].is_file() else None
+            if resume:
+                finished = _finished(folder, job)
+                if finished is not None:
+                    log.say("this run is finished; `evaluate` tests it once more")
+                    return finished
+                clock.spent = spent_in(folder)
+            setting = open_segmentation(job, device, workers)
+            wants_graph(graph, setting.device)  # or refuses
+            ready = _made_ready(setting, plan, folder, clock, log)
+            history = _train(
+                setting, ready.tunable, folder, checkpoint_seconds, graph, clock, log, report_every
+            )
+        return _finish(setting, ready, folder, history, clock, log, multi_scale, save_predictions)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A model ready to train, and what was told of it before."""
+
+    method: Method
+    plan: Plan | None
+    tunable: Tunable
+    facts: dict[str, Any]
+
+
+def _made_ready(
+    setting: SegmentationSetting,
+    plan: Plan | None,
+    folder: RunFolder,
+    clock: Clock,
+    log: Logged,
+) -> _Ready:
+    """Plan, tune, and make the folder this run's; a plan that is given is kept."""
+    model = setting.base.model
+    method = replace(setting.job.method, head=model.trained_whole)
+    for note in _notes(setting):
+        log.say(note)
+    measures = plan is None and method.is_sensitivity_aware
+    if measures:
+        check_possible(method, model)
+        plan = make_plan(model, method, _measured(setting, method, folder, clock, log))
+    elif plan is None:
+        plan = make_plan(model, method)
+    facts = _facts(model, plan, method, setting)
+    # what a method draws for its modules is the same whatever was drawn before
+    seed_everything(setting.job.recipe.seed)
+    tunable = tune(model.to(setting.device), method, plan)
+    if folder.replaces:
+        folder.clear(but_measured=measures)
+    _claim(folder, setting, log)
+    if plan is not None:
+        plan.save(folder["plan"])
+    log.say(_trains(method, tunable, plan, facts))
+    return _Ready(method, plan, tunable, facts)
+
+
+def _finish(
+    setting: SegmentationSetting,
+    ready: _Ready,
+    folder: RunFolder,
+    history: list[IterationFigures],
+    clock: Clock,
+    log: Logged,
+    multi_scale: bool,
+    save_predictions: Path | None,
+) -> dict[str, Any]:
+    """Save what was trained, test it, draw it, and write down the result."""
+    job, tunable, last = setting.job, ready.tunable, history[-1]
+    # a task has a plan, and a whole model is what it is
+    described = setting.description(ready.method if tunable.file == "trained" else None)
+    size = tunable.save(folder[tunable.file], described.to_json())
+    log.start("testing", len(setting.validation))
+    scores = evaluate_scenes(
+        tunable.model,
+        setting.validation,
+        setting.form,
+        setting.device,
+        multi_scale=multi_scale,
+        amp=job.recipe.amp,
+        save_to=save_predictions,
+        progress=log,
+    )
+    _draw(folder, job, ready.plan, history)
+    result = {
+        "method": job.method.name,
+        **scores.to_json(),
+        "train_loss": last.train_loss,
+        "iterations": last.iteration,
+        "trained_parameters": tunable.trained,
+        **ready.facts,
+        "file": folder[tunable.file].name,
+        "task_bytes": size,
+        "step_ms": sorted(row.step_ms for row in history)[len(history) // 2],
+        "seconds": round(clock(), 1),
+        **_machine(setting),
+    }
+    folder.write_json("result", result)
+    os.replace(folder["checkpoint"], folder["state"])
+    folder["seconds"].unlink(missing_ok=True)
+    return result
+
+
+def _finished(folder: RunFolder, job: SegmentationJob) -> dict[str, Any] | None:
+    """The result of a run that is over; `ValueError` if the folder holds another job's."""
+    config = folder.read_json("config")
+    if config is None:
+        return None
+    if config.get("kind") != KIND:
+        raise ValueError(f"output: {folder.path} holds a run of classification")
+    old = SegmentationJob.from_json(config["job"])
+    if (difference := job.difference_from(old)) is not None:
+        raise ValueError(f"output: {folder.path} holds another job ({difference})")
+    result = folder.read_json("result")
+    if result is None or result["iterations"] == job.recipe.iterations:
+        return result
+    if not (folder["checkpoint"].is_file() or folder["state"].is_file()):
+        raise ValueError(
+            f"iterations: the run in {folder.path} ended after {result['iterations']:,}, and "
+            f"without its {FILES['state']} it cannot go on to {job.recipe.iterations:,}"
+        )
+    return None
+
+
+def _measured(
+    setting: SegmentationSetting, method: Method, folder: RunFolder, clock: Clock, log: Logged
+) -> Sensitivity:
+    """The sensitivity that was measured into the folder before, or else now."""
+    own = setting.evidence(method)
+    kept, took = kept_sensitivity(folder, own, log)
+    clock.spent = max(clock.spent, took)
+    if kept is not None:
+        return kept
+    if not folder.replaces:  # the run that is there stays until this one is known to go
+        _claim(folder, setting, log)
+    model = setting.base.model.to(setting.device)
+    measured = measure_on(
+        model,
+        setting.crops(),
+        nn.CrossEntropyLoss(ignore_index=IGNORED),
+        min(method.samples, len(setting.training)),
+        method,
+        setting.job.recipe.seed,
+        log,
+    )
+    model.to("cpu")
+    keep_sensitivity(folder, own, measured, clock())
+    return measured
+
+
+def _claim(folder: RunFolder, setting: SegmentationSetting, log: Logged) -> None:
+    """Make the folder this run's: from here on it can be resumed."""
+    folder.write_json("config", setting.config())
+    if folder["state"].is_file():  # the run goes on to more iterations
+        os.replace(folder["state"], folder["checkpoint"])
+    folder["result"].unlink(missing_ok=True)
+    log.write_to(folder["log"])
+
+
+def _train(
+    setting: SegmentationSetting,
+    tunable: Tunable,
+    folder: RunFolder,
+    checkpoint_seconds: float,
+    graph: bool | None,
+    clock: Clock,
+    log: Logged,
+    report_every: int,
+) -> list[IterationFigures]:
+    recipe = setting.job.recipe
+
+    def on_figures(rows: list[IterationFigures]) -> None:
+        folder.write_lines("metrics", [asdict(row) for row in rows])
+        folder.write_json("seconds", {"seconds": round(clock(), 1)})
+
+    # afresh, so that training is the same whether sensitivities were measured or found on disk
+    seed_everything(recipe.seed)
+    return train_segmentation(
+        tunable.model,
+        setting.crops(),
+        recipe,
+        lr=recipe.peak_lr(setting.job.method),
+        checkpoint=folder["checkpoint"],
+        checkpoint_seconds=checkpoint_seconds,
+        on_figures=on_figures,
+        graph=graph,
+        progress=log,
+        report_every=report_every,
+    )
+
+
+def _facts(
+    model: nn.Module, plan: Plan | None, method: Method, setting: SegmentationSetting
+) -> dict[str, Any]:
+    """What is trained, on what; told from the plain model."""
+    head = method.head
+    assert head is not None
+    return {
+        "unstructured_parameters": None if plan is None else plan.num_unstructured,
+        "structured_parameters": None if plan is None else plan.num_structured,
+        "head": list(head),
+        "head_parameters": head_numel(model, head),
+        "backbone_parameters": backbone_numel(model, head),
+        "budget": None if plan is None else plan.budget,
+        "lr": setting.job.recipe.peak_lr(setting.job.method),
+        "training_images": len(setting.training),
+    }
+
+
+def _trains(method: Method, tunable: Tunable, plan: Plan | None, facts: dict[str, Any]) -> str:
+    """What the method trains and its share of the model, as a line."""
+    share = 100 * tunable.trained / facts["backbone_parameters"]
+    line = (
+        f"{method.name} trains {tunable.trained:,} parameters, {share:.2f} % of the backbone, and "
+        f"the decoder of {facts['head_parameters']:,}"
+    )
+    return f"{line}; {plan.shortfall}" if plan is not None and plan.shortfall else line
+
+
+def _notes(setting: SegmentationSetting) -> list[str]:
+    """What is as asked for and hardly as meant."""
+    notes = []
+    if setting.base.weight_notes:
+        notes.append(f"weights: {'; '.join(setting.base.weight_notes)}")
+    if setting.job.recipe.batch_size > len(setting.training):
+        notes.append(
+            f"a batch of {setting.job.recipe.batch_size} is more than the "
+            f"{len(setting.training)} training images"
+        )
+    return notes
+
+
+def _draw(
+    folder: RunFolder, job: SegmentationJob, plan: Plan | None, history: list[IterationFigures]
+) -> None:
+    if plan is not None and plan.selected:
+        sensitivity_figure(plan).savefig(folder["sensitivity_picture"])
+    rows = [{"epoch": row.iteration, "train_loss": row.train_loss} for row in history]
+    title = f"{job.model.name}, {job.method.name}"
+    curves = training_curves_figure(rows, title=title, unit="iteration")
+    curves.savefig(folder["curves_picture"])
+
+
+def _machine(setting: SegmentationSetting) -> dict[str, Any]:
+    """Where it ran, on which versions, and what it took."""
+    on_gpu = setting.device.type == "cuda"
+    return {
+        "measured_peak_bytes": torch.cuda.max_memory_allocated(setting.device) if on_gpu else None,
+        "device": torch.cuda.get_device_name(setting.device) if on_gpu else "cpu",
+        "threads": torch.get_num_threads(),
+        "versions": {"spt_kernels": __version__, "torch": torch.__version__},
+    }

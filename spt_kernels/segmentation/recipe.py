@@ -1,0 +1,79 @@
+"""How a segmentation model is trained: SETR's schedule on ADE20K."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..finetuning.recipe import PRECISIONS
+from ..methods.method import Method, check_positive, check_within
+
+_LONGEST_WARMUP = 1500  # iterations
+
+
+@dataclass(frozen=True)
+class SegmentationRecipe:
+    """How a model is trained. Length, batch and decay of the learning rate are SETR's on ADE20K.
+
+    The optimizer is AdamW, as everywhere here, at the learning rates of the other tasks.
+
+    Attributes:
+        iterations: training steps.
+        batch_size: images per step.
+        lr: peak learning rate. `None` is 1e-3, and 1e-4 for `full`, where every weight moves.
+        weight_decay: AdamW's; not on deltas, biases, norms and other vectors.
+        warmup_iterations: of linear warm-up. `None` is a tenth of `iterations`, at most 1,500.
+        power: of the polynomial by which the learning rate falls.
+        min_lr_share: it ends at this share of `lr`.
+        auxiliary_weight: of the loss of each auxiliary head.
+        drop_path: stochastic depth.
+        clip_grad: largest norm of the gradient, `None` for any.
+        amp: `"none"` or `"bf16"` autocast.
+        seed: of the head's initial values, data order, dropout and augmentation.
+    """
+
+    iterations: int = 160_000
+    batch_size: int = 16
+    lr: float | None = None
+    weight_decay: float = 1e-4
+    warmup_iterations: int | None = None
+    power: float = 0.9
+    min_lr_share: float = 0.1
+    auxiliary_weight: float = 0.4
+    drop_path: float = 0.0
+    clip_grad: float | None = None
+    amp: str = "none"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size", "lr", "power", "clip_grad"):
+            check_positive(name, getattr(self, name))
+        for name in ("weight_decay", "warmup_iterations", "auxiliary_weight", "seed"):
+            value = getattr(self, name)
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{name}: expected zero or more, got {value}")
+        check_within("drop_path", self.drop_path, 0.0, 1.0)
+        check_within("min_lr_share", self.min_lr_share, 0.0, 1.0)
+        if self.warmup_iterations is not None and self.warmup_iterations >= self.iterations:
+            raise ValueError(
+                f"warmup_iterations: expected fewer than iterations ({self.iterations}), "
+                f"got {self.warmup_iterations}"
+            )
+        if self.amp not in PRECISIONS:
+            raise ValueError(f"amp: expected one of {', '.join(PRECISIONS)}, got {self.amp!r}")
+
+    def peak_lr(self, method: Method) -> float:
+        """The learning rate at the end of the warm-up."""
+        if self.lr is not None:
+            return self.lr
+        return 1e-4 if method.name == "full" else 1e-3
+
+    def lr_factor(self, iteration: int) -> float:
+        """Share of the peak learning rate at `iteration`: linear warm-up, then a polynomial."""
+        warmup = self.warmup_iterations
+        if warmup is None:
+            warmup = min(_LONGEST_WARMUP, self.iterations // 10)
+        if iteration < warmup:
+            return (iteration + 1) / (warmup + 1)
+        left = 1 - min(1.0, (iteration - warmup) / max(1, self.iterations - warmup))
+        return self.min_lr_share + (1 - self.min_lr_share) * left**self.power

@@ -1,0 +1,89 @@
+"""Reading a scene: its pixels, and the class of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import needed
+from ..finetuning.image_mode import in_eight_bits
+from .ade20k import IGNORED
+from .form import SceneForm
+
+with needed("reading images"):
+    from PIL import Image
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image in RGB, as it lies in the file: label maps know of no rotation by EXIF.
+
+    Raises:
+        ValueError: it is no image, or damaged.
+    """
+    try:
+        with Image.open(path) as file:
+            return in_eight_bits(file, file, "RGB")
+    except _UNREADABLE as error:
+        raise ValueError(f"{path}: cannot read the image ({_reason(error)})") from error
+
+
+def read_labels(path: Path, num_classes: int) -> np.ndarray:
+    """Read a label map: uint8 `[height, width]`, a class from 0 or `IGNORED`.
+
+    In the file, 0 (and 255) is a pixel without a class, and others are 1 more than their class.
+
+    Raises:
+        ValueError: it is no picture of one channel, or has a class that is not among them.
+    """
+    try:
+        with Image.open(path) as file:
+            mode, values = file.mode, np.asarray(file)
+    except _UNREADABLE as error:
+        raise ValueError(f"{path}: cannot read the label map ({_reason(error)})") from error
+    if values.ndim != 2:
+        raise ValueError(f"{path}: expected a label map of one channel, got mode {mode}")
+    values = values.astype(np.int64)
+    known = (values >= 0) & (values <= num_classes) | (values == IGNORED)
+    if not known.all():
+        raise ValueError(
+            f"{path}: expected labels of 0 to {num_classes}, got {values[~known].flat[0]}"
+        )
+    has_class = (values > 0) & (values <= num_classes)
+    return np.where(has_class, values - 1, IGNORED).astype(np.uint8)
+
+
+def read_scene(path: Path, annotation: Path, num_classes: int) -> tuple[Image.Image, np.ndarray]:
+    """Read an image with its label map.
+
+    Raises:
+        ValueError: as `read_image` and `read_labels`, or they are of different sizes.
+    """
+    image, labels = read_image(path), read_labels(annotation, num_classes)
+    if image.size != labels.shape[::-1]:
+        (width, height), (rows, columns) = image.size, labels.shape
+        raise ValueError(
+            f"{annotation}: expected the {width} × {height} of its image, got {columns} × {rows}"
+        )
+    return image, labels
+
+
+def as_pixels(image: Image.Image) -> Tensor:
+    """An RGB image as uint8 `[3, height, width]`."""
+    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return flat.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
+
+
+def normalised(pixels: Tensor, form: SceneForm) -> Tensor:
+    """Pixels `[B, 3, height, width]` in uint8 as the floats that the model takes."""
+    mean = torch.tensor(form.mean, device=pixels.device).view(1, -1, 1, 1) * 255
+    std = torch.tensor(form.std, device=pixels.device).view(1, -1, 1, 1) * 255
+    return pixels.float().sub_(mean).div_(std)
+
+
+def _reason(error: BaseException) -> object:
+    return "not an image" if isinstance(error, Image.UnidentifiedImageError) else error

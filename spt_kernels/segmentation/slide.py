@@ -1,0 +1,124 @@
+"""Scores of an image of any size by a model that sees windows of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import needed
+from ..finetuning.device import autocast
+from .form import SceneForm
+from .scenes import as_pixels, normalised
+
+with needed("reading images"):
+    from PIL import Image
+
+RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of multi-scale inference, as SETR's
+Model = Callable[[Tensor], Tensor]
+
+
+def in_precision(model: Model, device: torch.device, amp: str) -> Model:
+    """The model under bf16 autocast, if `amp` says so."""
+
+    def scores_of(images: Tensor) -> Tensor:
+        with autocast(device, amp):
+            return model(images)
+
+    return scores_of
+
+
+def window_starts(length: int, size: int, stride: int) -> list[int]:
+    """Where windows of `size` begin on `length` pixels: the last ends where the image does."""
+    room = max(length - size, 0)
+    return [min(i * stride, room) for i in range(-(-room // stride) + 1)]
+
+
+@torch.no_grad()
+def slide_scores(
+    model: Model, images: Tensor, size: int, stride: int, *, at_once: int = 4
+) -> Tensor:
+    """Average the scores of all windows that cover each pixel.
+
+    A side on which an image is smaller than a window is seen whole.
+
+    Args:
+        model: takes `[B, 3, height, width]`, gives `[B, classes, height, width]`.
+        images: `[B, 3, height, width]`.
+        size: side of a window.
+        stride: pixels from one to the next.
+        at_once: so many windows go through the model together.
+
+    Returns:
+        `[B, classes, height, width]`, fp32.
+    """
+    if not 0 < stride <= size:
+        raise ValueError(f"stride: expected 1 to the {size} pixels of a window, got {stride}")
+    height, width = images.shape[-2:]
+    rows, columns = min(size, height), min(size, width)
+    corners = [
+        (top, left)
+        for top in window_starts(height, size, stride)
+        for left in window_starts(width, size, stride)
+    ]
+    total: Tensor | None = None
+    count = images.new_zeros(1, 1, height, width, dtype=torch.float32)
+    for first in range(0, len(corners), at_once):
+        some = corners[first : first + at_once]
+        windows = [images[..., top : top + rows, left : left + columns] for top, left in some]
+        scores = model(torch.cat(windows)).float()
+        if total is None:
+            total = scores.new_zeros(len(images), scores.shape[1], height, width)
+        for (top, left), own in zip(some, scores.split(len(images)), strict=True):
+            total[..., top : top + rows, left : left + columns] += own
+            count[..., top : top + rows, left : left + columns] += 1
+    assert total is not None
+    return total / count
+
+
+@torch.no_grad()
+def label_map(
+    model: Model,
+    image: Image.Image,
+    form: SceneForm,
+    device: torch.device,
+    *,
+    ratios: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> Tensor:
+    """The most probable class of every pixel of an image.
+
+    Args:
+        model: in evaluation mode, on `device`.
+        image: in RGB, of any size.
+        form: how it is brought to the model.
+        device: of the model.
+        ratios: sizes to look at it in, as shares of the usual one; the probabilities are averaged.
+        flip: look at its mirror image as well.
+
+    Returns:
+        int64 `[height, width]` on the device.
+    """
+    if not ratios:
+        raise ValueError("ratios: expected at least one, got none")
+    looks = (False, True) if flip else (False,)
+    is_one = len(ratios) * len(looks) == 1
+    total: Tensor | None = None
+    for ratio in ratios:
+        height, width = form.scaled(image.height, image.width, ratio)
+        scaled = image.resize((width, height), Image.Resampling.BILINEAR)
+        pixels = normalised(as_pixels(scaled)[None].to(device), form)
+        for mirrored in looks:
+            seen = pixels.flip(-1) if mirrored else pixels
+            scores = slide_scores(model, seen, form.size, form.stride)
+            scores = scores.flip(-1) if mirrored else scores
+            scores = F.interpolate(
+                scores, size=(image.height, image.width), mode="bilinear", align_corners=False
+            )
+            # of one look, scores are in the order of their probabilities
+            shares = scores if is_one else scores.softmax(1)
+            total = shares if total is None else total.add_(shares)
+    assert total is not None
+    return total[0].argmax(0)

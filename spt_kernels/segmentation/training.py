@@ -1,0 +1,122 @@
+"""The training loop of a segmentation model: iterations, a line now and then, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..finetuning.checkpoint import Checkpoint
+from ..finetuning.progress import Progress, Silent
+from ..finetuning.run_step import RunStep, wants_graph
+from ..methods.tunable import make_optimizer
+from .crops import CropBatches
+from .loss import PixelLoss
+from .recipe import SegmentationRecipe
+
+REPORT_EVERY = 50  # iterations
+
+
+@dataclass(frozen=True)
+class IterationFigures:
+    """What the iterations since the last figures were like.
+
+    Attributes:
+        iteration: how many are done.
+        train_loss: mean over these, auxiliary heads included.
+        lr: at the last of them.
+        step_ms: mean time of a step, data and optimizer included.
+    """
+
+    iteration: int
+    train_loss: float
+    lr: float
+    step_ms: float
+
+
+def train_segmentation(
+    model: nn.Module,
+    batches: CropBatches,
+    recipe: SegmentationRecipe,
+    *,
+    lr: float,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    on_figures: Callable[[list[IterationFigures]], None] | None = None,
+    graph: bool | None = None,
+    progress: Progress | None = None,
+    report_every: int = REPORT_EVERY,
+) -> list[IterationFigures]:
+    """Train what of `model` requires a gradient, in place.
+
+    Args:
+        model: a `Setr` made ready by `methods.tune`, on the device of `batches`.
+        batches: squares of the training scenes.
+        recipe: how.
+        lr: the peak learning rate.
+        checkpoint: a file to go on from if it is there, and to keep the state in. It may be of a
+            recipe with fewer iterations: the learning rate follows this recipe's schedule from
+            there.
+        checkpoint_seconds: least time between two checkpoints; the end of training always has one.
+        on_figures: called at each report, and once when going on, with all figures so far.
+        graph: whether steps run as CUDA graphs; `None` lets them on a card where they can.
+        progress: told of every step.
+        report_every: iterations from one report, and possible checkpoint, to the next.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+        ValueError: `graph` is asked for and cannot be.
+    """
+    progress = progress or Silent()
+    capturable = wants_graph(graph, batches.device)
+    optimizer = make_optimizer(model, lr, recipe.weight_decay, capturable=capturable)
+    loss_fn = PixelLoss(recipe.auxiliary_weight)
+    step = RunStep(model, optimizer, recipe, graph, batches.device, progress, loss_fn)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.lr_factor)
+    history: list[IterationFigures] = []
+    if checkpoint is not None and checkpoint.is_file():
+        state = Checkpoint.load(checkpoint)
+        state.restore(model, optimizer, scheduler)
+        history = [IterationFigures(**figures) for figures in state.history]
+        progress.say(f"going on after iteration {state.epoch:,} of {recipe.iterations:,}")
+        if on_figures is not None:
+            on_figures(history)
+    done = history[-1].iteration if history else 0
+    progress.start("training", recipe.iterations)
+    progress.advance(done)
+    model.train()
+    stream = batches.between(done, recipe.iterations)
+    last_saved = time.monotonic()
+    while done < recipe.iterations:
+        count = min(report_every - done % report_every, recipe.iterations - done)
+        total = torch.zeros((), device=batches.device)
+        started = time.perf_counter()
+        for _ in range(count):
+            total += step(*next(stream))
+            scheduler.step()
+            progress.advance(1)
+        mean_loss = float(total) / count  # waits for the device
+        done += count
+        if not math.isfinite(mean_loss):
+            raise FloatingPointError(
+                f"the loss is {mean_loss} by iteration {done}: try a lower learning rate"
+            )
+        step_ms = 1e3 * (time.perf_counter() - started) / count
+        figures = IterationFigures(done, mean_loss, lr * recipe.lr_factor(done - 1), step_ms)
+        history.append(figures)
+        progress.advance(0, f"loss {mean_loss:.3f}")
+        if on_figures is not None:
+            on_figures(history)
+        is_last = done == recipe.iterations
+        due = is_last or time.monotonic() - last_saved >= checkpoint_seconds
+        if checkpoint is not None and due:
+            rows = [asdict(row) for row in history]
+            Checkpoint.take(done, model, optimizer, scheduler, rows).save(checkpoint)
+            last_saved = time.monotonic()
+    model.eval()
+    return history

@@ -1,0 +1,59 @@
+"""`spt-kernels segment`, and `evaluate` of what it leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_commands import complaint_of, json_of, output_of
+from tests.segmentation.scenes_on_disk import TINY, write_backbone, write_scenes
+
+
+def test_from_scenes_to_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_scenes(tmp_path / "scenes", training=4, validation=2)
+    write_backbone(tmp_path / "vit.safetensors")
+    shape = [part for key, value in TINY.items() for part in ("--model-arg", f"{key}={value}")]
+    model = ["-m", "vit_tiny_patch16_224", *shape, "-w", "vit.safetensors"]
+    small = ["--crop", "32", "--channels", "8", "--iterations", "2", "--batch-size", "2"]
+    start = ["segment", *model, "-d", "scenes", *small, "-b", "1500", "--rank", "2", "-q"]
+    result = json_of([*start, "-o", "run"], capsys)
+    assert result["trained_parameters"] <= 1500
+    assert "task.safetensors" in result["written"]
+    again = ["evaluate", "run", "-q", "--save-predictions", "labels", "--multi-scale"]
+    seen = json_of(again, capsys)
+    assert seen["miou"] == result["miou"]
+    assert seen["miou_multi_scale"] is not None
+    assert len(list((tmp_path / "labels").iterdir())) == 4
+    text = output_of(["segment", "--resume", "-o", "run", "-q"], capsys)
+    assert "mIoU" in text
+    assert "disc" in output_of(["evaluate", "run/task.safetensors", "-d", "scenes"], capsys)
+    photos = [str(tmp_path / "scenes" / "images" / split) for split in ("training", "validation")]
+    seen = json_of(["predict", "run", *photos, "--save-predictions", "new", "-q"], capsys)
+    assert len(seen["images"]) == 6
+    assert all(sum(own["shares"].values()) == pytest.approx(1) for own in seen["images"])
+    assert len(list((tmp_path / "new").iterdir())) == 12
+    assert json_of(["merge", "run", "-o", "merged.safetensors"], capsys)["num_classes"] == 3
+    merged = json_of(["evaluate", "merged.safetensors", "-d", "scenes", "-q"], capsys)
+    assert merged["pixel_accuracy"] == pytest.approx(result["pixel_accuracy"], abs=0.01)
+
+    for arguments, words in (
+        ([*start, "-o", "run"], "output: run is not empty"),
+        (["evaluate", "run", "--confusion", "a.png"], "--confusion: the model labels pixels"),
+        (["predict", "run", "scenes"], "--save-predictions: name the folder"),
+        (["predict", "run", "scenes", "--top", "2"], "--top: the model labels pixels"),
+        (
+            ["predict", "run", *photos, "--save-predictions", "scenes/annotations/training"],
+            "--save-predictions: scenes/annotations/training is not empty",
+        ),
+        (["evaluate", "run", "-m", "vit_tiny_patch16_224"], "--model: the file of a model that"),
+        (["finetune", "--resume", "-o", "run"], "the run is of another command"),
+        (["compare", "run"], "none is finished: run (it labels pixels)"),
+        (["segment", "--resume", "-o", "none"], "--resume: no run of segment in none"),
+        ([*start, "-o", "x", "--stride", "33"], "--stride: expected 1 to the 32 pixels"),
+        ([*start, "-o", "x", "--mean", "a"], "--mean: expected one number per channel"),
+    ):
+        assert words in complaint_of(arguments, capsys), arguments

@@ -1,0 +1,241 @@
+"""A run from scenes to a task file: killed and resumed, saved and loaded, refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spt_kernels.errors import BaseModelMismatch, DeltaFormatError
+from spt_kernels.finetuning import Method, ModelSource, SavedRun
+from spt_kernels.finetuning.progress import Silent
+from spt_kernels.segmentation import (
+    SavedSegmentation,
+    SegmentationJob,
+    SegmentationRecipe,
+    evaluate_scenes,
+    pipeline,
+    read_ade20k,
+    segment,
+)
+from spt_kernels.segmentation.pictures import palette
+from spt_kernels.segmentation.saved import is_segmentation
+from spt_kernels.segmentation.scenes import read_labels
+
+SHORT = SegmentationRecipe(iterations=7, batch_size=3, drop_path=0.2)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pictures, which take longer than these runs."""
+
+    class NoPicture:
+        def savefig(self, path: Path) -> None:
+            path.write_bytes(b"")
+
+    monkeypatch.setattr(pipeline, "sensitivity_figure", lambda *_: NoPicture())
+    monkeypatch.setattr(pipeline, "training_curves_figure", lambda *_, **__: NoPicture())
+
+
+@pytest.fixture(scope="module")
+def job(data: Path, backbone: ModelSource) -> SegmentationJob:
+    method = Method("spt-lora", 1500, 2, 5)
+    return SegmentationJob(backbone, str(data), method, SHORT, size=32, channels=8)
+
+
+class Killed(BaseException):
+    """As a signal, it is nothing that the code knows of."""
+
+
+class Dying(Silent):
+    """Dies at the n-th step of a stage."""
+
+    def __init__(self, stage: str, steps: int) -> None:
+        self.stage, self.steps, self.now = stage, steps, ""
+
+    def start(self, stage: str, total: int) -> None:
+        self.now, self.done = stage, 0
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self.done += steps
+        if self.now == self.stage and self.done >= self.steps:
+            raise Killed
+
+
+@pytest.mark.parametrize("name", ["spt-lora", "lora-2"])
+def test_wherever_a_run_is_killed_the_same_file_comes_out(
+    name: str, job: SegmentationJob, tmp_path: Path
+) -> None:
+    if name != "spt-lora":
+        job = replace(job, method=Method(name))
+    whole = segment(job, tmp_path / "whole", report_every=2)
+    folder = tmp_path / "killed"
+    options: dict[str, Any] = {"report_every": 2, "checkpoint_seconds": 0, "resume": True}
+    for stage, steps in (
+        *([("measuring sensitivity", 3)] if name == "spt-lora" else []),
+        *(("training", 1), ("training", 5), ("training", 7), ("testing", 2)),
+    ):
+        with pytest.raises(Killed):
+            segment(job, folder, progress=Dying(stage, steps), **options)
+    resumed = segment(job, folder, **options)
+    files = ["plan.safetensors", "sensitivity.safetensors"] if name == "spt-lora" else []
+    for file in (whole["file"], *files):
+        assert (folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+    own = ("miou", "pixel_accuracy", "train_loss", "classes")
+    assert [resumed[key] for key in own] == [whole[key] for key in own]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    assert [row["iteration"] for row in rows] == [2, 4, 6, 7]
+    assert segment(job, folder, resume=True) == resumed, "it is finished"
+
+
+@pytest.mark.parametrize(
+    "name", ["spt-lora", "spt-adapter", "spt-prompt", "prompt-shallow", "linear", "full"]
+)
+def test_what_is_saved_labels_scenes_as_what_was_trained(
+    name: str, job: SegmentationJob, tmp_path: Path
+) -> None:
+    if name != "spt-lora":
+        options = {"spt-adapter": {"rank": 2}, "linear": {}, "full": {}}.get(name, {})
+        if name.startswith("spt"):
+            options |= {"samples": 5}
+        if name not in ("linear", "full"):
+            options |= {"budget": 1500}
+        method = Method(name, **options)
+        job = replace(job, method=method)
+    job = replace(job, recipe=replace(SHORT, iterations=3, lr=1e-2))
+    folder = tmp_path / "run"
+    result = segment(job, folder, save_predictions=tmp_path / "labels")
+    saved = SavedSegmentation.find(folder)
+    assert saved.told.classes == ("ground", "disc", "bar")
+    assert saved.data == job.data
+    model, scenes = saved.load(), read_ade20k(job.data, "validation")
+    scores = evaluate_scenes(model, scenes, saved.told.form, CPU, save_to=tmp_path / "again")
+    assert scores.to_json() == {key: result[key] for key in scores.to_json()}
+    for path in (tmp_path / "labels").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+    norm = model.decode_head.steps[0][1]
+    assert int(norm.num_batches_tracked) == 3, "running statistics are the decoder's, too"
+    assert result["head_parameters"] == sum(
+        p.numel() for n, p in model.named_parameters() if n.startswith(model.trained_whole)
+    )
+    if name.startswith("spt"):
+        assert result["trained_parameters"] <= 1500
+
+
+def test_it_learns_what_is_where(job: SegmentationJob, tmp_path: Path) -> None:
+    recipe = SegmentationRecipe(iterations=60, batch_size=3, lr=1e-2)
+    result = segment(replace(job, recipe=recipe, channels=32), tmp_path / "run")
+    assert result["miou"] > 0.5  # about 0.8; the ground everywhere has 0.25
+    assert all(own["iou"] > 0.2 for own in result["classes"].values())
+
+
+def test_a_task_file_alone_needs_its_backbone_and_nothing_else(
+    job: SegmentationJob, tmp_path: Path
+) -> None:
+    segment(job, tmp_path / "run")
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((tmp_path / "run" / "task.safetensors").read_bytes())
+    saved = SavedSegmentation.find(alone)
+    assert saved.data is None
+    images = torch.randn(1, 3, 32, 32)
+    tuned, merged = saved.load(), saved.merged()
+    assert not hasattr(merged, "spt_tuning")
+    with torch.no_grad():
+        torch.testing.assert_close(merged(images), tuned(images), atol=1e-5, rtol=1e-4)
+    gone = tmp_path / "gone.safetensors"
+    with pytest.raises(ValueError, match=r"tuned from .*gone.* is not there"):
+        SavedSegmentation.find(alone, weights=gone).load()
+    other = SavedSegmentation.find(alone)
+    with pytest.raises(BaseModelMismatch):
+        other.on(replace(other.told.model, weights=None)).load()
+    data = bytearray(alone.read_bytes())
+    data[-3] ^= 1
+    alone.write_bytes(data)
+    with pytest.raises(DeltaFormatError):
+        SavedSegmentation.find(alone)
+
+
+def test_commands_that_are_for_images_say_so(job: SegmentationJob, tmp_path: Path) -> None:
+    segment(replace(job, method=Method("linear")), tmp_path / "run")
+    assert is_segmentation(tmp_path / "run")
+    assert is_segmentation(tmp_path / "run" / "task.safetensors")
+    assert not is_segmentation(tmp_path)
+    assert not is_segmentation(tmp_path / "none")
+    with pytest.raises(ValueError, match="labels pixels, not images"):
+        SavedRun.find(tmp_path / "run")
+
+
+def test_more_than_a_finished_run_had(job: SegmentationJob, tmp_path: Path) -> None:
+    job = replace(job, method=Method("linear"), recipe=replace(SHORT, warmup_iterations=1))
+    segment(replace(job, recipe=replace(job.recipe, iterations=2)), tmp_path / "run")
+    assert segment(job, tmp_path / "run", resume=True)["iterations"] == 7
+    with pytest.raises(ValueError, match=r"holds another job \(recipe: seed was 0, is 1\)"):
+        segment(replace(job, recipe=replace(job.recipe, seed=1)), tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match="is not empty"):
+        segment(job, tmp_path / "run")
+
+
+def test_predicted_labels_are_read_as_the_true_ones_are(
+    job: SegmentationJob, tmp_path: Path
+) -> None:
+    """A palette and an overlay are for people; the values are ADE20K's."""
+    result = segment(job, tmp_path / "run", save_predictions=tmp_path / "labels", multi_scale=True)
+    assert 0 <= result["miou_multi_scale"] <= 1
+    scenes, right, all_ = read_ade20k(job.data, "validation"), 0, 0
+    for path, annotation in zip(scenes.paths, scenes.annotations, strict=True):
+        predicted = read_labels(tmp_path / "labels" / f"{path.stem}.png", 3)
+        truth = read_labels(annotation, 3)
+        known = truth != 255
+        right, all_ = right + int((predicted == truth)[known].sum()), all_ + int(known.sum())
+        with Image.open(tmp_path / "labels" / f"{path.stem}-overlay.png") as overlay:
+            mixed = np.asarray(overlay).astype(int)
+        with Image.open(path) as image:
+            colours = np.array(palette(3))[predicted]
+            expected = (np.asarray(image).astype(int) + colours) / 2
+        assert np.abs(mixed - expected).max() <= 0.5
+    assert right / all_ == result["pixel_accuracy_multi_scale"]
+    assert len(set(palette(150))) == 150
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"method": Method("peft-shira")}, "^method: 'peft-shira' is for classification alone"),
+        ({"method": Method("linear", head="decode_head")}, "^head: it is the decoder"),
+        ({"size": 0}, "^size: expected more than zero"),
+        ({"model": ModelSource("vit_tiny_patch16_224")}, "^weights: method 'spt-lora' needs"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    changes: dict[str, Any], complaint: str, job: SegmentationJob
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        replace(job, **changes)
+
+
+def test_a_start_that_fails_leaves_nothing(job: SegmentationJob, tmp_path: Path) -> None:
+    for bad, complaint in (
+        (replace(job, data=str(tmp_path / "none")), "^data: no such folder"),
+        (replace(job, stride=40), "^stride: expected 1 to the 32"),
+        (replace(job, method=Method("spt-lora-structured", 10)), "^budget: the smallest LoRA"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            segment(bad, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_the_learning_rate_falls_by_a_polynomial() -> None:
+    recipe = SegmentationRecipe(iterations=1000, warmup_iterations=100, min_lr_share=0.1)
+    assert recipe.lr_factor(0) == pytest.approx(1 / 101)
+    assert recipe.lr_factor(100) == 1
+    assert recipe.lr_factor(550) == pytest.approx(0.1 + 0.9 * 0.5**0.9)
+    assert recipe.lr_factor(1000) == pytest.approx(0.1)
+    with pytest.raises(ValueError, match=r"^warmup_iterations: expected fewer than iterations"):
+        SegmentationRecipe(iterations=5, warmup_iterations=5)

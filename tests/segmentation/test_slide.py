@@ -1,0 +1,104 @@
+"""Sliding windows: against a loop over pixels, and the whole image where one window covers it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from spt_kernels.segmentation import SceneForm, label_map, slide_scores
+from spt_kernels.segmentation.slide import window_starts
+
+CPU = torch.device("cpu")
+
+
+class Around(nn.Module):
+    """Scores that hang on where a pixel lies in its window."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 5, padding=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images).cumsum(-1).sin()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "stride"),
+    [(40, 48, 16, 10), (17, 33, 16, 16), (31, 20, 12, 5), (9, 30, 16, 10), (16, 16, 16, 3)],
+)
+def test_every_pixel_has_the_mean_of_its_windows(
+    height: int, width: int, size: int, stride: int
+) -> None:
+    model, images = Around(), torch.randn(2, 3, height, width)
+    total, count = torch.zeros(2, 4, height, width), torch.zeros(height, width)
+    tops = range(0, max(height - size, 0) + stride, stride)
+    lefts = range(0, max(width - size, 0) + stride, stride)
+    with torch.no_grad():
+        for top in tops:
+            for left in lefts:
+                y, x = min(top, max(height - size, 0)), min(left, max(width - size, 0))
+                part = images[..., y : y + size, x : x + size]
+                scores = model(part)
+                for row in range(part.shape[-2]):
+                    for column in range(part.shape[-1]):
+                        total[..., y + row, x + column] += scores[..., row, column]
+                        count[y + row, x + column] += 1
+    assert count.min() >= 1
+    for at_once in (1, 3):
+        found = slide_scores(model, images, size, stride, at_once=at_once)
+        torch.testing.assert_close(found, total / count)
+
+
+def test_one_window_is_the_whole_image() -> None:
+    model, images = Around(), torch.randn(1, 3, 11, 14)
+    with torch.no_grad():
+        assert torch.equal(slide_scores(model, images, 14, 9), model(images))
+
+
+def test_windows_end_where_the_image_does() -> None:
+    assert window_starts(512, 512, 341) == [0]
+    assert window_starts(683, 512, 341) == [0, 171]
+    assert window_starts(2048, 512, 341) == [0, 341, 682, 1023, 1364, 1536]
+    assert window_starts(100, 512, 341) == [0]
+    with pytest.raises(ValueError, match=r"^stride: expected 1 to the 8 pixels of a window, got 9"):
+        slide_scores(Around(), torch.randn(1, 3, 8, 8), 8, 9)
+
+
+def image_of(height: int, width: int) -> Image.Image:
+    pixels = torch.randint(256, (height, width, 3), dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+def test_several_looks_are_averaged_by_their_probabilities() -> None:
+    model, image, form = Around(), image_of(20, 30), SceneForm((0.5,) * 3, (0.5,) * 3, 16, 16)
+    ratios = (0.5, 1.0, 1.75)
+    mean = torch.zeros(4, 20, 30)
+    with torch.no_grad():
+        for ratio in ratios:
+            height, width = round(16 * ratio), round(24 * ratio)
+            assert form.scaled(20, 30, ratio) == (height, width)
+            scaled = image.resize((width, height), Image.Resampling.BILINEAR)
+            pixels = torch.tensor(np.array(scaled)).permute(2, 0, 1)
+            seen = ((pixels / 255 - 0.5) / 0.5)[None]
+            for mirrored in (False, True):
+                look = seen.flip(-1) if mirrored else seen
+                scores = slide_scores(model, look, 16, 16)
+                scores = scores.flip(-1) if mirrored else scores
+                large = F.interpolate(scores, (20, 30), mode="bilinear", align_corners=False)
+                mean += large[0].softmax(0)
+    found = label_map(model, image, form, CPU, ratios=ratios, flip=True)
+    assert (found == mean.argmax(0)).float().mean() > 0.99  # ties of roundings aside
+
+
+def test_a_label_map_is_as_large_as_its_image() -> None:
+    form = SceneForm((0.5,) * 3, (0.5,) * 3, 16, 10)
+    for height, width in ((9, 50), (16, 16), (70, 12)):
+        assert label_map(Around(), image_of(height, width), form, CPU).shape == (height, width)
+    assert form.scaled(10, 100) == (6, 64), "a long image is no longer than four windows"
+    with pytest.raises(ValueError, match=r"^ratios: expected at least one"):
+        label_map(Around(), image_of(9, 9), form, CPU, ratios=())

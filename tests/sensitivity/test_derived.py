@@ -1,0 +1,213 @@
+"""Parameters that a model uses through what it makes of them alone, against plain autograd."""
+
+from __future__ import annotations
+
+import pytest
+import timm.layers
+import torch
+from timm.layers import ScaledStdConv2d
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import spt_kernels as spt
+from spt_kernels.sensitivity.per_sample import uses
+from tests.models import _spread, tiny_batch
+
+from .per_sample_truth import assert_exact, squared_gradients
+
+SWIN = {"window_size": 4, "embed_dim": 8, "depths": (2,), "num_heads": (2,), "num_classes": 5}
+
+
+def swin_v2() -> nn.Module:
+    return SwinTransformerV2(img_size=32, patch_size=4, **SWIN)
+
+
+def swin_v2_cr() -> nn.Module:
+    return SwinTransformerV2Cr(img_size=32, patch_size=4, **SWIN)
+
+
+def shared_position_bias() -> nn.Module:
+    return VisionTransformerRelPos(
+        img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=5,
+        shared_rel_pos=True,
+    )  # fmt: skip
+
+
+class Standardized(nn.Module):
+    """Weight-standardized convolutions, one in groups, as in nets without norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            ScaledStdConv2d(3, 6, 3, stride=2, padding=1),
+            nn.GELU(),
+            ScaledStdConv2d(6, 12, 3, groups=2),
+            nn.GELU(),
+        )
+        self.top = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.top(self.layers(x).mean((2, 3)))
+
+
+class Made(nn.Module):
+    """Things made of parameters that meet the samples by every kind of call, some of them twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(3))
+        self.table = nn.Parameter(torch.randn(7, 4))
+        self.mix = nn.Parameter(torch.randn(6, 6))
+        self.net = nn.Linear(2, 4)
+        self.norm = nn.LayerNorm(6)
+        self.top = nn.Linear(6, 5)
+        self.register_buffer("index", torch.arange(16) % 7)
+        self.register_buffer("coordinates", torch.randn(16, 2))
+        self.register_buffer("mask", torch.randn(1, 4, 16, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[..., :8, :12].reshape(-1, 3, 16, 6)  # [batch, 3, 16, 6]
+        x = x * self.scale.exp().view(3, 1, 1) / (1 + self.scale.float().square().sum())
+        bias = self.table[self.index].t()[:, :, None] + self.net(self.coordinates).t()[..., None]
+        x = x[:, :, None] + bias + bias.mean(1, keepdim=True)  # [batch, 3, 4, 16, 6]
+        x = torch.where(x > 0, x, bias.expand(-1, -1, 6) * x)
+        x = F.linear(self.norm(x.mean(2)), self.mix.softmax(0))
+        masks = self.mask.expand(len(x), -1, -1, -1).reshape(-1, 4, 16, 6)
+        x = x[:, 0] + (bias - masks).tanh().mean(1)
+        return self.top(x.mean(1))
+
+
+MODELS = {
+    "swin-v2": swin_v2,
+    "swin-v2-cr": swin_v2_cr,
+    "shared-position-bias": shared_position_bias,
+    "standardized": Standardized,
+    "made": Made,
+}
+
+
+def model_and_batches(name: str, sizes: list[int]) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    torch.manual_seed(0)
+    model = _spread(MODELS[name]())
+    images, labels = tiny_batch(sum(sizes), size=32)
+    return model, list(zip(images.split(sizes), labels.split(sizes), strict=True))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_is_exact_without_fallback(name: str) -> None:
+    model, batches = model_and_batches(name, [3, 1])
+    sensitivity = spt.measure_sensitivity(model, batches, include=["*"], progress=False)
+    assert not sensitivity.fallback
+    assert_exact(sensitivity, model, batches)
+
+
+@pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])
+def test_inside_of_a_checkpoint(reentrant: bool) -> None:
+    model, batches = model_and_batches("swin-v2", [3])
+    model.set_grad_checkpointing(True)
+    timm.layers.set_reentrant_ckpt(reentrant)
+    try:
+        sensitivity = spt.measure_sensitivity(model, batches, include=["*"], progress=False)
+    finally:
+        timm.layers.set_reentrant_ckpt(False)
+    assert not sensitivity.fallback
+    assert_exact(sensitivity, model, batches)
+
+
+def test_under_autocast_they_are_near() -> None:
+    model, batches = model_and_batches("swin-v2", [3])
+    with torch.autocast("cpu", torch.bfloat16):
+        sensitivity = spt.measure_sensitivity(model, batches, progress=False)
+        plain = squared_gradients(model, batches, list(sensitivity), dtype=torch.float32)
+    truth = squared_gradients(model, batches, list(sensitivity))
+    made = [name for name in truth if "cpb_mlp" in name]
+    assert made
+    assert not sensitivity.fallback
+    error = sum(float((sensitivity[n] - truth[n]).norm()) for n in made)
+    assert error <= 2 * sum(float((plain[n] - truth[n]).norm()) for n in made)
+
+
+def test_what_is_made_of_parameters_that_are_not_measured_does_not_matter() -> None:
+    model, batches = model_and_batches("standardized", [2])
+    sensitivity = spt.measure_sensitivity(model, batches, progress=False)
+    assert "layers.2.gain" not in sensitivity
+    assert not sensitivity.fallback
+    assert_exact(sensitivity, model, batches)
+
+
+def test_some_samples_at_a_time_give_the_same(monkeypatch) -> None:
+    model, batches = model_and_batches("standardized", [5])
+    at_once = spt.measure_sensitivity(model, batches, progress=False)
+    monkeypatch.setattr(uses, "_UNFOLDED_NUMEL", 2000)
+    in_parts = spt.measure_sensitivity(model, batches, progress=False)
+    for name, score in at_once.items():
+        torch.testing.assert_close(in_parts[name], score)
+    assert_exact(in_parts, model, batches)
+
+
+def test_what_is_made_otherwise_for_each_sample_is_measured_one_by_one() -> None:
+    class Embeds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(9, 6)
+            self.places = nn.Embedding(4, 6)
+            self.norm = nn.LayerNorm(6)
+            self.top = nn.Linear(6, 5)
+            self.register_buffer("order", torch.arange(4)[None])
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.words(ids) + self.places(self.order)
+            return self.top(self.norm(x).tanh().mean(1))
+
+    torch.manual_seed(0)
+    model = _spread(Embeds())
+    batches = [(torch.randint(9, (3, 4)), torch.arange(3))]
+    sensitivity = spt.measure_sensitivity(model, batches, include=["*"], progress=False)
+    assert set(sensitivity.fallback) == {"words.weight"}
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for ids, label in zip(*batches[0], strict=True):
+        loss = F.cross_entropy(model(ids[None]), label[None])
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        for score, gradient in zip(expected.values(), gradients, strict=True):
+            score += gradient**2
+    for name, score in sensitivity.items():
+        torch.testing.assert_close(score, expected[name])
+
+
+def test_what_a_forward_caches_is_forgotten_before_the_next() -> None:
+    class Caches(nn.Module):
+        """As LeViT's attention: biases are looked up once, until the model is trained."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.top = nn.Linear(48, 6), nn.Linear(6, 5)
+            self.bias = nn.Parameter(torch.randn(4, 6))
+            self.register_buffer("index", torch.tensor([0, 2, 2, 3]))
+            self.cache: dict[str, Tensor] = {}
+            self.keeps = True
+
+        def train(self, mode: bool = True) -> Caches:
+            if mode:
+                self.cache.clear()
+            return super().train(mode)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training or not self.keeps or "bias" not in self.cache:
+                self.cache["bias"] = self.bias[self.index]
+            x = self.linear(x[..., :8, :8].reshape(-1, 4, 48)) + self.cache["bias"]
+            return self.top(x.tanh().mean(1))
+
+    torch.manual_seed(0)
+    model = _spread(Caches())
+    images, labels = tiny_batch(4)
+    batches = [(images[:3], labels[:3]), (images[3:], labels[3:])]
+    with torch.no_grad():
+        model.eval()(images)
+    sensitivity = spt.measure_sensitivity(model, batches, include=["*"], progress=False)
+    assert not model.cache
+    assert not sensitivity.fallback
+    model.keeps = False
+    assert_exact(sensitivity, model, batches)
