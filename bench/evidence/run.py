@@ -63,12 +63,13 @@ def run_missing(
     tasks = {task.name: task for task in folder_tasks(work / "tasks", suite.tasks)}
     weights = weights_file(suite.model.weights or "", data, work / "weights")
     path, done = path_of(suite, results), 0
-    seeds = suite.seeds[:first]
+    seeds, known = suite.seeds[:first], read(suite, path)
     for run in suite.runs():
-        if run.seed not in seeds or run in read(suite, path):
+        if run.seed not in seeds or run in known:
             continue
         with _mine(work / suite.name / run.folder) as folder:
-            if folder is None or run in read(suite, path):
+            known = read(suite, path)  # another process may have done it
+            if folder is None or run in known:
                 continue
             record = do_run(suite, run, tasks[run.task], weights, folder)
             keep(record, path)
@@ -180,8 +181,10 @@ def main() -> int:
         if given.jobs > 1:
             return _side_by_side(given.jobs)
         torch.set_num_threads(1)
-        for suite in suites:
-            run_missing(suite, given.data, given.work, given.results, given.seeds)
+        n_seeds = max(len(suite.seeds) for suite in suites)
+        for first in range(1, min(given.seeds or n_seeds, n_seeds) + 1):
+            for suite in suites:  # the first seed of each before the second of any
+                run_missing(suite, given.data, given.work, given.results, first)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

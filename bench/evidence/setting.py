@@ -119,7 +119,7 @@ VIT = Suite(
     ),
 )
 
-_OF_BIAS = 20_976  # every bias of EfficientNet-Lite0's norms, 0.62 % of its backbone
+_OF_BIAS = 20_976  # every bias of EfficientNet-Lite0 after its stem, 0.62 % of it
 
 EFFICIENTNET = Suite(
     name="efficientnet",
@@ -168,7 +168,8 @@ EFFICIENTNET = Suite(
         "Images are 96 × 96. 576 + 144 flowers to train on, 240 to test with, each looked at once.",
         "5 epochs of batches of 16 (225 steps), learning rates as above; ten seeds, as there is "
         "one task.",
-        f"The budget is {_OF_BIAS:,} parameters, 0.62 % of the backbone: all biases there are. "
+        f"The budget is {_OF_BIAS:,} parameters, 0.62 % of the backbone: all biases after the "
+        "stem. "
         "LoRA and Adapters sit on 1 × 1 convolutions. Contenders that want linear layers in "
         "blocks, or tokens, have no place in this network.",
     ),
