@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -141,15 +142,30 @@ def _test(own: Hypothesis, differences: Sequence[float]) -> float | None:
     """Wilcoxon's signed-rank test; of the few contrasts of a group Student's t."""
     if len(differences) < least_of(own):
         return None
-    if not any(differences):
-        return 1.0
     if own.group is not None:
-        if len(set(differences)) == 1:
-            return 0.0  # t would divide by a deviation of zero
+        if len(set(differences)) == 1:  # t would divide by a deviation of zero
+            return 0.0 if differences[0] else 1.0
         return float(stats.ttest_1samp(differences, 0.0).pvalue)
-    # accuracies are multiples of one image: equal differences are equal to the last bit
-    rounded = [round(d, 9) for d in differences]
-    return float(stats.wilcoxon(rounded).pvalue)
+    return signed_rank_p(differences)
+
+
+def signed_rank_p(differences: Sequence[float]) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test, exact, with ties as well.
+
+    Zeros are left out. Every choice of signs is as likely as any other; the sums of the positive
+    ranks are counted over all of them.
+    """
+    # accuracies are multiples of one image: equal differences are equal but for the last bits
+    moved = [d for d in (round(d, 9) for d in differences) if d]
+    # tied values share a rank that may be half a number: twice it is whole
+    ranks = [round(2 * rank) for rank in stats.rankdata([abs(d) for d in moved])]
+    ways = Counter({0: 1})  # sum -> choices of signs that give it
+    for rank in ranks:
+        ways.update({total + rank: count for total, count in list(ways.items())})
+    positive = sum(rank for rank, d in zip(ranks, moved, strict=True) if d > 0)
+    extreme = min(positive, sum(ranks) - positive)
+    tail = sum(count for total, count in ways.items() if total <= extreme)
+    return min(1.0, 2 * tail / 2 ** len(moved))
 
 
 def least_of(own: Hypothesis) -> int:

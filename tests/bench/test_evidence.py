@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +15,11 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from scipy import stats
 from torch import nn
 
 from bench.evidence import report, run
-from bench.evidence.analysis import Comparison, compare, holm, t_interval
+from bench.evidence.analysis import Comparison, compare, holm, signed_rank_p, t_interval
 from bench.evidence.contender import Contender, Hypothesis, Run, Suite
 from bench.evidence.pictures import pictures
 from bench.evidence.record import Record, keep, path_of, read
@@ -161,6 +164,21 @@ def test_six_differences_of_one_sign_reach_the_level() -> None:
     assert compared(own, [50.0] * 6, base).p == 1.0
 
 
+def test_signed_ranks_are_exact_with_ties_and_zeros() -> None:
+    dice = np.random.default_rng(0)
+    for n in (6, 15, 35):  # without ties scipy is exact, too
+        values = dice.normal(0.3, 1.0, n)
+        assert signed_rank_p(values) == pytest.approx(stats.wilcoxon(values).pvalue)
+    # every choice of signs of 1, 1, 2, 2, 2, whose ranks are 1½, 1½, 4, 4, 4, is looked at
+    ranks = [1.5, 1.5, 4.0, 4.0, 4.0]
+    sums = [
+        sum(r for r, sign in zip(ranks, signs, strict=True) if sign)
+        for signs in itertools.product((0, 1), repeat=5)
+    ]
+    assert signed_rank_p([-1, 1, 2, 2, 0, 2]) == 2 * sum(s <= 1.5 for s in sums) / 32
+    assert signed_rank_p([0.0, 0.0]) == 1.0
+
+
 def test_enough_means_that_the_whole_interval_is_above_the_margin() -> None:
     own = suite(Hypothesis("?", "ours", "theirs", margin=1.0), tasks=("rotation",), seeds=6)
     base = [50.0] * 6
@@ -296,8 +314,8 @@ def tiny(tmp_path: Path) -> Suite:
         ("counting",),
         (0,),
         (
-            Contender("linear", Method("linear")),
             Contender("chance", Method("spt-unstructured", budget=budget), "random", True),
+            Contender("linear", Method("linear")),
         ),
         (Hypothesis("Does it?", "chance", "linear"),),
     )
@@ -308,7 +326,7 @@ def test_runs_leave_a_line_each_and_are_not_repeated(tiny: Suite, tmp_path: Path
     assert run.run_missing(tiny, *places) == 2
     found = read(tiny, path_of(tiny, places[2]))
     assert list(found) == tiny.runs()
-    assert [r.trained_parameters for r in found.values()] == [0, 400]
+    assert [r.trained_parameters for r in found.values()] == [400, 0]
     assert all(0 <= r.test_accuracy <= 1 and r.seconds > 0 for r in found.values())
     assert run.run_missing(tiny, *places) == 0
     path = path_of(tiny, places[2])
@@ -317,6 +335,17 @@ def test_runs_leave_a_line_each_and_are_not_repeated(tiny: Suite, tmp_path: Path
     assert run.run_missing(tiny, *places) == 1
     assert read(tiny, path)[tiny.runs()[-1]].test_accuracy == found[tiny.runs()[-1]].test_accuracy
     assert not list((tmp_path / "work" / "tiny").glob("*.scores.safetensors"))
+
+
+def test_missing_data_are_told_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"--data": tmp_path / "nowhere", "--work": tmp_path / "work"}
+    told = [str(word) for pair in places.items() for word in pair]
+    monkeypatch.setattr(sys, "argv", ["run", *told, "--results", str(tmp_path / "results")])
+    assert run.main() == 1
+    assert "has no cifar10.tar.gz" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- the page ---
