@@ -48,7 +48,7 @@ _FAILURES = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError),
     *(RuntimeError, TypeError, ValueError),
 )
-_MADE_UP = "spt-*: chosen by made-up scores, as skewed as measured ones; --plan takes yours."
+_MADE_UP = "spt-*, sensitive-*: by made-up scores, skewed as real ones; --plan takes yours."
 _NOT_COUNTED = {
     "cuda": "Not counted: the CUDA context (about 0.5 GiB), what the allocator rounds up.",
     "cpu": "Not counted: the process without its model, and holes that its allocator keeps.",
