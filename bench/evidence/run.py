@@ -27,6 +27,7 @@ from spt_kernels.benchmarks.shared_sensitivity import give, store_of, take
 from spt_kernels.benchmarks.task import BenchmarkTask
 from spt_kernels.costs.machine import commit, describe
 from spt_kernels.finetuning import FinetuneJob, finetune
+from spt_kernels.finetuning.device import pick_device
 from spt_kernels.finetuning.measured import sensitivity_of
 from spt_kernels.finetuning.progress import Silent
 from spt_kernels.finetuning.run_folder import RunFolder
@@ -44,11 +45,17 @@ WORK = Path("runs") / "evidence"
 
 
 def run_missing(
-    suite: Suite, data: Path, work: Path, results: Path, first: int | None = None
+    suite: Suite,
+    data: Path,
+    work: Path,
+    results: Path,
+    first: int | None = None,
+    device: str = "auto",
 ) -> int:
     """Do every run of `suite` that has no line in its file, and return how many this process did.
 
-    Several processes may do so at the same time.
+    Several processes may do so at the same time. A run whose loss is not finite is told, and left
+    missing.
 
     Args:
         suite: what to run.
@@ -56,6 +63,7 @@ def run_missing(
         work: where tasks and unfinished runs are.
         results: the folder of the files of results.
         first: only the first so many seeds.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
         ValueError: data are missing, or the results are of another setting.
@@ -71,17 +79,24 @@ def run_missing(
             known = read(suite, path)  # another process may have done it
             if folder is None or run in known:
                 continue
-            record = do_run(suite, run, tasks[run.task], weights, folder)
+            what = f"{run.task}, {run.contender}, seed {run.seed}"
+            try:
+                record = do_run(suite, run, tasks[run.task], weights, folder, device)
+            except FloatingPointError as error:
+                print(f"{what}: {error}", file=sys.stderr, flush=True)
+                continue
             keep(record, path)
             shutil.rmtree(folder, ignore_errors=True)
             folder.with_name(f"{folder.name}.scores.safetensors").unlink(missing_ok=True)
             done += 1
             accuracy = f"{100 * record.test_accuracy:.1f} % in {record.seconds:.0f} s"
-            print(f"{run.task}, {run.contender}, seed {run.seed}: {accuracy}", flush=True)
+            print(f"{what}: {accuracy}", flush=True)
     return done
 
 
-def do_run(suite: Suite, run: Run, task: BenchmarkTask, weights: Path, folder: Path) -> Record:
+def do_run(
+    suite: Suite, run: Run, task: BenchmarkTask, weights: Path, folder: Path, device: str
+) -> Record:
     """Train and test once, in `folder`."""
     contender = suite.contender(run.contender)
     job = job_of(suite, run, task, weights)
@@ -89,13 +104,13 @@ def do_run(suite: Suite, run: Run, task: BenchmarkTask, weights: Path, folder: P
     store = store_of(job, folder.parent / "sensitivities" / run.task)
     if contender.scores != "per-sample":
         assert store is not None  # only a method that reads scores has others
-        job = replace(job, sensitivity=str(_given(job, contender.scores, store, folder)))
+        job = replace(job, sensitivity=str(_given(job, contender.scores, store, folder, device)))
     elif store is not None:
         take(store, RunFolder(folder))
-    result = finetune(job, folder, resume=True, device="cpu")
+    result = finetune(job, folder, resume=True, device=device)
     if store is not None and job.sensitivity is None:
         give(RunFolder(folder), store)
-    place = describe(torch.device("cpu"))
+    place = describe(pick_device(device))
     return Record(
         suite.name,
         suite.digest_of(run.contender),
@@ -127,19 +142,20 @@ def job_of(suite: Suite, run: Run, task: BenchmarkTask, weights: Path) -> Finetu
     )
 
 
-def _given(job: FinetuneJob, kind: str, store: RunFolder, folder: Path) -> Path:
+def _given(job: FinetuneJob, kind: str, store: RunFolder, folder: Path, device: str) -> Path:
     """A file of other scores than the sensitivity, for the job's candidates."""
     path = folder.with_name(f"{folder.name}.scores.safetensors")
     if path.is_file():
         return path
-    setting, silent = open_setting(job, "cpu"), Silent()
+    setting, silent = open_setting(job, device), Silent()
     if store["sensitivity"].is_file():
         measured = Sensitivity.load(store["sensitivity"])
     else:
         measured = sensitivity_of(setting, setting.training_batches(silent), silent)
     small = replace(job, recipe=replace(job.recipe, batch_size=BATCH))
     batches = replace(setting, job=small).training_batches(silent)
-    made = other_scores(kind, measured, setting.base.model, batches, job.recipe.seed)
+    model = setting.base.model.to(setting.device)
+    made = other_scores(kind, measured, model, batches, job.recipe.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     made.save(path)
     return path
@@ -171,6 +187,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=FOLDER, help="the files of results")
     parser.add_argument("--suite", choices=sorted(SUITES), action="append", help="this alone")
     parser.add_argument("--seeds", type=int, help="only the first so many")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--jobs", type=int, default=2, help="processes, a thread each")
     given = parser.parse_args()
     suites = [SUITES[name] for name in given.suite or SUITES]
@@ -184,7 +201,7 @@ def main() -> int:
         n_seeds = max(len(suite.seeds) for suite in suites)
         for first in range(1, min(given.seeds or n_seeds, n_seeds) + 1):
             for suite in suites:  # the first seed of each before the second of any
-                run_missing(suite, given.data, given.work, given.results, first)
+                run_missing(suite, given.data, given.work, given.results, first, given.device)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
