@@ -15,12 +15,16 @@ from spt_kernels.plan import Plan
 from spt_kernels.sensitivity import skewed_sensitivity
 from tests.models import tiny_vit
 
+METHODS = (
+    *(Method("spt-lora", 1500, 1), Method("spt-adapter", 1500, 1)),
+    *(Method("spt-unstructured", 1500), Method("linear")),
+)
 
-@pytest.fixture(scope="module", params=["spt-lora", "spt-adapter", "spt-unstructured", "linear"])
+
+@pytest.fixture(scope="module", params=METHODS, ids=lambda method: method.name)
 def plan(request: pytest.FixtureRequest) -> Plan:
     model = tiny_vit()
-    method = Method(request.param, *((1500, 1) if request.param.startswith("spt") else ()))
-    made = make_plan(model, method, skewed_sensitivity(model))
+    made = make_plan(model, request.param, skewed_sensitivity(model))
     assert made is not None
     return made
 
