@@ -99,10 +99,12 @@ def compare(
         None if own.margin is not None else _test(own, differences)
         for own, (differences, _) in zip(suite.hypotheses, drawn, strict=True)
     ]
+    # of those that are open as well: what they will say is asked all the same
+    n_tests = sum(own.margin is None for own in suite.hypotheses)
     return [
         Comparison(own, differences, n_planned, p, adjusted)
         for own, (differences, n_planned), p, adjusted in zip(
-            suite.hypotheses, drawn, tests, holm(tests), strict=True
+            suite.hypotheses, drawn, tests, holm(tests, n_tests), strict=True
         )
     ]
 
@@ -184,15 +186,16 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - half, mean + half
 
 
-def holm(tests: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction; what is `None` is no part of the family.
+def holm(tests: Sequence[float | None], n_tests: int) -> list[float | None]:
+    """Holm's step-down correction in a family of `n_tests`, of those that are there.
 
-    The smallest of m is multiplied by m, the next by m - 1, and so on; none is below one before it.
+    The smallest is multiplied by `n_tests`, the next by one less, and so on; none is below one
+    before it. So a test that is missing counts as if it showed nothing.
     """
     order = sorted((p, place) for place, p in enumerate(tests) if p is not None)
     adjusted: list[float | None] = [None] * len(tests)
     largest = 0.0
     for rank, (p, place) in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p))
+        largest = max(largest, min(1.0, (n_tests - rank) * p))
         adjusted[place] = largest
     return adjusted

@@ -25,7 +25,7 @@ from .contender import Contender, Run, Suite
 from .pictures import pictures
 from .record import FOLDER, Record, path_of, read
 from .setting import SUITES
-from .tasks import GROUPS
+from .tasks import GROUPS, SOURCES
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "evidence.md"
@@ -49,8 +49,22 @@ suite. *Better* and *worse* are said below p = 0.05, else that no difference is 
 structured modules help most on a group is asked seed by seed, by Student's t: the mean difference
 on its tasks less that on the others. *Enough* is said where the whole interval is above the margin.
 With fewer than {MIN_PAIRS} pairs, or {MIN_SEEDS} seeds, a question is open, and an answer of fewer
-than planned is one *so far*. Pairs of one task share its test images, so that an interval is about
-these tasks, not about all there could be.
+pairs than planned is one *so far*; the correction counts open questions as well. Pairs of one task
+share its test images, so that an interval is about these tasks, not about all there could be.
+"""
+
+_AGAIN = f"""## To run it again
+
+```sh
+SPT_EVIDENCE_DATA=FOLDER make evidence       # two processes on the CPU; hours
+python -m bench.evidence.run --device cuda   # or on a card; --seeds 1 for the first seed alone
+python -m bench.evidence.report              # this page, of as many results as there are
+```
+
+A run can be stopped at any moment and called again. FOLDER (without it, `../shared/data` beside the
+repository) holds `vit_cifar6.safetensors`, the ViT's weights, and the photographs:
+
+{chr(10).join(f"- `{name}`: {what}" for name, what in SOURCES.items())}
 """
 
 _SAID = {
@@ -106,8 +120,11 @@ def suite_text(suite: Suite, records: Mapping[Run, Record], drawn: Sequence[str]
     parts.append("\n".join(f"- *{c.hypothesis.question}* {answer(c)}" for c in comparisons))
     every = [c for c in suite.contenders if not c.is_ablation]
     table = table_of(suite, records, every, suite.tasks)
-    parts += ["### Accuracy by group, as the paper's Table 1", _by_group(table)]
-    parts += ["### Accuracy by task, as its Table 10", task_grid(table).markdown()]
+    if len(suite.tasks) == 1:
+        parts += [f"### Accuracy on `{suite.tasks[0]}`", _by_group(table)]
+    else:
+        parts += ["### Accuracy by group, as the paper's Table 1", _by_group(table)]
+        parts += ["### Accuracy by task, as its Table 10", task_grid(table).markdown()]
     parts.append("\n".join(f"- {line}" for line in notes(table)))
     ablations = [c for c in suite.contenders if c.is_ablation]
     if ablations:
@@ -232,7 +249,7 @@ def _effort(records: Iterable[Record]) -> str:
 def page(found: Mapping[str, Mapping[Run, Record]], drawn: Mapping[str, Sequence[str]]) -> str:
     """The whole of docs/evidence.md."""
     suites = [suite_text(SUITES[n], records, drawn.get(n, ())) for n, records in found.items()]
-    return "\n".join([_INTRODUCTION, *suites, _METHOD])
+    return "\n".join([_INTRODUCTION, *suites, _METHOD, _AGAIN])
 
 
 def main() -> int:

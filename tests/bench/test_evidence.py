@@ -116,9 +116,18 @@ def test_interval_by_hand() -> None:
 
 
 def test_holm_by_hand() -> None:
-    assert holm([0.01, None, 0.04, 0.03]) == [pytest.approx(0.03), None, 0.06, 0.06]
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
+    assert holm([0.01, None, 0.04, 0.03], 3) == [pytest.approx(0.03), None, 0.06, 0.06]
+    assert holm([0.01, None], 4) == [pytest.approx(0.04), None]  # three are not there yet
+    assert holm([0.9, 0.8], 2) == [1.0, 1.0]
+    assert holm([], 0) == []
+
+
+def test_questions_that_are_open_count_in_the_family() -> None:
+    both = (Hypothesis("?", "ours", "theirs"), Hypothesis("?", "small", "ours"))
+    own = suite(*both, tasks=("rotation",), seeds=6)
+    made = compared(own, [51, 52, 53, 54, 55, 56], [50.0] * 6)
+    assert made.adjusted == pytest.approx(2 * made.p)
+    assert made.verdict == "no difference"
 
 
 def suite(*hypotheses: Hypothesis, tasks: tuple[str, ...], seeds: int) -> Suite:
