@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inl csrc/CMakeLists.txt) setup.py pyproject.toml
 
-.PHONY: help setup demo test lint format bench table7 report models sanitize clean
+.PHONY: help setup demo test lint format bench table7 evidence report models sanitize clean
 .DEFAULT_GOAL := help
 
 help:  ## show the targets
@@ -60,6 +60,10 @@ table7: $(VENV)/.bench  ## the paper's cost table; memory alone in other precisi
 	$(COSTS) --rounds 0 --dtype bf16
 	$(COSTS) --rounds 0 --model swin_base_patch4_window7_224
 	$(COSTS) --rounds 0 --model convnext_base
+
+evidence: $(VENV)/.bench  ## docs/evidence.md: what the paper says, on photographs; hours, and goes on after a stop
+	$(BIN)/python -m bench.evidence.run
+	$(BIN)/python -m bench.evidence.report
 
 report: | $(BIN)/python  ## the README's tables from the committed results
 	$(BIN)/python -m bench.report
