@@ -78,7 +78,7 @@ METHODS: Mapping[str, Entry] = MappingProxyType(
         "spt-lora": Entry("spt", _SPT, _LORA | _ENTRIES),
         "spt-adapter-structured": Entry("spt", _SPT, _ADAPTER),
         "spt-adapter": Entry("spt", _SPT, _ADAPTER | _ENTRIES),
-        "spt-unstructured": Entry("spt", _BY_ENTRIES, _ENTRIES),
+        "spt-unstructured": Entry("spt", _SPT, _ENTRIES),
         "spt-prompt": Entry("spt_prompt", _PLACED, _NOTHING),
         "sensitive-adapter-K": Entry("sensitive", _PLACED, _ADAPTER, table_size=32),
         "sensitive-lora-K": Entry("sensitive", _PLACED | {"scale", "dropout"}, _LORA),
