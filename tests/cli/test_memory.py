@@ -102,7 +102,7 @@ def test_a_model_that_reads_its_weights_itself(capsys: pytest.CaptureFixture[str
     assert set(value["missing"]) == {"lora", "lora-16", "prompt-deep"}
     for name in ("lora", "lora-16"):
         assert "nothing can stand for blocks.0.attn.qkv" in value["missing"][name]
-    assert "with prompt-deep cannot take" in value["missing"]["prompt-deep"]
+    assert "tied to their places by relative_position_index" in value["missing"]["prompt-deep"]
     assert set(value["methods"]) == {"full", "spt-lora", "spt-unstructured"}
     assert all(one["peak_bytes"] > 0 for one in value["methods"].values())
 

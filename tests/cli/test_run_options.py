@@ -134,10 +134,8 @@ def test_a_budget_that_is_neither_is_refused(text: str) -> None:
 def test_an_architecture_is_read_from_its_file(tmp_path: Path) -> None:
     file = tmp_path / "architecture.json"
     file.write_text('{"prompts": [1, 0], "adapters": [0, 2], "loras": [3, 3], "parameters": 9}')
-    chosen = MethodOptions("noah", architecture=file, supernet_epochs=7).chosen(preset_of("paper"))
-    assert chosen == Method(
-        "noah", architecture=NoahArchitecture((1, 0), (0, 2), (3, 3)), supernet_epochs=7
-    )
+    chosen = MethodOptions("noah", architecture=file).chosen(preset_of("paper"))
+    assert chosen == Method("noah", architecture=NoahArchitecture((1, 0), (0, 2), (3, 3)))
 
 
 def test_files_are_overwritten_by_force_alone(
