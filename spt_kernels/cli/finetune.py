@@ -11,7 +11,7 @@ import typer
 from .command import named_of
 from .options import FormOptions, ImageOptions, MachineOptions, ModelOptions, described
 from .terminal import Terminal, count, facts, percent, size
-from .training_options import MethodOptions, RecipeOptions
+from .training_options import MethodOptions, RecipeOptions, RunOptions
 
 if TYPE_CHECKING:
     from ..finetuning.job import FinetuneJob
@@ -86,45 +86,40 @@ def run(
     *,
     recipe: RecipeOptions,
     form: FormOptions,
-    output: Annotated[Path, described(_RUN, "--output -o FOLDER", "Where all results go.")],
-    resume: Annotated[
-        bool, described(_RUN, "--resume", "Go on with a run that was killed.")
-    ] = False,
-    force: Annotated[
-        bool, described(_RUN, "--force", "Overwrite the run in the output folder.")
-    ] = False,
+    running: RunOptions,
     checkpoint_every: Annotated[
         float, described(_RUN, "--checkpoint-every SECONDS", "At an epoch's end [60].")
     ] = 60.0,
-    graph: Annotated[
-        bool | None,
-        described(_RUN, "--graph/--no-graph", "Steps as CUDA graphs [on a card, where they can]."),
-    ] = None,
     machine: MachineOptions,
 ) -> None:
     """Collect the job, run it, show its figures."""
     groups = (model, images, what, recipe, form)
     named = {f.name for group in groups for f in fields(group)} | {"sensitivity", "plan"}
-    is_bare_resume = resume and not named_of(context, named - {"epochs"})
-    job = _job_in(output, recipe.epochs) if is_bare_resume else _job(*groups, sensitivity, plan)
+    is_bare_resume = running.resume and not named_of(context, named - {"epochs"})
+    job = (
+        _job_in(running.output, recipe.epochs)
+        if is_bare_resume
+        else _job(*groups, sensitivity, plan)
+    )
     from ..finetuning.pipeline import finetune
     from ..finetuning.run_folder import RunFolder
 
     with terminal.progress() as progress:
         result = finetune(
             job,
-            output,
-            resume=resume,
-            force=force,
+            running.output,
+            resume=running.resume,
+            force=running.force,
             device=machine.device,
             workers=machine.workers,
             checkpoint_seconds=_seconds(checkpoint_every),
-            graph=graph,
+            graph=running.graph,
             progress=progress,
         )
-    written = RunFolder(output).written()
-    value = {"output": str(output), **result, "written": written}
-    terminal.show(value, facts([*_lines(result, output), ("written", ", ".join(written))]))
+    written = RunFolder(running.output).written()
+    value = {"output": str(running.output), **result, "written": written}
+    lines = [*_lines(result, running.output), ("written", ", ".join(written))]
+    terminal.show(value, facts(lines))
 
 
 def _seconds(checkpoint_every: float) -> float:

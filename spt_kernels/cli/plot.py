@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..methods.method import check_one_of
 from .options import described
 from .plot_tables import table_of
 from .terminal import Terminal
@@ -186,8 +187,7 @@ def run(
     force: Annotated[bool, described("Output", "--force", "Overwrite such files.")] = False,
 ) -> None:
     """Read the files, show the numbers, draw them."""
-    if kind not in KINDS:
-        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    check_one_of("kind", kind, KINDS)
     if columns not in (None, 1, 2):
         raise ValueError(f"columns: expected 1 or 2, got {columns}")
     from ..files.picture import check_can_draw, kind_of_picture

@@ -13,7 +13,7 @@ from ..segmentation.recipe import SegmentationRecipe
 from .command import named_of
 from .options import MachineOptions, WeightsOptions, described, parse_floats
 from .terminal import Terminal, count, facts, percent, size
-from .training_options import BackboneMethodOptions
+from .training_options import BackboneMethodOptions, RunOptions
 
 if TYPE_CHECKING:
     from ..segmentation.job import SegmentationJob
@@ -138,13 +138,7 @@ def run(
     scenes: SceneOptions,
     what: BackboneMethodOptions,
     recipe: SegmentationRecipeOptions,
-    output: Annotated[Path, described(_RUN, "--output -o FOLDER", "Where all results go.")],
-    resume: Annotated[
-        bool, described(_RUN, "--resume", "Go on with a run that was killed.")
-    ] = False,
-    force: Annotated[
-        bool, described(_RUN, "--force", "Overwrite the run in the output folder.")
-    ] = False,
+    running: RunOptions,
     checkpoint_seconds: Annotated[
         float,
         described(
@@ -153,10 +147,6 @@ def run(
             "Least time between two, each after 50 iterations [60].",
         ),
     ] = 60.0,
-    graph: Annotated[
-        bool | None,
-        described(_RUN, "--graph/--no-graph", "Steps as CUDA graphs [on a card, where they can]."),
-    ] = None,
     *,
     machine: MachineOptions,
     multi_scale: Annotated[
@@ -172,28 +162,29 @@ def run(
     """Collect the job, run it, show its figures."""
     groups = (model, scenes, what, recipe)
     named = {f.name for group in groups for f in fields(group)}
-    is_bare_resume = resume and not named_of(context, named - {"iterations"})
-    job = _job_in(output, recipe.iterations) if is_bare_resume else _job(*groups)
+    is_bare_resume = running.resume and not named_of(context, named - {"iterations"})
+    job = _job_in(running.output, recipe.iterations) if is_bare_resume else _job(*groups)
     from ..finetuning.run_folder import RunFolder
     from ..segmentation.pipeline import segment
 
     with terminal.progress() as progress:
         result = segment(
             job,
-            output,
-            resume=resume,
-            force=force,
+            running.output,
+            resume=running.resume,
+            force=running.force,
             device=machine.device,
             workers=machine.workers,
             checkpoint_seconds=checkpoint_seconds,
-            graph=graph,
+            graph=running.graph,
             multi_scale=multi_scale,
             save_predictions=save_predictions,
             progress=progress,
         )
-    written = RunFolder(output).written()
-    value = {"output": str(output), **result, "written": written}
-    terminal.show(value, facts([*_lines(result, output), ("written", ", ".join(written))]))
+    written = RunFolder(running.output).written()
+    value = {"output": str(running.output), **result, "written": written}
+    lines = [*_lines(result, running.output), ("written", ", ".join(written))]
+    terminal.show(value, facts(lines))
 
 
 def _job(

@@ -18,6 +18,7 @@ HEAD_HELP = (
     "Trained whole besides: a layer or a pattern, several times if need be, or none [the last "
     "layers before the loss]."
 )
+_RUN = "Run"
 _RECIPE = "Recipe (the defaults are the paper's)"
 
 
@@ -189,6 +190,23 @@ class RecipeOptions:
         start = self.preset().recipe if base is None or self.recipe is not None else base
         values = {f.name: getattr(self, f.name, None) for f in fields(Recipe) if f.name != "preset"}
         return replace(start, **{name: v for name, v in values.items() if v is not None})
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run goes, and how it is done."""
+
+    output: Annotated[Path, described(_RUN, "--output -o FOLDER", "Where all results go.")]
+    resume: Annotated[bool, described(_RUN, "--resume", "Go on with a run that was killed.")] = (
+        False
+    )
+    force: Annotated[
+        bool, described(_RUN, "--force", "Overwrite the run in the output folder.")
+    ] = False
+    graph: Annotated[
+        bool | None,
+        described(_RUN, "--graph/--no-graph", "Steps as CUDA graphs [on a card, where they can]."),
+    ] = None
 
 
 def parse_head(patterns: list[str] | None) -> tuple[str, ...] | None:

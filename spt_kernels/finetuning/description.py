@@ -47,12 +47,7 @@ class Description:
         """As metadata for `save_delta`, which `of` reads."""
         told: dict[str, Any] = {}
         if self.model is not None:
-            told["model"] = {
-                "name": self.model.name,
-                "arguments": dict(self.model.args),
-                "weights": self.model.weights,
-                "pretrained": self.model.pretrained,
-            }
+            told["model"] = told_of(self.model)
         if self.classes:
             told["classes"] = self.classes
         if self.form is not None:
@@ -159,6 +154,16 @@ def metadata_of(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise DeltaFormatError(f"{path}: its metadata are no JSON object")
     return value
+
+
+def told_of(model: ModelSource) -> dict[str, Any]:
+    """How to build a model, as a file tells it."""
+    return {
+        "name": model.name,
+        "arguments": dict(model.args),
+        "weights": model.weights,
+        "pretrained": model.pretrained,
+    }
 
 
 def _model(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..methods.method import check_one_of
 from .accuracy import Accuracy, evaluate
 from .device import pick_device
 from .images import LabelledImages, read_list
@@ -103,8 +104,7 @@ def check_options(batch_size: int, amp: str) -> None:
     """Refuse what no forward can be made with, before any work."""
     if batch_size < 1:
         raise ValueError(f"batch_size: expected more than zero, got {batch_size}")
-    if amp not in PRECISIONS:
-        raise ValueError(f"amp: expected one of {', '.join(PRECISIONS)}, got {amp!r}")
+    check_one_of("amp", amp, PRECISIONS)
 
 
 def _by_name(

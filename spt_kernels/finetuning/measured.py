@@ -22,6 +22,7 @@ from .device import seed_everything
 from .job import plain
 from .pixels import Batches
 from .progress import Progress
+from .run import Run
 from .run_folder import FILES, RunFolder
 from .setting import Setting
 
@@ -61,6 +62,28 @@ def measure_on(
         model, batches, loss_fn, samples, head=method.head, progress=on_samples
     )
     return replace(measured, scores={name: score.cpu() for name, score in measured.items()})
+
+
+def measured_once(
+    run: Run[Any], own: Mapping[str, Any], measure: Callable[[], Sensitivity]
+) -> Sensitivity:
+    """The sensitivity that was measured into the run's folder before, or else is measured now.
+
+    Args:
+        run: under way.
+        own: all that the measurement depends on, as `evidence_of` has it.
+        measure: what does it, if it must be done.
+    """
+    run.keeps_measured = True
+    kept, took = kept_sensitivity(run.folder, own, run.log)
+    run.clock.spent = max(run.clock.spent, took)
+    if kept is not None:
+        return kept
+    if not run.folder.replaces:  # the run that is there stays until this one is known to go
+        run.claim()
+    measured = measure()
+    keep_sensitivity(run.folder, own, measured, run.clock())
+    return measured
 
 
 def kept_sensitivity(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,8 @@ from .job import FinetuneJob
 from .pixels import Batches
 from .preparation import Decision, preparation_of
 from .progress import Logged, Progress, Silent
-from .run import Clock, Run, spent_in
-from .run_folder import FILES, RunFolder
+from .run import Clock, Run, finished_in, spent_in
+from .run_folder import RunFolder
 from .run_step import wants_graph
 from .setting import Setting, open_setting
 from .training import EpochFigures, median_step_ms, train
@@ -90,7 +89,7 @@ def finetune(
             kept_plan = folder["plan"] if resume and folder["plan"].is_file() else None
             job, plan, given = _settled(job, kept_plan)
             if resume:
-                finished = _finished(folder, job)
+                finished = finished_in(folder, job, "epochs")
                 if finished is not None:
                     log.say("this run is finished")
                     return finished
@@ -170,9 +169,7 @@ def _finish(
         "seconds": round(run.clock(), 1),
         **machine_of(setting.device),
     }
-    folder.write_json("result", result)
-    os.replace(folder["checkpoint"], folder["state"])
-    folder["seconds"].unlink(missing_ok=True)
+    run.finish(result)
     return result
 
 
@@ -196,25 +193,6 @@ def _settled(
     if method.samples != Method.samples:
         check_samples(measured_on, method.samples)
     return replace(job, method=replace(method, samples=measured_on)), plan, given
-
-
-def _finished(folder: RunFolder, job: FinetuneJob) -> dict[str, Any] | None:
-    """The result of a run that is over; `ValueError` if the folder holds another job's."""
-    config = folder.read_json("config")
-    if config is None:
-        return None
-    old = FinetuneJob.from_json(config["job"])
-    if (difference := job.difference_from(old)) is not None:
-        raise ValueError(f"output: {folder.path} holds another job ({difference})")
-    result = folder.read_json("result")
-    if result is None or result["epochs"] == job.recipe.epochs:
-        return result
-    if not (folder["checkpoint"].is_file() or folder["state"].is_file()):
-        raise ValueError(
-            f"epochs: the run in {folder.path} ended after {result['epochs']}, and without its "
-            f"{FILES['state']} it cannot go on to {job.recipe.epochs}"
-        )
-    return None
 
 
 def _train(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import needed
+from ..methods.method import check_one_of
 from .image_mode import in_eight_bits
 from .images import LabelledImages
 from .kept_part import AUGMENTATIONS, FITS, kept_part
@@ -67,12 +68,11 @@ class Preprocessing:
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct: expected more than 0 and at most 1, got {self.crop_pct}")
         for name, value, allowed in (
-            ("interpolation", self.interpolation, tuple(_FILTERS)),
+            ("interpolation", self.interpolation, _FILTERS),
             ("fit", self.fit, FITS),
             ("augment", self.augment, AUGMENTATIONS),
         ):
-            if value not in allowed:
-                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+            check_one_of(name, value, allowed)
 
 
 def decode(path: Path, form: Preprocessing, generator: torch.Generator | None = None) -> Tensor:

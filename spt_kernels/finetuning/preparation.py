@@ -9,7 +9,7 @@ from functools import partial
 from ..methods import Method, make_plan
 from ..plan import Plan
 from ..sensitivity import Sensitivity
-from .measured import keep_sensitivity, kept_sensitivity, measured_on, sensitivity_of
+from .measured import measured_on, measured_once, sensitivity_of
 from .pixels import Batches
 from .possible import check_possible
 from .run import Run
@@ -57,16 +57,10 @@ def preparation_of(
 
 def _by_measuring(method: Method, run: Run[Setting], images: Batches) -> Decision:
     """The plan by the sensitivity that was measured into the folder before, or else now."""
-    run.keeps_measured = True
-    setting, folder = run.setting, run.folder
-    own = measured_on(setting)
-    measured, took = kept_sensitivity(folder, own, run.log)
-    run.clock.spent = max(run.clock.spent, took)
-    if measured is None:
-        if not folder.replaces:  # the run that is there stays until this one is known to go
-            run.claim()
-        measured = sensitivity_of(setting, images, run.log)
-        keep_sensitivity(folder, own, measured, run.clock())
+    setting = run.setting
+    measured = measured_once(
+        run, measured_on(setting), lambda: sensitivity_of(setting, images, run.log)
+    )
     return Decision(method, make_plan(setting.base.model, method, measured))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from ..methods.method import Method, entry_of
+from ..methods.method import Method, check_one_of, entry_of
 from .recipe import Recipe
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -91,6 +91,5 @@ def preset_of(name: str) -> Preset:
     Raises:
         ValueError: there is none.
     """
-    if name not in PRESETS:
-        raise ValueError(f"recipe: expected one of {', '.join(PRESETS)}, got {name!r}")
+    check_one_of("recipe", name, PRESETS)
     return PRESETS[name]

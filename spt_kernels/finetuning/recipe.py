@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..methods.method import Method, check_positive, check_within
+from ..methods.method import Method, check_one_of, check_positive, check_within
 
 PRECISIONS = ("none", "bf16")
 SCHEDULES = ("step", "epoch")
@@ -69,12 +69,8 @@ class Recipe:
                 f"warmup_epochs: expected fewer than epochs ({self.epochs}), "
                 f"got {self.warmup_epochs}"
             )
-        if self.amp not in PRECISIONS:
-            raise ValueError(f"amp: expected one of {', '.join(PRECISIONS)}, got {self.amp!r}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"schedule: expected one of {', '.join(SCHEDULES)}, got {self.schedule!r}"
-            )
+        check_one_of("amp", self.amp, PRECISIONS)
+        check_one_of("schedule", self.schedule, SCHEDULES)
 
     def peak_lr(self, method: Method) -> float:
         """The learning rate at the end of the warm-up."""

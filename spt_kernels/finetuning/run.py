@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from .progress import Logged
-from .run_folder import RunFolder
+from .run_folder import FILES, RunFolder
 
 S = TypeVar("S")
 
@@ -73,6 +73,40 @@ class Run(Generic[S]):
     def note_seconds(self) -> None:
         """Keep what it has taken so far, for when it is resumed."""
         self.folder.write_json("seconds", {"seconds": round(self.clock(), 1)})
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write down what came of it; its state stays, so that it can be made longer."""
+        self.folder.write_json("result", result)
+        os.replace(self.folder["checkpoint"], self.folder["state"])
+        self.folder["seconds"].unlink(missing_ok=True)
+
+
+def finished_in(folder: RunFolder, job: Any, counted: str) -> dict[str, Any] | None:
+    """The result of the run in `folder`, if that is over, or cannot be made as long as `job`.
+
+    Args:
+        folder: of the run.
+        job: what is to be run; its class reads what is in the folder.
+        counted: what its recipe says how many of, as `"epochs"`.
+
+    Raises:
+        ValueError: the folder holds another job's, or what the run needs to go on is gone.
+    """
+    config = folder.read_json("config")
+    if config is None:
+        return None
+    if (difference := job.difference_from(type(job).from_json(config["job"]))) is not None:
+        raise ValueError(f"output: {folder.path} holds another job ({difference})")
+    result = folder.read_json("result")
+    wanted = getattr(job.recipe, counted)
+    if result is None or result[counted] == wanted:
+        return result
+    if not (folder["checkpoint"].is_file() or folder["state"].is_file()):
+        raise ValueError(
+            f"{counted}: the run in {folder.path} ended after {result[counted]:,}, and without its "
+            f"{FILES['state']} it cannot go on to {wanted:,}"
+        )
+    return None
 
 
 def spent_in(folder: RunFolder) -> float:

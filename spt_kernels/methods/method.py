@@ -258,6 +258,13 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected more than zero, got {value}")
 
 
+def check_one_of(name: str, value: Any, known: Iterable[str]) -> None:
+    """Refuse what is none of the names that there are."""
+    names = tuple(known)
+    if value not in names:
+        raise ValueError(f"{name}: expected one of {', '.join(names)}, got {value!r}")
+
+
 def check_within(name: str, value: float | None, low: float, high: float) -> None:
     """Refuse what is below `low`, or not below `high`."""
     if value is not None and not low <= value < high:

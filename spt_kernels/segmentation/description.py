@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..finetuning.description import SEGMENTATION as KIND
+from ..finetuning.description import told_of
 from ..finetuning.job import plain
 from ..finetuning.models import ModelSource
 from ..methods import Method
@@ -49,14 +50,8 @@ class SegmentationDescription:
 
     def to_json(self) -> dict[str, Any]:
         """As metadata of a file, which `from_json` reads."""
-        model = self.model
         told: dict[str, Any] = {
-            "model": {
-                "name": model.name,
-                "arguments": dict(model.args),
-                "weights": model.weights,
-                "pretrained": model.pretrained,
-            },
+            "model": told_of(self.model),
             "classes": self.classes,
             "preprocessing": self.form.to_json(),
             KIND: {"decoder": _DECODER, "channels": self.channels, "auxiliary": self.auxiliary},

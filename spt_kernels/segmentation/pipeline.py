@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from ..files.picture import check_can_draw
 from ..finetuning.curves import training_curves_figure
 from ..finetuning.device import reproducible, seed_everything
 from ..finetuning.facts import machine_of, measured_bytes
-from ..finetuning.measured import keep_sensitivity, kept_sensitivity, measure_on
+from ..finetuning.measured import measure_on, measured_once
 from ..finetuning.possible import check_possible
 from ..finetuning.progress import Logged, Progress, Silent
-from ..finetuning.run import Clock, Run, spent_in
-from ..finetuning.run_folder import FILES, RunFolder
+from ..finetuning.run import Clock, Run, finished_in, spent_in
+from ..finetuning.run_folder import RunFolder
 from ..finetuning.run_step import wants_graph
 from ..methods import Method, make_plan, tune
 from ..methods.tunable import Tunable
@@ -177,57 +176,36 @@ def _finish(
         "measured_peak_bytes": measured_bytes(setting.device),
         **machine_of(setting.device),
     }
-    folder.write_json("result", result)
-    os.replace(folder["checkpoint"], folder["state"])
-    folder["seconds"].unlink(missing_ok=True)
+    run.finish(result)
     return result
 
 
 def _finished(folder: RunFolder, job: SegmentationJob) -> dict[str, Any] | None:
-    """The result of a run that is over; `ValueError` if the folder holds another job's."""
     config = folder.read_json("config")
-    if config is None:
-        return None
-    if config.get("kind") != KIND:
+    if config is not None and config.get("kind") != KIND:
         raise ValueError(f"output: {folder.path} holds a run of classification")
-    old = SegmentationJob.from_json(config["job"])
-    if (difference := job.difference_from(old)) is not None:
-        raise ValueError(f"output: {folder.path} holds another job ({difference})")
-    result = folder.read_json("result")
-    if result is None or result["iterations"] == job.recipe.iterations:
-        return result
-    if not (folder["checkpoint"].is_file() or folder["state"].is_file()):
-        raise ValueError(
-            f"iterations: the run in {folder.path} ended after {result['iterations']:,}, and "
-            f"without its {FILES['state']} it cannot go on to {job.recipe.iterations:,}"
-        )
-    return None
+    return finished_in(folder, job, "iterations")
 
 
 def _measured(run: Run[SegmentationSetting], method: Method) -> Sensitivity:
     """The sensitivity that was measured into the folder before, or else now."""
-    run.keeps_measured = True
-    setting, folder = run.setting, run.folder
-    own = setting.evidence(method)
-    kept, took = kept_sensitivity(folder, own, run.log)
-    run.clock.spent = max(run.clock.spent, took)
-    if kept is not None:
-        return kept
-    if not folder.replaces:  # the run that is there stays until this one is known to go
-        run.claim()
-    model = setting.base.model.to(setting.device)
-    measured = measure_on(
-        model,
-        setting.crops(),
-        nn.CrossEntropyLoss(ignore_index=IGNORED),
-        min(method.samples, len(setting.training)),
-        method,
-        setting.job.recipe.seed,
-        run.log,
-    )
-    model.to("cpu")
-    keep_sensitivity(folder, own, measured, run.clock())
-    return measured
+    setting = run.setting
+
+    def measure() -> Sensitivity:
+        model = setting.base.model.to(setting.device)
+        measured = measure_on(
+            model,
+            setting.crops(),
+            nn.CrossEntropyLoss(ignore_index=IGNORED),
+            min(method.samples, len(setting.training)),
+            method,
+            setting.job.recipe.seed,
+            run.log,
+        )
+        model.to("cpu")
+        return measured
+
+    return measured_once(run, setting.evidence(method), measure)
 
 
 def _train(

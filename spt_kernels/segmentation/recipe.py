@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..finetuning.recipe import PRECISIONS, default_lr
-from ..methods.method import Method, check_positive, check_within
+from ..methods.method import Method, check_one_of, check_positive, check_within
 
 _LONGEST_WARMUP = 1500  # iterations
 
@@ -60,8 +60,7 @@ class SegmentationRecipe:
                 f"warmup_iterations: expected fewer than iterations ({self.iterations}), "
                 f"got {self.warmup_iterations}"
             )
-        if self.amp not in PRECISIONS:
-            raise ValueError(f"amp: expected one of {', '.join(PRECISIONS)}, got {self.amp!r}")
+        check_one_of("amp", self.amp, PRECISIONS)
 
     def peak_lr(self, method: Method) -> float:
         """The learning rate at the end of the warm-up."""

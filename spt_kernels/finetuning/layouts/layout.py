@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from ...methods.method import check_one_of
 from ..images import LabelledImages
 from . import birds, cars, dogs, flowers, vpt
 from .listing import Listing
@@ -67,8 +68,7 @@ def layout_of(name: str) -> Layout:
     Raises:
         ValueError: there is none.
     """
-    if name not in LAYOUTS:
-        raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {name!r}")
+    check_one_of("layout", name, LAYOUTS)
     return LAYOUTS[name]
 
 
