@@ -50,7 +50,8 @@ class TracedAdapter(torch.autograd.Function):
         low = F.linear(y, down.to(y.dtype), down_bias.to(y.dtype))  # [..., rank]
         ctx.save_for_backward(x, down, up, low, base.weight, base.bias)
         ctx.rows = base.rows
-        return adapter_update(low, up, up_bias)
+        with without_autocast(low.device):
+            return thin_product(F.gelu(low), up.to(low.dtype).t()) + up_bias.to(low.dtype)
 
     @staticmethod
     @first_derivative_only
@@ -72,10 +73,3 @@ class TracedAdapter(torch.autograd.Function):
             grad_y = thin_product(g, down.to(dtype)).view(grad_output.shape)
         grads = grad_down.to(down.dtype), total.to(down.dtype), grad_up.to(up.dtype)
         return grad_y, None, *grads, grad_up_bias.to(up.dtype), None
-
-
-def adapter_update(low: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:
-    """`Up(GELU(low))` of a bottleneck `[..., rank]`, without autograd."""
-    dtype = low.dtype
-    with without_autocast(low.device):
-        return thin_product(F.gelu(low), up.to(dtype).t()) + up_bias.to(dtype)
