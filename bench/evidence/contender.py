@@ -93,11 +93,17 @@ class Suite:
         return self.ablation_tasks if contender.is_ablation else self.tasks
 
     def runs(self) -> list[Run]:
-        """Every run, all of the first seed before the second: so that what is there can be told."""
+        """Every run: first what the questions need, all of one seed before the next, then the rest.
+
+        So what is there can be told at any moment, and answers the most.
+        """
+        asked = {name for own in self.hypotheses for name in (own.ours, own.theirs)}
         return [
             Run(task, contender.name, seed)
+            for is_asked in (True, False)
             for seed in self.seeds
             for contender in self.contenders
+            if (contender.name in asked) == is_asked
             for task in self.tasks_of(contender)
         ]
 

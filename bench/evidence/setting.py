@@ -22,7 +22,7 @@ _VIT = ModelSource(
     "vit_cifar6.safetensors",
 )
 
-# The methods of the questions come first, so that what is there of a seed answers most.
+
 _OF_TABLE = (
     Contender("lora-8", Method("lora-8")),
     Contender("spt-lora", Method("spt-lora", budget=BUDGET)),
