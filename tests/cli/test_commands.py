@@ -166,7 +166,7 @@ def test_a_merged_model_predicts_what_the_task_does(
 def test_tables_are_for_people(
     tuned: Path, model: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    three, shape = ["--method", "full,lora-16,spt-lora"], ["-m", "vit_tiny_patch16_224", *SHAPE]
+    two, shape = ["--method", "full,spt-lora"], ["-m", "vit_tiny_patch16_224", *SHAPE]
     for arguments, words in (
         (["inspect", str(tuned)], ["finished", "spt-lora", "task.safetensors"]),
         (
@@ -177,8 +177,8 @@ def test_tables_are_for_people(
         (["inspect", str(tuned / "sensitivity.safetensors")], ["images", "blocks.0"]),
         (["evaluate", str(tuned)], ["blue", "green", "red", "all", "18"]),
         (
-            ["memory", *shape, "--batch", "2", "--fits", "0.0001,0.01", *three],
-            ["full", "lora-16", "made-up", "Not counted", "█ weights", "none (", "in 0.01 GiB"],
+            ["memory", *shape, "--batch", "2", "--fits", "0.0001,0.01", *two],
+            ["full", "spt-lora", "made-up", "Not counted", "█ weights", "none (", "in 0.01 GiB"],
         ),
         (["memory", *shape, "--method", "full", "--optimizer", "sgd"], ["100.0 %", "sgd, full"]),
     ):

@@ -83,10 +83,10 @@ def test_a_row_of_memory_alone() -> None:
 @pytest.mark.parametrize("name", [name for name in ROWS if name.startswith("peft")])
 def test_peft_in_other_precisions(name: str, dtype: str) -> None:
     every.method(name)
-    fp32 = measure_row(name, CostSetting(**{**SETTING.to_json(), "rounds": 0}))
-    row = measure_row(name, CostSetting(**{**SETTING.to_json(), "dtype": dtype}))
+    row = measure_row(name, replace(SETTING, dtype=dtype))
     assert row.step is not None
     if dtype == "bf16":  # autocast casts small weights of a small model for little in return
+        fp32 = measure_row(name, replace(SETTING, rounds=0))
         assert row.tuning_peak_bytes < fp32.tuning_peak_bytes
 
 

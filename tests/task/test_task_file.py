@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import signal
@@ -368,6 +369,7 @@ def test_bytes_per_value_of_a_vit_b(dtype: torch.dtype, limit: float, layout: st
     assert len(file) - without_header < 100_000
 
 
+@functools.cache
 def vit_b_positions(
     nnz: int, *, clustered: bool
 ) -> tuple[dict[str, ParameterInfo], dict[str, torch.Tensor]]:
