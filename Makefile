@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inl csrc/CMakeLists.txt) setup.py pyproject.toml
 
-.PHONY: help setup demo test lint format bench table7 evidence report models sanitize clean
+.PHONY: help setup demo test lint format bench table7 evidence report models sanitize dist lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show the targets
@@ -19,8 +19,14 @@ $(VENV)/.demo: $(NATIVE) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[cli]'
 	@touch $@
 
+# `make test LOCKED=1` takes the versions of requirements/test.txt and nothing that has other hashes.
 $(VENV)/.test: $(NATIVE) | $(BIN)/python
+ifdef LOCKED
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/test.txt
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+else
 	$(BIN)/python -m pip install --quiet -e '.[test,lint]'
+endif
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.bench: $(NATIVE) | $(BIN)/python
@@ -77,6 +83,27 @@ $(VENV)/.sanitize: | $(BIN)/python
 
 sanitize: $(VENV)/.sanitize  ## the C++ under address, undefined-behaviour and thread sanitizers
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -P csrc/sanitize.cmake
+
+# The wheel is built from the sdist, which so has all it needs. The pure one is for where no other fits.
+TRY = build/try/bin
+dist: | $(BIN)/python  ## sdist and wheels in dist/, tried in an empty environment; what is in them
+	rm -rf dist build/try
+	$(BIN)/python -m pip install --quiet build cyclonedx-bom
+	$(BIN)/python -m build --outdir dist
+	SPT_KERNELS_NO_NATIVE=1 $(BIN)/python -m build --wheel --outdir dist
+	$(PYTHON) -m venv build/try
+	$(TRY)/python -m pip install --quiet "$$(ls dist/*.whl | grep -v none-any)[cli]"
+	cd build/try && bin/spt-kernels demo --output demo && bin/python -c "import spt_kernels as spt; print(spt.backends())"
+	$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+		-o dist/spt_kernels.cdx.json build/try/bin/python
+	$(TRY)/python -m pip install --quiet --no-deps --force-reinstall dist/*-none-any.whl
+	cd build/try && bin/spt-kernels demo --output pure && bin/python -c "import spt_kernels as spt; assert not spt.backends().native"
+
+lock: | $(BIN)/python  ## requirements/test.txt anew: what `make test LOCKED=1` installs, with hashes
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra test --extra lint --universal --generate-hashes \
+		--no-annotate --quiet --upgrade --custom-compile-command 'make lock' \
+		--constraint requirements/tested.txt -o requirements/test.txt
 
 clean:  ## remove what was built, keep .venv
 	rm -rf build dist *.egg-info spt_kernels/*.so

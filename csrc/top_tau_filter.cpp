@@ -9,9 +9,11 @@
 namespace spt {
 namespace {
 
+#if SPT_X86
 bool has_avx2() {
-    return SPT_X86 && instruction_set() >= InstructionSet::avx2;
+    return instruction_set() >= InstructionSet::avx2;
 }
+#endif
 
 // Both pieces of a pair, with the best function for it.
 template <typename T>
