@@ -159,8 +159,9 @@ def _drawn(made: BenchmarkTable, picture: Path | None) -> list[str]:
     if picture is None:
         return []
     from ..benchmarks import benchmark_figure
+    from ..files.picture import save_picture
 
-    benchmark_figure(made).savefig(picture)
+    save_picture(benchmark_figure(made), picture)
     return [f"written to {picture}"]
 
 

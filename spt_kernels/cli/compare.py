@@ -41,9 +41,10 @@ def run(
     made = compare_runs(runs)
     parts = _parts(made)
     if output is not None:
+        from ..files.picture import save_picture
         from ..finetuning.comparison_chart import comparison_figure
 
-        comparison_figure(made).savefig(output)
+        save_picture(comparison_figure(made), output)
         parts.append(f"written to {output}")
     terminal.show(made.to_json(), *parts)
 

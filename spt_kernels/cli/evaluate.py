@@ -110,9 +110,10 @@ def run(
             **how,
         )
     if confusion is not None:
+        from ..files.picture import save_picture
         from ..finetuning.confusion import confusion_figure
 
-        confusion_figure(seen.confusion(), images.classes).savefig(confusion)
+        save_picture(confusion_figure(seen.confusion(), images.classes), confusion)
     parts = [_table(seen, images)]
     if confusion is not None:
         parts.append(f"written to {confusion}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..files.picture import check_can_draw
+from ..files.picture import check_can_draw, save_picture
 from ..methods import Method, tune
 from ..methods.tunable import Tunable
 from ..plan import Plan
@@ -146,10 +146,10 @@ def _finish(
     best_file = _save_best(tunable, folder, best, last.epoch, described)
     accuracy = _test(setting, tunable.model, folder, run.log)
     if plan is not None and plan.selected:
-        sensitivity_figure(plan).savefig(folder["sensitivity_picture"])
+        save_picture(sensitivity_figure(plan), folder["sensitivity_picture"])
     job = setting.job
     curves = training_curves_figure(history, title=f"{job.model.name}, {job.method.name}")
-    curves.savefig(folder["curves_picture"])
+    save_picture(curves, folder["curves_picture"])
     result = {
         "method": setting.job.method.name,
         "test_accuracy": accuracy,

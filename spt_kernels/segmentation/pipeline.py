@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..files.picture import check_can_draw
+from ..files.picture import check_can_draw, save_picture
 from ..finetuning.curves import training_curves_figure
 from ..finetuning.device import reproducible, seed_everything
 from ..finetuning.facts import machine_of, measured_bytes
@@ -278,8 +278,8 @@ def _draw(
     folder: RunFolder, job: SegmentationJob, plan: Plan | None, history: list[IterationFigures]
 ) -> None:
     if plan is not None and plan.selected:
-        sensitivity_figure(plan).savefig(folder["sensitivity_picture"])
+        save_picture(sensitivity_figure(plan), folder["sensitivity_picture"])
     rows = [{"epoch": row.iteration, "train_loss": row.train_loss} for row in history]
     title = f"{job.model.name}, {job.method.name}"
     curves = training_curves_figure(rows, title=title, unit="iteration")
-    curves.savefig(folder["curves_picture"])
+    save_picture(curves, folder["curves_picture"])

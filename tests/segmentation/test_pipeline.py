@@ -27,6 +27,7 @@ from spt_kernels.segmentation import (
 from spt_kernels.segmentation.pictures import palette
 from spt_kernels.segmentation.saved import is_segmentation
 from spt_kernels.segmentation.scenes import read_labels
+from tests.finetuning.undrawn import leave_pictures_empty
 
 SHORT = SegmentationRecipe(iterations=7, batch_size=3, drop_path=0.2)
 CPU = torch.device("cpu")
@@ -35,13 +36,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without pictures, which take longer than these runs."""
-
-    class NoPicture:
-        def savefig(self, path: Path) -> None:
-            path.write_bytes(b"")
-
-    monkeypatch.setattr(pipeline, "sensitivity_figure", lambda *_: NoPicture())
-    monkeypatch.setattr(pipeline, "training_curves_figure", lambda *_, **__: NoPicture())
+    leave_pictures_empty(monkeypatch, pipeline)
 
 
 @pytest.fixture(scope="module")
