@@ -66,7 +66,7 @@ class FinetuneJob:
         return cls(
             ModelSource(**value["model"]),
             ImageSource(**images),
-            Method(**value["method"]),
+            Method.from_json(value["method"]),
             Recipe(**value["recipe"]),
             form,
             value["sensitivity"],

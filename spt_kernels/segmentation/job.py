@@ -70,7 +70,7 @@ class SegmentationJob:
             n: tuple(v) if isinstance(v, list) else v for n, v in value.items()
         }
         values["model"] = ModelSource(**value["model"])
-        values["method"] = Method(**value["method"])
+        values["method"] = Method.from_json(value["method"])
         values["recipe"] = SegmentationRecipe(**value["recipe"])
         return cls(**values)
 
