@@ -39,7 +39,9 @@ def run(
     if seeds < 1:
         raise ValueError(f"--seeds: expected at least one, got {seeds}")
     check_can_run()
-    RunFolder.open(output, force=force)
+    if not force and output.is_dir() and any(output.iterdir()):
+        raise ValueError(f"--output: {output} is not empty; --force overwrites what is in it")
+    RunFolder.open(output, force=True)  # or refuses
     with terminal.progress() as progress:
         result = run_demo(output, seeds=range(seeds), progress=progress)
     terminal.show({"output": str(output), **result.to_json()}, *_parts(result, output, seeds))

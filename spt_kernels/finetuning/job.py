@@ -43,7 +43,7 @@ class FinetuneJob:
         if self.model.weights is None and not self.model.pretrained and self.method.name != "full":
             raise ValueError(
                 f"weights: method {self.method.name!r} needs a pre-trained model: name a file of "
-                "weights, or let timm download them (pretrained)"
+                "weights, or let timm download them (`pretrained`)"
             )
         if self.plan is not None and self.method.entry.holds is None:
             raise ValueError(f"plan: method {self.method.name!r} does not use one")

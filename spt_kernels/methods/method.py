@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -218,9 +219,16 @@ def entry_of(name: Any) -> Entry:
     """
     family = re.sub(r"-[1-9]\d*$", "-K", name) if isinstance(name, str) else ""
     if family not in METHODS or name.endswith("-K"):
-        names = ", ".join(METHODS)
-        raise ValueError(f"method: expected one of {names} (K is a number), got {name!r}")
+        names, asked = ", ".join(METHODS), str(name).lower().replace("_", "-")
+        hint = did_you_mean(re.sub(r"\d+", "K", asked), METHODS)
+        raise ValueError(f"method: expected one of {names} (K is a number), got {name!r}{hint}")
     return METHODS[family]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean …?` with what is written almost like `name`, if there is such."""
+    close = difflib.get_close_matches(name, tuple(known), n=3)
+    return f"; did you mean {', '.join(close)}?" if close else ""
 
 
 def table_names() -> tuple[str, ...]:

@@ -45,7 +45,7 @@ class SegmentationJob:
         if self.model.weights is None and not self.model.pretrained and self.method.name != "full":
             raise ValueError(
                 f"weights: method {self.method.name!r} needs a pre-trained model: name a file of "
-                "weights, or let timm download them (pretrained)"
+                "weights, or let timm download them (`pretrained`)"
             )
         # PEFT wraps a model, which then is no Setr; NOAH's search goes by classes of images; an MLP
         # head replaces a linear one

@@ -295,7 +295,11 @@ MISTAKES = {
         ["finetune", "-o", "{x}", "{model}", "-d", "{bad}", "--epochs", "1"],
         "cannot read the image",
     ),
-    "not empty": (["finetune", "-o", "{data}", "{model}", "-d", "{data}"], "is not empty"),
+    "not empty": (
+        ["finetune", "-o", "{data}", "{model}", "-d", "{data}"],
+        "is not empty (--resume goes on with the run in it, --force overwrites it)",
+    ),
+    "demo onto something": (["demo", "-o", "{data}"], "is not empty; --force overwrites"),
     "not writable": (["finetune", "-o", "/proc/x", "{model}", "-d", "{data}"], "cannot write"),
     "nothing to resume": (["finetune", "-o", "{x}", "--resume"], "no run in"),
     "no file": (["inspect", "{x}/none"], "no such file"),
