@@ -211,18 +211,18 @@ class Method:
         return int(budget * backbone) if isinstance(budget, float) else budget
 
 
-def entry_of(name: Any) -> Entry:
-    """The entry of the method called `name`.
+def entry_of(name: Any, known: Mapping[str, Entry] = METHODS) -> Entry:
+    """The entry of the method called `name`, of those that are `known` where it is asked.
 
     Raises:
         ValueError: there is none.
     """
     family = re.sub(r"-[1-9]\d*$", "-K", name) if isinstance(name, str) else ""
-    if family not in METHODS or name.endswith("-K"):
-        names, asked = ", ".join(METHODS), str(name).lower().replace("_", "-")
-        hint = did_you_mean(re.sub(r"\d+", "K", asked), METHODS)
+    if family not in known or name.endswith("-K"):
+        names, asked = ", ".join(known), str(name).lower().replace("_", "-")
+        hint = did_you_mean(re.sub(r"\d+", "K", asked), known)
         raise ValueError(f"method: expected one of {names} (K is a number), got {name!r}{hint}")
-    return METHODS[family]
+    return known[family]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
