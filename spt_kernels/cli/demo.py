@@ -15,10 +15,12 @@ HELP = """Four ways to teach new handwritten digits to a small ViT.
 
 It comes with this package and knows the digits 0 to 4. It learns 5 to 9 from
 200 images: by its head alone, by LoRA, by SPT-LoRA with as many parameters, and
-by full fine-tuning. About two minutes on two cores; nothing is downloaded.
+by full fine-tuning.
 
   spt-kernels demo
   spt-kernels inspect demo-output/spt-lora-0/task.safetensors
+
+About two minutes on two cores; nothing is downloaded.
 """
 
 

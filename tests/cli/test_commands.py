@@ -78,6 +78,8 @@ def test_help_teaches_by_example(name: str, capsys: pytest.CaptureFixture[str]) 
     text = output_of([*([name] if name else []), "--help"], capsys)
     assert f"spt-kernels {name or 'finetune'} " in text.split("╭")[0].replace("Usage: ", "")
     assert max(len(line) for line in text.splitlines()) <= 80
+    # typer dedents what follows the first paragraph, where all of it is examples but one
+    assert [line for line in text.splitlines() if line.startswith(" spt-kernels ")] == []
 
 
 def test_help_comes_without_torch() -> None:
