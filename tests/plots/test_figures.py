@@ -11,6 +11,7 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.figure import Figure
 
+from spt_kernels.methods import METHODS
 from spt_kernels.plan import allocate
 from spt_kernels.plots import (
     AccuracyTable,
@@ -30,6 +31,7 @@ from spt_kernels.plots import (
     task_shares,
     variance_over_tasks,
 )
+from spt_kernels.plots.figures.paper import series
 from tests.pictures import assert_nothing_is_cut, texts, titles
 
 from .made_up import A, B, plan, run, scores
@@ -196,6 +198,16 @@ def test_accuracy_against_budget(runs: Path) -> None:
     for columns in (1, 2):
         assert_nothing_is_cut(budget_figure(table_of(runs, "lora-4"), columns=columns))
     assert key_of(budget_figure(table_of(runs, "linear")))[0] == "linear"
+
+
+def test_as_many_methods_as_there_are_look_apart() -> None:
+    looks = [series(place) for place in range(len(METHODS))]
+    marked = {(own["color"], own["marker"]) for own in looks}
+    levels = {(own["color"], str(own["linestyle"])) for own in looks}
+    assert len(marked) == len(levels) == len(METHODS)
+    for own, other in itertools.combinations(looks, 2):
+        if own["color"] == other["color"]:  # as marks have in print
+            assert own["marker"] != other["marker"]
 
 
 def test_accuracy_against_samples(runs: Path) -> None:
