@@ -69,6 +69,9 @@ def test_a_run_that_fails_is_told_by_the_exit_code(
     out = capsys.readouterr().out
     assert "failed: reds, spt-lora, seed 0: budget=1,000,000,000 is more" in out
     assert run(["benchmark", "table", str(place / "failed")]) == 0
+    other = command(place, "failed", "--methods", "bias", "--tasks", "reds", "-q")
+    assert run(other) == 0, "what failed before was not asked for"
+    assert "failed: reds, spt-lora" in capsys.readouterr().out
 
 
 def test_options_are_of_the_methods_that_read_them(place: Path) -> None:
