@@ -41,5 +41,6 @@ def every(
         except ValueError as error:
             wrong.append(f"{name}: {error}")
     if wrong:
-        raise ValueError("\n  ".join([f"{what}; incomplete:", *wrong]))
+        those = "`tasks` takes those that are whole"
+        raise ValueError("\n  ".join([f"{what}; {those}; incomplete:", *wrong]))
     return tuple(made)

@@ -125,6 +125,13 @@ def test_mistakes_in_what_is_asked_for(place: Path, capsys: pytest.CaptureFixtur
         (["benchmark", "table", str(place), "--epochs", "3"], "--epochs: goes with a run"),
         (["benchmark", "vtab", "-m", "vit_tiny_patch16_224"], "--root: name the folder"),
         (["benchmark", "vtab", "--root", str(place)], "--output: name a folder"),
-        (["benchmark", "fgvc", "--root", str(place), "-o", "x", "-m", "y"], "FGVC"),
+        (
+            ["benchmark", "fgvc", "--root", str(place), "-o", "x", "-m", "y"],
+            f"{place}; --tasks takes those that are whole; incomplete: cub-200-2011: {place}: no",
+        ),
+        (
+            ["benchmark", "fgvc", "--root", str(place), "-o", "x", "-m", "y"],
+            f"or cub; nabirds: {place}: no folder called nabirds; oxford-flowers: ",
+        ),
     ):
         assert words in complaint_of(arguments, capsys)
