@@ -398,7 +398,7 @@ class OutOfMemoryError(RuntimeError):
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (KeyboardInterrupt(), 130, "goes on with --resume"),
+        (KeyboardInterrupt(), 130, "stopped; --resume goes on with the run"),
         (OutOfMemoryError("CUDA out of memory"), 2, "smaller --batch-size"),
         (
             PermissionError(13, "Permission denied", "result.json"),

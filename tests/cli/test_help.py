@@ -94,6 +94,17 @@ def test_an_error_names_the_option_as_typed(
         assert words in complaint_of(arguments, capsys)
 
 
+def test_what_nothing_goes_on_with_is_only_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spt_kernels.finetuning.comparison.compare_runs", interrupt)
+    assert run(["compare", "x"]) == 130
+    assert capsys.readouterr().err.strip() == "spt-kernels: stopped"
+
+
 def test_a_name_that_is_no_option_stays_as_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
