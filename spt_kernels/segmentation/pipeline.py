@@ -127,13 +127,13 @@ def _made_ready(
     if plan is None and given is None and method.is_sensitivity_aware:
         check_possible(method, model)
         given = _measured(run, method)
-    if plan is None:
-        plan = make_plan(model, method, given)
-    elif plan.head != head_names(model, method.head):
-        raise ValueError(
-            f"plan: expected one whose head is the decoder, {', '.join(model.trained_whole)}, got "
-            f"{', '.join(layers_of(plan.head)) or 'none'}"
-        )
+    for name, file in (("plan", plan), ("sensitivity", given)):
+        if file is not None and file.head != head_names(model, method.head):
+            raise ValueError(
+                f"{name}: expected one whose head is the decoder, "
+                f"{', '.join(model.trained_whole)}, got {', '.join(layers_of(file.head)) or 'none'}"
+            )
+    plan = make_plan(model, method, given) if plan is None else plan
     facts = _facts(model, plan, method, setting)
     # what a method draws for its modules is the same whatever was drawn before
     seed_everything(setting.job.recipe.seed)
