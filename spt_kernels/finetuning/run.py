@@ -118,12 +118,12 @@ def config_in(folder: RunFolder, command: str) -> dict[str, Any] | None:
         ValueError: the run is of another command, which is named.
     """
     config = folder.read_json("config")
-    own = None if config is None else _COMMANDS.get(config.get("kind"), "another command")
-    if own not in (None, command):
-        raise ValueError(
-            f"output: {folder.path} holds a run of {own}, not of {command}; "
-            f"spt-kernels {own} --resume goes on with it"
-        )
+    if config is None:
+        return None
+    own = _COMMANDS.get(config.get("kind"), "another command")
+    if own != command:
+        hint = f"; spt-kernels {own} --resume goes on with it" if own in _COMMANDS.values() else ""
+        raise ValueError(f"output: {folder.path} holds a run of {own}, not of {command}{hint}")
     return config
 
 
