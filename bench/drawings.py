@@ -32,7 +32,8 @@ def growth_figure(results: Mapping[str, Any]) -> Figure:
     if not lines:
         raise ValueError("the results hold no points of growth: run the benches first")
     n_rows = -(-len(lines) // COLUMNS)
-    figure = Figure(figsize=(COLUMNS * PANEL_WIDTH, n_rows * PANEL_HEIGHT), layout="constrained")
+    size = (COLUMNS * PANEL_WIDTH, n_rows * PANEL_HEIGHT)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
     axes = list(figure.subplots(n_rows, COLUMNS, squeeze=False).flat)
     for panel, ((bench, axis), contests) in zip(axes, lines.items(), strict=False):
         _draw_panel(panel, bench, axis, contests)

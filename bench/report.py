@@ -16,6 +16,7 @@ from typing import Any
 from spt_kernels.cli.demo import cells
 from spt_kernels.costs.drawing import cost_figure
 from spt_kernels.costs.results import read
+from spt_kernels.files.picture import save_picture
 from spt_kernels.finetuning.demo import DemoResult
 
 from . import measured_report, results, roofline_gpu
@@ -142,9 +143,9 @@ def main() -> int:
     for text in TEXTS:
         text.write_text(rendered(text.read_text(), tables))
     DRAWINGS.mkdir(parents=True, exist_ok=True)
-    cost_figure(papers_table(measured)[0]).savefig(DRAWINGS / "table7.png")
+    save_picture(cost_figure(papers_table(measured)[0]), DRAWINGS / "table7.png")
     if growth_points(measured):
-        growth_figure(measured).savefig(DRAWINGS / "growth.png", dpi=150)
+        save_picture(growth_figure(measured), DRAWINGS / "growth.png")
     return 0
 
 

@@ -62,7 +62,7 @@ PIP_NAMES = {"PIL": "pillow", "sklearn": "scikit-learn"}
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
     """A package knows its modules as attributes, too, and keeps what it looked up in them."""
-    packages = [sys.modules[f"spt_kernels.{name}"] for name in (*FOLDERS, "cli")]
+    packages = [importlib.import_module(f"spt_kernels.{name}") for name in (*FOLDERS, "cli")]
     before = [dict(vars(package)) for package in packages]
     yield
     for package, own in zip(packages, before, strict=True):

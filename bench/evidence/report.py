@@ -17,6 +17,7 @@ from spt_kernels.benchmarks import BenchmarkTable, BenchmarkTask
 from spt_kernels.benchmarks.table import BenchmarkRow, mean_of
 from spt_kernels.benchmarks.table_text import NOTHING, figure_text, group_grid, notes, task_grid
 from spt_kernels.files.atomic import write_atomically
+from spt_kernels.files.picture import save_picture
 from spt_kernels.finetuning import ImageSource
 
 from ..markdown import markdown
@@ -273,7 +274,7 @@ def main() -> int:
     PICTURES.mkdir(parents=True, exist_ok=True)
     for own in made.values():
         for name, draw in own.items():
-            draw().savefig(PICTURES / name)
+            save_picture(draw(), PICTURES / name)
     write_atomically(PAGE, text.encode())
     return 0
 

@@ -285,7 +285,12 @@ def _choice_folder(output: Path, cell: Cell) -> Path:
 
 
 def _read_choice(output: Path, cell: Cell) -> dict[str, Any] | None:
-    path = _choice_folder(output, cell).with_name(CHOICE)
+    return read_choice(_choice_folder(output, cell).parent)
+
+
+def read_choice(folder: Path) -> dict[str, Any] | None:
+    """What was chosen for the runs in a folder of seeds, and among what; `None` if nothing was."""
+    path = folder / CHOICE
     made: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
     return made
 

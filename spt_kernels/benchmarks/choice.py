@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from ..methods.method import did_you_mean
 from .task import BenchmarkTask
 
 
@@ -15,7 +16,8 @@ def chosen(names: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
     """
     known = tuple(known)
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"tasks: expected of {', '.join(known)}, got {unknown[0]!r}")
+        hint = did_you_mean(unknown[0], known)
+        raise ValueError(f"tasks: expected of {', '.join(known)}, got {unknown[0]!r}{hint}")
     return tuple(name for name in known if not names or name in names)
 
 
@@ -39,5 +41,6 @@ def every(
         except ValueError as error:
             wrong.append(f"{name}: {error}")
     if wrong:
-        raise ValueError("\n  ".join([f"{what}; incomplete:", *wrong]))
+        those = "`tasks` takes those that are whole"
+        raise ValueError("\n  ".join([f"{what}; {those}; incomplete:", *wrong]))
     return tuple(made)

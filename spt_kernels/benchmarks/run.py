@@ -15,7 +15,7 @@ from ..files.atomic import write_atomically
 from ..files.picture import check_can_draw
 from ..finetuning.device import pick_device
 from ..finetuning.models import build_empty
-from ..finetuning.progress import Progress, Silent
+from ..finetuning.progress import Progress, Silent, duration
 from .cell import CellResult, Place, read_candidate
 from .lock import LOCK, only_one
 from .piece import SETTING, Failure, Piece, cells_of, read_setting, unfinished, write_setting
@@ -133,13 +133,6 @@ class _Course:
             return ""
         done = self._n_done + min(self._n_places - 1, left) / 2
         return f", about {duration((time.monotonic() - self._began) / done * left)} left"
-
-
-def duration(seconds: float) -> str:
-    """As one says it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _places(devices: Sequence[str], jobs: int, workers: int) -> list[Place]:

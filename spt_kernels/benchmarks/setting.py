@@ -107,7 +107,7 @@ class BenchmarkSetting:
             value["suite"],
             ModelSource(**value["model"]),
             tuple(map(_task_of, value["tasks"].values())),
-            tuple(Method(**own) for own in value["methods"].values()),
+            tuple(map(Method.from_json, value["methods"].values())),
             tuple(value["seeds"]),
             Recipe(**value["recipe"]),
             form,

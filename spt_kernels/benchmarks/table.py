@@ -120,6 +120,11 @@ class BenchmarkTable:
         """Cells, finished or not."""
         return len(self.rows) * len(self.tasks) * len(self.seeds)
 
+    def failed_of(self, setting: BenchmarkSetting) -> dict[str, str]:
+        """Of the cells that failed, those that `setting` has; the folder may be of more."""
+        own = {Piece(cell).name for cell in cells_of(setting)}
+        return {name: reason for name, reason in self.failed.items() if name in own}
+
     @property
     def figures(self) -> list[Figure]:
         """Every accuracy in the table."""

@@ -12,6 +12,9 @@ def main() -> None:
     try:
         with needed("the command line"):
             from .app import run
+    except KeyboardInterrupt:
+        print("spt-kernels: stopped", file=sys.stderr)
+        sys.exit(130)
     except MissingExtra as error:
         print(f"spt-kernels: {error}", file=sys.stderr)
         sys.exit(2)

@@ -41,6 +41,13 @@ _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer does not name it
 
 _QUICK = ("plan", "inspect", "compare", "plot", "merge")  # they have no progress to show
 
+# What is not lost by a Ctrl-C
+_GOES_ON = {
+    "finetune": "--resume goes on with the run",
+    "segment": "--resume goes on with the run",
+    "benchmark": "the same command goes on",
+}
+
 _HELP = """Adapt a pre-trained vision model with under 1 % of its parameters.
 
 [bold]A first look[/], two minutes, no GPU, no download:
@@ -65,7 +72,7 @@ Every command has --json for machines, and --help with examples.
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
-    state = {"debug": "--debug" in (sys.argv if arguments is None else arguments)}
+    state: dict[str, Any] = {"debug": "--debug" in (sys.argv if arguments is None else arguments)}
     given = None if arguments is None else list(arguments)
     try:
         app = make_app()
@@ -74,9 +81,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        return _complain(
-            "stopped; a run goes on with --resume, benchmark with the same command", INTERRUPTED
-        )
+        how = _GOES_ON.get(state.get("command", ""))
+        return _complain(f"stopped; {how}" if how else "stopped", INTERRUPTED)
     except _USAGE_ERROR as error:
         if state["debug"]:
             raise
@@ -141,4 +147,5 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror}"
-    return " ".join(str(error).split())
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    return "; ".join(lines).replace(":; ", ": ")  # a list has its own line for each

@@ -127,7 +127,7 @@ def _measure(
     from ..costs.drawing import cost_figure
     from ..costs.machine import describe
     from ..costs.results import add_table, known_table
-    from ..files.picture import check_can_draw
+    from ..files.picture import check_can_draw, save_picture
 
     if output is not None:
         check_can_draw()
@@ -149,7 +149,7 @@ def _measure(
         written.append(add_table(output, result))
         name = "-".join(re.findall(r"[a-z0-9_.]+", setting.title()))
         written.append(output / f"table7-{name}.png")
-        cost_figure(result).savefig(written[-1])
+        save_picture(cost_figure(result), written[-1])
     terminal.show(
         {"machine": asdict(describe(torch.device(setting.device))), **result.to_json()},
         *cost_parts(result),

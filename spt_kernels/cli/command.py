@@ -77,7 +77,7 @@ def command(
         def run(context: typer.Context, **values: Any) -> Any:
             output = OutputOptions(**{f.name: values.pop(f.name) for f in fields(OutputOptions)})
             terminal = Terminal(as_json=output.as_json, quiet=output.quiet, debug=output.debug)
-            context.obj["debug"] = output.debug
+            context.obj |= {"debug": output.debug, "command": name}
             given = {n: values[n] for n in plain}
             for group, kind in groups.items():
                 given[group] = kind(**{f.name: values[f.name] for f in fields(kind)})
@@ -131,8 +131,9 @@ def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
 
 
 def _as_typed(message: str, context: typer.Context) -> str:
-    """An error message that names options as they are typed, in front and in its advice."""
+    """An error message that names options as they are typed: in front, and in backticks."""
     own = {p.name: _flag_of(p) for p in context.command.params}
+    message = re.sub("`([a-z_]+)`", lambda name: own.get(name[1], name[0]), message)
     if "model_arg" in own:
         message = message.replace("the model argument ", f"{own['model_arg']} ")
     named = re.match(r"[a-z_]+(, [a-z_]+)*(?=: |=)", message)

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 HELP = """Put finished runs side by side: accuracy, what is trained, what it costs.
 
-Runs that differ in their seed alone are one row, with their mean and its
-standard error. A folder of runs stands for all runs in it.
+A folder of runs stands for all runs in it:
 
   spt-kernels compare runs/lora runs/spt-lora-0 runs/spt-lora-1
   spt-kernels compare demo-output -o comparison.png
+
+Runs that differ in their seed alone are one row, with their mean and its
+standard error.
 """
 
 
@@ -41,9 +43,10 @@ def run(
     made = compare_runs(runs)
     parts = _parts(made)
     if output is not None:
+        from ..files.picture import save_picture
         from ..finetuning.comparison_chart import comparison_figure
 
-        comparison_figure(made).savefig(output)
+        save_picture(comparison_figure(made), output)
         parts.append(f"written to {output}")
     terminal.show(made.to_json(), *parts)
 

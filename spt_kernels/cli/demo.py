@@ -15,10 +15,12 @@ HELP = """Four ways to teach new handwritten digits to a small ViT.
 
 It comes with this package and knows the digits 0 to 4. It learns 5 to 9 from
 200 images: by its head alone, by LoRA, by SPT-LoRA with as many parameters, and
-by full fine-tuning. About two minutes on two cores; nothing is downloaded.
+by full fine-tuning.
 
   spt-kernels demo
   spt-kernels inspect demo-output/spt-lora-0/task.safetensors
+
+About two minutes on two cores; nothing is downloaded.
 """
 
 
@@ -39,7 +41,9 @@ def run(
     if seeds < 1:
         raise ValueError(f"--seeds: expected at least one, got {seeds}")
     check_can_run()
-    RunFolder.open(output, force=force)
+    if not force and output.is_dir() and any(output.iterdir()):
+        raise ValueError(f"--output: {output} is not empty; --force overwrites what is in it")
+    RunFolder.open(output, force=True)  # or refuses
     with terminal.progress() as progress:
         result = run_demo(output, seeds=range(seeds), progress=progress)
     terminal.show({"output": str(output), **result.to_json()}, *_parts(result, output, seeds))

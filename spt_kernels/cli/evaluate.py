@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import FormOptions, MachineOptions, described, split_names
-from .saved_options import BatchOptions, SavedOptions
+from .options import MachineOptions, described, split_names
+from .saved_options import BatchOptions, SavedFormOptions, SavedOptions
 from .scenes import PixelOptions, evaluate_scenes, find_segmentation
 from .terminal import Terminal, count, percent, table, unbroken
 from .written import check_picture
@@ -44,7 +44,7 @@ each pixel for is written as label maps:
 # what says something of images, not of the pixels of a scene
 _OF_IMAGES = (
     *("test_list", "classes", "confusion", "batch_size"),
-    *(f.name for f in fields(FormOptions)),
+    *(f.name for f in fields(SavedFormOptions)),
 )
 
 
@@ -75,7 +75,7 @@ def run(
     ] = None,
     *,
     model: SavedOptions,
-    form: FormOptions,
+    form: SavedFormOptions,
     batch: BatchOptions,
     machine: MachineOptions,
     confusion: Annotated[
@@ -110,9 +110,10 @@ def run(
             **how,
         )
     if confusion is not None:
+        from ..files.picture import save_picture
         from ..finetuning.confusion import confusion_figure
 
-        confusion_figure(seen.confusion(), images.classes).savefig(confusion)
+        save_picture(confusion_figure(seen.confusion(), images.classes), confusion)
     parts = [_table(seen, images)]
     if confusion is not None:
         parts.append(f"written to {confusion}")

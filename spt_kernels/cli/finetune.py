@@ -11,11 +11,10 @@ import typer
 from .command import named_of
 from .options import FormOptions, ImageOptions, MachineOptions, ModelOptions, described
 from .terminal import Terminal, count, facts, percent, size
-from .training_options import MethodOptions, RecipeOptions, RunOptions
+from .training_options import GivenOptions, MethodOptions, RecipeOptions, RunOptions
 
 if TYPE_CHECKING:
     from ..finetuning.job import FinetuneJob
-    from ..methods import Method
 
 HELP = """Tune a model on your images and keep what it learnt in a small file.
 
@@ -77,30 +76,21 @@ def run(
     model: ModelOptions,
     images: ImageOptions,
     what: MethodOptions,
-    sensitivity: Annotated[
-        Path | None, described("Method", "--sensitivity FILE", "Measured before; not again.")
-    ] = None,
-    plan: Annotated[
-        Path | None, described("Method", "--plan FILE", "Made before; not again.")
-    ] = None,
-    *,
+    given: GivenOptions,
     recipe: RecipeOptions,
     form: FormOptions,
     running: RunOptions,
-    checkpoint_every: Annotated[
+    checkpoint_seconds: Annotated[
         float, described(_RUN, "--checkpoint-every SECONDS", "At an epoch's end [60].")
     ] = 60.0,
+    *,
     machine: MachineOptions,
 ) -> None:
     """Collect the job, run it, show its figures."""
-    groups = (model, images, what, recipe, form)
-    named = {f.name for group in groups for f in fields(group)} | {"sensitivity", "plan"}
+    groups = (model, images, what, given, recipe, form)
+    named = {f.name for group in groups for f in fields(group)}
     is_bare_resume = running.resume and not named_of(context, named - {"epochs"})
-    job = (
-        _job_in(running.output, recipe.epochs)
-        if is_bare_resume
-        else _job(*groups, sensitivity, plan)
-    )
+    job = _job_in(running.output, recipe.epochs) if is_bare_resume else _job(*groups)
     from ..finetuning.pipeline import finetune
     from ..finetuning.run_folder import RunFolder
 
@@ -112,7 +102,7 @@ def run(
             force=running.force,
             device=machine.device,
             workers=machine.workers,
-            checkpoint_seconds=_seconds(checkpoint_every),
+            checkpoint_seconds=checkpoint_seconds,
             graph=running.graph,
             progress=progress,
         )
@@ -122,35 +112,23 @@ def run(
     terminal.show(value, facts(lines))
 
 
-def _seconds(checkpoint_every: float) -> float:
-    if not checkpoint_every >= 0:
-        raise ValueError(f"--checkpoint-every: expected 0 or more, got {checkpoint_every:g}")
-    return checkpoint_every
-
-
 def _job(
     model: ModelOptions,
     images: ImageOptions,
     what: MethodOptions,
+    given: GivenOptions,
     recipe: RecipeOptions,
     form: FormOptions,
-    sensitivity: Path | None,
-    plan: Path | None,
 ) -> FinetuneJob:
     from ..finetuning.job import FinetuneJob
 
     # method and recipe first: they are checked without a look at any file
     preset = recipe.preset()
-    if sensitivity is not None:  # which decides, unless an option contradicts it
+    if given.sensitivity is not None:  # which decides, unless an option contradicts it
         others = {name: value for name, value in preset.options.items() if name != "samples"}
         preset = replace(preset, options=others)
     method, how = what.chosen(preset), recipe.chosen()
-    if plan is not None:
-        method = _method_of(plan, what)
-    elif sensitivity is not None and what.samples is not None:
-        from ..finetuning.given_plan import check_samples, load_sensitivity
-
-        check_samples(load_sensitivity(sensitivity).num_samples, what.samples)
+    method = given.method(what, method)
     source = model.source()
     if source is None:
         raise ValueError("--model: name a timm architecture")
@@ -160,26 +138,17 @@ def _job(
         method,
         how,
         {**preset.form, **form.overrides(), **recipe.overrides()},
-        str(sensitivity.resolve()) if sensitivity is not None else None,
-        str(plan.resolve()) if plan is not None else None,
+        **given.files(),
     )
-
-
-def _method_of(plan: Path, what: MethodOptions) -> Method:
-    """The method that made a plan, which no option may contradict."""
-    from ..finetuning.given_plan import check_agrees, load_plan, method_of
-
-    made = load_plan(plan)
-    check_agrees(made, what.method, what.given())
-    return method_of(made, what.method)
 
 
 def _job_in(folder: Path, epochs: int | None) -> FinetuneJob:
     """The job of the run in a folder, with another number of epochs if that is given."""
     from ..finetuning.job import FinetuneJob
+    from ..finetuning.run import config_in
     from ..finetuning.run_folder import RunFolder
 
-    config = RunFolder(folder).read_json("config")
+    config = config_in(RunFolder(folder), FinetuneJob.command)
     if config is None:
         raise ValueError(
             f"--resume: no run in {folder}; give the model and the images to start one"

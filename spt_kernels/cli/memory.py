@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ..files.picture import check_can_draw
 from ..methods import METHODS
 from .options import ArchitectureOptions, SizeOptions, described, split_names
 from .terminal import Terminal
 from .training_options import parse_budget
-from .written import check_file
+from .written import check_picture
 
 if TYPE_CHECKING:
     from ..memory import MemoryEstimate
@@ -148,9 +147,7 @@ def run(
     source = model.source()
     if source is None:
         raise ValueError("--model: name a timm architecture")
-    if output is not None:
-        _check_picture(output)
-    check_file("--output", output, force=force)
+    check_picture("--output", output, force=force)
     for name, number in (("--batch", step.batch_size), ("--num-classes", step.num_classes)):
         if number < 1:
             raise ValueError(f"{name}: expected at least 1, got {number}")
@@ -160,10 +157,11 @@ def run(
     answers, missing = _ask(terminal, step, base, image_shape, limits)
     title = f"{source.name}, {_described(next(iter(answers.values())).estimate, step.optimizer)}"
     if output is not None:
+        from ..files.picture import save_picture
         from ..memory.figure import memory_figure
 
         estimates = {name: found.estimate for name, found in answers.items()}
-        memory_figure(estimates, title=title).savefig(output)
+        save_picture(memory_figure(estimates, title=title), output)
     value: dict[str, Any] = {"model": source.name, "optimizer_name": step.optimizer}
     values = {name: found.to_json() for name, found in answers.items()}
     value |= {"methods": values, "missing": missing}
@@ -226,18 +224,6 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, ValueError) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _check_picture(path: Path) -> None:
-    """Before the work: what could not be written after it."""
-    check_can_draw()
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    if not path.resolve().parent.is_dir():
-        raise ValueError(f"--output: no such folder: {path.resolve().parent}")
-    known = FigureCanvasBase.get_supported_filetypes()
-    if path.is_dir() or path.suffix[1:].lower() not in known:
-        raise ValueError(f"--output: expected a picture as memory.png, got {path}")
 
 
 def _described(estimate: MemoryEstimate, optimizer: str) -> str:

@@ -15,6 +15,8 @@ from .written import check_file
 
 HELP = """Fold a task into its base model: one plain state dict.
 
+Of a run, or of a task file that came alone:
+
   spt-kernels merge runs/photos -o merged.safetensors
   spt-kernels merge photos.safetensors -w vit.safetensors \\
       -o merged.safetensors

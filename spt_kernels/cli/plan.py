@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..files.picture import check_can_draw
+from ..files.picture import save_picture
 from .options import described
 from .terminal import Terminal
 from .training_options import parse_budget
@@ -57,8 +57,6 @@ def run(
     force: Annotated[bool, described("Run", "--force", "Overwrite such files.")] = False,
 ) -> None:
     """Allocate, save, draw, show."""
-    if picture is not None:
-        check_can_draw()
     if structured not in KINDS:
         raise ValueError(f"--structured: expected one of {', '.join(KINDS)}, got {structured!r}")
     kind = KINDS[structured]
@@ -83,7 +81,7 @@ def run(
     if picture is not None:
         from ..plan.figure import sensitivity_figure
 
-        sensitivity_figure(made).savefig(picture)
+        save_picture(sensitivity_figure(made), picture)
     written = [str(path) for path in (output, picture) if path is not None]
     parts = [made.summary(terminal.out.width), *(f"written to {path}" for path in written)]
     terminal.show({**plan_figures(made), "written": written}, *parts)

@@ -14,7 +14,7 @@ from .options import described
 from .plot_tables import table_of
 from .terminal import Terminal
 from .training_options import parse_budget
-from .written import check_apart, check_file
+from .written import check_apart, check_file, check_picture
 
 if TYPE_CHECKING:
     from ..plots.runs import FoundRuns
@@ -190,16 +190,8 @@ def run(
     check_one_of("kind", kind, KINDS)
     if columns not in (None, 1, 2):
         raise ValueError(f"columns: expected 1 or 2, got {columns}")
-    from ..files.picture import check_can_draw, kind_of_picture
-
-    if output is not None:
-        check_can_draw()
-        try:
-            kind_of_picture(output)
-        except ValueError as error:
-            raise ValueError(f"output: {error}") from error
     check_apart(output=output, csv=csv)
-    check_file("--output", output, force=force)
+    check_picture("--output", output, force=force)
     check_file("--csv", csv, force=force)
     asked = _Asked(files, parse_budget(budget), label or [], method or [], columns, title)
     made, draw, notes = KINDS[kind](asked)

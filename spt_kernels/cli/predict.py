@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import FormOptions, MachineOptions, described, split_names
-from .saved_options import BatchOptions, SavedOptions
+from .options import MachineOptions, described, split_names
+from .saved_options import BatchOptions, SavedFormOptions, SavedOptions
 from .scenes import PixelOptions, find_segmentation, label_scenes
 from .terminal import Terminal, percent, table, unbroken
 from .written import check_file
@@ -34,7 +34,7 @@ Of a model that labels pixels (`spt-kernels segment`), label maps:
 """
 
 # what says something of images, not of their pixels
-_OF_IMAGES = (*("classes", "top", "csv", "batch_size"), *(f.name for f in fields(FormOptions)))
+_OF_IMAGES = (*("classes", "top", "csv", "batch_size"), *(f.name for f in fields(SavedFormOptions)))
 
 
 def run(
@@ -57,7 +57,7 @@ def run(
     ] = None,
     *,
     model: SavedOptions,
-    form: FormOptions,
+    form: SavedFormOptions,
     batch: BatchOptions,
     machine: MachineOptions,
     top: Annotated[int, described("Output", "--top K", "So many classes of each image [3].")] = 3,

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from .options import ModelOptions, described
+from .options import FormOptions, ModelOptions, described
 
 if TYPE_CHECKING:
     from ..finetuning.saved_run import SavedRun
 
 _MODEL = "Base model (a file tells its own)"
+_FORM = "Preprocessing (a file tells its own)"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,22 @@ class SavedOptions:
             return SavedRun.find(path, weights=self.weights.resolve())
         asked = ModelOptions(self.model, self.model_arg, self.weights, self.pretrained)
         return SavedRun.find(path, asked.source())
+
+
+@dataclass(frozen=True)
+class SavedFormOptions(FormOptions):
+    """What happens to an image before a saved model sees it, where that is not as it tells."""
+
+    image_size: Annotated[int | None, described(_FORM, "--image-size N", "Side in pixels.")] = None
+    mean: Annotated[str | None, described(_FORM, "--mean R,G,B", "Of values in 0…1.")] = None
+    std: Annotated[str | None, described(_FORM, "--std R,G,B", "Likewise.")] = None
+    fit: Annotated[
+        str | None, described(_FORM, "--fit HOW", "squash to a square, or crop the middle.")
+    ] = None
+    crop_pct: Annotated[
+        float | None,
+        described(_FORM, "--crop-pct SHARE", "Of each side, kept in the middle, as 0.875."),
+    ] = None
 
 
 @dataclass(frozen=True)

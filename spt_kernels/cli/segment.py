@@ -10,10 +10,11 @@ import typer
 
 from ..methods import Method
 from ..segmentation.recipe import SegmentationRecipe
+from ..segmentation.suited import SUITED, check_suited
 from .command import named_of
 from .options import MachineOptions, WeightsOptions, described, parse_floats
 from .terminal import Terminal, count, facts, percent, size
-from .training_options import BackboneMethodOptions, RunOptions
+from .training_options import BackboneMethodOptions, GivenOptions, RunOptions
 
 if TYPE_CHECKING:
     from ..segmentation.job import SegmentationJob
@@ -46,6 +47,12 @@ output folder gets task.safetensors, or trained.safetensors of a method without
 a plan, or model.safetensors where all is trained; the plan and the sensitivity
 where there are such; metrics.jsonl, result.json, config.json, log.txt,
 state.pt and pictures.
+
+The sensitivity of one run spares another its measuring, at any budget; a plan,
+or a sensitivity, that is given decides: what contradicts it is refused.
+
+  spt-kernels segment … --sensitivity runs/ade/sensitivity.safetensors \\
+      --method spt-adapter --budget 0.3% -o runs/adapter
 """
 
 _SCENES = "Scenes"
@@ -62,7 +69,7 @@ class SceneOptions:
     data: Annotated[
         Path | None, described(_SCENES, "--data -d FOLDER", "ADEChallengeData2016, or like it.")
     ] = None
-    crop: Annotated[
+    size: Annotated[
         int | None, described(_SCENES, "--crop N", "Side of what is seen at once [512].")
     ] = None
     stride: Annotated[
@@ -80,13 +87,22 @@ class SceneOptions:
     def given(self) -> dict[str, Any]:
         """The fields of `SegmentationJob` that were given, the folder aside."""
         values = {
-            "size": self.crop,
+            "size": self.size,
             "stride": self.stride,
             "mean": parse_floats("--mean", self.mean),
             "std": parse_floats("--std", self.std),
             "channels": self.channels,
         }
         return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class PixelMethodOptions(BackboneMethodOptions):
+    """What is trained of the ViT."""
+
+    method: Annotated[
+        str | None, described("Method", "--method NAME", f"{', '.join(SUITED)} [{Method.name}].")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +152,8 @@ def run(
     context: typer.Context,
     model: WeightsOptions,
     scenes: SceneOptions,
-    what: BackboneMethodOptions,
+    what: PixelMethodOptions,
+    given: GivenOptions,
     recipe: SegmentationRecipeOptions,
     running: RunOptions,
     checkpoint_seconds: Annotated[
@@ -160,7 +177,7 @@ def run(
     ] = None,
 ) -> None:
     """Collect the job, run it, show its figures."""
-    groups = (model, scenes, what, recipe)
+    groups = (model, scenes, what, given, recipe)
     named = {f.name for group in groups for f in fields(group)}
     is_bare_resume = running.resume and not named_of(context, named - {"iterations"})
     job = _job_in(running.output, recipe.iterations) if is_bare_resume else _job(*groups)
@@ -190,11 +207,14 @@ def run(
 def _job(
     model: WeightsOptions,
     scenes: SceneOptions,
-    what: BackboneMethodOptions,
+    what: PixelMethodOptions,
+    given: GivenOptions,
     recipe: SegmentationRecipeOptions,
 ) -> SegmentationJob:
     # method and recipe first: they are checked without a look at any file
-    method, how = Method(what.method or Method.name, **what.given()), recipe.chosen()
+    name = what.method or Method.name
+    check_suited(name)
+    method, how = given.method(what, Method(name, **what.given())), recipe.chosen()
     from ..segmentation.job import SegmentationJob
 
     source = model.source()
@@ -202,19 +222,20 @@ def _job(
         raise ValueError("--model: name a timm architecture")
     if scenes.data is None:
         raise ValueError("--data: name the folder of the scenes")
-    return SegmentationJob(source, str(scenes.data.resolve()), method, how, **scenes.given())
+    data = str(scenes.data.resolve())
+    return SegmentationJob(source, data, method, how, **scenes.given(), **given.files())
 
 
 def _job_in(folder: Path, iterations: int | None) -> SegmentationJob:
     """The job of the run in a folder, with more iterations if they are given."""
+    from ..finetuning.run import config_in
     from ..finetuning.run_folder import RunFolder
-    from ..segmentation.description import KIND
     from ..segmentation.job import SegmentationJob
 
-    config = RunFolder(folder).read_json("config")
-    if config is None or config.get("kind") != KIND:
+    config = config_in(RunFolder(folder), SegmentationJob.command)
+    if config is None:
         raise ValueError(
-            f"--resume: no run of segment in {folder}; give the model and the scenes to start one"
+            f"--resume: no run in {folder}; give the model and the scenes to start one"
         )
     job = SegmentationJob.from_json(config["job"])
     if iterations is None:

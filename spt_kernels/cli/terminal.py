@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ..finetuning.progress import Silent
+from ..finetuning.progress import Silent, duration
 from .layout import Aligned, Facts, unbroken
 
 __all__ = ["Terminal", "count", "facts", "percent", "size", "table", "unbroken"]
@@ -134,9 +134,9 @@ class Lines:
             return
         self._last = now
         spent = now - self._began
-        when = f"{spent:.0f} s"
+        when = duration(spent)
         if not is_over and self._done:
-            when = f"{spent / self._done * (self._total - self._done):.0f} s left"
+            when = f"{duration(spent / self._done * (self._total - self._done))} left"
         parts = [f"{self._stage} {self._done}/{self._total}", when, note]
         self.say(" · ".join(part for part in parts if part))
 

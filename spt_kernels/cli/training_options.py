@@ -66,6 +66,40 @@ class BackboneMethodOptions:
 
 
 @dataclass(frozen=True)
+class GivenOptions:
+    """What decides in place of the images."""
+
+    sensitivity: Annotated[
+        Path | None, described(_METHOD, "--sensitivity FILE", "Measured before; not again.")
+    ] = None
+    plan: Annotated[Path | None, described(_METHOD, "--plan FILE", "Made before; not again.")] = (
+        None
+    )
+
+    def method(self, what: BackboneMethodOptions, otherwise: Method) -> Method:
+        """The method that made the plan, if there is one; `otherwise` without.
+
+        Raises:
+            ValueError: no such file, or what is asked for contradicts it.
+        """
+        from ..finetuning import given_plan
+
+        if self.plan is not None:
+            made = given_plan.load_plan(self.plan)
+            given_plan.check_agrees(made, what.method, what.given())
+            return given_plan.method_of(made, what.method)
+        if self.sensitivity is not None and what.samples is not None:
+            given = given_plan.load_sensitivity(self.sensitivity)
+            given_plan.check_samples(given.num_samples, what.samples)
+        return otherwise
+
+    def files(self) -> dict[str, Any]:
+        """As arguments of a job."""
+        named = {"sensitivity": self.sensitivity, "plan": self.plan}
+        return {n: None if path is None else str(path.resolve()) for n, path in named.items()}
+
+
+@dataclass(frozen=True)
 class MethodOptions(BackboneMethodOptions):
     """What is trained."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..files.picture import check_can_draw, kind_of_picture
+
 
 def check_file(option: str, path: Path | None, *, force: bool) -> None:
     """Refuse a file that could not be written, or that is there and not to be overwritten.
@@ -28,14 +30,19 @@ def check_file(option: str, path: Path | None, *, force: bool) -> None:
 
 
 def check_picture(option: str, path: Path | None, *, force: bool) -> None:
-    """As `check_file`, and the name must end as that of a picture."""
+    """As `check_file`, and the name must end as that of a picture.
+
+    Raises:
+        ValueError: it names the option.
+        MissingExtra: matplotlib is not installed.
+    """
     if path is None:
         return
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    known = FigureCanvasBase.get_supported_filetypes()
-    if path.resolve().parent.is_dir() and (path.is_dir() or path.suffix[1:].lower() not in known):
-        raise ValueError(f"{option}: expected a picture as a.png, got {path}")
+    check_can_draw()
+    try:
+        kind_of_picture(path)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
     check_file(option, path, force=force)
 
 

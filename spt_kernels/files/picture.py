@@ -77,8 +77,8 @@ def kind_of_picture(path: str | os.PathLike[str]) -> str:
     """`png`, `pdf` or `svg`, as the name of a file has it; `ValueError` for any other."""
     kind = Path(path).suffix[1:].lower()
     if kind not in _MOMENT:
-        known = ", ".join(f"a.{name}" for name in _MOMENT)
-        raise ValueError(f"expected the name of a picture, as {known}; got {path}")
+        *most, last = (f"a.{name}" for name in _MOMENT)
+        raise ValueError(f"expected a picture as {', '.join(most)} or {last}, got {path}")
     return kind
 
 

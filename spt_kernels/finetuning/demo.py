@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from ..files.atomic import write_atomically
-from ..files.picture import check_can_draw
+from ..files.picture import check_can_draw, save_picture
 from ..methods import Method, make_plan
 from ..task import merge
 from .accuracy import evaluate
@@ -188,7 +188,7 @@ def run_demo(
         for name in names
     }
     title = f"A small ViT learns the digits 5 to 9 from {TRAIN_IMAGES} images"
-    training_curves_figure(histories, title=title).savefig(output / "curves.png")
+    save_picture(training_curves_figure(histories, title=title), output / "curves.png")
     check = check_task(output / f"spt-lora-{seeds[0]}")
     result = DemoResult(base_accuracy, tuple(rows), check)
     RunFolder(output).write_json("result", result.to_json())

@@ -70,7 +70,8 @@ class Description:
                 None if model is None else _model(**model),
                 tuple(metadata.get("classes") or ()),
                 None if form is None else form_of(form),
-                Method(**method) if isinstance(method, dict) else None,  # else it is not ours
+                # what is no object is not ours
+                Method.from_json(method) if isinstance(method, dict) else None,
             )
         except (TypeError, AttributeError) as error:
             raise ValueError(f"not the description of a model: {error}") from error

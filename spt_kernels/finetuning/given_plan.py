@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from ..methods import Method, entry_of
 from ..methods.method import name_of
 from ..plan import Plan, module_cost
 from ..plan.table import KINDS
 from ..sensitivity import Sensitivity
+from .run_folder import RunFolder
 
 
 def load_plan(path: str | Path) -> Plan:
@@ -39,6 +40,69 @@ def method_of(plan: Plan, name: str | None = None) -> Method:
     options = _options_of(plan)
     known = {option: options[option] for option in entry_of(name).options & options.keys()}
     return Method(name, **known)
+
+
+class GivenJob(Protocol):
+    """What the jobs of runs on images and on scenes have in common here."""
+
+    @property
+    def method(self) -> Method:
+        """What is trained."""
+
+    @property
+    def sensitivity(self) -> str | None:
+        """A file of it."""
+
+    @property
+    def plan(self) -> str | None:
+        """Likewise."""
+
+
+J = TypeVar("J", bound=GivenJob)
+
+
+def settled(
+    job: J, folder: RunFolder, *, resume: bool
+) -> tuple[J, Plan | None, Sensitivity | None]:
+    """The job, its method as the plan or sensitivity in a file has it, and what was in the file.
+
+    Args:
+        job: what is to be run.
+        folder: where. A run that is resumed has a plan of its own there, and does without what that
+            was made of.
+        resume: whether it is.
+
+    Raises:
+        ValueError: there is no such file, or the method contradicts what is in it.
+        DeltaFormatError: it is damaged.
+    """
+    method = job.method
+    plan = Plan.load(folder["plan"]) if resume and folder["plan"].is_file() else None
+    if job.plan is not None:
+        plan = plan or load_plan(job.plan)
+        check_agrees(plan, method.name, said_of(method))
+        return _with(job, method_of(plan, method.name)), plan, None
+    if job.sensitivity is None:
+        return job, plan, None
+    given = load_sensitivity(job.sensitivity) if plan is None else None
+    measured_on = (given or plan).num_samples  # type: ignore[union-attr]
+    if method.samples != Method.samples:
+        check_samples(measured_on, method.samples)
+    return _with(job, replace(method, samples=measured_on)), plan, given
+
+
+def _with(job: J, method: Method) -> J:
+    return replace(job, method=method)  # type: ignore[type-var]
+
+
+def check_given(job: GivenJob) -> None:
+    """Refuse a plan or a sensitivity that the job's method does not use; `ValueError`."""
+    if job.plan is not None and job.method.entry.holds is None:
+        raise ValueError(f"plan: method {job.method.name!r} does not use one")
+    if job.sensitivity is not None and not job.method.is_sensitivity_aware:
+        raise ValueError(f"sensitivity: method {job.method.name!r} does not use one")
+    if job.plan is not None and job.sensitivity is not None:
+        raise ValueError("sensitivity: the plan was made of one already; leave it out")
 
 
 def check_agrees(plan: Plan, name: str | None, given: Mapping[str, Any]) -> None:

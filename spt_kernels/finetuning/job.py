@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ..methods import Method
-from .given_plan import load_plan, method_of
+from .given_plan import check_given, load_plan, method_of
 from .models import ModelSource
 from .recipe import Recipe
 from .splits import ImageSource
@@ -35,22 +35,14 @@ class FinetuneJob:
     form: Mapping[str, Any] = field(default_factory=dict)
     sensitivity: str | None = None
     plan: str | None = None
+    command: ClassVar[str] = "finetune"  # that runs it
 
     def __post_init__(self) -> None:
         if self.method is None:
             made = Method() if self.plan is None else method_of(load_plan(self.plan))
             object.__setattr__(self, "method", made)
-        if self.model.weights is None and not self.model.pretrained and self.method.name != "full":
-            raise ValueError(
-                f"weights: method {self.method.name!r} needs a pre-trained model: name a file of "
-                "weights, or let timm download them (pretrained)"
-            )
-        if self.plan is not None and self.method.entry.holds is None:
-            raise ValueError(f"plan: method {self.method.name!r} does not use one")
-        if self.sensitivity is not None and not self.method.is_sensitivity_aware:
-            raise ValueError(f"sensitivity: method {self.method.name!r} does not use one")
-        if self.plan is not None and self.sensitivity is not None:
-            raise ValueError("sensitivity: the plan was made of one already; leave it out")
+        check_pretrained(self.model, self.method)
+        check_given(self)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -66,7 +58,7 @@ class FinetuneJob:
         return cls(
             ModelSource(**value["model"]),
             ImageSource(**images),
-            Method(**value["method"]),
+            Method.from_json(value["method"]),
             Recipe(**value["recipe"]),
             form,
             value["sensitivity"],
@@ -94,6 +86,15 @@ class FinetuneJob:
                 return f"{name} was {old_part.get(name)}, is {new.get(name)}"
             return f"{part} was {was[part]}, is {new}"
         return None
+
+
+def check_pretrained(model: ModelSource, method: Method) -> None:
+    """Refuse weights drawn at random for a method that trains less than all; `ValueError`."""
+    if model.weights is None and not model.pretrained and method.name != "full":
+        raise ValueError(
+            f"weights: method {method.name!r} needs a pre-trained model: name a file of weights, "
+            "or let timm download them (`pretrained`)"
+        )
 
 
 Key = tuple[str, ...]

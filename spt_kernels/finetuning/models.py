@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
 from ..errors import needed
+from ..methods.method import did_you_mean
 from ..model import head_names
 from .model_arguments import FAILURES, cannot_be_built, check_arguments
 from .pixels import Preprocessing
@@ -175,8 +175,7 @@ def _create(
     source: ModelSource, num_classes: int, drop_path: float | None
 ) -> tuple[nn.Module, float]:
     if not timm.is_model(source.name):
-        close = difflib.get_close_matches(source.name, timm.list_models(), n=3)
-        hint = f"; did you mean {', '.join(close)}?" if close else "; timm.list_models() lists them"
+        hint = did_you_mean(source.name, timm.list_models()) or "; timm.list_models() lists them"
         raise ValueError(f"model: timm has no {source.name!r}{hint}")
     args = {"num_classes": num_classes, **source.args}
     rate = drop_path if drop_path is not None else args.pop("drop_path_rate", 0.1)

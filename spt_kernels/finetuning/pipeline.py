@@ -8,26 +8,18 @@ from typing import Any
 
 from torch import nn
 
-from ..files.picture import check_can_draw
+from ..files.picture import check_can_draw, save_picture
 from ..methods import Method, tune
 from ..methods.tunable import Tunable
 from ..plan import Plan
 from ..plan.figure import sensitivity_figure
-from ..sensitivity import Sensitivity
 from .accuracy import evaluate
 from .checkpoint import Best, put_state
 from .curves import training_curves_figure
 from .description import description_of
 from .device import reproducible, seed_everything
 from .facts import accounted_bytes, config_of, facts_of, machine_of, measured_bytes, trains
-from .given_plan import (
-    check_agrees,
-    check_samples,
-    load_plan,
-    load_sensitivity,
-    method_of,
-    said_of,
-)
+from .given_plan import settled
 from .head import with_head
 from .job import FinetuneJob
 from .pixels import Batches
@@ -86,8 +78,7 @@ def finetune(
     folder = RunFolder.open(output, resume=resume, force=force)
     with reproducible():
         with folder.starting():
-            kept_plan = folder["plan"] if resume and folder["plan"].is_file() else None
-            job, plan, given = _settled(job, kept_plan)
+            job, plan, given = settled(job, folder, resume=resume)
             if resume:
                 finished = finished_in(folder, job, "epochs")
                 if finished is not None:
@@ -146,10 +137,10 @@ def _finish(
     best_file = _save_best(tunable, folder, best, last.epoch, described)
     accuracy = _test(setting, tunable.model, folder, run.log)
     if plan is not None and plan.selected:
-        sensitivity_figure(plan).savefig(folder["sensitivity_picture"])
+        save_picture(sensitivity_figure(plan), folder["sensitivity_picture"])
     job = setting.job
     curves = training_curves_figure(history, title=f"{job.model.name}, {job.method.name}")
-    curves.savefig(folder["curves_picture"])
+    save_picture(curves, folder["curves_picture"])
     result = {
         "method": setting.job.method.name,
         "test_accuracy": accuracy,
@@ -171,28 +162,6 @@ def _finish(
     }
     run.finish(result)
     return result
-
-
-def _settled(
-    job: FinetuneJob, kept_plan: Path | None
-) -> tuple[FinetuneJob, Plan | None, Sensitivity | None]:
-    """The job, its method as the plan or sensitivity in a file has it, and what was in the file.
-
-    A run that is resumed has a plan of its own, and does without what that was made of.
-    """
-    method = job.method
-    plan = None if kept_plan is None else Plan.load(kept_plan)
-    if job.plan is not None:
-        plan = plan or load_plan(job.plan)
-        check_agrees(plan, method.name, said_of(method))
-        return replace(job, method=method_of(plan, method.name)), plan, None
-    if job.sensitivity is None:
-        return job, plan, None
-    given = load_sensitivity(job.sensitivity) if plan is None else None
-    measured_on = (given or plan).num_samples  # type: ignore[union-attr]
-    if method.samples != Method.samples:
-        check_samples(measured_on, method.samples)
-    return replace(job, method=replace(method, samples=measured_on)), plan, given
 
 
 def _train(

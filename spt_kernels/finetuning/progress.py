@@ -73,3 +73,10 @@ class Logged:
         with open(self._path, "a", encoding="utf-8") as file:
             file.writelines(self._lines)
         self._lines.clear()
+
+
+def duration(seconds: float) -> str:
+    """As one says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

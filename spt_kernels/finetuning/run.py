@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from .description import SEGMENTATION
 from .progress import Logged
 from .run_folder import FILES, RunFolder
 
 S = TypeVar("S")
+_COMMANDS = {None: "finetune", SEGMENTATION: "segment"}  # by the kind that a run's config tells
 
 
 @dataclass
@@ -92,7 +94,7 @@ def finished_in(folder: RunFolder, job: Any, counted: str) -> dict[str, Any] | N
     Raises:
         ValueError: the folder holds another job's, or what the run needs to go on is gone.
     """
-    config = folder.read_json("config")
+    config = config_in(folder, job.command)
     if config is None:
         return None
     if (difference := job.difference_from(type(job).from_json(config["job"]))) is not None:
@@ -107,6 +109,22 @@ def finished_in(folder: RunFolder, job: Any, counted: str) -> dict[str, Any] | N
             f"{FILES['state']} it cannot go on to {wanted:,}"
         )
     return None
+
+
+def config_in(folder: RunFolder, command: str) -> dict[str, Any] | None:
+    """What the run of a command in `folder` is of; `None` without a run.
+
+    Raises:
+        ValueError: the run is of another command, which is named.
+    """
+    config = folder.read_json("config")
+    if config is None:
+        return None
+    own = _COMMANDS.get(config.get("kind"), "another command")
+    if own != command:
+        hint = f"; spt-kernels {own} --resume goes on with it" if own in _COMMANDS.values() else ""
+        raise ValueError(f"output: {folder.path} holds a run of {own}, not of {command}{hint}")
+    return config
 
 
 def spent_in(folder: RunFolder) -> float:

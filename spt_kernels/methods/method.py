@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 DEFAULT_BUDGET = 0.005  # the paper's 0.4M parameters are 0.5 % of ViT-B/16
 DEFAULT_RANK = 8
 
-_SPT = frozenset({"budget", "rank", "samples", "rule", "scale", "dropout"})
 _BY_ENTRIES = frozenset({"budget", "samples", "rule"})
+_OF_MODULES = frozenset({"rank", "scale", "dropout"})
+_SPT_ADAPTER = _BY_ENTRIES | {"rank"}
+_SPT_LORA = _BY_ENTRIES | _OF_MODULES
 _BUDGET = frozenset({"budget"})
 _PLACED = frozenset({"budget", "samples"})
 _SEARCH = frozenset({"budget", "dropout", "supernet_epochs", "generations", "population"})
@@ -70,15 +73,15 @@ METHODS: Mapping[str, Entry] = MappingProxyType(
         "prompt-shallow": Entry("prompt_shallow", _BUDGET),
         "prompt-deep": Entry("prompt_deep", _BUDGET),
         "adapter-K": Entry("adapter", holds=_ADAPTER, table_size=8),
-        "lora": Entry("lora", _SPT - {"samples", "rule"}, _LORA),
+        "lora": Entry("lora", _SPT_LORA - {"samples", "rule"}, _LORA),
         "lora-K": Entry("plain_lora"),
         "adaptformer": Entry("adaptformer", frozenset({"rank"})),
         "noah": Entry("noah", _SEARCH | {"architecture"}),
-        "spt-lora-structured": Entry("spt", _SPT, _LORA),
-        "spt-lora": Entry("spt", _SPT, _LORA | _ENTRIES),
-        "spt-adapter-structured": Entry("spt", _SPT, _ADAPTER),
-        "spt-adapter": Entry("spt", _SPT, _ADAPTER | _ENTRIES),
-        "spt-unstructured": Entry("spt", _SPT, _ENTRIES),
+        "spt-lora-structured": Entry("spt", _SPT_LORA, _LORA),
+        "spt-lora": Entry("spt", _SPT_LORA, _LORA | _ENTRIES),
+        "spt-adapter-structured": Entry("spt", _SPT_ADAPTER, _ADAPTER),
+        "spt-adapter": Entry("spt", _SPT_ADAPTER, _ADAPTER | _ENTRIES),
+        "spt-unstructured": Entry("spt", _BY_ENTRIES, _ENTRIES),
         "spt-prompt": Entry("spt_prompt", _PLACED, _NOTHING),
         "sensitive-adapter-K": Entry("sensitive", _PLACED, _ADAPTER, table_size=32),
         "sensitive-lora-K": Entry("sensitive", _PLACED | {"scale", "dropout"}, _LORA),
@@ -158,6 +161,18 @@ class Method:
         if self.rule not in ("paper", "published-code"):
             raise ValueError(f"rule: expected paper or published-code, got {self.rule!r}")
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Method:
+        """What `asdict` made of a method, now or in an older version; errors as the class.
+
+        An option of modules that a method without such took once, and that did nothing, is left
+        out.
+        """
+        read = entry_of(value.get("name", cls.name)).options
+        return cls(
+            **{name: v for name, v in value.items() if name in read or name not in _OF_MODULES}
+        )
+
     @property
     def entry(self) -> Entry:
         """Its entry in `METHODS`."""
@@ -196,17 +211,24 @@ class Method:
         return int(budget * backbone) if isinstance(budget, float) else budget
 
 
-def entry_of(name: Any) -> Entry:
-    """The entry of the method called `name`.
+def entry_of(name: Any, known: Mapping[str, Entry] = METHODS) -> Entry:
+    """The entry of the method called `name`, of those that are `known` where it is asked.
 
     Raises:
         ValueError: there is none.
     """
     family = re.sub(r"-[1-9]\d*$", "-K", name) if isinstance(name, str) else ""
-    if family not in METHODS or name.endswith("-K"):
-        names = ", ".join(METHODS)
-        raise ValueError(f"method: expected one of {names} (K is a number), got {name!r}")
-    return METHODS[family]
+    if family not in known or name.endswith("-K"):
+        names, asked = ", ".join(known), str(name).lower().replace("_", "-")
+        hint = did_you_mean(re.sub(r"\d+", "K", asked), known)
+        raise ValueError(f"method: expected one of {names} (K is a number), got {name!r}{hint}")
+    return known[family]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean …?` with what is written almost like `name`, if there is such."""
+    close = difflib.get_close_matches(name, tuple(known), n=3)
+    return f"; did you mean {', '.join(close)}?" if close else ""
 
 
 def table_names() -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from ..benchmarks.vtab import VTAB
 from ..finetuning.standard_error import standard_error
 from ..methods.method import METHODS, entry_of
 from .numbers import Numbers
-from .runs import SETTINGS, TaskRun
+from .runs import CHOSEN, SETTINGS, TaskRun
 
 _OURS = tuple(name for name, entry in METHODS.items() if entry.home == "spt")
 
@@ -54,6 +54,11 @@ class AccuracyRow:
     def family(self) -> str:
         """The method as `METHODS` names it: `lora-K` of `lora-8`."""
         return re.sub(r"-\d+$", "-K", self.method)
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The settings that are each task's own."""
+        return tuple(name for name, value in self.settings.items() if value == CHOSEN)
 
     def row(self) -> dict[str, Any]:
         """As a row of a table."""
@@ -109,7 +114,8 @@ def accuracy_by_budget(
     """Accuracy of every method in each of its sizes: the paper's Figure 3a.
 
     A row is the runs of one method and setting (budget, rank, samples, rule); other options, as a
-    learning rate that was chosen for each task, may differ.
+    learning rate that was chosen for each task, may differ. So may a budget or a rank that was
+    chosen: the row is then of what was best on each task's validation images.
 
     Args:
         runs: of one model, as `read_runs` gives them.
@@ -180,7 +186,8 @@ def labels(rows: Sequence[AccuracyRow], *, but: Sequence[str] = ()) -> list[str]
         telling = [
             name
             for name in row.settings
-            if name not in but and len({json.dumps(own[name]) for own in alike}) > 1
+            if name not in but
+            and (name in row.chosen or len({json.dumps(own[name]) for own in alike}) > 1)
         ]
         parts = (f"{name} {_told(row.settings[name])}" for name in telling)
         named.append(", ".join([row.method, *parts]))

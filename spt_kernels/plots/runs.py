@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..benchmarks.cell import read_choice
 from ..benchmarks.shared_sensitivity import SHARED
 from ..finetuning.run_folder import RunFolder
 
 # Of a method, what makes it another point of a table; what may be chosen for each task is not here
 SETTINGS = ("budget", "rank", "samples", "rule")
+CHOSEN = "chosen"  # in place of a value that is each task's own, by its validation images
 _DEEP = 4  # folders down: a benchmark's are output/task/method/seed0
 _SEED = re.compile(r"seed[-_]?\d+")
 
@@ -27,7 +29,8 @@ class TaskRun:
         path: its folder.
         task: what it was tuned for.
         method: its name.
-        settings: of the method, what it trains by: the options in `SETTINGS`.
+        settings: of the method, what it trains by: the options in `SETTINGS`; `CHOSEN` stands for
+            a value that a benchmark has chosen for each task.
         seed: of the run.
         test_accuracy: `None` without test images.
         val_accuracy: `None` without validation images.
@@ -135,12 +138,13 @@ def read_runs(paths: Iterable[str | os.PathLike[str]], methods: Collection[str] 
 def _run(
     folder: Path, job: Mapping[str, Any], result: Mapping[str, Any], images: dict[str, list[str]]
 ) -> TaskRun:
-    method = job["method"]
+    method, choice = job["method"], read_choice(folder.resolve().parent)
+    chosen = set() if choice is None else choice["chosen"].keys() & set(SETTINGS)
     return TaskRun(
         path=str(folder),
         task=_task(folder.resolve(), job["images"], images),
         method=result["method"],
-        settings={name: method.get(name) for name in SETTINGS},
+        settings={name: method.get(name) for name in SETTINGS} | dict.fromkeys(chosen, CHOSEN),
         seed=job["recipe"]["seed"],
         test_accuracy=result["test_accuracy"],
         val_accuracy=result["val_accuracy"],

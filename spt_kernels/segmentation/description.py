@@ -76,7 +76,7 @@ class SegmentationDescription:
                 SceneForm.from_json(told["preprocessing"]),
                 int(decoder["channels"]),
                 tuple(decoder["auxiliary"]),
-                None if method is None else Method(**method),
+                None if method is None else Method.from_json(method),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not the description of a segmentation model: {error}") from error

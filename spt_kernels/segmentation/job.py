@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
-from ..finetuning.job import flat, plain
+from ..finetuning.given_plan import check_given, load_plan, method_of
+from ..finetuning.job import check_pretrained, flat, plain
 from ..finetuning.models import ModelSource
 from ..methods import Method
 from ..methods.method import check_positive
 from .recipe import SegmentationRecipe
+from .suited import check_suited
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class SegmentationJob:
     Attributes:
         model: the backbone.
         data: a folder as ADE20K's.
-        method: what is trained of the backbone; the decoder is always trained whole.
+        method: what is trained of the backbone; the decoder is always trained whole. `None` is as
+            `FinetuneJob` has it.
         recipe: how.
         size: side of the squares that it is trained on, and of the windows of a test.
         stride: pixels from one window to the next; `None` is two thirds of `size`, SETR's 341.
@@ -28,11 +31,13 @@ class SegmentationJob:
         auxiliary: after which blocks, from 1, auxiliary heads read; `None` is as `Setr` has it.
         mean: of each colour, in 0 to 1; `None` is the backbone's.
         std: likewise.
+        sensitivity: a file to take the sensitivities from, in place of measuring them.
+        plan: a file to take the plan from, in place of making one.
     """
 
     model: ModelSource
     data: str
-    method: Method = field(default_factory=Method)
+    method: Method = None  # type: ignore[assignment]  # None is replaced when it is made
     recipe: SegmentationRecipe = field(default_factory=SegmentationRecipe)
     size: int = 512
     stride: int | None = None
@@ -40,17 +45,17 @@ class SegmentationJob:
     auxiliary: tuple[int, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    sensitivity: str | None = None
+    plan: str | None = None
+    command: ClassVar[str] = "segment"  # that runs it
 
     def __post_init__(self) -> None:
-        if self.model.weights is None and not self.model.pretrained and self.method.name != "full":
-            raise ValueError(
-                f"weights: method {self.method.name!r} needs a pre-trained model: name a file of "
-                "weights, or let timm download them (pretrained)"
-            )
-        # PEFT wraps a model, which then is no Setr; NOAH's search goes by classes of images; an MLP
-        # head replaces a linear one
-        if self.method.name.startswith(("peft-", "noah", "mlp-")):
-            raise ValueError(f"method: {self.method.name!r} is for classification alone")
+        if self.method is None:
+            made = Method() if self.plan is None else method_of(load_plan(self.plan))
+            object.__setattr__(self, "method", made)
+        check_pretrained(self.model, self.method)
+        check_suited(self.method.name)
+        check_given(self)
         if self.method.head is not None:
             raise ValueError("head: it is the decoder, which is trained whole; leave it out")
         for name in ("size", "channels"):
@@ -70,7 +75,7 @@ class SegmentationJob:
             n: tuple(v) if isinstance(v, list) else v for n, v in value.items()
         }
         values["model"] = ModelSource(**value["model"])
-        values["method"] = Method(**value["method"])
+        values["method"] = Method.from_json(value["method"])
         values["recipe"] = SegmentationRecipe(**value["recipe"])
         return cls(**values)
 

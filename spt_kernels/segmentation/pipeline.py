@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from ..files.picture import check_can_draw
+from ..files.picture import check_can_draw, save_picture
 from ..finetuning.curves import training_curves_figure
 from ..finetuning.device import reproducible, seed_everything
 from ..finetuning.facts import machine_of, measured_bytes
+from ..finetuning.given_plan import settled
 from ..finetuning.measured import measure_on, measured_once
 from ..finetuning.possible import check_possible
 from ..finetuning.progress import Logged, Progress, Silent
@@ -20,12 +21,12 @@ from ..finetuning.run_folder import RunFolder
 from ..finetuning.run_step import wants_graph
 from ..methods import Method, make_plan, tune
 from ..methods.tunable import Tunable
-from ..model import backbone_numel, head_numel
+from ..model import backbone_numel, head_names, head_numel
+from ..model.head import layers_of
 from ..plan import Plan
 from ..plan.figure import sensitivity_figure
 from ..sensitivity import Sensitivity
 from .ade20k import IGNORED
-from .description import KIND
 from .evaluation import evaluate_scenes
 from .job import SegmentationJob
 from .pictures import check_folder
@@ -90,9 +91,9 @@ def segment(
     folder = RunFolder.open(output, resume=resume, force=force)
     with reproducible():
         with folder.starting():
-            plan = Plan.load(folder["plan"]) if resume and folder["plan"].is_file() else None
+            job, plan, given = settled(job, folder, resume=resume)
             if resume:
-                finished = _finished(folder, job)
+                finished = finished_in(folder, job, "iterations")
                 if finished is not None:
                     log.say("this run is finished; `evaluate` tests it once more")
                     return finished
@@ -100,7 +101,7 @@ def segment(
             setting = open_segmentation(job, device, workers)
             wants_graph(graph, setting.device)  # or refuses
             run = Run(setting, setting.config(), folder, clock, log, checkpoint_seconds)
-            ready = _made_ready(run, plan)
+            ready = _made_ready(run, plan, given)
             history = _train(run, ready.tunable, graph, report_every)
         return _finish(run, ready, history, multi_scale, save_predictions)
 
@@ -115,17 +116,24 @@ class _Ready:
     facts: dict[str, Any]
 
 
-def _made_ready(run: Run[SegmentationSetting], plan: Plan | None) -> _Ready:
+def _made_ready(
+    run: Run[SegmentationSetting], plan: Plan | None, given: Sensitivity | None
+) -> _Ready:
     """Plan, tune, and make the folder this run's; a plan that is given is kept."""
     setting, model = run.setting, run.setting.base.model
     method = replace(setting.job.method, head=model.trained_whole)
     for note in _notes(setting):
         run.log.say(note)
-    if plan is None and method.is_sensitivity_aware:
+    if plan is None and given is None and method.is_sensitivity_aware:
         check_possible(method, model)
-        plan = make_plan(model, method, _measured(run, method))
-    elif plan is None:
-        plan = make_plan(model, method)
+        given = _measured(run, method)
+    for name, file in (("plan", plan), ("sensitivity", given)):
+        if file is not None and file.head != head_names(model, method.head):
+            raise ValueError(
+                f"{name}: expected one whose head is the decoder, "
+                f"{', '.join(model.trained_whole)}, got {', '.join(layers_of(file.head)) or 'none'}"
+            )
+    plan = make_plan(model, method, given) if plan is None else plan
     facts = _facts(model, plan, method, setting)
     # what a method draws for its modules is the same whatever was drawn before
     seed_everything(setting.job.recipe.seed)
@@ -178,13 +186,6 @@ def _finish(
     }
     run.finish(result)
     return result
-
-
-def _finished(folder: RunFolder, job: SegmentationJob) -> dict[str, Any] | None:
-    config = folder.read_json("config")
-    if config is not None and config.get("kind") != KIND:
-        raise ValueError(f"output: {folder.path} holds a run of classification")
-    return finished_in(folder, job, "iterations")
 
 
 def _measured(run: Run[SegmentationSetting], method: Method) -> Sensitivity:
@@ -278,8 +279,8 @@ def _draw(
     folder: RunFolder, job: SegmentationJob, plan: Plan | None, history: list[IterationFigures]
 ) -> None:
     if plan is not None and plan.selected:
-        sensitivity_figure(plan).savefig(folder["sensitivity_picture"])
+        save_picture(sensitivity_figure(plan), folder["sensitivity_picture"])
     rows = [{"epoch": row.iteration, "train_loss": row.train_loss} for row in history]
     title = f"{job.model.name}, {job.method.name}"
     curves = training_curves_figure(rows, title=title, unit="iteration")
-    curves.savefig(folder["curves_picture"])
+    save_picture(curves, folder["curves_picture"])

@@ -69,6 +69,9 @@ def test_a_run_that_fails_is_told_by_the_exit_code(
     out = capsys.readouterr().out
     assert "failed: reds, spt-lora, seed 0: budget=1,000,000,000 is more" in out
     assert run(["benchmark", "table", str(place / "failed")]) == 0
+    other = command(place, "failed", "--methods", "bias", "--tasks", "reds", "-q")
+    assert run(other) == 0, "what failed before was not asked for"
+    assert "failed: reds, spt-lora" in capsys.readouterr().out
 
 
 def test_options_are_of_the_methods_that_read_them(place: Path) -> None:
@@ -122,6 +125,13 @@ def test_mistakes_in_what_is_asked_for(place: Path, capsys: pytest.CaptureFixtur
         (["benchmark", "table", str(place), "--epochs", "3"], "--epochs: goes with a run"),
         (["benchmark", "vtab", "-m", "vit_tiny_patch16_224"], "--root: name the folder"),
         (["benchmark", "vtab", "--root", str(place)], "--output: name a folder"),
-        (["benchmark", "fgvc", "--root", str(place), "-o", "x", "-m", "y"], "FGVC"),
+        (
+            ["benchmark", "fgvc", "--root", str(place), "-o", "x", "-m", "y"],
+            f"{place}; --tasks takes those that are whole; incomplete: cub-200-2011: {place}: no",
+        ),
+        (
+            ["benchmark", "fgvc", "--root", str(place), "-o", "x", "-m", "y"],
+            f"or cub; nabirds: {place}: no folder called nabirds; oxford-flowers: ",
+        ),
     ):
         assert words in complaint_of(arguments, capsys)

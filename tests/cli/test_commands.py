@@ -78,6 +78,8 @@ def test_help_teaches_by_example(name: str, capsys: pytest.CaptureFixture[str]) 
     text = output_of([*([name] if name else []), "--help"], capsys)
     assert f"spt-kernels {name or 'finetune'} " in text.split("╭")[0].replace("Usage: ", "")
     assert max(len(line) for line in text.splitlines()) <= 80
+    # typer dedents what follows the first paragraph, where all of it is examples but one
+    assert [line for line in text.splitlines() if line.startswith(" spt-kernels ")] == []
 
 
 def test_help_comes_without_torch() -> None:
@@ -295,7 +297,11 @@ MISTAKES = {
         ["finetune", "-o", "{x}", "{model}", "-d", "{bad}", "--epochs", "1"],
         "cannot read the image",
     ),
-    "not empty": (["finetune", "-o", "{data}", "{model}", "-d", "{data}"], "is not empty"),
+    "not empty": (
+        ["finetune", "-o", "{data}", "{model}", "-d", "{data}"],
+        "is not empty (--resume goes on with the run in it, --force overwrites it)",
+    ),
+    "demo onto something": (["demo", "-o", "{data}"], "is not empty; --force overwrites"),
     "not writable": (["finetune", "-o", "/proc/x", "{model}", "-d", "{data}"], "cannot write"),
     "nothing to resume": (["finetune", "-o", "{x}", "--resume"], "no run in"),
     "no file": (["inspect", "{x}/none"], "no such file"),
@@ -392,7 +398,7 @@ class OutOfMemoryError(RuntimeError):
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (KeyboardInterrupt(), 130, "goes on with --resume"),
+        (KeyboardInterrupt(), 130, "stopped; --resume goes on with the run"),
         (OutOfMemoryError("CUDA out of memory"), 2, "smaller --batch-size"),
         (
             PermissionError(13, "Permission denied", "result.json"),

@@ -11,6 +11,8 @@ import spt_kernels
 from spt_kernels.cli.app import run
 from tests.cli.test_commands import COMMANDS, complaint_of, output_of
 
+VIT = ["-m", "vit_tiny_patch16_224"]
+
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])
 def test_flags_have_no_type_and_any_terminal_is_wide_enough(
@@ -84,10 +86,23 @@ def test_an_error_names_the_option_as_typed(
         (["finetune", "-o", "x", "--method", "best"], "--method: expected one of"),
         (["finetune", "-o", "x", "--val-every", "0"], "--val-every: expected more than zero"),
         (["memory", "-m", "vit_tiny_patch16_224", "--image-size", "0"], "--image-size: expected"),
+        (["finetune", "-o", "x", "--method", "spt_lora"], "got 'spt_lora'; did you mean spt-lora"),
+        (["finetune", *VIT, "-o", "x", "-d", "x"], "let timm download them (--pretrained)"),
         (["compare", f"{tmp_path}/none"], "RUN: no such folder"),
         (["inspect", "none"], "spt-kernels: no such file: none"),  # what is no option stays
     ):
         assert words in complaint_of(arguments, capsys)
+
+
+def test_what_nothing_goes_on_with_is_only_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spt_kernels.finetuning.comparison.compare_runs", interrupt)
+    assert run(["compare", "x"]) == 130
+    assert capsys.readouterr().err.strip() == "spt-kernels: stopped"
 
 
 def test_a_name_that_is_no_option_stays_as_it_is(

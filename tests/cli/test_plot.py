@@ -94,7 +94,10 @@ def test_mistakes_are_one_line(
     for arguments, words in (
         (["pie", "a.sensitivity"], "KIND: expected one of allocation, blocks, operations"),
         (["blocks", "none"], "FILES: no such folder: none"),
-        (["blocks", "a.sensitivity", "-o", "a.gif"], "--output: expected the name of a picture"),
+        (
+            ["blocks", "a.sensitivity", "-o", "a.gif"],
+            "--output: expected a picture as a.png, a.pdf or a.svg",
+        ),
         (["blocks", "a.sensitivity", "-o", str(there)], "is there already; --force overwrites"),
         (["blocks", "a.sensitivity", "--columns", "3", "-o", f"{tmp_path}/a.png"], "--columns:"),
         (["overlap", "a.sensitivity", "-b", "10"], "at least two to compare"),

@@ -44,7 +44,7 @@ def test_from_scenes_to_scores(
     assert merged["pixel_accuracy"] == pytest.approx(result["pixel_accuracy"], abs=0.01)
 
     for arguments, words in (
-        ([*start, "-o", "run"], "output: run is not empty"),
+        ([*start, "-o", "run"], "--output: run is not empty (--resume goes on with the run in it"),
         (["evaluate", "run", "--confusion", "a.png"], "--confusion: the model labels pixels"),
         (["predict", "run", "scenes"], "--save-predictions: name the folder"),
         (["predict", "run", "scenes", "--top", "2"], "--top: the model labels pixels"),
@@ -53,13 +53,20 @@ def test_from_scenes_to_scores(
             "--save-predictions: scenes/annotations/training is not empty",
         ),
         (["evaluate", "run", "-m", "vit_tiny_patch16_224"], "--model: the file of a model that"),
-        (["finetune", "--resume", "-o", "run"], "the run is of another command"),
+        (
+            ["finetune", "--resume", "-o", "run"],
+            "--output: run holds a run of segment, not of finetune; spt-kernels segment --resume",
+        ),
         (["compare", "run"], "none is finished: run (it labels pixels)"),
         (
             ["segment", *model, "-d", "scenes", "-o", "x", "--method", "mlp-2"],
-            "--method: 'mlp-2' is for classification",
+            "--method: 'mlp-2' is for classification alone; expected one of full, linear, bias,",
         ),
-        (["segment", "--resume", "-o", "none"], "--resume: no run of segment in none"),
+        (["segment", "--resume", "-o", "none"], "--resume: no run in none; give the model"),
+        ([*start, "-o", "x", "--method", "noa"], "published-layer (K is a number), got 'noa'"),
+        ([*start, "-o", "x", "--crop", "0"], "--crop: expected more than zero, got 0"),
+        ([*start, "-o", "x", "--plan", "run/plan.safetensors", "-b", "9"], "--budget: the plan"),
+        ([*start, "-o", "x", "--plan", "none"], "--plan: no such file: none"),
         ([*start, "-o", "x", "--stride", "33"], "--stride: expected 1 to the 32 pixels"),
         ([*start, "-o", "x", "--mean", "a"], "--mean: expected one number per channel"),
     ):

@@ -64,5 +64,13 @@ def test_what_cannot_be_written_leaves_what_was_there(
 
 
 def test_other_kinds_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"as a.png, a.pdf, a.svg; got .*a.gif"):
+    with pytest.raises(ValueError, match=r"as a.png, a.pdf or a.svg, got .*a.gif"):
         save_picture(drawn(), tmp_path / "a.gif")
+
+
+def test_no_other_code_writes_pictures() -> None:
+    """What matplotlib writes by itself is half a file when a kill comes between."""
+    root = Path(__file__).parents[2]
+    files = [path for folder in ("spt_kernels", "bench") for path in (root / folder).rglob("*.py")]
+    by_itself = [path.name for path in files if ".savefig(" in path.read_text()]
+    assert by_itself == ["picture.py"]

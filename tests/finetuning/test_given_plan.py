@@ -30,9 +30,9 @@ def test_a_plan_tells_its_method_and_options(name: str) -> None:
     method = Method(
         name,
         budget=1500 if "budget" in options else None,
-        rank=1 if "rank" in options and name != "spt-unstructured" else None,
+        rank=1 if "rank" in options else None,
         samples=1 if "samples" in options else Method.samples,
-        dropout=0.2 if "dropout" in options and "lora" in name else Method.dropout,
+        dropout=0.2 if "dropout" in options else Method.dropout,
     )
     plan = plan_of(method)
     found = method_of(plan)

@@ -208,6 +208,46 @@ def test_what_is_missing_or_malformed_is_named(
         read_layout(name, write(tmp_path))
 
 
+def write_folders_of_classes(root: Path) -> Path:
+    for name in ("train/red", "test/red", *"abcdef"):
+        (root / name).mkdir(parents=True)
+    return root
+
+
+def write_cub_below(root: Path) -> Path:
+    write_cub(root / "CUB_200_2011")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "found", "fits"),
+    [
+        (
+            *("oxford-flowers", write_cub, "classes.txt, image_class_labels.txt, images/, "),
+            "that is the `layout` cub-200-2011 or nabirds",
+        ),
+        ("cub-200-2011", write_dogs, "Images/, lists/", "that is the `layout` stanford-dogs"),
+        ("stanford-dogs", write_cars, "cars_test/", "that is the `layout` stanford-cars"),
+        ("nabirds", write_merged_cars, "car_ims/", "that is the `layout` stanford-cars"),
+        ("stanford-cars", write_flowers, "imagelabels.mat", "that is the `layout` oxford-flowers"),
+        ("cub-200-2011", write_cub_below, "CUB_200_2011/", "name the folder {root}/CUB_200_2011"),
+        (
+            *("nabirds", write_folders_of_classes, "a/, b/, c/, d/, e/, f/, …"),
+            "without `layout`, the folders in train/ are the classes",
+        ),
+    ],
+)
+def test_a_folder_of_another_layout_is_told_from_a_broken_one(
+    tmp_path: Path, name: str, write: Callable[[Path], Path], found: str, fits: str
+) -> None:
+    with pytest.raises(ValueError, match=r"^data: expected ") as caught:
+        read_layout(name, write(tmp_path))
+    complaint = str(caught.value)
+    assert f"expected {LAYOUTS[name].title} in {tmp_path}, with " in complaint
+    assert found in complaint.partition("found ")[2]
+    assert complaint.endswith(fits.format(root=tmp_path))
+
+
 def test_more_classes_than_a_data_set_has_are_refused(tmp_path: Path) -> None:
     rows = {f"{n}.jpg": n for n in range(121)}
     write_vpt(tmp_path, dict.fromkeys(("train", "val", "test"), rows))

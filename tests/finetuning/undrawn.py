@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from spt_kernels.finetuning import pipeline
 
 
-class NoPicture:
-    def savefig(self, path: Path) -> None:
-        path.write_bytes(b"")
-
-
 def draw_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(pipeline, "sensitivity_figure", lambda *_: NoPicture())
-    patch.setattr(pipeline, "training_curves_figure", lambda *_, **__: NoPicture())
+    leave_pictures_empty(patch, pipeline)
     patch.setattr(pipeline, "accounted_bytes", lambda *_: 0)
+
+
+def leave_pictures_empty(patch: pytest.MonkeyPatch, pipeline: ModuleType) -> None:
+    """Of a pipeline on images, or on scenes."""
+    for name in ("sensitivity_figure", "training_curves_figure"):
+        patch.setattr(pipeline, name, lambda *_, **__: None)
+    patch.setattr(pipeline, "save_picture", lambda _, path: path.write_bytes(b""))

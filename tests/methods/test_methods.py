@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -180,6 +182,16 @@ def test_options_that_a_method_does_not_read_are_refused() -> None:
     for option in values:
         with pytest.raises(TypeError, match=f"{option}: expected a .*number, got 'x'"):
             Method("spt-lora", **{option: "x"})
+
+
+def test_what_an_older_version_wrote_is_read_without_options_of_no_effect() -> None:
+    """`spt-unstructured` once took a rank, and `spt-adapter` LoRA's dropout."""
+    old = {**asdict(Method("spt-unstructured", 400)), "rank": 4, "dropout": 0.3}
+    assert Method.from_json(old) == Method("spt-unstructured", 400)
+    for name in NAMES:
+        assert Method.from_json(json.loads(json.dumps(asdict(Method(name))))) == Method(name)
+    with pytest.raises(ValueError, match="samples: method 'lora' has none"):
+        Method.from_json({"name": "lora", "samples": 3})
 
 
 def test_methods_that_choose_need_scores() -> None:

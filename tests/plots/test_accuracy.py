@@ -82,6 +82,22 @@ def test_a_seed_that_lacks_a_task_is_left_out_and_named(tmp_path: Path) -> None:
         accuracy_by_budget([r for r in found.runs if (r.method, r.task) != ("spt-lora", "x")])
 
 
+def test_a_rank_that_was_chosen_for_each_task_is_one_row(tmp_path: Path) -> None:
+    """As `benchmark --choose rank=4,8` leaves its folder: each task has its own."""
+    for task, rank, accuracy in (("x", 4, 0.5), ("y", 8, 0.7)):
+        method = tmp_path / task / "spt-lora"
+        run(method / "seed0", accuracy, trained=10 * rank, rank=rank)
+        run(method / "choice" / f"rank={rank}", 0.9, rank=rank)  # tried on validation images
+        choice = {"candidates": [], "chosen": {"rank": rank, "lr": 0.1}}
+        (method / "choice.json").write_text(json.dumps(choice))
+        run(tmp_path / task / "lora-8" / "seed0", 0.4, "lora-8", trained=30)
+    made = accuracy_by_budget(read_runs([tmp_path]).runs)
+    rows = [(row.method, row.settings["rank"], row.mean, row.trained) for row in made.each]
+    assert rows == [("lora-8", None, 0.4, 30), ("spt-lora", "chosen", pytest.approx(0.6), 60)]
+    assert labels(made.each) == ["lora-8", "spt-lora, rank chosen"]
+    assert made.missing == ()
+
+
 def test_what_cannot_be_one_picture_is_told(tmp_path: Path) -> None:
     first = run(tmp_path / "a", 0.5)
     second = run(tmp_path / "b", 0.6)

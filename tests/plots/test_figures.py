@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.figure import Figure
 
+from spt_kernels.methods import METHODS
 from spt_kernels.plan import allocate
 from spt_kernels.plots import (
     AccuracyTable,
@@ -30,6 +32,7 @@ from spt_kernels.plots import (
     task_shares,
     variance_over_tasks,
 )
+from spt_kernels.plots.figures.paper import series
 from tests.pictures import assert_nothing_is_cut, texts, titles
 
 from .made_up import A, B, plan, run, scores
@@ -196,6 +199,25 @@ def test_accuracy_against_budget(runs: Path) -> None:
     for columns in (1, 2):
         assert_nothing_is_cut(budget_figure(table_of(runs, "lora-4"), columns=columns))
     assert key_of(budget_figure(table_of(runs, "linear")))[0] == "linear"
+
+
+def test_what_was_chosen_for_each_task_is_a_line_of_its_own(runs: Path) -> None:
+    made = table_of(runs, "spt-lora")
+    [fixed] = [row for row in made.each if row.settings["samples"] == 800]
+    chosen = replace(fixed, trained=90.0, settings={**fixed.settings, "budget": "chosen"})
+    figure = budget_figure(replace(made, each=(fixed, chosen)))
+    assert key_of(figure)[:2] == ["spt-lora", "spt-lora, budget chosen"]
+    assert_nothing_is_cut(figure)
+
+
+def test_as_many_methods_as_there_are_look_apart() -> None:
+    looks = [series(place) for place in range(len(METHODS))]
+    marked = {(own["color"], own["marker"]) for own in looks}
+    levels = {(own["color"], str(own["linestyle"])) for own in looks}
+    assert len(marked) == len(levels) == len(METHODS)
+    for own, other in itertools.combinations(looks, 2):
+        if own["color"] == other["color"]:  # as marks have in print
+            assert own["marker"] != other["marker"]
 
 
 def test_accuracy_against_samples(runs: Path) -> None:

@@ -15,10 +15,12 @@ from PIL import Image
 from spt_kernels.errors import BaseModelMismatch, DeltaFormatError
 from spt_kernels.finetuning import Method, ModelSource, SavedRun
 from spt_kernels.finetuning.progress import Silent
+from spt_kernels.plan import allocate
 from spt_kernels.segmentation import (
     SavedSegmentation,
     SegmentationJob,
     SegmentationRecipe,
+    build_setr,
     evaluate_scenes,
     pipeline,
     read_ade20k,
@@ -27,6 +29,8 @@ from spt_kernels.segmentation import (
 from spt_kernels.segmentation.pictures import palette
 from spt_kernels.segmentation.saved import is_segmentation
 from spt_kernels.segmentation.scenes import read_labels
+from spt_kernels.sensitivity import skewed_sensitivity
+from tests.finetuning.undrawn import leave_pictures_empty
 
 SHORT = SegmentationRecipe(iterations=7, batch_size=3, drop_path=0.2)
 CPU = torch.device("cpu")
@@ -35,13 +39,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without pictures, which take longer than these runs."""
-
-    class NoPicture:
-        def savefig(self, path: Path) -> None:
-            path.write_bytes(b"")
-
-    monkeypatch.setattr(pipeline, "sensitivity_figure", lambda *_: NoPicture())
-    monkeypatch.setattr(pipeline, "training_curves_figure", lambda *_, **__: NoPicture())
+    leave_pictures_empty(monkeypatch, pipeline)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +125,50 @@ def test_what_is_saved_labels_scenes_as_what_was_trained(
     )
     if name.startswith("spt"):
         assert result["trained_parameters"] <= 1500
+
+
+def test_a_sensitivity_or_a_plan_that_is_given_is_not_measured_again(
+    job: SegmentationJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = segment(job, tmp_path / "measured")
+    monkeypatch.setattr(pipeline, "measure_on", None)
+    for part in ("sensitivity", "plan"):
+        file, folder = tmp_path / "measured" / f"{part}.safetensors", tmp_path / part
+        given: dict[str, Any] = {"method": None, part: str(file)}
+        if part == "sensitivity":
+            given["method"] = replace(job.method, samples=800)  # by default; the file has 5
+        own = replace(job, **given)
+        result = segment(own, folder)
+        assert result["trained_parameters"] == measured["trained_parameters"]
+        for name in ("plan", "task"):
+            was = (tmp_path / "measured" / f"{name}.safetensors").read_bytes()
+            assert (folder / f"{name}.safetensors").read_bytes() == was
+        file.rename(tmp_path / f"{part}.moved")
+        assert segment(own, folder, resume=True) == result
+
+
+def test_a_plan_or_a_sensitivity_that_does_not_fit_is_refused(
+    job: SegmentationJob, tmp_path: Path
+) -> None:
+    model = build_setr(job.model, 3, job.size, channels=job.channels).model
+    scores = skewed_sensitivity(model, head=("decode_head",))  # the auxiliary heads are none
+    scores.save(tmp_path / "a.sensitivity")
+    allocate(scores, 1500, rank=2).save(tmp_path / "a.plan")
+    for given, complaint in (
+        ({"plan": "a.plan"}, "^plan: expected one whose head is the decoder, decode_head"),
+        ({"sensitivity": "a.sensitivity"}, "^sensitivity: expected one whose head is the decoder"),
+    ):
+        files = {name: str(tmp_path / file) for name, file in given.items()}
+        with pytest.raises(ValueError, match=complaint):
+            segment(replace(job, method=None, **files), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    for given, complaint in (
+        ({"plan": "p", "method": Method("full")}, "^plan: method 'full' does not use one"),
+        ({"sensitivity": "s", "method": Method("bias")}, "^sensitivity: method 'bias' does not"),
+        ({"sensitivity": "s", "plan": "p"}, "^sensitivity: the plan was made of one already"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            replace(job, **given)
 
 
 def test_it_learns_what_is_where(job: SegmentationJob, tmp_path: Path) -> None:

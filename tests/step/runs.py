@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import spt_kernels as spt
+from spt_kernels.methods import METHODS
 from spt_kernels.sensitivity import skewed_sensitivity
 from spt_kernels.step import TrainingStep, capture_step
 from tests.models import tiny_batch, tiny_vit
 
-METHODS = ("spt-lora", "spt-unstructured", "spt-adapter", "lora-2", "full")
+NAMES = ("spt-lora", "spt-unstructured", "spt-adapter", "lora-2", "full")
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 
 
@@ -25,9 +26,10 @@ def tuned(method: str, device: str, *, dropout: float = 0.0) -> nn.Module:
     torch.manual_seed(1)
     options: dict[str, Any] = {}
     if method.startswith("spt"):
-        options = {"budget": 400, "rank": 1, "sensitivity": skewed_sensitivity(plain)}
-        if method != "spt-adapter":
-            options["dropout"] = dropout
+        read = METHODS[method].options
+        values = {"budget": 400, "rank": 1, "dropout": dropout}
+        options = {name: value for name, value in values.items() if name in read}
+        options["sensitivity"] = skewed_sensitivity(plain)
     return spt.methods[method](plain.to(device), **options).model.train()
 
 

@@ -39,7 +39,7 @@ def both(method: str = "full", n: int = 4, last: int | None = None, **options: A
     assert len({float(loss) for loss in found[0]}) == n  # it does train
 
 
-@pytest.mark.parametrize("method", runs.METHODS)
+@pytest.mark.parametrize("method", runs.NAMES)
 def test_step_for_step_it_is_the_loop(method: str) -> None:
     both(method)
 

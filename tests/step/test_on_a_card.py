@@ -64,7 +64,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("method", runs.METHODS)
+@pytest.mark.parametrize("method", runs.NAMES)
 def test_step_for_step_it_is_the_loop(method: str, options: dict[str, Any]) -> None:
     both(method, runs.batches(6, "cuda"), **options)
 

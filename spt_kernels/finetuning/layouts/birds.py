@@ -7,6 +7,8 @@ from pathlib import Path
 from ..image_list import text_of
 from .listing import Listing, first_there, numbered
 
+SIGNS = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
+
 
 def read(root: Path) -> Listing:
     """Read `images.txt`, `image_class_labels.txt`, `train_test_split.txt` and `classes.txt`.

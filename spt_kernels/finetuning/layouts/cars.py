@@ -11,6 +11,7 @@ from .mat_file import read_mat
 _KITS = ("devkit", "car_devkit/devkit", ".")  # the second as Kaggle packs it
 # the devkit's own list of test images tells no classes; this one came later, beside the devkit
 _WITH_LABELS = ("cars_test_annos_withlabels.mat", "cars_test_annos_withlabels (1).mat")
+SIGNS = (*(f"{kit}/cars_train_annos.mat" for kit in _KITS), "cars_annos.mat", *_WITH_LABELS)
 
 
 def read(root: Path) -> Listing:

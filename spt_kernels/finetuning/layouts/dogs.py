@@ -7,6 +7,8 @@ from pathlib import Path, PurePosixPath
 from .listing import Listing, first_there, numbered
 from .mat_file import read_mat
 
+SIGNS = ("lists/train_list.mat", "train_list.mat", "lists/test_list.mat", "test_list.mat")
+
 
 def read(root: Path) -> Listing:
     """Read `train_list.mat` and `test_list.mat`, beside `Images/` or in `lists/`.

@@ -7,6 +7,8 @@ from pathlib import Path
 from .listing import Listing, first_there, numbered
 from .mat_file import read_mat
 
+SIGNS = ("imagelabels.mat", "setid.mat")
+
 
 def read(root: Path) -> Listing:
     """Read `imagelabels.mat` and `setid.mat`; image 7 is `jpg/image_00007.jpg`.

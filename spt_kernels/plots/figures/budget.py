@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..accuracy import AccuracyRow, AccuracyTable
@@ -32,14 +33,14 @@ def budget_figure(
     columns = columns or 1
     lines: dict[str, list[AccuracyRow]] = {}
     for row in made.each:
-        lines.setdefault(row.family, []).append(row)
+        lines.setdefault(_named(row.family, row), []).append(row)
     note = seeds_note(made)
     per_row = 2 if columns == 1 else 4
     key_lines = -(-(len(lines) + bool(note)) // per_row)
     figure = paper_figure(columns, 2.2 + 0.15 * key_lines + 0.2 * bool(title), title)
     axes = figure.add_subplot()
     handles: list[Any] = []
-    for number, (family, rows) in enumerate(lines.items()):
+    for number, (name, rows) in enumerate(lines.items()):
         if not any(_has_a_place(row, made.backbone) for row in rows):
             handles.append(_draw_level(axes, rows[0], number))
             continue
@@ -48,7 +49,7 @@ def budget_figure(
                 [row.trained for row in rows],
                 [100 * row.mean for row in rows],
                 yerr=[whiskers(row) or 0.0 for row in rows] if note else None,
-                label=rows[0].method if len({row.method for row in rows}) == 1 else family,
+                label=_named(rows[0].method, rows[0]) if _are_one(rows) else name,
                 **{**series(number), "markersize": 4.0},
                 **WHISKERS,
             )
@@ -58,6 +59,16 @@ def budget_figure(
     axes.set_ylabel(accuracy_title(made))
     put_key(figure, [*handles, *([note_handle(note)] if note else [])], per_row)
     return figure
+
+
+def _named(name: str, row: AccuracyRow) -> str:
+    """With what was chosen for each task, which is another line than what was not."""
+    return f"{name}, {' and '.join(row.chosen)} chosen" if row.chosen else name
+
+
+def _are_one(rows: Sequence[AccuracyRow]) -> bool:
+    """Whether all are of one method, and not of a family of sizes."""
+    return len({row.method for row in rows}) == 1
 
 
 def _has_a_place(row: AccuracyRow, backbone: int) -> bool:

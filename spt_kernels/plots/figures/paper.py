@@ -34,14 +34,19 @@ def paper_figure(columns: int, height: float, title: str | None = None) -> Figur
 
 
 def series(place: int) -> dict[str, Any]:
-    """How the line of a series looks: apart by colour, by its marks and by its strokes."""
+    """How the line of a series looks: apart by colour, by its marks and by its strokes.
+
+    Where colours begin again, their marks are others, and open ones.
+    """
+    lap, shade = divmod(place, len(LINE_COLOURS))
     return {
-        "color": LINE_COLOURS[place % len(LINE_COLOURS)],
+        "color": LINE_COLOURS[shade],
         "linestyle": LINES[place % len(LINES)],
-        "marker": _MARKERS[place % len(_MARKERS)],
+        "marker": _MARKERS[(place + lap) % len(_MARKERS)],
+        "markerfacecolor": "white" if lap % 2 else LINE_COLOURS[shade],
         "linewidth": 1.0,
         "markersize": 3.2,
-        "markeredgewidth": 0.0,
+        "markeredgewidth": 0.8 if lap % 2 else 0.0,
     }
 
 
