@@ -1,0 +1,85 @@
+"""`SptAdapters`: which adapter's task is on the model, and those that are set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ..layers import is_tuned
+from ..task.base_model import BaseModel
+from ..task.intact import dense_names
+from ..task.set_aside import TaskAside, put_task_back, take_aside
+
+
+class SptAdapters(nn.Module, BaseTunerLayer):
+    """The adapters of one model, of which at most one is on it.
+
+    To PEFT it is the one tuned layer that there is: deltas lie within the weights of the model, so
+    that adapters take turns as a whole. Parameters of one that is set aside stay the same objects.
+
+    Attributes:
+        on_model: name of the adapter whose task the model holds; None while it is plain.
+        aside: name -> task of every other adapter.
+    """
+
+    def __init__(self, active: str) -> None:
+        super().__init__()
+        self.on_model: str | None = None
+        self.aside: dict[str, TaskAside] = {}
+        self._disable_adapters = False
+        self._active_adapter = active
+        self.merged_adapters = []
+
+    def put_on(self, model: nn.Module, name: str | None) -> None:
+        """Let the model hold the task of an adapter, or none.
+
+        Raises:
+            ValueError: the model is no longer as it was tuned; it is as it was.
+        """
+        if name == self.on_model:
+            return
+        if self.on_model is not None:
+            self.aside[self.on_model] = take_aside(model)
+            self.on_model = None
+        if name is not None:
+            put_task_back(model, self.aside.pop(name))
+            self.on_model = name
+
+    @contextmanager
+    def holding(self, model: nn.Module, name: str | None) -> Iterator[None]:
+        """Let the model hold the task of an adapter, or none, within a `with` block."""
+        before = self.on_model
+        self.put_on(model, name)
+        try:
+            yield
+        finally:
+            known = before in self.aside or before == self.on_model
+            self.put_on(model, before if known else None)
+
+    def drop(self, model: nn.Module, name: str) -> None:
+        """Forget an adapter and its task."""
+        if name == self.on_model:
+            self.put_on(model, None)
+        self.aside.pop(name, None)
+
+    def _get_available_adapters(self) -> set[str]:
+        return {*self.aside, *([] if self.on_model is None else [self.on_model])}
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Deltas are sparse, and of no low rank."""
+        return False
+
+
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Of a tuned model all that its task trains, whether it is frozen just now or not."""
+    now = BaseModel.of(model)
+    found: list[nn.Parameter] = []
+    for module in now.tuned.values():
+        assert is_tuned(module)
+        added: Any = module
+        found += [p for n in added.added_names() if (p := module._parameters.get(n)) is not None]
+    return found + [now.parameters[name] for name in dense_names(model, now) - now.deltas.keys()]

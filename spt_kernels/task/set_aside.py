@@ -1,0 +1,88 @@
+"""A task taken off a model for a while: the base bit for bit, then the very task again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import SetAside, put_back, set_aside
+from ..model.replaced_head import name_classes, put_heads
+from ..tuning import Tuning, watch_state_dicts
+from .base_model import BaseModel
+from .forward_state import set_buffers
+from .intact import dense_names, drop_problem, tuning_of
+from .transfer import forget, restore_whole
+
+
+@dataclass(frozen=True, eq=False)
+class TaskAside:
+    """What a model was tuned by; its trained parameters are the same when it is put back.
+
+    Attributes:
+        tuning: as `apply` or `load_delta` left it.
+        modules: name of a tuned module -> what made it one.
+        dense: name -> values of a parameter that was trained whole.
+        buffers: name -> buffer.
+        requires_grad: name -> whether a parameter of the base required a gradient.
+        heads: name -> the task's own module, where it stood in the place of the model's.
+    """
+
+    tuning: Tuning
+    modules: Mapping[str, SetAside]
+    dense: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor | None]
+    requires_grad: Mapping[str, bool]
+    heads: Mapping[str, nn.Module]
+
+
+@torch.no_grad()
+def take_aside(model: nn.Module) -> TaskAside:
+    """Make a tuned model plain, as `unload` does, and return what it takes to undo that.
+
+    Unlike a task file this keeps the parameters themselves, so that an optimizer stays valid.
+
+    Raises:
+        ValueError: the model is no longer as `apply` made it; it is as it was.
+    """
+    now = BaseModel.of(model)
+    problem = drop_problem(model, now)
+    if problem is not None:
+        raise ValueError(f"cannot take the task off: {problem}")
+    tuning = tuning_of(model)
+    flags = {name: p.requires_grad for name, p in now.parameters.items()}
+    names = dense_names(model, now)
+    buffers = {name: None if b is None else b.detach().clone() for name, b in now.buffers.items()}
+    heads = {name: model.get_submodule(name) for name in tuning.replaced_head.modules}
+    modules = {name: set_aside(module) for name, module in now.tuned.items()}
+    dense = {name: now.parameters[name].detach().clone() for name in names}
+    set_buffers(now, tuning.base_buffers)
+    forget(model, now)
+    restore_whole(model, now, tuning)
+    return TaskAside(tuning, modules, dense, buffers, flags, heads)
+
+
+@torch.no_grad()
+def put_task_back(model: nn.Module, aside: TaskAside) -> None:
+    """Tune a plain model as it was tuned before it was taken aside, to the bit.
+
+    Args:
+        model: the same one; it may have been moved or cast since.
+        aside: used up by this.
+    """
+    put_heads(model, aside.heads)
+    for name, module in aside.modules.items():
+        put_back(model.get_submodule(name), module)
+    now = BaseModel.of(model)
+    for name, values in aside.dense.items():
+        now.parameters[name].copy_(values)
+    set_buffers(now, aside.buffers)
+    for name, flag in aside.requires_grad.items():
+        now.parameters[name].requires_grad_(flag)
+    tuning = aside.tuning
+    head = {name: now.parameters[name] for name in tuning.plan.head}
+    said = name_classes(model, tuning.replaced_head, head, tuning.classes)
+    model.spt_tuning = replace(tuning, replaced_head=said)  # type: ignore[assignment]
+    watch_state_dicts(model)
