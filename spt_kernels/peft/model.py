@@ -83,7 +83,7 @@ class SptModel(BaseTuner):
         """
         [name] = self._known([adapter_name] if isinstance(adapter_name, str) else adapter_name)
         for other in self.active_adapters:
-            if other != name:
+            if other != name and other in self.peft_config:
                 self.set_requires_grad(other, False)
         if not self.spt.disable_adapters:
             self.spt.put_on(self.model, name)
