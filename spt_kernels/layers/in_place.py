@@ -78,7 +78,7 @@ def set_aside(module: nn.Module) -> SetAside:
     for local, (_, state) in written.items():
         state.record(deltas[local].delta)
     restore_deltas(deltas.values())
-    kind: type[nn.Module] = type(module)
+    kind: Any = type(module)
     _part(module)
     attributes, parameters = taken_out(module, module.added_names())
     module.__class__ = plain_class(module)

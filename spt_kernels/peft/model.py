@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
@@ -43,7 +43,7 @@ class SptModel(BaseTuner):
 
     prefix = PREFIX
     tuner_layer_cls = SptAdapters
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # as PEFT declares it
     uses_shared_state = True
 
     def inject_adapter(
@@ -64,15 +64,16 @@ class SptModel(BaseTuner):
             self.spt = SptAdapters(adapter_name)
         config: Any = self.peft_config[adapter_name]
         is_active = adapter_name in self.active_adapters
-        before = self.spt.on_model
+        on_model = self.spt.on_model
         self.spt.put_on(model, None)
         try:
             _tune(model, config)
             self.spt.on_model = adapter_name
             self._set_trainable(is_active and not config.inference_mode)
-            before = adapter_name if is_active and not self.spt.disable_adapters else before
+            if is_active and not self.spt.disable_adapters:
+                on_model = adapter_name
         finally:
-            self.spt.put_on(model, before)
+            self.spt.put_on(model, on_model)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Let one adapter be active, and trainable unless `inference_mode`.
@@ -127,7 +128,7 @@ class SptModel(BaseTuner):
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
     ) -> Any:
-        """Refused: there is no way back from a merge but the base values, which `unload` has."""
+        """Refused: deltas are merged as it is, and a LoRA once added has no exact way back."""
         raise ValueError(
             "merge_adapter: deltas are in the weights as it is; merge_and_unload() folds the LoRA "
             "in for good"

@@ -26,8 +26,8 @@ from ..task.file.fingerprint import Fingerprint
 from ..task.file.format import TaskFile, structured_shapes
 
 BASE = "base_model.model."
+ABOUT = f"{BASE}spt_task"
 _DELTA = ".spt_delta"
-_ABOUT = "spt_task"
 _FORMAT = 1
 
 
@@ -40,7 +40,7 @@ def to_tensors(task: TaskFile) -> dict[str, Tensor]:
         "recast": {name: task.recast[name].to_json() for name in sorted(task.recast)},
         "model_name": task.model_name,
     }
-    tensors = {_ABOUT: torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)}
+    tensors = {ABOUT: torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)}
     tensors |= {f"{BASE}{name}{_DELTA}": values for name, values in task.values.items()}
     for name, parts in task.structured.items():
         tensors |= {f"{BASE}{name}.spt_{local}": part for local, part in parts.items()}
@@ -69,7 +69,7 @@ def from_tensors(
             f"{where} were trained by another plan than it has: load them under another name, and "
             "their plan comes with them"
         )
-    own = {key.removeprefix(BASE): tensor for key, tensor in tensors.items() if key != _ABOUT}
+    own = {key.removeprefix(BASE): tensor for key, tensor in tensors.items() if key != ABOUT}
     try:
         values = {name: own.pop(f"{name}{_DELTA}") for name in plan.unstructured}
         structured = {
@@ -104,10 +104,10 @@ def plan_digest(plan: Plan) -> str:
 
 
 def _about(tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
-    if _ABOUT not in tensors:
-        raise DeltaFormatError(f"{where} lack the tensor {_ABOUT}: they are not of SPT")
+    if ABOUT not in tensors:
+        raise DeltaFormatError(f"{where} lack the tensor {ABOUT}: they are not of SPT")
     try:
-        about = json.loads(bytes(tensors[_ABOUT].cpu().numpy().tobytes()))
+        about = json.loads(bytes(tensors[ABOUT].cpu().numpy().tobytes()))
         if about["format"] > _FORMAT:
             raise DeltaFormatError(
                 f"{where} are of format {about['format']}, newer than {_FORMAT}, which this "
@@ -115,4 +115,4 @@ def _about(tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
             )
         return {key: about[key] for key in ("plan", "base", "recast", "model_name")}
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DeltaFormatError(f"{where}: {_ABOUT} is damaged: {error!r}") from error
+        raise DeltaFormatError(f"{where}: {ABOUT} is damaged: {error!r}") from error

@@ -45,8 +45,10 @@ def take_aside(model: nn.Module) -> TaskAside:
     Unlike a task file this keeps the parameters themselves, so that an optimizer stays valid.
 
     Raises:
-        ValueError: the model is no longer as `apply` made it; it is as it was.
+        ValueError: the model is not tuned, or no longer as `apply` made it; it is as it was.
     """
+    if not hasattr(model, "spt_tuning"):
+        raise ValueError("cannot take the task off: the model is not tuned, or no longer")
     now = BaseModel.of(model)
     problem = drop_problem(model, now)
     if problem is not None:

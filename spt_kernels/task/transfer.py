@@ -153,11 +153,13 @@ def train_besides(model: nn.Module, names: Collection[str]) -> None:
 
     Args:
         model: tuned.
-        names: of parameters that the plan does not touch; others are passed over.
+        names: of parameters that the plan does not touch; what is no parameter, or is trained
+            whole already, is passed over.
     """
-    parameters = BaseModel.of(model).parameters
-    known = {n: parameters[n].detach().clone() for n in parameters.keys() & names}
-    _change_tuning(model, base_head={**tuning_of(model).base_head, **known})
+    parameters, base = BaseModel.of(model).parameters, tuning_of(model).base_head
+    wanted = (parameters.keys() & names) - base.keys()
+    known = {name: parameters[name].detach().clone() for name in wanted}
+    _change_tuning(model, base_head={**base, **known})
     for name in known:
         train_whole(model, name)
 

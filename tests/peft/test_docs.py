@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("peft")
+
 from peft.tuners.lora import LoraModel
 
 DOCS = Path(__file__).parents[2] / "docs" / "PEFT.md"

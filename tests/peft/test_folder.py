@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("peft")
+
+from huggingface_hub import hf_hub_download
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -15,6 +20,7 @@ from safetensors.torch import load_file, save_file
 import spt_kernels as spt
 from spt_kernels.peft import SptConfig
 from spt_kernels.peft.config import PLAN_FILE
+from spt_kernels.peft.weights import ABOUT
 from tests.models import tiny_vit
 
 from .small import output, plan, train
@@ -79,10 +85,10 @@ def test_the_layout_is_that_of_the_hub(tmp_path: Path) -> None:
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"README.md", "adapter_config.json", WEIGHTS, PLAN_FILE}
     tensors = load_file(tmp_path / WEIGHTS)
-    numel = sum(t.numel() for key, t in tensors.items() if ".spt_" in key)
+    numel = sum(t.numel() for key, t in tensors.items() if ".spt_" in key and key != ABOUT)
     assert numel == plan().num_trainable
     head = {key for key in tensors if ".spt_" not in key}
-    assert head == {"base_model.model.head.weight", "base_model.model.head.bias", "spt_task"}
+    assert head == {"base_model.model.head.weight", "base_model.model.head.bias"}
     assert spt.Plan.load(tmp_path / PLAN_FILE).num_trainable == plan().num_trainable
 
 
@@ -158,13 +164,13 @@ def damaged(kind: str, tensors: dict[str, torch.Tensor]) -> None:
     elif kind == "expected shape":
         tensors[delta] = tensors[delta][:-1]
     elif kind == "spt_task is damaged":
-        tensors["spt_task"] = tensors["spt_task"][:-1]
+        tensors[ABOUT] = tensors[ABOUT][:-1]
     elif kind == "not of SPT":
-        del tensors["spt_task"]
+        del tensors[ABOUT]
     elif kind == "newer than":
-        about = json.loads(bytes(tensors["spt_task"].numpy()))
+        about = json.loads(bytes(tensors[ABOUT].numpy()))
         text = json.dumps({**about, "format": 99}).encode()
-        tensors["spt_task"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        tensors[ABOUT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize(
@@ -212,3 +218,24 @@ def test_the_state_dict_of_an_adapter(tmp_path: Path) -> None:
     assert "base_model.model.head.weight" in keys  # which is no name of an adapter there
     model.save_pretrained(tmp_path)
     assert load_file(tmp_path / "head" / WEIGHTS).keys() == keys
+
+
+def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = saved(tmp_path / "someone" / "flowers")
+    asked = []
+
+    @functools.wraps(hf_hub_download)  # of which PEFT reads the names of the options
+    def download(repo: str, filename: str, subfolder: Any = None, **options: Any) -> str:
+        asked.append((repo, options.get("revision")))
+        copy = tmp_path / "cache" / filename
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes((tmp_path / repo / (subfolder or "") / filename).read_bytes())
+        return str(copy)
+
+    for module in ("peft.config", "peft.utils.save_and_load", "spt_kernels.peft.config"):
+        monkeypatch.setattr(f"{module}.hf_hub_download", download)
+    monkeypatch.setattr("peft.utils.save_and_load.file_exists", lambda **_: True)
+    loaded = PeftModel.from_pretrained(tiny_vit(), "someone/flowers", revision="v1")
+    assert torch.equal(output(loaded), tuned)
+    assert set(asked) == {("someone/flowers", "v1")}
+    assert (tmp_path / "cache" / PLAN_FILE).exists()

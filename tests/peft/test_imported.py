@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("peft")
+
 from peft import LoraConfig, PeftModel, ShiraConfig, SupertuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 

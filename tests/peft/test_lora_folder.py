@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("peft")
+
 from peft import PeftModel, get_peft_model
 from torch import nn
 

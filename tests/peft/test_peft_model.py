@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import pickle
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("peft")
+
 from peft import LoraConfig, PeftModel, PeftType, get_peft_model, inject_adapter_in_model
 from torch import nn
 
 import spt_kernels as spt
+from spt_kernels.errors import MissingExtra
 from spt_kernels.peft import SptConfig, SptModel
 from spt_kernels.peft.registration import register
 from tests.models import tiny_vit
@@ -185,12 +192,14 @@ def test_modules_to_save_are_trained_whole() -> None:
         assert torch.equal(after.weight, before.weight)
 
 
-def test_peft_takes_over_a_model_that_is_tuned() -> None:
-    bare = train(spt.apply(tiny_vit(), plan()))
-    tuned = output(bare)
-    model = get_peft_model(bare, SptConfig())
+def test_peft_takes_over_a_model_that_is_tuned(tmp_path: Path) -> None:
+    first = train(wrapped(modules_to_save=["patch_embed.proj"]))
+    spt.save_delta(first, tmp_path / "task")
+    bare = spt.load_delta(tiny_vit(), tmp_path / "task")
+    model = get_peft_model(bare, SptConfig(modules_to_save=["patch_embed.proj"]))
     assert model.peft_config["default"].plan == bare.spt_tuning.plan
-    assert torch.equal(output(model), tuned)
+    assert torch.equal(output(model), output(first))
+    train(model)
     with model.disable_adapter():
         assert torch.equal(output(model), output(tiny_vit()))
     assert same_parameters(model.unload(), tiny_vit())
@@ -207,6 +216,16 @@ def test_copies_are_adapters_of_their_own() -> None:
         assert not torch.equal(output(twin), tuned)
         with twin.disable_adapter():
             assert torch.equal(output(twin), output(tiny_vit()))
+
+
+def test_a_task_dropped_behind_its_back_is_noticed() -> None:
+    model = wrapped()
+    spt.unload(model.get_base_model())
+    with (
+        pytest.raises(ValueError, match="the model is not tuned, or no longer"),
+        model.disable_adapter(),
+    ):
+        pass
 
 
 def test_a_plan_for_another_model_leaves_it_alone() -> None:
@@ -291,3 +310,11 @@ def test_an_older_peft_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spt_kernels.peft.registration._HOOKS", ("_not_there_yet",))
     with pytest.raises(ImportError, match=r"needs PEFT 0\.21 or newer, got"):
         register(SptConfig, SptModel)
+
+
+def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("spt_kernels.peft")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "peft", None)  # type: ignore[arg-type]
+    with pytest.raises(MissingExtra, match=r"peft needs peft: pip install 'spt_kernels\[peft\]'"):
+        importlib.import_module("spt_kernels.peft")

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("peft")
+
 from accelerate import Accelerator
 from peft import PeftModel, get_peft_model
 from torch.utils.data import DataLoader
