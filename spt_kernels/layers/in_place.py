@@ -72,16 +72,16 @@ def set_aside(module: nn.Module) -> SetAside:
     What is trained whole in fp32 keeps no base values: its parameter is left as it is.
     """
     assert isinstance(module, DeltaHolder)
+    kind: Any = type(module)
     deltas = module.sparse_deltas()
     write_deltas(delta for delta in deltas.values() if not delta.is_fresh)
     written = {n: (gather(d.target, d.index), WrittenState()) for n, d in deltas.items()}
     for local, (_, state) in written.items():
         state.record(deltas[local].delta)
     restore_deltas(deltas.values())
-    kind: Any = type(module)
     _part(module)
     attributes, parameters = taken_out(module, module.added_names())
-    module.__class__ = plain_class(module)
+    change_class(module, plain_class(module))
     return SetAside(kind, attributes, parameters, written)
 
 
@@ -100,13 +100,15 @@ def put_back(module: Any, aside: SetAside) -> None:
             parameter.data = parameter.data.to(device)
     change_class(module, aside.tuned_class)
     module._make_row_major(aside.written)
-    for local, delta in module.sparse_deltas().items():
+    deltas = module.sparse_deltas()
+    for local, delta in deltas.items():
         _, index_name, original_name = module.delta_local_names(local)
         delta.target.requires_grad_(False)
         index = module.__dict__[index_name] = delta.index.to(device)
         original = gather(delta.target, index)
         module.__dict__[original_name] = original.zero_() if delta.whole else original
-    module._index_changed()
+    if any(delta.index.device != device for delta in deltas.values()):
+        module._index_changed()
     module._tag_all()
     for local, delta in module.sparse_deltas().items():
         values, state = aside.written[local]
