@@ -57,6 +57,7 @@ class SptAdapters(nn.Module, BaseTunerLayer):
         try:
             yield
         finally:
+            # unless it was dropped or merged meanwhile
             known = before in self.aside or before == self.on_model
             self.put_on(model, before if known else None)
 

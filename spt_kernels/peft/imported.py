@@ -40,11 +40,11 @@ def import_adapter(
         The model.
 
     Raises:
-        ValueError: the adapter is of another kind, or Super-Tuning's with a LoRA on the same
-            matrices; the model is tuned already.
+        ValueError: there is no such adapter, or it is of another kind, or Super-Tuning's with a
+            LoRA on the same matrices; the model is tuned already.
         DeltaFormatError: its tensors do not fit the model.
         BaseModelMismatch: the model lacks a layer, or has it in another shape.
-        OSError: the folder cannot be read.
+        OSError: a file of it cannot be read.
     """
     if hasattr(model, "spt_tuning"):
         raise ValueError("model: expected a plain one, got one that is tuned: unload it first")
@@ -61,10 +61,15 @@ def import_adapter(
     tensors = {key.removeprefix(BASE): tensor for key, tensor in weights.items()}
     read = _shira if kind == "SHIRA" else _super_tuning
     now = BaseModel.of(model)
-    found = read(tensors, now.parameters, config)
-    used = {name.rpartition(".")[0] for name in found}
-    rest = {n: t for n, t in tensors.items() if n.rpartition(".")[0] not in used}
-    return load_task(model, _task(model, now, found, rest, kind), os.fspath(source))
+    try:
+        task = _task(model, now, read(tensors, now.parameters, config), tensors, kind)
+    except BaseModelMismatch:
+        raise
+    except KeyError as error:
+        raise DeltaFormatError(f"{source}: the adapter lacks the tensor {error}") from error
+    except ValueError as error:
+        raise DeltaFormatError(f"{source}: the adapter is damaged: {error}") from error
+    return load_task(model, task, os.fspath(source))
 
 
 # Name of a weight -> its flat positions and the deltas there, in whatever order
@@ -81,6 +86,8 @@ def _shira(
             # [2, nnz], rows and columns; of a floating dtype where Windows saved them
             rows, columns = tensors[f"{layer}.shira_indices"].long()
             width = _weight(layer, parameters).shape[1]
+            if not bool(((columns >= 0) & (columns < width)).all()):
+                raise ValueError(f"{layer}.shira_indices: columns must lie in [0, {width})")
             found[f"{layer}.weight"] = rows * width + columns, values
     return found
 
@@ -108,33 +115,36 @@ def _weight(layer: str, parameters: Mapping[str, Tensor]) -> Tensor:
 
 
 def _task(
-    model: nn.Module, now: BaseModel, entries: _Entries, rest: Mapping[str, Tensor], kind: str
+    model: nn.Module, now: BaseModel, entries: _Entries, tensors: Mapping[str, Tensor], kind: str
 ) -> TaskFile:
-    """What was found as a task: `rest` is what PEFT has trained whole, with its buffers."""
+    """Entries as a task, with what else the tensors have, which PEFT has trained whole."""
+    if not entries:
+        raise ValueError("it trains no entries")
     positions, values = {}, {}
     for name, (flat, deltas) in entries.items():
+        if flat.shape != deltas.shape:
+            raise ValueError(f"{name} has {len(flat)} positions and {len(deltas)} values")
         order = torch.argsort(flat)
         positions[name], values[name] = flat[order], deltas[order].float()
-    dense = {name: tensor for name, tensor in rest.items() if name not in now.buffers}
+    layers = {name.rpartition(".")[0] for name in entries}
+    whole = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in layers}
+    dense = {name: tensor for name, tensor in whole.items() if name not in now.buffers}
     info = describe(model)
-    try:
-        plan = Plan(
-            positions,
-            {},
-            {name: info[name] for name in positions},
-            head=tuple(dense),
-            head_source="given",
-            model_name=type(model).__name__,
-            rule=kind.lower(),
-        )
-        return TaskFile(
-            plan.model_name,
-            plan,
-            Fingerprint.of_all(now.base_tensors(positions.keys())),
-            values,
-            {},
-            dense,
-            {name: tensor for name, tensor in rest.items() if name in now.buffers},
-        )
-    except ValueError as error:
-        raise DeltaFormatError(f"source: the adapter does not fit the model: {error}") from error
+    plan = Plan(
+        positions,
+        {},
+        {name: info[name] for name in positions},
+        head=tuple(dense),
+        head_source="given",
+        model_name=type(model).__name__,
+        rule=kind.lower(),
+    )
+    return TaskFile(
+        plan.model_name,
+        plan,
+        Fingerprint.of_all(now.base_tensors(positions.keys())),
+        values,
+        {},
+        dense,
+        {name: tensor for name, tensor in whole.items() if name in now.buffers},
+    )

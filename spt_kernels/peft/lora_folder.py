@@ -35,14 +35,13 @@ def export_lora(
         model: tuned by a plan with LoRA; in a `PeftModel` or not.
         folder: for `adapter_config.json` and `adapter_model.safetensors`, made if it is not there.
         sparse: what becomes of deltas of single entries, which PEFT's LoRA has no place for: refuse
-            if there are any, or leave them out, so that the outputs are others than the model's. To
-            have none, allocate with a budget that LoRA modules take up, and drop what is beside
-            them.
+            if there are any, or leave them out, so that the outputs are others than the model's. A
+            plan without them is `dataclasses.replace(plan, unstructured={})`.
 
     Raises:
         ValueError: the model is not tuned, has no LoRA, or an Adapter; there are sparse deltas and
             they are not to be left out; what is trained whole is no parameter of a module that PEFT
-            can save; `sparse` is something else.
+            can save alone; `sparse` is something else.
         OSError: the folder cannot be written.
     """
     if sparse not in ("refuse", "leave out"):
@@ -120,6 +119,9 @@ def _saved_whole(model: nn.Module, task: TaskFile) -> tuple[list[str], dict[str,
                 f"{name} is trained whole, and is of no module that PEFT could save: the one that "
                 "has it is the model, or has tuned layers"
             )
+        others = [n for n, _ in model.named_modules() if n.endswith(module) and n != module]
+        if others:  # as `modules_to_save` are matched
+            raise ValueError(f"PEFT would save {others[0]}, too, whose name ends in {module!r}")
         found |= {n: task.dense.get(n, t.detach()).to(t.dtype).clone() for n, t in inside.items()}
     lost = sorted(task.buffers.keys() - found.keys())
     if lost:

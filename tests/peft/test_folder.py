@@ -239,3 +239,30 @@ def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(output(loaded), tuned)
     assert set(asked) == {("someone/flowers", "v1")}
     assert (tmp_path / "cache" / PLAN_FILE).exists()
+
+
+def test_onto_a_model_with_another_head(tmp_path: Path) -> None:
+    tuned = saved(tmp_path)
+    base = tiny_vit(num_classes=3)
+    for name, parameter in tiny_vit().named_parameters():
+        if not name.startswith("head."):
+            base.get_parameter(name).data.copy_(parameter)
+    before = output(base)
+    model = PeftModel.from_pretrained(base, tmp_path, adapter_name="flowers")
+    assert torch.equal(output(model), tuned)
+    with model.disable_adapter():
+        assert torch.equal(output(model), before)
+    assert torch.equal(output(model), tuned)
+    assert torch.equal(output(model.unload()), before)
+
+
+def test_cast_after_training_it_fits_both_bases(tmp_path: Path) -> None:
+    model = train(get_peft_model(tiny_vit(), SptConfig(plan=plan())))
+    tuned = output(model)
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    half = PeftModel.from_pretrained(tiny_vit().to(torch.bfloat16), tmp_path)
+    assert torch.equal(output(half), output(model))
+    whole = PeftModel.from_pretrained(tiny_vit(), tmp_path)
+    torch.testing.assert_close(output(whole), tuned, atol=2e-3, rtol=0)  # the head was rounded
+    with pytest.raises(spt.BaseModelMismatch, match="expected float32 weights, got float64"):
+        PeftModel.from_pretrained(tiny_vit().double(), tmp_path)

@@ -98,11 +98,23 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         import_adapter(tiny_vit(depth=1), tmp_path)
     with pytest.raises(ValueError, match="tuned: unload it first"):
         import_adapter(spt.apply(tiny_vit(), plan()), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "match", ["weight'. must lie in", "columns must lie in", "positions", "lacks"]
+)
+def test_damaged_ones_are_refused(match: str, tmp_path: Path) -> None:
+    saved(ShiraConfig(r=2, target_modules=LAYERS), tmp_path)
     tensors = load_file(tmp_path / WEIGHTS)
     name = next(name for name in tensors if name.endswith("qkv.shira_indices"))
-    tensors[name][0, 0] = 10_000
+    if match == "lacks":
+        del tensors[name]
+    elif match == "positions":
+        tensors[name] = tensors[name][:, 1:].contiguous()
+    else:
+        tensors[name][int(match.startswith("columns")), -1] = 10_000
     save_file(tensors, tmp_path / WEIGHTS)
     base = tiny_vit()
-    with pytest.raises(spt.DeltaFormatError, match="must lie in"):
+    with pytest.raises(spt.DeltaFormatError, match=match):
         import_adapter(base, tmp_path)
     assert not hasattr(base, "spt_tuning")
