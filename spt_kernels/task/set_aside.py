@@ -38,6 +38,7 @@ class TaskAside:
     heads: Mapping[str, nn.Module]
 
 
+@torch.inference_mode(False)  # what is made in it could never be trained
 @torch.no_grad()
 def take_aside(model: nn.Module) -> TaskAside:
     """Make a tuned model plain, as `unload` does, and return what it takes to undo that.
@@ -66,6 +67,7 @@ def take_aside(model: nn.Module) -> TaskAside:
     return TaskAside(tuning, modules, dense, buffers, flags, heads)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def put_task_back(model: nn.Module, aside: TaskAside) -> None:
     """Tune a plain model as it was tuned before it was taken aside, to the bit.

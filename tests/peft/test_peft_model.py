@@ -15,7 +15,14 @@ import torch
 
 pytest.importorskip("peft")
 
-from peft import LoraConfig, PeftModel, PeftType, get_peft_model, inject_adapter_in_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PeftType,
+    get_base_model_state_dict,
+    get_peft_model,
+    inject_adapter_in_model,
+)
 from torch import nn
 
 import spt_kernels as spt
@@ -103,6 +110,27 @@ def test_an_optimizer_stays_valid_while_adapters_are_disabled_and_switched() -> 
     for model, optimizer in zip(models, optimizers, strict=True):
         step(model, optimizer, 2)
     assert torch.equal(output(models[0]), output(models[1]))
+
+
+def test_it_trains_on_after_a_look_at_the_base_in_inference_mode() -> None:
+    model = wrapped()
+    optimizer = spt.SparseAdamW(spt.param_groups(model), lr=1e-2)
+    step(model, optimizer)
+    tuned = output(model)
+    with torch.inference_mode(), model.disable_adapter():
+        assert torch.equal(output(model), output(tiny_vit()))
+    assert torch.equal(output(model), tuned)
+    step(model, optimizer)
+    assert not torch.equal(output(model), tuned)
+
+
+def test_the_state_dict_of_the_base() -> None:
+    model = train(wrapped())
+    with model.disable_adapter():
+        found = {name: t.clone() for name, t in get_base_model_state_dict(model).items()}
+    expected = tiny_vit().state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_adapters_take_turns() -> None:
