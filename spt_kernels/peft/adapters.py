@@ -9,7 +9,6 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..layers import is_tuned
 from ..task.base_model import BaseModel
 from ..task.intact import dense_names
 from ..task.set_aside import TaskAside, put_task_back, take_aside
@@ -78,9 +77,7 @@ class SptAdapters(nn.Module, BaseTunerLayer):
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Of a tuned model all that its task trains, whether it is frozen just now or not."""
     now = BaseModel.of(model)
-    found: list[nn.Parameter] = []
-    for module in now.tuned.values():
-        assert is_tuned(module)
-        added: Any = module
-        found += [p for n in added.added_names() if (p := module._parameters.get(n)) is not None]
-    return found + [now.parameters[name] for name in dense_names(model, now) - now.deltas.keys()]
+    tuned: list[Any] = list(now.tuned.values())
+    added = [module._parameters.get(name) for module in tuned for name in module.added_names()]
+    whole = [now.parameters[name] for name in dense_names(model, now) - now.deltas.keys()]
+    return [parameter for parameter in (*added, *whole) if parameter is not None]

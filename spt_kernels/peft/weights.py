@@ -107,7 +107,7 @@ def _about(tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     if ABOUT not in tensors:
         raise DeltaFormatError(f"{where} lack the tensor {ABOUT}: they are not of SPT")
     try:
-        about = json.loads(bytes(tensors[ABOUT].cpu().numpy().tobytes()))
+        about = json.loads(tensors[ABOUT].cpu().numpy().tobytes())
         if about["format"] > _FORMAT:
             raise DeltaFormatError(
                 f"{where} are of format {about['format']}, newer than {_FORMAT}, which this "
