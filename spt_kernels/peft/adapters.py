@@ -11,7 +11,14 @@ from torch import nn
 
 from ..task.base_model import BaseModel
 from ..task.intact import dense_names
-from ..task.set_aside import TaskAside, put_task_back, take_aside
+from ..task.set_aside import (
+    MergedTask,
+    TaskAside,
+    merge_aside,
+    put_task_back,
+    take_aside,
+    unmerge,
+)
 
 
 class SptAdapters(nn.Module, BaseTunerLayer):
@@ -21,7 +28,8 @@ class SptAdapters(nn.Module, BaseTunerLayer):
     that adapters take turns as a whole. Parameters of one that is set aside stay the same objects.
 
     Attributes:
-        on_model: name of the adapter whose task the model holds; None while it is plain.
+        on_model: name of the adapter whose task the model holds, merged or not; None while the
+            model is the base model.
         aside: name -> task of every other adapter.
     """
 
@@ -31,7 +39,8 @@ class SptAdapters(nn.Module, BaseTunerLayer):
         self.aside: dict[str, TaskAside] = {}
         self._disable_adapters = False
         self._active_adapter = active
-        self.merged_adapters = []
+        self.merged_adapters: list[str] = []
+        self._merged: MergedTask | None = None
 
     def put_on(self, model: nn.Module, name: str | None) -> None:
         """Let the model hold the task of an adapter, or none.
@@ -41,6 +50,7 @@ class SptAdapters(nn.Module, BaseTunerLayer):
         """
         if name == self.on_model:
             return
+        self.unmerge(model)
         if self.on_model is not None:
             self.aside[self.on_model] = take_aside(model)
             self.on_model = None
@@ -51,14 +61,29 @@ class SptAdapters(nn.Module, BaseTunerLayer):
     @contextmanager
     def holding(self, model: nn.Module, name: str | None) -> Iterator[None]:
         """Let the model hold the task of an adapter, or none, within a `with` block."""
-        before = self.on_model
+        before, is_merged = self.on_model, self.merged
+        self.unmerge(model)
         self.put_on(model, name)
         try:
             yield
         finally:
-            # unless it was dropped or merged meanwhile
+            # unless it was dropped or merged for good meanwhile
             known = before in self.aside or before == self.on_model
             self.put_on(model, before if known else None)
+            if is_merged and known:
+                self.merge_on(model)
+
+    def merge_on(self, model: nn.Module) -> None:
+        """Fold the task that the model holds into its weights until `unmerge`."""
+        assert self.on_model is not None
+        self._merged = merge_aside(model)
+        self.merged_adapters = [self.on_model]
+
+    def unmerge(self, model: nn.Module) -> None:  # type: ignore[override]  # of a model, not a layer
+        """Undo `merge_on`, to the bit, where it was done."""
+        if self._merged is not None:
+            unmerge(model, self._merged)
+            self._merged, self.merged_adapters = None, []
 
     def drop(self, model: nn.Module, name: str) -> None:
         """Forget an adapter and its task."""

@@ -12,15 +12,12 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from ..layers import LoraLayer
-from ..plan import Plan
 from ..task import merge as merge_task
 from ..task.base_model import BaseModel
 from ..task.delta import load_task, task_of
 from ..task.intact import tuning_of
-from ..task.transfer import drop, train_besides
-from ..tuning import apply
 from .adapters import SptAdapters, trained_parameters
-from .config import SptConfig
+from .injection import registers_on_meta, tune
 from .registration import PREFIX
 from .weights import from_tensors, to_tensors
 
@@ -34,7 +31,7 @@ class SptModel(BaseTuner):
     while adapters are disabled the model is the base model, bit for bit.
 
     What has no exact meaning for deltas within weights is refused by name: several active adapters,
-    `merge_adapter`, `low_cpu_mem_usage`, injection without a `PeftModel`.
+    a batch that mixes them, `low_cpu_mem_usage`, injection without a `PeftModel`.
 
     Raises:
         BaseModelMismatch: the plan is for another model.
@@ -55,7 +52,7 @@ class SptModel(BaseTuner):
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         """Tune the model by the plan of a new adapter; on an error it is as it was."""
-        if low_cpu_mem_usage or _registers_on_meta():
+        if low_cpu_mem_usage or registers_on_meta():
             raise ValueError(
                 "low_cpu_mem_usage: expected False for SPT, whose parameters are a few entries of "
                 "weights that are there"
@@ -64,16 +61,12 @@ class SptModel(BaseTuner):
             self.spt = SptAdapters(adapter_name)
         config: Any = self.peft_config[adapter_name]
         is_active = adapter_name in self.active_adapters
-        on_model = self.spt.on_model
-        self.spt.put_on(model, None)
-        try:
-            _tune(model, config)
+        with self.spt.holding(model, None):
+            tune(model, config)
             self.spt.on_model = adapter_name
             self._set_trainable(is_active and not config.inference_mode)
-            if is_active and not self.spt.disable_adapters:
-                on_model = adapter_name
-        finally:
-            self.spt.put_on(model, on_model)
+        if is_active and not self.spt.disable_adapters:
+            self.spt.put_on(model, adapter_name)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Let one adapter be active, and trainable unless `inference_mode`.
@@ -127,16 +120,30 @@ class SptModel(BaseTuner):
 
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
-    ) -> Any:
-        """Refused: deltas are merged as it is, and a LoRA once added has no exact way back."""
-        raise ValueError(
-            "merge_adapter: deltas are in the weights as it is; merge_and_unload() folds the LoRA "
-            "in for good"
-        )
+    ) -> None:
+        """Fold the active adapter into the weights until `unmerge_adapter`, which is exact.
 
-    def unmerge_adapter(self) -> Any:
-        """Refused, as `merge_adapter`."""
-        raise ValueError("unmerge_adapter: nothing is merged; unload() gives the base model back")
+        Deltas are in the weights as it is; a LoRA costs nothing from here on. It takes a copy of
+        every weight that the adapter changes.
+
+        Raises:
+            ValueError: the adapter is not the active one, or has an Adapter; adapters are disabled.
+        """
+        [name] = self._known(adapter_names or self.active_adapters)
+        if name != self.spt.on_model:
+            raise ValueError(f"merge_adapter: {name!r} is not the active adapter, or is disabled")
+        if self.spt.merged:
+            warnings.warn(f"{name} is merged already", stacklevel=2)
+            return
+        if safe_merge:
+            _check_finite(self.model, name)
+        self.spt.merge_on(self.model)
+
+    def unmerge_adapter(self) -> None:
+        """Undo `merge_adapter`, to the bit; parameters are the very same."""
+        if not self.spt.merged:
+            warnings.warn("no adapter is merged", stacklevel=2)
+        self.spt.unmerge(self.model)
 
     @contextmanager
     def _enable_peft_forward_hooks(
@@ -159,9 +166,8 @@ class SptModel(BaseTuner):
         names = self._known(adapter_names) if adapter_names else list(self.active_adapters)
         with self.spt.holding(self.model, names[0] if merge and names else None):
             if merge and names:
-                trained = trained_parameters(self.model)
-                if safe_merge and not all(p.isfinite().all() for p in trained):
-                    raise ValueError(f"safe_merge: adapter {names[0]!r} has NaN or infinite values")
+                if safe_merge:
+                    _check_finite(self.model, names[0])
                 merge_task(self.model)
                 self.spt.on_model = None
             self.spt.aside.clear()  # so that nothing is put back
@@ -236,57 +242,12 @@ class SptModel(BaseTuner):
             return not same or any(bool(parameter.any()) for parameter in zero)
 
 
+def _check_finite(model: nn.Module, name: str) -> None:
+    if not all(p.isfinite().all() for p in trained_parameters(model)):
+        raise ValueError(f"safe_merge: adapter {name!r} has NaN or infinite values")
+
+
 def _tuner_of(model: Any) -> SptModel:
     tuner = model if isinstance(model, SptModel) else model.base_model
     assert isinstance(tuner, SptModel)
     return tuner
-
-
-def _tune(model: nn.Module, config: SptConfig) -> None:
-    """Give a plain model the task of a new adapter, or take over what it is tuned by."""
-    is_tuned = hasattr(model, "spt_tuning")
-    if config.plan is None and not is_tuned:
-        raise ValueError(
-            "plan: expected a Plan in the SptConfig, got None; one that PeftConfig has read lacks "
-            "its plan, SptConfig.from_pretrained reads both"
-        )
-    besides = _modules_to_save(model, config)
-    if isinstance(config.plan, Plan):
-        apply(model, config.plan)
-    try:
-        train_besides(model, besides)
-    except BaseException:
-        if not is_tuned:
-            drop(model, BaseModel.of(model))
-        raise
-    config.plan = tuning_of(model).plan
-
-
-def _modules_to_save(model: nn.Module, config: SptConfig) -> set[str]:
-    """Names of the parameters of the modules that a configuration wants trained whole."""
-    now = BaseModel.of(model)
-    plan: Any = config.plan or tuning_of(model).plan
-    found: set[str] = set()
-    for wanted in config.modules_to_save or ():
-        modules = [name for name, _ in model.named_modules() if name.endswith(wanted)]
-        own = {n for n in now.parameters if any(n.startswith(f"{m}.") for m in modules)}
-        if not own:
-            raise ValueError(
-                f"modules_to_save: no module of {type(model).__name__} ends in {wanted!r} and has "
-                "parameters of its own"
-            )
-        clash = sorted(own & {*plan.unstructured, *plan.structured})
-        if clash:
-            raise ValueError(
-                f"modules_to_save: {wanted!r} has {clash[0]}, of which the plan trains a part: "
-                "leave it out, or out of the plan by exclude=... in measure_sensitivity"
-            )
-        found |= own
-    return found - set(plan.head)
-
-
-def _registers_on_meta() -> bool:
-    """Whether modules are made without values just now, as `low_cpu_mem_usage` has it."""
-    probe = nn.Module()
-    probe.register_parameter("probe", nn.Parameter(torch.empty(1)))
-    return bool(probe.probe.is_meta)

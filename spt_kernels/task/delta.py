@@ -12,13 +12,12 @@ import torch
 from torch import nn
 
 from ..errors import BaseModelMismatch
-from ..layers import AdapterLayer
 from .base_model import BaseModel, holds_peft, is_data_parallel, unwrap
 from .file.format import TaskFile, read, write
 from .file.metadata import as_json
 from .fit import Fit, has_same_structure
 from .frozen import FrozenState
-from .intact import drop_problem, task_problem
+from .intact import drop_problem, merge_problem, task_problem
 from .transfer import capture, drop, fill, hold, put
 
 _SAVED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -199,12 +198,9 @@ def merge(model: nn.Module) -> nn.Module:
     _refuse_peft(model, "merge", "merge_and_unload()")
     bare = _tuned(model, "merge")
     now = BaseModel.of(bare)
-    for name, layer in now.structured.items():
-        if isinstance(layer, AdapterLayer):
-            raise ValueError(
-                f"cannot merge {name}: an Adapter is not linear and has no weights to fold into; "
-                "keep the tuned model, or tune with LoRA"
-            )
+    problem = merge_problem(now)
+    if problem is not None:
+        raise ValueError(f"cannot merge {problem}")
     _refuse_wrapped(model, "merge")
     _refuse("merge", task_problem(bare, now))
     FrozenState.of(bare, now).write_back(now)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..layers import SetAside, put_back, set_aside
+from ..layers import LoraLayer, SetAside, put_back, set_aside, write_deltas
 from ..model.replaced_head import name_classes, put_heads
 from ..tuning import Tuning, watch_state_dicts
 from .base_model import BaseModel
 from .forward_state import set_buffers
-from .intact import dense_names, drop_problem, tuning_of
-from .transfer import forget, restore_whole
+from .intact import dense_names, drop_problem, merge_problem, tuning_of
+from .transfer import fold, forget, restore_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,3 +90,66 @@ def put_task_back(model: nn.Module, aside: TaskAside) -> None:
     said = name_classes(model, tuning.replaced_head, head, tuning.classes)
     model.spt_tuning = replace(tuning, replaced_head=said)  # type: ignore[assignment]
     watch_state_dicts(model)
+
+
+@dataclass(frozen=True, eq=False)
+class MergedTask:
+    """A task that is folded into the weights of a plain model, from which it can be taken again.
+
+    Attributes:
+        aside: the task.
+        base: name -> base values of each parameter that holds something of it.
+        buffers: name -> buffer of the base.
+    """
+
+    aside: TaskAside
+    base: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor | None]
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def merge_aside(model: nn.Module) -> MergedTask:
+    """Fold the task of a tuned model into its weights, as `merge` does, with a way back.
+
+    Nothing of the model requires a gradient meanwhile.
+
+    Raises:
+        ValueError: it has an Adapter, or a head in the place of the model's own, or is no longer as
+            `apply` made it; it is as it was.
+    """
+    now = BaseModel.of(model)
+    problem = merge_problem(now)
+    if problem is not None:
+        raise ValueError(f"cannot merge {problem}")
+    for name in tuning_of(model).replaced_head.modules:
+        raise ValueError(
+            f"cannot merge for a while: {name} is the task's own and stands where the model has "
+            "one of other classes; merge it for good"
+        )
+    write_deltas(delta for delta in now.deltas.values() if not delta.is_fresh)
+    names = {*now.deltas, *now.structured, *dense_names(model, now)}
+    merged = {name: now.parameters[name].detach().clone() for name in names}
+    for name, layer in now.structured.items():
+        assert isinstance(layer, LoraLayer)
+        fold(layer, merged[name])
+    aside = take_aside(model)
+    now = BaseModel.of(model)
+    base = {name: now.parameters[name].detach().clone() for name in names}
+    buffers = {name: None if b is None else b.detach().clone() for name, b in now.buffers.items()}
+    for name, values in merged.items():
+        now.parameters[name].copy_(values)
+    set_buffers(now, aside.buffers)
+    model.requires_grad_(False)
+    return MergedTask(aside, base, buffers)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def unmerge(model: nn.Module, merged: MergedTask) -> None:
+    """Tune a model again, to the bit, by the task that `merge_aside` has folded into it."""
+    now = BaseModel.of(model)
+    for name, values in merged.base.items():
+        now.parameters[name].copy_(values)
+    set_buffers(now, merged.buffers)
+    put_task_back(model, merged.aside)

@@ -172,7 +172,7 @@ def drop(model: nn.Module, now: BaseModel, *, merge: bool = False) -> None:
         write_deltas(now.deltas.values())
         for layer in now.structured.values():
             assert isinstance(layer, LoraLayer)  # `merge` refuses anything else
-            _fold(layer)
+            fold(layer, layer.weight)
     else:
         restore_deltas(now.deltas.values())
         set_buffers(now, tuning.base_buffers)
@@ -220,9 +220,8 @@ def _head(task: Task) -> dict[str, Tensor]:
     return {name: task.dense[name] for name in task.plan.head}
 
 
-def _fold(layer: LoraLayer) -> None:
+def fold(layer: LoraLayer, weight: Tensor) -> None:
     """`weight[rows] += scale · B A`, in fp32 and rounded once; other rows keep their bits."""
-    weight = layer.weight
     update = LoraLayer.update(layer).view_as(weight)
     for start, stop in layer.__dict__["_spt_spec"].rows:
         rows = weight[start:stop]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 import spt_kernels as spt
+from spt_kernels.peft import SptConfig
 from tests.models import tiny_batch, tiny_vit
 
 IMAGES, LABELS = tiny_batch()
@@ -43,3 +46,12 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 1) -> 
 @torch.no_grad()
 def output(model: nn.Module) -> Tensor:
     return model(IMAGES.to(next(model.parameters()).dtype))  # type: ignore[no-any-return]
+
+
+def wrapped(structured: str | None = "lora", **options: Any) -> PeftModel:
+    return get_peft_model(tiny_vit(), SptConfig(plan=plan(structured=structured), **options))
+
+
+def same_parameters(model: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(model.named_parameters(), other.named_parameters(), strict=True)
+    return all(name == n and torch.equal(p, q) for (name, p), (n, q) in pairs)
