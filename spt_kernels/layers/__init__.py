@@ -2,7 +2,7 @@
 
 from .adapter import AdapterConv2d, AdapterLayer, AdapterLinear
 from .conv import SparseDeltaConv2d
-from .in_place import tune_in_place, untune
+from .in_place import SetAside, put_back, set_aside, tune_in_place, untune
 from .linear import SparseDeltaLinear
 from .lookup import sparse_deltas, tuned_modules
 from .lora import LoraConv2d, LoraLayer, LoraLinear
@@ -19,6 +19,7 @@ __all__ = [
     "LoraConv2d",
     "LoraLayer",
     "LoraLinear",
+    "SetAside",
     "SparseDelta",
     "SparseDeltaConv2d",
     "SparseDeltaLinear",
@@ -28,7 +29,9 @@ __all__ = [
     "delta_of",
     "is_tuned",
     "plain_class",
+    "put_back",
     "restore_deltas",
+    "set_aside",
     "sparse_deltas",
     "tune_in_place",
     "tune_norm",

@@ -112,5 +112,10 @@ class HeldDeltas(Owner):
         """Let a delta lead back to this module."""
         tag(delta.delta, self)
 
+    def _tag_all(self) -> None:
+        """Let everything that is trained lead back to this module."""
+        for delta in self.sparse_deltas().values():
+            self._tag(delta)
+
     def _index_changed(self) -> None:
         """Bring up to date what is derived from an index."""

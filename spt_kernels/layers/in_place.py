@@ -1,15 +1,18 @@
-"""Tuning of a module where it is, and the way back."""
+"""Tuning of a module where it is, and the way back, for good or for a while."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .delta_holder import DeltaHolder
-from .sparse_delta import untag
-from .tuned_class import change_class, plain_again, plain_class, tuned_class
+from .saved_deltas import gather
+from .sparse_delta import WrittenState, restore_deltas, untag, write_deltas
+from .tuned_class import change_class, plain_again, plain_class, taken_out, tuned_class
 
 
 def tune_in_place(
@@ -40,9 +43,86 @@ def tune_in_place(
 def untune(module: nn.Module) -> None:
     """Make a tuned module plain again: the same object, its parameters as they are written now."""
     assert isinstance(module, DeltaHolder)
+    _part(module)
+    plain_again(module, module.added_names())
+
+
+@dataclass(frozen=True, eq=False)
+class SetAside:
+    """What makes a module a tuned one, while it is plain.
+
+    Attributes:
+        tuned_class: the class that it had.
+        attributes: what tuning had added to it.
+        parameters: the trained parameters that it had, which an optimizer may go on holding.
+        written: parameter name -> the values at the positions of its delta, in its own dtype, and
+            which state of the delta they are.
+    """
+
+    tuned_class: type[nn.Module]
+    attributes: dict[str, Any]
+    parameters: dict[str, nn.Parameter]
+    written: dict[str, tuple[Tensor, WrittenState]]
+
+
+@torch.no_grad()
+def set_aside(module: nn.Module) -> SetAside:
+    """Make a tuned module plain, with its base values; `put_back` makes it what it was.
+
+    What is trained whole in fp32 keeps no base values: its parameter is left as it is.
+    """
+    assert isinstance(module, DeltaHolder)
+    kind: Any = type(module)
+    deltas = module.sparse_deltas()
+    write_deltas(delta for delta in deltas.values() if not delta.is_fresh)
+    written = {n: (gather(d.target, d.index), WrittenState()) for n, d in deltas.items()}
+    for local, (_, state) in written.items():
+        state.record(deltas[local].delta)
+    restore_deltas(deltas.values())
+    _part(module)
+    attributes, parameters = taken_out(module, module.added_names())
+    change_class(module, plain_class(module))
+    return SetAside(kind, attributes, parameters, written)
+
+
+@torch.no_grad()
+def put_back(module: Any, aside: SetAside) -> None:
+    """Tune a module as it was tuned before, with the very parameters that it had.
+
+    It may be elsewhere by now, or of another dtype.
+    """
+    own = module._parameters
+    device = next(p.device for p in own.values() if p is not None)
+    module.__dict__.update(aside.attributes)
+    own.update(aside.parameters)
+    for parameter in aside.parameters.values():
+        if parameter.device != device:
+            parameter.data = parameter.data.to(device)
+    change_class(module, aside.tuned_class)
+    module._make_row_major(aside.written)
+    deltas = module.sparse_deltas()
+    for local, delta in deltas.items():
+        _, index_name, original_name = module.delta_local_names(local)
+        delta.target.requires_grad_(False)
+        index = module.__dict__[index_name] = delta.index.to(device)
+        original = gather(delta.target, index)
+        module.__dict__[original_name] = original.zero_() if delta.whole else original
+    if any(delta.index.device != device for delta in deltas.values()):
+        module._index_changed()
+    module._tag_all()
+    for local, delta in module.sparse_deltas().items():
+        values, state = aside.written[local]
+        if state.matches(delta.delta) and values.dtype == delta.target.dtype:
+            delta.target.view(-1)[delta.index.long()] = values.to(device)
+            delta.written.record(delta.delta)
+        else:
+            delta.write()
+
+
+def _part(module: DeltaHolder) -> None:
+    """Give parameters their own format back, and let none lead to a module that is plain."""
     module._leave_row_major()
     added = [module._parameters.get(name) for name in module.added_names()]
     for parameter in (*added, *(delta.target for delta in module.sparse_deltas().values())):
         if parameter is not None:  # an optimizer may have it still
             untag(parameter)
-    plain_again(module, module.added_names())

@@ -90,7 +90,8 @@ class StructuredLayer(SparseDeltaLayer):
         return [self._parameters[name] for name in self._trained_names]  # type: ignore[misc]
 
     def _tag_all(self) -> None:
-        """Let every new parameter lead back to this module."""
+        """Let everything that is trained lead back to this module."""
+        super()._tag_all()
         for parameter in self._new_parameters():
             tag(parameter, self)
 

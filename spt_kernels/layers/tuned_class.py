@@ -98,21 +98,23 @@ def plain_twin(module: Any, added: Iterable[str]) -> nn.Module:
     """
     twin: Any = object.__new__(plain_class(module))
     share_contents(twin, module)
-    _remove(twin, added)
+    taken_out(twin, added)
     return twin  # type: ignore[no-any-return]
 
 
 def plain_again(module: Any, added: Iterable[str]) -> None:
     """Give a module its own class back, without what tuning has added; values stay as they are."""
-    _remove(module, added)
+    taken_out(module, added)
     module.__class__ = plain_class(module)
 
 
-def _remove(module: nn.Module, added: Iterable[str]) -> None:
+def taken_out(module: nn.Module, added: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Remove what tuning has added to a module: attributes, and parameters, as they were there."""
     own = vars(module)
-    for name in (*added, *[name for name in own if name.startswith("_spt_")]):
-        own.pop(name, None)
-        own["_parameters"].pop(name, None)
+    names = (*added, *[name for name in own if name.startswith("_spt_")])
+    attributes = {name: own.pop(name) for name in names if name in own}
+    parameters = own["_parameters"]
+    return attributes, {name: parameters.pop(name) for name in names if name in parameters}
 
 
 @functools.cache

@@ -102,12 +102,19 @@ def name_classes(
 
 def restore_head(model: nn.Module, replaced: ReplacedHead) -> None:
     """Put the model's own head back, on the device and in the dtype that the model has by now."""
-    for name, own in replaced.modules.items():
-        current = model.get_submodule(name)
-        now = next(current.parameters())
+    put_heads(model, replaced.modules)
+    restore_class_labels(model, replaced.said)
+
+
+def put_heads(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Put modules where others are, on their devices and in their dtypes; returns the others."""
+    others = {}
+    for name, own in modules.items():
+        current = others[name] = model.get_submodule(name)
+        now = next(iter([*current.parameters(), *model.parameters()]))
         own.to(device=now.device, dtype=now.dtype).train(current.training)
         _put(model, name, own)
-    restore_class_labels(model, replaced.said)
+    return others
 
 
 def _n_rows(module: nn.Module) -> int:

@@ -33,7 +33,8 @@ class Plan:
         head: names of the head's parameters, trained whole in any case.
         model_name: the model that the scores were measured on, if known.
         rule: `"paper"` or `"published-code"`, as `allocate` has them, or `"placement"`: modules, or
-            prompts, went where most sensitive parameters are.
+            prompts, went where most sensitive parameters are; or the method of PEFT whose adapter
+            was imported.
         kind: what structured tuning was asked for: `"lora"`, `"adapter"` or `None`.
         rank: the rank asked for.
         scale: the LoRA scale asked for.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -72,14 +72,9 @@ class BaseModel:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model itself under `torch.compile` and data-parallel wrappers."""
-    while True:
-        if _is_wrapper(model):
-            model = model.module  # type: ignore[assignment]
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
+    """The model itself under `torch.compile`, data-parallel wrappers and PEFT."""
+    *_, itself = _inwards(model)
+    return itself
 
 
 def is_data_parallel(model: nn.Module) -> bool:
@@ -87,6 +82,25 @@ def is_data_parallel(model: nn.Module) -> bool:
     while isinstance(getattr(model, "_orig_mod", None), nn.Module):
         model = model._orig_mod  # type: ignore[assignment]
     return _is_wrapper(model)
+
+
+def holds_peft(model: nn.Module) -> bool:
+    """Whether there is a `PeftModel` among what is wrapped around the model itself."""
+    return any(_is_peft(each) for each in _inwards(model))
+
+
+def _inwards(model: nn.Module) -> Iterator[nn.Module]:
+    """What is given, what it is wrapped around, and so on to the model itself."""
+    while True:
+        yield model
+        if _is_wrapper(model):
+            model = model.module  # type: ignore[assignment]
+        elif _is_peft(model):
+            model = model.get_base_model()  # type: ignore[operator]
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return
 
 
 def _walk(module: nn.Module, prefix: str, found: BaseModel, seen: set[int]) -> None:
@@ -112,6 +126,10 @@ def _walk(module: nn.Module, prefix: str, found: BaseModel, seen: set[int]) -> N
     for local, child in module._modules.items():
         if child is not None and id(child) not in seen:
             _walk(child, f"{prefix}{local}.", found, seen)
+
+
+def _is_peft(model: nn.Module) -> bool:
+    return callable(getattr(type(model), "get_base_model", None)) and hasattr(model, "peft_config")
 
 
 def _is_wrapper(model: nn.Module) -> bool:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import BaseModelMismatch
-from ..layers import AdapterLayer
-from .base_model import BaseModel, is_data_parallel, unwrap
-from .file.format import read, write
+from .base_model import BaseModel, holds_peft, is_data_parallel, unwrap
+from .file.format import TaskFile, read, write
 from .file.metadata import as_json
 from .fit import Fit, has_same_structure
 from .frozen import FrozenState
-from .intact import drop_problem, task_problem
+from .intact import drop_problem, merge_problem, task_problem
 from .transfer import capture, drop, fill, hold, put
 
 _SAVED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -63,15 +63,23 @@ def save_delta(
     """
     if dtype not in _SAVED_DTYPES:
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
-    said = as_json(metadata)
+    return write(task_of(model, dtype, as_json(metadata)), path)
+
+
+def task_of(
+    model: nn.Module,
+    dtype: torch.dtype = torch.float32,
+    metadata: Mapping[str, Any] = MappingProxyType({}),
+) -> TaskFile:
+    """What `save_delta` writes; arguments and errors as there."""
     bare = _tuned(model, "save")
     now = BaseModel.of(bare)
     _refuse("save", task_problem(bare, now))
     frozen = FrozenState.of(bare, now)
     _refuse("save", frozen.problem)
-    n_bytes = write(capture(bare, now, frozen, dtype, said), path)
+    task = capture(bare, now, frozen, dtype, metadata)
     frozen.write_back(now)
-    return n_bytes
+    return task
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -129,7 +137,13 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         OSError: the file cannot be read, `FileNotFoundError` among them.
     """
     _check_is_module(model)
-    task = read(path)
+    return load_task(model, read(path), os.fspath(path))
+
+
+@torch.inference_mode(False)
+def load_task(model: nn.Module, task: TaskFile, source: str) -> nn.Module:
+    """`load_delta` of what was in a file, which messages call `source`."""
+    _refuse_peft(model, "load a task", "load_adapter(folder, name)")
     bare = unwrap(model)
     now = BaseModel.of(bare)
     frozen = None
@@ -138,7 +152,7 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         frozen = FrozenState.of(bare, now)
     fit = Fit.of(bare, now, task, frozen)
     if fit.problem is not None:
-        raise BaseModelMismatch(f"{os.fspath(path)}: made for another base model: {fit.problem}")
+        raise BaseModelMismatch(f"{source}: made for another base model: {fit.problem}")
     if frozen is None:
         _refuse_wrapped_for_loading(model)
         put(bare, task, fit.digests)
@@ -181,14 +195,12 @@ def merge(model: nn.Module) -> nn.Module:
         ValueError: the model is not tuned, has an Adapter (named), lacks something that `apply`
             left, or is wrapped for data parallelism. The model is as it was.
     """
+    _refuse_peft(model, "merge", "merge_and_unload()")
     bare = _tuned(model, "merge")
     now = BaseModel.of(bare)
-    for name, layer in now.structured.items():
-        if isinstance(layer, AdapterLayer):
-            raise ValueError(
-                f"cannot merge {name}: an Adapter is not linear and has no weights to fold into; "
-                "keep the tuned model, or tune with LoRA"
-            )
+    problem = merge_problem(now)
+    if problem is not None:
+        raise ValueError(f"cannot merge {problem}")
     _refuse_wrapped(model, "merge")
     _refuse("merge", task_problem(bare, now))
     FrozenState.of(bare, now).write_back(now)
@@ -210,6 +222,7 @@ def unload(model: nn.Module) -> nn.Module:
             being known, a layer or the head was replaced or a frozen value changed since `apply`,
             or the model is wrapped for data parallelism. The model is as it was.
     """
+    _refuse_peft(model, "unload", "unload()")
     bare = _tuned(model, "unload")
     _refuse_wrapped(model, "unload")
     now = BaseModel.of(bare)
@@ -259,6 +272,13 @@ def _refuse_wrapped(model: nn.Module, verb: str) -> None:
         raise ValueError(
             f"cannot {verb} under a data parallel wrapper, which holds on to the parameters it "
             "has: pass model.module and wrap it anew"
+        )
+
+
+def _refuse_peft(model: nn.Module, verb: str, instead: str) -> None:
+    if holds_peft(model):
+        raise ValueError(
+            f"cannot {verb}: PEFT holds the model and would not know: model.{instead} does it there"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..layers import SparseDelta
+from ..layers import AdapterLayer, SparseDelta
 from ..tuning import Tuning
 from .base_model import BaseModel
 from .file.format import structured_shapes
@@ -72,6 +72,17 @@ def drop_problem(model: nn.Module, now: BaseModel) -> str | None:
         f"the base value of {lost[0]} is not known: it was made trainable after apply(); "
         "save the task and load it onto a fresh base model"
     )
+
+
+def merge_problem(now: BaseModel) -> str | None:
+    """What of a tuned model has no weights to fold into, and why; None if all has."""
+    for name, layer in now.structured.items():
+        if isinstance(layer, AdapterLayer):
+            return (
+                f"{name}: an Adapter is not linear and has no weights to fold into; keep the tuned "
+                "model, or tune with LoRA"
+            )
+    return None
 
 
 def _missing(model: nn.Module, now: BaseModel) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..layers import LoraLayer, restore_deltas, untune, write_deltas
 from ..model.replaced_head import fit_head, name_classes, restore_head
 from ..plan import Plan
-from ..tuning import apply_to_known, train_whole, unwatch_state_dicts
+from ..tuning import Tuning, apply_to_known, train_whole, unwatch_state_dicts
 from .base_model import BaseModel
 from .file.fingerprint import Fingerprint
 from .file.format import TaskFile, structured_shapes
@@ -140,17 +140,28 @@ def put(model: nn.Module, task: Task, digests: Mapping[str, str] = MappingProxyT
         restore_head(model, replaced)
         raise
     _change_tuning(model, replaced_head=replaced)
-    now = BaseModel.of(model)
     try:
-        extra = (task.dense.keys() & now.parameters.keys()) - set(task.plan.head)
-        known = {name: now.parameters[name].detach().clone() for name in extra}
-        _change_tuning(model, base_head={**tuning_of(model).base_head, **known})
-        for name in extra:
-            train_whole(model, name)
+        train_besides(model, task.dense.keys() - set(task.plan.head))
         fill(model, BaseModel.of(model), task)
     except BaseException:
         drop(model, BaseModel.of(model))
         raise
+
+
+def train_besides(model: nn.Module, names: Collection[str]) -> None:
+    """Train more parameters of a tuned model whole; `drop` knows what they were.
+
+    Args:
+        model: tuned.
+        names: of parameters that the plan does not touch; what is no parameter, or is trained
+            whole already, is passed over.
+    """
+    parameters, base = BaseModel.of(model).parameters, tuning_of(model).base_head
+    wanted = (parameters.keys() & names) - base.keys()
+    known = {name: parameters[name].detach().clone() for name in wanted}
+    _change_tuning(model, base_head={**base, **known})
+    for name in known:
+        train_whole(model, name)
 
 
 @torch.no_grad()
@@ -161,20 +172,31 @@ def drop(model: nn.Module, now: BaseModel, *, merge: bool = False) -> None:
         write_deltas(now.deltas.values())
         for layer in now.structured.values():
             assert isinstance(layer, LoraLayer)  # `merge` refuses anything else
-            _fold(layer)
+            fold(layer, layer.weight)
     else:
         restore_deltas(now.deltas.values())
         set_buffers(now, tuning.base_buffers)
     for module in now.tuned.values():
         untune(module)
-    unwatch_state_dicts(model)
-    del model.spt_tuning
-    for name, flag in tuning.requires_grad.items():
-        now.parameters[name].requires_grad_(flag)
+    forget(model, now)
     if not merge:
-        for name, tensor in tuning.base_head.items():
-            now.parameters[name].copy_(tensor)
-        restore_head(model, tuning.replaced_head)
+        restore_whole(model, now, tuning)
+
+
+def forget(model: nn.Module, now: BaseModel) -> None:
+    """Let a model whose modules are plain again no longer count as tuned."""
+    unwatch_state_dicts(model)
+    flags = tuning_of(model).requires_grad
+    del model.spt_tuning
+    for name, flag in flags.items():
+        now.parameters[name].requires_grad_(flag)
+
+
+def restore_whole(model: nn.Module, now: BaseModel, tuning: Tuning) -> None:
+    """Give what was trained whole its base values, and a replaced head's place the model's own."""
+    for name, tensor in tuning.base_head.items():
+        now.parameters[name].copy_(tensor)
+    restore_head(model, tuning.replaced_head)
 
 
 def _collect(model: nn.Module, now: BaseModel, kept: Callable[[str, Tensor], Tensor]) -> HeldTask:
@@ -198,9 +220,8 @@ def _head(task: Task) -> dict[str, Tensor]:
     return {name: task.dense[name] for name in task.plan.head}
 
 
-def _fold(layer: LoraLayer) -> None:
+def fold(layer: LoraLayer, weight: Tensor) -> None:
     """`weight[rows] += scale · B A`, in fp32 and rounded once; other rows keep their bits."""
-    weight = layer.weight
     update = LoraLayer.update(layer).view_as(weight)
     for start, stop in layer.__dict__["_spt_spec"].rows:
         rows = weight[start:stop]

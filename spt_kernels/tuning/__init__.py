@@ -1,6 +1,6 @@
 """A model and a `Plan` become a tuned model."""
 
-from .frozen_base import FrozenBase, unwatch_state_dicts
+from .frozen_base import FrozenBase, unwatch_state_dicts, watch_state_dicts
 from .tuning import Tuning, apply, apply_to_known, check_fits, replace_module
 from .whole import train_whole
 
@@ -13,4 +13,5 @@ __all__ = [
     "replace_module",
     "train_whole",
     "unwatch_state_dicts",
+    "watch_state_dicts",
 ]

@@ -1,0 +1,108 @@
+"""`SptAdapters`: which adapter's task is on the model, and those that are set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ..task.base_model import BaseModel
+from ..task.intact import dense_names
+from ..task.set_aside import (
+    MergedTask,
+    TaskAside,
+    merge_aside,
+    put_task_back,
+    take_aside,
+    unmerge,
+)
+
+
+class SptAdapters(nn.Module, BaseTunerLayer):
+    """The adapters of one model, of which at most one is on it.
+
+    To PEFT it is the one tuned layer that there is: deltas lie within the weights of the model, so
+    that adapters take turns as a whole. Parameters of one that is set aside stay the same objects.
+
+    Attributes:
+        on_model: name of the adapter whose task the model holds, merged or not; None while the
+            model is the base model.
+        aside: name -> task of every other adapter.
+    """
+
+    def __init__(self, active: str) -> None:
+        super().__init__()
+        self.on_model: str | None = None
+        self.aside: dict[str, TaskAside] = {}
+        self._disable_adapters = False
+        self._active_adapter = active
+        self.merged_adapters: list[str] = []
+        self._merged: MergedTask | None = None
+
+    def put_on(self, model: nn.Module, name: str | None) -> None:
+        """Let the model hold the task of an adapter, or none.
+
+        Raises:
+            ValueError: the model is no longer as it was tuned; it is as it was.
+        """
+        if name == self.on_model:
+            return
+        self.unmerge(model)
+        if self.on_model is not None:
+            self.aside[self.on_model] = take_aside(model)
+            self.on_model = None
+        if name is not None:
+            put_task_back(model, self.aside.pop(name))
+            self.on_model = name
+
+    @contextmanager
+    def holding(self, model: nn.Module, name: str | None) -> Iterator[None]:
+        """Let the model hold the task of an adapter, or none, within a `with` block."""
+        before, is_merged = self.on_model, self.merged
+        self.unmerge(model)
+        self.put_on(model, name)
+        try:
+            yield
+        finally:
+            # unless it was dropped or merged for good meanwhile
+            known = before in self.aside or before == self.on_model
+            self.put_on(model, before if known else None)
+            if is_merged and known:
+                self.merge_on(model)
+
+    def merge_on(self, model: nn.Module) -> None:
+        """Fold the task that the model holds into its weights until `unmerge`."""
+        assert self.on_model is not None
+        self._merged = merge_aside(model)
+        self.merged_adapters = [self.on_model]
+
+    def unmerge(self, model: nn.Module) -> None:  # type: ignore[override]  # of a model, not a layer
+        """Undo `merge_on`, to the bit, where it was done."""
+        if self._merged is not None:
+            unmerge(model, self._merged)
+            self._merged, self.merged_adapters = None, []
+
+    def drop(self, model: nn.Module, name: str) -> None:
+        """Forget an adapter and its task."""
+        if name == self.on_model:
+            self.put_on(model, None)
+        self.aside.pop(name, None)
+
+    def _get_available_adapters(self) -> set[str]:
+        return {*self.aside, *([] if self.on_model is None else [self.on_model])}
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Deltas are sparse, and of no low rank."""
+        return False
+
+
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Of a tuned model all that its task trains, whether it is frozen just now or not."""
+    now = BaseModel.of(model)
+    tuned: list[Any] = list(now.tuned.values())
+    added = [module._parameters.get(name) for module in tuned for name in module.added_names()]
+    whole = [now.parameters[name] for name in dense_names(model, now) - now.deltas.keys()]
+    return [parameter for parameter in (*added, *whole) if parameter is not None]
