@@ -40,6 +40,6 @@ def start_small(model: nn.Module, head: HeadPatterns | None = None) -> tuple[str
         size = weight.square().mean().sqrt().item()
         usual = 1 / math.sqrt(3 * weight[0].numel())
         if size > _MOST * usual:
-            weight *= usual / size
+            weight.mul_(usual / size)
             scaled.append(name)
     return tuple(scaled)
