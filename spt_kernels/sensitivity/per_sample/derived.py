@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .uses import Factors, Role, Rule
+from .uses import Factors, Kind, Role, Rule, whole
 from .watched import Piece, pieces_of
 
 _DERIVATION = "_spt_derivation"  # attributes of a watched tensor
@@ -70,9 +70,9 @@ class Derivation:
             for name in self.leaves
         ]
 
-    def _gradients(self, kind: str, factors: Factors) -> dict[str, Tensor]:
+    def _gradients(self, kind: Kind, factors: Factors) -> dict[str, Tensor]:
         """Each sample's gradient of every leaf, `[samples, *shape]`."""
-        of_made = _whole(kind, factors).reshape(-1, *self.made.shape).to(self.made.dtype)
+        of_made = whole(kind, factors).reshape(-1, *self.made.shape).to(self.made.dtype)
         found = torch.autograd.grad(
             self.made,
             list(self.leaves.values()),
@@ -248,21 +248,6 @@ class Derivations:
         self._watch(handed, tuple(Piece(name) for name in sources))
         handed.__dict__[_DERIVATION] = Derivation(made, sources)
         return handed
-
-
-def _whole(kind: str, factors: Factors) -> Tensor:
-    """The gradient `[samples, ...]` that factors stand for."""
-    grad_output, input, mean, rstd = factors
-    if kind == "whole":
-        return grad_output
-    if kind == "matrix":
-        assert input is not None
-        return torch.einsum("bto,bti->boi", grad_output.float(), input.float())
-    if input is None:
-        return grad_output.float().sum(1)
-    if mean is not None and rstd is not None:
-        input = (input.float() - mean[..., None]) * rstd[..., None]
-    return (grad_output.float() * input).sum(1)
 
 
 def _storage(tensor: Tensor) -> int:
