@@ -212,7 +212,6 @@ def test_unobservable_uses_are_exact_by_fallback_and_say_so(caplog) -> None:
     assert {name.split(".")[0] for name in sensitivity.fallback} == {
         "transposed",
         "tokens_first",
-        "attention",
         "twice",
         "scripted",
     }

@@ -110,11 +110,11 @@ class Meeting(NamedTuple):
     samples: int
 
     def by_sample(self, grad: Tensor) -> Tensor:
-        """A gradient of `expanded` as one of the tensor for each sample, `[samples, *shape]`."""
+        """A gradient of `expanded` as one of what was made for each sample, `[samples, *shape]`."""
         if self.samples == 1 and grad.shape == self.value.shape:
             return grad[None]
         of_samples = grad.unflatten(0, (self.samples, -1)).sum(1)
-        return of_samples.reshape(self.samples, *self.value.shape)
+        return of_samples.reshape(self.samples, *self.derivation.made.shape)
 
     def parts(self) -> list[tuple[Piece, Role]]:
         """The parameters, each with its role."""
@@ -198,6 +198,11 @@ class Derivations:
         if samples == 1:
             return Meeting(value, derivation, made.detach(), 1)
         aligned = (*(1,) * (len(shape) - made.ndim), *made.shape)
+        if shape and aligned[0] == shape[0] > 1 and bool((made == made[:1]).all()):
+            # the model has copied it for each row: one of the copies stands for all
+            with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+                made = made[:1]
+            derivation, aligned = Derivation(made, sources), (1, *aligned[1:])
         if not shape or len(aligned) != len(shape) or aligned[0] != 1 or shape[0] % samples:
             return None
         expanded = made.detach().reshape(aligned).expand(shape[0], *aligned[1:])
