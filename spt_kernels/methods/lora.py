@@ -21,7 +21,7 @@ _Rows = Mapping[str, tuple[tuple[int, int], ...]]
 
 
 def plan(model: nn.Module, method: Method, sensitivity: Any) -> Plan:
-    """The rank that was asked for, or the largest one that fits the budget.
+    """The rank that was asked for, or the largest that the budget has for every matrix.
 
     Raises:
         ValueError: the budget is too small, or there is no matrix to put a LoRA on.

@@ -115,8 +115,10 @@ class Accumulator:
         """Square the sum of what several uses bring, where one of them brings it whole."""
         score = self._scores[parts[0].piece.name]
         gradients = [whole(part.role.kind, own) for part, own in zip(parts, factors, strict=True)]
-        of_all = torch.stack([gradient.float().flatten(1) for gradient in gradients]).sum(0)
-        score += of_all.mul_(self._scale).square_().sum(0).view_as(score)
+        of_all = gradients[0].float().flatten(1)
+        for gradient in gradients[1:]:
+            of_all = of_all + gradient.float().flatten(1)
+        score += (self._scale * of_all).square_().sum(0).view_as(score)
 
     def _square(self, part: _Part, factors: list[Factors], shift: str | None) -> None:
         """Square what comes as two factors, or as one of a vector."""

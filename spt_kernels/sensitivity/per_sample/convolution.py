@@ -26,9 +26,7 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Use | None:
-    """`F.conv2d`: a Linear on unfolded patches, or a convolution of its own: in groups, and where
-    unfolding would make much of little.
-    """
+    """`F.conv2d`: a Linear on unfolded patches; in groups, or where these take longer, itself."""
     if input.ndim != 4:
         return None
     geometry = _Geometry(weight, _pair(stride), padding, _pair(dilation), groups)
