@@ -115,9 +115,8 @@ class Accumulator:
         """Square the sum of what several uses bring, where one of them brings it whole."""
         score = self._scores[parts[0].piece.name]
         gradients = [whole(part.role.kind, own) for part, own in zip(parts, factors, strict=True)]
-        of_all = gradients[0].float().flatten(1)
-        for gradient in gradients[1:]:
-            of_all = of_all + gradient.float().flatten(1)
+        rows = [gradient.float().reshape(len(gradient), -1) for gradient in gradients]
+        of_all = rows[0] if len(rows) == 1 else torch.stack(rows).sum(0)
         score += (self._scale * of_all).square_().sum(0).view_as(score)
 
     def _square(self, part: _Part, factors: list[Factors], shift: str | None) -> None:
