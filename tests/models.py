@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+from timm.layers import SEModule
 from timm.models import VisionTransformer
 from timm.models.convnext import ConvNeXt
+from timm.models.resnet import Bottleneck, ResNet
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
@@ -43,6 +47,19 @@ def tiny_convnext(seed: int = 0, *, num_classes: int = 5) -> nn.Module:
     torch.manual_seed(seed)
     model = ConvNeXt(
         depths=(1, 1, 1, 1), dims=(8, 12, 16, 20), num_classes=num_classes, ls_init_value=0.5
+    )
+    return _spread(model)
+
+
+def tiny_resnet(seed: int = 0, *, num_classes: int = 5) -> nn.Module:
+    """A timm ResNet of 32×32 images: bottlenecks, strided shortcuts, squeeze-and-excitation."""
+    torch.manual_seed(seed)
+    model = ResNet(
+        Bottleneck,
+        (1, 1, 1, 1),
+        channels=(4, 4, 8, 8),
+        num_classes=num_classes,
+        block_args={"attn_layer": partial(SEModule, rd_channels=1)},
     )
     return _spread(model)
 

@@ -11,7 +11,7 @@ from torch import nn
 from ..finetuning.models import ModelSource, build, preprocessing_of, sized_for
 from ..memory import DTYPES
 from ..methods import DEFAULT_BUDGET, Method, entry_of, table_names
-from ..methods.matrices import attention_matrices
+from ..methods.matrices import lora_matrices
 from ..model import backbone_numel
 from .paper import PAPER_BATCH_SIZE, PAPER_IMAGE_SIZE, PAPER_MODEL
 
@@ -133,11 +133,12 @@ class CostSetting:
 def budget_of(model: nn.Module) -> int:
     """Parameters of a LoRA of rank 16 on the fused qkv, 0.69 % of ViT-B/16 as in the paper.
 
-    Of a model without attention it is the default share of the backbone.
+    Of a model without attention they are those of `lora-16`; where that has no place, the default
+    share of the backbone.
     """
     backbone = backbone_numel(model)
     try:
-        linears = attention_matrices(model).values()
+        matrices = lora_matrices(model, rank=LORA_RANK).values()
     except ValueError:
         return int(DEFAULT_BUDGET * backbone)
-    return min(sum(LORA_RANK * sum(linear.weight.shape) for linear in linears), backbone)
+    return min(sum(LORA_RANK * sum(what.shape[:2]) for what in matrices), backbone)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_iter
 
 from ..errors import needed
 from ..methods.method import did_you_mean
-from ..model import head_names
+from ..model import head_names, start_small
 from .model_arguments import FAILURES, cannot_be_built, check_arguments
 from .pixels import Preprocessing
 from .pretrained import load_pretrained
@@ -70,8 +70,9 @@ def build(
 ) -> BaseModel:
     """Build the model of `source` with a head for `num_classes`.
 
-    A head in the weights that has another number of classes is left out. `drop_path=None` is 0.1
-    where the architecture has stochastic depth, and none elsewhere.
+    A head in the weights that has another number of classes is left out; the new one starts as the
+    architecture draws it, or smaller, see `start_small`. `drop_path=None` is 0.1 where the
+    architecture has stochastic depth, and none elsewhere.
 
     Raises:
         ValueError: an unknown architecture or argument, or weights that do not fit it.
@@ -79,6 +80,7 @@ def build(
     check_arguments(source.args, num_classes)
     torch.manual_seed(seed)  # of the head's initial values
     model, rate = _create(source, num_classes, drop_path)
+    start_small(model)  # weights that have a head for these classes come over it
     fresh = {name: model.state_dict()[name].clone() for name in head_names(model)}
 
     def create(more: Mapping[str, Any]) -> nn.Module:

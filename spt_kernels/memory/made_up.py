@@ -9,7 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..methods import Method, make_plan
-from ..methods.matrices import attention_matrices, block_matrices
+from ..methods.matrices import block_matrices, lora_matrices
 from ..model import HeadPatterns
 from ..plan import Plan
 from ..sensitivity import Sensitivity, skewed_sensitivity, uncalled_weights
@@ -80,7 +80,7 @@ def check_called(
     """
     names = [] if plan is None else list(plan.structured)
     if method.entry.home in _LORA_HOMES:
-        chosen = block_matrices if method.name == "peft-lora-all" else attention_matrices
+        chosen = block_matrices if method.name == "peft-lora-all" else lora_matrices
         names = [f"{name}.weight" for name in chosen(model)]
     blocked = next((name for name in names if name in uncalled), None)
     if blocked is not None:

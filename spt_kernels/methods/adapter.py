@@ -1,7 +1,8 @@
 """An Adapter of width K after the MLP of every block (Houlsby et al., 2019).
 
 There is one per block, on what the MLP gives, as Pfeiffer et al. (2020) and NOAH (Zhang et al.,
-2022) put it. Of ViT-B/16 width 8 trains 156,768 values, 0.18 % of the backbone.
+2022) put it: on the last Linear or 1×1 convolution that is no gate or shortcut. Of ViT-B/16 width 8
+trains 156,768 values, 0.18 % of the backbone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def plan(model: nn.Module, method: Method, sensitivity: Any) -> Plan:
     """An Adapter on the last matrix of every block.
 
     Raises:
-        ValueError: the model has no blocks with linear matrices, or the width is more than one of
+        ValueError: the model has no blocks with such layers, or the width is more than one of
             them gives.
     """
     matrices = last_matrices(model, method.head)

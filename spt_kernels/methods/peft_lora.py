@@ -1,4 +1,4 @@
-"""PEFT's LoRA: of rank K on attention's fused q, k, v, or on every matrix of the blocks."""
+"""PEFT's LoRA: of rank K where `lora-K` has it, or on every matrix of the blocks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .matrices import attention_matrices, check_rank
+from .matrices import check_rank, lora_matrices
 from .method import Method
 from .peft_model import peft, tune_all_by, tune_by
 from .tunable import Tunable
@@ -18,6 +18,6 @@ def tune(model: nn.Module, method: Method, plan: Any) -> Tunable:
     config = peft().LoraConfig
     if method.name == "peft-lora-all":
         return tune_all_by(model, method, config)
-    targets = attention_matrices(model)
-    check_rank("method", method.size, (linear.weight.shape for linear in targets.values()))
+    targets = lora_matrices(model, method.head, method.size)
+    check_rank("method", method.size, (what.shape[:2] for what in targets.values()))
     return tune_by(model, method, functools.partial(config, r=method.size), targets)

@@ -2,6 +2,7 @@
 
 from .anatomy import backbone_numel, candidate_names, head_numel, possible_names, stem_names
 from .head import HeadPatterns, HeadSource, head_line, head_names
+from .head_start import start_small
 from .parameter_info import ParameterInfo, RowBlock, describe, guess, is_pointwise
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "head_numel",
     "is_pointwise",
     "possible_names",
+    "start_small",
     "stem_names",
 ]

@@ -81,12 +81,12 @@ def test_all_methods_are_objects_of_the_same_kind(capsys: pytest.CaptureFixture[
 
 def test_a_method_that_the_model_does_not_admit(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["memory", "-m", "resnet10t", "--batch", "2", "--image-size", "64", "-q"]
-    assert app.run([*arguments, "--method", "lora-16,spt-unstructured"]) == 0
+    assert app.run([*arguments, "--method", "adapter-8,spt-unstructured"]) == 0
     text = capsys.readouterr().out
-    assert "lora-16: left out, method: the model has no linear" in text
+    assert "adapter-8: left out, method: an Adapter goes on the last" in text
     assert "spt-unstructured" in text
-    assert app.run([*arguments, "--method", "lora"]) == 2
-    assert "no linear matrices" in capsys.readouterr().err
+    assert app.run([*arguments, "--method", "adapter-8"]) == 2
+    assert "8 × 3×3 convolution" in capsys.readouterr().err
 
 
 BEIT = ["memory", "-m", "beit_base_patch16_224", "--image-size", "32", "--batch", "2", "-q"]

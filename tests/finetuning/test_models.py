@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from spt_kernels.finetuning.models import (
     ModelSource,
@@ -91,6 +91,18 @@ def test_a_new_head_is_started_even_for_as_many_classes(tmp_path: Path) -> None:
     kept = build(source, 5, seed=2).model.state_dict()
     for name, tensor in fresh.model.state_dict().items():
         assert torch.equal(tensor, kept[name]) != name.startswith("head."), name
+
+
+def test_a_head_that_starts_large_is_shrunk_and_one_that_was_trained_is_not(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    trained = timm.create_model("test_efficientnet", num_classes=3)
+    save_file(trained.state_dict(), tmp_path / "w.safetensors")
+    source = ModelSource("test_efficientnet", weights=str(tmp_path / "w.safetensors"))
+    kept, fresh = build(source, 3).model, build(replace(source, new_head=True), 3).model
+    assert torch.equal(kept.classifier.weight, trained.classifier.weight)
+    assert kept.classifier.weight.abs().max() > 0.5  # up to 1 / sqrt(3) for three classes
+    for model in (fresh, build(source, 4).model):  # 256 features
+        assert model.classifier.weight.abs().max() < 1.2 / 16
 
 
 def test_an_empty_model_has_shapes_and_no_values() -> None:

@@ -22,7 +22,7 @@ from spt_kernels.methods.prompted import DroppingBlock, PromptedBlock, PromptedW
 from spt_kernels.methods.tunable import Tunable
 from spt_kernels.model import backbone_numel
 from spt_kernels.sensitivity import skewed_sensitivity
-from tests.models import tiny_batch, tiny_convnext, tiny_swin, tiny_vit
+from tests.models import tiny_batch, tiny_convnext, tiny_resnet, tiny_swin, tiny_vit
 
 from .every import method, tuned
 
@@ -137,6 +137,7 @@ ELSEWHERE += [
     for make in (tiny_swin, tiny_convnext)
     if not name.endswith("-structured")  # whose scores put no module on the smallest
 ]
+ELSEWHERE += [(name, tiny_resnet) for name in ("adapter-2", "lora-2")]
 
 
 @pytest.mark.parametrize(("name", "make"), ELSEWHERE)
@@ -219,7 +220,7 @@ def test_what_cannot_be_is_one_clear_error(
 @pytest.mark.parametrize("name", ["partial-1", "adaptformer", "adapter-2"])
 def test_a_model_without_blocks_is_refused(name: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
-    with pytest.raises(ValueError, match=r"method: .*(no blocks|no linear matrices in blocks)"):
+    with pytest.raises(ValueError, match=r"method: .*(no blocks|of each block; Sequential has)"):
         spt.methods[name](model)
 
 

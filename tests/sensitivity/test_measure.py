@@ -94,6 +94,19 @@ class OneConvolution(nn.Module):
         return self.top(self.conv(F.gelu(x)).tanh().mean((2, 3)))
 
 
+class OneConvolutionAtTwoSizes(nn.Module):
+    """A convolution with a bias on many positions, and again on fewer than it has channels."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, padding=1, groups=groups)
+        self.top = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).tanh()
+        return self.top(self.conv(F.avg_pool2d(x, 4)).mean((2, 3)))
+
+
 class Exotic(nn.Module):
     """Uses that no observer sees as they are: each must end up exact all the same."""
 
@@ -180,6 +193,16 @@ def test_any_convolution_is_exact(seed: int) -> None:
     assert_exact(sensitivity, model, [batch], factor=4.0)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_a_convolution_used_on_many_positions_and_on_few_is_exact(groups: int) -> None:
+    torch.manual_seed(0)
+    model = OneConvolutionAtTwoSizes(groups)
+    batch = torch.randn(3, 6, 12, 12), torch.arange(3)
+    sensitivity = measure(model, [batch], include=["*"])
+    assert not sensitivity.fallback
+    assert_exact(sensitivity, model, [batch])
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_unobservable_uses_are_exact_by_fallback_and_say_so(caplog) -> None:
     torch.manual_seed(0)
@@ -189,7 +212,6 @@ def test_unobservable_uses_are_exact_by_fallback_and_say_so(caplog) -> None:
     assert {name.split(".")[0] for name in sensitivity.fallback} == {
         "transposed",
         "tokens_first",
-        "attention",
         "twice",
         "scripted",
     }

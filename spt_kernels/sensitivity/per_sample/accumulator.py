@@ -11,7 +11,7 @@ from torch import Tensor
 from ...ops import squared_grad
 from ...ops.launching import may_launch
 from .interception import Arrival
-from .uses import Factors, Role
+from .uses import Factors, Role, whole
 from .watched import Piece
 
 # A vector's squares are summed in so many rows on a card, which has too little to do with one
@@ -74,7 +74,7 @@ class Accumulator:
             if n_arrived == n_uses:
                 self._add(self._waiting.pop(name))
         if len(alone) == 2 and _are_factor_and_shift(*alone):
-            self._add(alone[:1], alone[1].piece.name)
+            self._add(alone[:1], alone[1])
         else:
             for part in alone:
                 self._add([part])
@@ -93,7 +93,7 @@ class Accumulator:
             score += rows.sum(0).view_as(score)
         self._rows.clear()
 
-    def _add(self, parts: list[_Part], shift: str | None = None) -> None:
+    def _add(self, parts: list[_Part], shift: _Part | None = None) -> None:
         """Square what several uses of one parameter bring, and one of another that shifts them."""
         samples = step = parts[0].arrival.samples
         for arrival, _, role in parts:
@@ -102,14 +102,26 @@ class Accumulator:
         for first in range(0, samples, step):
             stop = min(first + step, samples)
             factors = [arrival.factors(piece, role, first, stop) for arrival, piece, role in parts]
-            self._square(parts[0], factors, shift)
+            is_whole = [of_use.input is None for of_use in factors]
+            if parts[0].role.kind != "vector" and True in is_whole:
+                self._square_whole(parts, factors)
+                if shift is not None:
+                    arrival, piece, role = shift
+                    self._square(shift, [arrival.factors(piece, role, first, stop)], None)
+            else:
+                self._square(parts[0], factors, None if shift is None else shift.piece.name)
+
+    def _square_whole(self, parts: list[_Part], factors: list[Factors]) -> None:
+        """Square the sum of what several uses bring, where one of them brings it whole."""
+        score = self._scores[parts[0].piece.name]
+        gradients = [whole(part.role.kind, own) for part, own in zip(parts, factors, strict=True)]
+        rows = [gradient.float().reshape(len(gradient), -1) for gradient in gradients]
+        of_all = rows[0] if len(rows) == 1 else torch.stack(rows).sum(0)
+        score += (self._scale * of_all).square_().sum(0).view_as(score)
 
     def _square(self, part: _Part, factors: list[Factors], shift: str | None) -> None:
+        """Square what comes as two factors, or as one of a vector."""
         name, kind = part.piece.name, part.role.kind
-        if kind == "whole":
-            gradients = torch.stack([of_use.grad_output for of_use in factors]).sum(0)
-            self._scores[name] += (self._scale * gradients.float()).square_().sum(0)
-            return
         of_all = factors[0] if len(factors) == 1 else _joined(factors)
         if torch.float64 in (of_all.grad_output.dtype, getattr(of_all.input, "dtype", None)):
             of_all = _in_fp32(of_all)  # as scores are

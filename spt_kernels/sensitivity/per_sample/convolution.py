@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .uses import Factors, Role, Use, on_axis, tokens_of
 
 _CHANNELS = -3
+# On a CPU the gradients of one sample after the other take as long as unfolding the input where
+# that makes about so many numbers for each of the weight's, and a quarter of it where it makes 16
+_UNFOLDED_PER_WEIGHT = 2
 
 
 def conv2d(
@@ -22,7 +26,7 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Use | None:
-    """`F.conv2d`: a Linear on unfolded patches, or, in groups, a convolution of its own."""
+    """`F.conv2d`: a Linear on unfolded patches; in groups, or where these take longer, itself."""
     if input.ndim != 4:
         return None
     geometry = _Geometry(weight, _pair(stride), padding, _pair(dilation), groups)
@@ -34,7 +38,9 @@ def conv2d(
     else:
         height, width = geometry.output_size(input)
         unfolded = height * width * weight[0].numel()
-        weights = Role(weight, "matrix", geometry.columns, samples_numel=unfolded)
+        is_small = unfolded <= _UNFOLDED_PER_WEIGHT * weight.numel() or geometry.is_patches
+        rule = geometry.columns if is_small or not input.is_cpu else geometry.gradients
+        weights = Role(weight, "matrix", rule, samples_numel=unfolded)
     return Use(input, (weights, biases), saves_as_computed=True)
 
 
@@ -96,7 +102,26 @@ class _Geometry:
         return F.unfold(x, self.kernel, self.dilation, 0, self.stride).transpose(1, 2)
 
     def gradients(self, samples: int, grad_output: Tensor, input: Tensor) -> Factors:
-        """Weight gradients by sample, of a convolution in groups.
+        """Weight gradients by sample, `[samples, *weight.shape]`."""
+        is_depthwise = input.shape[1] == self.groups
+        if input.is_cpu and not is_depthwise:
+            return self._one_by_one(samples, grad_output.float(), input.float())
+        return self._at_once(samples, grad_output, input)
+
+    def _one_by_one(self, samples: int, grad_output: Tensor, input: Tensor) -> Factors:
+        """The backward of the convolution, for one sample after the other."""
+        x, pads = input, self.pad_before
+        if self.pad_before != self.pad_after:
+            x, pads = self._pad(input), (0, 0)
+        like = x.new_empty(grad_output.shape[1], x.shape[1] // self.groups, *self.kernel)
+        where = [*self.stride], [*pads], [*self.dilation], False, [0, 0], self.groups
+        backward, wanted = torch.ops.aten.convolution_backward, [False, True, False]
+        own = zip(grad_output.chunk(samples), x.chunk(samples), strict=True)
+        gradients = [backward(gy, rows, like, None, *where, wanted)[1] for gy, rows in own]
+        return Factors(torch.stack(gradients))
+
+    def _at_once(self, samples: int, grad_output: Tensor, input: Tensor) -> Factors:
+        """One convolution for all samples.
 
         A kernel's gradient is the padded input convolved with the output gradient, where stride and
         dilation change places. Every channel of every sample is a group of its own, and the input

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .uses import Factors, Role, Rule
+from .uses import Factors, Kind, Role, Rule, whole
 from .watched import Piece, pieces_of
 
 _DERIVATION = "_spt_derivation"  # attributes of a watched tensor
@@ -70,9 +70,9 @@ class Derivation:
             for name in self.leaves
         ]
 
-    def _gradients(self, kind: str, factors: Factors) -> dict[str, Tensor]:
+    def _gradients(self, kind: Kind, factors: Factors) -> dict[str, Tensor]:
         """Each sample's gradient of every leaf, `[samples, *shape]`."""
-        of_made = _whole(kind, factors).reshape(-1, *self.made.shape).to(self.made.dtype)
+        of_made = whole(kind, factors).reshape(-1, *self.made.shape).to(self.made.dtype)
         found = torch.autograd.grad(
             self.made,
             list(self.leaves.values()),
@@ -110,11 +110,11 @@ class Meeting(NamedTuple):
     samples: int
 
     def by_sample(self, grad: Tensor) -> Tensor:
-        """A gradient of `expanded` as one of the tensor for each sample, `[samples, *shape]`."""
+        """A gradient of `expanded` as one of what was made for each sample, `[samples, *shape]`."""
         if self.samples == 1 and grad.shape == self.value.shape:
             return grad[None]
         of_samples = grad.unflatten(0, (self.samples, -1)).sum(1)
-        return of_samples.reshape(self.samples, *self.value.shape)
+        return of_samples.reshape(self.samples, *self.derivation.made.shape)
 
     def parts(self) -> list[tuple[Piece, Role]]:
         """The parameters, each with its role."""
@@ -198,6 +198,11 @@ class Derivations:
         if samples == 1:
             return Meeting(value, derivation, made.detach(), 1)
         aligned = (*(1,) * (len(shape) - made.ndim), *made.shape)
+        if shape and aligned[0] == shape[0] > 1 and bool((made == made[:1]).all()):
+            # the model has copied it for each row: one of the copies stands for all
+            with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+                made = made[:1]
+            derivation, aligned = Derivation(made, sources), (1, *aligned[1:])
         if not shape or len(aligned) != len(shape) or aligned[0] != 1 or shape[0] % samples:
             return None
         expanded = made.detach().reshape(aligned).expand(shape[0], *aligned[1:])
@@ -248,21 +253,6 @@ class Derivations:
         self._watch(handed, tuple(Piece(name) for name in sources))
         handed.__dict__[_DERIVATION] = Derivation(made, sources)
         return handed
-
-
-def _whole(kind: str, factors: Factors) -> Tensor:
-    """The gradient `[samples, ...]` that factors stand for."""
-    grad_output, input, mean, rstd = factors
-    if kind == "whole":
-        return grad_output
-    if kind == "matrix":
-        assert input is not None
-        return torch.einsum("bto,bti->boi", grad_output.float(), input.float())
-    if input is None:
-        return grad_output.float().sum(1)
-    if mean is not None and rstd is not None:
-        input = (input.float() - mean[..., None]) * rstd[..., None]
-    return (grad_output.float() * input).sum(1)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import uses
+from .attention import attention
 from .convolution import conv2d
 from .derived import Derivations, Meeting, derivation_of, note_made_by
 from .remaking import Productions
@@ -141,6 +142,8 @@ class Interception:
         recognize = _RECOGNIZED.get(func)
         if not self._is_watching or (recognize is None and call_name(func) in INERT_CALLS):
             return func(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            return attention(args, kwargs)
         found = watched_in(args, kwargs)
         if self._on_use is not None:
             for value in found:

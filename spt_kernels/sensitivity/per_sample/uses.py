@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # Gradient of a parameter by sample: a matrix and a vector as factors that are multiplied and summed
-# over tokens, a whole one as it is.
+# over tokens, a whole one as it is. A matrix without a second factor is whole as well.
 Kind = Literal["matrix", "vector", "whole"]
 
 
@@ -40,6 +40,21 @@ class Factors(NamedTuple):
 Rule = Callable[..., Factors]
 
 _UNFOLDED_NUMEL = 1 << 24  # 64 MiB of fp32: what an unfolded convolution input may take at a time
+
+
+def whole(kind: Kind, factors: Factors) -> Tensor:
+    """The gradients that factors stand for, `[samples, ...]`."""
+    grad_output, input, mean, rstd = factors
+    if kind == "whole" or (kind == "matrix" and input is None):
+        return grad_output
+    if kind == "matrix":
+        assert input is not None
+        return torch.einsum("bto,bti->boi", grad_output.float(), input.float())
+    if input is None:
+        return grad_output.float().sum(1)
+    if mean is not None and rstd is not None:
+        input = (input.float() - mean[..., None]) * rstd[..., None]
+    return (grad_output.float() * input).sum(1)
 
 
 class Role(NamedTuple):
