@@ -35,7 +35,8 @@ def on_files(files: Files, *, config: Any) -> Files:
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> str:
     """Make the links of the repository those of the site.
 
-    A link to a file that is no page, as of code, becomes its words: the site has no such file.
+    A link to a file that is no page, as of code, becomes its words: the site has no such file. A
+    link whose words are the path itself gets the page's heading: a site has no file names.
     """
     place = {site: path for path, site in BROUGHT.items()}.get(
         page.file.src_uri, f"docs/{page.file.src_uri}"
@@ -47,6 +48,10 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> 
         if not (ROOT / path).exists():
             return found[0]  # code that looks like a link, or a mistake that mkdocs names
         in_site = {**BROUGHT, **_HOME}.get(path, path.removeprefix("docs/"))
-        return f"[{words}]({in_site}{anchor})" if files.get_file_from_path(in_site) else words
+        if not files.get_file_from_path(in_site):
+            return words
+        if words == target:
+            words = (ROOT / path).read_text().partition("\n")[0].removeprefix("# ")
+        return f"[{words}]({in_site}{anchor})"
 
     return _LINK.sub(rewritten, markdown)

@@ -54,6 +54,7 @@ class Place:
     [
         ("CHANGELOG.md", "[it](docs/HEAD.md#the-head)", "[it](HEAD.md#the-head)"),
         ("HEAD.md", "[it](../CONTRIBUTING.md)", "[it](CONTRIBUTING.md)"),
+        ("CHANGELOG.md", "[docs/index.md](docs/index.md)", "[Quick start](index.md)"),
         ("ROOFLINE.md", "![it](../docs/bench/growth.png)", "![it](bench/growth.png)"),
         ("EXAMPLES.md", "[it](../README.md)", "[it](index.md)"),
         ("HEAD.md", "[`mkdocs.yml`](../mkdocs.yml)", "`mkdocs.yml`"),  # no page of the site
