@@ -1,6 +1,7 @@
 """Every Python block of every page runs, one after another, as a reader would paste them.
 
-A block with `title="a reason"` behind its language is not run; what it imports must be there.
+A block with `title="a reason"` behind its language is not run; what it imports must be there. A
+page that needs more, as several processes, may be run by a test beside its subject instead.
 """
 
 from __future__ import annotations
@@ -13,10 +14,19 @@ import torch
 
 from spt_kernels.finetuning.demo import one_thread
 from tests.docs import standins
-from tests.docs.pages import EXAMPLES, PAGES, Block, blocks_of
+from tests.docs.pages import EXAMPLES, PAGES, ROOT, Block, blocks_of
 
+TESTS = ROOT / "tests"
+RUN_ELSEWHERE = "\n".join(
+    text
+    for path in TESTS.rglob("*.py")
+    if TESTS / "docs" not in path.parents and "exec(" in (text := path.read_text())
+)
 WITH_PYTHON = [
-    page for page in (*PAGES, EXAMPLES) if any(b.language == "python" for b in blocks_of(page))
+    page
+    for page in (*PAGES, EXAMPLES)
+    if any(block.language == "python" for block in blocks_of(page))
+    and f'"{page.name}"' not in RUN_ELSEWHERE
 ]
 
 
