@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import runpy
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,22 +18,28 @@ from tests.docs.pages import EXAMPLES, ROOT
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 
 
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What torchrun tells the only process there is; what a script sets is taken back."""
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """What accelerate and its like set is taken back."""
     before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def tell_of_one_process() -> None:
+    """What torchrun tells the only process there is."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    told = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}
-    for name, value in {**told, "MASTER_ADDR": "127.0.0.1"}.items():
-        monkeypatch.setenv(name, str(value))
-    yield
-    for name in os.environ.keys() - before.keys() - told.keys() - {"MASTER_ADDR"}:
-        del os.environ[name]
+        os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    os.environ.update(place)
 
 
-@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_example(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -40,9 +47,8 @@ def test_example(
     for needed in ("transformers", "accelerate"):
         if f"from {needed} " in path.read_text():
             pytest.importorskip(needed)
-    if path.stem != "data_parallel":
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-            monkeypatch.delenv(name)
+    if path.stem == "data_parallel":
+        tell_of_one_process()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TQDM_DISABLE", "1")
     serves = path.stem == "serve_tasks"
