@@ -32,6 +32,13 @@ def blocks_of(page: Path) -> list[Block]:
 
 def prose_of(page: Path) -> str:
     """A page without its blocks and code."""
-    return re.sub(
-        r"`[^`\n]*`", "", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
-    )
+    return re.sub(r"`[^`]*`", "", _text_of(page))
+
+
+def codes_of(page: Path) -> list[str]:
+    """What is set as code within the sentences of a page."""
+    return re.findall(r"`([^`]+)`", _text_of(page))
+
+
+def _text_of(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)

@@ -1,4 +1,4 @@
-"""Every `spt-kernels …` line of the documentation is one that the command line takes."""
+"""Every `spt-kernels …` of the documentation, in a block or in a sentence, is one that exists."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ import pytest
 import typer
 
 from spt_kernels.cli.app import make_app
-from tests.docs.pages import EXAMPLES, PAGES, README, ROOT, blocks_of
+from tests.docs.pages import EXAMPLES, PAGES, README, ROOT, blocks_of, codes_of
 
 _SHELL = ("sh", "shell")
-WITH_COMMANDS = [
-    page
-    for page in (README, EXAMPLES, *PAGES)
-    if any(block.language in _SHELL for block in blocks_of(page))
-]
 
 
 def lines_of(page: Path) -> list[str]:
-    """The command lines in the shell blocks of a page, each whole."""
+    """The command lines of a page, each whole."""
     texts = [block.text for block in blocks_of(page) if block.language in _SHELL]
-    return [line for text in texts for line in text.replace("\\\n", " ").splitlines()]
+    lines = [line for text in texts for line in text.replace("\\\n", " ").splitlines()]
+    return lines + [code.replace("\n", " ") for code in codes_of(page)]
+
+
+WITH_COMMANDS = [
+    page
+    for page in (README, EXAMPLES, *PAGES)
+    if any(line.startswith(("spt-kernels ", "python -m bench")) for line in lines_of(page))
+]
 
 
 @pytest.fixture(scope="module")
