@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inl csrc/CMakeLists.txt) setup.py pyproject.toml
 
-.PHONY: help setup demo test lint format bench table7 evidence report models sanitize dist lock clean
+.PHONY: help setup demo test lint format bench table7 evidence report models docs sanitize dist lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show the targets
@@ -76,6 +76,13 @@ report: | $(BIN)/python  ## the README's tables from the committed results
 
 models: $(VENV)/.bench  ## docs/MODELS.md: which of timm's families work, half an hour on two cores
 	$(BIN)/python -m bench.model_families --again
+
+$(VENV)/.docs: $(NATIVE) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs  ## the site of these pages, in build/site
+	$(BIN)/mkdocs build --strict
 
 $(VENV)/.sanitize: | $(BIN)/python
 	$(BIN)/python -m pip install --quiet cmake ninja

@@ -1,7 +1,7 @@
 """Writes tables and drawings from committed results, so that no figure is ever typed in.
 
-`make report` rewrites what stands between markers in README.md and bench/ROOFLINE.md and draws
-docs/bench/*.png; `python -m bench.report --check` fails when a text is out of date.
+`make report` rewrites what stands between markers in README.md, bench/ROOFLINE.md and docs/PEERS.md
+and draws docs/bench/*.png; `python -m bench.report --check` fails when a text is out of date.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .memory_report import memory_table, target_table
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "docs" / "demo" / "result.json"
 DRAWINGS = ROOT / "docs" / "bench"
-TEXTS = (ROOT / "README.md", ROOT / "bench" / "ROOFLINE.md")
+TEXTS = (ROOT / "README.md", ROOT / "bench" / "ROOFLINE.md", ROOT / "docs" / "PEERS.md")
 
 
 def demo_table(result: Mapping[str, Any]) -> str:
