@@ -1,0 +1,171 @@
+"""A batch whose samples are for several tasks: what each touched module does for which of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import Base
+from .held_task import HeldTask, SparsePart
+from .layout import Layout
+from .mixed_layers import MixedCall, MixedLinear, MixedNorm, MixedPieces
+from .structured import StructuredGroup, add_structured, groups_of
+
+
+@dataclass(frozen=True, eq=False)
+class MixedBatch:
+    """Samples in the order of their tasks.
+
+    Attributes:
+        base: the model, without any task on.
+        tasks: of the batch, each once; None for the base itself.
+        counts: how many samples each has, one after another.
+    """
+
+    base: Base
+    tasks: Sequence[HeldTask | None]
+    counts: Sequence[int]
+
+    @torch.no_grad()
+    def run(self, images: Tensor, layout: Layout) -> list[Tensor]:
+        """The model's outputs for each task's samples, `[samples, ...]`.
+
+        Args:
+            images: `[samples, ...]` in the order of the tasks.
+            layout: of the model; `mixing_problem` found nothing wrong.
+        """
+        handles = []
+        try:
+            for name in self._touched():
+                module = self.base.modules[name]
+                hook = _MixedHook(self._call(name, module), self._structured(name), len(images))
+                handles.append(module.register_forward_hook(hook))
+            output = self.base.model(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.base.record()  # some layers were lent a task's values
+        if not isinstance(output, Tensor):
+            raise TypeError(f"the model must return a tensor, got {type(output).__name__}")
+        found = list(output.split(list(self.counts)))
+        for name in layout.last & set(self._touched()):
+            for n, task in enumerate(self.tasks):
+                n_rows = self._rows_of_head(task, name)
+                if n_rows is not None:
+                    found[n] = found[n][..., :n_rows]
+        return found
+
+    def _touched(self) -> list[str]:
+        """Names of the modules that some task of the batch changes."""
+        return list(dict.fromkeys(name for task in self.tasks for name in touched_modules(task)))
+
+    def _structured(self, name: str) -> tuple[StructuredGroup, ...]:
+        weight = _joined(name, "weight")
+        parts = [None if task is None else task.structured.get(weight) for task in self.tasks]
+        return groups_of(parts, self.counts)
+
+    def _call(self, name: str, module: nn.Module) -> MixedCall:
+        """How a module treats parameters that are other ones for each task."""
+        sparse: list[dict[str, SparsePart]] = []
+        whole: list[dict[str, Tensor]] = []
+        for task in self.tasks:
+            own, values = ({}, {}) if task is None else (task.sparse, task.whole)
+            sparse.append(_of_module(own, name))
+            whole.append(_of_module(values, name))
+        kind = mixed_kind(module)
+        return kind(module, sparse, whole, self.counts)
+
+    def _rows_of_head(self, task: HeldTask | None, name: str) -> int | None:
+        """Outputs that a module of the head has for a task; None where it is no Linear's."""
+        weight = None if task is None else task.whole.get(_joined(name, "weight"))
+        if weight is None:
+            weight = self.base.now.parameters.get(_joined(name, "weight"))
+        return len(weight) if weight is not None and weight.dim() == 2 else None
+
+
+def mixing_problem(base: Base, tasks: Sequence[HeldTask | None], layout: Layout) -> str | None:
+    """Why a batch of these tasks cannot run as one; None if it can.
+
+    Args:
+        base: the model.
+        tasks: of the batch.
+        layout: of the model.
+    """
+    for task in tasks:
+        if task is None:
+            continue
+        if task.buffers:
+            return f"{min(task.buffers)} is a buffer, which has one value for the whole batch"
+        names = [*task.sparse, *task.structured, *task.whole]
+        for name in names:
+            module_name = name.rpartition(".")[0]
+            module = base.modules.get(module_name)
+            if module is None or module_name in task.read:
+                return f"{name}: the model reads it outside of its layer"
+            if next(module.children(), None) is not None:
+                return f"{name} belongs to a module of several layers"
+            if module_name in layout.problems:
+                return f"{name}: {layout.problems[module_name]}"
+    for module_name in {name for task in tasks if task is not None for name in task.replaced}:
+        if module_name not in layout.last:
+            return f"{module_name} has as many outputs as its task has classes, and more follows it"
+        for task in tasks:
+            has = _head_names(task, module_name)
+            if "weight" not in has:
+                return f"{module_name}: one of the tasks has no head of its own there"
+            if "bias" not in has and getattr(base.modules[module_name], "bias", None) is not None:
+                return f"{module_name}: one of the tasks has a head without a bias there"
+    return None
+
+
+def touched_modules(task: HeldTask | None) -> list[str]:
+    """Names of the modules that a task changes."""
+    if task is None:
+        return []
+    names = [*task.sparse, *task.structured, *task.whole]
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+
+
+def mixed_kind(module: nn.Module) -> type[MixedCall]:
+    """How a module of this kind is called for several tasks."""
+    if isinstance(module, (nn.Linear, nn.Identity)):
+        return MixedLinear
+    if isinstance(module, nn.LayerNorm) and MixedNorm.serves(module):
+        return MixedNorm
+    return MixedPieces
+
+
+@dataclass(frozen=True, eq=False)
+class _MixedHook:
+    """Makes of the base layer's output that of each sample's own task."""
+
+    call: MixedCall
+    groups: tuple[StructuredGroup, ...]
+    n_samples: int
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        output = self.call(args[0], output)
+        if self.groups:
+            add_structured(module, args[0], output, self.groups, self.n_samples)
+        return output
+
+
+def _head_names(task: HeldTask | None, module: str) -> set[str]:
+    return set() if task is None else set(_of_module(task.whole, module))
+
+
+def _of_module(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    prefix = f"{name}." if name else ""
+    return {
+        full.removeprefix(prefix): value
+        for full, value in values.items()
+        if full.rpartition(".")[0] == name
+    }
+
+
+def _joined(module: str, local: str) -> str:
+    return f"{module}.{local}" if module else local

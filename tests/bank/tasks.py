@@ -1,0 +1,50 @@
+"""Task files of small models, and what each of their models says by itself."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import spt_kernels as spt
+
+from ..models import tiny_batch
+from ..task.test_delta import MODELS, base, tuned
+
+__all__ = ["MODELS", "base", "images", "loaded", "plain", "saved"]
+
+
+def images(name: str, n: int) -> Tensor:
+    return tiny_batch(n, size=MODELS[name][1], seed=9)[0]
+
+
+@functools.cache
+def _base(name: str) -> nn.Module:
+    return base(name)
+
+
+def plain(name: str) -> nn.Module:
+    """A copy of the base that all tasks are for."""
+    return copy.deepcopy(_base(name))
+
+
+@functools.cache
+def _tuned(name: str, kind: str, seed: int, num_classes: int) -> nn.Module:
+    return tuned(name, kind, seed=seed, num_classes=num_classes).eval()
+
+
+def saved(
+    folder: Path, name: str, kind: str, seed: int = 0, num_classes: int = 5, like: str = "task"
+) -> Path:
+    """The file of a task: its positions and values hang on `kind` and `seed`."""
+    path = folder / f"{like}-{name}-{kind}-{seed}-{num_classes}.safetensors"
+    spt.save_delta(_tuned(name, kind, seed, num_classes), path)
+    return path
+
+
+def loaded(name: str, path: Path, dtype: torch.dtype | None = None) -> nn.Module:
+    """The task alone on a model of its own."""
+    return spt.load_delta(plain(name).to(dtype or torch.float32), path).eval()

@@ -1,0 +1,159 @@
+"""A task in use is the task loaded by itself; the base comes back bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import spt_kernels as spt
+
+from ..task.test_delta import KINDS, assert_same_picture, picture
+from .tasks import MODELS, images, loaded, plain, saved
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_in_use_it_is_as_loaded_by_itself(name: str, kind: str, tmp_path: Path) -> None:
+    model, x = plain(name), images(name, 3)
+    before, of_base = picture(model), model(x)
+    paths = {
+        "same": saved(tmp_path, name, kind, 0),
+        "other positions": saved(tmp_path, name, kind, 1),
+        "other head": saved(tmp_path, name, kind, 2, num_classes=7),
+        "none": saved(tmp_path, name, "unstructured", 3),
+    }
+    alone = {task: loaded(name, path)(x) for task, path in paths.items()}
+    bank = spt.TaskBank(model)
+    for task, path in paths.items():
+        bank.load(task, path)
+    for task in ("same", "other positions", "same", "none", "other head", "other positions"):
+        assert bank.use(task) is model
+        torch.testing.assert_close(model(x), alone[task], rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(model(x)[:, :5], of_base)
+    bank.use(None)
+    assert_same_picture(model, before)
+    assert torch.equal(model(x), of_base)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@torch.no_grad()
+def test_weights_of_16_bits_hold_what_a_tuned_model_holds(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = plain("vit").to(dtype)
+    tuned = spt.apply(copy.deepcopy(model), _plan("unstructured"))
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.1)
+    spt.save_delta(tuned, tmp_path / "t")
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    bank = spt.TaskBank(model)
+    bank.load("t", tmp_path / "t")
+    bank.use("t")
+    expected = dict(spt.merge(tuned).named_parameters())
+    assert all(torch.equal(p, expected[n]) for n, p in model.named_parameters())
+    bank.use(None)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_what_the_model_says_of_its_classes_follows(tmp_path: Path) -> None:
+    model = plain("vit")
+    bank = spt.TaskBank(model)
+    bank.load("seven", saved(tmp_path, "vit", "lora", 0, num_classes=7))
+    head = model.head
+    bank.use("seven")
+    assert (model.num_classes, model.head.out_features) == (7, 7)
+    bank.use(None)
+    assert (model.num_classes, model.head) == (5, head)
+
+
+def test_a_head_brought_along_to_a_model_without_one(tmp_path: Path) -> None:
+    path = saved(tmp_path, "vit", "unstructured", 1, num_classes=7)
+    model, x = plain("vit"), images("vit", 2)
+    model.reset_classifier(0)
+    bank = spt.TaskBank(model)
+    bank.load("seven", path)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        found = bank.use("seven")(x)
+        torch.testing.assert_close(found, loaded("vit", path)(x), rtol=1e-5, atol=1e-5)
+    bank.use(None)
+    assert isinstance(model.head, nn.Identity)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_running_statistics_come_and_go(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    tuned = copy.deepcopy(model)
+    scores = {n: torch.rand_like(p) for n, p in model.named_parameters() if n[0] == "0"}
+    sensitivity = spt.Sensitivity.from_tensors(scores, num_samples=1)
+    spt.apply(tuned, spt.allocate(sensitivity, 5, None))
+    x = torch.randn(8, 4)
+    tuned.train()(x)
+    tuned.eval()
+    bank = spt.TaskBank(model.eval())
+    bank.add("t", tuned)
+    of_base = model(x)
+    torch.testing.assert_close(bank.use("t")(x), tuned(x))
+    assert not torch.allclose(of_base, tuned(x))
+    bank.use(None)
+    assert torch.equal(model(x), of_base)
+    # one value for the whole batch: each task runs alone
+    with pytest.raises(ValueError, match=r"1\.num_batches_tracked is a buffer"):
+        bank.run(x[:2], ["t", None], together=True)
+    expected = torch.cat([tuned(x[:1]), of_base[1:2]])
+    torch.testing.assert_close(bank.run(x[:2], ["t", None]), expected)
+
+
+def test_gradients_flow_through_a_task_in_use(tmp_path: Path) -> None:
+    bank = spt.TaskBank(plain("vit"))
+    path = saved(tmp_path, "vit", "lora", 0)
+    bank.load("t", path)
+    x, own = (images("vit", 2).requires_grad_() for _ in range(2))
+    bank.use("t")(x).square().sum().backward()
+    loaded("vit", path)(own).square().sum().backward()
+    torch.testing.assert_close(x.grad, own.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_shared_positions_are_held_once(tmp_path: Path) -> None:
+    bank = spt.TaskBank(plain("vit"))
+    bank.load("a", saved(tmp_path, "vit", "unstructured", 0))
+    alone = bank.nbytes()
+    bank.load("b", saved(tmp_path, "vit", "unstructured", 0, like="copy"))
+    added = bank.nbytes() - alone
+    nnz = 4 * spt_values(tmp_path)
+    head = 4 * (24 * 5 + 5)
+    assert added == nnz + head
+    assert bank.nbytes("a") == bank.nbytes("b") == 3 * nnz + head
+
+
+def spt_values(folder: Path) -> int:
+    """Trained entries of the task, as its file has them."""
+    from spt_kernels.task.file.format import read
+
+    task = read(next(folder.glob("task-*")))
+    return sum(values.numel() for values in task.values.values())
+
+
+def test_a_compiled_model_refuses_modules_that_come_and_go(tmp_path: Path) -> None:
+    model = plain("vit")
+    bank = spt.TaskBank(model)
+    bank.load("sparse", saved(tmp_path, "vit", "unstructured", 0))
+    bank.load("lora", saved(tmp_path, "vit", "lora", 0))
+    model.compile(backend="eager")
+    bank.use("sparse")
+    with pytest.raises(ValueError, match="is compiled, and compiled code would not notice"):
+        bank.use("lora")
+    assert bank.in_use == "sparse"
+
+
+def _plan(kind: str) -> spt.Plan:
+    from ..task.test_delta import make_plan
+
+    return make_plan(plain("vit"), kind)
