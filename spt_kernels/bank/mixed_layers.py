@@ -195,16 +195,17 @@ class _Lent:
 
     def __enter__(self) -> None:
         self._base = {local: self._parameters[local].detach().clone() for local in self._whole}
-        self._write([part.tuned for part in self._sparse.values()])
         for local, values in self._whole.items():
             self._parameters[local].detach().copy_(values)
+        self._write([part.tuned for part in self._sparse.values()])
 
     def __exit__(self, *_error: object) -> None:
-        self._write([part.positions.base for part in self._sparse.values()])
         for local, values in self._base.items():
             self._parameters[local].detach().copy_(values)
+        self._write([part.positions.base for part in self._sparse.values()])
 
     def _write(self, values: list[Tensor]) -> None:
         targets = [self._parameters[local] for local in self._sparse]
         indices = [part.positions.index for part in self._sparse.values()]
         write_delta(targets, indices, values, None)
+        torch.clear_autocast_cache()  # of casts of what was there before

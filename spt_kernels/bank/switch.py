@@ -52,6 +52,7 @@ class Switch:
             if task is not None:
                 self._enter(task)
         finally:
+            torch.clear_autocast_cache()  # of casts of what was there before
             self.base.record()
 
     def _leave(self, following: HeldTask | None) -> None:

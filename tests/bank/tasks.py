@@ -32,6 +32,7 @@ def plain(name: str) -> nn.Module:
 
 
 @functools.cache
+@torch.enable_grad()
 def _tuned(name: str, kind: str, seed: int, num_classes: int) -> nn.Module:
     return tuned(name, kind, seed=seed, num_classes=num_classes).eval()
 
