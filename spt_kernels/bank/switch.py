@@ -85,7 +85,8 @@ class Switch:
         write_entries(base, task, task.sparse, restore=False)
         head = {name: task.whole[name] for name in task.head}
         self._replaced = fit_head(model, head, task.elsewhere)
-        self._replaced = name_classes(model, self._replaced, head, task.classes)
+        if self._replaced.modules or task.classes:  # which takes a walk over all modules
+            self._replaced = name_classes(model, self._replaced, head, task.classes)
         for name, values in task.whole.items():
             target = base.now.parameters.get(name)
             if target is None or name.rpartition(".")[0] in task.replaced:

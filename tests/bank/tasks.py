@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import spt_kernels as spt
 
 from ..models import tiny_batch
-from ..task.test_delta import MODELS, base, tuned
+from ..task.test_delta import MODELS, base, make_plan
 
 __all__ = ["MODELS", "base", "images", "loaded", "plain", "saved"]
 
@@ -32,9 +32,15 @@ def plain(name: str) -> nn.Module:
 
 
 @functools.cache
-@torch.enable_grad()
+@torch.no_grad()
 def _tuned(name: str, kind: str, seed: int, num_classes: int) -> nn.Module:
-    return tuned(name, kind, seed=seed, num_classes=num_classes).eval()
+    model = base(name, num_classes=num_classes)
+    spt.apply(model, make_plan(model, kind, seed))
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 def saved(

@@ -15,7 +15,7 @@ from spt_kernels.bank import mixed_batch
 from spt_kernels.layers import sparse_deltas, write_deltas
 
 from ..task.test_delta import KINDS
-from .tasks import MODELS, images, loaded, plain, saved
+from .tasks import images, loaded, plain, saved
 
 
 def expected(name: str, x: Tensor, tasks: Sequence[str | None], paths: dict[str, Path]) -> Tensor:
