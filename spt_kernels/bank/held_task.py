@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -52,6 +54,14 @@ class StructuredPart:
     tensors: Mapping[str, Tensor]
 
 
+class OwnParameters(NamedTuple):
+    """What a task has for the parameters of one module, by their names in it."""
+
+    sparse: dict[str, SparsePart]
+    whole: dict[str, Tensor]
+    structured: dict[str, StructuredPart]
+
+
 @dataclass(frozen=True, eq=False)
 class HeldTask:
     """A task in memory, ready to be put on its base.
@@ -77,6 +87,16 @@ class HeldTask:
     buffers: Mapping[str, Tensor]
     classes: tuple[str, ...]
     read: frozenset[str]
+
+    @cached_property
+    def by_module(self) -> Mapping[str, OwnParameters]:
+        """Module name -> what the task has for the module's own parameters, by local names."""
+        found: dict[str, OwnParameters] = {}
+        for part, kept in enumerate((self.sparse, self.whole, self.structured)):
+            for name, value in kept.items():
+                module, _, local = name.rpartition(".")
+                found.setdefault(module, OwnParameters({}, {}, {}))[part][local] = value
+        return found
 
     def tensors(self) -> Iterator[Tensor]:
         """Everything that it keeps in memory."""

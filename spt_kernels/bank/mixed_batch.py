@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .base import Base
-from .held_task import HeldTask, SparsePart
+from .held_task import HeldTask, OwnParameters
 from .layout import Layout
 from .mixed_layers import MixedCall, MixedLinear, MixedNorm, MixedPieces
 from .structured import StructuredGroup, add_structured, groups_of
+
+_NOTHING = OwnParameters({}, {}, {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +43,8 @@ class MixedBatch:
         handles = []
         try:
             for name in self._touched():
-                module = self.base.modules[name]
-                hook = _MixedHook(self._call(name, module), self._structured(name), len(images))
-                handles.append(module.register_forward_hook(hook))
+                hook = self._hook(name, len(images))
+                handles.append(self.base.modules[name].register_forward_hook(hook))
             output = self.base.model(images)
         finally:
             for handle in handles:
@@ -61,29 +62,24 @@ class MixedBatch:
 
     def _touched(self) -> list[str]:
         """Names of the modules that some task of the batch changes."""
-        return list(dict.fromkeys(name for task in self.tasks for name in touched_modules(task)))
+        tasks = (task for task in self.tasks if task is not None)
+        return list(dict.fromkeys(name for task in tasks for name in task.by_module))
 
-    def _structured(self, name: str) -> tuple[StructuredGroup, ...]:
-        weight = _joined(name, "weight")
-        parts = [None if task is None else task.structured.get(weight) for task in self.tasks]
-        return groups_of(parts, self.counts)
-
-    def _call(self, name: str, module: nn.Module) -> MixedCall:
-        """How a module treats parameters that are other ones for each task."""
-        sparse: list[dict[str, SparsePart]] = []
-        whole: list[dict[str, Tensor]] = []
-        for task in self.tasks:
-            own, values = ({}, {}) if task is None else (task.sparse, task.whole)
-            sparse.append(_of_module(own, name))
-            whole.append(_of_module(values, name))
-        kind = mixed_kind(module)
-        return kind(module, sparse, whole, self.counts)
+    def _hook(self, name: str, n_samples: int) -> _MixedHook:
+        """What a module does with parameters that are other ones for each task."""
+        module = self.base.modules[name]
+        own = [_NOTHING if t is None else t.by_module.get(name, _NOTHING) for t in self.tasks]
+        call = mixed_kind(module)(
+            module, [parts.sparse for parts in own], [parts.whole for parts in own], self.counts
+        )
+        groups = groups_of([parts.structured.get("weight") for parts in own], self.counts)
+        return _MixedHook(call, groups, n_samples)
 
     def _rows_of_head(self, task: HeldTask | None, name: str) -> int | None:
         """Outputs that a module of the head has for a task; None where it is no Linear's."""
-        weight = None if task is None else task.whole.get(_joined(name, "weight"))
+        weight = None if task is None else task.by_module.get(name, _NOTHING).whole.get("weight")
         if weight is None:
-            weight = self.base.now.parameters.get(_joined(name, "weight"))
+            weight = self.base.modules[name]._parameters.get("weight")
         return len(weight) if weight is not None and weight.dim() == 2 else None
 
 
@@ -100,9 +96,9 @@ def mixing_problem(base: Base, tasks: Sequence[HeldTask | None], layout: Layout)
             continue
         if task.buffers:
             return f"{min(task.buffers)} is a buffer, which has one value for the whole batch"
-        names = [*task.sparse, *task.structured, *task.whole]
-        for name in names:
-            module_name = name.rpartition(".")[0]
+        for module_name, own in task.by_module.items():
+            local = next(iter({**own.sparse, **own.whole, **own.structured}))
+            name = f"{module_name}.{local}" if module_name else local
             module = base.modules.get(module_name)
             if module is None or module_name in task.read:
                 return f"{name}: the model reads it outside of its layer"
@@ -114,20 +110,12 @@ def mixing_problem(base: Base, tasks: Sequence[HeldTask | None], layout: Layout)
         if module_name not in layout.last:
             return f"{module_name} has as many outputs as its task has classes, and more follows it"
         for task in tasks:
-            has = _head_names(task, module_name)
+            has = {} if task is None else task.by_module.get(module_name, _NOTHING).whole
             if "weight" not in has:
                 return f"{module_name}: one of the tasks has no head of its own there"
             if "bias" not in has and getattr(base.modules[module_name], "bias", None) is not None:
                 return f"{module_name}: one of the tasks has a head without a bias there"
     return None
-
-
-def touched_modules(task: HeldTask | None) -> list[str]:
-    """Names of the modules that a task changes."""
-    if task is None:
-        return []
-    names = [*task.sparse, *task.structured, *task.whole]
-    return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
 
 
 def mixed_kind(module: nn.Module) -> type[MixedCall]:
@@ -152,20 +140,3 @@ class _MixedHook:
         if self.groups:
             add_structured(module, args[0], output, self.groups, self.n_samples)
         return output
-
-
-def _head_names(task: HeldTask | None, module: str) -> set[str]:
-    return set() if task is None else set(_of_module(task.whole, module))
-
-
-def _of_module(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    prefix = f"{name}." if name else ""
-    return {
-        full.removeprefix(prefix): value
-        for full, value in values.items()
-        if full.rpartition(".")[0] == name
-    }
-
-
-def _joined(module: str, local: str) -> str:
-    return f"{module}.{local}" if module else local
