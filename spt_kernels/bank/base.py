@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from ..model.check import check_trainable_itself
 from ..task.base_model import BaseModel
 from ..task.file.fingerprint import Fingerprint
 from ..task.fit import base_values
-from .held_task import HeldTask
 
 
 class Base:
@@ -28,13 +26,13 @@ class Base:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
         check_trainable_itself(model, "give a bank")
-        if getattr(model, "spt_tuning", None) is not None:
+        self.now = BaseModel.of(model)
+        if getattr(model, "spt_tuning", None) is not None or self.now.tuned:
             raise ValueError(
                 "model is tuned, a bank takes the plain base model: spt.unload(model) first, and "
                 "bank.add(name, tuned_model) for the task"
             )
         self.model = model
-        self.now = BaseModel.of(model)
         self.modules = dict(model.named_modules())
         named = {*self.now.parameters, *self.now.buffers}
         values = base_values(model, self.now, named)
@@ -63,14 +61,13 @@ class Base:
                     "base: make the model what it is to be first, then a new bank"
                 )
 
-    def remember(self, name: str, current: HeldTask | None) -> None:
-        """Keep a copy of a parameter that a task replaces whole, once for all tasks."""
+    def remember(self, name: str) -> None:
+        """Keep a copy of a parameter that a task replaces whole, once for all tasks.
+
+        The model is without any task then.
+        """
         if name not in self._whole:
-            value = self.now.parameters[name].detach().clone()
-            part = None if current is None else current.sparse.get(name)
-            if part is not None:
-                value.view(-1)[part.positions.index.long()] = part.positions.base
-            self._whole[name] = value
+            self._whole[name] = self.now.parameters[name].detach().clone()
 
     def whole(self, name: str) -> Tensor:
         """The base values of a parameter that `remember` was called for."""
@@ -79,18 +76,6 @@ class Base:
     def buffers(self, names: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
         """The base values of buffers."""
         return {name: self._buffers[name] for name in names}
-
-    def gather(self, name: str, index: Tensor, current: HeldTask | None) -> Tensor:
-        """The base values of a parameter at some positions: `[nnz]`."""
-        if name in self._whole:
-            return self._whole[name].view(-1).index_select(0, index)
-        found = self.now.parameters[name].detach().view(-1).index_select(0, index)
-        part = None if current is None else current.sparse.get(name)
-        if part is not None:  # where the task has written, it holds the base's values
-            own = part.positions.index
-            place = torch.searchsorted(own, index).clamp_(max=len(own) - 1)
-            found = torch.where(own[place] == index, part.positions.base[place], found)
-        return found
 
     @property
     def nbytes(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -92,10 +92,12 @@ class HeldTask:
     def by_module(self) -> Mapping[str, OwnParameters]:
         """Module name -> what the task has for the module's own parameters, by local names."""
         found: dict[str, OwnParameters] = {}
-        for part, kept in enumerate((self.sparse, self.whole, self.structured)):
-            for name, value in kept.items():
+        kept: tuple[Mapping[str, Any], ...] = self.sparse, self.whole, self.structured
+        for part, values in enumerate(kept):
+            for name, value in values.items():
                 module, _, local = name.rpartition(".")
-                found.setdefault(module, OwnParameters({}, {}, {}))[part][local] = value
+                own: Any = found.setdefault(module, OwnParameters({}, {}, {}))
+                own[part][local] = value
         return found
 
     def tensors(self) -> Iterator[Tensor]:

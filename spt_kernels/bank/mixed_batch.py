@@ -91,6 +91,9 @@ def mixing_problem(base: Base, tasks: Sequence[HeldTask | None], layout: Layout)
         tasks: of the batch.
         layout: of the model.
     """
+    for name, module in base.modules.items():
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            return f"{name or 'the model'} is compiled in place"
     for task in tasks:
         if task is None:
             continue

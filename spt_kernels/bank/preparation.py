@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..layers.row_ranges import ranges_of
 from ..model.replaced_head import misfits
-from ..ops.write_delta import TARGET_DTYPES
+from ..ops.write_delta import TARGET_DTYPES, gather_original
 from ..task.file.format import TaskFile
 from ..task.forward_state import buffers_of
 from ..tuning.places import Place, check_places, places_of
@@ -22,13 +22,12 @@ SharedPositions = MutableMapping[tuple[str, bytes], Positions]
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def hold(task: TaskFile, base: Base, current: HeldTask | None, shared: SharedPositions) -> HeldTask:
+def hold(task: TaskFile, base: Base, shared: SharedPositions) -> HeldTask:
     """A task, which `Fit` found fitting, as the base model takes it.
 
     Args:
         task: of a file.
-        base: the model.
-        current: the task that the model has on at the moment.
+        base: the model, without any task on.
         shared: (parameter name, digest) -> positions that other tasks have; added to.
 
     Raises:
@@ -48,7 +47,7 @@ def hold(task: TaskFile, base: Base, current: HeldTask | None, shared: SharedPos
     head = {name: whole[name] for name in task.plan.head}
     elsewhere = frozenset(task.plan.info.keys() - head.keys())
     held = HeldTask(
-        sparse=_sparse_parts(task, base, places, current, shared),
+        sparse=_sparse_parts(task, base, places, shared),
         structured={
             name: StructuredPart(
                 spec,
@@ -73,7 +72,7 @@ def hold(task: TaskFile, base: Base, current: HeldTask | None, shared: SharedPos
             raise ValueError(f"{name} has a sparse delta in a head of another size than the base's")
     for name in whole.keys() & parameters.keys():
         if whole[name].shape == parameters[name].shape:
-            base.remember(name, current)
+            base.remember(name)
     return held
 
 
@@ -81,7 +80,6 @@ def _sparse_parts(
     task: TaskFile,
     base: Base,
     places: list[Place],
-    current: HeldTask | None,
     shared: SharedPositions,
 ) -> dict[str, SparsePart]:
     found: dict[str, SparsePart] = {}
@@ -90,7 +88,7 @@ def _sparse_parts(
             name = f"{place.name}.{local}" if place.name else local
             _check_target(name, base.now.parameters[name])
             if len(checked.index):
-                positions = _positions(name, checked.index, base, current, shared)
+                positions = _positions(name, checked.index, base.now.parameters[name], shared)
                 delta = task.values[name].to(checked.index.device, torch.float32)
                 tuned = (positions.base.float() + delta).to(positions.base.dtype)
                 found[name] = SparsePart(positions, tuned)
@@ -98,12 +96,12 @@ def _sparse_parts(
 
 
 def _positions(
-    name: str, index: Tensor, base: Base, current: HeldTask | None, shared: SharedPositions
+    name: str, index: Tensor, parameter: nn.Parameter, shared: SharedPositions
 ) -> Positions:
     key = name, hashlib.blake2b(index.cpu().numpy().tobytes(), digest_size=16).digest()
     found = shared.get(key)
     if found is None:
-        found = Positions(index, base.gather(name, index, current))
+        found = Positions(index, gather_original(parameter, index))
         shared[key] = found
     return found
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..model.replaced_head import ReplacedHead, fit_head, name_classes, restore_head
 from ..ops.write_delta import write_delta
 from ..task.forward_state import set_buffers
 from .base import Base
 from .held_task import HeldTask
-from .structured import StructuredGroup, add_structured, group_of_one
+from .structured import group_of_one
+from .structured_class import plain_again, put_on
 
 
 @dataclass
@@ -30,7 +28,6 @@ class Switch:
     base: Base
     task: HeldTask | None = None
     _replaced: ReplacedHead = field(default_factory=ReplacedHead)
-    _hooks: list[RemovableHandle] = field(default_factory=list)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -38,15 +35,11 @@ class Switch:
         """Put a task on in place of the one that is; None leaves the base, bit for bit.
 
         Raises:
-            ValueError: somebody else has changed the model; or it is compiled, and the task, or
-                the one that is on, has modules that compiled code would not notice.
+            ValueError: somebody else has changed the model.
         """
         if task is self.task:
             return
         self.base.check_unchanged()
-        for each in (task, self.task):
-            if each is not None and each.structured:
-                _refuse_compiled(self.base.model)
         try:
             self._leave(task)
             if task is not None:
@@ -58,11 +51,10 @@ class Switch:
     def _leave(self, following: HeldTask | None) -> None:
         """The base again, but for what the following task writes anyway."""
         task = self.task
-        for handle in self._hooks:
-            handle.remove()
-        self._hooks = []
         if task is None:
             return
+        for name in task.structured:
+            plain_again(self.base.modules[name.rpartition(".")[0]])
         write_entries(self.base, task, _differing(task, following), restore=True)
         restore_head(self.base.model, self._replaced)
         self._replaced = ReplacedHead()
@@ -94,9 +86,7 @@ class Switch:
             target.copy_(values)
         set_buffers(base.now, task.buffers)
         for name, part in task.structured.items():
-            module = base.modules[name.rpartition(".")[0]]
-            hook = _StructuredHook((group_of_one(part),))
-            self._hooks.append(module.register_forward_hook(hook))
+            put_on(base.modules[name.rpartition(".")[0]], group_of_one(part))
 
 
 def write_entries(base: Base, task: HeldTask, names: Iterable[str], *, restore: bool) -> None:
@@ -117,24 +107,3 @@ def _differing(task: HeldTask, following: HeldTask | None) -> list[str]:
         for name, part in task.sparse.items()
         if name not in after or after[name].positions is not part.positions
     ]
-
-
-@dataclass(frozen=True, eq=False)
-class _StructuredHook:
-    """Adds LoRA or Adapter of the one task that is on to the output of a layer."""
-
-    groups: tuple[StructuredGroup, ...]
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        output = output.clone() if torch.is_grad_enabled() else output
-        add_structured(module, args[0], output, self.groups, 1)
-        return output
-
-
-def _refuse_compiled(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if getattr(module, "_compiled_call_impl", None) is not None:
-            raise ValueError(
-                f"{name or 'the model'} is compiled, and compiled code would not notice that a "
-                "LoRA or Adapter comes and goes: a bank of such tasks takes a model that is not"
-            )

@@ -202,8 +202,7 @@ class TaskBank:
             KeyError: there is no such task.
             DeltaFormatError, BaseModelMismatch, OSError: it was dropped, and its file is no longer
                 what it was; the model and all other tasks are as before.
-            ValueError: the model was changed behind the bank; or it is compiled, and the task has
-                LoRA or Adapter modules, which compiled code would not notice.
+            ValueError: the model was changed behind the bank.
         """
         with self._lock:
             self._switch.to(None if name is None else self._residents.take(name))
@@ -334,12 +333,16 @@ class TaskBank:
 
     def _hold(self, task: TaskFile) -> HeldTask:
         """What is held of a task; `BaseModelMismatch` if it fits another base."""
-        base = self._base
+        base, before = self._base, self._switch.task
         base.check_unchanged()
-        fit = Fit.of(base.model, base.now, task, None, base.fingerprints)
-        if fit.problem is not None:
-            raise BaseModelMismatch(fit.problem)
-        return hold(task, base, self._switch.task, self._shared)
+        self._switch.to(None)
+        try:
+            fit = Fit.of(base.model, base.now, task, None, base.fingerprints)
+            if fit.problem is not None:
+                raise BaseModelMismatch(fit.problem)
+            return hold(task, base, self._shared)
+        finally:
+            self._switch.to(before)
 
     def _needed(self) -> set[str]:
         return set() if self._in_use is None else {self._in_use}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import tempfile
 from pathlib import Path
 
 import torch
@@ -13,8 +14,6 @@ import spt_kernels as spt
 
 from ..models import tiny_batch
 from ..task.test_delta import MODELS, base, make_plan
-
-__all__ = ["MODELS", "base", "images", "loaded", "plain", "saved"]
 
 
 def images(name: str, n: int) -> Tensor:
@@ -43,15 +42,21 @@ def _tuned(name: str, kind: str, seed: int, num_classes: int) -> nn.Module:
     return model
 
 
-def saved(
-    folder: Path, name: str, kind: str, seed: int = 0, num_classes: int = 5, like: str = "task"
-) -> Path:
+@functools.cache
+def _content(name: str, kind: str, seed: int, num_classes: int) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "task"
+        spt.save_delta(_tuned(name, kind, seed, num_classes), path)
+        return path.read_bytes()
+
+
+def saved(folder: Path, name: str, kind: str, seed: int = 0, num_classes: int = 5) -> Path:
     """The file of a task: its positions and values hang on `kind` and `seed`."""
-    path = folder / f"{like}-{name}-{kind}-{seed}-{num_classes}.safetensors"
-    spt.save_delta(_tuned(name, kind, seed, num_classes), path)
+    path = folder / f"{name}-{kind}-{seed}-{num_classes}.safetensors"
+    path.write_bytes(_content(name, kind, seed, num_classes))
     return path
 
 
-def loaded(name: str, path: Path, dtype: torch.dtype | None = None) -> nn.Module:
+def loaded(name: str, path: Path) -> nn.Module:
     """The task alone on a model of its own."""
-    return spt.load_delta(plain(name).to(dtype or torch.float32), path).eval()
+    return spt.load_delta(plain(name), path).eval()

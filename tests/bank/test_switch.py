@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 import spt_kernels as spt
+from spt_kernels.model import describe
+from spt_kernels.plan import AdapterSpec, LoraSpec, Plan
 
 from ..task.test_delta import KINDS, assert_same_picture, make_plan, picture
 from .tasks import images, loaded, plain, saved
@@ -127,7 +129,7 @@ def test_shared_positions_are_held_once(tmp_path: Path) -> None:
     bank = spt.TaskBank(plain("vit"))
     bank.load("a", saved(tmp_path, "vit", "unstructured", 0))
     alone = bank.nbytes()
-    bank.load("b", saved(tmp_path, "vit", "unstructured", 0, like="copy"))
+    bank.load("b", saved(tmp_path, "vit", "unstructured", 0))
     added = bank.nbytes() - alone
     entries = 4 * make_plan(plain("vit"), "unstructured").num_unstructured
     head = 4 * (24 * 5 + 5)
@@ -135,13 +137,58 @@ def test_shared_positions_are_held_once(tmp_path: Path) -> None:
     assert bank.nbytes("a") == bank.nbytes("b") == 3 * entries + head
 
 
-def test_a_compiled_model_refuses_modules_that_come_and_go(tmp_path: Path) -> None:
-    model = plain("vit")
+@pytest.mark.parametrize("in_place", [False, True], ids=["wrapped", "in-place"])
+@torch.no_grad()
+def test_compiled_code_notices_tasks_that_come_and_go(in_place: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3)).eval()
+    info = describe(model)
+    specs = {"lora": LoraSpec(1, ((0, 6),), 4, dropout=0.0), "adapter": AdapterSpec(1, ((0, 6),))}
+    plans = {
+        kind: Plan({}, {"0.weight": spec}, info, head=("2.weight", "2.bias"))
+        for kind, spec in specs.items()
+    }
+    plans["sparse"] = Plan({"0.weight": torch.tensor([1, 5])}, {}, info)
+    tuned: dict[str | None, nn.Module] = {None: copy.deepcopy(model)}
     bank = spt.TaskBank(model)
-    bank.load("sparse", saved(tmp_path, "vit", "unstructured", 0))
-    bank.load("lora", saved(tmp_path, "vit", "lora", 0))
-    model.compile(backend="eager")
-    bank.use("sparse")
-    with pytest.raises(ValueError, match="is compiled, and compiled code would not notice"):
-        bank.use("lora")
-    assert bank.in_use == "sparse"
+    for name in (*plans, "lora again"):
+        own = spt.apply(copy.deepcopy(model), plans[name.split()[0]])
+        for parameter in own.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+        bank.add(name, own)
+        tuned[name] = own
+    x = torch.randn(2, 4)
+    run = model if in_place else torch.compile(model, backend="eager")
+    if in_place:
+        model.compile(backend="eager")
+    for name in (None, "lora", "adapter", "lora again", "sparse", None, "lora"):
+        bank.use(name)
+        torch.testing.assert_close(run(x), tuned[name](x))
+        assert type(model[0]).__name__ == "Linear"
+    # no hook would be noticed in a model that is compiled in place
+    found, names = bank.run(x, ["lora", None]), ("lora", None)
+    torch.testing.assert_close(
+        found, torch.cat([tuned[n](x)[i : i + 1] for i, n in enumerate(names)])
+    )
+    if in_place:
+        with pytest.raises(ValueError, match="the model is compiled in place"):
+            bank.run(x, ["lora", None], together=True)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_on_a_card(tmp_path: Path) -> None:
+    paths = {kind: saved(tmp_path, "vit", kind, n) for n, kind in enumerate(KINDS)}
+    bank = spt.TaskBank(plain("vit").cuda())
+    for kind, path in paths.items():
+        bank.load(kind, path)
+    x = images("vit", 4)
+    alone = {kind: loaded("vit", path)(x) for kind, path in paths.items()}
+    for kind, expected in alone.items():
+        found = bank.use(kind)(x.cuda()).cpu()
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    mixed = bank.run(x.cuda(), [*KINDS, KINDS[0]], together=True)
+    assert isinstance(mixed, torch.Tensor)
+    for i, kind in enumerate((*KINDS, KINDS[0])):
+        torch.testing.assert_close(mixed[i].cpu(), alone[kind][i], rtol=1e-3, atol=1e-3)

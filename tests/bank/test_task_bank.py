@@ -20,17 +20,22 @@ from .tasks import images, loaded, plain, saved
 N = 4  # tasks of the tests here
 
 
+def task_files(folder: Path) -> dict[str, Path]:
+    kinds = ("unstructured", "lora", "adapter", "unstructured")
+    return {f"t{n}": saved(folder, "vit", kind, n) for n, kind in enumerate(kinds)}
+
+
 @pytest.fixture
 def paths(tmp_path: Path) -> dict[str, Path]:
-    kinds = ("unstructured", "lora", "adapter", "unstructured")
-    return {f"t{n}": saved(tmp_path, "vit", kind, n) for n, kind in enumerate(kinds)}
+    return task_files(tmp_path)
 
 
-@pytest.fixture
-def outputs(paths: dict[str, Path]) -> dict[str, torch.Tensor]:
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """What each task says of two images, by itself."""
+    files = task_files(tmp_path_factory.mktemp("tasks"))
     with torch.no_grad():
-        return {task: loaded("vit", path)(images("vit", 2)) for task, path in paths.items()}
+        return {task: loaded("vit", path)(images("vit", 2)) for task, path in files.items()}
 
 
 def check(bank: spt.TaskBank, name: str, outputs: dict[str, torch.Tensor]) -> None:
