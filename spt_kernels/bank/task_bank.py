@@ -241,8 +241,9 @@ class TaskBank:
         Args:
             images: `[samples, ...]`, floating, on the model's device.
             tasks: the name for each sample; None for the base.
-            together: True refuses what cannot run as one batch, False runs each task alone, which
-                may be as fast where products of few samples keep the machine busy.
+            together: True for one batch, or a refusal; False for each task alone; None for what is
+                faster as a rule: one batch on a card, each task alone on a CPU, which photographs
+                keep busy one by one. Small images are faster in one batch there too.
 
         Returns:
             The outputs `[samples, ...]` in the order of the images; where tasks have different
@@ -293,7 +294,8 @@ class TaskBank:
         together: bool | None,
     ) -> list[Tensor]:
         """Outputs of each task, for images in the order of tasks."""
-        if len(names) > 1 and together is not False:
+        wanted = images.is_cuda if together is None else together
+        if len(names) > 1 and wanted:
             held = [None if n is None else self._residents.take(n) for n in names]
             self._switch.to(None)
             problem = mixing_problem(self._base, held, self._layout(images))

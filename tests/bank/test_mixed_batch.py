@@ -122,7 +122,7 @@ def test_one_task_keeps_what_is_in_use(tmp_path: Path) -> None:
     with torch.no_grad():
         before = bank.model(x)
         bank.run(x, ["t1"] * 4)
-        bank.run(x, ["t1", None, "t0", "t1"])
+        bank.run(x, ["t1", None, "t0", "t1"], together=True)
         assert torch.equal(bank.model(x), before)
 
 

@@ -130,7 +130,7 @@ def test_the_least_recently_used_is_dropped_and_comes_back(
     check(bank, "t0", outputs)
     assert bank.in_memory == ["t2", "t0"]
     # the task in use stays, whatever else is used
-    found = bank.run(images("vit", 2), ["t1", "t3"])
+    found = bank.run(images("vit", 2), ["t1", "t3"], together=True)
     assert isinstance(found, torch.Tensor)
     torch.testing.assert_close(found[0], outputs["t1"][0], rtol=1e-4, atol=2e-5)
     torch.testing.assert_close(found[1], outputs["t3"][1], rtol=1e-4, atol=2e-5)
@@ -191,7 +191,7 @@ def test_a_file_damaged_after_its_task_was_dropped(
         error = spt.BaseModelMismatch
     for call in (
         lambda: bank.use("t0"),
-        lambda: bank.run(images("vit", 2), ["t1", "t0"]),
+        lambda: bank.run(images("vit", 2), ["t1", "t0"], together=True),
         lambda: bank.run(images("vit", 2), ["t0", "t1"], together=False),
     ):
         with pytest.raises(error, match=paths["t0"].name):
@@ -246,7 +246,7 @@ def test_threads_never_mix_tasks(paths: dict[str, Path], outputs: dict[str, torc
         for i in range(12):
             name, other = names[(n + i) % N], names[(n * i) % N]
             if i % 3 == 0:
-                found = bank.run(x, [name, other])
+                found = bank.run(x, [name, other], together=True if i else None)
                 assert isinstance(found, torch.Tensor)
                 expected = torch.stack([outputs[name][0], outputs[other][1]])
             else:
