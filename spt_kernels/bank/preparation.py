@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..layers.row_ranges import ranges_of
 from ..model.replaced_head import misfits
-from ..ops.write_delta import TARGET_DTYPES, gather_original
+from ..ops.write_delta import TARGET_DTYPES
 from ..task.file.format import TaskFile
 from ..task.forward_state import buffers_of
 from ..tuning.places import Place, check_places, places_of
@@ -22,12 +22,13 @@ SharedPositions = MutableMapping[tuple[str, bytes], Positions]
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def hold(task: TaskFile, base: Base, shared: SharedPositions) -> HeldTask:
+def hold(task: TaskFile, base: Base, current: HeldTask | None, shared: SharedPositions) -> HeldTask:
     """A task, which `Fit` found fitting, as the base model takes it.
 
     Args:
         task: of a file.
-        base: the model, without any task on.
+        base: the model, which is only read.
+        current: the task that it has on at the moment.
         shared: (parameter name, digest) -> positions that other tasks have; added to.
 
     Raises:
@@ -35,8 +36,9 @@ def hold(task: TaskFile, base: Base, shared: SharedPositions) -> HeldTask:
         TypeError: a parameter is of a dtype that is not served.
     """
     parameters = base.now.parameters
-    places = places_of(base.model, task.plan, parameters, set())
-    check_places(list(base.model.named_parameters(remove_duplicate=False)), places, task.plan.head)
+    structure = base.structure
+    places = places_of(structure, task.plan, parameters, set())
+    check_places(list(structure.named_parameters(remove_duplicate=False)), places, task.plan.head)
     buffers = buffers_of(task, base.now)
     like = next(iter(parameters.values()))
     whole = {
@@ -47,7 +49,7 @@ def hold(task: TaskFile, base: Base, shared: SharedPositions) -> HeldTask:
     head = {name: whole[name] for name in task.plan.head}
     elsewhere = frozenset(task.plan.info.keys() - head.keys())
     held = HeldTask(
-        sparse=_sparse_parts(task, base, places, shared),
+        sparse=_sparse_parts(task, base, places, current, shared),
         structured={
             name: StructuredPart(
                 spec,
@@ -72,7 +74,7 @@ def hold(task: TaskFile, base: Base, shared: SharedPositions) -> HeldTask:
             raise ValueError(f"{name} has a sparse delta in a head of another size than the base's")
     for name in whole.keys() & parameters.keys():
         if whole[name].shape == parameters[name].shape:
-            base.remember(name)
+            base.remember(name, current)
     return held
 
 
@@ -80,6 +82,7 @@ def _sparse_parts(
     task: TaskFile,
     base: Base,
     places: list[Place],
+    current: HeldTask | None,
     shared: SharedPositions,
 ) -> dict[str, SparsePart]:
     found: dict[str, SparsePart] = {}
@@ -88,7 +91,7 @@ def _sparse_parts(
             name = f"{place.name}.{local}" if place.name else local
             _check_target(name, base.now.parameters[name])
             if len(checked.index):
-                positions = _positions(name, checked.index, base.now.parameters[name], shared)
+                positions = _positions(name, checked.index, base, current, shared)
                 delta = task.values[name].to(checked.index.device, torch.float32)
                 tuned = (positions.base.float() + delta).to(positions.base.dtype)
                 found[name] = SparsePart(positions, tuned)
@@ -96,12 +99,12 @@ def _sparse_parts(
 
 
 def _positions(
-    name: str, index: Tensor, parameter: nn.Parameter, shared: SharedPositions
+    name: str, index: Tensor, base: Base, current: HeldTask | None, shared: SharedPositions
 ) -> Positions:
     key = name, hashlib.blake2b(index.cpu().numpy().tobytes(), digest_size=16).digest()
     found = shared.get(key)
     if found is None:
-        found = Positions(index, gather_original(parameter, index))
+        found = Positions(index, base.gather(name, index, current))
         shared[key] = found
     return found
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BaseModelMismatch
-from ..task.delta import captured
+from ..task.delta import task_of
 from ..task.file.format import TaskFile, read
 from ..task.fit import Fit
 from .base import Base
@@ -171,8 +171,7 @@ class TaskBank:
             BaseModelMismatch: it was tuned from another base model.
             ValueError: it is not tuned, or as `save_delta` refuses it; otherwise as `load`.
         """
-        with captured(tuned_model, "add", torch.float32, {}) as task:
-            self._put(name, task, None)
+        self._put(name, task_of(tuned_model), None)
 
     def remove(self, name: str) -> None:
         """Forget a task; its file stays.
@@ -334,17 +333,16 @@ class TaskBank:
             self._residents.drop_beyond_limits({name, *self._needed()})
 
     def _hold(self, task: TaskFile) -> HeldTask:
-        """What is held of a task; `BaseModelMismatch` if it fits another base."""
-        base, before = self._base, self._switch.task
+        """What is held of a task; `BaseModelMismatch` if it fits another base.
+
+        The model may be running with another task on, and is only read.
+        """
+        base = self._base
         base.check_unchanged()
-        self._switch.to(None)
-        try:
-            fit = Fit.of(base.model, base.now, task, None, base.fingerprints)
-            if fit.problem is not None:
-                raise BaseModelMismatch(fit.problem)
-            return hold(task, base, self._shared)
-        finally:
-            self._switch.to(before)
+        fit = Fit.of(base.structure, base.now, task, None, base.fingerprints)
+        if fit.problem is not None:
+            raise BaseModelMismatch(fit.problem)
+        return hold(task, base, self._switch.task, self._shared)
 
     def _needed(self) -> set[str]:
         return set() if self._in_use is None else {self._in_use}
