@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..tuning.places import is_linear
 from .base import Base
 from .held_task import HeldTask, OwnParameters
 from .layout import Layout
@@ -105,6 +106,8 @@ def mixing_problem(base: Base, tasks: Sequence[HeldTask | None], layout: Layout)
             module = base.modules.get(module_name)
             if module is None or module_name in task.read:
                 return f"{name}: the model reads it outside of its layer"
+            if "forward" in vars(module) or module._forward_hooks:
+                return f"{name} belongs to a layer with a forward or hooks of its own"
             if next(module.children(), None) is not None:
                 return f"{name} belongs to a module of several layers"
             if module_name in layout.problems:
@@ -112,6 +115,8 @@ def mixing_problem(base: Base, tasks: Sequence[HeldTask | None], layout: Layout)
     for module_name in {name for task in tasks if task is not None for name in task.replaced}:
         if module_name not in layout.last:
             return f"{module_name} has as many outputs as its task has classes, and more follows it"
+        if mixed_kind(base.modules[module_name]) is not MixedLinear:
+            return f"{module_name} is no plain Linear, and not of the size that a task needs"
         for task in tasks:
             has = {} if task is None else task.by_module.get(module_name, _NOTHING).whole
             if "weight" not in has:
@@ -123,7 +128,7 @@ def mixing_problem(base: Base, tasks: Sequence[HeldTask | None], layout: Layout)
 
 def mixed_kind(module: nn.Module) -> type[MixedCall]:
     """How a module of this kind is called for several tasks."""
-    if isinstance(module, (nn.Linear, nn.Identity)):
+    if is_linear(module) or type(module) is nn.Identity:
         return MixedLinear
     if isinstance(module, nn.LayerNorm) and MixedNorm.serves(module):
         return MixedNorm

@@ -216,11 +216,14 @@ class TaskBank:
         Afterwards the task is in use that was before.
         """
         with self._lock:
-            before = self._in_use
+            before, task = self._in_use, self._switch.task
             try:
                 yield self.use(name)
             finally:
-                self.use(before if before in self._residents else None)
+                stays = before in self._residents
+                self._switch.to(task if stays else None)
+                self._in_use = before if stays else None
+                self._residents.drop_beyond_limits(self._needed())
 
     @torch.no_grad()
     def run(

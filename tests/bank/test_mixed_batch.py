@@ -126,6 +126,13 @@ def test_one_task_keeps_what_is_in_use(tmp_path: Path) -> None:
         assert torch.equal(bank.model(x), before)
 
 
+class Doubled(nn.Linear):
+    """A Linear that computes something else."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, 2 * self.weight, self.bias)
+
+
 class Reads(nn.Module):
     """A model that reads a weight, calls a layer on tokens in front, and one on mixed samples."""
 
@@ -135,6 +142,9 @@ class Reads(nn.Module):
         self.turned = nn.Linear(6, 6)
         self.mixed = nn.Linear(6, 6)
         self.plain = nn.Linear(6, 6)
+        self.doubled = Doubled(6, 6)
+        self.hooked = nn.Linear(6, 6)
+        self.hooked.register_forward_hook(lambda module, args, output: 2 * output)
         self.scale = nn.Parameter(torch.ones(6))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,7 +152,7 @@ class Reads(nn.Module):
         x = self.turned(x.transpose(0, 1)).transpose(0, 1)
         windows = x.view(len(x), 2, -1, 6).transpose(0, 1).flatten(0, 1)
         windows = self.mixed(windows.flatten(1, 1)).view(2, len(x), -1, 6).transpose(0, 1)
-        return self.plain(windows.flatten(1, 2)).mean(1)
+        return self.hooked(self.doubled(self.plain(windows.flatten(1, 2)))).mean(1)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +162,8 @@ class Reads(nn.Module):
         ("turned.weight", "turned.weight: its rows are not the samples of the batch"),
         ("mixed.bias", "mixed.bias: its rows are in another order than the samples"),
         ("scale", "scale belongs to a module of several layers"),
+        ("hooked.weight", "hooked.weight belongs to a layer with a forward or hooks of its own"),
+        ("doubled.weight", ""),
         ("plain.weight", ""),
     ],
     ids=lambda value: value if "." in value else "",
@@ -179,7 +191,8 @@ def test_what_cannot_be_mixed_runs_alone(name: str, message: str) -> None:
         with pytest.raises(ValueError, match=f"cannot run in one batch: {message}"):
             bank.run(x, [None, "t"], together=True)
     else:
-        bank.run(x, [None, "t"], together=True)
+        mixed = bank.run(x, [None, "t"], together=True)
+        torch.testing.assert_close(mixed, torch.stack(truth))
 
 
 def test_a_failed_forward_leaves_no_hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
