@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "add_sparse_rows.h"
 #include "dropout.h"
 #include "fingerprint.h"
 #include "instruction_set.h"
@@ -84,6 +85,27 @@ void write_delta(const Addresses& targets, const std::vector<int>& dtypes, const
     }
     py::gil_scoped_release unlocked;
     spt::write_delta(writes, n_threads);
+}
+
+// A row of `spans`: first token, the one past the last, nnz, addresses of index, before and after.
+void add_sparse_rows(
+    Address output, Address input, const std::array<int64_t, 2>& features,
+    const std::array<int, 2>& dtypes,
+    const std::vector<std::tuple<int64_t, int64_t, int64_t, Address, Address, Address>>& spans,
+    int n_threads) {
+    const spt::SparseRowsProblem problem{static_cast<spt::DType>(dtypes[0]),
+                                         static_cast<spt::DType>(dtypes[1]),
+                                         pointer<void>(output),
+                                         pointer<void>(input),
+                                         features[0],
+                                         features[1]};
+    std::vector<spt::SparseRows> rows;
+    for (const auto& [begin, end, nnz, index, before, after] : spans) {
+        rows.push_back({begin, end, pointer<int32_t>(index), pointer<void>(before),
+                        pointer<void>(after), nnz});
+    }
+    py::gil_scoped_release unlocked;
+    spt::add_sparse_rows(problem, rows, n_threads);
 }
 
 void dropout(Address input, Address output, int64_t n, int64_t element_size, int64_t first,
@@ -272,6 +294,7 @@ PYBIND11_MODULE(_native, module) {
         .def("write", &Selection::write)
         .def("bytes_read", &Selection::bytes_read);
     module.def("top_tau", &top_tau);
+    module.def("add_sparse_rows", &add_sparse_rows);
     module.def("dropout", &dropout);
     module.def("rebuild_layer_norm", &rebuild_layer_norm);
     module.def("fingerprint", &fingerprint);

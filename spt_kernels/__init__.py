@@ -23,6 +23,7 @@ _NAMES = {
     "optim": ("SparseAdamW", "param_groups"),
     "step": ("capture_step",),
     "task": ("load_delta", "merge", "read_metadata", "save_delta", "unload"),
+    "bank": ("TaskBank",),
     "memory": (
         *("LargestBatch", "MemoryEstimate", "estimate_memory", "largest_batch"),
         "tunable_parts",
@@ -37,6 +38,7 @@ __all__ = sorted([*_HOME, *_FOLDERS, "__version__"])
 
 if TYPE_CHECKING:
     from . import ops as ops
+    from .bank import TaskBank as TaskBank
     from .environment import backends as backends
     from .errors import BaseModelMismatch as BaseModelMismatch
     from .errors import DeltaFormatError as DeltaFormatError

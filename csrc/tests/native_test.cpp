@@ -2,6 +2,7 @@
 //
 // The results are compared with plain loops; exit code 1 and a line on stderr if one is wrong.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -11,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "add_sparse_rows.h"
 #include "dropout.h"
 #include "fingerprint.h"
 #include "instruction_set.h"
@@ -115,6 +117,38 @@ void test_top_tau(int n_threads) {
             expect_refused(select, "a negative score");
             scores.back() = 0.0f;
         }
+    }
+}
+
+void test_add_sparse_rows(int n_threads) {
+    Random random(11);
+    for (auto [tokens, n_out, n_in, step] :
+         {std::array<int64_t, 4>{1, 1, 1, 1}, std::array<int64_t, 4>{130, 5, 7, 3},
+          std::array<int64_t, 4>{66, 3, 40, 50}}) {
+        const std::vector<float> input = random.whole(tokens * n_in);
+        std::vector<float> output = random.whole(tokens * n_out), expected = output;
+        std::vector<int32_t> index;
+        for (int64_t k = 0; k < n_out * n_in; k += step) index.push_back(static_cast<int32_t>(k));
+        const auto nnz = static_cast<int64_t>(index.size());
+        const std::vector<float> before = random.whole(nnz), after = random.whole(nnz);
+        const int64_t begin = tokens / 3;
+        for (int64_t t = begin; t < tokens; ++t) {
+            for (int64_t k = 0; k < nnz; ++k) {
+                const auto at = static_cast<size_t>(k);
+                expected[static_cast<size_t>(t * n_out + index[at] / n_in)] +=
+                    (after[at] - before[at]) *
+                    input[static_cast<size_t>(t * n_in + index[at] % n_in)];
+            }
+        }
+        const spt::SparseRowsProblem problem{DType::fp32,  DType::fp32, output.data(),
+                                             input.data(), n_out,       n_in};
+        spt::SparseRows rows{begin, tokens, index.data(), before.data(), after.data(), nnz};
+        spt::add_sparse_rows(problem, {rows}, n_threads);
+        expect(output == expected, "sums over changed weights");
+        index.back() = static_cast<int32_t>(n_out * n_in);
+        expect_refused([&] { spt::add_sparse_rows(problem, {rows}, n_threads); },
+                       "a changed weight out of range");
+        expect(output == expected, "nothing is added with a position out of range");
     }
 }
 
@@ -416,6 +450,7 @@ int main() {
         spt::limit_instruction_set(limit);
         for (int n_threads : {1, 3}) {
             test_top_tau(n_threads);
+            test_add_sparse_rows(n_threads);
             test_write_delta(n_threads);
             test_sparse_adamw(n_threads);
             test_sparse_weight_grad(n_threads);

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -34,7 +35,7 @@ def head_problem(
         elsewhere: names of parameters that the task may hold otherwise: of a head with a sparse
             bias, `head` has the weight alone.
     """
-    for name, tensors in _misfits(model, head, elsewhere).items():
+    for name, tensors in misfits(partial(_plain_module, model), head, elsewhere).items():
         module = _plain_module(model, name)
         if module is None:
             return f"{name}: the model has no such module for the task's head"
@@ -62,13 +63,12 @@ def fit_head(
     What the model says of its classes is for `name_classes`.
     """
     replaced: dict[str, nn.Module] = {}
-    for name, tensors in _misfits(model, head, elsewhere).items():
+    for name, tensors in misfits(partial(_plain_module, model), head, elsewhere).items():
         own = model.get_submodule(name)
         like = next(iter([*own.parameters(), *model.parameters()]))
         n_classes, width = tensors["weight"].shape
-        new = nn.Linear(
-            width, n_classes, bias="bias" in tensors, device=like.device, dtype=like.dtype
-        )
+        where = {"device": like.device, "dtype": like.dtype}
+        new = nn.utils.skip_init(nn.Linear, width, n_classes, bias="bias" in tensors, **where)
         new.train(own.training)
         _put(model, name, new)
         replaced[name] = own
@@ -127,18 +127,26 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), local, module)
 
 
-def _misfits(
-    model: nn.Module, head: Mapping[str, Tensor], elsewhere: Collection[str]
+def misfits(
+    module_of: Callable[[str], nn.Module | None],
+    head: Mapping[str, Tensor],
+    elsewhere: Collection[str],
 ) -> dict[str, dict[str, Tensor]]:
-    """Module name -> local name -> values, for the modules of the head that cannot take them."""
+    """Module name -> local name -> values, for the modules of the head that cannot take them.
+
+    Args:
+        module_of: the plain module of a name; None where there is none.
+        head: parameter name -> values.
+        elsewhere: as `head_problem` has it.
+    """
     by_module: dict[str, dict[str, Tensor]] = {}
     for name, tensor in head.items():
         module_name, _, local = name.rpartition(".")
         by_module.setdefault(module_name, {})[local] = tensor
-    misfits = {}
+    found = {}
     for module_name, tensors in by_module.items():
         dotted = f"{module_name}." if module_name else ""
-        module = _plain_module(model, module_name)
+        module = module_of(module_name)
         own = {} if module is None else module._parameters
         shapes = {local: p.shape for local, p in own.items() if p is not None}
         if module is not None and next(module.children(), None) is not None:
@@ -146,8 +154,8 @@ def _misfits(
             shapes = {local: shape for local, shape in shapes.items() if local in tensors}
         here = {local: shape for local, shape in shapes.items() if dotted + local not in elsewhere}
         if here != {local: tensor.shape for local, tensor in tensors.items()}:
-            misfits[module_name] = tensors
-    return misfits
+            found[module_name] = tensors
+    return found
 
 
 def _plain_module(model: nn.Module, name: str) -> nn.Module | None:

@@ -4,6 +4,7 @@ Every function runs with the GIL released on `torch.get_num_threads()` threads a
 bits for any number of them.
 """
 
+from .add_sparse_rows import add_sparse_rows
 from .dropout import dropout
 from .fingerprint import fingerprint
 from .module import (
@@ -26,6 +27,7 @@ __all__ = [
     "INSTRUCTION_SETS",
     "AdamWPlan",
     "accumulate_squared_grad",
+    "add_sparse_rows",
     "available",
     "dropout",
     "fingerprint",

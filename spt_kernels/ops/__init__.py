@@ -2,6 +2,7 @@
 
 # Some ops share their name with the file that defines them. Importing all of them eagerly makes
 # sure that the package attribute is the function, whoever imports one of the files first.
+from .add_sparse_rows import add_sparse_rows
 from .dropout import dropout, dropout_
 from .fingerprint import fingerprint
 from .rebuild_input import rebuild_gelu, rebuild_layer_norm
@@ -15,6 +16,7 @@ __all__ = [
     "AdamWEntry",
     "accumulate_squared_grad",
     "accumulate_squared_vector_grad",
+    "add_sparse_rows",
     "dropout",
     "dropout_",
     "fingerprint",

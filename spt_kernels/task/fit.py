@@ -32,7 +32,12 @@ class Fit:
 
     @classmethod
     def of(
-        cls, model: nn.Module, now: BaseModel, task: TaskFile, frozen: FrozenState | None
+        cls,
+        model: nn.Module,
+        now: BaseModel,
+        task: TaskFile,
+        frozen: FrozenState | None,
+        known: Mapping[str, Fingerprint] | None = None,
     ) -> Fit:
         """Look at a model, plain or tuned.
 
@@ -41,6 +46,7 @@ class Fit:
             now: what is where in it.
             task: to be put on.
             frozen: of a tuned model, whose base is taken to be as it is once written back.
+            known: fingerprints of a plain model's base, where they were taken before.
         """
         shapes = {name: entry.shape for name, entry in task.base.items()}
         shapes |= {name: tuple(info.shape) for name, info in task.plan.info.items()}
@@ -52,7 +58,7 @@ class Fit:
             if tuple(base[name][0].shape) != shape:
                 got = list(base[name][0].shape)
                 return cls(f"{name}: expected shape {list(shape)}, got {got}", {})
-        found = dict(frozen.present) if frozen is not None else {}
+        found = dict(known or {}) if frozen is None else dict(frozen.present)
         found |= Fingerprint.of_all({n: base[n] for n in task.base if n not in found})
         problem = _difference(task, found) or _dense_problem(now, task)
         if problem is None:

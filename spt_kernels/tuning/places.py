@@ -50,7 +50,7 @@ class Place:
         module = self.module
         if self.reads_itself or "forward" in vars(module):  # which a forward of ours would not be
             return True
-        is_layer = _is_linear(module) or _is_conv2d(module)
+        is_layer = is_linear(module) or _is_conv2d(module)
         return not (_is_norm(module) or (is_layer and self.positions.keys() <= {"weight", "bias"}))
 
     def tune(self) -> None:
@@ -79,7 +79,8 @@ class Place:
             vars(module)["_spt_name"] = self.name  # for messages
 
 
-def _is_linear(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module computes what `nn.Linear` does."""
     return isinstance(module, nn.Linear) and _runs_plainly(module, nn.Linear)
 
 
@@ -135,7 +136,7 @@ def places_of(
     for name, spec in plan.structured.items():
         module_name, _, local = name.rpartition(".")
         module = modules[module_name]
-        is_matrix = _is_linear(module) or (_is_conv2d(module) and is_pointwise(module))
+        is_matrix = is_linear(module) or (_is_conv2d(module) and is_pointwise(module))
         if local != "weight" or not is_matrix or "forward" in vars(module):
             own = " with a forward of its own" if "forward" in vars(module) else ""
             raise ValueError(

@@ -1,0 +1,128 @@
+"""The base model under a bank: what it was, to the last bit, and whether others have changed it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..model.check import check_trainable_itself
+from ..ops.write_delta import gather_original
+from ..task.base_model import BaseModel, holds_peft
+from ..task.file.fingerprint import Fingerprint
+from ..task.fit import base_values
+from .held_task import HeldTask
+
+
+class Base:
+    """A plain model whose weights a bank writes tasks into.
+
+    Attributes:
+        model: the module itself.
+        now: what is where in it, by the names of the base.
+        modules: module name -> module, as they are in the base.
+        structure: the plain model without values, on the meta device: what `model` is when no task
+            is on.
+        fingerprints: name -> fingerprint of a parameter, or floating buffer, in the base.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+        check_trainable_itself(model, "give a bank")
+        if holds_peft(model):
+            raise ValueError(
+                "model is a PeftModel, a bank takes the plain base model: model.get_base_model()"
+            )
+        self.now = BaseModel.of(model)
+        if getattr(model, "spt_tuning", None) is not None or self.now.tuned:
+            raise ValueError(
+                "model is tuned, a bank takes the plain base model: spt.unload(model) first, and "
+                "bank.add(name, tuned_model) for the task"
+            )
+        self.model = model
+        self.modules = dict(model.named_modules())
+        self.structure = _without_values(model)
+        named = {*self.now.parameters, *self.now.buffers}
+        values = base_values(model, self.now, named)
+        self.fingerprints: Mapping[str, Fingerprint] = Fingerprint.of_all(
+            {name: row for name, row in values.items() if row[0].element_size() <= 8}
+        )
+        self._whole: dict[str, Tensor] = {}
+        self._buffers = {
+            name: None if buffer is None else buffer.detach().clone()
+            for name, buffer in self.now.buffers.items()
+        }
+        self._state: list[tuple[int, int]] = []
+        self.record()
+
+    def record(self) -> None:
+        """Take the weights for ours as they are now: nobody else has changed them."""
+        self._state = self._versions()
+
+    def check_unchanged(self) -> None:
+        """Raise `ValueError` where somebody else has written, moved or cast a parameter."""
+        pairs = zip(self.now.parameters, self._state, self._versions(), strict=True)
+        for name, before, after in pairs:
+            if before != after:
+                raise ValueError(
+                    f"{name} was changed, moved or cast behind the bank, which no longer knows its "
+                    "base: make the model what it is to be first, then a new bank"
+                )
+
+    def remember(self, name: str, current: HeldTask | None) -> None:
+        """Keep a copy of a parameter that a task replaces whole, once for all tasks.
+
+        Args:
+            name: of the parameter.
+            current: the task that the model has on.
+        """
+        if name not in self._whole:
+            value = self.now.parameters[name].detach().clone()
+            part = None if current is None else current.sparse.get(name)
+            if part is not None:
+                value.view(-1)[part.positions.index.long()] = part.positions.base
+            self._whole[name] = value
+
+    def gather(self, name: str, index: Tensor, current: HeldTask | None) -> Tensor:
+        """The base values of a parameter at some positions, `[nnz]`, whatever task is on."""
+        if name in self._whole:
+            return self._whole[name].view(-1).index_select(0, index)
+        found = gather_original(self.now.parameters[name], index)
+        part = None if current is None else current.sparse.get(name)
+        if part is not None:
+            own = part.positions.index
+            place = torch.searchsorted(own, index).clamp_(max=len(own) - 1)
+            found = torch.where(own[place] == index, part.positions.base[place], found)
+        return found
+
+    def whole(self, name: str) -> Tensor:
+        """The base values of a parameter that `remember` was called for."""
+        return self._whole[name]
+
+    def buffers(self, names: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+        """The base values of buffers."""
+        return {name: self._buffers[name] for name in names}
+
+    @property
+    def nbytes(self) -> int:
+        """Of the copies that the bank keeps of the base, buffers included."""
+        kept = [*self._whole.values(), *(b for b in self._buffers.values() if b is not None)]
+        return sum(tensor.nbytes for tensor in kept)
+
+    def _versions(self) -> list[tuple[int, int]]:
+        return [(p._version, p.data_ptr()) for p in self.now.parameters.values()]
+
+
+def _without_values(model: nn.Module) -> nn.Module:
+    """A copy of a model on the meta device, which takes no memory."""
+    tensors: dict[int, Any] = {}
+    for parameter in model.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        tensors[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+    for buffer in model.buffers():
+        tensors[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, tensors)

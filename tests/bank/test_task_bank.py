@@ -1,0 +1,346 @@
+"""What a bank knows, keeps in memory, refuses, and how it stands threads and damaged files."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import spt_kernels as spt
+
+from ..models import tiny_vit
+from .tasks import images, loaded, plain, saved
+
+N = 4  # tasks of the tests here
+
+
+def task_files(folder: Path) -> dict[str, Path]:
+    kinds = ("unstructured", "lora", "adapter", "unstructured")
+    return {f"t{n}": saved(folder, "vit", kind, n) for n, kind in enumerate(kinds)}
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> dict[str, Path]:
+    return task_files(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """What each task says of two images, by itself."""
+    files = task_files(tmp_path_factory.mktemp("tasks"))
+    with torch.no_grad():
+        return {task: loaded("vit", path)(images("vit", 2)) for task, path in files.items()}
+
+
+def check(bank: spt.TaskBank, name: str, outputs: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(
+            bank.use(name)(images("vit", 2)), outputs[name], rtol=1e-4, atol=2e-5
+        )
+
+
+def test_it_is_a_collection_of_names(paths: dict[str, Path]) -> None:
+    bank = spt.TaskBank(plain("vit"))
+    assert (len(bank), list(bank), "t0" in bank) == (0, [], False)
+    for name in ("t1", "t0"):
+        bank.load(name, paths[name])
+    assert (len(bank), list(bank), "t0" in bank) == (2, ["t0", "t1"], True)
+    assert repr(bank) == "TaskBank(VisionTransformer, tasks=2, in_memory=2, in_use=None)"
+    bank.use("t0")
+    with pytest.raises(ValueError, match="cannot remove 't0', which is in use"):
+        bank.remove("t0")
+    with pytest.raises(ValueError, match="cannot replace 't0', which is in use"):
+        bank.load("t0", paths["t1"])
+    bank.remove("t1")
+    assert list(bank) == ["t0"]
+    for call in (bank.use, bank.remove, bank.nbytes, bank.metadata):
+        with pytest.raises(KeyError, match="no task 't1'; it has t0"):
+            call("t1")
+    assert bank.in_use == "t0"
+
+
+def test_a_name_takes_another_task(
+    paths: dict[str, Path], outputs: dict[str, torch.Tensor]
+) -> None:
+    bank = spt.TaskBank(plain("vit"))
+    bank.load("t0", paths["t1"])
+    bank.load("t0", paths["t0"])
+    check(bank, "t0", outputs)
+
+
+def test_metadata_is_that_of_the_file(tmp_path: Path) -> None:
+    tuned = loaded("vit", saved(tmp_path, "vit", "lora", 1))
+    said = {"classes": ["a", "b", "c", "d", "e"], "note": 1}
+    spt.save_delta(tuned, tmp_path / "t", metadata=said)
+    bank = spt.TaskBank(plain("vit"))
+    bank.load("t", tmp_path / "t")
+    assert bank.metadata("t") == said
+
+
+def test_tasks_of_another_base_are_refused(
+    paths: dict[str, Path], outputs: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    bank = spt.TaskBank(plain("vit"))
+    bank.load("t0", paths["t0"])
+    other = plain("vit")
+    with torch.no_grad():
+        other.blocks[0].attn.qkv.weight[0, 0] += 1e-3  # type: ignore[index, union-attr]
+    stranger = spt.TaskBank(other)
+    with pytest.raises(spt.BaseModelMismatch, match=r"blocks\.0\.attn\.qkv\.weight: the weights"):
+        stranger.load("t0", paths["t0"])
+    with pytest.raises(spt.BaseModelMismatch, match="tuned model: made for another base model"):
+        stranger.add("t0", loaded("vit", paths["t0"]))
+    with pytest.raises(spt.BaseModelMismatch, match="expected shape"):
+        spt.TaskBank(tiny_vit(width=36)).load("t0", paths["t0"])
+    assert len(stranger) == 0
+    # a task in use must not make another of the same base a stranger
+    bank.use("t0")
+    bank.load("t3", paths["t3"])
+    check(bank, "t3", outputs)
+    check(bank, "t0", outputs)
+
+
+def test_base_values_under_a_task_in_use_are_the_bases(paths: dict[str, Path]) -> None:
+    model = plain("vit")
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    bank = spt.TaskBank(model)
+    bank.load("t0", paths["t0"])
+    bank.use("t0")
+    bank.load("t3", paths["t3"])  # at positions of which t0 has some
+    for name in ("t3", None):
+        bank.use(name)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_the_least_recently_used_is_dropped_and_comes_back(
+    paths: dict[str, Path], outputs: dict[str, torch.Tensor]
+) -> None:
+    bank = spt.TaskBank(plain("vit"), max_tasks=2)
+    for name, path in paths.items():
+        bank.load(name, path)
+    assert bank.in_memory == ["t2", "t3"]
+    assert (len(bank), bank.nbytes("t0")) == (N, 0)
+    check(bank, "t2", outputs)
+    check(bank, "t0", outputs)
+    assert bank.in_memory == ["t2", "t0"]
+    # the task in use stays, whatever else is used
+    found = bank.run(images("vit", 2), ["t1", "t3"], together=True)
+    assert isinstance(found, torch.Tensor)
+    torch.testing.assert_close(found[0], outputs["t1"][0], rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(found[1], outputs["t3"][1], rtol=1e-4, atol=2e-5)
+    assert bank.in_memory == ["t0", "t3"]
+
+
+def test_bytes_are_limited(paths: dict[str, Path], outputs: dict[str, torch.Tensor]) -> None:
+    sizes = spt.TaskBank(plain("vit"))
+    for name, path in paths.items():
+        sizes.load(name, path)
+    assert sizes.nbytes() > sum(sizes.nbytes(name) for name in paths)  # base values besides
+    limit = sizes.nbytes("t1") + sizes.nbytes("t2")
+    bank = spt.TaskBank(plain("vit"), max_bytes=limit)
+    for name, path in paths.items():
+        bank.load(name, path)
+        assert sum(map(bank.nbytes, bank)) <= limit
+    for name in paths:
+        check(bank, name, outputs)
+    tiny = spt.TaskBank(plain("vit"), max_bytes=1)
+    tiny.load("t0", paths["t0"])
+    check(tiny, "t0", outputs)  # one at a time
+
+
+def test_what_came_from_a_model_is_never_dropped(
+    paths: dict[str, Path], outputs: dict[str, torch.Tensor]
+) -> None:
+    bank = spt.TaskBank(plain("vit"), max_tasks=1)
+    bank.add("t1", loaded("vit", paths["t1"]))
+    bank.load("t0", paths["t0"])
+    check(bank, "t0", outputs)
+    bank.use(None)
+    assert "t1" in bank.in_memory
+    check(bank, "t1", outputs)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "another base"])
+def test_a_file_damaged_after_its_task_was_dropped(
+    damage: str, paths: dict[str, Path], outputs: dict[str, torch.Tensor]
+) -> None:
+    bank = spt.TaskBank(plain("vit"), max_tasks=1)
+    bank.load("t0", paths["t0"])
+    bank.load("t1", paths["t1"])
+    check(bank, "t1", outputs)
+    content = bytearray(paths["t0"].read_bytes())
+    error: type[Exception] = spt.DeltaFormatError
+    if damage == "flipped":
+        content[-9] ^= 4
+        paths["t0"].write_bytes(content)
+    elif damage == "cut":
+        paths["t0"].write_bytes(content[:-100])
+    elif damage == "gone":
+        paths["t0"].unlink()
+        error = FileNotFoundError
+    else:
+        other = tiny_vit(seed=5)
+        spt.apply(other, loaded("vit", paths["t1"]).spt_tuning.plan)  # type: ignore[union-attr]
+        spt.save_delta(other, paths["t0"])
+        error = spt.BaseModelMismatch
+    for call in (
+        lambda: bank.use("t0"),
+        lambda: bank.run(images("vit", 2), ["t1", "t0"], together=True),
+        lambda: bank.run(images("vit", 2), ["t0", "t1"], together=False),
+    ):
+        with pytest.raises(error, match=paths["t0"].name):
+            call()
+        assert bank.in_use == "t1"
+        with torch.no_grad():
+            torch.testing.assert_close(
+                bank.model(images("vit", 2)), outputs["t1"], rtol=1e-4, atol=2e-5
+            )
+    paths["t0"].write_bytes(content if damage != "flipped" else _unflipped(content))
+    check(bank, "t0", outputs)
+
+
+def _unflipped(content: bytearray) -> bytes:
+    content[-9] ^= 4
+    return bytes(content)
+
+
+def test_a_damaged_file_is_not_taken_in(paths: dict[str, Path]) -> None:
+    bank = spt.TaskBank(plain("vit"))
+    paths["t0"].write_bytes(paths["t0"].read_bytes()[:-1])
+    with pytest.raises(spt.DeltaFormatError, match=paths["t0"].name):
+        bank.load("t0", paths["t0"])
+    with pytest.raises(spt.DeltaFormatError, match=paths["t0"].name):
+        bank.load_in_background("t0", paths["t0"]).result(timeout=60)
+    assert len(bank) == 0
+
+
+def test_tasks_load_in_the_background_while_requests_are_served(
+    paths: dict[str, Path], outputs: dict[str, torch.Tensor]
+) -> None:
+    bank = spt.TaskBank(plain("vit"))
+    bank.load("t0", paths["t0"])
+    waiting = [bank.load_in_background(name, paths[name]) for name in list(paths)[1:]]
+    while not all(future.done() for future in waiting):
+        check(bank, "t0", outputs)
+    for future in waiting:
+        future.result()
+    for name in paths:
+        check(bank, name, outputs)
+
+
+def test_threads_never_mix_tasks(paths: dict[str, Path], outputs: dict[str, torch.Tensor]) -> None:
+    bank = spt.TaskBank(plain("vit"), max_tasks=3)
+    for name, path in paths.items():
+        bank.load(name, path)
+    x, names = images("vit", 2), list(paths)
+    start = threading.Barrier(4)
+
+    def serve(n: int) -> None:
+        start.wait()
+        for i in range(12):
+            name, other = names[(n + i) % N], names[(n * i) % N]
+            if i % 3 == 0:
+                found = bank.run(x, [name, other], together=True if i else None)
+                assert isinstance(found, torch.Tensor)
+                expected = torch.stack([outputs[name][0], outputs[other][1]])
+            else:
+                with bank.using(name) as model, torch.no_grad():
+                    found = model(x)
+                expected = outputs[name]
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(serve, n) for n in range(4)]:
+            future.result(timeout=120)
+    assert bank.in_use is None
+
+
+def test_using_returns_to_what_was_in_use(
+    paths: dict[str, Path], outputs: dict[str, torch.Tensor]
+) -> None:
+    bank = spt.TaskBank(plain("vit"))
+    for name, path in paths.items():
+        bank.load(name, path)
+    bank.use("t0")
+    with contextlib.suppress(ZeroDivisionError), bank.using("t1"):
+        assert bank.in_use == "t1"
+        1 / 0  # noqa: B018
+    assert bank.in_use == "t0"
+    check(bank, "t0", outputs)
+
+
+def test_memory_is_flat_over_a_thousand_switches(paths: dict[str, Path]) -> None:
+    bank = spt.TaskBank(plain("vit"))
+    for name in ("t0", "t1", "t3"):
+        bank.load(name, paths[name])
+    names = [*bank, None]
+
+    def alive() -> tuple[int, int]:
+        gc.collect()
+        objects = gc.get_objects()
+        tensors = [o for o in objects if type(o) in (torch.Tensor, nn.Parameter)]
+        return len(objects), sum(tensor.nbytes for tensor in tensors)
+
+    counts = []
+    for times in (8, 1000):
+        for i in range(times):
+            bank.use(names[i % len(names)])
+        counts.append(alive())
+    assert counts[1][1] == counts[0][1]
+    assert counts[1][0] - counts[0][0] < 100
+
+
+def test_a_model_changed_behind_the_bank_is_noticed(paths: dict[str, Path]) -> None:
+    model = plain("vit")
+    bank = spt.TaskBank(model)
+    bank.load("t0", paths["t0"])
+    bank.use("t0")
+    with torch.no_grad():
+        model.blocks[1].norm1.weight.add_(1)  # type: ignore[index, operator, union-attr]
+    with pytest.raises(ValueError, match=r"blocks\.1\.norm1\.weight was changed, moved or cast"):
+        bank.use(None)
+    model = plain("vit")
+    bank = spt.TaskBank(model)
+    model.bfloat16()
+    with pytest.raises(ValueError, match="was changed, moved or cast behind the bank"):
+        bank.load("t0", paths["t0"])
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [({"max_tasks": 0}, "max_tasks must be at least 1"), ({"max_bytes": -1}, "max_bytes must be")],
+    ids=str,
+)
+def test_limits_below_one_are_refused(limits: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        spt.TaskBank(nn.Linear(2, 2), **limits)
+
+
+def test_models_that_are_no_plain_base_are_refused(paths: dict[str, Path]) -> None:
+    with pytest.raises(TypeError, match=r"model must be an nn\.Module, got str"):
+        spt.TaskBank("vit")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="model is tuned, a bank takes the plain base model"):
+        spt.TaskBank(loaded("vit", paths["t0"]))
+    with pytest.raises(ValueError, match="give a bank the model itself"):
+        spt.TaskBank(nn.DataParallel(plain("vit")))
+    with pytest.raises(ValueError, match="the model is not tuned"):
+        spt.TaskBank(plain("vit")).add("t", plain("vit"))
+
+
+def test_weights_of_64_bits_are_refused(tmp_path: Path) -> None:
+    model = plain("vit").double()
+    tuned = spt.apply(plain("vit").double(), loaded_plan(tmp_path))
+    with pytest.raises(TypeError, match=r"bfloat16 or float16, got torch\.float64"):
+        spt.TaskBank(model).add("t", tuned)
+
+
+def loaded_plan(folder: Path) -> spt.Plan:
+    tuned = loaded("vit", saved(folder, "vit", "unstructured", 0))
+    plan: spt.Plan = tuned.spt_tuning.plan  # type: ignore[assignment, union-attr]
+    return plan
