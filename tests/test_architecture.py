@@ -21,6 +21,7 @@ BESIDES = {
     "_native": set(),
     "__version__": set(),
     "files": {"errors"},
+    "distributed": set(),
     "native": {"_native"},
     "reference": set(),
     "kernels": set(),
