@@ -21,7 +21,7 @@ BESIDES = {
     "_native": set(),
     "__version__": set(),
     "files": {"errors"},
-    "distributed": set(),
+    "distributed": {"errors"},
     "native": {"_native"},
     "reference": set(),
     "kernels": set(),

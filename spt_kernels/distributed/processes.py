@@ -9,13 +9,10 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
+from ..errors import OtherProcessFailed
 from .sum import sum_in_place
 
 T = TypeVar("T")
-
-
-class OtherProcessFailed(RuntimeError):
-    """This process has nothing wrong with it, but another of its group cannot go on."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,9 @@ class Processes:
         """Do what every process does for itself; where it fails in one of them, it fails in all.
 
         Raises:
-            OtherProcessFailed: it failed elsewhere; says where, and why.
-            Exception: it failed here.
+            OtherProcessFailed: it failed in another process, or in one of a lower rank as well;
+                says where, and why.
+            Exception: it failed here, so that one process raises what went wrong.
         """
         if self.size == 1:
             return act()
@@ -96,11 +94,11 @@ class Processes:
         except Exception as raised:  # any at all: the others are told, and it goes on from here
             error = raised
         told = self.gather(None if error is None else f"{type(error).__name__}: {error}")
-        if error is not None:
-            raise error
         for rank, message in enumerate(told):
             if message is not None:
-                raise OtherProcessFailed(f"process {rank} cannot go on: {message}")
+                if error is not None and rank == self.rank:
+                    raise error
+                raise OtherProcessFailed(f"process {rank} cannot go on: {message}") from error
         return made  # type: ignore[no-any-return]
 
     def from_first(self, make: Callable[[], T]) -> T:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
+from ..distributed import Processes
 from .device import pick_device
 from .images import LabelledImages
 from .job import FinetuneJob
@@ -18,7 +19,10 @@ from .splits import Splits, read_splits
 
 @dataclass(frozen=True)
 class Setting:
-    """What a job comes to on this machine: the model and the images, ready to use."""
+    """What a job comes to on this machine: the model and the images, ready to use.
+
+    Batches are this process's share of those of all `processes`.
+    """
 
     job: FinetuneJob
     base: BaseModel
@@ -26,6 +30,7 @@ class Setting:
     splits: Splits
     device: torch.device
     workers: int
+    processes: Processes = field(default_factory=Processes)
 
     def training_batches(self, progress: Progress) -> Batches:
         """Batches of the training images, shuffled and augmented by the seed."""
@@ -53,6 +58,7 @@ class Setting:
             self.device,
             shuffle_seed=shuffle_seed,
             workers=self.workers,
+            processes=self.processes,
         )
 
     def notes(self) -> list[str]:
@@ -82,7 +88,12 @@ class Setting:
         return found
 
 
-def open_setting(job: FinetuneJob, device: str = "auto", workers: int = 0) -> Setting:
+def open_setting(
+    job: FinetuneJob,
+    device: str = "auto",
+    workers: int = 0,
+    processes: Processes | None = None,
+) -> Setting:
     """Find the images of `job`, build its model, and check that they go together.
 
     Raises:
@@ -102,7 +113,7 @@ def open_setting(job: FinetuneJob, device: str = "auto", workers: int = 0) -> Se
     base = build(job.model, len(classes), seed=job.recipe.seed, drop_path=job.recipe.drop_path)
     form = preprocessing_of(base.model, **job.form)
     check_scores(base.model, (len(form.mean), form.size, form.size), len(classes))
-    return Setting(job, base, form, splits, place, workers)
+    return Setting(job, base, form, splits, place, workers, processes or Processes())
 
 
 def _some(names: list[str]) -> str:

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from spt_kernels.distributed import OtherProcessFailed, Processes, sum_in_place
+from spt_kernels.distributed import Processes, sum_in_place
 from spt_kernels.distributed import sum as sums
+from spt_kernels.errors import OtherProcessFailed
 
 WORLD = dist.group
 

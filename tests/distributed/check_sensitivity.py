@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import spt_kernels as spt
-from spt_kernels.distributed import OtherProcessFailed, Processes
+from spt_kernels.distributed import Processes
+from spt_kernels.errors import OtherProcessFailed
 from tests.models import tiny_batch, tiny_vit
 
 BUDGET = 700

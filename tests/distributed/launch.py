@@ -21,25 +21,31 @@ import torch
 import torch.distributed as dist
 
 SIZES = (2, 4)
-FILES = ("primitives", "sensitivity")
+# what is imported when it is first used: once here, not in each process
+LATE = ("torch._dynamo", "matplotlib.figure", "torch.distributed.fsdp")
+FILES = ("primitives", "sensitivity", "finetuning")
 _PREFIX = "check_"
 
 
-def checks() -> dict[str, Callable[[Path], None]]:
-    """Name -> a function that every process calls with a folder that they share."""
+def checks(size: int) -> dict[str, Callable[[Path], None]]:
+    """Name -> a function that each of so many processes calls with a folder that they share."""
     found = {}
     for file in FILES:
         module = importlib.import_module(f"tests.distributed.{_PREFIX}{file}")
-        for name in vars(module):
-            if name.startswith(_PREFIX):
-                found[f"{file}: {name.removeprefix(_PREFIX)}"] = getattr(module, name)
+        for name, value in vars(module).items():
+            if not name.startswith(_PREFIX) or value.__module__ != module.__name__:
+                continue
+            if size in getattr(value, "sizes", getattr(module, "SIZES", SIZES)):
+                found[f"{file}: {name.removeprefix(_PREFIX)}"] = value
     return found
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    every = checks()
+    for name in LATE:
+        importlib.import_module(name)
     for size in SIZES:
+        every = checks(size)
         place = folder / str(size)
         place.mkdir()
         children = []

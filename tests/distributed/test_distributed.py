@@ -39,5 +39,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_in_processes(name: str, size: int, results: Path) -> None:
     for rank in range(size):
         found = json.loads((results / f"{size}-{rank}.json").read_text())
+        if [*found.values()][-1] is None and name not in found:
+            pytest.skip(f"not meant for {size} processes")
         assert name in found, f"process {rank} did not come to it: {[*found.values()][-1]}"
         assert found[name] is None, f"process {rank}: {found[name]}"
