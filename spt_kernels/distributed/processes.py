@@ -55,6 +55,12 @@ class Processes:
             raise ValueError("group: this process is not in it")
         return cls(group, rank, size) if size > 1 else cls()
 
+    @classmethod
+    def of_all(cls) -> Processes:
+        """All that there are; this one alone where there is no process group."""
+        some = dist.is_available() and dist.is_initialized()
+        return cls.of(dist.group.WORLD) if some else cls()
+
     @property
     def is_first(self) -> bool:
         """Whether this is the process that writes and prints."""

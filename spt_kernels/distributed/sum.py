@@ -12,12 +12,6 @@ from torch import Tensor
 _PIECE = 2**23  # elements that travel at once: what is in flight stays small beside a model
 
 
-# as newer versions of torch call it, which warn of the other name
-_all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(
-    dist, "all_gather_into_tensor", None
-)
-
-
 @torch.no_grad()
 def sum_in_place(tensors: Sequence[Tensor], group: Any) -> None:
     """Add up each tensor over the processes of a group, in place, in the order of ranks.
@@ -37,6 +31,13 @@ def sum_in_place(tensors: Sequence[Tensor], group: Any) -> None:
         alike = [tensor for tensor, own in zip(tensors, kinds, strict=True) if own == kind]
         for pieces in _batches(alike):
             _sum_pieces(pieces, size, device_for(pieces[0], group), group)
+
+
+def all_gather(into: Tensor, own: Tensor, group: Any) -> None:
+    """Put what each process of a group has, all of one shape, one after the other into a vector."""
+    # as newer versions of torch call it, which warn of the other name
+    gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(into, own.contiguous(), group=group)
 
 
 def device_for(tensor: Tensor, group: Any) -> torch.device:
@@ -68,6 +69,6 @@ def _sum_pieces(pieces: list[Tensor], size: int, device: torch.device, group: An
     own, *others = parts.view(size, part)
     for other in others:  # one by one: `sum(0)` may add in another order
         own += other
-    _all_gather(mine, own.contiguous(), group=group)
+    all_gather(mine, own, group)
     for piece, summed in zip(pieces, mine.split([*sizes, len(mine) - sum(sizes)]), strict=False):
         piece.copy_(summed)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from ..distributed.sharded import is_sharded
 from ..ops.write_delta import write_delta
 from .late_optimizer import check_made_after
 
@@ -47,23 +48,30 @@ class DeltaOwner(Protocol):
 
 
 class WrittenState:
-    """Which state of a delta its target holds; mutable, and shared by all views of that delta."""
+    """Which state of a delta its target holds; mutable, and shared by all views of that delta.
 
-    __slots__ = ("by_optimizer", "index_name", "name", "state")
+    Of what FSDP has sharded it does not tell: shards are written after each step, and what a
+    forward sees is gathered from them.
+    """
+
+    __slots__ = ("by_optimizer", "index_name", "is_sharded", "local", "name", "state")
 
     def __init__(self, name: str = "", index_name: str | None = None) -> None:
         self.name = name  # of the delta in its module
         self.index_name = index_name  # of its positions; None where they are all
         self.state: tuple[int, int] | None = None
         self.by_optimizer = False
+        self.is_sharded = False
+        self.local: Any = None  # see `sharded_delta`
 
     def matches(self, delta: Tensor) -> bool:
         """Whether nothing has changed the delta since `record`."""
-        return self.state is not None and self.state == _state_of(delta)
+        return self.is_sharded or (self.state is not None and self.state == _state_of(delta))
 
     def record(self, delta: Tensor, *, by_optimizer: bool = False) -> None:
         """Remember that the target holds this state of the delta."""
-        self.state = _state_of(delta)
+        if not self.is_sharded:
+            self.state = _state_of(delta)
         self.by_optimizer = by_optimizer
 
     def record_version(self, delta: Tensor, storage: int) -> None:
@@ -146,7 +154,10 @@ class SparseDelta:
 
 
 def write_deltas(deltas: Iterable[SparseDelta]) -> None:
-    """Write base + delta into every target, one launch per device."""
+    """Write base + delta into every target, one launch per device.
+
+    Where FSDP has sharded them, every process of the mesh must call this with the same deltas.
+    """
     chosen = list(deltas)
     _write(chosen, restore=False)
     for d in chosen:
@@ -163,6 +174,10 @@ def restore_deltas(deltas: Iterable[SparseDelta]) -> None:
 
 @torch.no_grad()
 def _write(deltas: list[SparseDelta], *, restore: bool) -> None:
+    if any(is_sharded(d.target) for d in deltas):
+        from .sharded_delta import local_deltas
+
+        deltas = local_deltas(deltas, with_values=not restore)
     ours = [d for d in deltas if d.target.dtype != torch.float64]
     if ours:
         write_delta(
