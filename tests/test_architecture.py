@@ -25,7 +25,7 @@ BESIDES = {
     "native": {"_native"},
     "reference": set(),
     "kernels": set(),
-    "ops": {"reference", "kernels", "native"},
+    "ops": {"distributed", "errors", "reference", "kernels", "native"},
     "environment": {"native"},
     "__main__": {"cli"},
 }
