@@ -44,6 +44,7 @@ _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer does not name it
 # A launcher ends all processes as soon as one is gone: the one that knows why is to say so first
 _LET_SPEAK_SECONDS = 1.0
 
+_SHARED = ("finetune",)  # torchrun may start them
 _QUICK = ("plan", "inspect", "compare", "plot", "merge")  # they have no progress to show
 
 # What is not lost by a Ctrl-C
@@ -141,7 +142,8 @@ def make_app() -> typer.Typer:
         ("benchmark", benchmark),
         ("bench", bench),
     ):
-        command(app, name, is_quick=name in _QUICK, help=module.HELP)(module.run)
+        about = {"is_quick": name in _QUICK, "is_shared": name in _SHARED}
+        command(app, name, **about, help=module.HELP)(module.run)
     return app
 
 

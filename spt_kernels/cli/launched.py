@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ..errors import OtherProcessFailed
+
 if TYPE_CHECKING:
     from ..distributed import Processes
 
@@ -19,6 +21,20 @@ def launched() -> tuple[int, int]:
     if not all(os.environ.get(name) for name in _TOLD):
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def check_alone(command: str) -> None:
+    """Refuse to do in several processes what is done in one.
+
+    Raises:
+        ValueError: a launcher has started several, of which this is the first.
+        OtherProcessFailed: likewise, and it is another one.
+    """
+    rank, size = launched()
+    if size == 1:
+        return
+    problem = f"{command} runs in one process, and a launcher has started {size}"
+    raise OtherProcessFailed(problem) if rank else ValueError(problem)
 
 
 @contextlib.contextmanager

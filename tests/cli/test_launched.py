@@ -44,6 +44,13 @@ def test_one_process_says_what_is_wrong(
     assert app.run(["finetune", "-o", "nowhere", "--device", "cuda:0"]) == 2
     assert capsys.readouterr().err.startswith("spt-kernels: process 1: --device: each of 2")
 
+    assert app.run(["merge", "nowhere", "-o", "nothing"]) == 2
+    assert capsys.readouterr().err == "", "the first process says it"
+    monkeypatch.setenv("RANK", "0")
+    assert app.run(["merge", "nowhere", "-o", "nothing"]) == 2
+    assert "merge runs in one process, and a launcher has started 2" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+
     def fail(*_: object, **__: object) -> None:
         raise OtherProcessFailed("process 0 cannot go on: no such folder")
 

@@ -67,7 +67,7 @@ def optimizer_of(model: nn.Module) -> Optimizer:
 
 
 def adamw_of(model: nn.Module) -> Optimizer:
-    return torch.optim.AdamW(spt.param_groups(model, weight_decay=0.1), lr=LR)
+    return torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=LR)
 
 
 def train(
