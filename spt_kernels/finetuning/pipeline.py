@@ -30,7 +30,7 @@ from .progress import Logged, Progress, Silent
 from .run import Clock, Run, finished_in, spent_in
 from .run_folder import RunFolder
 from .run_step import wants_graph
-from .setting import Setting, open_setting
+from .setting import Setting, check_same_images, open_setting
 from .shared_folder import opened
 from .training import EpochFigures, check_sharable, median_step_ms, train
 
@@ -102,6 +102,7 @@ def finetune(
                 log.say("this run is finished")
                 return start
             setting, images, prepare = start
+            check_same_images(setting)
             if resume:
                 clock.spent = spent_in(folder)
             for note in setting.notes():
@@ -125,6 +126,10 @@ def finetune(
         return _finish(run, ready, history, best)
 
 
+# the model and the images, batches to train on, and what decides with these what is trained
+_Start = tuple[Setting, Batches, Callable[[Run[Setting], Batches], Decision]]
+
+
 def _started(
     job: FinetuneJob,
     folder: RunFolder,
@@ -146,9 +151,6 @@ def _started(
     prepare = preparation_of(setting, method, plan, given)
     images = setting.training_batches(log)  # a bad one is found here
     return setting, images, prepare
-
-
-_Start = tuple[Setting, Batches, Callable[[Run[Setting], Batches], Decision]]
 
 
 @dataclass(frozen=True)

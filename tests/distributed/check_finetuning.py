@@ -141,6 +141,11 @@ def check_refusals_come_to_all(place: Path) -> None:
         run(elsewhere if processes.rank == last else job, place / "new")
     processes.gather(None)  # the first has cleaned up
     assert not any(processes.gather((place / "new").exists())), "as if it had not begun"
+    write_task(place / f"data-{processes.rank}", train=8 + (processes.rank == last), test=3)
+    others = replace(job, images=ImageSource(str(place / f"data-{processes.rank}")))
+    with pytest.raises(ValueError, match=f"process {last} has found other images"):
+        run(others, place / "new")
+    processes.gather(None)
     with pytest.raises(ValueError, match="CUDA graphs"):
         run(job, place / "new", graph=True)
     with pytest.raises((ValueError, OtherProcessFailed), match="searches in one process"):
