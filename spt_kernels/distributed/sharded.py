@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .sum import all_gather
 
@@ -19,6 +19,15 @@ def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is a `DTensor`, of which this process may have a part alone."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def reshard(model: nn.Module) -> None:
+    """Let FSDP put its shards where it has left what a forward gathered; nothing without FSDP."""
+    module = sys.modules.get("torch.distributed.fsdp")
+    if module is not None:
+        for part in model.modules():
+            if isinstance(part, module.FSDPModule):
+                part.reshard()
 
 
 @torch.no_grad()

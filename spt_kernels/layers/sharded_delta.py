@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..distributed.sharded import is_sharded, local_part, local_rows, whole_vectors
-from .sparse_delta import SparseDelta
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +38,14 @@ class _LocalEntries:
         return cls(index, rows, first, stop, index[first:stop] - rows[0] * row_numel)
 
 
-def local_deltas(deltas: Sequence[SparseDelta], *, with_values: bool) -> list[SparseDelta]:
+def local_deltas(deltas: Sequence[Any], *, with_values: bool) -> list[Any]:
     """The same deltas, as far as this process has what they change.
 
     A delta is dealt out by entries and its target by rows, so that one exchange brings all entries
     of all deltas to every process: they are few.
 
     Args:
-        deltas: of targets that are sharded or whole; the same ones in every process.
+        deltas: `SparseDelta`s of targets that are sharded or whole; the same in every process.
         with_values: whether to bring the values; without them those of the results mean nothing.
     """
     values: list[Any] = [delta.delta for delta in deltas]
@@ -57,7 +56,7 @@ def local_deltas(deltas: Sequence[SparseDelta], *, with_values: bool) -> list[Sp
     return [_local(delta, value) for delta, value in zip(deltas, values, strict=True)]
 
 
-def _local(delta: SparseDelta, values: Any) -> SparseDelta:
+def _local(delta: Any, values: Any) -> Any:
     if not is_sharded(delta.target):
         return replace(delta, delta=values)
     target = local_part(delta.target)
@@ -72,7 +71,7 @@ def _local(delta: SparseDelta, values: Any) -> SparseDelta:
     return replace(delta, target=target, delta=values, index=index, original=original)
 
 
-def _entries_of(delta: SparseDelta) -> _LocalEntries:
+def _entries_of(delta: Any) -> _LocalEntries:
     """What was found before, while it is the same index in the same rows."""
     known, rows = delta.written.local, local_rows(delta.target)
     if isinstance(known, _LocalEntries) and known.index is delta.index and known.rows == rows:

@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from ..distributed.sharded import is_sharded
 from ..ops.write_delta import write_delta
 from .late_optimizer import check_made_after
+from .sharded_delta import local_deltas
 
 _TAG = "_spt_owner"
 _LEFT = "_spt_left_to_hook"
@@ -175,8 +176,6 @@ def restore_deltas(deltas: Iterable[SparseDelta]) -> None:
 @torch.no_grad()
 def _write(deltas: list[SparseDelta], *, restore: bool) -> None:
     if any(is_sharded(d.target) for d in deltas):
-        from .sharded_delta import local_deltas
-
         deltas = local_deltas(deltas, with_values=not restore)
     ours = [d for d in deltas if d.target.dtype != torch.float64]
     if ours:
@@ -285,8 +284,11 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     stale = []
-    for delta in map(delta_of, parameters if left is None else left):
+    for parameter in parameters if left is None else left:
+        delta = delta_of(parameter)
         if delta is None:
+            if is_sharded(parameter):
+                _check_resharded(parameter)
             continue
         if delta.written.by_optimizer:
             delta.written.by_optimizer = False
@@ -296,6 +298,17 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     _check_called(parameters)
     if all(owner_of(p) is None for p in parameters if p.requires_grad):
         check_made_after(parameters)
+
+
+def _check_resharded(parameter: Tensor) -> None:
+    """Refuse a step on shards whose module holds what a forward without a backward has gathered."""
+    owner = owner_of(parameter)
+    if owner is not None and all(own is not parameter for own in owner._parameters.values()):
+        raise RuntimeError(
+            f"{owner.__dict__.get('_spt_name', '') or type(owner).__name__} has its parameters "
+            "gathered, as FSDP leaves them after a forward without a backward, so that its deltas "
+            "cannot be written: call reshard() on the modules of fully_shard before the step"
+        )
 
 
 def _check_called(parameters: list[Tensor]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..distributed import Processes
-from ..distributed.sharded import is_sharded
+from ..distributed.sharded import is_sharded, reshard
 from ..errors import BaseModelMismatch
 from .base_model import BaseModel, holds_peft, is_data_parallel, unwrap
 from .file.format import TaskFile, read, write
@@ -65,6 +65,7 @@ def save_delta(
             fit no base; it holds values that are NaN, infinite, or too large for `dtype`;
             `metadata` is of another form, or names another number of classes than the head has.
         OSError: the file cannot be written; what was at `path` stays.
+        OtherProcessFailed: likewise, in the processes that do not write a sharded model's.
     """
     if dtype not in _SAVED_DTYPES:
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
@@ -81,6 +82,7 @@ def task_of(
 ) -> TaskFile:
     """What `save_delta` writes; arguments and errors as there."""
     bare = _tuned(model, "save")
+    reshard(bare)
     now = BaseModel.of(bare)
     _refuse("save", task_problem(bare, now))
     frozen = FrozenState.of(bare, now)
@@ -154,6 +156,7 @@ def load_task(model: nn.Module, task: TaskFile, source: str) -> nn.Module:
     """`load_delta` of what was in a file, which messages call `source`."""
     _refuse_peft(model, "load a task", "load_adapter(folder, name)")
     bare = unwrap(model)
+    reshard(bare)
     now = BaseModel.of(bare)
     frozen = None
     if now.is_sharded and not (_is_tuned(bare) and has_same_structure(bare, now, task)):

@@ -143,6 +143,7 @@ def check_a_task_is_saved_once_and_loaded_into_shards(place: Path) -> None:
     own = place / f"truth-{processes.rank}.safetensors"
     path = place / "task.safetensors"
     spt.save_delta(truth, own)
+    model.eval()(tiny_batch(2)[0])  # after which FSDP leaves gathered what is of no block
     size = spt.save_delta(model, path)
     assert size == path.stat().st_size
     ours, theirs = read(path), read(own)
@@ -154,8 +155,10 @@ def check_a_task_is_saved_once_and_loaded_into_shards(place: Path) -> None:
     plain = spt.load_delta(tiny_vit(), path)
     assert_equal_parameters(model, plain)
     other = sharded(tuned())
+    other(tiny_batch(2)[0])
     spt.load_delta(other, path)  # every process, each into its part
     for (name, a), b in zip(other.named_parameters(), model.parameters(), strict=True):
+        assert is_sharded(a), name
         assert torch.equal(local_part(a), local_part(b)), name
     train(other, optimizer_of(other), range(1), share=True)
     another = spt.apply(tiny_vit(), few_entries())
@@ -224,6 +227,15 @@ def check_what_cannot_be_is_refused(place: Path) -> None:
     rounding = spt.SparseAdamW(groups, lr=LR, stochastic_rounding=True)
     with pytest.raises(ValueError, match="stochastic_rounding: expected False"):
         train(model, rounding, range(1), share=True)
+    optimizer = adamw_of(model)
+    train(model, optimizer, range(1), share=True)
+    optimizer.zero_grad()
+    F.cross_entropy(
+        model(own_part(tiny_batch(BATCH))[0]), own_part(tiny_batch(BATCH))[1]
+    ).backward()
+    model(tiny_batch(2)[0])
+    with pytest.raises(RuntimeError, match="call reshard"):
+        optimizer.step()
     plain = sharded(tiny_vit())
     with pytest.raises(ValueError, match="apply the plan to the model first"):
         spt.apply(plain, made_plan())
