@@ -57,6 +57,12 @@ def local_rows(tensor: Any) -> tuple[int, int]:
     return (offset[0], offset[0] + shape[0]) if shape[0] else (0, 0)
 
 
+def group_of_rows(tensor: Any) -> Any:
+    """The processes among which the rows of a tensor are dealt out; None where each has all."""
+    dimension = _row_dimension(tensor) if is_sharded(tensor) else None
+    return None if dimension is None else tensor.device_mesh.get_group(dimension)
+
+
 @torch.no_grad()
 def put_whole(target: Any, values: Tensor) -> None:
     """Copy all values of a tensor into it, of which each process takes its part."""

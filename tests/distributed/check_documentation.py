@@ -23,7 +23,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "DISTRIBUTED.md"
 
 def check_blocks_run(place: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     folder = place / "documentation"
     folder.mkdir(exist_ok=True)
     names: dict[str, Any] = {
@@ -44,5 +44,6 @@ def check_blocks_run(place: Path) -> None:
     assert {path.name for path in folder.iterdir()} == written
     loaded = spt.load_delta(tiny_vit(depth=1), folder / "fsdp.safetensors")
     assert loaded.spt_tuning.plan == names["model"].spt_tuning.plan
+    assert names["same_plan"] == names["plan"]
     selected = Processes.of(dist.group.WORLD).gather(sum(map(len, names["positions"])))
     assert sum(selected) == 500

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
+import spt_kernels as spt
 from spt_kernels.distributed import Processes
 from spt_kernels.errors import OtherProcessFailed
 from spt_kernels.ops import shared_top_tau
 from spt_kernels.reference import top_tau as reference
+from spt_kernels.sensitivity import skewed_sensitivity
+from tests.models import tiny_vit
 
 
 def everyones(seed: int, kind: str) -> list[list[Tensor]]:
@@ -58,6 +64,25 @@ def check_selects_what_one_process_selects(place: Path) -> None:
                 found = shared_top_tau(parts[rank], k, caps, group=dist.group.WORLD)
                 expected = truth(parts, k, limits, rank)
                 assert all(map(torch.equal, found, expected)), (kind, caps, k)
+
+
+def check_a_plan_of_sharded_scores_is_that_of_whole_ones(place: Path) -> None:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    whole = skewed_sensitivity(tiny_vit())
+    assert any(len(info.row_blocks) == 3 for info in whole.info.values()), "a fused qkv"
+    parts = {name: distribute_tensor(score, mesh, [Shard(0)]) for name, score in whole.items()}
+    sharded = replace(whole, scores=parts)
+    for budget in (300, 1400):  # all that can be had is 1536
+        plan = spt.allocate(sharded, budget, rank=1)
+        assert plan == spt.allocate(whole, budget, rank=1)
+        assert plan.structured
+    with pytest.raises(ValueError, match="needs scores that are whole"):
+        spt.allocate(sharded, 700, rule="published-code")
+    name = next(iter(parts))
+    with pytest.raises(ValueError, match="some scores are sharded and others are not"):
+        spt.allocate(replace(whole, scores={**whole.scores, name: parts[name]}), 700)
+    with pytest.raises(ValueError, match="positive scores can be counted"):
+        spt.allocate(sharded, 10**6)
 
 
 def check_bad_scores_are_told_to_all(place: Path) -> None:
