@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as states
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -180,10 +181,14 @@ def few_entries() -> Plan:
 
 
 def check_processes_may_have_nothing_of_a_delta(place: Path) -> None:
-    truth, model = tuned(few_entries()), sharded(tuned(few_entries()))
+    truth = tuned(few_entries())
     train(truth, optimizer_of(truth), range(2))
-    train(model, optimizer_of(model), range(2), share=True)
-    assert_equal_parameters(model, truth)
+    # dealt out to all, and to two that two others double
+    names = ("replicate", "shard")
+    for mesh in (None, init_device_mesh("cpu", (2, 2), mesh_dim_names=names)):
+        model = sharded(tuned(few_entries()), mesh=mesh)
+        train(model, optimizer_of(model), range(2), share=True)
+        assert_equal_parameters(model, truth)
 
 
 check_processes_may_have_nothing_of_a_delta.sizes = (4,)

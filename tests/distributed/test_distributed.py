@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,25 +22,31 @@ NAMES = [
     if isinstance(node, ast.FunctionDef) and node.name.startswith("check_")
 ]
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and hasattr(os, "fork")), reason="needs torch.distributed and fork"
+)
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("distributed")
     command = [sys.executable, "-m", "tests.distributed.launch", str(folder)]
-    # what a process that died would leave the others waiting for ends with their own time
+    # those that wait for a process that has died give up sooner than this
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder
 
 
-@pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("name", NAMES)
-def test_in_processes(name: str, size: int, results: Path) -> None:
-    for rank in range(size):
-        found = json.loads((results / f"{size}-{rank}.json").read_text())
-        if [*found.values()][-1] is None and name not in found:
-            pytest.skip(f"not meant for {size} processes")
-        assert name in found, f"process {rank} did not come to it: {[*found.values()][-1]}"
-        assert found[name] is None, f"process {rank}: {found[name]}"
+def test_in_processes(name: str, results: Path) -> None:
+    sizes = []
+    for size in (2, 4):
+        found = [json.loads((results / f"{size}-{rank}.json").read_text()) for rank in range(size)]
+        for rank, own in enumerate(found):
+            assert own.get(name) is None, f"process {rank} of {size}: {own[name]}"
+            if name in own:
+                sizes.append(size)
+            elif own:  # it is not meant for so many, unless what came before it failed
+                ended = [*own.values()][-1]
+                assert ended is None, f"process {rank} of {size} did not come to it: {ended}"
+    assert sizes, "it ran in some"
