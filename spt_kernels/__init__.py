@@ -28,7 +28,7 @@ _NAMES = {
         *("LargestBatch", "MemoryEstimate", "estimate_memory", "largest_batch"),
         "tunable_parts",
     ),
-    "errors": ("BaseModelMismatch", "DeltaFormatError"),
+    "errors": ("BaseModelMismatch", "DeltaFormatError", "OtherProcessFailed"),
     "environment": ("backends",),
 }
 _HOME = {name: home for home, names in _NAMES.items() for name in names}
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .environment import backends as backends
     from .errors import BaseModelMismatch as BaseModelMismatch
     from .errors import DeltaFormatError as DeltaFormatError
+    from .errors import OtherProcessFailed as OtherProcessFailed
     from .layers import AdapterConv2d as AdapterConv2d
     from .layers import AdapterLinear as AdapterLinear
     from .layers import LoraConv2d as LoraConv2d

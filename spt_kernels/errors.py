@@ -16,6 +16,10 @@ class BaseModelMismatch(ValueError):
     """A task file or a plan was made for another base model than the one at hand."""
 
 
+class OtherProcessFailed(RuntimeError):
+    """Another of the processes that share a computation cannot go on; it raises what went wrong."""
+
+
 class MissingExtra(ImportError):
     """A package is not installed that one of this package's extras brings."""
 

@@ -21,10 +21,11 @@ BESIDES = {
     "_native": set(),
     "__version__": set(),
     "files": {"errors"},
+    "distributed": {"errors"},
     "native": {"_native"},
     "reference": set(),
     "kernels": set(),
-    "ops": {"reference", "kernels", "native"},
+    "ops": {"distributed", "errors", "reference", "kernels", "native"},
     "environment": {"native"},
     "__main__": {"cli"},
 }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from .. import __version__
-from ..errors import BaseModelMismatch, DeltaFormatError, MissingExtra
+from ..errors import BaseModelMismatch, DeltaFormatError, MissingExtra, OtherProcessFailed
 from . import (
     bench,
     benchmark,
@@ -27,6 +28,7 @@ from . import (
     sensitivity,
 )
 from .command import Group, command, flowing
+from .launched import launched
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -39,6 +41,10 @@ _USER_ERRORS = (
 )
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer does not name it
 
+# A launcher ends all processes as soon as one is gone: the one that knows why is to say so first
+_LET_SPEAK_SECONDS = 1.0
+
+_SHARED = ("finetune",)  # torchrun may start them
 _QUICK = ("plan", "inspect", "compare", "plot", "merge")  # they have no progress to show
 
 # What is not lost by a Ctrl-C
@@ -86,7 +92,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except _USAGE_ERROR as error:
         if state["debug"]:
             raise
+        if launched()[0]:  # the first process says the same
+            time.sleep(_LET_SPEAK_SECONDS)
+            return USER_ERROR
         return _complain(f"{error.format_message()} (--help shows the options)", USER_ERROR)
+    except OtherProcessFailed:
+        if state["debug"]:
+            raise
+        time.sleep(_LET_SPEAK_SECONDS)
+        return USER_ERROR  # the one that failed says why
     except _USER_ERRORS as error:
         if state["debug"]:
             raise
@@ -128,7 +142,8 @@ def make_app() -> typer.Typer:
         ("benchmark", benchmark),
         ("bench", bench),
     ):
-        command(app, name, is_quick=name in _QUICK, help=module.HELP)(module.run)
+        about = {"is_quick": name in _QUICK, "is_shared": name in _SHARED}
+        command(app, name, **about, help=module.HELP)(module.run)
     return app
 
 
@@ -139,7 +154,9 @@ def _show_version(asked: bool) -> None:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"spt-kernels: {message}", file=sys.stderr)
+    rank, _ = launched()
+    where = f"process {rank}: " if rank else ""
+    print(f"spt-kernels: {where}{message}", file=sys.stderr)
     return code
 
 

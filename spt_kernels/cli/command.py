@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from .launched import check_alone
 from .options import OutputOptions
 from .terminal import Terminal
 
@@ -56,9 +57,18 @@ class Group(_Help, TyperGroup):
 
 
 def command(
-    app: typer.Typer, name: str, *, help: str, is_quick: bool = False, **settings: Any
+    app: typer.Typer,
+    name: str,
+    *,
+    help: str,
+    is_quick: bool = False,
+    is_shared: bool = False,
+    **settings: Any,
 ) -> Callable[[Callable[..., Any]], Any]:
     """Add a function to `app` as the command `name`; one that `is_quick` has no progress to show.
+
+    One that `is_shared` may be started in several processes by a launcher; others would do the
+    same several times over.
 
     Each parameter of the function whose annotation is a dataclass is a group: its fields become the
     command's options, and the function gets an instance. A parameter called `terminal` gets the
@@ -75,6 +85,8 @@ def command(
 
         @functools.wraps(function)
         def run(context: typer.Context, **values: Any) -> Any:
+            if not is_shared:
+                check_alone(name)
             output = OutputOptions(**{f.name: values.pop(f.name) for f in fields(OutputOptions)})
             terminal = Terminal(as_json=output.as_json, quiet=output.quiet, debug=output.debug)
             context.obj |= {"debug": output.debug, "command": name}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .command import named_of
+from .launched import launched, sharing
 from .options import FormOptions, ImageOptions, MachineOptions, ModelOptions, described
 from .terminal import Terminal, count, facts, percent, size
 from .training_options import GivenOptions, MethodOptions, RecipeOptions, RunOptions
@@ -58,6 +60,10 @@ the second makes a finished run longer:
   spt-kernels finetune --resume -o runs/photos
   spt-kernels finetune --resume -o runs/photos --epochs 200
 
+On several cards or machines, each with a share of every batch:
+
+  torchrun --nproc-per-node 2 -m spt_kernels finetune … -o runs/photos
+
 The output folder gets task.safetensors, or trained.safetensors of a method
 without a plan, or model.safetensors where all is trained, of the last epoch;
 best-task.safetensors and so on, where an earlier epoch was better on the
@@ -90,11 +96,22 @@ def run(
     groups = (model, images, what, given, recipe, form)
     named = {f.name for group in groups for f in fields(group)}
     is_bare_resume = running.resume and not named_of(context, named - {"epochs"})
-    job = _job_in(running.output, recipe.epochs) if is_bare_resume else _job(*groups)
+
+    def asked() -> FinetuneJob:
+        if is_bare_resume:
+            return _job_in(running.output, recipe.epochs)
+        return _job(*groups)
+
+    rank, size = launched()
+    job = asked() if size == 1 else None  # a mistake is told before anything heavy is imported
     from ..finetuning.pipeline import finetune
     from ..finetuning.run_folder import RunFolder
 
-    with terminal.progress() as progress:
+    showing = contextlib.nullcontext() if rank else terminal.progress()
+    with sharing(machine.device) as processes, showing as progress:
+        if job is None:
+            # the folder of a run need not be there for all
+            job = (processes.from_first if is_bare_resume else processes.together)(asked)
         result = finetune(
             job,
             running.output,
@@ -105,7 +122,10 @@ def run(
             checkpoint_seconds=checkpoint_seconds,
             graph=running.graph,
             progress=progress,
+            group=processes.group,
         )
+    if rank:
+        return
     written = RunFolder(running.output).written()
     value = {"output": str(running.output), **result, "written": written}
     lines = [*_lines(result, running.output), ("written", ", ".join(written))]

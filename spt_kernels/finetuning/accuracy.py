@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distributed import Processes
 from .device import autocast
 
 
@@ -66,6 +68,7 @@ def evaluate(
     *,
     amp: str = "none",
     on_batch: Callable[[int], object] | None = None,
+    processes: Processes | None = None,
 ) -> Accuracy:
     """Measure the accuracy of `model`, which is left in the mode it was in.
 
@@ -74,6 +77,8 @@ def evaluate(
         batches: images and labels, on the model's device.
         amp: `"none"` or `"bf16"`.
         on_batch: called with the number of images after each batch.
+        processes: that share the images: `batches` are this one's, of which image `i` of all is on
+            rank `i % size`. Each of them gets the accuracy on all.
 
     Raises:
         ValueError: there are no batches.
@@ -96,9 +101,31 @@ def evaluate(
                 on_batch(len(labels))
     finally:
         model.train(was_training)
-    if not seen:
+    own = _Seen(loss, classes, torch.cat(predicted or [_NONE]), torch.cat(seen or [_NONE]))
+    return _accuracy_on((processes or Processes()).gather(own))
+
+
+_NONE = torch.empty(0, dtype=torch.int64)
+
+
+class _Seen(NamedTuple):
+    """What one process has seen: summed loss, number of classes, int64 `[images]` of each."""
+
+    loss: float
+    classes: int
+    predicted: Tensor
+    labels: Tensor
+
+
+def _accuracy_on(parts: list[_Seen]) -> Accuracy:
+    """On the images of all processes, dealt out to them in turn."""
+    loss, classes = sum(part.loss for part in parts), max(part.classes for part in parts)
+    n_images = sum(len(part.labels) for part in parts)
+    if not n_images:
         raise ValueError("batches: expected at least one, got none")
-    labels, chosen = torch.cat(seen), torch.cat(predicted)
+    labels, chosen = torch.empty(2, n_images, dtype=torch.int64)
+    for rank, part in enumerate(parts):
+        chosen[rank :: len(parts)], labels[rank :: len(parts)] = part.predicted, part.labels
     hits = chosen == labels
     by_class = labels.bincount(minlength=classes)
     right_by_class = labels[hits].bincount(minlength=classes)

@@ -45,6 +45,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_share(seed: int, epoch: int, rank: int) -> None:
+    """Seed what a process draws in an epoch of which it has a share, such as its dropout.
+
+    It draws other numbers than the others, and after a resume, by however many, those of before.
+    """
+    seed_everything(((seed * 1_000_003 + epoch) * 1_000_003 + rank) % 2**63)
+
+
 @contextlib.contextmanager
 def reproducible() -> Iterator[None]:
     """Let torch choose algorithms that give the same bits every time, and undo that afterwards."""

@@ -77,11 +77,12 @@ def _parts_of(plan: Plan) -> list[str]:
 
 
 def accounted_bytes(setting: Setting, tunable: Tunable) -> int:
-    """The peak of a training step."""
+    """The peak of a training step, of one process where several share it."""
     recipe, form = setting.job.recipe, setting.form
+    images = -(-recipe.batch_size // setting.processes.size)
     return estimate_memory(
         tunable.model,
-        (recipe.batch_size, len(form.mean), form.size, form.size),
+        (images, len(form.mean), form.size, form.size),
         dtype="bf16-autocast" if recipe.amp == "bf16" else "fp32",
         device="cuda" if setting.device.type == "cuda" else "cpu",
     ).peak_bytes

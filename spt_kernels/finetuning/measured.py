@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import __version__
+from ..distributed import Processes
 from ..errors import DeltaFormatError
 from ..methods import Method
 from ..sensitivity import Sensitivity, measure_sensitivity
@@ -33,7 +34,14 @@ def sensitivity_of(setting: Setting, images: Batches, progress: Progress) -> Sen
     samples = min(job.method.samples, len(images.pixels))
     model = setting.base.model.to(setting.device)
     measured = measure_on(
-        model, images, F.cross_entropy, samples, job.method, job.recipe.seed, progress
+        model,
+        images,
+        F.cross_entropy,
+        samples,
+        job.method,
+        job.recipe.seed,
+        progress,
+        setting.processes,
     )
     model.to("cpu")
     return measured
@@ -47,10 +55,12 @@ def measure_on(
     method: Method,
     seed: int,
     progress: Progress,
+    processes: Processes | None = None,
 ) -> Sensitivity:
     """Measure the sensitivities of a model where it is, onto the CPU; the seed is set before."""
+    processes = processes or Processes()
     seed_everything(seed)
-    progress.start("measuring sensitivity", samples)
+    progress.start("measuring sensitivity", processes.share(samples))
     seen = 0
 
     def on_samples(done: int, _total: int) -> None:
@@ -59,15 +69,23 @@ def measure_on(
         seen = done
 
     measured = measure_sensitivity(
-        model, batches, loss_fn, samples, head=method.head, progress=on_samples
+        model,
+        batches,
+        loss_fn,
+        samples,
+        head=method.head,
+        progress=on_samples,
+        group=processes.group,
     )
     return replace(measured, scores={name: score.cpu() for name, score in measured.items()})
 
 
 def measured_once(
     run: Run[Any], own: Mapping[str, Any], measure: Callable[[], Sensitivity]
-) -> Sensitivity:
+) -> Sensitivity | None:
     """The sensitivity that was measured into the run's folder before, or else is measured now.
+
+    The first process looks for it and keeps it; one that was there before is None in the others.
 
     Args:
         run: under way.
@@ -75,14 +93,17 @@ def measured_once(
         measure: what does it, if it must be done.
     """
     run.keeps_measured = True
-    kept, took = kept_sensitivity(run.folder, own, run.log)
+    kept, took = None, 0.0
+    if run.processes.is_first:
+        kept, took = kept_sensitivity(run.folder, own, run.log)
     run.clock.spent = max(run.clock.spent, took)
-    if kept is not None:
+    if run.processes.from_first(lambda: kept is not None):
         return kept
     if not run.folder.replaces:  # the run that is there stays until this one is known to go
         run.claim()
     measured = measure()
-    keep_sensitivity(run.folder, own, measured, run.clock())
+    if run.processes.is_first:
+        keep_sensitivity(run.folder, own, measured, run.clock())
     return measured
 
 

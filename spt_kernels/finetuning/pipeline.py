@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ..distributed import Processes
 from ..files.picture import check_can_draw, save_picture
 from ..methods import Method, tune
 from ..methods.tunable import Tunable
@@ -28,8 +30,9 @@ from .progress import Logged, Progress, Silent
 from .run import Clock, Run, finished_in, spent_in
 from .run_folder import RunFolder
 from .run_step import wants_graph
-from .setting import Setting, open_setting
-from .training import EpochFigures, median_step_ms, train
+from .setting import Setting, check_same_images, open_setting
+from .shared_folder import opened
+from .training import EpochFigures, check_sharable, median_step_ms, train
 
 
 def finetune(
@@ -43,6 +46,7 @@ def finetune(
     checkpoint_seconds: float = 60.0,
     graph: bool | None = None,
     progress: Progress | None = None,
+    group: Any = None,
 ) -> dict[str, Any]:
     """Run `job` and write all it makes into the folder `output`; return what `result.json` holds.
 
@@ -52,6 +56,12 @@ def finetune(
     The task file is of the last epoch, and the test images are looked at once, with that. Where an
     earlier epoch was better on the validation images, what it trained is in a file beside,
     `best-task.safetensors`; the result names it.
+
+    With a `group` its processes share the run: each calls this alike, has a share of every batch,
+    of the samples of the sensitivity and of the images that are looked at. The first one writes
+    and speaks, all return the result. The batch is that of the recipe, however many share it, so
+    that the result is that of one process, up to what sums in another order round and to which
+    elements a dropout drops. A run goes on with any number of processes.
 
     Args:
         job: what to do.
@@ -65,35 +75,47 @@ def finetune(
         checkpoint_seconds: least time between two checkpoints.
         graph: whether training steps run as CUDA graphs; `None` lets them on a card where they can.
         progress: told how far it is; what it is told is in `log.txt` as well.
+        group: of `torch.distributed`, as `torch.distributed.group.WORLD`, whose processes share the
+            run; None for this process alone.
 
     Raises:
         ValueError: anything about the job that cannot be done; the folder is then as it was, save
             for a sensitivity that was measured, which the next try uses.
+        OtherProcessFailed: another process of the group found that, and raises it.
     """
     if not checkpoint_seconds >= 0:
         raise ValueError(f"checkpoint_seconds: expected 0 or more, got {checkpoint_seconds}")
     check_can_draw()  # what would be missed at the end
-    log = Logged(progress or Silent())
+    processes = Processes.of(group)
+    if processes.size > 1:
+        if graph:
+            raise ValueError("graph: steps that processes share run without CUDA graphs")
+        graph = False
+    log = Logged(progress if progress is not None and processes.is_first else Silent())
     clock = Clock()
-    folder = RunFolder.open(output, resume=resume, force=force)
-    with reproducible():
+    with opened(processes, output, resume=resume, force=force) as folder, reproducible():
         with folder.starting():
-            job, plan, given = settled(job, folder, resume=resume)
+            start = processes.together(
+                lambda: _started(job, folder, resume, device, workers, graph, log, processes)
+            )
+            if isinstance(start, dict):
+                log.say("this run is finished")
+                return start
+            setting, images, prepare = start
+            check_same_images(setting)
             if resume:
-                finished = finished_in(folder, job, "epochs")
-                if finished is not None:
-                    log.say("this run is finished")
-                    return finished
                 clock.spent = spent_in(folder)
-            setting = open_setting(job, device, workers)
-            wants_graph(graph, setting.device)  # or refuses
-            model = setting.base.model
-            method = with_head(job.method, model, setting.form)
-            prepare = preparation_of(setting, method, plan, given)
-            images = setting.training_batches(log)  # a bad one is found here
             for note in setting.notes():
                 log.say(note)
-            run = Run(setting, config_of(setting), folder, clock, log, checkpoint_seconds)
+            run = Run(
+                setting,
+                config_of(setting),
+                folder,
+                clock,
+                log,
+                checkpoint_seconds,
+                processes=processes,
+            )
             ready = _made_ready(setting, prepare(run, images))
             run.claim()
             if ready.plan is not None:
@@ -102,6 +124,33 @@ def finetune(
                 log.say(line)
             history, best = _train(run, images, ready.tunable, graph)
         return _finish(run, ready, history, best)
+
+
+# the model and the images, batches to train on, and what decides with these what is trained
+_Start = tuple[Setting, Batches, Callable[[Run[Setting], Batches], Decision]]
+
+
+def _started(
+    job: FinetuneJob,
+    folder: RunFolder,
+    resume: bool,
+    device: str,
+    workers: int,
+    graph: bool | None,
+    log: Logged,
+    processes: Processes,
+) -> _Start | dict[str, Any]:
+    """What there is before anything is computed; or the result of a run that is finished."""
+    job, plan, given = settled(job, folder, resume=resume)
+    finished = finished_in(folder, job, "epochs") if resume else None
+    if finished is not None:
+        return finished
+    setting = open_setting(job, device, workers, processes)
+    wants_graph(graph, setting.device)  # or refuses
+    method = with_head(job.method, setting.base.model, setting.form)
+    prepare = preparation_of(setting, method, plan, given)
+    images = setting.training_batches(log)  # a bad one is found here
+    return setting, images, prepare
 
 
 @dataclass(frozen=True)
@@ -121,6 +170,8 @@ def _made_ready(setting: Setting, decision: Decision) -> _Ready:
     # what a method draws for its modules is the same whatever was drawn before
     seed_everything(setting.job.recipe.seed)
     tunable = tune(setting.base.model.to(setting.device), method, plan)
+    if setting.processes.size > 1:
+        check_sharable(tunable.model, method.name)
     return _Ready(tunable, method, plan, facts, accounted_bytes(setting, tunable))
 
 
@@ -129,6 +180,9 @@ def _finish(
 ) -> dict[str, Any]:
     """Save what was trained, test it, draw it, and write down the result."""
     setting, folder = run.setting, run.folder
+    if not run.processes.is_first:  # it looks at its share of the test images
+        _test(setting, ready.tunable.model, folder, run.log)
+        return run.processes.from_first(dict)
     tunable, last, plan = ready.tunable, history[-1], ready.plan
     # what was asked for, with what was found out: its head is found again
     method = replace(setting.job.method, architecture=ready.method.architecture)
@@ -158,10 +212,11 @@ def _finish(
         "step_ms": median_step_ms(history),
         "measured_peak_bytes": measured_bytes(setting.device),
         "seconds": round(run.clock(), 1),
+        "processes": setting.processes.size,
         **machine_of(setting.device),
     }
     run.finish(result)
-    return result
+    return run.processes.from_first(lambda: result)
 
 
 def _train(
@@ -219,8 +274,10 @@ def _test(setting: Setting, model: nn.Module, folder: RunFolder, log: Logged) ->
     test, images = setting.batches("test", log), setting.splits.test
     if test is None or images is None:
         return None
-    log.start("testing", len(images))
-    seen = evaluate(model, test, amp=setting.job.recipe.amp, on_batch=log.advance)
+    processes = setting.processes
+    log.start("testing", processes.share(len(images)))
+    amp = setting.job.recipe.amp
+    seen = evaluate(model, test, amp=amp, on_batch=log.advance, processes=processes)
     rows = [
         {"image": str(path), "label": images.classes[label], "predicted": images.classes[chosen]}
         for path, label, chosen in zip(images.paths, images.labels, seen.predictions, strict=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..distributed import Processes
 from ..errors import needed
 from ..methods.method import check_one_of
 from .image_mode import in_eight_bits
@@ -169,6 +170,9 @@ class Batches:
 
     Iterating gives epoch 0; `epoch(n)` gives any. With a shuffle seed each epoch has its own order,
     which depends on the seed and the number of the epoch alone.
+
+    Of several processes each gets a share of every batch, which may be empty: image `i` of an epoch
+    goes to rank `i % size`. Iterating leaves out what is empty.
     """
 
     def __init__(
@@ -179,12 +183,14 @@ class Batches:
         *,
         shuffle_seed: int | None = None,
         workers: int = 0,
+        processes: Processes | None = None,
     ) -> None:
         self.pixels = pixels
         self.batch_size = batch_size
         self.device = device
         self.shuffle_seed = shuffle_seed
         self.workers = workers
+        self.processes = processes or Processes()
         shape = (1, -1, 1, 1)
         self._mean = torch.tensor(pixels.form.mean, device=device).view(shape) * 255
         self._std = torch.tensor(pixels.form.std, device=device).view(shape) * 255
@@ -193,26 +199,40 @@ class Batches:
         return -(-len(self.pixels) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.epoch(0)
+        return ((images, labels) for images, labels in self.epoch(0) if len(labels))
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one pass over the images."""
         self.pixels.epoch = number
+        shares = self._shares(number)
         loader = DataLoader(
             self.pixels,
-            batch_size=self.batch_size,
-            sampler=self.order(number),
+            batch_sampler=[share for share in shares if share],
             num_workers=0 if self.pixels.is_loaded else self.workers,
             pin_memory=self.device.type == "cuda",
             # the loader draws a seed for its workers: from its own generator, not from the model's
             generator=torch.Generator().manual_seed(0),
         )
-        for pixels, labels in loader:
+        loaded = iter(loader)
+        for share in shares:
+            pixels, labels = next(loaded) if share else self._nothing()
             images = pixels.to(self.device, non_blocking=True).float()
             yield (
                 images.sub_(self._mean).div_(self._std),
                 labels.to(self.device, non_blocking=True),
             )
+
+    def _shares(self, number: int) -> list[list[int]]:
+        """For each batch of an epoch the images of it that are this process's."""
+        order, size = self.order(number), self.processes.size
+        starts = range(0, len(order), self.batch_size)
+        own = (range(start, min(start + self.batch_size, len(order))) for start in starts)
+        return [[order[i] for i in batch if i % size == self.processes.rank] for batch in own]
+
+    def _nothing(self) -> tuple[Tensor, Tensor]:
+        form = self.pixels.form
+        pixels = torch.empty(0, len(form.mean), form.size, form.size, dtype=torch.uint8)
+        return pixels, torch.empty(0, dtype=torch.int64)
 
     def order(self, number: int) -> list[int]:
         """The order of the images in epoch `number`."""

@@ -49,6 +49,8 @@ def preparation_of(
         check_possible(method, model)
         return partial(_by_measuring, method)
     if method.is_searched:
+        if setting.processes.size > 1:
+            raise ValueError(f"method: {method.name!r} searches in one process, not in several")
         check_search(setting, method)
         return partial(_by_searching, method)
     decided = Decision(method, make_plan(model, method, given) if plan is None else plan)
@@ -61,7 +63,8 @@ def _by_measuring(method: Method, run: Run[Setting], images: Batches) -> Decisio
     measured = measured_once(
         run, measured_on(setting), lambda: sensitivity_of(setting, images, run.log)
     )
-    return Decision(method, make_plan(setting.base.model, method, measured))
+    model = setting.base.model
+    return Decision(method, run.processes.from_first(lambda: make_plan(model, method, measured)))
 
 
 def _by_searching(method: Method, run: Run[Setting], images: Batches) -> Decision:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from ..distributed import Processes
 from .description import SEGMENTATION
 from .progress import Logged
 from .run_folder import FILES, RunFolder
@@ -45,6 +46,7 @@ class Run(Generic[S]):
         checkpoint_seconds: least time between two checkpoints.
         keeps_measured: whether the measured sensitivity in the folder is its own.
         is_claimed: whether the folder is this run's yet.
+        processes: that share the run; the first writes what stays.
     """
 
     setting: S
@@ -55,6 +57,7 @@ class Run(Generic[S]):
     checkpoint_seconds: float
     keeps_measured: bool = False
     is_claimed: bool = False
+    processes: Processes = field(default_factory=Processes)
 
     def claim(self) -> None:
         """Make the folder this run's, in place of what is to be overwritten.

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distributed import Processes
 from ..step import TrainingStep, capture_step
+from ..step.shared_step import SharedStep
 from .progress import Progress
 
 
@@ -41,6 +43,7 @@ class RunStep:
         device: of the batches.
         progress: told of it.
         loss_fn: of the model's output and the labels.
+        processes: that share each batch; such steps are not captured.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class RunStep:
         device: torch.device,
         progress: Progress,
         loss_fn: Callable[[Any, Tensor], Tensor],
+        processes: Processes | None = None,
     ) -> None:
         self._args = model, loss_fn, optimizer
         self._options: dict[str, Any] = {
@@ -59,6 +63,8 @@ class RunStep:
             "clip_grad": recipe.clip_grad,
         }
         self._step: Any = TrainingStep(*self._args, **self._options)
+        if processes is not None and processes.size > 1:
+            self._step = SharedStep(*self._args, processes=processes, **self._options)
         self._batch_size, self._progress = recipe.batch_size, progress
         self._is_required = graph is True
         self._is_wanted = wants_graph(graph, device)

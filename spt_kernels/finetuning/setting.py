@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import hashlib
+from dataclasses import dataclass, field, replace
 
 import torch
 
+from ..distributed import Processes
 from .device import pick_device
 from .images import LabelledImages
 from .job import FinetuneJob
@@ -18,7 +20,10 @@ from .splits import Splits, read_splits
 
 @dataclass(frozen=True)
 class Setting:
-    """What a job comes to on this machine: the model and the images, ready to use."""
+    """What a job comes to on this machine: the model and the images, ready to use.
+
+    Batches are this process's share of those of all `processes`.
+    """
 
     job: FinetuneJob
     base: BaseModel
@@ -26,6 +31,7 @@ class Setting:
     splits: Splits
     device: torch.device
     workers: int
+    processes: Processes = field(default_factory=Processes)
 
     def training_batches(self, progress: Progress) -> Batches:
         """Batches of the training images, shuffled and augmented by the seed."""
@@ -53,6 +59,7 @@ class Setting:
             self.device,
             shuffle_seed=shuffle_seed,
             workers=self.workers,
+            processes=self.processes,
         )
 
     def notes(self) -> list[str]:
@@ -82,7 +89,12 @@ class Setting:
         return found
 
 
-def open_setting(job: FinetuneJob, device: str = "auto", workers: int = 0) -> Setting:
+def open_setting(
+    job: FinetuneJob,
+    device: str = "auto",
+    workers: int = 0,
+    processes: Processes | None = None,
+) -> Setting:
     """Find the images of `job`, build its model, and check that they go together.
 
     Raises:
@@ -102,7 +114,31 @@ def open_setting(job: FinetuneJob, device: str = "auto", workers: int = 0) -> Se
     base = build(job.model, len(classes), seed=job.recipe.seed, drop_path=job.recipe.drop_path)
     form = preprocessing_of(base.model, **job.form)
     check_scores(base.model, (len(form.mean), form.size, form.size), len(classes))
-    return Setting(job, base, form, splits, place, workers)
+    return Setting(job, base, form, splits, place, workers, processes or Processes())
+
+
+def check_same_images(setting: Setting) -> None:
+    """Refuse processes that have not found the same images, in the same order.
+
+    Raises:
+        ValueError: in each process: which one has found others.
+    """
+    splits = (setting.splits.train, setting.splits.val, setting.splits.test)
+    named = [
+        [
+            (path.parent.name, path.name, label)
+            for path, label in zip(s.paths, s.labels, strict=True)
+        ]
+        for s in splits
+        if s is not None
+    ]
+    found = setting.processes.gather(hashlib.sha256(repr(named).encode()).hexdigest())
+    for rank, own in enumerate(found):
+        if own != found[0]:
+            raise ValueError(
+                f"data: process {rank} has found other images than process 0: expected the same "
+                "files on every machine"
+            )
 
 
 def _some(names: list[str]) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 from ..methods.tunable import make_optimizer
 from .accuracy import evaluate
 from .checkpoint import Best, Checkpoint
+from .device import seed_share
 from .pixels import Batches
 from .progress import Progress, Silent
 from .recipe import Recipe
@@ -60,6 +61,9 @@ def train(
 ) -> list[EpochFigures]:
     """Train what of `model` requires a gradient, in place; the last epoch's model is the result.
 
+    Where processes share the batches, all of them call this, and end with the same model; the first
+    writes the checkpoint.
+
     Args:
         model: made ready by `methods.tune`, on the device of `batches`.
         batches: the training images.
@@ -82,11 +86,11 @@ def train(
         FloatingPointError: the loss is not finite.
         ValueError: `graph` is asked for and cannot be.
     """
-    progress = progress or Silent()
+    progress, processes = progress or Silent(), batches.processes
     capturable = wants_graph(graph, batches.device)
     optimizer = make_optimizer(model, lr, recipe.weight_decay, capturable=capturable)
     loss_fn = classification_loss(recipe.label_smoothing)
-    step = RunStep(model, optimizer, recipe, graph, batches.device, progress, loss_fn)
+    step = RunStep(model, optimizer, recipe, graph, batches.device, progress, loss_fn, processes)
     steps_per_epoch = len(batches)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: recipe.lr_factor(step, steps_per_epoch)
@@ -112,6 +116,8 @@ def train(
     for epoch in range(len(history), recipe.epochs):
         started = time.monotonic()
         _training_mode(model)
+        if processes.size > 1:
+            seed_share(recipe.seed, epoch, processes.rank)
         note = f"epoch {epoch + 1}/{recipe.epochs}"
         mean_loss, step_ms = _train_epoch(
             step, batches, scheduler, epoch, note, progress, before_step
@@ -125,7 +131,7 @@ def train(
         figures = EpochFigures(epoch + 1, mean_loss, last_lr, step_ms)
         is_last = epoch + 1 == recipe.epochs
         if val is not None and (is_last or (epoch + 1) % recipe.val_every == 0):
-            seen = evaluate(model, val, amp=recipe.amp)
+            seen = evaluate(model, val, amp=recipe.amp, processes=processes)
             figures = replace(figures, val_loss=seen.loss, val_accuracy=seen.top1)
             if best is None or _rank(figures) > _rank(history[best.epoch - 1]):
                 best = Best.take(epoch + 1, model)
@@ -138,7 +144,7 @@ def train(
         if on_epoch is not None:
             on_epoch(history)
         due = is_last or now - last_saved >= checkpoint_seconds
-        if checkpoint is not None and due:
+        if checkpoint is not None and due and processes.is_first:
             rows = [asdict(row) for row in history]
             taken = Checkpoint.take(epoch + 1, model, optimizer, scheduler, rows, best)
             taken.save(checkpoint)
@@ -188,8 +194,24 @@ def _train_epoch(
         scheduler.step()
         total += loss * len(labels)
         progress.advance(1, note)
+    batches.processes.sum_([total])
     mean_loss = float(total / len(batches.pixels))  # waits for the device
     return mean_loss, 1e3 * (time.perf_counter() - started) / len(batches)
+
+
+def check_sharable(model: nn.Module, method: str) -> None:
+    """Refuse a model whose norms would see this process's share of a batch where they see all.
+
+    Raises:
+        ValueError: a norm of it takes statistics of batches when it is trained.
+    """
+    _training_mode(model)
+    for name, module in model.named_modules():
+        if module.training and "running_mean" in module._buffers:
+            raise ValueError(
+                f"method: {method!r} trains {name} by statistics of whole batches, of which a "
+                "process has a share: run it in one process, or take a method of spt-*"
+            )
 
 
 def _training_mode(model: nn.Module) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..distributed.sharded import is_sharded
 from .keep_fp32 import keeping_fp32
 from .position_index import CheckedIndex, checked_index
 from .saved_deltas import SavedDeltas, gather
+from .sparse_delta import tag
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -43,6 +45,19 @@ class DeltaHolder(SavedDeltas):
     def reader(name: str) -> property:
         """How a parameter is read that `tuned_class` was asked to let the tuner read."""
         raise NotImplementedError
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Follow a delta that becomes another tensor, as `fully_shard` puts its shard there."""
+        before = self._parameters.get(name) if isinstance(value, nn.Parameter) else None
+        if before is not None and (is_sharded(value) or is_sharded(before)):
+            self._parameters[name] = value  # all else would read what is half exchanged
+        else:
+            super().__setattr__(name, value)
+        if isinstance(value, nn.Parameter):
+            for state in self._spt_states.values():
+                if state.name == name:
+                    tag(value, self)  # type: ignore[arg-type]
+                    state.is_sharded |= is_sharded(value)
 
     def hold_delta(self, local: str, index: Tensor | CheckedIndex, name: str = "index") -> None:
         """Freeze a parameter but for the positions in `index`, where a zero delta is added.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distributed.sharded import is_sharded
 from .delta_holder import DeltaHolder
 from .in_place import tune_in_place
 from .position_index import CheckedIndex
@@ -72,6 +73,8 @@ class AttachedParameters(DeltaHolder):
 
         def read(module: AttachedParameters) -> Tensor | None:
             if not torch.compiler.is_compiling():
+                if is_sharded(module._parameters[name]):  # type: ignore[arg-type]
+                    return module._parameters[name]  # FSDP looks for its shard; no forward reads it
                 if "_spt_unread" in module.__dict__:
                     module.take_in_edits()
                 module.write_stale_deltas()

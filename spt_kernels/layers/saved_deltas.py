@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed.sharded import is_sharded
 from .held_deltas import HeldDeltas
 from .position_index import position_problem
 from .sparse_delta import SparseDelta
@@ -67,15 +68,23 @@ class SavedDeltas(HeldDeltas):
         for local in self._spt_states:
             delta = deltas[local]
             self._tag(delta)
+            delta.written.local = None
             delta_name, _, original_name = self.delta_local_names(local)
             told_by = delta_name if delta.whole else original_name
             if prefix + local in state_dict and prefix + told_by not in state_dict:
                 # plain base weights
+                if is_sharded(delta.target):
+                    error_msgs.append(
+                        f"{prefix}{local} is sharded, and {prefix}{told_by} is not in the state "
+                        "dict: load the weights of a base before fully_shard"
+                    )
+                    continue
                 if delta.whole:
                     delta.delta.data.copy_(delta.target)
                 else:
                     delta.original.copy_(gather(delta.target, delta.index))
-            if _holds(delta):
+            # of what is sharded no process knows whether another one has to write
+            if not is_sharded(delta.target) and _holds(delta):
                 delta.written.record(delta.delta)
             else:
                 delta.write()

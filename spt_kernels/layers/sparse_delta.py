@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from ..distributed.sharded import is_sharded
 from ..ops.write_delta import write_delta
 from .late_optimizer import check_made_after
+from .sharded_delta import local_deltas
 
 _TAG = "_spt_owner"
 _LEFT = "_spt_left_to_hook"
@@ -47,23 +49,30 @@ class DeltaOwner(Protocol):
 
 
 class WrittenState:
-    """Which state of a delta its target holds; mutable, and shared by all views of that delta."""
+    """Which state of a delta its target holds; mutable, and shared by all views of that delta.
 
-    __slots__ = ("by_optimizer", "index_name", "name", "state")
+    Of what FSDP has sharded it does not tell: shards are written after each step, and what a
+    forward sees is gathered from them.
+    """
+
+    __slots__ = ("by_optimizer", "index_name", "is_sharded", "local", "name", "state")
 
     def __init__(self, name: str = "", index_name: str | None = None) -> None:
         self.name = name  # of the delta in its module
         self.index_name = index_name  # of its positions; None where they are all
         self.state: tuple[int, int] | None = None
         self.by_optimizer = False
+        self.is_sharded = False
+        self.local: Any = None  # see `sharded_delta`
 
     def matches(self, delta: Tensor) -> bool:
         """Whether nothing has changed the delta since `record`."""
-        return self.state is not None and self.state == _state_of(delta)
+        return self.is_sharded or (self.state is not None and self.state == _state_of(delta))
 
     def record(self, delta: Tensor, *, by_optimizer: bool = False) -> None:
         """Remember that the target holds this state of the delta."""
-        self.state = _state_of(delta)
+        if not self.is_sharded:
+            self.state = _state_of(delta)
         self.by_optimizer = by_optimizer
 
     def record_version(self, delta: Tensor, storage: int) -> None:
@@ -146,7 +155,10 @@ class SparseDelta:
 
 
 def write_deltas(deltas: Iterable[SparseDelta]) -> None:
-    """Write base + delta into every target, one launch per device."""
+    """Write base + delta into every target, one launch per device.
+
+    Where FSDP has sharded them, every process of the mesh must call this with the same deltas.
+    """
     chosen = list(deltas)
     _write(chosen, restore=False)
     for d in chosen:
@@ -163,6 +175,8 @@ def restore_deltas(deltas: Iterable[SparseDelta]) -> None:
 
 @torch.no_grad()
 def _write(deltas: list[SparseDelta], *, restore: bool) -> None:
+    if any(is_sharded(d.target) for d in deltas):
+        deltas = local_deltas(deltas, with_values=not restore)
     ours = [d for d in deltas if d.target.dtype != torch.float64]
     if ours:
         write_delta(
@@ -270,8 +284,11 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     stale = []
-    for delta in map(delta_of, parameters if left is None else left):
+    for parameter in parameters if left is None else left:
+        delta = delta_of(parameter)
         if delta is None:
+            if is_sharded(parameter):
+                _check_resharded(parameter)
             continue
         if delta.written.by_optimizer:
             delta.written.by_optimizer = False
@@ -281,6 +298,17 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     _check_called(parameters)
     if all(owner_of(p) is None for p in parameters if p.requires_grad):
         check_made_after(parameters)
+
+
+def _check_resharded(parameter: Tensor) -> None:
+    """Refuse a step on shards whose module holds what a forward without a backward has gathered."""
+    owner = owner_of(parameter)
+    if owner is not None and all(own is not parameter for own in owner._parameters.values()):
+        raise RuntimeError(
+            f"{owner.__dict__.get('_spt_name', '') or type(owner).__name__} has its parameters "
+            "gathered, as FSDP leaves them after a forward without a backward, so that its deltas "
+            "cannot be written: call reshard() on the modules of fully_shard before the step"
+        )
 
 
 def _check_called(parameters: list[Tensor]) -> None:

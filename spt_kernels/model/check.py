@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..distributed.sharded import is_sharded
+
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
 
 
@@ -17,7 +19,7 @@ def check_trainable_itself(model: nn.Module, verb: str) -> None:
 
     Raises:
         ValueError: it is compiled, scripted or wrapped for data parallelism; or a parameter has no
-            values, or was made in inference mode.
+            values, is sharded, or was made in inference mode.
     """
     if isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):
         raise ValueError(
@@ -30,5 +32,7 @@ def check_trainable_itself(model: nn.Module, verb: str) -> None:
                 f"{name} was made under torch.inference_mode, and can never be trained: build the "
                 "model outside of that"
             )
+        if is_sharded(parameter):
+            raise ValueError(f"{name} is sharded: {verb} the model first, then call fully_shard")
         if parameter.device.type == "meta":
             raise ValueError(f"{name} is on the meta device: load the weights of the model first")

@@ -6,6 +6,7 @@ from .add_sparse_rows import add_sparse_rows
 from .dropout import dropout, dropout_
 from .fingerprint import fingerprint
 from .rebuild_input import rebuild_gelu, rebuild_layer_norm
+from .shared_top_tau import shared_top_tau
 from .sparse_adamw import AdamWEntry, sparse_adamw
 from .sparse_weight_grad import sparse_weight_grad
 from .squared_grad import accumulate_squared_grad, accumulate_squared_vector_grad
@@ -23,6 +24,7 @@ __all__ = [
     "gather_original",
     "rebuild_gelu",
     "rebuild_layer_norm",
+    "shared_top_tau",
     "sparse_adamw",
     "sparse_weight_grad",
     "top_tau",

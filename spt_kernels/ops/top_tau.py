@@ -45,7 +45,7 @@ def top_tau(
         TypeError: a tensor is of another dtype.
     """
     tensors = list(tensors)
-    calls = _validate(tensors, k, caps, names)
+    calls = validate(tensors, k, caps, names)
     if not tensors:
         if k:
             raise ValueError(f"k is {k}, but tensors is empty")
@@ -61,9 +61,10 @@ def top_tau(
         raise
 
 
-def _validate(
+def validate(
     tensors: list[Tensor], k: int, caps: Sequence[int] | None, names: Sequence[str] | None
 ) -> list[str]:
+    """What to call the tensors, if the arguments of `top_tau` fit together, values aside."""
     calls = [f"tensors[{m}]" for m in range(len(tensors))] if names is None else list(names)
     if len(calls) != len(tensors):
         raise ValueError(f"names has {len(calls)} items, expected {len(tensors)}, one per tensor")

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from ..distributed.sharded import is_sharded, local_part
 from ..layers import SparseDelta, delta_of
 from ..ops.sparse_adamw import AdamWEntry, sparse_adamw
 from ..ops.write_delta import TARGET_DTYPES
@@ -62,8 +63,28 @@ def members_of(optimizer: Optimizer) -> list[Member]:
                     f"parameter of shape {tuple(param.shape)}"
                 )
             state = _state_of(param, group, optimizer)
-            members.append(Member(param, param.grad, state, group, delta, entry_id))
+            if is_sharded(param):
+                members.append(_local_member(param, state, group, delta, entry_id))
+            else:
+                members.append(Member(param, param.grad, state, group, delta, entry_id))
     return members
+
+
+def _local_member(
+    param: Tensor,
+    state: dict[str, Tensor],
+    group: dict[str, Any],
+    delta: SparseDelta | None,
+    entry_id: int,
+) -> Member:
+    """The part of a parameter that FSDP has put here; the hook after the step writes its delta."""
+    if delta is not None and group["stochastic_rounding"]:
+        raise ValueError(
+            "stochastic_rounding: expected False for deltas that are sharded, which are rounded "
+            "to nearest"
+        )
+    own = {name: local_part(value) for name, value in state.items()}
+    return Member(local_part(param), local_part(param.grad), own, group, None, entry_id)
 
 
 def _state_of(param: Tensor, group: dict[str, Any], optimizer: Optimizer) -> dict[str, Tensor]:

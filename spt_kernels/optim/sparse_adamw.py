@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..distributed.sharded import is_sharded
 from ..layers.sparse_delta import leave_to_hook
 from .adamw_step import Member, fits_fused, leave, members_of, step_entries, step_rest, unscale
 from .groups import check_not_negative
@@ -120,6 +121,7 @@ class SparseAdamW(Optimizer):
             What the closure returned, or None.
 
         Raises:
+            ValueError: `stochastic_rounding` is set, and FSDP has sharded a delta.
             RuntimeError: a gradient is sparse, or a CUDA graph is being captured and `capturable`
                 is not set, or no step has been taken before.
         """
@@ -182,6 +184,7 @@ class SparseAdamW(Optimizer):
         """Keep what this step has found out, unless other parameters take part in every step."""
         trained = [id(member.param) for member in members]
         again = trained == self._trained or not self._trained
+        again &= not any(is_sharded(p) for group in self.param_groups for p in group["params"])
         self._trained = trained
         self._prepared = PreparedStep.of(self.param_groups, members) if again else None
         devices = {member.param.device for member in members if member.param.is_cuda}

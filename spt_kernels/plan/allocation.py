@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed.sharded import group_of_rows, is_sharded, local_part, local_rows
 from ..sensitivity import Sensitivity
 from .plan import Plan
-from .selection import Segment, Selected, overspent, select, select_by_cost
+from .selection import Segment, Selected, overspent, select, select_by_cost, select_shared
 from .specs import module_cost, module_spec
 
 # "published-code": a matrix is structured from σ/α selected entries on, a vector whole from 1/β
@@ -46,7 +47,9 @@ def allocate(
     budget, even if above it, and charge another 768 for the class token.
 
     Args:
-        sensitivity: scores ≥ 0 of all candidates.
+        sensitivity: scores ≥ 0 of all candidates. They may be sharded, as the gradients are that
+            `fully_shard` makes: then every process calls this, and gets the same plan; scores are
+            not gathered.
         budget: most parameters to train besides the head: a count, or a share of the backbone
             in (0, 1), rounded down.
         structured: `"lora"`, `"adapter"`, or `None` to train entries only.
@@ -97,6 +100,13 @@ def allocate_each(
     _check_options(structured, rank, rule, scale, dropout)
     counts = [_as_count(budget, sensitivity.backbone_numel) for budget in budgets]
     segments = _segments(sensitivity, structured, rank, rule)
+    group = _group_of(sensitivity)
+    if group is None:
+        selections = _select(segments, counts, rule)
+    elif rule == "paper":
+        selections = select_shared(segments, counts, group)
+    else:
+        raise ValueError(f"rule={rule!r} needs scores that are whole, not sharded ones")
     options: dict[str, Any] = {"kind": structured, "rank": rank, "scale": scale, "dropout": dropout}
     return [
         Plan(
@@ -111,8 +121,19 @@ def allocate_each(
             num_samples=sensitivity.num_samples,
             backbone_numel=sensitivity.backbone_numel,
         )
-        for budget, selected in zip(counts, _select(segments, counts, rule), strict=True)
+        for budget, selected in zip(counts, selections, strict=True)
     ]
+
+
+def _group_of(sensitivity: Sensitivity) -> Any:
+    """The processes among which the scores are dealt out; None where each has all."""
+    groups = {id(g): g for g in map(group_of_rows, sensitivity.values())}
+    if len(groups) > 1:
+        raise ValueError(
+            "sensitivity: some scores are sharded and others are not, or over other processes: "
+            "expected all of them dealt out over one mesh"
+        )
+    return next(iter(groups.values()), None)
 
 
 def _segments(
@@ -124,11 +145,16 @@ def _segments(
         info = sensitivity.info[name]
         if scores.dtype not in (torch.float32, torch.bfloat16):
             scores = scores.float()
-        flat = scores.detach().reshape(-1)  # [numel], a view of a contiguous score
-        row_numel = flat.numel() // max(1, info.shape[0] if info.shape else 1)
+        n_rows = info.shape[0] if info.shape else 1
+        row_numel = info.numel // max(1, n_rows)
+        begin, end = local_rows(scores) if is_sharded(scores) else (0, n_rows)
+        flat = local_part(scores.detach()).reshape(-1)  # [numel], a view of a contiguous score
         for place, block in enumerate(info.row_blocks):
             offset, d_out = block.start * row_numel, block.stop - block.start
             numel = d_out * row_numel
+            low = min(max(block.start, begin), block.stop)  # the rows that are here, if any
+            high = max(min(block.stop, end), low)
+            here = flat[(low - begin) * row_numel : (high - begin) * row_numel]
             # entries are trained one by one, which at the last one means all of them
             threshold, cost, is_structured = numel, numel, False
             if info.takes_modules and structured:
@@ -142,11 +168,13 @@ def _segments(
                 Segment(
                     name,
                     place,
-                    flat[offset : offset + numel],
+                    here,
                     offset,
+                    numel,
                     threshold,
                     cost,
                     is_structured,
+                    (low - block.start) * row_numel,
                 )
             )
     return segments
@@ -192,7 +220,7 @@ def _assign(
             block = sensitivity.info[segment.name].row_blocks[segment.block]
             rows.setdefault(segment.name, []).append((block.start, block.stop))
         else:
-            whole = torch.arange(segment.offset, segment.offset + segment.scores.numel())
+            whole = torch.arange(segment.offset, segment.offset + segment.numel)
             parts.setdefault(segment.name, []).append(whole)
     specs = {
         name: module_spec(kind, rank, ranges, sensitivity.info[name].shape[1], scale, dropout)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..distributed import Processes
+from ..ops.shared_top_tau import shared_top_tau
 from ..ops.top_tau import top_tau
 
 
@@ -18,20 +21,25 @@ class Segment:
     Attributes:
         name: the parameter it belongs to.
         block: which of the parameter's row blocks it is.
-        scores: view of its sensitivities, flat, contiguous.
+        scores: view of its sensitivities, flat, contiguous; of a parameter whose scores are sharded
+            those that are here.
         offset: flat position of its first element in the parameter.
+        numel: how many elements it has.
         threshold: selected entries from which on it is no longer trained entry by entry.
         cost: parameters trained once the threshold is reached.
         structured: whether those are a LoRA's or an Adapter's; else they are all of its entries.
+        first: flat position of the first of `scores` in it.
     """
 
     name: str
     block: int
     scores: Tensor
     offset: int
+    numel: int
     threshold: int
     cost: int
     structured: bool
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,27 @@ def select(segments: Sequence[Segment], budgets: Sequence[int]) -> list[Selected
         positions = [p[w] for p, w in zip(positions, within, strict=True)] if positions else within
         found[budget] = Selected(positions, [p.numel() for p in positions])
     return [found[budget] for budget in budgets]
+
+
+def select_shared(
+    segments: Sequence[Segment], budgets: Sequence[int], group: Any
+) -> list[Selected]:
+    """`select` of scores that the processes of a group hold by rows; the same in each of them.
+
+    What is selected is told to all: the scores stay where they are.
+    """
+    processes = Processes.of(group)
+    thresholds = [s.threshold for s in segments]
+    chosen = []
+    for budget in budgets:
+        own = shared_top_tau(
+            [s.scores for s in segments], budget, thresholds, group=group, names=_names(segments)
+        )
+        placed = [(p + s.first).cpu() for p, s in zip(own, segments, strict=True)]
+        # rows are dealt out in the order of ranks
+        positions = [torch.cat(parts) for parts in zip(*processes.gather(placed), strict=True)]
+        chosen.append(Selected(positions, [p.numel() for p in positions]))
+    return chosen
 
 
 def select_by_cost(segments: Sequence[Segment], budgets: Sequence[int]) -> list[Selected]:

@@ -206,7 +206,9 @@ def _measured(run: Run[SegmentationSetting], method: Method) -> Sensitivity:
         model.to("cpu")
         return measured
 
-    return measured_once(run, setting.evidence(method), measure)
+    measured = measured_once(run, setting.evidence(method), measure)
+    assert measured is not None  # there is but one process
+    return measured
 
 
 def _train(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..distributed import Processes
 from ..model import (
     HeadPatterns,
     HeadSource,
@@ -29,7 +31,8 @@ from .per_sample.losses import PerSampleLoss
 from .per_sample.measurement import forked_random_state, logger, measure
 from .per_sample.progress import reporting
 from .per_sample.restoration import borrowed
-from .scores import Sensitivity, check_num_samples
+from .scores import Sensitivity
+from .shared import measured_together
 
 
 @torch.inference_mode(False)  # which a caller may be in, and in which nothing has a gradient
@@ -45,6 +48,7 @@ def measure_sensitivity(
     device: torch.device | str | None = None,
     train: bool = False,
     progress: bool | Callable[[int, int], None] = True,
+    group: Any = None,
 ) -> Sensitivity:
     """Measure how much each parameter matters to a task: the paper's Algorithm 1, batched.
 
@@ -69,13 +73,19 @@ def measure_sensitivity(
     The model is left as it was: mode, `requires_grad`, gradients, buffers, hooks. Its dropout, when
     `train` is set, draws from the global random state; nothing else does.
 
+    With a `group` its processes share the work: each calls this with the same model and arguments
+    and with `batches` of its own, as a DataLoader with a `DistributedSampler` gives them, measures
+    its share of the samples, and gets the scores of all. They are summed in the order of ranks, so
+    that every process has the same bits, and `allocate` makes the same plan of them everywhere.
+
     Args:
         model: called as `model(input)`.
         batches: yields `(input, target)` pairs, for example a DataLoader. Inputs and targets may
             be tensors or nests of them; each has one row per sample.
         loss_fn: `loss_fn(output, target)`, a scalar; called on batches of one sample.
         num_samples: how many samples to use, exactly; all there are when `batches` has fewer
-            (`Sensitivity.num_samples` tells).
+            (`Sensitivity.num_samples` tells). Of a group: in all processes together, of which rank
+            `r` of `n` measures samples `r`, `r + n`, and so on; one that has none helps to sum.
         include: shell-style patterns of parameter names to measure besides the default candidates.
             What is included of a head that was found is no longer part of it.
         exclude: patterns of names to leave out.
@@ -84,21 +94,60 @@ def measure_sensitivity(
             for nothing. None of it is measured.
         device: where batches are moved; by default where the model is.
         train: measure in training mode instead of eval mode.
-        progress: draw a bar on a terminal; or a function called with (samples done, wanted).
+        progress: draw a bar on a terminal; or a function called with (samples done, wanted), which
+            are those of this process.
+        group: of `torch.distributed`, as `torch.distributed.group.WORLD`, whose processes measure
+            together; None measures in this process alone, whatever others do.
 
     Returns:
         The scores in fp32, on the device of each parameter.
 
     Raises:
+        OtherProcessFailed: another process of the group cannot measure; says which, and why.
         TypeError: an argument, or the labels, are of the wrong type.
         ValueError: no samples, or none with a label; labels out of range; a loss that is no scalar,
             not finite, fails, or depends on nothing of the model that is measured; samples that
             influence each other; a pattern that matches nothing; scores that are not finite, or all
             zero; a model that is compiled, wrapped for data parallelism, tuned, on the meta device,
-            or made in inference mode.
+            or made in inference mode; the models of a group's processes differ.
     """
+    processes = Processes.of(group)
+    measured = measured_together(
+        processes,
+        model,
+        num_samples,
+        partial(
+            _measure,
+            model,
+            batches,
+            loss_fn,
+            include=include,
+            exclude=exclude,
+            head=head,
+            device=device,
+            train=train,
+            progress=progress if callable(progress) else progress and processes.is_first,
+        ),
+    )
+    _check_any(measured)
+    return measured
+
+
+def _measure(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss_fn: Callable[[Any, Any], Tensor],
+    num_samples: int,
+    *,
+    include: Iterable[str],
+    exclude: Iterable[str],
+    head: HeadPatterns | None,
+    device: torch.device | str | None,
+    train: bool,
+    progress: bool | Callable[[int, int], None],
+) -> Sensitivity:
+    """What this process measures; the arguments are those of `measure_sensitivity`."""
     _check_model(model)
-    check_num_samples(num_samples)
     loss = PerSampleLoss(loss_fn)
     parameters = dict(model.named_parameters())
     given = None if head is None else head_names(model, head)
@@ -123,7 +172,6 @@ def measure_sensitivity(
             linears.values(),
             lambda done: report(done, num_samples),
         )
-    _check_any(scores)
     for name, module in linears.items():
         if (
             module not in methods.called

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..distributed.sharded import is_sharded
 from ..layers import AdapterLayer, LoraLayer, SparseDelta
 from ..layers.delta_holder import DeltaHolder
 
@@ -44,6 +45,11 @@ class BaseModel:
         found = cls({}, {}, {}, {}, {}, {})
         _walk(model, "", found, set())
         return found
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP has dealt parameters out to several processes."""
+        return any(map(is_sharded, self.parameters.values()))
 
     @property
     def trained_tensors(self) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..distributed import Processes
+from ..distributed.sharded import is_sharded, reshard
 from ..errors import BaseModelMismatch
 from .base_model import BaseModel, holds_peft, is_data_parallel, unwrap
 from .file.format import TaskFile, read, write
@@ -37,6 +39,9 @@ def save_delta(
     the base weights of every touched tensor, as `apply` found them. The same model gives the same
     bytes.
 
+    Of a model that `fully_shard` has dealt out, every process calls this: the values are brought
+    together, and rank 0 writes the file. Its frozen values are taken to be what they were.
+
     Of an average of tuned models (an EMA) pass the averaged model itself, `ema.module`, while the
     model that was averaged still is there.
 
@@ -60,10 +65,14 @@ def save_delta(
             fit no base; it holds values that are NaN, infinite, or too large for `dtype`;
             `metadata` is of another form, or names another number of classes than the head has.
         OSError: the file cannot be written; what was at `path` stays.
+        OtherProcessFailed: likewise, in the processes that do not write a sharded model's.
     """
     if dtype not in _SAVED_DTYPES:
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
-    return write(task_of(model, dtype, as_json(metadata)), path)
+    task = task_of(model, dtype, as_json(metadata))
+    # over which of them the parameters are dealt out is told by no one tensor
+    processes = Processes.of_all() if _is_sharded(model) else Processes()
+    return processes.from_first(lambda: write(task, path))
 
 
 def task_of(
@@ -73,6 +82,7 @@ def task_of(
 ) -> TaskFile:
     """What `save_delta` writes; arguments and errors as there."""
     bare = _tuned(model, "save")
+    reshard(bare)
     now = BaseModel.of(bare)
     _refuse("save", task_problem(bare, now))
     frozen = FrozenState.of(bare, now)
@@ -119,7 +129,8 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     model says of its classes: `num_classes`, or `num_labels` and the names in a `config` of
     transformers, which are those in the file's metadata where it has them.
 
-    The head and the deltas are trainable afterwards, the rest is frozen.
+    The head and the deltas are trainable afterwards, the rest is frozen. Into a tuned model that
+    `fully_shard` has dealt out every process loads a task of the same structure.
 
     Args:
         model: the base model, or one tuned from it; on any device, in the dtype it was saved in.
@@ -133,7 +144,7 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
             loaded.
         BaseModelMismatch: it was made for another base model; names the first tensor that differs.
         ValueError: the task's structure is another one and the model is wrapped for data
-            parallelism; the model was tuned and is no longer as `apply` made it.
+            parallelism or sharded; the model was tuned and is no longer as `apply` made it.
         OSError: the file cannot be read, `FileNotFoundError` among them.
     """
     _check_is_module(model)
@@ -145,8 +156,14 @@ def load_task(model: nn.Module, task: TaskFile, source: str) -> nn.Module:
     """`load_delta` of what was in a file, which messages call `source`."""
     _refuse_peft(model, "load a task", "load_adapter(folder, name)")
     bare = unwrap(model)
+    reshard(bare)
     now = BaseModel.of(bare)
     frozen = None
+    if now.is_sharded and not (_is_tuned(bare) and has_same_structure(bare, now, task)):
+        raise ValueError(
+            "fully_shard has dealt out the parameters, and the model is not tuned as the task has "
+            "it: load the task before fully_shard"
+        )
     if _is_tuned(bare):
         _refuse("load a task", task_problem(bare, now))
         frozen = FrozenState.of(bare, now)
@@ -193,7 +210,7 @@ def merge(model: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: the model is not tuned, has an Adapter (named), lacks something that `apply`
-            left, or is wrapped for data parallelism. The model is as it was.
+            left, or is wrapped for data parallelism or sharded. The model is as it was.
     """
     _refuse_peft(model, "merge", "merge_and_unload()")
     bare = _tuned(model, "merge")
@@ -220,7 +237,7 @@ def unload(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the model is not tuned, a parameter was trained whole without its base value
             being known, a layer or the head was replaced or a frozen value changed since `apply`,
-            or the model is wrapped for data parallelism. The model is as it was.
+            or the model is wrapped for data parallelism or sharded. The model is as it was.
     """
     _refuse_peft(model, "unload", "unload()")
     bare = _tuned(model, "unload")
@@ -267,7 +284,16 @@ def _refuse_wrapped_for_loading(model: nn.Module) -> None:
         )
 
 
+def _is_sharded(model: nn.Module) -> bool:
+    return any(map(is_sharded, model.parameters()))
+
+
 def _refuse_wrapped(model: nn.Module, verb: str) -> None:
+    if _is_sharded(model):
+        raise ValueError(
+            f"cannot {verb} where fully_shard has dealt out the parameters: save the task, load it "
+            "onto a base model that is whole, and go on with that"
+        )
     if is_data_parallel(model):
         raise ValueError(
             f"cannot {verb} under a data parallel wrapper, which holds on to the parameters it "

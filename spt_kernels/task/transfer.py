@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distributed.sharded import put_whole, whole
 from ..layers import LoraLayer, restore_deltas, untune, write_deltas
 from ..model.replaced_head import fit_head, name_classes, restore_head
 from ..plan import Plan
@@ -106,12 +107,12 @@ def fill(model: nn.Module, now: BaseModel, task: Task) -> None:
     """Copy the task's values into a model tuned by its plan, and write the weights."""
     tuning, trained = tuning_of(model), now.trained_tensors
     for name, values in task.values.items():
-        now.deltas[name].delta.copy_(values)
+        put_whole(now.deltas[name].delta, values)
     for name, parts in task.structured.items():
         for local, part in parts.items():
-            getattr(now.structured[name], local).copy_(part)
+            put_whole(getattr(now.structured[name], local), part)
     for name in task.dense.keys() - now.buffers.keys():
-        trained[name].copy_(task.dense[name])
+        put_whole(trained[name], task.dense[name])
     buffers: Mapping[str, Tensor | None] = task.buffers
     if isinstance(task, TaskFile):
         buffers, classes = buffers_of(task, now), tuple(task.metadata.get("classes", ()))
@@ -233,7 +234,7 @@ def _change_tuning(model: nn.Module, **changes: Any) -> None:
 
 
 def _kept(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    values = tensor.detach().cpu()
+    values = whole(tensor.detach()).cpu()
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"{name} holds NaN or infinite values: the training diverged")
     if dtype == torch.float32:

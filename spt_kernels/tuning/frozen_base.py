@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..distributed.sharded import is_sharded
 from ..layers import sparse_deltas, tuned_modules
 from ..ops.fingerprint import fingerprint
 
@@ -90,7 +91,7 @@ def _is_other(source: Tensor | None, own: Tensor) -> bool:
 
 
 def watch_state_dicts(model: nn.Module) -> None:
-    """Let a tuned model notice what `load_state_dict` does to its base.
+    """Let a tuned model notice what `load_state_dict` does to its base, unless it is sharded.
 
     A state dict of the same base, in which averaging has rounded what is frozen, leaves that as it
     is. One of another base, as a checkpoint is for a model of random weights, brings that base.
@@ -111,6 +112,8 @@ def unwatch_state_dicts(model: nn.Module) -> None:
 def _before_loading(
     model: nn.Module, state_dict: dict[str, Any], prefix: str, *_unused: Any
 ) -> None:
+    if any(map(is_sharded, model.parameters())):
+        return  # no process has a whole parameter to compare
     kept: dict[str, Tensor] = {}
     deltas = sparse_deltas(model).values()
     positions = {id(delta.target): delta.index for delta in deltas}

@@ -15,6 +15,10 @@ from .losses import samples_of
 _PATIENCE = 256
 
 
+class NoSamples(ValueError):
+    """There is nothing to measure on."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Some samples, once drawn on the device of the measurement."""
@@ -63,8 +67,9 @@ class Samples:
 
     Raises:
         TypeError: `batches` cannot be iterated.
-        ValueError: while iterating: there is no batch, or one is not a pair of an input and a
-            target whose tensors have one row per sample, or no sample has a label.
+        NoSamples: while iterating: there is no batch, or no sample has a label.
+        ValueError: likewise: one is not a pair of an input and a target whose tensors have one row
+            per sample.
     """
 
     def __init__(
@@ -112,11 +117,11 @@ class Samples:
                 return part
         if not self._has_yielded:
             if self._n_unlabelled:
-                raise ValueError(
+                raise NoSamples(
                     f"target: none of {self._n_unlabelled} samples has a label: all that they hold "
                     "is the loss function's ignore_index"
                 )
-            raise ValueError("batches: expected at least one batch of samples, got none")
+            raise NoSamples("batches: expected at least one batch of samples, got none")
         raise StopIteration
 
     def put_back(self, batch: Batch) -> None:

@@ -118,7 +118,7 @@ def measure(
         report(done)
     assert methods is not None
     accumulator.finish()
-    _check_finite(scores)
+    check_finite(scores)
     return scores, done, methods
 
 
@@ -207,7 +207,8 @@ def _tell(methods: Methods, names: Collection[str]) -> None:
         logger.warning("; ".join(lines))
 
 
-def _check_finite(scores: Mapping[str, Tensor]) -> None:
+def check_finite(scores: Mapping[str, Tensor]) -> None:
+    """Raise for a score that is no number, or too large for one."""
     for name, score in scores.items():
         # one read pass: a score is not negative, and a NaN is larger than any number here
         if score.numel() and not torch.isfinite(score.amax()):

@@ -1,0 +1,126 @@
+"""A measurement that several processes share: each takes some of the samples, all get the sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..distributed import Processes
+from ..ops.fingerprint import fingerprint
+from .per_sample.batches import NoSamples
+from .per_sample.measurement import check_finite
+from .scores import Sensitivity, check_num_samples
+
+# In which the measurements of two processes of one model are the same
+_SAME = ("model_name", "head", "head_source", "backbone_numel")
+
+
+def measured_together(
+    processes: Processes,
+    model: nn.Module,
+    num_samples: int,
+    measure: Callable[[int], Sensitivity],
+) -> Sensitivity:
+    """The sums of what each process measures.
+
+    Args:
+        processes: that share the samples.
+        model: the same in all of them.
+        num_samples: in all.
+        measure: measures so many samples in this process.
+
+    Raises:
+        NoSamples: no process has any.
+        OtherProcessFailed: another process cannot measure.
+        ValueError: the models differ, or what was found of them does.
+    """
+    check_num_samples(num_samples)
+    if processes.size == 1:
+        return measure(num_samples)
+
+    def own_part() -> tuple[Sensitivity | None, dict[str, str]]:
+        own = processes.share(num_samples)
+        try:
+            part = measure(own) if own else None
+        except NoSamples:
+            part = None
+        return part, _digests(model)
+
+    part, digests = processes.together(own_part)
+    told = processes.gather((None if part is None else _but_scores(part), digests))
+    _check_same_models([of_model for _, of_model in told])
+    outline = _combined([outline for outline, _ in told])
+    if part is not None:
+        scores = dict(part.scores)
+    else:
+        parameters = dict(model.named_parameters())
+        scores = {name: _zeros_like(parameters[name]) for name in outline["info"]}
+    processes.sum_(list(scores.values()))
+    check_finite(scores)
+    return Sensitivity(scores=scores, **outline)
+
+
+def _digests(model: nn.Module) -> dict[str, str]:
+    """Fingerprints of all parameters by name."""
+    named = {n: p.detach() for n, p in model.named_parameters() if p.element_size() <= 8}
+    return dict(zip(named, fingerprint([*named.values()]), strict=True))
+
+
+def _but_scores(part: Sensitivity) -> dict[str, Any]:
+    return {f.name: getattr(part, f.name) for f in fields(part) if f.name != "scores"}
+
+
+def _check_same_models(digests: Sequence[Mapping[str, str]]) -> None:
+    for rank, own in enumerate(digests):
+        for name in {**digests[0], **own}:
+            if digests[0].get(name) != own.get(name):
+                raise ValueError(
+                    f"model: {name} is another one in process {rank} than in process 0: expected "
+                    "the same model in all of them, loaded from one file or made with one seed"
+                )
+
+
+def _combined(outlines: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """What is known of the parameters besides scores, where every process has seen its samples."""
+    parts = {rank: outline for rank, outline in enumerate(outlines) if outline is not None}
+    if not parts:
+        raise NoSamples("batches: expected at least one batch of samples, got none in any process")
+    first, *others = parts
+    combined = dict(parts[first])
+    for rank in others:
+        for name in _SAME:
+            if parts[rank][name] != combined[name]:
+                raise ValueError(
+                    f"{name}: process {rank} has found {parts[rank][name]}, and process {first} "
+                    f"{combined[name]}: expected the same arguments in all of them"
+                )
+        if list(parts[rank]["info"]) != list(combined["info"]):
+            raise ValueError(
+                f"include, exclude: process {rank} has measured other parameters than process "
+                f"{first}: expected the same arguments in all of them"
+            )
+    infos = [part["info"] for part in parts.values()]
+    combined["info"] = {
+        # that the model calls the layer need not show in the samples of each process
+        name: next((i[name] for i in infos if i[name].kind != "functional"), infos[0][name])
+        for name in infos[0]
+    }
+    for field, among in (("fallback", any), ("idle", all)):
+        combined[field] = tuple(
+            name for name in infos[0] if among(name in part[field] for part in parts.values())
+        )
+    combined["num_samples"] = sum(part["num_samples"] for part in parts.values())
+    return combined
+
+
+def _zeros_like(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(
+        parameter,
+        dtype=torch.float32,
+        memory_format=torch.contiguous_format,
+        requires_grad=False,
+    )

@@ -1,0 +1,58 @@
+"""`SharedStep`: a training step of which each of several processes takes a share of the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..distributed import Processes
+from .training_step import TrainingStep
+
+
+class SharedStep(TrainingStep):
+    """Forward and backward on this process's share, and the update that the whole batch asks for.
+
+    What is trained is small beside the model, so its gradients travel in one go after the backward.
+    They are summed in the order of ranks, so that every process takes the same step to the bit.
+    A process whose share is empty takes the step of the others.
+
+    Attributes:
+        processes: that share each batch; all are called as often.
+    """
+
+    def __init__(self, *arguments: Any, processes: Processes, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.processes = processes
+        self._samples = 0
+
+    def backward(self, *batch: Tensor) -> Tensor:
+        """The gradients of the mean loss of this process's share, and that, 0 of none."""
+        self._samples = len(batch[0])
+        return super().backward(*batch) if self._samples else torch.zeros_like(batch[0].sum())
+
+    def update(self) -> None:
+        """Step by the gradients of the mean loss of the whole batch."""
+        self._share_gradients()
+        super().update()
+
+    @torch.no_grad()
+    def _share_gradients(self) -> None:
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        has_gradient = [param.grad is not None for param in trained]
+        # what the loss does not depend on has none, and AdamW leaves it alone
+        parts = [
+            torch.zeros(p.numel(), device=p.device) if p.grad is None else p.grad.float().view(-1)
+            for p in trained
+        ]
+        device = trained[0].device
+        told = torch.tensor([self._samples, *has_gradient], dtype=torch.float32, device=device)
+        sums = torch.cat([*parts, told])
+        sums[: -len(told)] *= self._samples
+        self.processes.sum_([sums])
+        *grads, told = sums.split([*(p.numel() for p in trained), len(told)])
+        samples, *present = told.tolist()
+        for param, grad, is_present in zip(trained, grads, present, strict=True):
+            own = grad.div_(samples).view_as(param).to(param.dtype)
+            param.grad = own if is_present else None
