@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # Gradient of a parameter by sample: a matrix and a vector as factors that are multiplied and summed
-# over tokens, a whole one as it is. A matrix without a second factor is whole as well.
-Kind = Literal["matrix", "vector", "whole"]
+# over tokens, a whole one as it is, and one that tokens look rows up in by the numbers of these. A
+# matrix without a second factor is whole as well.
+Kind = Literal["matrix", "vector", "whole", "lookup"]
 
 
 class Factors(NamedTuple):
@@ -19,7 +20,7 @@ class Factors(NamedTuple):
 
     Attributes:
         grad_output: `[samples, tokens, ...]`, or the whole gradient `[samples, *shape]`.
-        input: `[samples, tokens, ...]`.
+        input: `[samples, tokens, ...]`; of a lookup the rows, `[samples, tokens]`.
         mean: fp32 `[samples, tokens]`, what is to be subtracted of the input.
         rstd: fp32 `[samples, tokens]`, what it is to be multiplied by then.
     """
