@@ -10,6 +10,8 @@ from transformers import (
     BertConfig,
     BertForQuestionAnswering,
     BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
 )
@@ -35,6 +37,14 @@ def tiny_llama(*, tied: bool = False, **options: Any) -> nn.Module:
         **options,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def tiny_gpt2() -> nn.Module:
+    """A GPT-2 of one block: matrices `[in, out]`, learnt positions, tied words."""
+    torch.manual_seed(0)
+    shape = {"n_embd": 24, "n_layer": 1, "n_head": 4, "n_positions": 16}
+    config = GPT2Config(vocab_size=N_WORDS, bos_token_id=1, eos_token_id=2, **shape)
+    return GPT2LMHeadModel(config).eval()
 
 
 def tiny_bert(kind: str = "classes") -> nn.Module:

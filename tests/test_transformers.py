@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spt_kernels as spt
-from tests.language_models import N_WORDS, sentences, tiny_bert, tiny_llama
+from tests.language_models import N_WORDS, sentences, tiny_bert, tiny_gpt2, tiny_llama
 
 _TOWER = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3}
 _IMAGES = {**_TOWER, "intermediate_size": 36, "image_size": 8, "patch_size": 4}
@@ -114,14 +114,8 @@ def tuned(model: nn.Module, batch: dict[str, Tensor], loss_fn: Any = None, **opt
     return spt.apply(model, spt.allocate(found, budget=500, structured="lora", rank=1))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_five_lines(family: str, tmp_path: Path) -> None:
-    make, batch, loss_fn = FAMILIES[family]
-    model, base = make(), make()
-    tuned(model, batch, loss_fn)
-    plan = model.spt_tuning.plan
-    assert plan.structured
-    assert plan.unstructured
+def trained(model: nn.Module, batch: dict[str, Tensor], loss_fn: Any = None) -> list[Tensor]:
+    """The losses before, between and after three steps."""
     optimizer = spt.SparseAdamW(spt.param_groups(model), lr=1e-2)
     losses = []
     for _ in range(3):
@@ -131,7 +125,19 @@ def test_five_lines(family: str, tmp_path: Path) -> None:
         optimizer.zero_grad()
         losses.append(loss.detach())
     with torch.no_grad():
-        after = loss_of(model, batch, loss_fn)
+        return [*losses, loss_of(model, batch, loss_fn)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_five_lines(family: str, tmp_path: Path) -> None:
+    make, batch, loss_fn = FAMILIES[family]
+    model, base = make(), make()
+    tuned(model, batch, loss_fn)
+    plan = model.spt_tuning.plan
+    assert plan.structured
+    assert plan.unstructured
+    losses = trained(model, batch, loss_fn)
+    after = losses[-1]
     assert after < losses[0]
 
     spt.save_delta(model, tmp_path / "task.safetensors")
@@ -160,9 +166,7 @@ def test_tied_words_are_left_alone_or_trained_whole(tmp_path: Path) -> None:
 
     model = tuned(tiny_llama(tied=True), batch, head="lm_head")
     assert model.spt_tuning.plan.head == ("model.embed_tokens.weight",)
-    optimizer = spt.SparseAdamW(spt.param_groups(model), lr=1e-2)
-    model(**batch).loss.backward()
-    optimizer.step()
+    trained(model, batch)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     spt.save_delta(model, tmp_path / "task.safetensors")
     loaded = spt.load_delta(tiny_llama(tied=True), tmp_path / "task.safetensors")
@@ -176,6 +180,22 @@ def test_tied_words_are_left_alone_or_trained_whole(tmp_path: Path) -> None:
     plan = spt.allocate(included, budget=0.3)
     with pytest.raises(ValueError, match=r"embed_tokens.weight is shared with lm_head.weight"):
         spt.apply(tiny_llama(tied=True), plan)
+
+
+def test_transposed_matrices_are_trained_entry_by_entry(tmp_path: Path) -> None:
+    batch, base = sentences(), tiny_gpt2()
+    model = tuned(tiny_gpt2(), batch)
+    assert not model.spt_tuning.plan.structured
+    name = "transformer.h.0.mlp.c_fc.weight"
+    entries = model.spt_tuning.plan.unstructured[name]
+    losses = trained(model, batch)
+    assert losses[-1] < losses[0]
+    spt.save_delta(model, tmp_path / "task.safetensors")
+    loaded = spt.merge(spt.load_delta(tiny_gpt2(), tmp_path / "task.safetensors"))
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).loss, losses[-1])
+    changed = loaded.get_parameter(name) != base.get_parameter(name)
+    assert changed.flatten().nonzero().flatten().tolist() == entries.tolist()
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spt_kernels as spt
-from tests.language_models import IGNORED, sample, sentences, tiny_bert, tiny_llama
+from tests.language_models import IGNORED, sample, sentences, tiny_bert, tiny_gpt2, tiny_llama
 
 
 def measure(model: nn.Module, batches: Any, *args: Any, **options: Any) -> spt.Sensitivity:
@@ -58,6 +58,15 @@ def test_a_loss_that_a_model_computes_without_transformers_loss_function() -> No
     found = measure(model, [UserDict(batch)])  # as tokenizers give it
     assert not found.fallback
     assert found.head == ("classifier.weight", "classifier.bias")
+    assert_alone(found, model, [batch])
+
+
+def test_transposed_matrices_are_candidates_and_measured_in_batches() -> None:
+    model, batch = tiny_gpt2(), sentences(4)
+    found = measure(model, [batch])
+    assert not found.fallback
+    for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
+        assert {f"transformer.h.0.{name}.weight", f"transformer.h.0.{name}.bias"} <= set(found)
     assert_alone(found, model, [batch])
 
 

@@ -158,7 +158,7 @@ class Accumulator:
 def _are_factor_and_shift(first: _Part, second: _Part) -> bool:
     """Whether they are the weight and the bias of a layer, say, whose gradients come from one."""
     are_whole = first.piece.stop is None and second.piece.stop is None
-    is_factor = first.role.kind != "whole" and first.role.needs_input
+    is_factor = first.role.kind != "whole" and first.role.needs_input and not first.role.transposed
     return are_whole and is_factor and not second.role.needs_input
 
 

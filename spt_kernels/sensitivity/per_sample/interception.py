@@ -21,6 +21,7 @@ from .watched import Piece, Watcher, pieces_of, watched_in
 
 _RECOGNIZED: dict[Any, Callable[..., Use | None]] = {
     F.linear: uses.linear,
+    torch.addmm: uses.addmm,
     F.conv2d: conv2d,
     F.layer_norm: uses.layer_norm,
     torch.layer_norm: uses.layer_norm,

@@ -129,7 +129,7 @@ def measure(
     late = set(methods.one_by_one) - reached
     if late:  # as nobody could tell before the last sample
         methods = methods.with_idle(late)
-        _tell_idle(methods, parameters)
+        logger.warning(_idle_line(methods, parameters))
     accumulator.finish()
     _check_finite(scores)
     return scores, done, methods
@@ -204,18 +204,21 @@ def _compute_dtypes(parameters: Mapping[str, Tensor]) -> set[torch.dtype]:
 
 
 def _tell(methods: Methods, names: Collection[str]) -> None:
-    """On the parameters that are measured slowly, or not reached at all."""
+    """One line on the parameters that are measured slowly, or not reached at all."""
+    lines = []
     if methods.one_by_one:
-        logger.warning(
+        lines.append(
             f"{len(methods.one_by_one)} of {len(names)} parameters are measured sample by sample, "
             f"which is exact but slow: {in_few_words(methods.one_by_one)}"
         )
     if methods.idle:
-        _tell_idle(methods, names)
+        lines.append(_idle_line(methods, names))
+    if lines:
+        logger.warning("; ".join(lines))
 
 
-def _tell_idle(methods: Methods, names: Collection[str]) -> None:
-    logger.warning(
+def _idle_line(methods: Methods, names: Collection[str]) -> str:
+    return (
         f"the loss does not depend on {len(methods.idle)} of {len(names)} parameters, which "
         f"score 0: {in_few_words(parts_of(methods.idle, names))}"
     )

@@ -67,6 +67,7 @@ class Role(NamedTuple):
     needs_input: bool = True
     samples_numel: int = 0  # numbers that `rule` makes of one row of the batch; 0: views
     derived: bool = False  # what is used was made of the parameter
+    transposed: bool = False  # of a matrix `[in, out]`: the two factors change places
 
     def samples_at_once(self, rows_per_sample: int) -> int:
         """How many samples `rule` may take at a time where it makes something of them."""
@@ -116,6 +117,21 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Use | N
         return None
     roles = (Role(weight, "matrix", _last), Role(bias, "vector", _last, needs_input=False))
     return Use(input, roles, saves_as_computed=True)
+
+
+def addmm(bias: Any, input: Any, weight: Any, *, beta: Any = 1, alpha: Any = 1) -> Use | None:
+    """`torch.addmm(bias, input, weight)`, a Linear whose weight is `[in, out]`."""
+    if (beta, alpha) != (1, 1) or bias.ndim != 1:
+        return None
+
+    def rule(samples: int, grad_output: Tensor, input: Tensor | None = None) -> Factors:
+        assert input is not None
+        return _last(samples, input, grad_output)
+
+    weights = Role(weight, "matrix", rule, transposed=True)
+    return Use(
+        input, (weights, Role(bias, "vector", _last, needs_input=False)), saves_as_computed=True
+    )
 
 
 def layer_norm(
