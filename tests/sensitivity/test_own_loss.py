@@ -110,6 +110,24 @@ def test_a_loss_that_mixes_the_samples_rows_is_noticed() -> None:
     assert_alone(found, model, [batch])
 
 
+class Balanced(TimeFirst):
+    """The same words in order, and to the loss a small term is added in place."""
+
+    def forward(self, input_ids: Tensor, labels: Tensor, **_unused: Tensor) -> dict[str, Tensor]:
+        features = self.mix(self.words(input_ids))
+        loss = F.cross_entropy(self.last(features.relu()).flatten(0, 1), labels.flatten())
+        loss += 1e-5 * features.square().sum()  # as routers of experts have one
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_term_that_is_added_in_place_counts(n: int) -> None:
+    model, batch = Balanced(), sentences(n)
+    found = measure(model, [batch])
+    assert set(found.fallback) == set(found)
+    assert_alone(found, model, [batch])
+
+
 def test_a_sample_without_labels_counts_as_none() -> None:
     first, second = sentences(3), sentences(2, seed=2)
     first["labels"][0] = IGNORED

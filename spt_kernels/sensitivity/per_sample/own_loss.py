@@ -174,7 +174,7 @@ class _Recorder(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._calls: list[tuple[Tensor, Any, Any, Any]] = []
+        self._calls: list[tuple[Tensor, int, Any, Any, Any]] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -182,13 +182,13 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if func in _LOSSES:
-            self._calls.append((result, func, args, kwargs))
+            self._calls.append((result, result._version, func, args, kwargs))
         return result
 
     def rows_of(self, loss: Tensor, batch: int) -> _Rows | None:
         """The call that made this very loss, by sample; None where there is none, or no rows."""
-        for result, func, args, kwargs in self._calls:
-            if result is loss:
+        for result, version, func, args, kwargs in self._calls:
+            if result is loss and loss._version == version:  # nothing was added to it in place
                 return _rows_of_call(func, args, kwargs, batch)
         return None
 

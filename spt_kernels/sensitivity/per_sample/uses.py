@@ -119,19 +119,21 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Use | N
     return Use(input, roles, saves_as_computed=True)
 
 
-def addmm(bias: Any, input: Any, weight: Any, *, beta: Any = 1, alpha: Any = 1) -> Use | None:
+def addmm(*args: Any, **kwargs: Any) -> Use | None:
     """`torch.addmm(bias, input, weight)`, a Linear whose weight is `[in, out]`."""
-    if (beta, alpha) != (1, 1) or bias.ndim != 1:
+    if len(args) != 3 or kwargs or args[0].ndim != 1:
         return None
+    bias, input, weight = args
 
     def rule(samples: int, grad_output: Tensor, input: Tensor | None = None) -> Factors:
         assert input is not None
         return _last(samples, input, grad_output)
 
-    weights = Role(weight, "matrix", rule, transposed=True)
-    return Use(
-        input, (weights, Role(bias, "vector", _last, needs_input=False)), saves_as_computed=True
+    roles = (
+        Role(weight, "matrix", rule, transposed=True),
+        Role(bias, "vector", _last, needs_input=False),
     )
+    return Use(input, roles, saves_as_computed=True)
 
 
 def layer_norm(
