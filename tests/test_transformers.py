@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,16 +234,3 @@ def test_a_language_model_of_16_bits_is_measured_and_generates() -> None:
         for use in (True, False)
     )
     assert torch.equal(cached, again)
-
-
-GUIDE = (Path(__file__).parent.parent / "docs" / "TRANSFORMERS.md").read_text()
-
-
-def test_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    blocks = re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
-    for block in blocks:
-        exec(block, names)
-    assert len(blocks) >= 4
-    assert (tmp_path / "task.safetensors").exists()
