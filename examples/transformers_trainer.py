@@ -7,7 +7,6 @@ import argparse
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import FakeData, ImageFolder
@@ -42,10 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     to_pixels = (transforms.ToTensor(), transforms.Normalize(0.5, 0.5))
     data.transform = transforms.Compose([transforms.Resize(size), *to_pixels])
 
-    def loss(output: object, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(output.logits, labels)
-
-    sensitivity = spt.measure_sensitivity(model, DataLoader(data, 16, shuffle=True), loss)
+    batches = DataLoader(data, 16, shuffle=True, collate_fn=collate)
+    sensitivity = spt.measure_sensitivity(model, batches)
     spt.apply(model, spt.allocate(sensitivity, budget=0.05 if args.smoke else 0.005))
     optimizer = spt.SparseAdamW(spt.param_groups(model, weight_decay=1e-4), lr=1e-3)
     how = TrainingArguments(num_train_epochs=1 if args.smoke else 100, save_strategy="no")

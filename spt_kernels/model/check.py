@@ -7,6 +7,7 @@ from torch import nn
 
 from ..distributed.sharded import is_sharded
 
+_QUANTIZERS = ("torchao", "bitsandbytes")
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
 
 
@@ -19,7 +20,7 @@ def check_trainable_itself(model: nn.Module, verb: str) -> None:
 
     Raises:
         ValueError: it is compiled, scripted or wrapped for data parallelism; or a parameter has no
-            values, is sharded, or was made in inference mode.
+            values, is quantized or sharded, or was made in inference mode.
     """
     if isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):
         raise ValueError(
@@ -27,6 +28,12 @@ def check_trainable_itself(model: nn.Module, verb: str) -> None:
             "compiled or wrapped"
         )
     for name, parameter in model.named_parameters():
+        if type(parameter).__module__.partition(".")[0] in _QUANTIZERS:
+            raise ValueError(
+                f"{name} is quantized ({type(parameter).__name__}), and what is trained would be "
+                "lost in rounding: measure, tune and merge the model in floating point, and "
+                "quantize what merge leaves behind"
+            )
         if parameter.is_inference():
             raise ValueError(
                 f"{name} was made under torch.inference_mode, and can never be trained: build the "

@@ -29,15 +29,16 @@ def head_names(model: nn.Module, head: HeadPatterns | None = None) -> tuple[str,
     Args:
         model: any module.
         head: names of parameters or modules, or shell-style patterns of them; `()` or `"none"` for
-            no head.
+            no head. What several modules share is named once, whichever of its names is given.
 
     Raises:
         TypeError: `head` is no string and no sequence of strings.
         ValueError: one of them matches nothing.
     """
-    names = [name for name, _ in model.named_parameters()]
     if head is not None:
-        return matching_head(names, head)
+        every = dict(model.named_parameters(remove_duplicate=False))
+        found = {id(every[name]) for name in matching_head(every, head)}
+        return tuple(name for name, parameter in model.named_parameters() if id(parameter) in found)
     heads: list[nn.Module] = []
     for host in _timm_models(model):
         heads += _timm_heads(host)
@@ -45,6 +46,21 @@ def head_names(model: nn.Module, head: HeadPatterns | None = None) -> tuple[str,
         heads += [module for name, module in model.named_children() if name in _ATTRIBUTES]
     inside = {id(parameter) for head in heads for parameter in head.parameters()}
     return tuple(name for name, parameter in model.named_parameters() if id(parameter) in inside)
+
+
+def vocabulary_names(model: nn.Module) -> frozenset[str]:
+    """Name what a language model makes its words of, as its `get_output_embeddings` tells.
+
+    It comes last before the loss and is no head of a task: the pre-trained model has it already,
+    often as the very table that it reads words by.
+    """
+    inside: set[int] = set()
+    for module in model.modules():
+        get = getattr(module, "get_output_embeddings", None)
+        words = get() if callable(get) else None
+        if isinstance(words, nn.Module):
+            inside |= {id(parameter) for parameter in words.parameters()}
+    return frozenset(name for name, p in model.named_parameters() if id(p) in inside)
 
 
 def matching_head(names: Collection[str], head: HeadPatterns) -> tuple[str, ...]:

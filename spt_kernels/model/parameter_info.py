@@ -20,6 +20,7 @@ _SEPARATE = {
 _BLOCK = re.compile(
     r"(?:(?:blocks|layers?|stages?|resblocks|h)\d*\.\d+|encoder_layer_\d+|features\.\d+\.\d+)$"
 )
+_TRANSPOSED = "transformers.pytorch_utils.Conv1D"
 _READ_BY_ATTENTION = nn.modules.linear.NonDynamicallyQuantizableLinear
 _NORM_NAME = re.compile(r"norm|(?:^|[._])(?:bn|ln)\d*(?:$|[._])", re.IGNORECASE)
 
@@ -41,7 +42,8 @@ class ParameterInfo:
         kind: `linear` or `conv2d` (the weight of such a module), `pointwise` (that of a Conv2d
             which is a matrix on the channels of each position), `functional` (the weight of a
             Linear or of such a Conv2d that other code reads, so that no LoRA or Adapter can stand
-            for the layer), `norm` (weight or bias of a norm), `bias` (of a Linear or Conv2d), or
+            for the layer, or of a transposed Linear, as GPT-2's `Conv1D` is), `norm` (weight or
+            bias of a norm), `bias` (of a Linear or Conv2d), or
             `other` (tokens, tables, layer scales, ...).
         shape: the parameter's shape.
         row_blocks: its rows by operation; several for a fused matrix (q, k, v), otherwise one.
@@ -173,6 +175,8 @@ def _kind(module: nn.Module, local: str, ndim: int, is_floating: bool) -> Kind:
             return "bias"
         # torch's attention never calls its output projection
         return "functional" if isinstance(module, _READ_BY_ATTENTION) else "linear"
+    if f"{type(module).__module__}.{type(module).__name__}" == _TRANSPOSED:
+        return "bias" if local == "bias" else "functional"
     if isinstance(module, nn.Conv2d):
         if local == "bias":
             return "bias"

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..distributed import Processes
 from ..model import (
@@ -22,13 +21,15 @@ from ..model import (
     head_line,
     head_names,
     possible_names,
+    vocabulary_names,
 )
 from ..model.check import check_trainable_itself
 from .per_sample.batches import Samples
 from .per_sample.counted import on_first_counted
 from .per_sample.last import last_before_loss
-from .per_sample.losses import PerSampleLoss
+from .per_sample.losses import LossFunction, PerSampleLoss
 from .per_sample.measurement import forked_random_state, logger, measure
+from .per_sample.own_loss import loss_of_batches
 from .per_sample.progress import reporting
 from .per_sample.restoration import borrowed
 from .scores import Sensitivity
@@ -39,7 +40,7 @@ from .shared import measured_together
 def measure_sensitivity(
     model: nn.Module,
     batches: Iterable[Any],
-    loss_fn: Callable[[Any, Any], Tensor] = F.cross_entropy,
+    loss_fn: LossFunction | None = None,
     num_samples: int = 800,
     *,
     include: Iterable[str] = (),
@@ -53,7 +54,10 @@ def measure_sensitivity(
     """Measure how much each parameter matters to a task: the paper's Algorithm 1, batched.
 
     The score of a parameter is Σ g² over samples, where g is the gradient of *that sample's* loss:
-    `loss_fn` is evaluated on one sample at a time, so its reduction does not matter. Forward and
+    `loss_fn` is evaluated on one sample at a time, so its reduction does not matter, and so is the
+    loss that a model of transformers computes itself: a sentence's is the mean over its own tokens,
+    not its share of the mean over the tokens of the batch. Where such a loss does not part into
+    samples, each sample is measured with a forward of its own, and a log line says so. Forward and
     backward run on whole batches, at the cost of one ordinary training step each, under the
     caller's autocast. Uses of a parameter that cannot be observed are found by a probe on two
     samples, and such parameters are measured exactly but slowly, one sample at a time; a log line
@@ -63,7 +67,9 @@ def measure_sensitivity(
     stem; tokens, tables and scales can be added by pattern, and so can head and stem. The head is
     what comes last on the way to the loss, whatever it is called: the layers after which nothing
     with a matrix follows. A model whose loss reads features (what a norm made, or a residual sum)
-    has none. `Sensitivity.head` and `head_source` tell what was found, and so does a log line.
+    has none. Nor has a language model, whose words (`get_output_embeddings`) are no task's: they
+    are candidates, unless they are tied to the table that words are read by. `Sensitivity.head` and
+    `head_source` tell what was found, and so does a log line.
 
     A parameter that no sample's loss depends on (an unused tower, an auxiliary head) scores 0, and
     a log line and `Sensitivity.idle` name it. A sample without labels, of which every target is the
@@ -79,10 +85,14 @@ def measure_sensitivity(
     that every process has the same bits, and `allocate` makes the same plan of them everywhere.
 
     Args:
-        model: called as `model(input)`.
+        model: called as `model(input)`; as `model(**input)` where the input is a mapping whose keys
+            its forward takes by name.
         batches: yields `(input, target)` pairs, for example a DataLoader. Inputs and targets may
-            be tensors or nests of them; each has one row per sample.
-        loss_fn: `loss_fn(output, target)`, a scalar; called on batches of one sample.
+            be tensors or nests of them; each has one row per sample. Or yields mappings, as for
+            transformers: `model(**batch)`, with labels inside.
+        loss_fn: `loss_fn(output, target)`, a scalar; called on batches of one sample. Of a mapping
+            the target is its `labels`, which the model is then not given. None: cross-entropy of
+            pairs; of mappings the `loss` in the model's output.
         num_samples: how many samples to use, exactly; all there are when `batches` has fewer
             (`Sensitivity.num_samples` tells). Of a group: in all processes together, of which rank
             `r` of `n` measures samples `r`, `r + n`, and so on; one that has none helps to sum.
@@ -136,7 +146,7 @@ def measure_sensitivity(
 def _measure(
     model: nn.Module,
     batches: Iterable[Any],
-    loss_fn: Callable[[Any, Any], Tensor],
+    loss_fn: LossFunction | None,
     num_samples: int,
     *,
     include: Iterable[str],
@@ -148,13 +158,13 @@ def _measure(
 ) -> Sensitivity:
     """What this process measures; the arguments are those of `measure_sensitivity`."""
     _check_model(model)
-    loss = PerSampleLoss(loss_fn)
     parameters = dict(model.named_parameters())
     given = None if head is None else head_names(model, head)
     # before any sample is drawn
     every = possible_names(model, include, exclude, head=given or ())
     where = torch.device(device) if device is not None else parameters[every[0]].device
-    samples = Samples(batches, num_samples, where, loss.labelled)
+    loss, pairs = loss_of_batches(loss_fn, batches)
+    samples = Samples(pairs, num_samples, where, loss.labelled)
     with borrowed(model, train=train), reporting(progress, num_samples) as report:
         last = _found_head(model, loss, samples, include) if given is None else given
         names = candidate_names(model, include, exclude, head=last)
@@ -207,6 +217,8 @@ def _found_head(
         last = on_first_counted(
             model, loss, samples, lambda batch: last_before_loss(model, loss, batch)
         )
+    words = vocabulary_names(model)
+    last = tuple(name for name in last if name not in words)
     others = set(possible_names(model, include, head=())).difference(last)
     return last if others else ()
 
@@ -234,7 +246,7 @@ def _described(
 def find_head(
     model: nn.Module,
     batches: Iterable[Any],
-    loss_fn: Callable[[Any, Any], Tensor] = F.cross_entropy,
+    loss_fn: LossFunction | None = None,
 ) -> tuple[str, ...]:
     """Name the parameters of a model's head as `measure_sensitivity` finds it.
 
@@ -242,16 +254,16 @@ def find_head(
 
     Args:
         model: called as `model(input)`, where it is.
-        batches: yields `(input, target)` pairs.
-        loss_fn: `loss_fn(output, target)`, a scalar.
+        batches: yields `(input, target)` pairs, or mappings.
+        loss_fn: as `measure_sensitivity` has it.
 
     Returns:
         Names in the model's order; none where the loss reads features, or there is nothing else.
     """
     _check_model(model)
-    loss = PerSampleLoss(loss_fn)
+    loss, pairs = loss_of_batches(loss_fn, batches)
     where = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    samples = Samples(batches, 2, where, loss.labelled)
+    samples = Samples(pairs, 2, where, loss.labelled)
     with borrowed(model, train=False):
         return _found_head(model, loss, samples, ())
 
@@ -271,7 +283,8 @@ def _check_any(scores: Mapping[str, Tensor]) -> None:
         raise ValueError(
             "every sensitivity is zero: no gradient reaches a candidate parameter. A head that is "
             "all zeros, as timm makes some new ones, stops them: initialise its weight, for "
-            "example with nn.init.trunc_normal_(model.get_classifier().weight, std=0.02)"
+            "example with nn.init.trunc_normal_(model.get_classifier().weight, std=0.02). Nor is "
+            "there one of a loss that compares samples, as contrastive ones do: one alone has none"
         )
 
 

@@ -167,7 +167,10 @@ def check_places(
             assert parameter is not None
             if times[id(parameter)] > 1:
                 others = [other for other, p in every if p is parameter and other != name]
-                raise ValueError(f"{name} is shared with {others[0]}: tied weights cannot be tuned")
+                raise ValueError(
+                    f"{name} is shared with {others[0]}: tied weights cannot be tuned by a plan, "
+                    f"only trained whole, with head=[{name!r}] in measure_sensitivity"
+                )
             if name in head:
                 raise ValueError(f"{name} is part of the head, which is trained as a whole")
             if local not in place.positions:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...ops import squared_grad
 from ...ops.launching import may_launch
+from .embedding import add_squared_lookups
 from .interception import Arrival
 from .uses import Factors, Role, whole
 from .watched import Piece
@@ -123,6 +124,10 @@ class Accumulator:
         """Square what comes as two factors, or as one of a vector."""
         name, kind = part.piece.name, part.role.kind
         of_all = factors[0] if len(factors) == 1 else _joined(factors)
+        if kind == "lookup":
+            assert of_all.input is not None
+            add_squared_lookups(self._scores[name], of_all.grad_output, of_all.input, self._scale)
+            return
         if torch.float64 in (of_all.grad_output.dtype, getattr(of_all.input, "dtype", None)):
             of_all = _in_fp32(of_all)  # as scores are
         launches = may_launch(of_all.grad_output)
@@ -153,7 +158,7 @@ class Accumulator:
 def _are_factor_and_shift(first: _Part, second: _Part) -> bool:
     """Whether they are the weight and the bias of a layer, say, whose gradients come from one."""
     are_whole = first.piece.stop is None and second.piece.stop is None
-    is_factor = first.role.kind != "whole" and first.role.needs_input
+    is_factor = first.role.kind != "whole" and first.role.needs_input and not first.role.transposed
     return are_whole and is_factor and not second.role.needs_input
 
 

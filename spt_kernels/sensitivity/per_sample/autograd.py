@@ -34,7 +34,7 @@ def sample_gradients(
             input = sample.input
             if input_needs_grad:
                 input = pytree.tree_map(requiring_grad, input)
-            outputs = model(input)
+            outputs = loss.outputs(model, input, 1)
             own = loss.of_sample(outputs, sample.target, 1, 0)
             if loss.is_undefined(own, outputs, sample.target, 1, 0):
                 yield None
@@ -57,8 +57,11 @@ def add_squared_gradients(
     loss_scale: float,
     input_needs_grad: bool,
     scores: Mapping[str, Tensor],
+    reached: set[str],
 ) -> int:
     """Add the squared gradient of every sample of `batch` to `scores`, which are mutated.
+
+    The names of those that some loss depends on are added to `reached`.
 
     Returns:
         How many samples have a loss.
@@ -69,6 +72,7 @@ def add_squared_gradients(
         n_defined += gradients is not None
         for name, gradient in (gradients or {}).items():
             if gradient is not None:
+                reached.add(name)
                 scores[name] += gradient.float().square_()
     return n_defined
 

@@ -53,6 +53,18 @@ class Batch:
         )
 
 
+def two_samples(batch: Batch) -> Batch:
+    """The first two samples of a batch, or the only one twice."""
+    if batch.size >= 2:
+        return batch.samples(0, 2)
+
+    def twice(value: Any) -> Any:
+        return torch.cat([value, value]) if isinstance(value, Tensor) else value
+
+    input, target = pytree.tree_map(twice, (batch.input, batch.target))
+    return Batch(batch.index, input, target, 2)
+
+
 class Samples:
     """Yields batches of `wanted` samples in all, or of all there are; the last one is cut.
 

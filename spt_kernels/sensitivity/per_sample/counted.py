@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .batches import Batch, Samples
+from .batches import Batch, Samples, two_samples
 from .losses import PerSampleLoss
 
 T = TypeVar("T")
@@ -65,18 +65,27 @@ def _independent(loss: PerSampleLoss, what: str) -> ValueError:
 
 def _counting(model: nn.Module, loss: PerSampleLoss, batch: Batch) -> tuple[list[int], bool]:
     """Numbers of the samples that count, and whether any of the others has no defined loss."""
+    if not loss.parts(model, two_samples(batch).input):
+        alone = (batch.samples(i, i + 1) for i in range(batch.size))
+        found = [fate for sample in alone for fate in _fates(model, loss, sample)]
+    else:
+        found = _fates(model, loss, batch)
+    counting = [sample for sample, (counts, _) in enumerate(found) if counts]
+    return counting, any(is_undefined for _, is_undefined in found)
+
+
+def _fates(model: nn.Module, loss: PerSampleLoss, batch: Batch) -> list[tuple[bool, bool]]:
+    """Of each sample, after one forward pass: whether it counts, whether its loss is undefined."""
     with torch.no_grad():
-        outputs = model(batch.input)
+        outputs = loss.outputs(model, batch.input, batch.size)
     outputs = pytree.tree_map(_as_leaf, outputs)
     has_leaves = any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(outputs))
-    counting, is_undefined = [], False
+    found = []
     for sample in range(batch.size):
         own = loss.of_sample(outputs, batch.target, batch.size, sample)
         undefined = loss.is_undefined(own, outputs, batch.target, batch.size, sample)
-        is_undefined |= undefined
-        if not undefined and (own.requires_grad or not has_leaves):
-            counting.append(sample)
-    return counting, is_undefined
+        found.append((not undefined and (own.requires_grad or not has_leaves), undefined))
+    return found
 
 
 def _as_leaf(value: Any) -> Any:

@@ -14,12 +14,14 @@ from . import uses
 from .attention import attention
 from .convolution import conv2d
 from .derived import Derivations, Meeting, derivation_of, note_made_by
+from .embedding import embedding
 from .remaking import Productions
 from .uses import Factors, Role, Use
 from .watched import Piece, Watcher, pieces_of, watched_in
 
 _RECOGNIZED: dict[Any, Callable[..., Use | None]] = {
     F.linear: uses.linear,
+    torch.addmm: uses.addmm,
     F.conv2d: conv2d,
     F.layer_norm: uses.layer_norm,
     torch.layer_norm: uses.layer_norm,
@@ -28,6 +30,7 @@ _RECOGNIZED: dict[Any, Callable[..., Use | None]] = {
     F.group_norm: uses.group_norm,
     torch.group_norm: uses.group_norm,
     F.batch_norm: uses.batch_norm,
+    F.embedding: embedding,
 }
 _MULTIPLY = frozenset({torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__})
 _ADD = frozenset({torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__})

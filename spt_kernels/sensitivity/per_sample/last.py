@@ -9,9 +9,8 @@ from torch.utils import _pytree as pytree
 from ...model import describe
 from ...model.last_layers import last_parameters
 from .autograd import requiring_grad
-from .batches import Batch
+from .batches import Batch, two_samples
 from .losses import PerSampleLoss
-from .probe import two_samples
 
 
 def last_before_loss(model: nn.Module, loss: PerSampleLoss, batch: Batch) -> tuple[str, ...] | None:
@@ -26,15 +25,16 @@ def last_before_loss(model: nn.Module, loss: PerSampleLoss, batch: Batch) -> tup
         The names in the model's order, none where the loss reads features; None where one of the
         two samples does not count.
     """
-    pair = two_samples(batch)
+    parts = loss.parts(model, two_samples(batch).input)
+    some = two_samples(batch) if parts else batch.samples(0, 1)
     floating = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
     norms = {name for name, what in describe(model).items() if what.kind == "norm"}
-    inputs = pytree.tree_map(requiring_grad, pair.input)
+    inputs = pytree.tree_map(requiring_grad, some.input)
     try:
         for parameter in floating.values():
             parameter.requires_grad_(True)
-        outputs = model(inputs)
-        losses = loss.of_two(outputs, pair.target)
+        outputs = loss.outputs(model, inputs, some.size)
+        losses = loss.of_each(outputs, some.target, some.size)
         if losses is None:
             return None
         return last_parameters(losses[0], _tensors(outputs), _tensors(inputs), floating, norms)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from .model_call import call
+
 LossFunction = Callable[[Any, Any], Tensor]
 
 # what a loss function raises when outputs and target do not fit it
@@ -43,6 +45,14 @@ class PerSampleLoss:
     def name(self) -> str:
         """What the loss function goes by, for messages."""
         return self._name
+
+    def outputs(self, model: nn.Module, input: Any, batch: int) -> Any:
+        """What the loss reads of a forward pass over so many samples, with one row for each."""
+        return call(model, input)
+
+    def parts(self, model: nn.Module, pair: Any) -> bool:
+        """Whether each sample's loss is had from a forward pass over several."""
+        return True
 
     def labelled(self, target: Any, batch: int) -> list[int] | None:
         """Which samples have a label at all; None for all, and where it is not known before a loss.
@@ -87,10 +97,10 @@ class PerSampleLoss:
         self._check_labels(outputs, target)
         return self._call(*_pair_of(outputs, target, batch, sample))
 
-    def of_two(self, outputs: Any, target: Any) -> list[Tensor] | None:
-        """The losses of a batch of two; None where one of them does not count."""
-        losses = [self.of_sample(outputs, target, 2, sample) for sample in range(2)]
-        are_counting = (self.counts(loss, outputs, target, 2, i) for i, loss in enumerate(losses))
+    def of_each(self, outputs: Any, target: Any, batch: int) -> list[Tensor] | None:
+        """The losses of a small batch; None where one of them does not count."""
+        losses = [self.of_sample(outputs, target, batch, sample) for sample in range(batch)]
+        are_counting = (self.counts(own, outputs, target, batch, i) for i, own in enumerate(losses))
         return losses if all(are_counting) else None
 
     def counts(self, loss: Tensor, outputs: Any, target: Any, batch: int, sample: int) -> bool:

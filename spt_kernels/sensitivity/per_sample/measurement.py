@@ -17,7 +17,8 @@ from .batches import Batch, Samples
 from .counted import on_first_counted
 from .interception import Arrival, Interception
 from .losses import PerSampleLoss
-from .probe import Methods, expand, probe
+from .methods import Methods
+from .probe import expand, probe
 
 _FP16_LOSS_SCALE = 1024.0  # keeps small gradients in fp16's range, as a GradScaler would
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -62,6 +63,7 @@ def measure(
     interception = Interception(parameters, [*model.parameters(), *model.buffers()])
     methods: Methods | None = None
     done = 0
+    reached: set[str] = set()
     for batch in samples:
         if methods is None:
             samples.put_back(batch)
@@ -109,7 +111,14 @@ def measure(
                     scores[name] += squares.sum(0, keepdim=True)
         if one_by_one:
             alone = add_squared_gradients(
-                model, loss, batch, one_by_one, loss_scale, methods.input_needs_grad, scores
+                model,
+                loss,
+                batch,
+                one_by_one,
+                loss_scale,
+                methods.input_needs_grad,
+                scores,
+                reached,
             )
             counted = alone if counted is None else counted
         assert counted is not None
@@ -117,6 +126,10 @@ def measure(
         done += counted
         report(done)
     assert methods is not None
+    late = set(methods.one_by_one) - reached
+    if late:  # as nobody could tell before the last sample
+        methods = methods.with_idle(late)
+        logger.warning(_idle_line(methods, parameters))
     accumulator.finish()
     check_finite(scores)
     return scores, done, methods
@@ -161,7 +174,7 @@ def _run(
 ) -> int:
     """One forward and one backward pass over the batch; how many of its samples count."""
     input = pytree.tree_map(requiring_grad, batch.input) if input_needs_grad else batch.input
-    outputs = model(input)
+    outputs = loss.outputs(model, input, batch.size)
     total, counted = loss.total(outputs, batch.target, batch.size)
     if not torch.isfinite(total):
         total, counted = loss.total_of_defined(outputs, batch.target, batch.size)
@@ -199,12 +212,16 @@ def _tell(methods: Methods, names: Collection[str]) -> None:
             f"which is exact but slow: {in_few_words(methods.one_by_one)}"
         )
     if methods.idle:
-        lines.append(
-            f"the loss does not depend on {len(methods.idle)} of {len(names)} parameters, which "
-            f"score 0: {in_few_words(parts_of(methods.idle, names))}"
-        )
+        lines.append(_idle_line(methods, names))
     if lines:
         logger.warning("; ".join(lines))
+
+
+def _idle_line(methods: Methods, names: Collection[str]) -> str:
+    return (
+        f"the loss does not depend on {len(methods.idle)} of {len(names)} parameters, which "
+        f"score 0: {in_few_words(parts_of(methods.idle, names))}"
+    )
 
 
 def check_finite(scores: Mapping[str, Tensor]) -> None:

@@ -7,8 +7,8 @@ rows of the other.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,44 +16,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .autograd import requiring_grad, sample_gradients
-from .batches import Batch
+from .batches import Batch, two_samples
 from .calls import Calls
 from .interception import Arrival, Interception
 from .losses import PerSampleLoss
+from .methods import Methods
 
 _SAMPLES = 2
 # Some models sum over a batch what cancels out but for its rounding, far below that of a gradient
 _ROUNDING = 1e-6
-
-
-@dataclass(frozen=True)
-class Methods:
-    """How each parameter is measured.
-
-    Attributes:
-        n_uses: observed parameters, with the number of their uses in one forward pass.
-        derived: those of them that are followed through what the model makes of them alone.
-        expanded: parameters shared by all samples as `[1, ...]`, replaced by `[samples, ...]`.
-        one_by_one: parameters for which only plain autograd on single samples is exact.
-        idle: parameters that the loss does not depend on, as far as was seen.
-        asleep: those of them of which a use would be observed.
-        input_needs_grad: whether the model's checkpoints pass on gradients only then.
-        called: the layers that the model uses by calls alone.
-    """
-
-    n_uses: Mapping[str, int]
-    derived: frozenset[str]
-    expanded: tuple[str, ...]
-    one_by_one: tuple[str, ...]
-    idle: tuple[str, ...]
-    asleep: tuple[str, ...]
-    input_needs_grad: bool
-    called: frozenset[nn.Module]
-
-    def with_woken(self, names: Collection[str]) -> Methods:
-        """These, with some of the idle parameters measured one by one."""
-        idle = tuple(name for name in self.idle if name not in names)
-        return replace(self, one_by_one=(*self.one_by_one, *names), idle=idle)
 
 
 @dataclass
@@ -100,6 +71,8 @@ def probe(
     pair = two_samples(batch)
     records = {name: _Record() for name in parameters}
     calls = Calls(layers)
+    if not loss.parts(model, pair.input):
+        return _all_one_by_one(model, loss, batch, parameters, interception, calls, loss_scale)
     with calls.following():
         if not _watch(model, loss, pair, interception, records, calls):
             return None
@@ -133,9 +106,7 @@ def probe(
             if name not in derived and any(sample[name] is not None for sample in truth)
         ]
         if not used and not observed:
-            raise ValueError(
-                f"loss_fn {loss.name}: the loss does not depend on any parameter that is measured"
-            )
+            raise _independent(loss)
         possible = {name: parameters[name] for name in tokens if name in used}
         expanded = _expandable(model, loss, pair, interception, possible, truth, tolerance)
         one_by_one = [name for name in used if name not in expanded]
@@ -151,6 +122,39 @@ def probe(
         tuple(name for name in idle if name not in unrecognized),
         interception.used_without_grad,
         frozenset(calls.called),
+    )
+
+
+def _all_one_by_one(
+    model: nn.Module,
+    loss: PerSampleLoss,
+    batch: Batch,
+    parameters: Mapping[str, Tensor],
+    interception: Interception,
+    calls: Calls,
+    loss_scale: float,
+) -> Methods | None:
+    """The methods where each sample's loss takes a forward of its own; None as `probe` has it."""
+    one = batch.samples(0, 1)
+    watching = interception.watching(parameters, 1, lambda arrival: None, on_use=calls.note_use)
+    with calls.following(), watching:
+        loss.outputs(model, one.input, 1)
+    interception.unrecognized.clear()
+    needs_grad = interception.used_without_grad
+    [gradients] = sample_gradients(model, loss, one, parameters, loss_scale, needs_grad)
+    if gradients is None:
+        return None
+    used = tuple(name for name, gradient in gradients.items() if gradient is not None)
+    if not used:
+        raise _independent(loss)
+    # another sample may depend on others, as where each token has its experts: all are asked for
+    called = frozenset(calls.called)
+    return Methods({}, frozenset(), (), tuple(parameters), (), (), needs_grad, called)
+
+
+def _independent(loss: PerSampleLoss) -> ValueError:
+    return ValueError(
+        f"loss_fn {loss.name}: the loss does not depend on any parameter that is measured"
     )
 
 
@@ -188,10 +192,10 @@ def _watch(
     inputs = pytree.tree_map(requiring_grad, pair.input)
     leaves = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.requires_grad]
     with interception.watching(records, _SAMPLES, receive, on_use=calls.note_use):
-        outputs = model(inputs)
+        outputs = loss.outputs(model, inputs, _SAMPLES)
         if not _needs_grad(outputs):
             return True  # every use was out of sight
-        losses = loss.of_two(outputs, pair.target)
+        losses = loss.of_each(outputs, pair.target, _SAMPLES)
         if losses is None:
             return False
         for own in range(_SAMPLES):
@@ -233,7 +237,7 @@ def _expandable(
     leaves = expand(tokens, _SAMPLES)
     with interception.watching((), _SAMPLES, lambda arrival: None, replaced=leaves):
         try:
-            outputs = model(pair.input)
+            outputs = loss.outputs(model, pair.input, _SAMPLES)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
             return []  # the model needs the shape as it is: it ran above, so this is the reason
         loss.total(outputs, pair.target, _SAMPLES)[0].backward()
@@ -276,18 +280,6 @@ def _typical(truth: list[dict[str, Tensor | None]]) -> float:
     """The root mean square of the largest gradients: rounding leaves some of it where is none."""
     gradients = [g for sample in truth for g in sample.values() if g is not None]
     return max((float(g.norm()) / g.numel() ** 0.5 for g in gradients), default=0.0)
-
-
-def two_samples(batch: Batch) -> Batch:
-    """The first two samples of a batch, or the only one twice."""
-    if batch.size >= _SAMPLES:
-        return batch.samples(0, _SAMPLES)
-
-    def twice(value: Any) -> Any:
-        return torch.cat([value, value]) if isinstance(value, Tensor) else value
-
-    input, target = pytree.tree_map(twice, (batch.input, batch.target))
-    return Batch(batch.index, input, target, _SAMPLES)
 
 
 def _needs_grad(tree: Any) -> bool:

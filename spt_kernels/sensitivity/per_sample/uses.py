@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # Gradient of a parameter by sample: a matrix and a vector as factors that are multiplied and summed
-# over tokens, a whole one as it is. A matrix without a second factor is whole as well.
-Kind = Literal["matrix", "vector", "whole"]
+# over tokens, a whole one as it is, and one that tokens look rows up in by the numbers of these. A
+# matrix without a second factor is whole as well.
+Kind = Literal["matrix", "vector", "whole", "lookup"]
 
 
 class Factors(NamedTuple):
@@ -19,7 +20,7 @@ class Factors(NamedTuple):
 
     Attributes:
         grad_output: `[samples, tokens, ...]`, or the whole gradient `[samples, *shape]`.
-        input: `[samples, tokens, ...]`.
+        input: `[samples, tokens, ...]`; of a lookup the rows, `[samples, tokens]`.
         mean: fp32 `[samples, tokens]`, what is to be subtracted of the input.
         rstd: fp32 `[samples, tokens]`, what it is to be multiplied by then.
     """
@@ -66,6 +67,7 @@ class Role(NamedTuple):
     needs_input: bool = True
     samples_numel: int = 0  # numbers that `rule` makes of one row of the batch; 0: views
     derived: bool = False  # what is used was made of the parameter
+    transposed: bool = False  # of a matrix `[in, out]`: the two factors change places
 
     def samples_at_once(self, rows_per_sample: int) -> int:
         """How many samples `rule` may take at a time where it makes something of them."""
@@ -114,6 +116,23 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Use | N
     if input.ndim < 2:
         return None
     roles = (Role(weight, "matrix", _last), Role(bias, "vector", _last, needs_input=False))
+    return Use(input, roles, saves_as_computed=True)
+
+
+def addmm(*args: Any, **kwargs: Any) -> Use | None:
+    """`torch.addmm(bias, input, weight)`, a Linear whose weight is `[in, out]`."""
+    if len(args) != 3 or kwargs or args[0].ndim != 1:
+        return None
+    bias, input, weight = args
+
+    def rule(samples: int, grad_output: Tensor, input: Tensor | None = None) -> Factors:
+        assert input is not None
+        return _last(samples, input, grad_output)
+
+    roles = (
+        Role(weight, "matrix", rule, transposed=True),
+        Role(bias, "vector", _last, needs_input=False),
+    )
     return Use(input, roles, saves_as_computed=True)
 
 
