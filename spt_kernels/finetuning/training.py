@@ -52,7 +52,7 @@ def train(
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
     on_epoch: Callable[[list[EpochFigures]], None] | None = None,
-    on_new_epoch: Callable[[EpochFigures], None] | None = None,
+    on_new_epoch: Callable[[EpochFigures], object] | None = None,
     graph: bool | None = None,
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
