@@ -89,6 +89,9 @@ def run(
     checkpoint_seconds: Annotated[
         float, described(_RUN, "--checkpoint-every SECONDS", "At an epoch's end [60].")
     ] = 60.0,
+    tensorboard: Annotated[
+        bool, described(_RUN, "--tensorboard", "Events for TensorBoard in the folder.")
+    ] = False,
     *,
     machine: MachineOptions,
 ) -> None:
@@ -122,6 +125,7 @@ def run(
             checkpoint_seconds=checkpoint_seconds,
             graph=running.graph,
             progress=progress,
+            tensorboard=tensorboard,
             group=processes.group,
         )
     if rank:
@@ -189,6 +193,8 @@ def _lines(result: dict[str, Any], output: Path) -> list[tuple[str, str]]:
         ("step", f"{result['step_ms']:.0f} ms"),
         ("peak memory, accounted", size(result["accounted_peak_bytes"])),
     ]
+    if result["stopped_early"]:
+        lines.insert(1, ("epochs", f"{result['epochs']}, stopped early"))
     if result["measured_peak_bytes"] is not None:
         lines.append(("peak memory, measured", size(result["measured_peak_bytes"])))
     return [*lines, (result["file"], f"{size(result['task_bytes'])}, in {output}")]

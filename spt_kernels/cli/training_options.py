@@ -184,6 +184,10 @@ class RecipeOptions:
         int | None,
         described(_RECIPE, "--val-every N", f"Epochs between validations [{Recipe.val_every}]."),
     ] = None
+    patience: Annotated[
+        int | None,
+        described(_RECIPE, "--patience N", "End after so many epochs that are no better [never]."),
+    ] = None
     amp: Annotated[
         str | None, described(_RECIPE, "--amp NAME", f"none or bf16 autocast [{Recipe.amp}].")
     ] = None

@@ -20,6 +20,7 @@ from .checkpoint import Best, put_state
 from .curves import training_curves_figure
 from .description import description_of
 from .device import reproducible, seed_everything
+from .events import EventFiles, check_can_write_events
 from .facts import accounted_bytes, config_of, facts_of, machine_of, measured_bytes, trains
 from .given_plan import settled
 from .head import with_head
@@ -46,6 +47,8 @@ def finetune(
     checkpoint_seconds: float = 60.0,
     graph: bool | None = None,
     progress: Progress | None = None,
+    on_epoch: Callable[[EpochFigures], object] | None = None,
+    tensorboard: bool = False,
     group: Any = None,
 ) -> dict[str, Any]:
     """Run `job` and write all it makes into the folder `output`; return what `result.json` holds.
@@ -75,6 +78,9 @@ def finetune(
         checkpoint_seconds: least time between two checkpoints.
         graph: whether training steps run as CUDA graphs; `None` lets them on a card where they can.
         progress: told how far it is; what it is told is in `log.txt` as well.
+        on_epoch: called with the figures of each epoch that this call trains, when it is over, for
+            any tracker of experiments. What it raises ends the run, which can be resumed.
+        tensorboard: write events for TensorBoard below the folder, in `tensorboard`.
         group: of `torch.distributed`, as `torch.distributed.group.WORLD`, whose processes share the
             run; None for this process alone.
 
@@ -86,6 +92,8 @@ def finetune(
     if not checkpoint_seconds >= 0:
         raise ValueError(f"checkpoint_seconds: expected 0 or more, got {checkpoint_seconds}")
     check_can_draw()  # what would be missed at the end
+    if tensorboard:
+        check_can_write_events()
     processes = Processes.of(group)
     if processes.size > 1:
         if graph:
@@ -122,8 +130,14 @@ def finetune(
                 ready.plan.save(folder["plan"])
             for line in trains(setting, ready.tunable.trained, ready.facts, ready.plan):
                 log.say(line)
-            history, best = _train(run, images, ready.tunable, graph)
-        return _finish(run, ready, history, best)
+            events = None
+            if tensorboard and processes.is_first:
+                events = EventFiles(folder.events, run.config)
+            history, best = _train(run, images, ready.tunable, graph, on_epoch, events)
+        result = _finish(run, ready, history, best)
+        if events is not None:
+            events.close(history[-1].epoch, result["test_accuracy"])
+        return result
 
 
 # the model and the images, batches to train on, and what decides with these what is trained
@@ -149,6 +163,8 @@ def _started(
     wants_graph(graph, setting.device)  # or refuses
     method = with_head(job.method, setting.base.model, setting.form)
     prepare = preparation_of(setting, method, plan, given)
+    if job.recipe.patience is not None and setting.splits.val is None:
+        raise ValueError("patience: there are no validation images to know a better epoch by")
     images = setting.training_batches(log)  # a bad one is found here
     return setting, images, prepare
 
@@ -201,6 +217,7 @@ def _finish(
         "val_accuracy": last.val_accuracy,
         "train_loss": last.train_loss,
         "epochs": last.epoch,
+        "stopped_early": last.epoch < job.recipe.epochs,
         "best_epoch": None if best is None else best.epoch,
         "best_val_accuracy": None if best is None else history[best.epoch - 1].val_accuracy,
         "best_file": best_file,
@@ -220,16 +237,23 @@ def _finish(
 
 
 def _train(
-    run: Run[Setting], images: Batches, tunable: Tunable, graph: bool | None
+    run: Run[Setting],
+    images: Batches,
+    tunable: Tunable,
+    graph: bool | None,
+    on_epoch: Callable[[EpochFigures], object] | None,
+    events: EventFiles | None,
 ) -> tuple[list[EpochFigures], Best | None]:
     """The figures of all epochs, and what was trained in the best."""
     job, folder = run.setting.job, run.folder
     val = run.setting.batches("val", run.log)
     bests: list[Best | None] = [None]
 
-    def on_epoch(rows: list[EpochFigures]) -> None:
+    def keep(rows: list[EpochFigures]) -> None:
         folder.write_lines("metrics", [asdict(row) for row in rows])
         run.note_seconds()
+        if events is not None:
+            events.write(rows)
 
     # afresh, so that training is the same whether sensitivities were measured or found on disk
     seed_everything(job.recipe.seed)
@@ -241,7 +265,8 @@ def _train(
         val=val,
         checkpoint=folder["checkpoint"],
         checkpoint_seconds=run.checkpoint_seconds,
-        on_epoch=on_epoch,
+        on_epoch=keep,
+        on_new_epoch=on_epoch if run.processes.is_first else None,
         graph=graph,
         progress=run.log,
         tell=run.log.say,

@@ -29,6 +29,8 @@ class Recipe:
         label_smoothing: of the cross entropy.
         clip_grad: largest norm of the gradient, `None` for any.
         val_every: epochs between two looks at the validation images.
+        patience: training ends early when so many epochs have not been better on the validation
+            images than the best before them; `None` for never.
         amp: `"none"` or `"bf16"` autocast.
         seed: of the head's initial values, data order, dropout and augmentation.
         schedule: `"step"` changes the learning rate with each step, and the cosine begins where the
@@ -49,18 +51,24 @@ class Recipe:
     label_smoothing: float = 0.0
     clip_grad: float | None = None
     val_every: int = 1
+    patience: int | None = None
     amp: str = "none"
     seed: int = 0
     schedule: str = "step"
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr", "val_every", "clip_grad"):
+        for name in ("epochs", "batch_size", "lr", "val_every", "patience", "clip_grad"):
             check_positive(name, getattr(self, name))
         for name in ("weight_decay", "warmup_epochs", "seed"):
             value = getattr(self, name)
             if value is not None and not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name}: expected zero or more, got {value}")
+        if self.patience is not None and self.patience < self.val_every:
+            raise ValueError(
+                f"patience: expected at least val_every ({self.val_every}) epochs, "
+                f"got {self.patience}"
+            )
         check_within("drop_path", self.drop_path, 0.0, 1.0)
         check_within("label_smoothing", self.label_smoothing, 0.0, 1.0)
         check_within("min_lr_share", self.min_lr_share, 0.0, 1.0)

@@ -87,7 +87,7 @@ class Run(Generic[S]):
 
 
 def finished_in(folder: RunFolder, job: Any, counted: str) -> dict[str, Any] | None:
-    """The result of the run in `folder`, if that is over, or cannot be made as long as `job`.
+    """The result of the run in `folder`, if that is over: as long as `job`, or ended early.
 
     Args:
         folder: of the run.
@@ -104,7 +104,7 @@ def finished_in(folder: RunFolder, job: Any, counted: str) -> dict[str, Any] | N
         raise ValueError(f"output: {folder.path} holds another job ({difference})")
     result = folder.read_json("result")
     wanted = getattr(job.recipe, counted)
-    if result is None or result[counted] == wanted:
+    if result is None or result[counted] == wanted or result.get("stopped_early"):
         return result
     if not (folder["checkpoint"].is_file() or folder["state"].is_file()):
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,8 @@ FILES = {
     "curves_picture": "curves.png",
 }
 
+EVENTS = "tensorboard"  # a folder, of TensorBoard's own files
+
 # What a start that failed may leave: long to measure, and good for the next try
 _OF_NO_RUN = frozenset({FILES["sensitivity"], FILES["measured"]})
 
@@ -57,6 +60,11 @@ class RunFolder:
 
     def __getitem__(self, name: str) -> Path:
         return self.path / FILES[name]
+
+    @property
+    def events(self) -> Path:
+        """The folder of what TensorBoard reads."""
+        return self.path / EVENTS
 
     @classmethod
     def open(
@@ -120,14 +128,16 @@ class RunFolder:
             but_measured: keep a measured sensitivity.
         """
         self._remove(set(FILES.values()) - (_OF_NO_RUN if but_measured else set()))
+        shutil.rmtree(self.events, ignore_errors=True)
 
     def _remove(self, names: set[str]) -> None:
         for name in sorted(names):
             (self.path / name).unlink(missing_ok=True)
 
     def written(self) -> list[str]:
-        """Names of the files that are there."""
-        return [file for file in FILES.values() if (self.path / file).is_file()]
+        """Names of the files that are there, and of the folder of events."""
+        files = [file for file in FILES.values() if (self.path / file).is_file()]
+        return [*files, f"{EVENTS}/"] if self.events.is_dir() else files
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, whole or not at all."""

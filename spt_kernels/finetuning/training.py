@@ -52,6 +52,7 @@ def train(
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
     on_epoch: Callable[[list[EpochFigures]], None] | None = None,
+    on_new_epoch: Callable[[EpochFigures], object] | None = None,
     graph: bool | None = None,
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
@@ -74,6 +75,8 @@ def train(
             recipe with fewer epochs: the learning rate follows this recipe's schedule from there.
         checkpoint_seconds: least time between two checkpoints; the end of training always has one.
         on_epoch: called after each epoch, and once when going on, with all figures so far.
+        on_new_epoch: called with the figures of each epoch that this call trains, when what there
+            is to keep of it is kept.
         graph: whether steps run as CUDA graphs; `None` lets them on a card where they can.
         progress: told of every step.
         tell: given a line per epoch: its figures, and the seconds that it took.
@@ -113,7 +116,10 @@ def train(
     progress.start(stage, recipe.epochs * steps_per_epoch)
     progress.advance(len(history) * steps_per_epoch)
     last_saved = time.monotonic()
+    is_over = _is_over(history, best, recipe)  # a run that went on after its end
     for epoch in range(len(history), recipe.epochs):
+        if is_over:
+            break
         started = time.monotonic()
         _training_mode(model)
         if processes.size > 1:
@@ -138,19 +144,33 @@ def train(
                 if on_best is not None:
                     on_best(best)
         history.append(figures)
+        is_over = _is_over(history, best, recipe)
         now = time.monotonic()
         if tell is not None:
             tell(_line(figures, recipe.epochs, now - started))
         if on_epoch is not None:
             on_epoch(history)
-        due = is_last or now - last_saved >= checkpoint_seconds
+        due = is_last or is_over or now - last_saved >= checkpoint_seconds
         if checkpoint is not None and due and processes.is_first:
             rows = [asdict(row) for row in history]
             taken = Checkpoint.take(epoch + 1, model, optimizer, scheduler, rows, best)
             taken.save(checkpoint)
             last_saved = time.monotonic()
+        if on_new_epoch is not None:
+            on_new_epoch(figures)
+    if is_over and tell is not None:
+        assert best is not None
+        tell(f"stopped: none of {recipe.patience} epochs was better than epoch {best.epoch}")
     model.eval()
     return history
+
+
+def _is_over(history: list[EpochFigures], best: Best | None, recipe: Recipe) -> bool:
+    """Whether the patience with epochs that are no better is at an end, before the last one."""
+    if recipe.patience is None or best is None or len(history) >= recipe.epochs:
+        return False
+    has_looked = history[-1].val_accuracy is not None
+    return has_looked and len(history) - best.epoch >= recipe.patience
 
 
 def _rank(figures: EpochFigures) -> tuple[float, float]:
