@@ -90,6 +90,7 @@ def put_task_back(model: nn.Module, aside: TaskAside) -> None:
     said = name_classes(model, tuning.replaced_head, head, tuning.classes)
     model.spt_tuning = replace(tuning, replaced_head=said)  # type: ignore[assignment]
     watch_state_dicts(model)
+    torch.clear_autocast_cache()  # of casts of what was there before
 
 
 @dataclass(frozen=True, eq=False)

@@ -122,6 +122,7 @@ def fill(model: nn.Module, now: BaseModel, task: Task) -> None:
     write_deltas(now.deltas.values())
     replaced = name_classes(model, tuning.replaced_head, _head(task), classes)
     _change_tuning(model, plan=task.plan, classes=classes, replaced_head=replaced)
+    torch.clear_autocast_cache()  # of casts of what was there before
 
 
 def put(model: nn.Module, task: Task, digests: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -191,6 +192,7 @@ def forget(model: nn.Module, now: BaseModel) -> None:
     del model.spt_tuning
     for name, flag in flags.items():
         now.parameters[name].requires_grad_(flag)
+    torch.clear_autocast_cache()  # of casts of what was there before
 
 
 def restore_whole(model: nn.Module, now: BaseModel, tuning: Tuning) -> None:
