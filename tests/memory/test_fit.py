@@ -81,12 +81,11 @@ def test_what_is_known_is_not_asked_again() -> None:
 @pytest.mark.parametrize(
     ("make", "size", "how"),
     [
-        (tiny_vit, 16, {"method": "linear", "dtype": "bf16"}),
         (tiny_vit, 16, {"method": "spt-lora", "budget": 900, "rank": 1, "checkpointing": True}),
         (tiny_convnext, 32, {"method": "bias", "dtype": "bf16-autocast"}),
         (tiny_swin, 32, {"training": False}),
     ],
-    ids=["vit-linear", "vit-spt", "convnext-bias", "swin-inference"],
+    ids=["vit-spt", "convnext-bias", "swin-inference"],
 )
 def test_one_more_does_not_fit(make, size: int, how: dict) -> None:
     model, shape = make(), (3, size, size)

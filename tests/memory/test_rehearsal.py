@@ -145,13 +145,12 @@ def tuned(model: nn.Module, budget: int, structured: str | None) -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "size", "structured", "dtype"),
     [
-        (tiny_vit, 16, "lora", "fp32"),
         (tiny_vit, 16, "lora", "bf16"),
         (tiny_vit, 16, "adapter", "bf16-autocast"),
         (tiny_swin, 32, None, "fp32"),
         (tiny_convnext, 32, "lora", "fp32"),
     ],
-    ids=["vit-lora", "vit-lora-bf16", "vit-adapter-autocast", "swin-entries", "convnext-lora"],
+    ids=["vit-lora-bf16", "vit-adapter-autocast", "swin-entries", "convnext-lora"],
 )
 def test_a_plan_is_the_model_tuned_by_it(make, size: int, structured, dtype: str) -> None:
     model, shape = make(), (8, 3, size, size)
@@ -227,8 +226,7 @@ def test_spt_needs_less_than_lora_on_qkv() -> None:
     assert estimate_memory(model, shape, both).peak_bytes <= 0.97 * references["fp32"]
 
 
-@pytest.mark.parametrize("make", [tiny_swin, tiny_convnext])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16-autocast"])
+@pytest.mark.parametrize(("make", "dtype"), [(tiny_swin, "bf16-autocast"), (tiny_convnext, "fp32")])
 def test_spt_needs_no_more_than_lora_on_the_same_matrices(make, dtype: str) -> None:
     model, shape = make(), (32, 3, 32, 32)
     plan = planned(model, 1200)
@@ -342,8 +340,7 @@ def test_optimizer_of_ones_own() -> None:
     assert estimate.by_category["optimizer"] == sum(MATRICES) + 4 * len(MATRICES)
 
 
-@pytest.mark.parametrize("make", [tiny_vit, tiny_swin, tiny_convnext])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16-autocast"])
+@pytest.mark.parametrize(("make", "dtype"), [(tiny_vit, "fp32"), (tiny_convnext, "bf16-autocast")])
 def test_one_step_tells_what_the_second_meets(make, dtype: str) -> None:
     # an optimizer that is handed over is stepped twice, one that is named once
     def adamw(model: nn.Module) -> torch.optim.Optimizer:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
-from spt_kernels.memory import DTYPES, estimate_memory
+from spt_kernels.memory import estimate_memory
 from spt_kernels.memory.cuda import AsOnCuda, CudaLedger
 from spt_kernels.memory.ledger import Ledger
 from spt_kernels.optim import SparseAdamW, param_groups
@@ -94,7 +94,6 @@ class Step:
 
 STEPS = {
     "vit": Step(lambda: tiny_vit(width=96), (64, 3, 16, 16)),
-    "vit-small-batch": Step(lambda: tiny_vit(width=96), (2, 3, 16, 16)),
     "vit-plain-adamw": Step(lambda: tiny_vit(width=96), (2, 3, 16, 16), optimizer=plain),
     "vit-sgd": Step(lambda: tiny_vit(width=96), (16, 3, 16, 16), optimizer=sgd),
     "vit-checkpointing": Step(tiny_vit, (64, 3, 16, 16), checkpointing=True),
@@ -104,10 +103,8 @@ STEPS = {
     "vit-adapter": Step(tiny_vit, (64, 3, 16, 16), "adapter", "bf16-autocast"),
     "vit-entries": Step(tiny_vit, (64, 3, 16, 16), None, "bf16", sparse),
     "vit-entries-checkpointing": Step(tiny_vit, (64, 3, 16, 16), None, checkpointing=True),
-    "swin": Step(tiny_swin, (16, 3, 32, 32)),
     "swin-autocast": Step(tiny_swin, (16, 3, 32, 32), dtype="bf16-autocast"),
     "swin-entries": Step(tiny_swin, (16, 3, 32, 32), None, optimizer=sparse),
-    "convnext": Step(tiny_convnext, (16, 3, 64, 64)),
     "convnext-lora-autocast": Step(tiny_convnext, (16, 3, 64, 64), "lora", "bf16-autocast"),
     "resnet": Step(tiny_resnet, (16, 3, 64, 64)),
     "resnet-autocast-inference": Step(
@@ -305,8 +302,7 @@ def test_torchs_adamw_takes_lists_of_tensors_on_cuda() -> None:
     assert temporary["cuda"] >= whole
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("method", ["full", "spt-lora"])
+@pytest.mark.parametrize(("method", "dtype"), [("full", "bf16-autocast"), ("spt-lora", "fp32")])
 def test_blocks_are_recomputed_as_on_cuda(method: str, dtype: str) -> None:
     plain, checkpointed = (
         estimate_memory(

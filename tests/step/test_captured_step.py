@@ -437,7 +437,7 @@ def test_a_changed_option_is_refused() -> None:
 
 def test_the_example_of_the_docs() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "CAPTURED_STEP.md").read_text()
-    (example,) = re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    (example,) = re.findall(r"^```python[^\n]*\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
     loader = runs.batches(3, "cuda")
     names = {"spt": spt, "torch": torch, "F": F, "loader": loader, "images": loader[0][0]}
     names |= {"model": tuned("spt-lora", "cuda", dropout=0.1), "labels": loader[0][1]}
