@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inl csrc/CMakeLists.txt) setup.py pyproject.toml
 
-.PHONY: help setup demo test lint format bench table7 evidence report models docs sanitize dist lock clean
+.PHONY: help setup demo test lint format bench table7 evidence report models docs sanitize soak dist lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show the targets
@@ -70,6 +70,9 @@ table7: $(VENV)/.bench  ## the paper's cost table; memory alone in other precisi
 evidence: $(VENV)/.bench  ## docs/evidence.md: what the paper says, on photographs; hours, and goes on after a stop
 	$(BIN)/python -m bench.evidence.run
 	$(BIN)/python -m bench.evidence.report
+
+soak: $(VENV)/.test  ## damaged files, kills, odd shapes, endless switches, threads: minutes
+	$(BIN)/python -m bench.soak
 
 report: | $(BIN)/python  ## the README's tables from the committed results
 	$(BIN)/python -m bench.report

@@ -1,0 +1,1 @@
+"""Reliability at scale: damaged files, killed processes, odd shapes, endless switches, threads."""
