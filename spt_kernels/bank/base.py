@@ -15,6 +15,7 @@ from ..task.base_model import BaseModel, holds_peft
 from ..task.file.fingerprint import Fingerprint
 from ..task.fit import base_values
 from .held_task import HeldTask
+from .structured_class import is_put_on
 
 
 class Base:
@@ -43,6 +44,12 @@ class Base:
                 "model is tuned, a bank takes the plain base model: spt.unload(model) first, and "
                 "bank.add(name, tuned_model) for the task"
             )
+        for name, module in model.named_modules():
+            if is_put_on(module):
+                raise ValueError(
+                    f"model: another bank has a task on it, with a part on {name}: use(None) there "
+                    "first; two banks over one model are in each other's way"
+                )
         self.model = model
         self.modules = dict(model.named_modules())
         self.structure = _without_values(model)
@@ -56,20 +63,42 @@ class Base:
             name: None if buffer is None else buffer.detach().clone()
             for name, buffer in self.now.buffers.items()
         }
+        # full name of each module and parameter, what it is in, and its name there
+        self._places = [
+            (f"{prefix}.{local}" if prefix else local, inside, local)
+            for prefix, module in self.modules.items()
+            for inside in (module._parameters, module._modules)
+            for local in inside
+        ]
         self._state: list[tuple[int, int]] = []
+        self._there: list[nn.Module | nn.Parameter | None] = []
         self.record()
 
     def record(self) -> None:
         """Take the weights for ours as they are now: nobody else has changed them."""
         self._state = self._versions()
+        self._there = self._found_there()
 
     def check_unchanged(self) -> None:
-        """Raise `ValueError` where somebody else has written, moved or cast a parameter."""
-        pairs = zip(self.now.parameters, self._state, self._versions(), strict=True)
-        for name, before, after in pairs:
-            if before != after:
+        """Raise `ValueError` where somebody else has written, moved, cast or replaced something."""
+        changed = (
+            name
+            for name, before, after in zip(
+                self.now.parameters, self._state, self._versions(), strict=True
+            )
+            if before != after
+        )
+        replaced = (
+            name
+            for (name, _, _), before, after in zip(
+                self._places, self._there, self._found_there(), strict=True
+            )
+            if before is not after
+        )
+        for what, names in (("replaced", replaced), ("changed, moved or cast", changed)):
+            for name in names:
                 raise ValueError(
-                    f"{name} was changed, moved or cast behind the bank, which no longer knows its "
+                    f"{name} was {what} behind the bank, which no longer knows its "
                     "base: make the model what it is to be first, then a new bank"
                 )
 
@@ -115,6 +144,9 @@ class Base:
 
     def _versions(self) -> list[tuple[int, int]]:
         return [(p._version, p.data_ptr()) for p in self.now.parameters.values()]
+
+    def _found_there(self) -> list[nn.Module | nn.Parameter | None]:
+        return [inside.get(local) for _, inside, local in self._places]
 
 
 def _without_values(model: nn.Module) -> nn.Module:
