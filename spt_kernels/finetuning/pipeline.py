@@ -70,8 +70,9 @@ def finetune(
         job: what to do.
         output: a folder, which must be empty or absent unless `resume` or `force`.
         resume: go on with the run in `output`. One that is finished is returned as it is, unless
-            the job has more epochs than it: then it goes on to these, and the learning rate from
-            there on is that of the longer schedule, so it rises again.
+            the job has more epochs than it and its patience has not ended it: then it goes on to
+            these, and the learning rate from there on is that of the longer schedule, so it rises
+            again.
         force: overwrite the run in `output`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that decode images; 0 decodes in this one.
