@@ -70,21 +70,22 @@ class Base:
             for inside in (module._parameters, module._modules)
             for local in inside
         ]
-        self._state: list[tuple[int, int]] = []
+        self._watched = [*self.now.parameters, *self.now.owners, *self.modules]
+        self._state: list[object] = []
         self._there: list[nn.Module | nn.Parameter | None] = []
         self.record()
 
     def record(self) -> None:
         """Take the weights for ours as they are now: nobody else has changed them."""
-        self._state = self._versions()
+        self._state = self._state_now()
         self._there = self._found_there()
 
     def check_unchanged(self) -> None:
-        """Raise `ValueError` where somebody else has written, moved, cast or replaced something."""
+        """Raise `ValueError` where somebody else has written, moved, cast, tuned or replaced."""
         changed = (
-            name
+            name or "the model"
             for name, before, after in zip(
-                self.now.parameters, self._state, self._versions(), strict=True
+                self._watched, self._state, self._state_now(), strict=True
             )
             if before != after
         )
@@ -142,11 +143,22 @@ class Base:
         kept = [*self._whole.values(), *(b for b in self._buffers.values() if b is not None)]
         return sum(tensor.nbytes for tensor in kept)
 
-    def _versions(self) -> list[tuple[int, int]]:
-        return [(p._version, p.data_ptr()) for p in self.now.parameters.values()]
+    def _state_now(self) -> list[object]:
+        """What tells that a parameter, a buffer or the class of a module has become another."""
+        buffers = [module._buffers.get(local) for module, local in self.now.owners.values()]
+        return [
+            *((p._version, p.data_ptr()) for p in self.now.parameters.values()),
+            *(None if b is None else (_version(b), b.data_ptr()) for b in buffers),
+            *map(type, self.modules.values()),
+        ]
 
     def _found_there(self) -> list[nn.Module | nn.Parameter | None]:
         return [inside.get(local) for _, inside, local in self._places]
+
+
+def _version(buffer: Tensor) -> int:
+    """How often it was written in place; a forward in inference mode may have made it."""
+    return -1 if buffer.is_inference() else buffer._version
 
 
 def _without_values(model: nn.Module) -> nn.Module:

@@ -41,7 +41,7 @@ class TaskBank:
     next used.
 
     Args:
-        model: plain, in fp32, bf16 or fp16, on any device. Nobody else may change its weights from
+        model: plain, in fp32, bf16 or fp16, on any device. Nobody else may change or tune it from
             here on; that it happened is noticed at the next switch.
         max_tasks: most tasks in memory at a time; None for any number. A batch of more has all of
             them while it runs.

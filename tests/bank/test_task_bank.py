@@ -333,6 +333,19 @@ def test_a_model_changed_behind_the_bank_is_noticed(paths: dict[str, Path]) -> N
         bank.load("t0", paths["t0"])
 
 
+@pytest.mark.parametrize("on", ["lora", None])
+def test_a_model_tuned_behind_the_bank_is_noticed(on: str | None, paths: dict[str, Path]) -> None:
+    model = plain("vit")
+    bank = spt.TaskBank(model)
+    bank.load("lora", paths["t1"])
+    bank.use(on)
+    scores = {"blocks.0.attn.qkv.weight": torch.rand(72, 24)}
+    sensitivity = spt.Sensitivity.from_tensors(scores, num_samples=1)
+    spt.apply(model, spt.allocate(sensitivity, 10, None))
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn\.qkv was changed"):
+        bank.use(None if on else "lora")
+
+
 @pytest.mark.parametrize("replaced", ["head", "blocks.0.attn.qkv", "blocks.1.norm1.weight"])
 def test_a_module_replaced_behind_the_bank_is_noticed(
     replaced: str, paths: dict[str, Path], tmp_path: Path
