@@ -17,6 +17,8 @@ from ..task.fit import base_values
 from .held_task import HeldTask
 from .structured_class import is_put_on
 
+_LOST = "which no longer knows its base: make the model what it is to be first, then a new bank"
+
 
 class Base:
     """A plain model whose weights a bank writes tasks into.
@@ -82,25 +84,15 @@ class Base:
 
     def check_unchanged(self) -> None:
         """Raise `ValueError` where somebody else has written, moved, cast, tuned or replaced."""
-        changed = (
-            name or "the model"
-            for name, before, after in zip(
-                self._watched, self._state, self._state_now(), strict=True
-            )
-            if before != after
-        )
-        replaced = (
-            name
-            for (name, _, _), before, after in zip(
-                self._places, self._there, self._found_there(), strict=True
-            )
-            if before is not after
-        )
-        for what, names in (("replaced", replaced), ("changed, moved or cast", changed)):
-            for name in names:
+        there = zip(self._places, self._there, self._found_there(), strict=True)
+        for (name, _, _), is_ours, is_there in there:
+            if is_ours is not is_there:
+                raise ValueError(f"{name} was replaced behind the bank, {_LOST}")
+        states = zip(self._watched, self._state, self._state_now(), strict=True)
+        for name, before, after in states:
+            if before != after:
                 raise ValueError(
-                    f"{name} was {what} behind the bank, which no longer knows its "
-                    "base: make the model what it is to be first, then a new bank"
+                    f"{name or 'the model'} was changed, moved or cast behind the bank, {_LOST}"
                 )
 
     def remember(self, name: str, current: HeldTask | None) -> None:
