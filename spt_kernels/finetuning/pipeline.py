@@ -80,7 +80,8 @@ def finetune(
         graph: whether training steps run as CUDA graphs; `None` lets them on a card where they can.
         progress: told how far it is; what it is told is in `log.txt` as well.
         on_epoch: called with the figures of each epoch that this call trains, when it is over, for
-            any tracker of experiments. What it raises ends the run, which can be resumed.
+            any tracker of experiments; of a group in the first process alone. What it raises ends
+            the run, which can be resumed.
         tensorboard: write events for TensorBoard below the folder, in `tensorboard`.
         group: of `torch.distributed`, as `torch.distributed.group.WORLD`, whose processes share the
             run; None for this process alone.
@@ -250,6 +251,10 @@ def _train(
     val = run.setting.batches("val", run.log)
     bests: list[Best | None] = [None]
 
+    def tell_listener(figures: EpochFigures) -> None:
+        if on_epoch is not None and run.processes.is_first:
+            on_epoch(figures)
+
     def keep(rows: list[EpochFigures]) -> None:
         folder.write_lines("metrics", [asdict(row) for row in rows])
         run.note_seconds()
@@ -267,7 +272,8 @@ def _train(
         checkpoint=folder["checkpoint"],
         checkpoint_seconds=run.checkpoint_seconds,
         on_epoch=keep,
-        on_new_epoch=on_epoch if run.processes.is_first else None,
+        # whoever waits for the others is told where it fails
+        on_new_epoch=lambda figures: run.processes.together(lambda: tell_listener(figures)),
         graph=graph,
         progress=run.log,
         tell=run.log.say,
