@@ -158,7 +158,8 @@ class TaskBank:
         """`load` in a thread: requests are served meanwhile, and the task is there in the end.
 
         Returns:
-            A future; its `result()` waits, and raises what `load` does.
+            A future; its `result()` waits, and raises what `load` does. Do not wait for it within
+            `using`, which keeps the bank from all other threads.
         """
         with self._lock:
             if self._loader is None:
