@@ -1,4 +1,4 @@
-"""Several tasks over one base model in memory: requests name their task, the model swaps.
+"""Several tasks over one base model in memory: a request names its task, the model takes it.
 
 python examples/serve_tasks.py flowers.safetensors pets.safetensors --model vit_base_patch16_224
 """
@@ -8,18 +8,11 @@ from pathlib import Path
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import spt_kernels as spt
 
 SMOKE = {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 3}
-
-
-def answer(model: nn.Module, task: Path, images: Tensor) -> Tensor:
-    """The task's scores of images `[n, 3, height, width]`: `[n, classes]`."""
-    spt.load_delta(model, task)  # a file of another base is refused, and the model stays as it was
-    with torch.inference_mode():
-        return model(images)
 
 
 def random_task(base: nn.Module, path: Path) -> Path:
@@ -45,11 +38,18 @@ def main(arguments: list[str] | None = None) -> None:
     base = timm.create_model(args.model, **shape).eval()
     made = [args.output / f"{name}.safetensors" for name in ("flowers", "pets")]
     tasks = [random_task(base, path) for path in made] if args.smoke else args.tasks
+    bank = spt.TaskBank(base)
+    for path in tasks:  # a file of another base is refused
+        bank.load(str(path), path)  # names are free: finetune calls every file task.safetensors
     images = torch.randn(2, *timm.data.resolve_data_config(shape, model=base)["input_size"])
-    first, again = ({task: answer(base, task, images) for task in tasks} for _ in range(2))
-    for task, scores in first.items():
-        same = torch.equal(scores, again[task])
-        print(f"{task.stem}: {tuple(scores.shape)}, the same after other tasks: {same}")
+    first, again = {}, {}
+    for answers in (first, again):
+        for name in bank:
+            with bank.using(name) as model, torch.inference_mode():
+                answers[name] = model(images)
+    for name, scores in first.items():
+        same = torch.equal(scores, again[name])
+        print(f"{name}: {tuple(scores.shape)}, the same after other tasks: {same}")
 
 
 if __name__ == "__main__":

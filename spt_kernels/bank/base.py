@@ -15,6 +15,9 @@ from ..task.base_model import BaseModel, holds_peft
 from ..task.file.fingerprint import Fingerprint
 from ..task.fit import base_values
 from .held_task import HeldTask
+from .structured_class import is_put_on
+
+_LOST = "which no longer knows its base: make the model what it is to be first, then a new bank"
 
 
 class Base:
@@ -43,6 +46,12 @@ class Base:
                 "model is tuned, a bank takes the plain base model: spt.unload(model) first, and "
                 "bank.add(name, tuned_model) for the task"
             )
+        for name, module in model.named_modules():
+            if is_put_on(module):
+                raise ValueError(
+                    f"model: another bank has a task on it, with a part on {name}: use(None) there "
+                    "first; two banks over one model are in each other's way"
+                )
         self.model = model
         self.modules = dict(model.named_modules())
         self.structure = _without_values(model)
@@ -56,21 +65,34 @@ class Base:
             name: None if buffer is None else buffer.detach().clone()
             for name, buffer in self.now.buffers.items()
         }
-        self._state: list[tuple[int, int]] = []
+        # full name of each module and parameter, what it is in, and its name there
+        self._places = [
+            (f"{prefix}.{local}" if prefix else local, inside, local)
+            for prefix, module in self.modules.items()
+            for inside in (module._parameters, module._modules)
+            for local in inside
+        ]
+        self._watched = [*self.now.parameters, *self.now.owners, *self.modules]
+        self._state: list[object] = []
+        self._there: list[nn.Module | nn.Parameter | None] = []
         self.record()
 
     def record(self) -> None:
         """Take the weights for ours as they are now: nobody else has changed them."""
-        self._state = self._versions()
+        self._state = self._state_now()
+        self._there = self._found_there()
 
     def check_unchanged(self) -> None:
-        """Raise `ValueError` where somebody else has written, moved or cast a parameter."""
-        pairs = zip(self.now.parameters, self._state, self._versions(), strict=True)
-        for name, before, after in pairs:
+        """Raise `ValueError` where somebody else has written, moved, cast, tuned or replaced."""
+        there = zip(self._places, self._there, self._found_there(), strict=True)
+        for (name, _, _), is_ours, is_there in there:
+            if is_ours is not is_there:
+                raise ValueError(f"{name} was replaced behind the bank, {_LOST}")
+        states = zip(self._watched, self._state, self._state_now(), strict=True)
+        for name, before, after in states:
             if before != after:
                 raise ValueError(
-                    f"{name} was changed, moved or cast behind the bank, which no longer knows its "
-                    "base: make the model what it is to be first, then a new bank"
+                    f"{name or 'the model'} was changed, moved or cast behind the bank, {_LOST}"
                 )
 
     def remember(self, name: str, current: HeldTask | None) -> None:
@@ -113,8 +135,22 @@ class Base:
         kept = [*self._whole.values(), *(b for b in self._buffers.values() if b is not None)]
         return sum(tensor.nbytes for tensor in kept)
 
-    def _versions(self) -> list[tuple[int, int]]:
-        return [(p._version, p.data_ptr()) for p in self.now.parameters.values()]
+    def _state_now(self) -> list[object]:
+        """What tells that a parameter, a buffer or the class of a module has become another."""
+        buffers = [module._buffers.get(local) for module, local in self.now.owners.values()]
+        return [
+            *((p._version, p.data_ptr()) for p in self.now.parameters.values()),
+            *(None if b is None else (_version(b), b.data_ptr()) for b in buffers),
+            *map(type, self.modules.values()),
+        ]
+
+    def _found_there(self) -> list[nn.Module | nn.Parameter | None]:
+        return [inside.get(local) for _, inside, local in self._places]
+
+
+def _version(buffer: Tensor) -> int:
+    """How often it was written in place; a forward in inference mode may have made it."""
+    return -1 if buffer.is_inference() else buffer._version
 
 
 def _without_values(model: nn.Module) -> nn.Module:

@@ -37,9 +37,14 @@ def put_on(module: nn.Module, group: StructuredGroup) -> None:
     module.__class__ = _class_of(kind)
 
 
+def is_put_on(module: nn.Module) -> bool:
+    """Whether a layer runs with the part of a task."""
+    return isinstance(module, _WithStructured)
+
+
 def plain_again(module: nn.Module) -> None:
     """Undo `put_on`, wherever that has come to."""
-    if isinstance(module, _WithStructured):
+    if is_put_on(module):
         module.__class__ = type(module).__mro__[2]
     module.__dict__.pop(_GROUP, None)
 

@@ -41,7 +41,7 @@ class TaskBank:
     next used.
 
     Args:
-        model: plain, in fp32, bf16 or fp16, on any device. Nobody else may change its weights from
+        model: plain, in fp32, bf16 or fp16, on any device. Nobody else may change or tune it from
             here on; that it happened is noticed at the next switch.
         max_tasks: most tasks in memory at a time; None for any number. A batch of more has all of
             them while it runs.
@@ -49,20 +49,24 @@ class TaskBank:
             whatever its size, and so do tasks that came from a model, by `add`.
 
     Raises:
-        TypeError: `model` is no module.
-        ValueError: it is tuned, compiled, wrapped or on the meta device; or a limit is below 1.
+        TypeError: `model` is no module, or a limit no int.
+        ValueError: it is tuned, compiled, wrapped or on the meta device, or another bank has a task
+            on it; or a limit is below 1.
     """
 
     def __init__(
         self, model: nn.Module, *, max_tasks: int | None = None, max_bytes: int | None = None
     ) -> None:
         for name, limit in (("max_tasks", max_tasks), ("max_bytes", max_bytes)):
+            if not isinstance(limit, (int, type(None))):
+                raise TypeError(f"{name} must be an int or None, got {type(limit).__name__}")
             if limit is not None and limit < 1:
                 raise ValueError(f"{name} must be at least 1, or None for no limit, got {limit}")
         self._base = Base(model)
         self._lock = threading.RLock()
         self._switch = Switch(self._base)
         self._in_use: str | None = None
+        self._returned_to: list[str | None] = []  # by each `using`, the outermost first
         self._residents = Residents(self._hold, max_tasks, max_bytes)
         self._shared: weakref.WeakValueDictionary[tuple[str, bytes], Positions] = (
             weakref.WeakValueDictionary()
@@ -144,6 +148,7 @@ class TaskBank:
             BaseModelMismatch: it was made for another base model; names the first tensor that
                 differs.
             ValueError: the task of this name is in use, or the model cannot take this one.
+            TypeError: `name` is no string.
             OSError: the file cannot be read, `FileNotFoundError` among them.
         """
         task = read(path)  # which takes longest, without the lock
@@ -153,7 +158,8 @@ class TaskBank:
         """`load` in a thread: requests are served meanwhile, and the task is there in the end.
 
         Returns:
-            A future; its `result()` waits, and raises what `load` does.
+            A future; its `result()` waits, and raises what `load` does. Do not wait for it within
+            `using`, which keeps the bank from all other threads.
         """
         with self._lock:
             if self._loader is None:
@@ -213,16 +219,18 @@ class TaskBank:
     def using(self, name: str | None) -> Iterator[nn.Module]:
         """`use` for the time of a `with` block, in which no other thread gets at the bank.
 
-        Afterwards the task is in use that was before.
+        Afterwards the task is in use that was before, which stays in memory meanwhile and can be
+        neither removed nor replaced.
         """
         with self._lock:
             before, task = self._in_use, self._switch.task
+            self._returned_to.append(before)
             try:
                 yield self.use(name)
             finally:
-                stays = before in self._residents
-                self._switch.to(task if stays else None)
-                self._in_use = before if stays else None
+                self._returned_to.pop()
+                self._switch.to(task)
+                self._in_use = before
                 self._residents.drop_beyond_limits(self._needed())
 
     @torch.no_grad()
@@ -259,7 +267,7 @@ class TaskBank:
         """
         if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() < 2:
             raise TypeError(f"images must be a floating tensor [samples, ...], got {images!r:.80}")
-        if isinstance(tasks, str) or len(tasks) != len(images) or not len(images):
+        if tasks is None or isinstance(tasks, str) or len(tasks) != len(images) or not len(images):
             raise ValueError(
                 f"tasks must name one task for each of the {len(images)} images, got {tasks!r:.80}"
             )
@@ -330,6 +338,8 @@ class TaskBank:
         return self._layouts[shape]
 
     def _put(self, name: str, task: TaskFile, path: str | os.PathLike[str] | None) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string, got {name!r:.80}")
         with self._lock:
             self._refuse_in_use(name, "replace")
             self._residents.put(name, task, path)
@@ -348,8 +358,8 @@ class TaskBank:
         return hold(task, base, self._switch.task, self._shared)
 
     def _needed(self) -> set[str]:
-        return set() if self._in_use is None else {self._in_use}
+        return {name for name in (self._in_use, *self._returned_to) if name is not None}
 
     def _refuse_in_use(self, name: str, verb: str) -> None:
-        if name == self._in_use:
+        if name in self._needed():
             raise ValueError(f"cannot {verb} {name!r}, which is in use: use(None) first")

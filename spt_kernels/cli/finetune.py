@@ -103,6 +103,7 @@ def run(
     def asked() -> FinetuneJob:
         if is_bare_resume:
             return _job_in(running.output, recipe.epochs)
+        running.check_whole(model.source(), "--epochs")
         return _job(*groups)
 
     rank, size = launched()

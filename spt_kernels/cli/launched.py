@@ -33,7 +33,9 @@ def check_alone(command: str) -> None:
     rank, size = launched()
     if size == 1:
         return
-    problem = f"{command} runs in one process, and a launcher has started {size}"
+    problem = (
+        f"{command} runs in one process, and a launcher has started {size}: start it without one"
+    )
     raise OtherProcessFailed(problem) if rank else ValueError(problem)
 
 

@@ -180,6 +180,8 @@ def run(
     groups = (model, scenes, what, given, recipe)
     named = {f.name for group in groups for f in fields(group)}
     is_bare_resume = running.resume and not named_of(context, named - {"iterations"})
+    if not is_bare_resume:
+        running.check_whole(model.source(), "--iterations")
     job = _job_in(running.output, recipe.iterations) if is_bare_resume else _job(*groups)
     from ..finetuning.run_folder import RunFolder
     from ..segmentation.pipeline import segment

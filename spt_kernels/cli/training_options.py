@@ -246,6 +246,22 @@ class RunOptions:
         described(_RUN, "--graph/--no-graph", "Steps as CUDA graphs [on a card, where they can]."),
     ] = None
 
+    def check_whole(self, source: object, longer: str) -> None:
+        """Refuse to resume with a part of the job: none of it is said, or all.
+
+        Args:
+            source: of the model; None where it was not given.
+            longer: the one option that may be given by itself.
+
+        Raises:
+            ValueError: the model was not given, and something else of the job was.
+        """
+        if self.resume and source is None:
+            raise ValueError(
+                f"--resume: beside it expected {longer} alone, or the whole job from --model on, "
+                "as the run was started"
+            )
+
 
 def parse_head(patterns: list[str] | None) -> tuple[str, ...] | None:
     """`--head` as often as it was given; `none` alone is no head."""

@@ -70,8 +70,9 @@ def finetune(
         job: what to do.
         output: a folder, which must be empty or absent unless `resume` or `force`.
         resume: go on with the run in `output`. One that is finished is returned as it is, unless
-            the job has more epochs than it: then it goes on to these, and the learning rate from
-            there on is that of the longer schedule, so it rises again.
+            the job has more epochs than it and its patience has not ended it: then it goes on to
+            these, and the learning rate from there on is that of the longer schedule, so it rises
+            again.
         force: overwrite the run in `output`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that decode images; 0 decodes in this one.
@@ -79,7 +80,8 @@ def finetune(
         graph: whether training steps run as CUDA graphs; `None` lets them on a card where they can.
         progress: told how far it is; what it is told is in `log.txt` as well.
         on_epoch: called with the figures of each epoch that this call trains, when it is over, for
-            any tracker of experiments. What it raises ends the run, which can be resumed.
+            any tracker of experiments; of a group in the first process alone. What it raises ends
+            the run, which can be resumed.
         tensorboard: write events for TensorBoard below the folder, in `tensorboard`.
         group: of `torch.distributed`, as `torch.distributed.group.WORLD`, whose processes share the
             run; None for this process alone.
@@ -249,6 +251,10 @@ def _train(
     val = run.setting.batches("val", run.log)
     bests: list[Best | None] = [None]
 
+    def tell_listener(figures: EpochFigures) -> None:
+        if on_epoch is not None and run.processes.is_first:
+            on_epoch(figures)
+
     def keep(rows: list[EpochFigures]) -> None:
         folder.write_lines("metrics", [asdict(row) for row in rows])
         run.note_seconds()
@@ -266,7 +272,8 @@ def _train(
         checkpoint=folder["checkpoint"],
         checkpoint_seconds=run.checkpoint_seconds,
         on_epoch=keep,
-        on_new_epoch=on_epoch if run.processes.is_first else None,
+        # whoever waits for the others is told where it fails
+        on_new_epoch=lambda figures: run.processes.together(lambda: tell_listener(figures)),
         graph=graph,
         progress=run.log,
         tell=run.log.say,

@@ -100,7 +100,16 @@ class SptAdapters(nn.Module, BaseTunerLayer):
 
 
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Of a tuned model all that its task trains, whether it is frozen just now or not."""
+    """Of a tuned model all that its task trains, whether it is frozen just now or not.
+
+    Raises:
+        ValueError: the model is tuned no longer.
+    """
+    if not hasattr(model, "spt_tuning"):
+        raise ValueError(
+            "the model is not tuned, or no longer: its task was merged or dropped behind the "
+            "PeftModel, which is of no use any more"
+        )
     now = BaseModel.of(model)
     tuned: list[Any] = list(now.tuned.values())
     added = [module._parameters.get(name) for module in tuned for name in module.added_names()]

@@ -170,7 +170,8 @@ class SptModel(BaseTuner):
                     _check_finite(self.model, names[0])
                 merge_task(self.model)
                 self.spt.on_model = None
-            self.spt.aside.clear()  # so that nothing is put back
+            self.spt.aside.clear()  # so that nothing is put back, nor as disable_adapter ends
+            self.active_adapter = self.spt._active_adapter = []
         if hasattr(self.model, "peft_config"):
             del self.model.peft_config
         return self.model

@@ -36,7 +36,7 @@ def measured_together(
     Raises:
         NoSamples: no process has any.
         OtherProcessFailed: another process cannot measure.
-        ValueError: the models differ, or what was found of them does.
+        ValueError: the models differ, or what was found of them does, or `num_samples`.
     """
     check_num_samples(num_samples)
     if processes.size == 1:
@@ -51,9 +51,14 @@ def measured_together(
         return part, _digests(model)
 
     part, digests = processes.together(own_part)
-    told = processes.gather((None if part is None else _but_scores(part), digests))
-    _check_same_models([of_model for _, of_model in told])
-    outline = _combined([outline for outline, _ in told])
+    outline_here = None if part is None else _but_scores(part)
+    outlines, models, wanted = zip(
+        *processes.gather((outline_here, digests, num_samples)), strict=True
+    )
+    if len(set(wanted)) > 1:
+        raise ValueError(f"num_samples: expected the same in all processes, got {list(wanted)}")
+    _check_same_models(models)
+    outline = _combined(outlines)
     if part is not None:
         scores = dict(part.scores)
     else:

@@ -25,6 +25,8 @@ class TaskAside:
         tuning: as `apply` or `load_delta` left it.
         modules: name of a tuned module -> what made it one.
         dense: name -> values of a parameter that was trained whole.
+        gradients: name -> gradient of such a parameter, which is the base's as well: it must reach
+            neither the base nor what another task makes of the parameter.
         buffers: name -> buffer.
         requires_grad: name -> whether a parameter of the base required a gradient.
         heads: name -> the task's own module, where it stood in the place of the model's.
@@ -33,6 +35,7 @@ class TaskAside:
     tuning: Tuning
     modules: Mapping[str, SetAside]
     dense: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor | None]
     buffers: Mapping[str, Tensor | None]
     requires_grad: Mapping[str, bool]
     heads: Mapping[str, nn.Module]
@@ -61,10 +64,13 @@ def take_aside(model: nn.Module) -> TaskAside:
     heads = {name: model.get_submodule(name) for name in tuning.replaced_head.modules}
     modules = {name: set_aside(module) for name, module in now.tuned.items()}
     dense = {name: now.parameters[name].detach().clone() for name in names}
+    gradients = {name: now.parameters[name].grad for name in names}
+    for name in names:
+        now.parameters[name].grad = None
     set_buffers(now, tuning.base_buffers)
     forget(model, now)
     restore_whole(model, now, tuning)
-    return TaskAside(tuning, modules, dense, buffers, flags, heads)
+    return TaskAside(tuning, modules, dense, gradients, buffers, flags, heads)
 
 
 @torch.inference_mode(False)
@@ -81,7 +87,9 @@ def put_task_back(model: nn.Module, aside: TaskAside) -> None:
         put_back(model.get_submodule(name), module)
     now = BaseModel.of(model)
     for name, values in aside.dense.items():
-        now.parameters[name].copy_(values)
+        parameter, gradient = now.parameters[name], aside.gradients[name]
+        parameter.copy_(values)
+        parameter.grad = None if gradient is None else gradient.to(parameter)
     set_buffers(now, aside.buffers)
     for name, flag in aside.requires_grad.items():
         now.parameters[name].requires_grad_(flag)

@@ -108,6 +108,13 @@ def test_running_statistics_come_and_go(tmp_path: Path) -> None:
     assert not torch.allclose(of_base, tuned(x))
     bank.use(None)
     assert torch.equal(model(x), of_base)
+    # a forward of the base in training mode is noticed, as any change of its weights
+    stray = copy.deepcopy(model)
+    of_stray = spt.TaskBank(stray)
+    of_stray.add("t", tuned)
+    stray.train()(x)
+    with pytest.raises(ValueError, match=r"1\.num_batches_tracked was changed"):
+        of_stray.use("t")
     # one value for the whole batch: each task runs alone
     with pytest.raises(ValueError, match=r"1\.num_batches_tracked is a buffer"):
         bank.run(x[:2], ["t", None], together=True)

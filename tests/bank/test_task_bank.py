@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -275,6 +277,25 @@ def test_using_returns_to_what_was_in_use(
     check(bank, "t0", outputs)
 
 
+def test_what_using_returns_to_stays(
+    paths: dict[str, Path], outputs: dict[str, torch.Tensor]
+) -> None:
+    bank = spt.TaskBank(plain("vit"), max_tasks=1)
+    for name, path in paths.items():
+        bank.load(name, path)
+    bank.use("t0")
+    with bank.using("t1"), bank.using("t2"):
+        paths["t0"].write_bytes(b"damaged")
+        bank.use("t3")
+        assert bank.in_memory == ["t0", "t1", "t3"]
+        with pytest.raises(ValueError, match="cannot remove 't1', which is in use"):
+            bank.remove("t1")
+        with pytest.raises(ValueError, match="cannot replace 't0', which is in use"):
+            bank.load("t0", paths["t1"])
+    assert (bank.in_use, bank.in_memory) == ("t0", ["t0"])
+    check(bank, "t0", outputs)
+
+
 def test_memory_is_flat_over_a_thousand_switches(paths: dict[str, Path]) -> None:
     bank = spt.TaskBank(plain("vit"))
     for name in ("t0", "t1", "t3"):
@@ -312,13 +333,49 @@ def test_a_model_changed_behind_the_bank_is_noticed(paths: dict[str, Path]) -> N
         bank.load("t0", paths["t0"])
 
 
+@pytest.mark.parametrize("on", ["lora", None])
+def test_a_model_tuned_behind_the_bank_is_noticed(on: str | None, paths: dict[str, Path]) -> None:
+    model = plain("vit")
+    bank = spt.TaskBank(model)
+    bank.load("lora", paths["t1"])
+    bank.use(on)
+    scores = {"blocks.0.attn.qkv.weight": torch.rand(72, 24)}
+    sensitivity = spt.Sensitivity.from_tensors(scores, num_samples=1)
+    spt.apply(model, spt.allocate(sensitivity, 10, None))
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn\.qkv was changed"):
+        bank.use(None if on else "lora")
+
+
+@pytest.mark.parametrize("replaced", ["head", "blocks.0.attn.qkv", "blocks.1.norm1.weight"])
+def test_a_module_replaced_behind_the_bank_is_noticed(
+    replaced: str, paths: dict[str, Path], tmp_path: Path
+) -> None:
+    model = plain("vit")
+    bank = spt.TaskBank(model)
+    bank.load("t0", paths["t0"])
+    bank.load("other head", saved(tmp_path, "vit", "lora", 1, num_classes=7))
+    for name in ("other head", "t0", "other head", None):  # the bank itself may replace the head
+        bank.use(name)
+    parent, _, local = replaced.rpartition(".")
+    owner = model.get_submodule(parent)
+    setattr(owner, local, copy.deepcopy(getattr(owner, local)))
+    with pytest.raises(ValueError, match=rf"{re.escape(replaced)} was replaced behind the bank"):
+        bank.use("t0")
+
+
 @pytest.mark.parametrize(
-    ("limits", "message"),
-    [({"max_tasks": 0}, "max_tasks must be at least 1"), ({"max_bytes": -1}, "max_bytes must be")],
+    ("limits", "error", "message"),
+    [
+        ({"max_tasks": 0}, ValueError, "max_tasks must be at least 1"),
+        ({"max_bytes": -1}, ValueError, "max_bytes must be at least 1"),
+        ({"max_bytes": 2e9}, TypeError, "max_bytes must be an int or None, got float"),
+    ],
     ids=str,
 )
-def test_limits_below_one_are_refused(limits: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_limits_that_cannot_be_are_refused(
+    limits: dict[str, int], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
         spt.TaskBank(nn.Linear(2, 2), **limits)
 
 
@@ -331,6 +388,13 @@ def test_models_that_are_no_plain_base_are_refused(paths: dict[str, Path]) -> No
         spt.TaskBank(nn.DataParallel(plain("vit")))
     with pytest.raises(ValueError, match="the model is not tuned"):
         spt.TaskBank(plain("vit")).add("t", plain("vit"))
+    bank = spt.TaskBank(plain("vit"))
+    with pytest.raises(TypeError, match="name must be a string, got None"):
+        bank.load(None, paths["t0"])  # type: ignore[arg-type]
+    bank.load("lora", paths["t1"])
+    with pytest.raises(ValueError, match="another bank has a task on it"):
+        spt.TaskBank(bank.use("lora"))
+    spt.TaskBank(bank.use(None))
 
 
 def test_weights_of_64_bits_are_refused(tmp_path: Path) -> None:

@@ -48,7 +48,10 @@ def test_one_process_says_what_is_wrong(
     assert capsys.readouterr().err == "", "the first process says it"
     monkeypatch.setenv("RANK", "0")
     assert app.run(["merge", "nowhere", "-o", "nothing"]) == 2
-    assert "merge runs in one process, and a launcher has started 2" in capsys.readouterr().err
+    assert (
+        "merge runs in one process, and a launcher has started 2: start it"
+        in capsys.readouterr().err
+    )
     monkeypatch.setenv("RANK", "1")
 
     def fail(*_: object, **__: object) -> None:

@@ -57,6 +57,18 @@ def json_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(
+    ("command", "longer", "option"),
+    [("finetune", "--epochs", "--patience"), ("segment", "--iterations", "--rank")],
+)
+def test_a_part_of_the_job_is_not_resumed(
+    command: str, longer: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [command, "--resume", "-o", str(tmp_path), option, "3", longer, "9"]
+    message = f"--resume: beside it expected {longer} alone, or the whole job from --model on"
+    assert message in complaint_of(arguments, capsys)
+
+
 MISTAKES = {
     "other classes": (["--model-arg", "num_classes=9"], "num_classes=9 is not the number of"),
     "features": (["--model-arg", "features_only=True"], "a score per class, not features"),

@@ -150,6 +150,12 @@ def check_refusals_come_to_all(place: Path) -> None:
         run(job, place / "new", graph=True)
     with pytest.raises((ValueError, OtherProcessFailed), match="searches in one process"):
         run(replace(job, method=Method("noah")), place / "new")
+
+    def listen(_: Any) -> None:
+        raise OSError("the tracker is away")
+
+    with pytest.raises(OSError if processes.is_first else OtherProcessFailed, match="is away"):
+        run(job, place / "listened", on_epoch=listen if processes.is_first else None)
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     with pytest.raises(ValueError, match="trains 1 by statistics of whole batches"):
         check_sharable(net, "full")

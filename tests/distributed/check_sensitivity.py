@@ -99,3 +99,5 @@ def check_models_and_arguments_that_differ_are_refused(place: Path) -> None:
     exclude = ["blocks.1.*"] if rank == last else []
     with pytest.raises(ValueError, match=f"process {last} has found|process {last} has measured"):
         measure(own_batches(), 13, exclude=exclude, group=dist.group.WORLD)
+    with pytest.raises(ValueError, match="num_samples: expected the same in all processes, got"):
+        measure(own_batches(), 13 + (rank == last), group=dist.group.WORLD)

@@ -80,6 +80,18 @@ def test_what_is_done_while_it_is_merged(tmp_path: Path) -> None:
         wrapped().unmerge_adapter()
 
 
+def test_merged_for_good_or_unloaded_while_it_is_disabled() -> None:
+    tuned = output(train(wrapped()))
+    model = train(wrapped())
+    with model.disable_adapter():
+        merged = model.merge_and_unload()
+    torch.testing.assert_close(output(merged), tuned, rtol=1e-4, atol=1e-5)
+    model = train(wrapped())
+    with model.disable_adapter():
+        plain = model.unload()
+    assert torch.equal(output(plain), output(tiny_vit()))
+
+
 def test_an_adapter_is_not_merged() -> None:
     model = train(wrapped("adapter"))
     tuned = output(model)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip("peft")
 
@@ -29,7 +30,7 @@ from spt_kernels.peft import SptConfig, SptModel
 from spt_kernels.peft.registration import register
 from tests.models import tiny_vit
 
-from .small import IMAGES, output, plan, same_parameters, step, train, wrapped
+from .small import IMAGES, LABELS, output, plan, same_parameters, step, train, wrapped
 
 
 def test_a_new_adapter_changes_no_output_and_trains_what_the_plan_says() -> None:
@@ -99,6 +100,38 @@ def test_an_optimizer_stays_valid_while_adapters_are_disabled_and_switched() -> 
     for model, optimizer in zip(models, optimizers, strict=True):
         step(model, optimizer, 2)
     assert torch.equal(output(models[0]), output(models[1]))
+
+
+@pytest.mark.parametrize("optimizer_class", [spt.SparseAdamW, torch.optim.AdamW])
+def test_neither_gradients_nor_steps_of_an_adapter_reach_others(optimizer_class: Any) -> None:
+    model = wrapped()
+    model.add_adapter("other", SptConfig(plan=plan(600, None)))
+    optimizer = optimizer_class(spt.param_groups(model), lr=1e-2)
+    step(model, optimizer)
+    head: Any = model.get_base_model().head
+    F.cross_entropy(model(IMAGES), LABELS).backward()
+    gradient = head.weight.grad.clone()
+    with model.disable_adapter():
+        optimizer.step()
+        assert torch.equal(output(model), output(tiny_vit()))
+    model.set_adapter("other")
+    assert head.weight.grad is None
+    optimizer.step()
+    assert torch.equal(output(model), output(tiny_vit()))
+    model.set_adapter("default")
+    assert torch.equal(head.weight.grad, gradient)
+
+
+def test_a_forward_of_the_base_comes_before_that_which_is_trained() -> None:
+    model = wrapped()
+    with torch.no_grad(), model.disable_adapter():
+        reference = model(IMAGES)
+    (model(IMAGES) - reference).square().sum().backward()
+    trained = model(IMAGES).sum()
+    with model.disable_adapter():
+        pass
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        trained.backward()
 
 
 def test_it_trains_on_after_a_look_at_the_base_in_inference_mode() -> None:
@@ -222,6 +255,8 @@ def test_a_task_dropped_behind_its_back_is_noticed() -> None:
         model.disable_adapter(),
     ):
         pass
+    with pytest.raises(ValueError, match="its task was merged or dropped behind the PeftModel"):
+        model.set_adapter("default")
 
 
 def test_a_plan_for_another_model_leaves_it_alone() -> None:

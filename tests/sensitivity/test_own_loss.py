@@ -185,6 +185,21 @@ def test_batches_that_have_no_loss(batches: list[Any], message: str) -> None:
         measure(tiny_llama(), batches)
 
 
+def test_a_loss_for_each_sample_is_no_scalar() -> None:
+    class EachAlone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.below, self.above = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            logits = self.above(self.below(x))
+            return {"loss": F.cross_entropy(logits, labels, reduction="none"), "logits": logits}
+
+    batch = {"x": torch.randn(4, 4), "labels": torch.tensor([0, 1, 2, 0])}
+    with pytest.raises(ValueError, match=r"'loss' must be a scalar, got one of shape \(2,\)"):
+        measure(EachAlone(), [batch])
+
+
 def test_a_loss_function_needs_labels() -> None:
     batch = sentences(2)
     del batch["labels"]

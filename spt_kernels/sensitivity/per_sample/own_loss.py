@@ -222,6 +222,11 @@ def _loss_in(output: Any) -> Tensor:
         loss = output.get("loss")
     else:
         loss = output[0] if isinstance(output, (tuple, list)) and output else None
+    if isinstance(loss, Tensor) and loss.numel() != 1 and isinstance(output, Mapping):
+        raise ValueError(
+            "batches: a batch is a mapping, and so the model's 'loss' must be a scalar, got one of "
+            f"shape {tuple(loss.shape)}: give a loss_fn"
+        )
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = sorted(output) if isinstance(output, Mapping) else type(output).__name__
         raise ValueError(
