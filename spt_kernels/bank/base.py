@@ -14,7 +14,7 @@ from ..ops.write_delta import gather_original
 from ..task.base_model import BaseModel, holds_peft
 from ..task.file.fingerprint import Fingerprint
 from ..task.fit import base_values
-from .held_task import HeldTask
+from .banked_task import BankedTask
 from .structured_class import is_put_on
 
 _LOST = "which no longer knows its base: make the model what it is to be first, then a new bank"
@@ -95,7 +95,7 @@ class Base:
                     f"{name or 'the model'} was changed, moved or cast behind the bank, {_LOST}"
                 )
 
-    def remember(self, name: str, current: HeldTask | None) -> None:
+    def remember(self, name: str, current: BankedTask | None) -> None:
         """Keep a copy of a parameter that a task replaces whole, once for all tasks.
 
         Args:
@@ -109,7 +109,7 @@ class Base:
                 value.view(-1)[part.positions.index.long()] = part.positions.base
             self._whole[name] = value
 
-    def gather(self, name: str, index: Tensor, current: HeldTask | None) -> Tensor:
+    def gather(self, name: str, index: Tensor, current: BankedTask | None) -> Tensor:
         """The base values of a parameter at some positions, `[nnz]`, whatever task is on."""
         if name in self._whole:
             return self._whole[name].view(-1).index_select(0, index)

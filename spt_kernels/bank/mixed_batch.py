@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..tuning.places import is_linear
 from .base import Base
-from .held_task import HeldTask, OwnParameters
+from .banked_task import BankedTask, OwnParameters
 from .layout import Layout
 from .mixed_layers import MixedCall, MixedLinear, MixedNorm, MixedPieces
 from .structured import StructuredGroup, add_structured, groups_of
@@ -30,7 +30,7 @@ class MixedBatch:
     """
 
     base: Base
-    tasks: Sequence[HeldTask | None]
+    tasks: Sequence[BankedTask | None]
     counts: Sequence[int]
 
     @torch.no_grad()
@@ -76,7 +76,7 @@ class MixedBatch:
         groups = groups_of([parts.structured.get("weight") for parts in own], self.counts)
         return _MixedHook(call, groups, n_samples)
 
-    def _rows_of_head(self, task: HeldTask | None, name: str) -> int | None:
+    def _rows_of_head(self, task: BankedTask | None, name: str) -> int | None:
         """Outputs that a module of the head has for a task; None where it is no Linear's."""
         weight = None if task is None else task.by_module.get(name, _NOTHING).whole.get("weight")
         if weight is None:
@@ -84,7 +84,7 @@ class MixedBatch:
         return len(weight) if weight is not None and weight.dim() == 2 else None
 
 
-def mixing_problem(base: Base, tasks: Sequence[HeldTask | None], layout: Layout) -> str | None:
+def mixing_problem(base: Base, tasks: Sequence[BankedTask | None], layout: Layout) -> str | None:
     """Why a batch of these tasks cannot run as one; None if it can.
 
     Args:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..layers.tuned_linear import without_autocast
 from ..ops.add_sparse_rows import add_sparse_rows
 from ..ops.write_delta import write_delta
-from .held_task import SparsePart
+from .banked_task import SparsePart
 
 
 class MixedCall(ABC):

@@ -15,14 +15,16 @@ from ..task.file.format import TaskFile
 from ..task.forward_state import buffers_of
 from ..tuning.places import Place, check_places, places_of
 from .base import Base
-from .held_task import HeldTask, Positions, SparsePart, StructuredPart
+from .banked_task import BankedTask, Positions, SparsePart, StructuredPart
 
 SharedPositions = MutableMapping[tuple[str, bytes], Positions]
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def hold(task: TaskFile, base: Base, current: HeldTask | None, shared: SharedPositions) -> HeldTask:
+def banked(
+    task: TaskFile, base: Base, current: BankedTask | None, shared: SharedPositions
+) -> BankedTask:
     """A task, which `Fit` found fitting, as the base model takes it.
 
     Args:
@@ -48,7 +50,7 @@ def hold(task: TaskFile, base: Base, current: HeldTask | None, shared: SharedPos
     }
     head = {name: whole[name] for name in task.plan.head}
     elsewhere = frozenset(task.plan.info.keys() - head.keys())
-    held = HeldTask(
+    held = BankedTask(
         sparse=_sparse_parts(task, base, places, current, shared),
         structured={
             name: StructuredPart(
@@ -82,7 +84,7 @@ def _sparse_parts(
     task: TaskFile,
     base: Base,
     places: list[Place],
-    current: HeldTask | None,
+    current: BankedTask | None,
     shared: SharedPositions,
 ) -> dict[str, SparsePart]:
     found: dict[str, SparsePart] = {}
@@ -99,7 +101,7 @@ def _sparse_parts(
 
 
 def _positions(
-    name: str, index: Tensor, base: Base, current: HeldTask | None, shared: SharedPositions
+    name: str, index: Tensor, base: Base, current: BankedTask | None, shared: SharedPositions
 ) -> Positions:
     key = name, hashlib.blake2b(index.cpu().numpy().tobytes(), digest_size=16).digest()
     found = shared.get(key)

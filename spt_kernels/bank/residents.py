@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import BaseModelMismatch
 from ..task.file.format import TaskFile, read
-from .held_task import HeldTask
+from .banked_task import BankedTask
 
 
 @dataclass(eq=False)
@@ -24,7 +24,7 @@ class Entry:
 
     path: str | None
     metadata: Mapping[str, Any]
-    held: HeldTask | None
+    held: BankedTask | None
 
 
 class Residents:
@@ -38,7 +38,7 @@ class Residents:
 
     def __init__(
         self,
-        hold: Callable[[TaskFile], HeldTask],
+        hold: Callable[[TaskFile], BankedTask],
         max_tasks: int | None,
         max_bytes: int | None,
     ) -> None:
@@ -76,7 +76,7 @@ class Residents:
             None if path is None else os.fspath(path), dict(task.metadata), held
         )
 
-    def take(self, name: str) -> HeldTask:
+    def take(self, name: str) -> BankedTask:
         """A task, read from its file again if it was dropped; it is the latest used then."""
         entry = self.entry(name)
         if entry.held is None:
@@ -115,7 +115,7 @@ class Residents:
             if name not in keep and self._entries[name].path is not None:
                 yield name
 
-    def _held(self, task: TaskFile, path: str | os.PathLike[str] | None) -> HeldTask:
+    def _held(self, task: TaskFile, path: str | os.PathLike[str] | None) -> BankedTask:
         try:
             return self._hold(task)
         except BaseModelMismatch as error:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..layers.row_ranges import Ranges
 from ..layers.tuned_linear import without_autocast
 from ..plan import AdapterSpec, LoraSpec
-from .held_task import StructuredPart
+from .banked_task import StructuredPart
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from ..model.replaced_head import ReplacedHead, fit_head, name_classes, restore_
 from ..ops.write_delta import write_delta
 from ..task.forward_state import set_buffers
 from .base import Base
-from .held_task import HeldTask
+from .banked_task import BankedTask
 from .structured import group_of_one
 from .structured_class import plain_again, put_on
 
@@ -26,12 +26,12 @@ class Switch:
     """
 
     base: Base
-    task: HeldTask | None = None
+    task: BankedTask | None = None
     _replaced: ReplacedHead = field(default_factory=ReplacedHead)
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def to(self, task: HeldTask | None) -> None:
+    def to(self, task: BankedTask | None) -> None:
         """Put a task on in place of the one that is; None leaves the base, bit for bit.
 
         Raises:
@@ -48,7 +48,7 @@ class Switch:
             torch.clear_autocast_cache()  # of casts of what was there before
             self.base.record()
 
-    def _leave(self, following: HeldTask | None) -> None:
+    def _leave(self, following: BankedTask | None) -> None:
         """The base again, but for what the following task writes anyway."""
         task = self.task
         if task is None:
@@ -64,7 +64,7 @@ class Switch:
         set_buffers(self.base.now, self.base.buffers(task.buffers))
         self.task = None
 
-    def _enter(self, task: HeldTask) -> None:
+    def _enter(self, task: BankedTask) -> None:
         self.task = task
         try:
             self._put(task)
@@ -72,7 +72,7 @@ class Switch:
             self._leave(None)
             raise
 
-    def _put(self, task: HeldTask) -> None:
+    def _put(self, task: BankedTask) -> None:
         base, model = self.base, self.base.model
         write_entries(base, task, task.sparse, restore=False)
         head = {name: task.whole[name] for name in task.head}
@@ -89,7 +89,7 @@ class Switch:
             put_on(base.modules[name.rpartition(".")[0]], group_of_one(part))
 
 
-def write_entries(base: Base, task: HeldTask, names: Iterable[str], *, restore: bool) -> None:
+def write_entries(base: Base, task: BankedTask, names: Iterable[str], *, restore: bool) -> None:
     """Write the trained entries of some parameters, or their base values, in one launch."""
     parts = [(base.now.parameters[name], task.sparse[name]) for name in names]
     values = [part.positions.base if restore else part.tuned for _, part in parts]
@@ -97,7 +97,7 @@ def write_entries(base: Base, task: HeldTask, names: Iterable[str], *, restore: 
     write_delta([parameter for parameter, _ in parts], indices, values, None)
 
 
-def _differing(task: HeldTask, following: HeldTask | None) -> list[str]:
+def _differing(task: BankedTask, following: BankedTask | None) -> list[str]:
     """Parameters whose entries the following task does not write over, all of them."""
     if following is None:
         return list(task.sparse)

@@ -18,10 +18,10 @@ from ..task.delta import task_of
 from ..task.file.format import TaskFile, read
 from ..task.fit import Fit
 from .base import Base
-from .held_task import HeldTask, Positions
+from .banked_task import BankedTask, Positions
 from .layout import Layout
 from .mixed_batch import MixedBatch, mixing_problem
-from .preparation import hold
+from .preparation import banked
 from .residents import Residents
 from .switch import Switch
 
@@ -345,7 +345,7 @@ class TaskBank:
             self._residents.put(name, task, path)
             self._residents.drop_beyond_limits({name, *self._needed()})
 
-    def _hold(self, task: TaskFile) -> HeldTask:
+    def _hold(self, task: TaskFile) -> BankedTask:
         """What is held of a task; `BaseModelMismatch` if it fits another base.
 
         The model may be running with another task on, and is only read.
@@ -355,7 +355,7 @@ class TaskBank:
         fit = Fit.of(base.structure, base.now, task, None, base.fingerprints)
         if fit.problem is not None:
             raise BaseModelMismatch(fit.problem)
-        return hold(task, base, self._switch.task, self._shared)
+        return banked(task, base, self._switch.task, self._shared)
 
     def _needed(self) -> set[str]:
         return {name for name in (self._in_use, *self._returned_to) if name is not None}

@@ -98,6 +98,7 @@ def put_back(module: Any, aside: SetAside) -> None:
     for parameter in aside.parameters.values():
         if parameter.device != device:
             parameter.data = parameter.data.to(device)
+            parameter.grad = None if parameter.grad is None else parameter.grad.to(device)
     change_class(module, aside.tuned_class)
     module._make_row_major(aside.written)
     deltas = module.sparse_deltas()

@@ -63,7 +63,7 @@ class OwnParameters(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class HeldTask:
+class BankedTask:
     """A task in memory, ready to be put on its base.
 
     Attributes:
