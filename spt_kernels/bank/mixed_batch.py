@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..tuning.places import is_linear
-from .base import Base
 from .banked_task import BankedTask, OwnParameters
+from .base import Base
 from .layout import Layout
 from .mixed_layers import MixedCall, MixedLinear, MixedNorm, MixedPieces
 from .structured import StructuredGroup, add_structured, groups_of

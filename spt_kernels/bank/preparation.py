@@ -14,8 +14,8 @@ from ..ops.write_delta import TARGET_DTYPES
 from ..task.file.format import TaskFile
 from ..task.forward_state import buffers_of
 from ..tuning.places import Place, check_places, places_of
-from .base import Base
 from .banked_task import BankedTask, Positions, SparsePart, StructuredPart
+from .base import Base
 
 SharedPositions = MutableMapping[tuple[str, bytes], Positions]
 

@@ -10,8 +10,8 @@ import torch
 from ..model.replaced_head import ReplacedHead, fit_head, name_classes, restore_head
 from ..ops.write_delta import write_delta
 from ..task.forward_state import set_buffers
-from .base import Base
 from .banked_task import BankedTask
+from .base import Base
 from .structured import group_of_one
 from .structured_class import plain_again, put_on
 

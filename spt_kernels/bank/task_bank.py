@@ -17,8 +17,8 @@ from ..errors import BaseModelMismatch
 from ..task.delta import task_of
 from ..task.file.format import TaskFile, read
 from ..task.fit import Fit
-from .base import Base
 from .banked_task import BankedTask, Positions
+from .base import Base
 from .layout import Layout
 from .mixed_batch import MixedBatch, mixing_problem
 from .preparation import banked
