@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spt_kernels as spt
+
+pytest.importorskip("transformers", reason="transformers is not installed")
+
+import transformers
+
 from tests.language_models import N_WORDS, sentences, tiny_bert, tiny_gpt2, tiny_llama
 
 _TOWER = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3}

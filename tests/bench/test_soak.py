@@ -19,12 +19,11 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked pr
     [
         (damaged_files.check, 60),
         (kills.check, 4),
-        (kills.check_training, 1),
         (fuzz.check, 12),
         (switches.check, 20),
         (threads.check, 1),
     ],
-    ids=["files", "saving", "training", "ops", "switches", "threads"],
+    ids=["files", "saving", "ops", "switches", "threads"],
 )
 def test_nothing_is_found(check: Callable[[int, int], str], count: int) -> None:
     assert check(count, 1)

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spt_kernels as spt
+
+pytest.importorskip("transformers", reason="transformers is not installed")
+
 from tests.language_models import IGNORED, sample, sentences, tiny_bert, tiny_gpt2, tiny_llama
 
 
