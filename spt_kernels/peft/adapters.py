@@ -38,7 +38,7 @@ class SptAdapters(nn.Module, BaseTunerLayer):
         self.on_model: str | None = None
         self.aside: dict[str, TaskAside] = {}
         self._disable_adapters = False
-        self._active_adapter = active
+        self._active_adapter: str | list[str] = active
         self.merged_adapters: list[str] = []
         self._merged: MergedTask | None = None
 

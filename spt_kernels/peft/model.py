@@ -42,6 +42,7 @@ class SptModel(BaseTuner):
     tuner_layer_cls = SptAdapters
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # as PEFT declares it
     uses_shared_state = True
+    active_adapter: str | list[str]
 
     def inject_adapter(
         self,
