@@ -27,7 +27,9 @@ def pictures(suite: Suite, records: Mapping[Run, Record]) -> dict[str, Draw]:
     Accuracy against what is trained is there when every contender of the tables, and accuracy
     against C when every C, has one seed on all its tasks: a picture of some would mislead.
     """
-    main = [c for c in suite.contenders if not c.is_ablation]
+    # of one method with other scores, a picture shows the method's own
+    own = [c for c in suite.contenders if c.scores == "per-sample"]
+    main = [c for c in own if not c.is_ablation]
     made: dict[str, Draw] = {}
     if _have_a_seed(suite, records, main, suite.tasks):
         table = accuracy_by_budget(_runs(suite, records, main, suite.tasks), GROUPS)

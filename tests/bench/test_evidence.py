@@ -395,6 +395,13 @@ def test_a_whole_page_answers_every_question() -> None:
     assert "evidence/vit-samples.png" in text
 
 
+def test_a_suite_of_one_task_has_its_picture() -> None:
+    every = results(EFFICIENTNET, len(EFFICIENTNET.runs()))
+    [(name, draw)] = pictures(EFFICIENTNET, every).items()
+    assert name == "efficientnet-budget.png"
+    assert draw().axes
+
+
 def test_a_page_of_some_runs_says_so() -> None:
     some = results(VIT, 80)
     text = report.page({"vit": some}, {})
