@@ -20,7 +20,7 @@ SMOKE = {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_class
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The first process measures, all train by its plan, the first saves."""
+    """Each process measures and trains on a share of the images, by one plan; the first saves."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path, nargs="?", default="photos/train")
     parser.add_argument("--model", default="vit_base_patch16_224")
@@ -35,12 +35,10 @@ def main(arguments: list[str] | None = None) -> None:
     model = timm.create_model(args.model, **shape).to(device)
     config = timm.data.resolve_data_config(shape, model=model)
     data.transform = timm.data.create_transform(**config)
-    plan = args.output.with_suffix(".plan")  # of several machines: in a folder that they share
-    if dist.get_rank() == 0:
-        sensitivity = spt.measure_sensitivity(model, DataLoader(data, 16, shuffle=True))
-        spt.allocate(sensitivity, budget=0.05 if args.smoke else 0.005).save(plan)
-    dist.barrier()
-    parallel = DistributedDataParallel(spt.apply(model, spt.Plan.load(plan)).train())
+    samples = DataLoader(data, 16, sampler=DistributedSampler(data))
+    sensitivity = spt.measure_sensitivity(model, samples, group=dist.group.WORLD)
+    plan = spt.allocate(sensitivity, budget=0.05 if args.smoke else 0.005)
+    parallel = DistributedDataParallel(spt.apply(model, plan).train())
 
     optimizer = spt.SparseAdamW(spt.param_groups(model, weight_decay=1e-4), lr=1e-3)
     sampler = DistributedSampler(data, drop_last=True)

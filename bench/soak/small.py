@@ -23,14 +23,19 @@ def base_model() -> nn.Module:
     return VisionTransformer(**_SIZES, num_classes=5)
 
 
+def random_plan(model: nn.Module, generator: torch.Generator, budget: int = 900) -> spt.Plan:
+    """Of made-up scores, a few of which are far above the others."""
+    named = {n: p for n, p in model.named_parameters() if not n.startswith("head")}
+    scores = {n: torch.rand(p.shape, generator=generator) ** 8 for n, p in named.items()}
+    sensitivity = spt.Sensitivity.from_tensors(scores, 1, head=("head.weight", "head.bias"))
+    return spt.allocate(sensitivity, budget, "lora", rank=1)
+
+
 def tuned_model(seed: int, budget: int = 900) -> nn.Module:
     """With deltas, LoRA, biases and a head of its own, as after some training."""
     generator = torch.Generator().manual_seed(seed)
     model = base_model()
-    named = {n: p for n, p in model.named_parameters() if not n.startswith("head")}
-    scores = {n: torch.rand(p.shape, generator=generator) ** 8 for n, p in named.items()}
-    sensitivity = spt.Sensitivity.from_tensors(scores, 1, head=("head.weight", "head.bias"))
-    spt.apply(model, spt.allocate(sensitivity, budget, "lora", rank=1))
+    spt.apply(model, random_plan(model, generator, budget))
     optimizer = spt.SparseAdamW(spt.param_groups(model), lr=0.01)
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -6,16 +6,14 @@ import hashlib
 import os
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 import spt_kernels as spt
 
-from .small import base_model
+from .small import base_model, random_plan
 
 
 def check(count: int, seed: int) -> str:
-    """Measure, allocate, train and save `count` times with each of one to so many threads.
+    """Run ops of ours, and allocate, `count` times with each of one to so many threads.
 
     Raises:
         AssertionError: a number of threads gives other bits.
@@ -44,16 +42,10 @@ def _digest(seed: int) -> str:
     [chosen] = spt.ops.top_tau([score], 300)
     index = chosen.int()
     gradient = spt.ops.sparse_weight_grad(grad_output, x, index)
-    weight, state = torch.randn(96, 160, generator=generator), torch.zeros(len(index))
+    weight = torch.randn(96, 160, generator=generator)
     original = weight.view(-1)[chosen].clone()
     spt.ops.write_delta([weight], [index], [original], [gradient])
-    model, hashed = base_model(), hashlib.blake2b(digest_size=16)
-    named = {n: p for n, p in model.named_parameters() if not n.startswith("head")}
-    scores = {n: torch.rand(p.shape, generator=generator) for n, p in named.items()}
-    sensitivity = spt.Sensitivity.from_tensors(scores, 1, head=("head.weight", "head.bias"))
-    plan = spt.allocate(sensitivity, 900, "lora", rank=1)
-    parts: list[Tensor] = [score, chosen, gradient, weight, F.relu(state)]
-    parts += plan.unstructured.values()
-    for part in parts:
+    plan, hashed = random_plan(base_model(), generator), hashlib.blake2b(digest_size=16)
+    for part in (score, chosen, gradient, weight, *plan.unstructured.values()):
         hashed.update(part.contiguous().numpy().tobytes())
     return hashed.hexdigest()

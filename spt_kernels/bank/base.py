@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..model.buffers import copied
 from ..model.check import check_trainable_itself
 from ..ops.write_delta import gather_original
 from ..task.base_model import BaseModel, holds_peft
@@ -61,10 +62,7 @@ class Base:
             {name: row for name, row in values.items() if row[0].element_size() <= 8}
         )
         self._whole: dict[str, Tensor] = {}
-        self._buffers = {
-            name: None if buffer is None else buffer.detach().clone()
-            for name, buffer in self.now.buffers.items()
-        }
+        self._buffers = copied(self.now.buffers)
         # full name of each module and parameter, what it is in, and its name there
         self._places = [
             (f"{prefix}.{local}" if prefix else local, inside, local)

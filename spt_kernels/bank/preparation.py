@@ -6,16 +6,21 @@ import hashlib
 from collections.abc import MutableMapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..layers.row_ranges import ranges_of
 from ..model.replaced_head import misfits
-from ..ops.write_delta import TARGET_DTYPES
+from ..ops.write_delta import check_layout
 from ..task.file.format import TaskFile
 from ..task.forward_state import buffers_of
 from ..tuning.places import Place, check_places, places_of
 from .banked_task import BankedTask, Positions, SparsePart, StructuredPart
 from .base import Base
+
+_ADVICE = (
+    ": give the model its usual memory format, model.to(memory_format=torch.contiguous_format), "
+    "before it gets a bank"
+)
 
 SharedPositions = MutableMapping[tuple[str, bytes], Positions]
 
@@ -91,7 +96,7 @@ def _sparse_parts(
     for place in places:
         for local, checked in place.positions.items():
             name = f"{place.name}.{local}" if place.name else local
-            _check_target(name, base.now.parameters[name])
+            check_layout(name, base.now.parameters[name], _ADVICE)
             if len(checked.index):
                 positions = _positions(name, checked.index, base, current, shared)
                 delta = task.values[name].to(checked.index.device, torch.float32)
@@ -109,14 +114,3 @@ def _positions(
         found = Positions(index, base.gather(name, index, current))
         shared[key] = found
     return found
-
-
-def _check_target(name: str, parameter: nn.Parameter) -> None:
-    if parameter.dtype not in TARGET_DTYPES:
-        raise TypeError(f"{name} must be float32, bfloat16 or float16, got {parameter.dtype}")
-    if not parameter.is_contiguous():
-        raise ValueError(
-            f"{name} must be contiguous, got shape {tuple(parameter.shape)} with strides "
-            f"{parameter.stride()}: give the model its usual memory format, "
-            "model.to(memory_format=torch.contiguous_format), before it gets a bank"
-        )

@@ -222,16 +222,12 @@ class TaskBank:
         Afterwards the task is in use that was before, which stays in memory meanwhile and can be
         neither removed nor replaced.
         """
-        with self._lock:
-            before, task = self._in_use, self._switch.task
-            self._returned_to.append(before)
+        with self._lock, self._returning():
+            self._returned_to.append(self._in_use)
             try:
                 yield self.use(name)
             finally:
                 self._returned_to.pop()
-                self._switch.to(task)
-                self._in_use = before
-                self._residents.drop_beyond_limits(self._needed())
 
     @torch.no_grad()
     def run(
@@ -323,12 +319,13 @@ class TaskBank:
 
     @contextlib.contextmanager
     def _returning(self) -> Iterator[None]:
-        """Afterwards the model has the task on that is in use, and the limits hold."""
-        before = self._switch.task
+        """Afterwards the task is in use, and on the model, that is now, and the limits hold."""
+        before, task = self._in_use, self._switch.task
         try:
             yield
         finally:
-            self._switch.to(before)
+            self._switch.to(task)
+            self._in_use = before
             self._residents.drop_beyond_limits(self._needed())
 
     def _layout(self, images: Tensor) -> Layout:

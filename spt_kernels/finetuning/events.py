@@ -21,13 +21,9 @@ class EventFiles:
     Args:
         folder: which is made, or emptied, when there is something to write.
         config: of the run, shown as text.
-
-    Raises:
-        MissingExtra: tensorboard is not installed.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        check_can_write_events()
         self._folder = folder
         self._config = config
         self._writer: Any = None
@@ -69,6 +65,6 @@ class EventFiles:
 
 
 def check_can_write_events() -> None:
-    """Raise `MissingExtra` where tensorboard is not installed."""
+    """Raise `MissingExtra` where tensorboard is not installed: before the work, not after it."""
     with needed("--tensorboard", "tensorboard"):
         import tensorboard  # noqa: F401

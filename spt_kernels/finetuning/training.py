@@ -116,10 +116,8 @@ def train(
     progress.start(stage, recipe.epochs * steps_per_epoch)
     progress.advance(len(history) * steps_per_epoch)
     last_saved = time.monotonic()
-    is_over = _is_over(history, best, recipe)  # a run that went on after its end
-    for epoch in range(len(history), recipe.epochs):
-        if is_over:
-            break
+    while not _is_over(history, best, recipe):
+        epoch = len(history)
         started = time.monotonic()
         _training_mode(model)
         if processes.size > 1:
@@ -144,13 +142,12 @@ def train(
                 if on_best is not None:
                     on_best(best)
         history.append(figures)
-        is_over = _is_over(history, best, recipe)
         now = time.monotonic()
         if tell is not None:
             tell(_line(figures, recipe.epochs, now - started))
         if on_epoch is not None:
             on_epoch(history)
-        due = is_last or is_over or now - last_saved >= checkpoint_seconds
+        due = _is_over(history, best, recipe) or now - last_saved >= checkpoint_seconds
         if checkpoint is not None and due and processes.is_first:
             rows = [asdict(row) for row in history]
             taken = Checkpoint.take(epoch + 1, model, optimizer, scheduler, rows, best)
@@ -158,7 +155,7 @@ def train(
             last_saved = time.monotonic()
         if on_new_epoch is not None:
             on_new_epoch(figures)
-    if is_over and tell is not None:
+    if len(history) < recipe.epochs and tell is not None:
         assert best is not None
         tell(f"stopped: none of {recipe.patience} epochs was better than epoch {best.epoch}")
     model.eval()
@@ -166,8 +163,10 @@ def train(
 
 
 def _is_over(history: list[EpochFigures], best: Best | None, recipe: Recipe) -> bool:
-    """Whether the patience with epochs that are no better is at an end, before the last one."""
-    if recipe.patience is None or best is None or len(history) >= recipe.epochs:
+    """Whether that was the last epoch, or patience with epochs that are no better is at an end."""
+    if len(history) >= recipe.epochs:
+        return True
+    if recipe.patience is None or best is None:
         return False
     has_looked = history[-1].val_accuracy is not None
     return has_looked and len(history) - best.epoch >= recipe.patience

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 
@@ -13,6 +15,11 @@ def persistent_buffers(model: nn.Module) -> dict[str, Tensor | None]:
         for local, buffer in module._buffers.items()
         if local not in module._non_persistent_buffers_set
     }
+
+
+def copied(buffers: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """The same values in memory of their own."""
+    return {name: None if b is None else b.detach().clone() for name, b in buffers.items()}
 
 
 def set_buffer(module: nn.Module, local: str, value: Tensor | None) -> None:

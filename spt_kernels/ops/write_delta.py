@@ -65,14 +65,14 @@ def gather_original(target: Tensor, index: Tensor) -> Tensor:
         target: as in `write_delta`.
         index: int32 `[nnz]`, flat positions in range.
     """
-    _check_layout("target", target)
+    check_layout("target", target)
     _check_index("index", index, target)
     return target.detach().view(-1).index_select(0, index)
 
 
 def check_target(name: str, target: Tensor, index: Tensor, original: Tensor) -> None:
     """Refuse, by name, a target that cannot be written through this index from these originals."""
-    _check_layout(name, target)
+    check_layout(name, target)
     _check_index(f"the index of {name}", index, target)
     check_values(f"the original of {name}", original, target.dtype, index)
 
@@ -92,13 +92,16 @@ def check_values(name: str, values: Tensor, dtype: torch.dtype, index: Tensor) -
         raise ValueError(f"{name} must be on {index.device}, got {values.device}")
 
 
-def _check_layout(name: str, target: Tensor) -> None:
+def check_layout(
+    name: str, target: Tensor, advice: str = " (a channels-last weight needs .contiguous())"
+) -> None:
+    """Refuse, by name, a weight that no delta can be written into; `advice` is on its strides."""
     if target.dtype not in TARGET_DTYPES:
         raise TypeError(f"{name} must be float32, bfloat16 or float16, got {target.dtype}")
     if not target.is_contiguous():
         raise ValueError(
             f"{name} must be contiguous, got shape {tuple(target.shape)} with strides "
-            f"{target.stride()} (a channels-last weight needs .contiguous())"
+            f"{target.stride()}{advice}"
         )
     if target.numel() > MAX_NUMEL:
         raise ValueError(

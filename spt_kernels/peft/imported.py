@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -80,15 +80,13 @@ def _shira(
     tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], config: Any
 ) -> _Entries:
     found = {}
-    for key, values in tensors.items():
-        layer, _, local = key.rpartition(".")
-        if local == "shira_weight":
-            # [2, nnz], rows and columns; of a floating dtype where Windows saved them
-            rows, columns = tensors[f"{layer}.shira_indices"].long()
-            width = _weight(layer, parameters).shape[1]
-            if not bool(((columns >= 0) & (columns < width)).all()):
-                raise ValueError(f"{layer}.shira_indices: columns must lie in [0, {width})")
-            found[f"{layer}.weight"] = rows * width + columns, values
+    for layer, values in _of_layers(tensors, "shira_weight"):
+        # [2, nnz], rows and columns; of a floating dtype where Windows saved them
+        rows, columns = tensors[f"{layer}.shira_indices"].long()
+        width = _weight(layer, parameters).shape[1]
+        if not bool(((columns >= 0) & (columns < width)).all()):
+            raise ValueError(f"{layer}.shira_indices: columns must lie in [0, {width})")
+        found[f"{layer}.weight"] = rows * width + columns, values
     return found
 
 
@@ -96,15 +94,21 @@ def _super_tuning(
     tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], config: Any
 ) -> _Entries:
     found = {}
-    for key, values in tensors.items():
-        layer, _, local = key.rpartition(".")
-        if local == "supertuning_values":
-            positions = tensors.get(f"{layer}.supertuning_indices")
-            if positions is None:  # they are the largest, or smallest, of the base weight
-                magnitudes = _weight(layer, parameters).detach().abs().flatten()
-                positions = torch.topk(magnitudes, len(values), largest=config.select_top).indices
-            found[f"{layer}.weight"] = positions.cpu().long(), values
+    for layer, values in _of_layers(tensors, "supertuning_values"):
+        positions = tensors.get(f"{layer}.supertuning_indices")
+        if positions is None:  # they are the largest, or smallest, of the base weight
+            magnitudes = _weight(layer, parameters).detach().abs().flatten()
+            positions = torch.topk(magnitudes, len(values), largest=config.select_top).indices
+        found[f"{layer}.weight"] = positions.cpu().long(), values
     return found
+
+
+def _of_layers(tensors: Mapping[str, Tensor], local: str) -> Iterator[tuple[str, Tensor]]:
+    """Name of a layer and its tensor of a name."""
+    for key, values in tensors.items():
+        layer, _, own = key.rpartition(".")
+        if own == local:
+            yield layer, values
 
 
 def _weight(layer: str, parameters: Mapping[str, Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import LoraLayer, SetAside, put_back, set_aside, write_deltas
+from ..model.buffers import copied
 from ..model.replaced_head import name_classes, put_heads
 from ..tuning import Tuning, watch_state_dicts
 from .base_model import BaseModel
@@ -60,7 +61,7 @@ def take_aside(model: nn.Module) -> TaskAside:
     tuning = tuning_of(model)
     flags = {name: p.requires_grad for name, p in now.parameters.items()}
     names = dense_names(model, now)
-    buffers = {name: None if b is None else b.detach().clone() for name, b in now.buffers.items()}
+    buffers = copied(now.buffers)
     heads = {name: model.get_submodule(name) for name in tuning.replaced_head.modules}
     modules = {name: set_aside(module) for name, module in now.tuned.items()}
     dense = {name: now.parameters[name].detach().clone() for name in names}
@@ -145,7 +146,7 @@ def merge_aside(model: nn.Module) -> MergedTask:
     aside = take_aside(model)
     now = BaseModel.of(model)
     base = {name: now.parameters[name].detach().clone() for name in names}
-    buffers = {name: None if b is None else b.detach().clone() for name, b in now.buffers.items()}
+    buffers = copied(now.buffers)
     for name, values in merged.items():
         now.parameters[name].copy_(values)
     set_buffers(now, aside.buffers)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..distributed.sharded import put_whole, whole
 from ..layers import LoraLayer, restore_deltas, untune, write_deltas
+from ..model.buffers import copied
 from ..model.replaced_head import fit_head, name_classes, restore_head
 from ..plan import Plan
 from ..tuning import Tuning, apply_to_known, train_whole, unwatch_state_dicts
@@ -47,8 +48,7 @@ def hold(model: nn.Module, now: BaseModel) -> HeldTask:
         now: what is where in it.
     """
     held = _collect(model, now, lambda _, tensor: tensor.detach().clone())
-    buffers = {name: None if b is None else b.detach().clone() for name, b in now.buffers.items()}
-    return replace(held, buffers=buffers, classes=tuning_of(model).classes)
+    return replace(held, buffers=copied(now.buffers), classes=tuning_of(model).classes)
 
 
 def capture(

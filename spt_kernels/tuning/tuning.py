@@ -13,7 +13,7 @@ from ..errors import BaseModelMismatch
 from ..layers import tuned_modules, untune
 from ..layers.late_optimizer import mark_frozen
 from ..model import HeadSource, head_names
-from ..model.buffers import persistent_buffers
+from ..model.buffers import copied, persistent_buffers
 from ..model.check import check_trainable_itself
 from ..model.head import matching_head, matching_names
 from ..model.replaced_head import ReplacedHead
@@ -89,8 +89,7 @@ def apply_to_known(model: nn.Module, plan: Plan, digests: Mapping[str, str]) -> 
     places = places_of(model, plan, parameters, coarse)
     check_places(every, places, head)
 
-    buffers = persistent_buffers(model)
-    base_buffers = {n: None if b is None else b.detach().clone() for n, b in buffers.items()}
+    base_buffers = copied(persistent_buffers(model))
     frozen_base = _remember({n: p for n, p in parameters.items() if n not in head}, digests)
     before = {name: parameter.requires_grad for name, parameter in parameters.items()}
     try:
