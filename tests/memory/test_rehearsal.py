@@ -349,7 +349,7 @@ def test_one_step_tells_what_the_second_meets(make, dtype: str) -> None:
 
     size = 16 if make is tiny_vit else 32
     cases = ((30, "full"), (30, "spt-lora"), (2, "full"), (2, "bias"))
-    for batch, method in cases if make is tiny_vit else cases[:2]:
+    for batch, method in cases if make is tiny_vit else cases[1:2]:
         sized = {"budget": 900, "rank": 1} if method == "spt-lora" else {}
         how = {"method": method, "dtype": dtype, **sized}
         once = estimate_memory(make(), (batch, 3, size, size), **how)
