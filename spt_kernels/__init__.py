@@ -21,6 +21,7 @@ _NAMES = {
     ),
     "tuning": ("apply",),
     "optim": ("SparseAdamW", "param_groups"),
+    "offloading": ("Offload", "offload"),
     "step": ("capture_step",),
     "task": ("load_delta", "merge", "read_metadata", "save_delta", "unload"),
     "bank": ("TaskBank",),
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     from .memory import largest_batch as largest_batch
     from .memory import tunable_parts as tunable_parts
     from .methods import _Methods
+    from .offloading import Offload as Offload
+    from .offloading import offload as offload
     from .optim import SparseAdamW as SparseAdamW
     from .optim import param_groups as param_groups
     from .plan import AdapterSpec as AdapterSpec

@@ -55,13 +55,14 @@ class WrittenState:
     forward sees is gathered from them.
     """
 
-    __slots__ = ("by_optimizer", "index_name", "is_sharded", "local", "name", "state")
+    __slots__ = ("by_optimizer", "index_name", "is_away", "is_sharded", "local", "name", "state")
 
     def __init__(self, name: str = "", index_name: str | None = None) -> None:
         self.name = name  # of the delta in its module
         self.index_name = index_name  # of its positions; None where they are all
         self.state: tuple[int, int] | None = None
         self.by_optimizer = False
+        self.is_away = False  # the target is offloaded: whoever fetches it writes the delta
         self.is_sharded = False
         self.local: Any = None  # see `sharded_delta`
 
@@ -138,8 +139,13 @@ class SparseDelta:
         """Whether `target` holds the delta as it is now, as far as versions can tell."""
         return self.written.matches(self.delta)
 
+    @property
+    def is_away(self) -> bool:
+        """Whether `target` is offloaded, so that base + delta is written when it is fetched."""
+        return self.written.is_away
+
     def write(self) -> None:
-        """Write base + delta into `target`."""
+        """Write base + delta into `target`, unless that is offloaded."""
         write_deltas([self])
 
     def restore(self) -> None:
@@ -157,9 +163,13 @@ class SparseDelta:
 def write_deltas(deltas: Iterable[SparseDelta]) -> None:
     """Write base + delta into every target, one launch per device.
 
-    Where FSDP has sharded them, every process of the mesh must call this with the same deltas.
+    Where FSDP has sharded them, every process of the mesh must call this with the same deltas. What
+    is offloaded is written when it is fetched.
     """
-    chosen = list(deltas)
+    every = list(deltas)
+    chosen = [d for d in every if not d.is_away]
+    if len(chosen) < len(every):  # a graph that has saved these weights is told as by a write
+        torch.autograd.graph.increment_version([d.target for d in every if d.is_away])
     _write(chosen, restore=False)
     for d in chosen:
         d.written.record(d.delta)
@@ -168,9 +178,26 @@ def write_deltas(deltas: Iterable[SparseDelta]) -> None:
 def restore_deltas(deltas: Iterable[SparseDelta]) -> None:
     """Write the base values into every target that has them, one launch per device."""
     chosen = [d for d in deltas if not d.whole]
+    if any(d.is_away for d in chosen):
+        raise RuntimeError("weights are offloaded: spt.offload(model, 'nothing') brings them back")
     _write(chosen, restore=True)
     for d in chosen:
         d.written.forget()
+
+
+@torch.no_grad()
+def write_into(delta: SparseDelta, copy: Tensor) -> None:
+    """Write base + delta into a copy of the target, elsewhere or rounded to a narrower dtype."""
+    index, original, values = (
+        t.detach().to(copy.device) for t in (delta.index, delta.original, delta.delta)
+    )
+    if copy.dtype == original.dtype:
+        held = nn.Parameter(values, requires_grad=False)
+        _write(
+            [SparseDelta(target=copy, delta=held, index=index, original=original)], restore=False
+        )
+    else:
+        copy.view(-1).index_copy_(0, index.long(), (original + values).to(copy.dtype))  # [nnz]
 
 
 @torch.no_grad()

@@ -36,11 +36,15 @@ class Ledger(TorchDispatchMode):
         self._categories: dict[int, str] = {}  # entry -> category, where known
         self._live: dict[int, tuple[int, Any]] = {}  # address -> entry, weak reference
         self._events: list[tuple[int, int]] = []  # (entry, +1 allocated or -1 freed)
+        self._elsewhere: dict[int, Any] = {}  # address -> storage that is not on this device
+        # address -> storage whose memory comes and goes, and its entry while it has any
+        self._followed: dict[int, tuple[Any, int | None]] = {}
         self._forward: set[int] | None = None  # entries made since the forward began
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        self._follow()
         result = func(*args, **(kwargs or {}))
         for leaf in tree_iter(result):
             if self._counts(leaf):
@@ -60,6 +64,21 @@ class Ledger(TorchDispatchMode):
             if self._counts(tensor):
                 self._categories.setdefault(self._book(tensor), category)
 
+    def follow(self, buffers: Iterable[Tensor], elsewhere: Iterable[Tensor]) -> None:
+        """Book as weights what buffers have of memory at each moment, by the size of their storage.
+
+        Args:
+            buffers: storages that are resized while they live.
+            elsewhere: tensors of another device, which are not booked.
+        """
+        for tensor in elsewhere:
+            storage = tensor.untyped_storage()
+            self._elsewhere[storage._cdata] = storage
+        for tensor in buffers:
+            storage = tensor.untyped_storage()
+            self._followed[storage._cdata] = storage, None
+        self._follow()
+
     def begin_forward(self) -> None:
         """From here on, what stays alive until `end_forward` is an activation."""
         self._forward = set()
@@ -73,10 +92,12 @@ class Ledger(TorchDispatchMode):
 
     def bytes_alive(self) -> dict[str, int]:
         """Bytes by category at this moment."""
+        self._follow()
         return self._totals(self._events)
 
     def moment(self) -> int:
         """Now, for `peak_of_step` to begin at."""
+        self._follow()
         return len(self._events)
 
     def peak(self) -> dict[str, int]:
@@ -89,7 +110,9 @@ class Ledger(TorchDispatchMode):
         What the step leaves behind, as the optimizer's state, was there before a later one: it
         counts as if it had been there from `since` on. Gradients do not, as they are dropped.
         """
+        self._follow()
         left = {entry for entry, _ in self._live.values()}
+        left |= {entry for _, entry in self._followed.values() if entry is not None}
         left -= {entry for entry in left if self._categories.get(entry) == "gradients"}
         before, after = self._events[:since], self._events[since:]
         lasting = [(entry, +1) for entry, _ in after if entry in left]
@@ -111,9 +134,23 @@ class Ledger(TorchDispatchMode):
             totals[self._categories.get(entry, "temporary")] += sign * self._sizes[entry]
         return totals
 
+    def _follow(self) -> None:
+        for address, (storage, entry) in self._followed.items():
+            n_bytes = storage.nbytes()
+            if entry is not None and n_bytes == 0:
+                self._events.append((entry, -1))
+                self._followed[address] = storage, None
+            elif entry is None and n_bytes > 0:
+                entry = self._enter(n_bytes)
+                self._categories[entry] = "weights"
+                self._followed[address] = storage, entry
+
     def _counts(self, value: Any) -> TypeGuard[Tensor]:
         # a sparse tensor has no storage: its indices and values are tensors of their own
-        return isinstance(value, self._counted) and value.layout == torch.strided
+        if not isinstance(value, self._counted) or value.layout != torch.strided:
+            return False
+        address = value.untyped_storage()._cdata
+        return address not in self._elsewhere and address not in self._followed
 
     def _enter(self, n_bytes: int) -> int:
         self._sizes.append(-(-n_bytes // self.BLOCK_BYTES) * self.BLOCK_BYTES)

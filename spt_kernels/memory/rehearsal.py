@@ -17,6 +17,7 @@ from ..methods import Method, entry_of, tune
 from ..methods.method import name_of
 from ..methods.peft_shira import let_fakes_run
 from ..model import HeadPatterns, backbone_numel, head_names
+from ..model.check import check_not_offloaded
 from ..model.head import as_patterns
 from ..plan import Plan
 from ..tuning.whole import is_coarse, train_whole
@@ -44,6 +45,8 @@ def estimate_memory(
     loss_fn: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
     checkpointing: bool = False,
     device: str = "cuda",
+    offload: str = "nothing",
+    keep_bytes: int = 0,
 ) -> MemoryEstimate:
     """Account for the peak memory of a training step (or of inference) without running one.
 
@@ -76,6 +79,9 @@ def estimate_memory(
         device: `"cuda"` accounts for what PyTorch keeps and makes on a card of sm_80 or newer (its
             attention kernels, its autocast, its dropout, blocks of 512 bytes), without one; `"cpu"`
             for what it does on a CPU.
+        offload: what of the frozen weights is on the host, as `offload` has it: `"frozen"`,
+            `"forward-only"` or `"nothing"`.
+        keep_bytes: of these, what stays on the device nevertheless.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -95,6 +101,8 @@ def estimate_memory(
         loss_fn=loss_fn,
         checkpointing=checkpointing,
         device=device,
+        offload=offload,
+        keep_bytes=keep_bytes,
         image_shape=_as_shape(batch_shape)[1:],
     ).at(batch_shape)
 
@@ -158,7 +166,12 @@ class Rehearsal:
         self._optimizer: torch.optim.Optimizer | None = None
         # An optimizer of ours leaves its state and nothing else behind its first step; what
         # another one does in that alone is seen in a second one.
-        self._steps = 2 if callable(step.optimizer) else 1
+        # Weights are fetched ahead once the order of the blocks is known.
+        self._steps = 2 if callable(step.optimizer) or step.offload != "nothing" else 1
+        with self._fakes:
+            self._blocks = step.offload_weights(twin)
+        for block in self._blocks:
+            self._ledger.follow(block.buffers, block.on_host)
         with self._fakes, self._ledger:
             self._ledger.mark(itertools.chain(tensors_of(twin), besides), "weights")
             if step.training:
@@ -174,12 +187,13 @@ class Rehearsal:
             began = ledger.moment()
             batch = torch.empty(shape, dtype=step.weight_dtype)
             ledger.mark([batch], "activations")
-            if step.training:
-                for _ in range(self._steps):
+            for _ in range(self._steps):
+                before = self._fetched_bytes()
+                if step.training:
                     step.train(self._twin, batch, self._optimizer, ledger)
-                self._steps = 1
-            else:
-                step.infer(self._twin, batch)
+                else:
+                    step.infer(self._twin, batch)
+            self._steps = 1
         by_category = ledger.peak_of_step(began)
         return MemoryEstimate(
             peak_bytes=sum(by_category.values()),
@@ -192,9 +206,15 @@ class Rehearsal:
             checkpointing=step.checkpointing,
             device=step.device,
             made_up_scores=self._is_made_up,
+            offload=step.offload,
+            host_bytes=sum(block.host_bytes for block in self._blocks),
+            fetched_bytes=self._fetched_bytes() - before,
             num_head=self._counts.head,
             backbone_numel=self._counts.backbone,
         )
+
+    def _fetched_bytes(self) -> int:
+        return sum(block.fetched_bytes for block in self._blocks)
 
 
 @dataclass(frozen=True)
@@ -229,6 +249,7 @@ def _choose(
     """How to tune the model, None for not at all, by which plan, and what to call it."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_not_offloaded(model, "account for")
     if plan is not None and not isinstance(plan, Plan):
         raise TypeError(
             f"plan must be a Plan, got {type(plan).__name__}: Plan.load(path) reads a file"

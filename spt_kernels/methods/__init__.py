@@ -95,10 +95,13 @@ def tune(model: nn.Module, method: Method, plan: Plan | None = None) -> Tunable:
 def _check_plain(model: nn.Module) -> None:
     from torch import nn
 
+    from ..model.check import check_not_offloaded
+
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     if hasattr(model, "spt_tuning") or hasattr(model, "spt_method"):
         raise ValueError("model: expected a plain one, got one that is tuned already (merge it)")
+    check_not_offloaded(model, "tune")
 
 
 def _home_of(method: Method) -> ModuleType:

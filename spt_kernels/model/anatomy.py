@@ -34,6 +34,12 @@ def head_numel(model: nn.Module, head: HeadPatterns | None = None) -> int:
     return sum(model.get_parameter(name).numel() for name in head_names(model, head))
 
 
+def innermost_blocks(model: nn.Module) -> tuple[str, ...]:
+    """Name the blocks of a model, in order; a stage around others is none."""
+    names = dict.fromkeys(what.block for what in describe(model).values() if what.block)
+    return tuple(n for n in names if not any(other.startswith(f"{n}.") for other in names))
+
+
 def stem_names(model: nn.Module) -> tuple[str, ...]:
     """Name the parameters of the stem (patch embedding), in order; empty when unknown."""
     modules = dict(model.named_modules())

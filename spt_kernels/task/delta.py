@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from torch import nn
 from ..distributed import Processes
 from ..distributed.sharded import is_sharded, reshard
 from ..errors import BaseModelMismatch
+from ..offloading import brought_back
 from .base_model import BaseModel, holds_peft, is_data_parallel, unwrap
 from .file.format import TaskFile, read, write
 from .file.metadata import as_json
@@ -23,6 +25,23 @@ from .intact import drop_problem, merge_problem, task_problem
 from .transfer import capture, drop, fill, hold, put
 
 _SAVED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_Rest = ParamSpec("_Rest")
+_Result = TypeVar("_Result")
+
+
+def _with_all_weights(
+    verb: Callable[Concatenate[nn.Module, _Rest], _Result],
+) -> Callable[Concatenate[nn.Module, _Rest], _Result]:
+    """Let a verb find the weights of an offloaded model on its device, which go back afterwards."""
+
+    @functools.wraps(verb)
+    def run(model: nn.Module, *args: _Rest.args, **kwargs: _Rest.kwargs) -> _Result:
+        _check_is_module(model)
+        with brought_back(model):
+            return verb(model, *args, **kwargs)
+
+    return run
 
 
 def save_delta(
@@ -75,6 +94,7 @@ def save_delta(
     return processes.from_first(lambda: write(task, path))
 
 
+@_with_all_weights
 def task_of(
     model: nn.Module,
     dtype: torch.dtype = torch.float32,
@@ -152,6 +172,7 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 
 
 @torch.inference_mode(False)
+@_with_all_weights
 def load_task(model: nn.Module, task: TaskFile, source: str) -> nn.Module:
     """`load_delta` of what was in a file, which messages call `source`."""
     _refuse_peft(model, "load a task", "load_adapter(folder, name)")
@@ -195,6 +216,7 @@ def load_task(model: nn.Module, task: TaskFile, source: str) -> nn.Module:
     return model
 
 
+@_with_all_weights
 def merge(model: nn.Module) -> nn.Module:
     """Fold the task into the weights, in place: plain module types, nothing extra at inference.
 
@@ -225,6 +247,7 @@ def merge(model: nn.Module) -> nn.Module:
     return model
 
 
+@_with_all_weights
 def unload(model: nn.Module) -> nn.Module:
     """Drop the task, in place: modules, weights, buffers and head of the base, bit for bit.
 
@@ -261,7 +284,6 @@ def _check_is_module(model: Any) -> None:
 
 
 def _tuned(model: nn.Module, verb: str) -> nn.Module:
-    _check_is_module(model)
     bare = unwrap(model)
     if not _is_tuned(bare):
         inner = getattr(bare, "module", None)  # of what averages a model, for one
