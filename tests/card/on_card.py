@@ -83,8 +83,11 @@ class OnCard(Tensor):
 
     @data.setter
     def data(self, value: Tensor) -> None:
-        Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
-        self.held = value.held  # type: ignore[attr-defined]
+        if isinstance(value, OnCard):
+            Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+            self.held = value.held
+        else:
+            become(self, value)
 
     def data_ptr(self) -> int:
         return self.held.data_ptr()
@@ -129,6 +132,21 @@ class OnCard(Tensor):
     def tolist(self) -> Any:
         Pretence.wait()
         return self.held.tolist()
+
+
+def swap(first: Tensor, second: Tensor) -> None:
+    """`torch.utils.swap_tensors`, also of tensors that something refers to weakly."""
+    names = "__class__", "__dict__"
+    for name in names:
+        ours, theirs = getattr(first, name), getattr(second, name)
+        setattr(first, name, theirs)
+        setattr(second, name, ours)
+    torch._C._swap_tensor_impl(first, second)
+
+
+def become(parameter: Any, value: Tensor) -> None:
+    """Give a parameter the data of a tensor on the other side; it stays the object that it is."""
+    swap(parameter, torch.nn.Parameter(value.data, parameter.requires_grad))  # a version of its own
 
 
 class Pretence(TorchDispatchMode):
