@@ -21,7 +21,7 @@ _NAMES = {
     ),
     "tuning": ("apply",),
     "optim": ("SparseAdamW", "param_groups"),
-    "offloading": ("Offload", "offload"),
+    "offloading": ("Offload", "OffloadedAdamW", "offload"),
     "step": ("capture_step",),
     "task": ("load_delta", "merge", "read_metadata", "save_delta", "unload"),
     "bank": ("TaskBank",),
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .memory import tunable_parts as tunable_parts
     from .methods import _Methods
     from .offloading import Offload as Offload
+    from .offloading import OffloadedAdamW as OffloadedAdamW
     from .offloading import offload as offload
     from .optim import SparseAdamW as SparseAdamW
     from .optim import param_groups as param_groups

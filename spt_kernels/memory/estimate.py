@@ -28,7 +28,8 @@ class MemoryEstimate:
         checkpointing: whether blocks are recomputed in the backward.
         device: whose ways of computing are accounted for, `"cpu"` or `"cuda"`.
         offload: what of the weights is on the host, as `offload` of `spt_kernels` calls it.
-        host_bytes: how much that is, with copies in the dtype of autocast; no part of the peak.
+        host_bytes: how much that is, with copies in the dtype of autocast and what an
+            `OffloadedAdamW` keeps there; no part of the peak.
         fetched_bytes: what of it is copied to the device in one step.
         made_up_scores: whether what is trained was chosen by scores that nobody measured.
         num_head: of `num_trainable`, the head's; of an MLP head those of its last layer.

@@ -37,8 +37,8 @@ class Ledger(TorchDispatchMode):
         self._live: dict[int, tuple[int, Any]] = {}  # address -> entry, weak reference
         self._events: list[tuple[int, int]] = []  # (entry, +1 allocated or -1 freed)
         self._elsewhere: dict[int, Any] = {}  # address -> storage that is not on this device
-        # address -> storage whose memory comes and goes, and its entry while it has any
-        self._followed: dict[int, tuple[Any, int | None]] = {}
+        # address -> storage whose memory comes and goes, what it is for, its entry while it has any
+        self._followed: dict[int, tuple[Any, str, int | None]] = {}
         self._forward: set[int] | None = None  # entries made since the forward began
 
     def __torch_dispatch__(
@@ -64,19 +64,20 @@ class Ledger(TorchDispatchMode):
             if self._counts(tensor):
                 self._categories.setdefault(self._book(tensor), category)
 
-    def follow(self, buffers: Iterable[Tensor], elsewhere: Iterable[Tensor]) -> None:
-        """Book as weights what buffers have of memory at each moment, by the size of their storage.
+    def follow(self, buffers: Iterable[Tensor], elsewhere: Iterable[Tensor], category: str) -> None:
+        """Book what buffers have of memory at each moment, by the size of their storage.
 
         Args:
             buffers: storages that are resized while they live.
             elsewhere: tensors of another device, which are not booked.
+            category: what the buffers are for.
         """
         for tensor in elsewhere:
             storage = tensor.untyped_storage()
             self._elsewhere[storage._cdata] = storage
         for tensor in buffers:
             storage = tensor.untyped_storage()
-            self._followed[storage._cdata] = storage, None
+            self._followed[storage._cdata] = storage, category, None
         self._follow()
 
     def begin_forward(self) -> None:
@@ -112,7 +113,7 @@ class Ledger(TorchDispatchMode):
         """
         self._follow()
         left = {entry for entry, _ in self._live.values()}
-        left |= {entry for _, entry in self._followed.values() if entry is not None}
+        left |= {entry for _, _, entry in self._followed.values() if entry is not None}
         left -= {entry for entry in left if self._categories.get(entry) == "gradients"}
         before, after = self._events[:since], self._events[since:]
         lasting = [(entry, +1) for entry, _ in after if entry in left]
@@ -135,15 +136,15 @@ class Ledger(TorchDispatchMode):
         return totals
 
     def _follow(self) -> None:
-        for address, (storage, entry) in self._followed.items():
+        for address, (storage, category, entry) in self._followed.items():
             n_bytes = storage.nbytes()
             if entry is not None and n_bytes == 0:
                 self._events.append((entry, -1))
-                self._followed[address] = storage, None
+                self._followed[address] = storage, category, None
             elif entry is None and n_bytes > 0:
                 entry = self._enter(n_bytes)
-                self._categories[entry] = "weights"
-                self._followed[address] = storage, entry
+                self._categories[entry] = category
+                self._followed[address] = storage, category, entry
 
     def _counts(self, value: Any) -> TypeGuard[Tensor]:
         # a sparse tensor has no storage: its indices and values are tensors of their own

@@ -19,6 +19,8 @@ from ..methods.peft_shira import let_fakes_run
 from ..model import HeadPatterns, backbone_numel, head_names
 from ..model.check import check_not_offloaded
 from ..model.head import as_patterns
+from ..offloading import OffloadedAdamW
+from ..offloading.streamed_block import StreamedBlock
 from ..plan import Plan
 from ..tuning.whole import is_coarse, train_whole
 from .cpu import CpuLedger
@@ -168,16 +170,20 @@ class Rehearsal:
         # another one does in that alone is seen in a second one.
         # Weights are fetched ahead once the order of the blocks is known.
         self._steps = 2 if callable(step.optimizer) or step.offload != "nothing" else 1
+        self._on_host: list[StreamedBlock | OffloadedAdamW] = []
         with self._fakes:
-            self._blocks = step.offload_weights(twin)
-        for block in self._blocks:
-            self._ledger.follow(block.buffers, block.on_host)
-        with self._fakes, self._ledger:
-            self._ledger.mark(itertools.chain(tensors_of(twin), besides), "weights")
+            for block in step.offload_weights(twin):
+                self._ledger.follow(block.buffers, block.on_host, "weights")
+                self._on_host.append(block)
             if step.training:
                 self._optimizer = step.make_optimizer(twin)
-            if step.device == "cuda" and self._optimizer is not None:
-                take_default_path(self._optimizer)
+            if isinstance(self._optimizer, OffloadedAdamW):
+                self._ledger.follow(self._optimizer.buffers, self._optimizer.on_host, "optimizer")
+                self._on_host.append(self._optimizer)
+        if step.device == "cuda" and self._optimizer is not None:
+            take_default_path(self._optimizer)
+        with self._fakes, self._ledger:
+            self._ledger.mark(itertools.chain(tensors_of(twin), besides), "weights")
 
     def at(self, batch_shape: Sequence[int]) -> MemoryEstimate:
         """The estimate for one shape of the input; errors are those of `estimate_memory`."""
@@ -207,14 +213,14 @@ class Rehearsal:
             device=step.device,
             made_up_scores=self._is_made_up,
             offload=step.offload,
-            host_bytes=sum(block.host_bytes for block in self._blocks),
+            host_bytes=sum(held.host_bytes for held in self._on_host),
             fetched_bytes=self._fetched_bytes() - before,
             num_head=self._counts.head,
             backbone_numel=self._counts.backbone,
         )
 
     def _fetched_bytes(self) -> int:
-        return sum(block.fetched_bytes for block in self._blocks)
+        return sum(held.fetched_bytes for held in self._on_host)
 
 
 @dataclass(frozen=True)

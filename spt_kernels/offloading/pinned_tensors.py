@@ -98,10 +98,21 @@ class PinnedTensors:
             if stream != self._home:
                 self.buffer.record_stream(stream)
 
+    def put_back(self) -> None:
+        """Begin to copy the values back to the host; `release` waits for that."""
+        if self._side is None:
+            self._host.copy_(self.buffer)
+            return
+        self._side.wait_stream(torch.cuda.current_stream(self.buffer.device))
+        with torch.cuda.stream(self._side):
+            self._host.copy_(self.buffer, non_blocking=True)
+            self._arrival = torch.cuda.Event()
+            self._arrival.record(self._side)
+
     def release(self) -> None:
         """Give the memory on the device back."""
         if self.is_there:
-            self.wait()  # what was fetched and not used may still be on its way
+            self.wait()  # for what is on its way still, there unused, or back
             self.buffer.untyped_storage().resize_(0)
             self.is_there, self._arrival, self._home = False, None, None
 
