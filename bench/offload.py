@@ -1,7 +1,8 @@
 """What weights on the host save and what fetching them costs: accounted of large ViTs, or measured.
 
-`python -m bench.offload account --output FILE` needs no card, `table FILE` prints what that wrote,
-and `measure --output FILE` runs steps on a card (`--device cpu` tries it on a tiny model).
+`python -m bench.offload account --output FILE` needs no card, nor does `states`, which accounts for
+full training with the optimizer's state on the host; `table FILE` prints what either wrote, and
+`measure --output FILE` runs steps on a card (`--device cpu` tries it on a tiny model).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from .markdown import markdown
 MODELS = {"vit_large_patch16_224": "ViT-L/16", "vit_huge_patch14_224": "ViT-H/14"}
 DTYPES = ("bf16-autocast", "bf16")
 BATCHES = (1, 16, 64)
+STATES_BATCH = 16
 # what is trained, and what is offloaded of it: gradients go through every block, or the last alone
 WAYS = {"spt-lora": "frozen", "partial-1": "forward-only"}
 SHAPE, CLASSES = (3, 224, 224), 100
@@ -97,8 +99,52 @@ def accounted() -> Iterator[dict[str, Any]]:
                     }
 
 
+def accounted_states() -> Iterator[dict[str, Any]]:
+    """Full training under autocast with the state of AdamW on the card and on the host."""
+    optimizers: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+        "peak_bytes": lambda model: torch.optim.AdamW(model.parameters(), fused=True),
+        "offloaded_peak_bytes": lambda model: spt.OffloadedAdamW(model.parameters(), fused=True),
+    }
+    for name in MODELS:
+        row: dict[str, Any] = {"model": name, "method": "full", "batch": STATES_BATCH}
+        for label, optimizer in optimizers.items():
+            found = spt.estimate_memory(
+                meta_model(name),
+                (STATES_BATCH, *SHAPE),
+                method="full",
+                dtype="bf16-autocast",
+                optimizer=optimizer,
+            )
+            row[label] = found.peak_bytes
+        row["host_bytes"], row["fetched_bytes"] = found.host_bytes, found.fetched_bytes
+        # as many bytes go back, on the same stream
+        row["fetch_ms"] = {str(rate): 2 * found.fetched_bytes / rate / 1e6 for rate in GB_PER_S}
+        yield row
+
+
+def states_table(rows: list[dict[str, Any]]) -> str:
+    """The rows of `accounted_states` as Markdown."""
+    titles = (
+        *("model, trained", "batch", "peak GiB", "state offloaded", "on the host"),
+        *(f"there and back at {rate} GB/s" for rate in GB_PER_S),
+    )
+    cells = [
+        (
+            f"{MODELS[row['model']]}, {row['method']}",
+            str(row["batch"]),
+            *(
+                f"{row[n] / 2**30:.2f}"
+                for n in ("peak_bytes", "offloaded_peak_bytes", "host_bytes")
+            ),
+            *(f"{row['fetch_ms'][str(rate)]:.0f} ms" for rate in GB_PER_S),
+        )
+        for row in rows
+    ]
+    return markdown(titles, cells)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
+    """The rows of `accounted` as Markdown."""
     titles = (
         *("model, trained", "precision", "batch", "peak GiB", "offloaded", "on the host"),
         *("fetched", *(f"at {rate} GB/s" for rate in GB_PER_S), "computes"),
@@ -163,20 +209,24 @@ def main(arguments: list[str] | None = None) -> int:
     """Account or measure, and write every row as it comes; or print a table of what was written."""
     options = _parser().parse_args(arguments)
     if options.command == "table":
-        print(table(json.loads(options.file.read_text())["rows"]))
+        rows = json.loads(options.file.read_text())["rows"]
+        print(states_table(rows) if rows[0]["method"] == "full" else table(rows))
         return 0
-    device = "cpu" if options.command == "account" else str(pick_device(options.device))
-    about: dict[str, Any] = {"commit": commit(), "machine": asdict(describe(torch.device(device)))}
-    found: dict[str, Any] = {**about, "accounted": options.command == "account", "rows": []}
+    is_accounted = options.command != "measure"
+    device = "cpu" if is_accounted else str(pick_device(options.device))
+    machine = asdict(describe(torch.device(device)))
+    about = {"commit": commit(), "machine": machine}
+    if is_accounted:  # the same on every machine
+        about = {"versions": machine["versions"]}
+    found: dict[str, Any] = {**about, "accounted": is_accounted, "rows": []}
 
     def keep(row: dict[str, Any]) -> None:
         found["rows"].append(row)
         write_atomically(options.output, f"{json.dumps(found, indent=1)}\n".encode())
 
-    if options.command == "account":
-        for row in accounted():
+    if is_accounted:
+        for row in accounted() if options.command == "account" else accounted_states():
             keep(row)
-        print(table(found["rows"]))
         return 0
     for setting in _settings(device):
         way = "spt-lora"
@@ -195,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.offload", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("account", "measure"):
+    for name in ("account", "states", "measure"):
         command = commands.add_parser(name)
         command.add_argument("--output", type=Path, required=True, metavar="FILE")
         if name == "measure":

@@ -118,6 +118,7 @@ class StreamedBlock:
         self._held: list[Call] = []  # calls that need the values now, in forward or backward
         self._kind: Kind = None  # of the last call
         self._is_cast = [matrix.is_cast for matrix in matrices]
+        self._tuned = [n for n, matrix in enumerate(matrices) if matrix.delta is not None]
         tensors = [matrix.parameter.detach() for matrix in matrices]
         self._pinned: dict[Kind, PinnedTensors] = {
             None: PinnedTensors(tensors, [t.dtype for t in tensors], device, side)
@@ -214,7 +215,8 @@ class StreamedBlock:
         if kind is None:
             return self._masters
         # what has a delta counts as changed at each step, and its base is not
-        versions = [matrix.parameter._version for matrix in self.matrices if matrix.delta is None]
+        plain = [m for n, m in enumerate(self.matrices) if n not in self._tuned]
+        versions = [matrix.parameter._version for matrix in plain]
         if self._versions.get(kind) != versions and not self._held:
             host = self._masters.on_host
             pairs = zip(self._is_cast, host, strict=True)
@@ -252,7 +254,7 @@ class StreamedBlock:
         self._hold(call)
         self._schedule.begin_forward(self)
         if torch.is_grad_enabled():
-            for given in _with_gradients((args, kwargs)):
+            for given in _followed((args, kwargs)):
                 given.register_hook(call.leave)
                 call.n_inputs += 1
 
@@ -260,10 +262,10 @@ class StreamedBlock:
         if not self._running:
             return  # another hook has failed before ours
         call = self._running.pop()
-        nodes = [made.grad_fn for made in _with_gradients(output) if made.grad_fn is not None]
-        for node in nodes:
-            node.register_prehook(call.begin_backward)
-        self.has_backward = bool(nodes) and torch.is_grad_enabled()
+        outputs = list(_followed(output))
+        for made in outputs:
+            made.grad_fn.register_prehook(call.begin_backward)  # type: ignore[union-attr]
+        self.has_backward = bool(outputs) and torch.is_grad_enabled()
         stays = self._schedule.end_forward(self, has_backward=self.has_backward)
         if stays:
             self._held.remove(call)
@@ -280,9 +282,8 @@ class StreamedBlock:
     def _after_owner(self, owner: nn.Module, args: Any, output: Any) -> None:
         # whoever took the output out of the block may have a backward enter it there
         if self._running:
-            for made in _with_gradients(output):
-                if made.grad_fn is not None:
-                    made.grad_fn.register_prehook(self._running[-1].begin_backward)
+            for made in _followed(output):
+                made.grad_fn.register_prehook(self._running[-1].begin_backward)  # type: ignore[union-attr]
 
     def _before_state_dict(self, owner: nn.Module, prefix: str, keep_vars: bool) -> None:
         for n, delta in self.deltas():
@@ -324,8 +325,8 @@ class StreamedBlock:
 
     def deltas(self) -> Iterator[tuple[int, SparseDelta]]:
         """Place of a matrix -> its sparse delta, of those that have one."""
-        for n, matrix in enumerate(self.matrices):
-            delta = matrix.delta
+        for n in self._tuned:
+            delta = self.matrices[n].delta
             if delta is not None and delta.index.numel():
                 yield n, delta
 
@@ -354,8 +355,11 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _with_gradients(value: Any) -> Iterator[Tensor]:
-    """The tensors in what a module is given or gives that autograd follows."""
+def _followed(value: Any) -> Iterator[Tensor]:
+    """The tensors in what a module is given or gives that autograd has made.
+
+    Others that require a gradient, as a parameter that is given, would keep their hooks for good.
+    """
     for leaf in tree_iter(value):
-        if isinstance(leaf, Tensor) and leaf.requires_grad:
+        if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
             yield leaf

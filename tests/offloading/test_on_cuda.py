@@ -123,6 +123,29 @@ def test_the_peak_is_what_was_accounted(autocast: torch.dtype | None) -> None:
     assert accounted.peak_bytes == pytest.approx(real, rel=0.05, abs=48 * 2**20)
 
 
+@pytest.mark.parametrize("how", [{}, {"fused": True}])
+def test_adamw_with_its_state_on_the_host_is_torchs(how: dict[str, Any]) -> None:
+    models = [tuned("full", base().cuda()) for _ in range(2)]
+    pieces = {"piece_bytes": 2**20}
+    mine = spt.OffloadedAdamW(models[0].parameters(), lr=1e-3, **pieces, **how)
+    theirs = torch.optim.AdamW(models[1].parameters(), lr=1e-3, **how)
+    for seed in range(4):
+        for model, optimizer in zip(models, (mine, theirs), strict=True):
+            torch.manual_seed(seed)
+            images, target = torch.randn(BATCH, 3, 64, 64), torch.randint(10, (BATCH,))
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = F.cross_entropy(model(images.cuda()), target.cuda())
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert_same(*models)
+    for param, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            held = mine.state[param][name]
+            assert held.is_pinned()
+            assert torch.equal(held, theirs.state[other][name].cpu()), name
+
+
 def test_a_model_comes_from_the_cpu_and_goes_back() -> None:
     expected, model = tuned("spt-unstructured", base().cuda()), tuned("spt-unstructured", base())
     before = torch.cuda.memory_allocated()
