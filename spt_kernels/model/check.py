@@ -21,8 +21,7 @@ def check_trainable_itself(model: nn.Module, verb: str, *, may_be_offloaded: boo
 
     Raises:
         ValueError: it is compiled, scripted, offloaded or wrapped for data parallelism; or a
-            parameter has no
-            values, is quantized or sharded, or was made in inference mode.
+            parameter has no values, is quantized or sharded, or was made in inference mode.
     """
     if isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ from .runs import (
 MADE: dict[str, Callable[[], nn.Module]] = {
     "spt-lora": lambda: tuned("spt-lora"),
     "spt-unstructured": lambda: tuned("spt-unstructured"),
-    "spt-adapter": lambda: tuned("spt-adapter"),
     "lora": lambda: tuned("lora-2"),
     "bias": lambda: tuned("bias"),
     "linear": lambda: tuned("linear"),
@@ -97,14 +96,16 @@ def test_a_block_with_a_backward_is_fetched_twice_but_for_the_last() -> None:
 def test_no_more_blocks_are_there_than_are_in_flight(ahead: int) -> None:
     model = tuned("spt-lora", tiny_vit(depth=5))
     spt.offload(model, ahead=ahead)
-    most, during_backward = [], []
+    in_forward, in_backward = [], []
+
+    def watch(_: Any, inputs: Any, output: torch.Tensor) -> None:
+        in_forward.append(len(there(model)))
+        output.register_hook(lambda _: in_backward.append(len(there(model))))
+
     for block in model.blocks:  # type: ignore[union-attr]
-        block.mlp.fc1.register_forward_hook(lambda *_: most.append(len(there(model))))
-        block.mlp.fc1.register_full_backward_hook(
-            lambda *_: during_backward.append(len(there(model)))
-        )
+        block.mlp.fc1.register_forward_hook(watch)
     train(model, steps=2)
-    assert max(most) == max(during_backward) == 1 + ahead
+    assert max(in_forward) == max(in_backward) == 1 + ahead
     assert there(model) == []
 
 
@@ -246,6 +247,31 @@ def test_gradients_of_the_input() -> None:
     assert torch.equal(*found)
 
 
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    """Of this process alone."""
+    init_method = f"file://{tmp_path / 'group'}"
+    torch.distributed.init_process_group("gloo", init_method, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
+def test_below_a_wrapper_for_data_parallelism() -> None:
+    found = []
+    for is_offloaded in (False, True):
+        wrapped = nn.parallel.DistributedDataParallel(tuned("spt-unstructured"))
+        if is_offloaded:
+            spt.offload(wrapped.module)
+        optimizer = sparse(wrapped)
+        for seed in range(2):
+            loss_of(wrapped, seed).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(([], values_of(wrapped.module)))
+    assert_same(found[1], found[0])
+
+
 class Twice(nn.Module):
     """A block that is used twice, another whose weight it shares, and one that is used once."""
 
@@ -276,16 +302,15 @@ def test_blocks_used_more_than_once_and_shared_weights(autocast: bool) -> None:
     assert_same(train(model, autocast=autocast), expected)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_inference(mode: Any) -> None:
+def test_inference() -> None:
     images = tiny_batch()[0]
     model, other = tuned("spt-lora").eval(), tuned("spt-lora").eval()
     spt.offload(model)
-    with mode():
-        assert torch.equal(model(images), other(images))
-        assert torch.equal(model(images), other(images))
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert torch.equal(model(images), other(images))
     assert there(model) == []
-    assert_same(train(model.train()), train(other.train()))
+    assert_same(train(model.train(), steps=1), train(other.train(), steps=1))
 
 
 def test_a_forward_that_fails_leaves_nothing_there() -> None:
@@ -336,12 +361,11 @@ def test_a_step_between_forward_and_backward_is_noticed() -> None:
                 early.backward()
 
 
-@pytest.mark.parametrize("name", ["spt-lora", "spt-unstructured"])
-def test_a_task_is_saved_loaded_merged_and_dropped(name: str, tmp_path: Path) -> None:
-    model, other = tuned(name), tuned(name)
+def test_a_task_is_saved_loaded_merged_and_dropped(tmp_path: Path) -> None:
+    model, other = tuned("spt-lora"), tuned("spt-lora")
     spt.offload(model, keep_bytes=1)
     for n, each in enumerate((model, other)):
-        train(each)
+        train(each, steps=2)
         spt.save_delta(each, tmp_path / str(n))
     assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
     assert len(blocks_on_host(model)) == DEPTH
@@ -363,6 +387,30 @@ def test_a_task_is_saved_loaded_merged_and_dropped(name: str, tmp_path: Path) ->
     spt.merge(other)
     assert not blocks_on_host(model)  # all of it may be trained again
     assert_same(([], values_of(model)), ([], values_of(other)))
+
+
+def test_what_a_method_has_trained_is_saved_and_folded_in(tmp_path: Path) -> None:
+    made = []
+    for n in range(2):
+        torch.manual_seed(1)
+        tunable = spt.methods["lora-2"](tiny_vit(depth=DEPTH))
+        if n:
+            spt.offload(tunable.model)
+        train(tunable.model.train(), torchs, steps=2)
+        tunable.save(tmp_path / str(n))
+        made.append(([], values_of(tunable.deployed())))
+    assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
+    assert_same(made[1], made[0])
+    assert len(blocks_on_host(tunable.model)) == DEPTH
+    assert all(isinstance(m, nn.Linear) for m in owners_of(tunable.model))
+
+
+def owners_of(model: nn.Module) -> list[nn.Module]:
+    """The modules whose parameters are streamed, which are those that the model has now."""
+    modules = set(model.modules())
+    owners = [matrix.owner for block in blocks_on_host(model) for matrix in block.matrices]
+    assert modules.issuperset(owners)
+    return owners
 
 
 def test_a_task_that_does_not_fit_leaves_weights_where_they_are(tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ def test_what_an_offloaded_model_is_no_good_for() -> None:
         pickle.dumps(model)
     with pytest.raises(ValueError, match=f"{back} before load_state_dict"):
         model.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match=f"{back} to account for it"):
+        spt.estimate_memory(model, (1, 3, 16, 16))
     with pytest.raises(ValueError, match=f"{back} to capture a step of it"):
         spt.capture_step(model, F.cross_entropy, sparse(model), tiny_batch())
     loss_of(model, 0).backward()
