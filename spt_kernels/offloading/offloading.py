@@ -102,7 +102,9 @@ def offload(
     choice = _choose(model, what, keep_bytes)
     if not choice.streamed:
         raise ValueError(_nothing_to_stream(model, what, choice))
-    _bring_back(model)
+    former = _forget(model)
+    for block in former:
+        block.end()  # what is to stay on the device is moved there with the rest
     schedule = Schedule(ahead)
     blocks: list[StreamedBlock] = []
     side = torch.cuda.Stream(home) if home.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -111,7 +113,8 @@ def offload(
         for name, matrices in choice.streamed.items():
             module = model.get_submodule(name)
             blocks.append(StreamedBlock(name, module, matrices, home, schedule, side))
-        _move_rest(model, blocks, home)
+        _move_rest(model, former, blocks, home)
+        write_deltas(delta for block in former for _, delta in block.deltas())
     except BaseException:
         _bring_back(model, origin)
         raise
@@ -160,21 +163,38 @@ def brought_back(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def _bring_back(model: nn.Module, device: torch.device | None = None) -> None:
     """Put all weights on a device, by default that on which the model computes, for good."""
-    state = vars(model)
-    blocks: list[StreamedBlock] = state.pop(_BLOCKS, [])
-    state.pop("spt_offload", None)
-    for hook in state.pop(_HOOKS, []):
-        hook.remove()
-    for block in blocks:
-        block.end(device or block.device)
+    blocks = blocks_on_host(model)
+    # all of it before anything is changed, as there may be no room
+    values = [block.values_on(device or block.device) for block in blocks]
+    _forget(model)
+    for block, own in zip(blocks, values, strict=True):
+        block.end(own)
     if device is not None:
         model.to(device)
     write_deltas(delta for block in blocks for _, delta in block.deltas())
 
 
-def _move_rest(model: nn.Module, blocks: list[StreamedBlock], device: torch.device) -> None:
-    """Move what is not streamed."""
+def _forget(model: nn.Module) -> list[StreamedBlock]:
+    """Let a model no longer count as offloaded; the blocks that were streamed, and are still."""
+    state = vars(model)
+    blocks: list[StreamedBlock] = state.pop(_BLOCKS, [])
+    state.pop("spt_offload", None)
+    for hook in state.pop(_HOOKS, []):
+        hook.remove()
+    return blocks
+
+
+def _move_rest(
+    model: nn.Module,
+    former: list[StreamedBlock],
+    blocks: list[StreamedBlock],
+    device: torch.device,
+) -> None:
+    """Move what is not streamed, out of the buffers of blocks that were streamed before."""
     streamed = {id(matrix.parameter) for block in blocks for matrix in block.matrices}
+    for matrix in (matrix for block in former for matrix in block.matrices):
+        if id(matrix.parameter) not in streamed:
+            matrix.parameter.data = matrix.parameter.data.to(device, copy=True)
     rest = (t for t in (*model.parameters(), *model.buffers()) if id(t) not in streamed)
     if any(tensor.device != device for tensor in rest):
         model._apply(lambda t: t if id(t) in streamed else t.to(device))

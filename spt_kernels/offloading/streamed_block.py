@@ -225,8 +225,12 @@ class StreamedBlock:
             self._versions[kind] = versions
         return self._pinned[kind]
 
-    def end(self, device: torch.device) -> None:
-        """Take the hooks away and put the values on a device, without what is trained in them."""
+    def values_on(self, device: torch.device) -> list[Tensor]:
+        """Copies of all values, without what is trained in them."""
+        return [host.to(device, copy=True) for host in self._masters.on_host]
+
+    def end(self, values: list[Tensor] | None = None) -> None:
+        """Take the hooks away, and give the parameters these values; None: those on the host."""
         self._held.clear()
         self.give_up()
         for hook in self._hooks:
@@ -234,8 +238,8 @@ class StreamedBlock:
         for _, delta in self.deltas():
             delta.written.is_away = False
             delta.written.forget()
-        for matrix, host in zip(self.matrices, self._masters.on_host, strict=True):
-            matrix.parameter.data = host.to(device, copy=True)
+        if values is not None:
+            self._show(values)
 
     def _kind_now(self) -> Kind:
         device = self.device.type

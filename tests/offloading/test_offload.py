@@ -131,6 +131,7 @@ def test_bytes_to_keep_keep_the_last_blocks() -> None:
     with pytest.raises(ValueError, match=r"keep_bytes: what can be offloaded of .* all may stay"):
         spt.offload(model, keep_bytes=10 * each)
     assert list(made.streamed) == [block.name for block in blocks_on_host(model)]
+    assert list(spt.offload(model).streamed) == ["blocks.0", "blocks.1", "blocks.2"]
 
 
 def test_all_comes_back() -> None:
@@ -148,11 +149,33 @@ def test_all_comes_back() -> None:
     assert_same(train(model), train(other))
 
 
+def test_weights_for_which_there_is_no_room_stay_on_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, other = tuned("spt-unstructured"), tuned("spt-unstructured")
+    spt.offload(model)
+    blocks = blocks_on_host(model)
+
+    def fail(device: torch.device) -> list[torch.Tensor]:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(blocks[1], "values_on", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        spt.offload(model, "nothing")
+    with pytest.raises(torch.OutOfMemoryError):
+        spt.unload(model)
+    assert blocks_on_host(model) == blocks
+    assert_same(train(model), train(other))
+
+
 def test_training_goes_on_after_a_change_of_mind() -> None:
     model, other = tuned("spt-unstructured"), tuned("spt-unstructured")
     optimizer, reference = sparse(model), sparse(other)
-    for seed, what in enumerate(["frozen", "nothing", "frozen", "frozen"]):
-        spt.offload(model, what)
+    for seed, kept in enumerate([0, None, 0, 30_000]):
+        if kept is None:
+            spt.offload(model, "nothing")
+        else:
+            spt.offload(model, keep_bytes=kept)
         for each, stepper in ((model, optimizer), (other, reference)):
             torch.manual_seed(seed)
             loss_of(each, seed).backward()
