@@ -13,7 +13,7 @@ from ..model import is_pointwise
 from .conv import ConvWithDeltas, geometry_of
 from .delta_holder import DeltaHolder
 from .keep_fp32 import keeping_fp32
-from .linear import LinearWithDeltas
+from .linear import LinearWithDeltas, SparseDeltaLinear
 from .row_ranges import ranges_of
 from .sparse_delta import tag
 from .sparse_layer import SparseDeltaLayer
@@ -72,6 +72,10 @@ class StructuredLayer(SparseDeltaLayer):
         self.__dict__["_spt_spec"] = spec
         self.__dict__["_spt_ranges"] = ranges_of(spec.rank, spec.rows)
 
+    def _traced_weight(self) -> Tensor:
+        """The weight of the base layer in code for a compiler."""
+        return self.weight
+
     @classmethod
     def _check_base(cls, base: Any, spec: Any) -> None:
         """Refuse a base layer that this cannot be put on as the spec has it."""
@@ -125,9 +129,13 @@ class StructuredLinear(StructuredLayer, LinearWithDeltas):
             raise TypeError(f"base must be an nn.Linear, got {type(base).__name__}")
         _check_rows(spec, base.out_features)
 
+    def _with_deltas(self, x: Tensor) -> Tensor:
+        """The base layer's output, of which the deltas are trained."""
+        return SparseDeltaLinear.forward(self, x)  # type: ignore[arg-type]
+
     def _traced_base(self, x: Tensor) -> Tensor:
         """The base layer's output in code for a compiler, which need not keep a cast weight."""
-        weight, bias = self.weight, self.bias
+        weight, bias = self._traced_weight(), self.bias
         if not torch.is_grad_enabled():
             return F.linear(x, weight, bias)
         deltas = self.trained_tensors()

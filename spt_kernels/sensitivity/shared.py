@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import Processes
-from ..ops.fingerprint import fingerprint
+from ..model.digest import digests_of
 from .per_sample.batches import NoSamples
 from .per_sample.measurement import check_finite
 from .scores import Sensitivity, check_num_samples
@@ -72,7 +72,7 @@ def measured_together(
 def _digests(model: nn.Module) -> dict[str, str]:
     """Fingerprints of all parameters by name."""
     named = {n: p.detach() for n, p in model.named_parameters() if p.element_size() <= 8}
-    return dict(zip(named, fingerprint([*named.values()]), strict=True))
+    return dict(zip(named, digests_of([*named.values()]), strict=True))
 
 
 def _but_scores(part: Sensitivity) -> dict[str, Any]:

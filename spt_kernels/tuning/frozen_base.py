@@ -17,17 +17,26 @@ from torch import Tensor, nn
 
 from ..distributed.sharded import is_sharded
 from ..layers import sparse_deltas, tuned_modules
-from ..ops.fingerprint import fingerprint
+from ..model.digest import digests_of
+from ..model.quantized import inner_tensors, is_quantized, logical_shape, quantization
 
 _ARRIVES = "_spt_other_base"  # on a model, while a state dict of another base is loaded
 
 
 class FrozenTensor(NamedTuple):
-    """A frozen parameter of the base."""
+    """A frozen parameter of the base.
+
+    Attributes:
+        dtype: of the parameter.
+        shape: of the parameter, or of the matrix that is packed in it.
+        digest: of `digests_of`.
+        quantization: what it is quantized to, if it is.
+    """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     digest: str
+    quantization: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +70,10 @@ class FrozenBase:
         changed, digests = changed or {}, dict(known or {})
         new = {name: p for name, p in parameters.items() if name not in digests}
         rows = [changed.get(name, (None, None)) for name in new]
-        found = fingerprint([*new.values()], [row[0] for row in rows], [row[1] for row in rows])
+        found = digests_of([*new.values()], [row[0] for row in rows], [row[1] for row in rows])
         digests |= dict(zip(new, found, strict=True))
         tensors = {
-            name: FrozenTensor(p.dtype, tuple(p.shape), digests[name])
+            name: FrozenTensor(p.dtype, logical_shape(p), digests[name], quantization(p))
             for name, p in parameters.items()
         }
         return cls(tensors, {name: (weakref.ref(p),) for name, p in parameters.items()})
@@ -163,6 +172,10 @@ def _is_rounded(loaded: Tensor, own: Tensor, but: Tensor | None = None) -> bool:
     """Whether a tensor is another up to what averaging rounds; positions `but` do not count."""
     if loaded.shape != own.shape:
         return False
+    if is_quantized(own):
+        parts = inner_tensors(loaded) if is_quantized(loaded) else {"data": loaded}
+        mine = inner_tensors(own)  # what is beside packed data is not in a state dict under a name
+        return all(n in mine and torch.equal(t.to(own.device), mine[n]) for n, t in parts.items())
     loaded = loaded.detach().to(own.device)
     if loaded.dtype == own.dtype and torch.equal(loaded, own):
         return True
