@@ -34,8 +34,8 @@ def check_trainable_itself(model: nn.Module, verb: str) -> None:
             "compiled or wrapped"
         )
     for prefix, module in model.named_modules():
-        for local in module._parameters:
-            problem = _quantization_problem(f"{prefix}.{local}".lstrip("."), module, local)
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            problem = _quantization_problem(name, module, parameter)
             if problem is not None:
                 raise ValueError(problem)
     for name, parameter in model.named_parameters():
@@ -62,13 +62,12 @@ def check_head_is_float(head: Iterable[str], quantized: Mapping[str, str]) -> No
             )
 
 
-def _quantization_problem(name: str, module: nn.Module, local: str) -> str | None:
+def _quantization_problem(name: str, module: nn.Module, parameter: Any) -> str | None:
     """Why a layer with a quantized parameter cannot be measured or tuned; None if it can.
 
     A quantized parameter of something else than a Linear is none: it stays as it is.
     """
-    parameter: Any = module._parameters[local]
-    if parameter is None or not is_quantized(parameter) or not isinstance(module, nn.Linear):
+    if not is_quantized(parameter) or not isinstance(module, nn.Linear):
         return None
     kind = type(parameter).__name__
     state = state_of(parameter)

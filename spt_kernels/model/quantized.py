@@ -72,8 +72,8 @@ class QuantizedMatrix:
 
 def matrix_of(module: nn.Module) -> QuantizedMatrix | None:
     """The weight of a plain module, if that is a Linear and its weight is quantized."""
-    weight: Any = module._parameters.get("weight")
-    if weight is None or not isinstance(module, nn.Linear) or not is_quantized(weight):
+    weight: Any = module._parameters.get("weight") if isinstance(module, nn.Linear) else None
+    if weight is None or not is_quantized(weight):
         return None
     is_packed = state_of(weight) is not None
     return matrix_in(module) if is_packed or runs_as_linear(module) else None

@@ -148,7 +148,7 @@ def _tuned_problem(now: BaseModel, tuning: Tuning) -> str | None:
 @torch.no_grad()
 def _holds(delta: SparseDelta) -> bool:
     """Whether the parameter is base + delta where it is tuned, or will be by the next forward."""
-    if delta.delta.shape != delta.index.shape or not delta.is_fresh:
+    if delta.delta.shape != delta.index.shape or not delta.is_fresh or delta.beside:
         return True
     found = delta.target.reshape(-1)[delta.index.long()].double()
     expected = delta.original.double() + delta.delta.double()

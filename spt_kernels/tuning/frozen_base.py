@@ -151,7 +151,8 @@ def _after_loading(model: nn.Module, _keys: Any) -> None:
     if arrived:
         frozen = {n: parameters[n] for n in tuning.frozen.tensors if n in parameters}
         deltas = {n: d for n, d in sparse_deltas(model).items() if n in frozen}
-        changed = {name: (d.index, d.original.detach()) for name, d in deltas.items()}
+        inside = {name: d for name, d in deltas.items() if not d.beside}
+        changed = {name: (d.index, d.original.detach()) for name, d in inside.items()}
         base = FrozenBase.of(frozen, changed)
     else:
         base = tuning.frozen.held_by(parameters)  # some may be other objects now
@@ -162,7 +163,8 @@ def _keep_constants(holder: Any, state_dict: dict[str, Any], prefix: str) -> Non
     """Positions and base values in a state dict of the same base, if they were averaged too."""
     for local, delta in holder.sparse_deltas().items():
         _, *names = holder.delta_local_names(local)
-        own = {f"{prefix}{n}": t for n, t in zip(names, (delta.index, delta.original), strict=True)}
+        constants = (delta.index,) if delta.beside else (delta.index, delta.original)
+        own = {f"{prefix}{n}": t for n, t in zip(names, constants, strict=False)}
         pairs = [(state_dict.get(key), constant) for key, constant in own.items()]
         if all(isinstance(loaded, Tensor) and _is_rounded(loaded, o) for loaded, o in pairs):
             state_dict.update(own)

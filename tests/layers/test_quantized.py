@@ -1,4 +1,4 @@
-"""A delta, a LoRA or an Adapter beside a quantized weight, against a float layer that has it all."""
+"""What is trained beside a quantized weight, against a float layer that has it all inside."""
 
 from __future__ import annotations
 

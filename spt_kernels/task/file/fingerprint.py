@@ -54,13 +54,17 @@ class Fingerprint:
             for name, tensor, digest in zip(rows, tensors, digests, strict=True)
         }
 
+    @property
+    def quantization(self) -> str:
+        """What the tensor is quantized to; empty where it is not."""
+        return self.dtype.removeprefix(_QUANTIZED) if self.dtype.startswith(_QUANTIZED) else ""
+
     def difference(self, other: Fingerprint) -> str | None:
         """What sets another tensor apart from this one, in words; None if nothing does."""
         if other.shape != self.shape:
             return f"expected shape {list(self.shape)}, got {list(other.shape)}"
-        dtypes = [self.dtype, other.dtype]
-        if other.dtype != self.dtype and any(d.startswith(_QUANTIZED) for d in dtypes):
-            expected, got = (d if d.startswith(_QUANTIZED) else f"in {d}" for d in dtypes)
+        if other.dtype != self.dtype and (self.quantization or other.quantization):
+            expected, got = (f.dtype if f.quantization else f"in {f.dtype}" for f in (self, other))
             return (
                 f"expected weights {expected}, got weights {got}: a task belongs to the very "
                 "weights that it was trained over; to put it on others of the same shapes on "
