@@ -69,6 +69,7 @@ def accounted(model: nn.Module, **how: object) -> spt.MemoryEstimate:
     return spt.estimate_memory(model, SHAPE, device="cpu", optimizer=sparse, **how)  # type: ignore[arg-type]
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of a switch that sets that one as well
 def test_the_peak_is_what_the_allocator_saw(tmp_path: Path) -> None:
     model = tuned(quantize(make()))
     with torch.backends.mkldnn.flags(enabled=False):  # whose layouts depend on the CPU
