@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distributed.sharded import is_sharded
@@ -25,7 +24,7 @@ from .position_index import CheckedIndex
 from .sparse_delta import tag
 from .sparse_gradient import DeltaPattern
 from .tuned_class import share_contents
-from .tuned_linear import LoraCall, TunedLinear, add_lora, gradients, keep
+from .tuned_linear import LoraCall, add_lora, gradients, keep
 
 
 class QuantizedLinear(torch.autograd.Function):
@@ -151,14 +150,6 @@ class QuantizedLayer(LinearWithDeltas):
         matrix, index = matrix_in(self), None if pattern is None else pattern.whole.index
         return dense(matrix, matrix.dtype, delta, index)
 
-    def _traced(self, x: Tensor) -> Tensor:
-        """The output with the deltas in code for a compiler."""
-        weight, bias = self._traced_weight(), self.bias
-        if not torch.is_grad_enabled():
-            return F.linear(x, weight, bias)
-        y: Tensor = TunedLinear.apply(x, weight, bias, *self.trained_tensors(), None, None, None)
-        return y
-
 
 class QuantizedDeltaLinear(QuantizedLayer):
     """A Linear with a quantized weight plus a sparse delta, which may be empty.
@@ -194,7 +185,9 @@ class QuantizedDeltaLinear(QuantizedLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """The plain layer's output with the product of the delta."""
-        return self._traced(input) if torch.compiler.is_compiling() else self._forward(input)
+        if torch.compiler.is_compiling():
+            return self._traced_base(input)
+        return self._forward(input)
 
 
 class QuantizedLoraLinear(QuantizedLayer, LoraLinear):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model import is_pointwise
@@ -19,7 +18,6 @@ from .sparse_delta import tag
 from .sparse_layer import SparseDeltaLayer
 from .tuned_class import Shown, share_contents
 from .tuned_conv import TunedConv2d
-from .tuned_linear import TunedLinear
 
 
 class StructuredLayer(SparseDeltaLayer):
@@ -71,10 +69,6 @@ class StructuredLayer(SparseDeltaLayer):
                 parameter.requires_grad_(False)
         self.__dict__["_spt_spec"] = spec
         self.__dict__["_spt_ranges"] = ranges_of(spec.rank, spec.rows)
-
-    def _traced_weight(self) -> Tensor:
-        """The weight of the base layer in code for a compiler."""
-        return self.weight
 
     @classmethod
     def _check_base(cls, base: Any, spec: Any) -> None:
@@ -132,15 +126,6 @@ class StructuredLinear(StructuredLayer, LinearWithDeltas):
     def _with_deltas(self, x: Tensor) -> Tensor:
         """The base layer's output, of which the deltas are trained."""
         return SparseDeltaLinear.forward(self, x)  # type: ignore[arg-type]
-
-    def _traced_base(self, x: Tensor) -> Tensor:
-        """The base layer's output in code for a compiler, which need not keep a cast weight."""
-        weight, bias = self._traced_weight(), self.bias
-        if not torch.is_grad_enabled():
-            return F.linear(x, weight, bias)
-        deltas = self.trained_tensors()
-        y: Tensor = TunedLinear.apply(x, weight, bias, *deltas, None, None, None)
-        return y
 
 
 class StructuredConv2d(StructuredLayer, ConvWithDeltas):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..distributed.sharded import is_sharded
+from .parameter_info import ParameterInfo
 from .quantized import is_quantized, matrix_of, state_of
 
 # What a tensor of torchao has set where more than the weight is quantized, or the input rescaled
@@ -48,6 +49,21 @@ def check_trainable_itself(model: nn.Module, verb: str) -> None:
             raise ValueError(f"{name} is sharded: {verb} the model first, then call fully_shard")
         if parameter.device.type == "meta":
             raise ValueError(f"{name} is on the meta device: load the weights of the model first")
+
+
+def check_are_matrices(wanted: Mapping[str, ParameterInfo], quantized: Mapping[str, str]) -> None:
+    """Raise `ValueError` where what is wanted is quantized, and no matrix of a Linear.
+
+    Args:
+        wanted: name -> what is to be measured.
+        quantized: of `quantized_names`.
+    """
+    for name, what in wanted.items():
+        if what.kind == "other" and name in quantized:
+            raise ValueError(
+                f"{name} is quantized to {quantized[name]} and is no weight of a Linear, so that "
+                "nothing can be trained beside it: leave it out of include"
+            )
 
 
 def check_head_is_float(head: Iterable[str], quantized: Mapping[str, str]) -> None:

@@ -99,6 +99,12 @@ def quantized_names(model: nn.Module) -> dict[str, str]:
     return {n: quantization(p) for n, p in model.named_parameters() if is_quantized(p)}
 
 
+def floating_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> every parameter that may require a gradient."""
+    named = model.named_parameters()
+    return {n: p for n, p in named if p.is_floating_point() and not is_quantized(p)}
+
+
 def is_quantized(tensor: Tensor) -> bool:
     """Whether a parameter holds quantized values, in whatever kind of module."""
     kind = type(tensor)

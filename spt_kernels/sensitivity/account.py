@@ -17,7 +17,7 @@ from ..model import (
     possible_names,
     stem_names,
 )
-from ..model.quantized import quantized_names
+from ..model.quantized import floating_parameters, quantized_names
 from .per_sample.calls import Calls
 from .per_sample.interception import Interception
 from .per_sample.stand_in import stand_ins
@@ -147,7 +147,7 @@ class _Seen:
 
 
 def _seen(model: nn.Module, forward: Callable[[], Any]) -> _Seen:
-    parameters = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
+    parameters = floating_parameters(model)
     layers = {
         f"{name}.weight" if name else "weight": module
         for name, module in model.named_modules()

@@ -23,7 +23,7 @@ from ..model import (
     possible_names,
     vocabulary_names,
 )
-from ..model.check import check_head_is_float, check_trainable_itself
+from ..model.check import check_are_matrices, check_head_is_float, check_trainable_itself
 from ..model.quantized import logical_numel, quantized_names
 from .per_sample.batches import Samples
 from .per_sample.counted import on_first_counted
@@ -181,6 +181,7 @@ def _measure(
             if not names:
                 raise ValueError(f"head: {head!r} leaves nothing to measure")
         info, tokens, linears = _described(model, names)
+        check_are_matrices(info, quantized)
         scores, n_measured, methods = measure(
             model,
             loss,

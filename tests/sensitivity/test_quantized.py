@@ -121,3 +121,27 @@ def test_scores_of_either_base_make_a_plan_for_the_other() -> None:
         plan = spt.allocate(scores, 800, "lora", rank=2)
         for each in (floats, model):
             spt.unload(spt.apply(each, plan))
+
+
+def test_a_quantized_table_cannot_be_included() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.mix, self.head = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+
+        def forward(self, words: Tensor) -> Tensor:
+            return self.head(self.mix(F.embedding(words, self.values())).tanh().mean(1))
+
+        def values(self) -> Tensor:
+            weight: Any = self.table.weight
+            return weight.dequantize() if isinstance(weight.data, RowScaled) else weight
+
+    model = quantize(Words())
+    model.table.weight = nn.Parameter(RowScaled.of(model.table.weight), requires_grad=False)
+    batches = [(torch.randint(0, 9, (4, 3)), torch.arange(4))]
+    found = spt.measure_sensitivity(model, batches, progress=False)
+    assert set(found) == {"mix.weight", "mix.bias"}
+    with pytest.raises(
+        ValueError, match=r"table\.weight is quantized to RowScaled and is no weight"
+    ):
+        spt.measure_sensitivity(model, batches, include=["table.*"], progress=False)
