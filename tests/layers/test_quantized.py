@@ -266,9 +266,8 @@ def test_under_autocast() -> None:
     assert layer.delta.grad.dtype == layer.lora_a.grad.dtype == torch.float32
 
 
-@pytest.mark.parametrize("kind", ["delta", "delta and lora", "adapter"])
-def test_compiled_in_one_graph(kind: str) -> None:
-    layer = tuned_layer(kind)
+def test_compiled_in_one_graph() -> None:
+    layer = tuned_layer("adapter")  # over a delta, and its backward makes the weight's product anew
     x = torch.randn(4, IN, requires_grad=True)
     y = layer(x)
     loss(y).backward()
