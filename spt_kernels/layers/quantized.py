@@ -117,8 +117,8 @@ class QuantizedLayer(LinearWithDeltas):
         if isinstance(value, nn.Parameter) and is_sharded(value):
             where = self.__dict__.get("_spt_name", "") or type(self).__name__
             raise ValueError(
-                f"{where} has a quantized weight and cannot be sharded: leave the layer out of "
-                "fully_shard, or train it under DistributedDataParallel"
+                f"{where} has a quantized weight and cannot be sharded: train it under "
+                "DistributedDataParallel"
             )
         super().__setattr__(name, value)
         if isinstance(value, nn.Parameter) and name == self._main_delta:

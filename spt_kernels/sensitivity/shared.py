@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..distributed import Processes
 from ..model.digest import digests_of
@@ -63,7 +63,10 @@ def measured_together(
         scores = dict(part.scores)
     else:
         parameters = dict(model.named_parameters())
-        scores = {name: _zeros_like(parameters[name]) for name in outline["info"]}
+        scores = {
+            name: torch.zeros(what.shape, dtype=torch.float32, device=parameters[name].device)
+            for name, what in outline["info"].items()
+        }
     processes.sum_(list(scores.values()))
     check_finite(scores)
     return Sensitivity(scores=scores, **outline)
@@ -120,12 +123,3 @@ def _combined(outlines: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
         )
     combined["num_samples"] = sum(part["num_samples"] for part in parts.values())
     return combined
-
-
-def _zeros_like(parameter: Tensor) -> Tensor:
-    return torch.zeros_like(
-        parameter,
-        dtype=torch.float32,
-        memory_format=torch.contiguous_format,
-        requires_grad=False,
-    )
