@@ -74,7 +74,7 @@ def measured_together(
 
 def _digests(model: nn.Module) -> dict[str, str]:
     """Fingerprints of all parameters by name."""
-    named = {n: p.detach() for n, p in model.named_parameters() if p.element_size() <= 8}
+    named = {n: p for n, p in model.named_parameters() if p.element_size() <= 8}
     return dict(zip(named, digests_of([*named.values()]), strict=True))
 
 

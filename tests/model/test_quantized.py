@@ -117,6 +117,10 @@ def test_digests_are_of_every_part() -> None:
         seen.add(digests_of([weight])[0])
     assert len(seen) == 3
     assert digests_of([weight.data]) == digests_of([weight])
+    other: Any = packed(8, 6)
+    assert digests_of([other]) == digests_of([packed(8, 6)])
+    other.quant_state.state2.absmax[1] = 2.0
+    assert digests_of([other]) != digests_of([packed(8, 6)])
 
 
 class Int8Params(nn.Parameter):
