@@ -24,7 +24,7 @@ from .position_index import CheckedIndex
 from .sparse_delta import tag
 from .sparse_gradient import DeltaPattern
 from .tuned_class import share_contents
-from .tuned_linear import LoraCall, add_lora, gradients, keep
+from .tuned_linear import LoraCall, add_lora, keep_for_gradients, tuned_gradients
 
 
 class QuantizedLinear(torch.autograd.Function):
@@ -47,7 +47,7 @@ class QuantizedLinear(torch.autograd.Function):
         """`[..., out]`, in the dtype of the quantizer's own product."""
         y, inner = _output(x, matrix, bias, delta, pattern, lora_a, lora_b, lora)
         # the gradient of the input needs base + delta: the base it finds in the layer
-        keep(
+        keep_for_gradients(
             *(ctx, x, y.dtype, delta, matrix.shape[1], pattern, bias_index),
             *(lora_a, lora_b, inner, lora),
         )
@@ -59,7 +59,7 @@ class QuantizedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the input, the deltas and the LoRA."""
         index = None if ctx.how[0] is None else ctx.how[0].whole.index
-        return gradients(
+        return tuned_gradients(
             ctx, grad_output, lambda delta: dense(ctx.matrix, grad_output.dtype, delta, index)
         )
 

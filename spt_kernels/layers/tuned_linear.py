@@ -93,18 +93,9 @@ class TunedLinear(torch.autograd.Function):
             y, inner = linear_with_lora(x, weight, bias, lora_a, lora_b, lora)
         if not torch.compiler.is_compiling() and y._is_view():
             y = y.data  # no view any more, so that what follows may work on it in place
-        keep(
-            ctx,
-            x,
-            y.dtype,
-            weight,
-            weight.shape[1],
-            pattern,
-            bias_index,
-            lora_a,
-            lora_b,
-            inner,
-            lora,
+        keep_for_gradients(
+            *(ctx, x, y.dtype, weight, weight.shape[1], pattern, bias_index),
+            *(lora_a, lora_b, inner, lora),
         )
         return y
 
@@ -112,10 +103,10 @@ class TunedLinear(torch.autograd.Function):
     @first_derivative_only
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the input, the deltas and the LoRA; never one of the whole weight."""
-        return gradients(ctx, grad_output)
+        return tuned_gradients(ctx, grad_output)
 
 
-def keep(
+def keep_for_gradients(
     ctx: Any,
     x: Tensor,
     dtype: torch.dtype,
@@ -128,7 +119,7 @@ def keep(
     inner: Tensor | None,
     lora: LoraCall | None,
 ) -> None:
-    """Keep for `gradients` what they need of a forward.
+    """Keep for `tuned_gradients` what they need of a forward.
 
     Args:
         ctx: of an autograd function with the arguments of `TunedLinear`.
@@ -161,10 +152,10 @@ def keep(
     ctx.how = pattern, lora, in_features, x.dtype
 
 
-def gradients(
+def tuned_gradients(
     ctx: Any, grad_output: Tensor, made: Callable[[Tensor | None], Tensor] | None = None
 ) -> tuple[Tensor | None, ...]:
-    """Gradients for each argument of `TunedLinear`, from what `keep` has kept.
+    """Gradients for each argument of `TunedLinear`, from what was kept for them.
 
     Args:
         ctx: of the function.
