@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from .plain_layer import runs_as_linear
 
@@ -110,8 +109,7 @@ def is_quantized(tensor: Tensor) -> bool:
     kind = type(tensor)
     if kind is Tensor or kind is nn.Parameter:
         return False
-    is_named = kind.__module__.partition(".")[0] in _QUANTIZERS
-    return is_named or state_of(tensor) is not None or _dequantizes(kind)
+    return _is_of_a_quantizer(kind) or state_of(tensor) is not None or _dequantizes(kind)
 
 
 def quantization(tensor: Tensor) -> str:
@@ -141,11 +139,10 @@ def inner_tensors(tensor: Tensor) -> dict[str, Tensor]:
             return {"data": tensor.detach()}
         names, _ = tensor.__tensor_flatten__()  # type: ignore[operator]
         return {name: getattr(tensor, name) for name in names}
-    # the parameter's own values, in a tensor of no class of bitsandbytes
     data = tensor.detach()
-    return {"data": data if isinstance(data, FakeTensor) else data.as_subclass(Tensor)} | dict(
-        _tensors_of_state(state)
-    )
+    if _is_of_a_quantizer(type(data)):
+        data = data.as_subclass(Tensor)
+    return {"data": data, **dict(_tensors_of_state(state))}
 
 
 @torch.no_grad()
@@ -173,6 +170,10 @@ def state_of(tensor: Any) -> Any:
     """What bitsandbytes keeps beside a weight of 4 bits; None for anything else."""
     state = getattr(tensor, "quant_state", None)
     return state if hasattr(state, "quant_type") else None
+
+
+def _is_of_a_quantizer(kind: type[Any]) -> bool:
+    return kind.__module__.partition(".")[0] in _QUANTIZERS
 
 
 def _dequantizes(kind: type[Any]) -> bool:

@@ -196,3 +196,38 @@ def test_quantized_inputs_of_torchao_are_refused_by_name() -> None:
     quantization.quantize_(model, config, filter_fn=is_body)
     with pytest.raises(ValueError, match=r"qkv\.weight is a Int8Tensor with act_quant_kwargs"):
         spt.measure_sensitivity(model, [(IMAGES, LABELS)], progress=False)
+
+
+def test_a_language_model_of_transformers() -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        **{"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2},
+    )
+    words = torch.randint(0, 40, (4, 9))
+    batch = {"input_ids": words, "labels": words}
+
+    def llama() -> nn.Module:
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(config)
+        quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+        return model
+
+    models = llama(), spt.dequantize(llama())
+    scores, expected = (spt.measure_sensitivity(m, [batch], progress=False) for m in models)
+    assert scores.head == ()
+    assert scores.info == expected.info
+    plan = spt.allocate(scores, 900, "lora", rank=2, dropout=0.0)
+    losses = []
+    for model in models:
+        torch.manual_seed(0)
+        spt.apply(model, plan).train()
+        optimizer = spt.SparseAdamW(spt.param_groups(model), lr=0.01)
+        for _ in range(3):
+            loss = model(**batch).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
