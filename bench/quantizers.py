@@ -1,4 +1,4 @@
-"""Quantizers of a model's Linears, outside of its head, by the name that benches call them."""
+"""Quantizers of a model's Linears outside of its head, those that are installed, by name."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ def _int8(model: nn.Module) -> nn.Module:
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     quantize_(model, Int8WeightOnlyConfig(), filter_fn=_is_body)
+    return model
+
+
+def _int4(model: nn.Module) -> nn.Module:
+    """In groups of 32, one to a byte: torchao's packed layouts of 4 bits need a card."""
+    from torchao.quantization import IntxWeightOnlyConfig, PerGroup, quantize_
+
+    config = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))
+    quantize_(model, config, filter_fn=_is_body)
     return model
 
 
@@ -42,6 +51,7 @@ def _is_body(module: nn.Module, name: str) -> bool:
 
 _EACH: dict[str, tuple[str, Callable[[nn.Module], nn.Module]]] = {
     "int8": ("torchao", _int8),
+    "int4": ("torchao", _int4),
     "nf4": ("bitsandbytes", _nf4),
 }
 QUANTIZERS = {

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import spt_kernels as spt
+from bench.quantizers import QUANTIZERS
 from spt_kernels.model.quantized import quantized_names
 from tests.models import tiny_batch, tiny_vit
 
@@ -22,48 +23,20 @@ def base(dtype: torch.dtype) -> nn.Module:
     return tiny_vit(width=96).to(dtype)
 
 
-def is_body(module: nn.Module, name: str) -> bool:
-    return isinstance(module, nn.Linear) and "head" not in name
-
-
-def int8(model: nn.Module) -> nn.Module:
-    quantization = pytest.importorskip("torchao.quantization")
-    quantization.quantize_(model, quantization.Int8WeightOnlyConfig(), filter_fn=is_body)
-    return model
-
-
-def int4(model: nn.Module) -> nn.Module:
-    """In groups of 32; torchao's packed layouts of 4 bits need a card."""
-    quantization = pytest.importorskip("torchao.quantization")
-    config = quantization.IntxWeightOnlyConfig(
-        weight_dtype=torch.int4, granularity=quantization.PerGroup(32)
-    )
-    quantization.quantize_(model, config, filter_fn=is_body)
-    return model
-
-
-def nf4(model: nn.Module) -> nn.Module:
-    bnb = pytest.importorskip("bitsandbytes")
-    for name, module in list(model.named_modules()):
-        if is_body(module, name):
-            dtype = module.weight.dtype
-            layer = bnb.nn.Linear4bit(
-                module.in_features, module.out_features, compute_dtype=dtype, quant_type="nf4"
-            )
-            layer.load_state_dict(module.state_dict())
-            parent, _, local = name.rpartition(".")
-            setattr(model.get_submodule(parent), local, layer.to(module.bias.dtype))
-    return model.to("cpu")
-
-
-QUANTIZERS: dict[str, Callable[[nn.Module], nn.Module]] = {"int8": int8, "int4": int4, "nf4": nf4}
+NAMES = ("int8", "int4", "nf4")
 # in 16 bits the float model rounds its weights to what the quantized one does not
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03}
 
 
-@pytest.fixture(params=QUANTIZERS)
+def quantizer_named(name: str) -> Callable[[nn.Module], nn.Module]:
+    if name not in QUANTIZERS:
+        pytest.skip(f"what quantizes to {name} is not installed")
+    return QUANTIZERS[name]
+
+
+@pytest.fixture(params=NAMES)
 def quantizer(request: pytest.FixtureRequest) -> Callable[[nn.Module], nn.Module]:
-    return QUANTIZERS[request.param]
+    return quantizer_named(request.param)
 
 
 @torch.no_grad()
@@ -152,27 +125,29 @@ def test_no_float_copy_is_kept(quantizer: Callable[[nn.Module], nn.Module]) -> N
         lambda t: (kept.append(t.shape), t)[1], lambda t: t
     ):
         model(IMAGES[:1])
-    shapes = {tuple(m.weight.shape) for m in base(torch.float32).blocks.modules() if is_body(m, "")}
+    linears = [m for m in base(torch.float32).blocks.modules() if isinstance(m, nn.Linear)]
+    shapes = {tuple(linear.weight.shape) for linear in linears}
     assert kept
     assert not {shape for shape in map(tuple, kept) if shape in shapes or shape[::-1] in shapes}
 
 
-def test_accounted_memory_counts_what_is_stored(
-    quantizer: Callable[[nn.Module], nn.Module],
-) -> None:
+@pytest.mark.parametrize(("name", "bytes_each"), [("int8", 1), ("int4", 1), ("nf4", 0.5)])
+def test_accounted_memory_counts_what_is_stored(name: str, bytes_each: float) -> None:
+    quantizer = quantizer_named(name)
+
     def estimate(model: nn.Module) -> int:
         return spt.estimate_memory(
             model, (4, 3, 16, 16), method="spt-lora", budget=0.005, device="cpu"
         ).by_category["weights"]
 
     saved = estimate(base(torch.float32)) - estimate(quantizer(base(torch.float32)))
-    numel = sum(m.weight.numel() for n, m in base(torch.float32).named_modules() if is_body(m, n))
-    bytes_each = {int8: 1, int4: 1, nf4: 0.5}[quantizer]  # torchao's without a card are not packed
+    linears = [m for m in base(torch.float32).blocks.modules() if isinstance(m, nn.Linear)]
+    numel = sum(linear.weight.numel() for linear in linears)
     assert saved == pytest.approx((4 - bytes_each) * numel, rel=0.08)
 
 
 def test_weights_that_bitsandbytes_has_repacked_are_refused_by_name() -> None:
-    model = nf4(tiny_vit(width=192, depth=1)).eval()
+    model = quantizer_named("nf4")(tiny_vit(width=192, depth=1)).eval()
     with torch.no_grad():
         model(IMAGES)
     if not getattr(model.blocks[0].mlp.fc1.weight.quant_state, "packing_format_for_cpu", False):
@@ -193,7 +168,7 @@ def test_quantized_inputs_of_torchao_are_refused_by_name() -> None:
     quantization = pytest.importorskip("torchao.quantization")
     model = tiny_vit(depth=1)
     config = quantization.Int8DynamicActivationInt8WeightConfig()
-    quantization.quantize_(model, config, filter_fn=is_body)
+    quantization.quantize_(model.blocks, config)
     with pytest.raises(ValueError, match=r"qkv\.weight is a Int8Tensor with act_quant_kwargs"):
         spt.measure_sensitivity(model, [(IMAGES, LABELS)], progress=False)
 
