@@ -15,7 +15,7 @@ from ..distributed import Processes
 from ..distributed.sharded import is_sharded, reshard
 from ..errors import BaseModelMismatch
 from ..model.check import check_trainable_itself
-from ..model.quantized import make_float
+from ..model.quantized import make_float, quantized_names
 from .base_model import BaseModel, holds_peft, is_data_parallel, unwrap
 from .file.format import TaskFile, read, write
 from .file.metadata import as_json
@@ -253,16 +253,19 @@ def dequantize(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
 
     Raises:
         TypeError: `dtype` is no floating dtype.
-        ValueError: the model has no quantized Linear; it is tuned and no longer as `apply` made it;
-            it is wrapped for data parallelism, held by PEFT, or a weight cannot be read. The model
-            is as it was.
+        ValueError: the model has nothing quantized; it is tuned and no longer as `apply` made it;
+            it is wrapped for data parallelism, held by PEFT, or quantized in a way that is not
+            served. The model is as it was.
     """
     _check_is_module(model)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating dtype or None, got {dtype!r}")
-    _refuse_peft(model, "dequantize", "unload()")
+    if holds_peft(model):
+        raise ValueError("cannot dequantize: PEFT holds the model: model.unload() first")
     _refuse_wrapped(model, "dequantize")
     bare = unwrap(model)
+    if not quantized_names(bare):
+        raise ValueError(f"cannot dequantize: {type(bare).__name__} has no quantized parameter")
     if not _is_tuned(bare):
         check_trainable_itself(bare, "dequantize")
         make_float(bare, dtype)

@@ -33,7 +33,7 @@ from ..plan import AdapterSpec, LoraSpec, Plan
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """A module that the plan touches, or the quantized matrix of which needs a backward of ours.
+    """A module that the plan touches, or whose quantized matrix needs a backward of ours.
 
     Attributes:
         name: of the module.
