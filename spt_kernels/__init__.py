@@ -23,7 +23,7 @@ _NAMES = {
     "optim": ("SparseAdamW", "param_groups"),
     "offloading": ("Offload", "OffloadedAdamW", "offload"),
     "step": ("capture_step",),
-    "task": ("load_delta", "merge", "read_metadata", "save_delta", "unload"),
+    "task": ("dequantize", "load_delta", "merge", "read_metadata", "save_delta", "unload"),
     "bank": ("TaskBank",),
     "memory": (
         *("LargestBatch", "MemoryEstimate", "estimate_memory", "largest_batch"),
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from .sensitivity import Sensitivity as Sensitivity
     from .sensitivity import measure_sensitivity as measure_sensitivity
     from .step import capture_step as capture_step
+    from .task import dequantize as dequantize
     from .task import load_delta as load_delta
     from .task import merge as merge
     from .task import read_metadata as read_metadata

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..layers import write_deltas
 from ..model.check import check_trainable_itself
+from ..model.quantized import quantized_names
 from .choice import WHAT, Choice, nbytes_of
 from .schedule import Schedule
 from .streamed_block import StreamedBlock
@@ -219,6 +220,11 @@ def _check(
         if number < 0:
             raise ValueError(f"{name} must be at least 0, got {number}")
     check_trainable_itself(model, "offload", may_be_offloaded=True)
+    for name, kind in quantized_names(model).items():
+        raise ValueError(
+            f"{name} is quantized to {kind}: quantized weights stay on the device, and are small "
+            "there"
+        )
     if any(vars(m).get("_compiled_call_impl") is not None for m in model.modules()):
         raise ValueError(
             "model: a part of it is compiled, which has its weights where they are: offload the "

@@ -14,6 +14,7 @@ from torch import nn
 import spt_kernels as spt
 from spt_kernels.offloading import blocks_on_host
 from tests.models import tiny_batch, tiny_resnet, tiny_vit
+from tests.quantized import quantize
 
 from .runs import assert_same, loss_of, sparse, there, train, tuned, values_of
 
@@ -51,6 +52,7 @@ def test_a_card_that_is_not_there() -> None:
         (lambda: tuned("lora-1"), "forward-only", "what='frozen' offloads the others"),
         (lambda: nn.DataParallel(tuned("linear")), "frozen", "wrapped in a DataParallel"),
         (lambda: nn.Sequential(), "frozen", "expected all of it on one device, got none"),
+        (lambda: quantize(tiny_vit()), "frozen", "is quantized to .*: quantized weights stay"),
     ],
 )
 def test_models(make: Any, what: str, message: str) -> None:
