@@ -2,6 +2,7 @@
 
 from .adapter import AdapterConv2d, AdapterLayer, AdapterLinear
 from .conv import SparseDeltaConv2d
+from .frozen_linear import FrozenLinear, keep_no_cast
 from .in_place import SetAside, put_back, set_aside, tune_in_place, untune
 from .linear import SparseDeltaLinear
 from .lookup import sparse_deltas, tuned_modules
@@ -16,6 +17,7 @@ __all__ = [
     "AdapterLayer",
     "AdapterLinear",
     "AttachDelta",
+    "FrozenLinear",
     "LoraConv2d",
     "LoraLayer",
     "LoraLinear",
@@ -28,6 +30,7 @@ __all__ = [
     "attach_whole",
     "delta_of",
     "is_tuned",
+    "keep_no_cast",
     "plain_class",
     "put_back",
     "restore_deltas",

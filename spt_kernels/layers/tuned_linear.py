@@ -192,6 +192,13 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
     return _AS_IT_IS
 
 
+def is_cast(x: Tensor, weight: Tensor) -> bool:
+    """Whether autocast makes another weight of this one for a product with `x`."""
+    kind = x.device.type
+    is_on = kind in _AUTOCAST_KINDS and torch.is_autocast_enabled(kind)
+    return is_on and weight.dtype is not torch.get_autocast_dtype(kind)
+
+
 def wide_dtype(tensor: Tensor) -> torch.dtype:
     """In which a sum over tokens is taken."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -80,7 +79,7 @@ def check_memory(memory_bytes: Any, peak_of: Any) -> None:
         )
     if memory_bytes is None:
         return
-    if isinstance(memory_bytes, bool) or not isinstance(memory_bytes, numbers.Real):
+    if isinstance(memory_bytes, bool) or not isinstance(memory_bytes, (int, float)):
         raise TypeError(f"memory_bytes must be a number of bytes, got {memory_bytes!r}")
     if not 1 <= memory_bytes < float("inf"):
         raise ValueError(f"memory_bytes must be at least 1, got {memory_bytes}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..layers import (
     AdapterConv2d,
@@ -18,6 +19,7 @@ from ..layers import (
     SparseDeltaConv2d,
     SparseDeltaLinear,
     attach_parameter,
+    is_tuned,
     tune_in_place,
     tune_norm,
 )
@@ -147,6 +149,27 @@ def places_of(
         place = found.get(module_name, Place(module_name, module))
         found[module_name] = replace(place, spec=spec)
     return list(found.values())
+
+
+def untouched_linears(model: nn.Module, trained: Collection[nn.Parameter]) -> list[nn.Linear]:
+    """The plain Linears of a model, none of whose parameters are trained.
+
+    Args:
+        model: tuned already as the plan has it.
+        trained: parameters that are trained whole.
+    """
+    whole = {id(parameter) for parameter in trained}
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+        and is_linear(module)
+        and not is_tuned(module)
+        and "forward" not in vars(module)
+        and isinstance(module._parameters.get("weight"), nn.Parameter)
+        and not is_lazy(module.weight)
+        and not any(id(parameter) in whole for parameter in module.parameters(recurse=False))
+    ]
 
 
 def _reads_itself(plan: Plan, module_name: str) -> bool:
