@@ -11,7 +11,7 @@ import contextlib
 import json
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,11 @@ from spt_kernels.methods import Method, tune
 
 from .markdown import markdown
 
-MODEL, DEPTH, BATCH, BLOCK = "vit_base_patch16_224", 3, 4, "blocks.1"
+MODEL, DEPTH, BATCH, BLOCK = "vit_base_patch16_224", 2, 4, "blocks.1"
 FROZEN = "plain frozen"
 METHODS = (FROZEN, "lora", "spt-lora", "spt-unstructured", "spt-adapter", "adapter-8", "lora-16")
 RESULTS = Path(__file__).parent / "results" / "memory" / "blocks.json"
-SMALLEST = 64  # bytes of a row of tokens, below which a storage is not listed
+SMALLEST = 64  # bytes, below which a storage is not written down
 
 # What gives its input's values in other memory
 COPIES = frozenset(
@@ -155,13 +155,13 @@ def account(
     device: str = "cuda",
     is_real: bool = False,
 ) -> Account:
-    """Take one step of a model of few blocks, and tell what the middle one keeps and copies.
+    """Take one step of a model of few blocks, and tell what the last one keeps and copies.
 
     Args:
         method: one of `spt_kernels.methods`, or `FROZEN` for plain blocks that train nothing and
             pass a gradient on.
         dtype: as `estimate_memory` has it.
-        make: the model, whose middle block is `blocks.1`; a ViT-B/16 by default.
+        make: the model, whose last block is `blocks.1`; a ViT-B/16 by default.
         size: side of its images.
         device: as which the step computes, `"cuda"` or `"cpu"`.
         is_real: with values, on the CPU, in place of fake tensors.
@@ -173,10 +173,10 @@ def account(
     twin: Any = model.to(weights) if is_real else fake_copy(model, fakes, weights)[0]
     if method == FROZEN:
         twin.requires_grad_(False)
-        twin.pos_embed.requires_grad_(True)
     else:
         twin = tune(twin, Method(method), plan).model
         twin = twin if is_real else fake_copy(twin, fakes)[0]
+    twin.pos_embed.requires_grad_(True)  # so that a gradient passes through every block
     watch = Watch(twin.train(), BLOCK, Tensor if is_real else FakeTensor)
     as_on_cuda = AsOnCuda() if device == "cuda" else contextlib.nullcontext()
     with fakes, as_on_cuda, watch:
@@ -197,8 +197,7 @@ def account(
         phase: tuple(_item(*entry, rows) for entry in entries if _is_inside(entry[0]))
         for phase, entries in watch.copies.items()
     }
-    order = [item for item in kept if item.bytes >= SMALLEST or not item.is_weight]
-    return Account(tuple(order), copied["forward"], copied["backward"])
+    return Account(tuple(kept), copied["forward"], copied["backward"])
 
 
 def _is_inside(module: str) -> bool:
@@ -265,7 +264,7 @@ def listing(found: Account) -> str:
         ("forward", found.copied_forward),
         ("backward", found.copied_backward),
     ):
-        copies = [(i.made_by, _size(i)) for i in items if i.is_weight or i.bytes >= SMALLEST]
+        copies = [(i.made_by, _size(i)) for i in items if i.bytes >= SMALLEST]
         parts.append(markdown((f"copied in the {title}", "bytes"), copies))
     return "\n\n".join(parts)
 
@@ -304,13 +303,13 @@ def _write(accounts: dict[tuple[str, str], Account]) -> None:
             "dtype": dtype,
             "kept_per_token": found.kept_per_token,
             "kept_of_weights": found.kept_of_weights,
-            "kept": [asdict(item) for item in found.kept],
+            "kept": [[i.made_by, i.bytes, i.is_weight] for i in found.kept if i.bytes >= SMALLEST],
         }
         for (method, dtype), found in accounts.items()
     ]
     document = {"model": MODEL, "commit": commit, "versions": versions, "rows": rows}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(document) + "\n")
 
 
 if __name__ == "__main__":

@@ -99,10 +99,9 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Autocast remembers casts of parameters that require a gradient alone: of a frozen one autograd
     would keep that of each call.
     """
-    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
-        return F.linear(x, weight, bias)
     is_trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-    if is_trained or not is_cast(x, weight):
+    has_backward = torch.is_grad_enabled() and x.requires_grad and not is_trained
+    if not (has_backward and is_cast(x, weight)):
         return F.linear(x, weight, bias)
     y: Tensor = TunedLinear.apply(x, weight, bias, *(None,) * 7)
     return y

@@ -151,8 +151,10 @@ def places_of(
     return list(found.values())
 
 
-def untouched_linears(model: nn.Module, trained: Collection[nn.Parameter]) -> list[nn.Linear]:
-    """The plain Linears of a model, none of whose parameters are trained.
+def untouched_layers(
+    model: nn.Module, trained: Collection[nn.Parameter]
+) -> list[nn.Linear | nn.Conv2d]:
+    """The plain Linears and convolutions of a model, none of whose parameters are trained.
 
     Args:
         model: tuned already as the plan has it.
@@ -162,8 +164,8 @@ def untouched_linears(model: nn.Module, trained: Collection[nn.Parameter]) -> li
     return [
         module
         for module in model.modules()
-        if isinstance(module, nn.Linear)
-        and is_linear(module)
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+        and (is_linear(module) or _is_conv2d(module))
         and not is_tuned(module)
         and "forward" not in vars(module)
         and isinstance(module._parameters.get("weight"), nn.Parameter)

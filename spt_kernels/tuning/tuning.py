@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import BaseModelMismatch
-from ..layers import keep_no_cast, tuned_modules, untune
+from ..layers import freeze_layer, tuned_modules, untune
 from ..layers.late_optimizer import mark_frozen
 from ..model import HeadSource, head_names
 from ..model.buffers import copied, persistent_buffers
@@ -19,7 +19,7 @@ from ..model.head import matching_head, matching_names
 from ..model.replaced_head import ReplacedHead
 from ..plan import Plan
 from .frozen_base import FrozenBase, watch_state_dicts
-from .places import check_places, places_of, untouched_linears
+from .places import check_places, places_of, untouched_layers
 from .whole import is_coarse, train_whole
 
 
@@ -95,8 +95,8 @@ def apply_to_known(model: nn.Module, plan: Plan, digests: Mapping[str, str]) -> 
     try:
         for place in places:
             place.tune()
-        for linear in untouched_linears(model, [parameters[name] for name in head]):
-            keep_no_cast(linear)
+        for layer in untouched_layers(model, [parameters[name] for name in head]):
+            freeze_layer(layer)
         base_head = {name: parameters[name].detach().clone() for name in head}
         for parameter in parameters.values():
             parameter.requires_grad_(False)
