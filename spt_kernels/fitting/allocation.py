@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class PlanWithin:
     plan: Plan
     estimate: MemoryEstimate
     limit_bytes: int
-    tried: dict[str, int]
+    tried: Mapping[str, int]
 
 
 def allocate_within(

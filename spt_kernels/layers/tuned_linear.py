@@ -198,8 +198,9 @@ def is_cast(x: Tensor, factor: Tensor) -> bool:
     kind = x.device.type
     if torch.compiler.is_compiling() or kind not in _AUTOCAST_KINDS:
         return False
-    low = torch.get_autocast_dtype(kind)
-    return torch.is_autocast_enabled(kind) and factor.dtype not in (low, torch.float64)
+    if not torch.is_autocast_enabled(kind):
+        return False
+    return factor.dtype not in (torch.get_autocast_dtype(kind), torch.float64)
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:

@@ -55,7 +55,9 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     becomes a subclass of its own. Linear, Conv2d and norm modules find their deltas when they are
     called; any other parameter (a token, a table, a layer scale, the weight of a layer with a
     forward of its own, or of one that the model was seen to read instead of calling the layer) is
-    trained wherever it is read. Everything is checked before the model is touched.
+    trained wherever it is read. Linears and convolutions that the plan leaves as they are become
+    `FrozenLinear` and `FrozenConv2d`, for which autograd keeps no more than the gradient of their
+    input reads. Everything is checked before the model is touched.
 
     Args:
         model: plain, as the plan's sensitivity was measured on; on any device, in fp32, bf16 or
