@@ -156,14 +156,18 @@ def untouched_layers(
 ) -> list[nn.Linear | nn.Conv2d]:
     """The plain Linears and convolutions of a model, none of whose parameters are trained.
 
+    Those before the first tuned module are left out: no backward comes there.
+
     Args:
         model: tuned already as the plan has it.
         trained: parameters that are trained whole.
     """
     whole = {id(parameter) for parameter in trained}
+    modules = list(model.modules())
+    first = next((n for n, module in enumerate(modules) if is_tuned(module)), len(modules))
     return [
         module
-        for module in model.modules()
+        for module in modules[first:]
         if isinstance(module, (nn.Linear, nn.Conv2d))
         and (is_linear(module) or _is_conv2d(module))
         and not is_tuned(module)
