@@ -29,6 +29,7 @@ _NAMES = {
         *("LargestBatch", "MemoryEstimate", "estimate_memory", "largest_batch"),
         "tunable_parts",
     ),
+    "fitting": ("PlanWithin", "allocate_within"),
     "errors": ("BaseModelMismatch", "DeltaFormatError", "OtherProcessFailed"),
     "environment": ("backends",),
 }
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from .errors import BaseModelMismatch as BaseModelMismatch
     from .errors import DeltaFormatError as DeltaFormatError
     from .errors import OtherProcessFailed as OtherProcessFailed
+    from .fitting import PlanWithin as PlanWithin
+    from .fitting import allocate_within as allocate_within
     from .layers import AdapterConv2d as AdapterConv2d
     from .layers import AdapterLinear as AdapterLinear
     from .layers import LoraConv2d as LoraConv2d

@@ -14,7 +14,8 @@ PACKAGE = TESTS.parent / "spt_kernels"
 STAGES = (
     *("model", "sensitivity", "plan", "layers", "tuning", "optim", "offloading"),
     *("step", "task", "bank", "peft"),
-    *("methods", "memory", "finetuning", "segmentation", "benchmarks", "plots", "costs", "cli"),
+    *("methods", "memory", "fitting", "finetuning", "segmentation", "benchmarks"),
+    *("plots", "costs", "cli"),
 )
 # What each folder of the grid of ops, and each file at the root, imports; stages may import all.
 BESIDES = {

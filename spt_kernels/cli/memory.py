@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ..methods import METHODS
 from .options import ArchitectureOptions, SizeOptions, described, split_names
 from .terminal import Terminal
-from .training_options import parse_budget
+from .training_options import FROM_BLOCK_HELP, parse_block, parse_budget
 from .written import check_picture
 
 if TYPE_CHECKING:
@@ -76,6 +76,10 @@ class StepOptions(SizeOptions):
     ] = None
     rank: Annotated[
         int | None, described("Step", "--rank R", "Of lora and spt-* [8; the table's lora 16].")
+    ] = None
+    from_block: Annotated[
+        str | None,
+        described("Step", "--from-block B", f"Of spt-*, sensitive-*: {FROM_BLOCK_HELP}"),
     ] = None
     checkpointing: Annotated[
         bool, described("Step", "--checkpointing", "Recompute blocks in the backward.")
@@ -184,19 +188,20 @@ def _ask(
     from .memory_rows import Row, answer, methods_of, row_of, row_of_plan
 
     how, names = step.how(), split_names(step.method)
+    block = parse_block(step.from_block)
     uncalled = functools.cache(lambda: uncalled_of(base, image_shape))
     scores = functools.cache(lambda: skewed_sensitivity(base, uncalled()))
     rows: dict[str, Callable[[], Row]] = {}
     if step.plan is not None:
         if len(names) > 1:
             raise ValueError(f"--plan: goes with one --method, got {', '.join(names)}")
-        given = {"budget": parse_budget(step.budget), "rank": step.rank}
+        given = {"budget": parse_budget(step.budget), "rank": step.rank, "from_block": block}
         own = {option: value for option, value in given.items() if value is not None}
         # without a method they are for the other rows of the table
         name, row = row_of_plan(names, step.plan, own if names or step.inference else {})
         rows[name] = lambda: row
     if step.plan is None or (step.training and not names):
-        methods = methods_of(names, parse_budget(step.budget), step.rank)
+        methods = methods_of(names, parse_budget(step.budget), step.rank, block)
         of_methods = {
             name: functools.partial(row_of, base, method, uncalled, scores)
             for name, method in methods.items()

@@ -136,15 +136,18 @@ def _admits_checkpointing(base: nn.Module) -> bool:
 
 
 def methods_of(
-    names: tuple[str, ...], budget: int | float | None, rank: int | None
+    names: tuple[str, ...],
+    budget: int | float | None,
+    rank: int | None,
+    from_block: int | str | None = None,
 ) -> dict[str, Method]:
     """The methods that were asked for by name, or else all but baselines, with what they read.
 
     Raises:
-        ValueError: an unknown method, or one that the budget or the rank is not for.
+        ValueError: an unknown method, or one that the budget, the rank or the block is not for.
     """
     if names:
-        return {name: Method(name, budget, rank) for name in names}
+        return {name: Method(name, budget, rank, from_block=from_block) for name in names}
     table = {}
     for name in table_names():
         options = entry_of(name).options
@@ -154,7 +157,8 @@ def methods_of(
             own = budget if "budget" in options and name != "lora" else None
             # what a rank is to AdaptFormer is its width, and not that of all others
             has_rank = "rank" in options and name != "adaptformer"
-            table[name] = Method(name, own, width if has_rank else None)
+            start = from_block if "from_block" in options else None
+            table[name] = Method(name, own, width if has_rank else None, from_block=start)
     return table
 
 

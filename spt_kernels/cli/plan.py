@@ -10,7 +10,7 @@ import typer
 from ..files.picture import save_picture
 from .options import described
 from .terminal import Terminal
-from .training_options import parse_budget
+from .training_options import FROM_BLOCK_HELP, parse_block, parse_budget
 from .written import check_apart, check_file, check_picture
 
 KINDS = {"lora": "lora", "adapter": "adapter", "none": None}
@@ -22,6 +22,7 @@ The paper's Eq. 4 (selection) and Eq. 5 (allocation).
   spt-kernels plan photos.sensitivity --budget 0.4M
   spt-kernels plan photos.sensitivity --structured adapter -o photos.plan
   spt-kernels plan photos.sensitivity --budget 1% --picture photos.png
+  spt-kernels plan photos.sensitivity --from-block 6
 
 A plan can be trained with `spt-kernels finetune --plan photos.plan`, and its
 step accounted for with `spt-kernels memory --plan photos.plan`.
@@ -48,6 +49,9 @@ def run(
     rule: Annotated[
         str, described("Method", "--rule NAME", "paper or published-code [paper].")
     ] = "paper",
+    from_block: Annotated[
+        str | None, described("Method", "--from-block B", FROM_BLOCK_HELP)
+    ] = None,
     output: Annotated[
         Path | None, described("Run", "--output -o FILE", "Where to write it.")
     ] = None,
@@ -75,7 +79,8 @@ def run(
     from ..plan import allocate
 
     measured = load_sensitivity(sensitivity)
-    made = allocate(measured, share, structured=kind, rank=rank, rule=rule)
+    block = parse_block(from_block)
+    made = allocate(measured, share, structured=kind, rank=rank, rule=rule, from_block=block)
     if output is not None:
         made.save(output)
     if picture is not None:
@@ -98,6 +103,8 @@ def plan_figures(plan: Any) -> dict[str, Any]:
         "structured": plan.kind,
         "rank": plan.rank,
         "rule": plan.rule,
+        "from_block": plan.from_block or None,
+        "forgone": plan.forgone,
         "model": plan.model_name,
         "samples": plan.num_samples,
         "head": list(plan.head),

@@ -18,6 +18,9 @@ HEAD_HELP = (
     "Trained whole besides: a layer or a pattern, several times if need be, or none [the last "
     "layers before the loss]."
 )
+FROM_BLOCK_HELP = (
+    "Tune nothing before this block, which saves its memory: 6, or a name as stages.2 [the first]."
+)
 _RUN = "Run"
 _RECIPE = "Recipe (the defaults are the paper's)"
 
@@ -58,10 +61,13 @@ class BackboneMethodOptions:
         described(_METHOD, "--dropout P", f"LoRA's input dropout [{Method.dropout:g}]."),
     ] = None
 
+    from_block: Annotated[str | None, described(_METHOD, "--from-block B", FROM_BLOCK_HELP)] = None
+
     def given(self) -> dict[str, Any]:
         """The fields of `Method` that were given, its name aside."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "method"}
         values["budget"] = parse_budget(self.budget)
+        values["from_block"] = parse_block(self.from_block)
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -270,6 +276,11 @@ def parse_head(patterns: list[str] | None) -> tuple[str, ...] | None:
     if "none" in patterns and len(patterns) > 1:
         raise ValueError(f"--head: expected none alone, or names, got {', '.join(patterns)}")
     return () if patterns == ["none"] else tuple(patterns)
+
+
+def parse_block(text: str | None) -> int | str | None:
+    """`6` as the number of a block, anything else as its name."""
+    return int(text) if text is not None and text.isdecimal() else text
 
 
 def parse_budget(text: str | None) -> int | float | None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 from ..methods import Method, entry_of
 from ..methods.method import name_of
 from ..plan import Plan, module_cost
+from ..plan.blocks import block_named
 from ..plan.table import KINDS
 from ..sensitivity import Sensitivity
 from .run_folder import RunFolder
@@ -127,6 +128,8 @@ def check_agrees(plan: Plan, name: str | None, given: Mapping[str, Any]) -> None
         own, asked = options.get(option), value
         if option == "budget" and isinstance(value, float):
             asked = int(value * plan.backbone_numel)
+        if option == "from_block" and own is not None:
+            asked = block_named(plan.info, value)
         if asked != own:
             has = "none" if own is None else f"{own:,}" if isinstance(own, int) else own
             raise ValueError(
@@ -178,6 +181,8 @@ def _options_of(plan: Plan) -> dict[str, Any]:
         options["dropout"] = getattr(spec, "dropout", plan.dropout)
     if plan.head or plan.head_source:
         options["head"] = plan.head
+    if plan.from_block:
+        options["from_block"] = plan.from_block
     if plan.num_samples:
         options["samples"] = plan.num_samples
     return options

@@ -2,6 +2,7 @@
 
 from .adapter import AdapterConv2d, AdapterLayer, AdapterLinear
 from .conv import SparseDeltaConv2d
+from .frozen_layers import FrozenConv2d, FrozenLinear, freeze_layer
 from .in_place import SetAside, put_back, set_aside, tune_in_place, untune
 from .linear import SparseDeltaLinear
 from .lookup import sparse_deltas, tuned_modules
@@ -17,6 +18,8 @@ __all__ = [
     "AdapterLayer",
     "AdapterLinear",
     "AttachDelta",
+    "FrozenConv2d",
+    "FrozenLinear",
     "LoraConv2d",
     "LoraLayer",
     "LoraLinear",
@@ -31,6 +34,7 @@ __all__ = [
     "attach_parameter",
     "attach_whole",
     "delta_of",
+    "freeze_layer",
     "is_tuned",
     "plain_class",
     "put_back",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .structured import StructuredConv2d, StructuredLayer, StructuredLinear, add_to_rows
+from .structured import StructuredConv2d, StructuredLayer, StructuredLinear, add_to_rows, rows_of
 from .traced_adapter import FrozenBase, TracedAdapter
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class AdapterLinear(AdapterLayer, StructuredLinear):
         updates = []
         for rows, own, part in ranges:
             low = F.linear(
-                y[..., rows].contiguous(),  # what is kept of them must not hold on to all of y
+                rows_of(y, rows).contiguous(),  # what is kept of them must not hold on to all of y
                 self.down_weight[:, own].to(y.dtype),
                 self.down_bias[part].to(y.dtype),
             )
@@ -123,7 +123,7 @@ class AdapterConv2d(AdapterLayer, StructuredConv2d):
         updates = []
         for rows, own, part in ranges:
             down = self.down_weight[:, own].to(y.dtype)[..., None, None]
-            low = F.conv2d(y[:, rows], down, self.down_bias[part].to(y.dtype))
+            low = F.conv2d(rows_of(y, rows, 1), down, self.down_bias[part].to(y.dtype))
             up = self.up_weight[own].to(y.dtype)[..., None, None]
             updates.append((rows, F.conv2d(F.gelu(low), up, self.up_bias[own].to(y.dtype))))
         return add_to_rows(y, updates, 1)

@@ -74,17 +74,34 @@ class SparseDeltaConv2d(ConvWithDeltas):
         """What the plain convolution returns."""
         if not torch.compiler.is_compiling():
             self.write_stale_deltas()
-        if self.padding_mode != "zeros" or self.padding == "same":
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
-        geometry = geometry_of(self)
         if not (torch.is_grad_enabled() and self.has_gradients()):
-            return F.conv2d(input, self.weight, self.bias, *geometry[1:])
+            return frozen_conv2d(self, input)
+        input, geometry = _padded(self, input), geometry_of(self)
         unbatched = input.dim() == 3
         batch = input.unsqueeze(0) if unbatched else input
         deltas = self.trained_tensors()
         y = TunedConv2d.apply(batch, self.weight, self.bias, *deltas, geometry, None, None, None)
         return y.squeeze(0) if unbatched else y
+
+
+def frozen_conv2d(conv: nn.Conv2d, input: Tensor) -> Tensor:
+    """What a convolution returns of which nothing is trained, and its backward reads no input."""
+    x, geometry = _padded(conv, input), geometry_of(conv)
+    weight, bias = conv.weight, conv.bias
+    is_trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+    has_backward = torch.is_grad_enabled() and x.requires_grad and not is_trained
+    if torch.compiler.is_compiling() or not has_backward or x.dim() != 4:
+        return F.conv2d(x, weight, bias, *geometry[1:])
+    y: Tensor = TunedConv2d.apply(x, weight, bias, *(None,) * 4, geometry, *(None,) * 3)
+    return y
+
+
+def _padded(conv: nn.Conv2d, input: Tensor) -> Tensor:
+    """The input with the padding that `geometry_of` leaves out."""
+    if conv.padding_mode == "zeros" and conv.padding != "same":
+        return input
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    return F.pad(input, conv._reversed_padding_repeated_twice, mode=mode)
 
 
 def geometry_of(conv: nn.Conv2d) -> tuple[Any, ...]:

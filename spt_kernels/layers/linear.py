@@ -13,7 +13,7 @@ from .sparse_gradient import DeltaPattern
 from .sparse_layer import SparseDeltaLayer
 from .sparse_linear import SparseLinear
 from .tuned_class import share_contents
-from .tuned_linear import TunedLinear
+from .tuned_linear import TunedLinear, is_cast
 
 
 class LinearWithDeltas(SparseDeltaLayer, nn.Linear):
@@ -94,9 +94,23 @@ class SparseDeltaLinear(LinearWithDeltas):
             self.write_stale_deltas()
             weight, bias = self._own_parameters()
         if not (torch.is_grad_enabled() and self.has_gradients()):
-            return F.linear(input, weight, bias)
+            return frozen_linear(input, weight, bias)
         delta, pattern, bias_delta, bias_index = self.trained_tensors()
         if bias_delta is None and pattern is not None:
             return SparseLinear.apply(input, weight, bias, delta, pattern)
         deltas = (delta, pattern, bias_delta, bias_index)
         return TunedLinear.apply(input, weight, bias, *deltas, None, None, None)
+
+
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` where neither weight nor bias is trained, and its backward reads no cast weight.
+
+    Autocast remembers casts of parameters that require a gradient alone: of a frozen one autograd
+    would keep that of each call.
+    """
+    is_trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+    has_backward = torch.is_grad_enabled() and x.requires_grad and not is_trained
+    if not (has_backward and is_cast(x, weight)):
+        return F.linear(x, weight, bias)
+    y: Tensor = TunedLinear.apply(x, weight, bias, *(None,) * 7)
+    return y

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..distributed.sharded import is_sharded
 from .delta_holder import DeltaHolder
-from .in_place import tune_in_place
+from .frozen_layers import FrozenConv2d, FrozenLinear
+from .in_place import tune_in_place, untune
 from .position_index import CheckedIndex
 
 
@@ -112,6 +113,8 @@ def attach_whole(module: nn.Module, local: str, values: nn.Parameter | None = No
         False if the module is tuned in a way that does not go with it; then nothing is changed.
     """
     held: tuple[str, ...] = ()
+    if isinstance(module, (FrozenLinear, FrozenConv2d)):
+        untune(module)  # it is frozen no longer
     if isinstance(module, AttachedParameters):
         held = tuple(module.sparse_deltas())
     elif isinstance(module, DeltaHolder):

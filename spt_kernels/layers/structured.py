@@ -179,13 +179,18 @@ def _check_rows(spec: Any, out_features: int) -> None:
         last = stop
 
 
+def rows_of(y: Tensor, rows: slice, dim: int = -1) -> Tensor:
+    """A range of a dimension; where it is all of it `y` itself, which has no copy as a gradient."""
+    length = rows.stop - rows.start
+    return y if length == y.shape[dim] else y.narrow(dim, rows.start, length)
+
+
 def add_to_rows(y: Tensor, updates: list[tuple[slice, Tensor]], dim: int = -1) -> Tensor:
     """`y` with updates added to ranges of a dimension, out of place."""
     pieces, last = [], 0
     for rows, update in updates:
-        own = y.narrow(dim, rows.start, rows.stop - rows.start)
-        pieces += [y.narrow(dim, last, rows.start - last), own + update]
+        pieces += [rows_of(y, slice(last, rows.start), dim), rows_of(y, rows, dim) + update]
         last = rows.stop
-    pieces.append(y.narrow(dim, last, y.shape[dim] - last))
+    pieces.append(rows_of(y, slice(last, y.shape[dim]), dim))
     pieces = [piece for piece in pieces if piece.shape[dim]]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)

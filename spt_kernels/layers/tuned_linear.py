@@ -217,10 +217,11 @@ def linear_with_lora(
     lora: LoraCall | None,
 ) -> tuple[Tensor, Tensor | None]:
     """The forward alone, without autograd: output, and the bottleneck if there is a LoRA."""
-    y = F.linear(x, weight, bias)
     if lora is None or lora_a is None or lora_b is None:
-        return y, None
-    y = y.contiguous()
+        return F.linear(x, weight, bias), None
+    if is_cast(x, x):  # once for both products
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    y = F.linear(x, weight, bias).contiguous()
     return y, add_lora(y, x, lora_a, lora_b, lora)
 
 
@@ -235,6 +236,16 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
     if kind in _AUTOCAST_KINDS and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
     return _AS_IT_IS
+
+
+def is_cast(x: Tensor, factor: Tensor) -> bool:
+    """Whether autocast makes another tensor of a factor of a product with `x`."""
+    kind = x.device.type
+    if torch.compiler.is_compiling() or kind not in _AUTOCAST_KINDS:
+        return False
+    if not torch.is_autocast_enabled(kind):
+        return False
+    return factor.dtype not in (torch.get_autocast_dtype(kind), torch.float64)
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 DEFAULT_BUDGET = 0.005  # the paper's 0.4M parameters are 0.5 % of ViT-B/16
 DEFAULT_RANK = 8
 
-_BY_ENTRIES = frozenset({"budget", "samples", "rule"})
+_BY_SCORES = frozenset({"budget", "samples", "from_block"})
+_BY_ENTRIES = _BY_SCORES | {"rule"}
 _OF_MODULES = frozenset({"rank", "scale", "dropout"})
 _SPT_ADAPTER = _BY_ENTRIES | {"rank"}
 _SPT_LORA = _BY_ENTRIES | _OF_MODULES
 _BUDGET = frozenset({"budget"})
-_PLACED = frozenset({"budget", "samples"})
 _SEARCH = frozenset({"budget", "dropout", "supernet_epochs", "generations", "population"})
 _NOTHING: frozenset[str] = frozenset()
 _ENTRIES = frozenset({"entries"})
@@ -82,9 +82,9 @@ METHODS: Mapping[str, Entry] = MappingProxyType(
         "spt-adapter-structured": Entry("spt", _SPT_ADAPTER, _ADAPTER),
         "spt-adapter": Entry("spt", _SPT_ADAPTER, _ADAPTER | _ENTRIES),
         "spt-unstructured": Entry("spt", _BY_ENTRIES, _ENTRIES),
-        "spt-prompt": Entry("spt_prompt", _PLACED, _NOTHING),
-        "sensitive-adapter-K": Entry("sensitive", _PLACED, _ADAPTER, table_size=32),
-        "sensitive-lora-K": Entry("sensitive", _PLACED | {"scale", "dropout"}, _LORA),
+        "spt-prompt": Entry("spt_prompt", _BY_SCORES, _NOTHING),
+        "sensitive-adapter-K": Entry("sensitive", _BY_SCORES, _ADAPTER, table_size=32),
+        "sensitive-lora-K": Entry("sensitive", _BY_SCORES | {"scale", "dropout"}, _LORA),
         "dense-gradient": Entry("dense_gradient", _BY_ENTRIES, _ENTRIES, is_baseline=True),
         "published-layer": Entry("published_layer", _BY_ENTRIES, _ENTRIES, is_baseline=True),
         "peft-lora-K": Entry("peft_lora", is_baseline=True),
@@ -115,6 +115,7 @@ class Method:
         generations: of its search, after the first.
         population: architectures of a generation, each tried on the validation images.
         architecture: trained as it is, without a search; `NoahArchitecture` or its JSON values.
+        from_block: the block before which nothing is tuned, see `spt_kernels.allocate`.
 
     `METHODS` says which of these a method reads; one that it does not is refused.
     """
@@ -131,6 +132,7 @@ class Method:
     generations: int = 15
     population: int = 50
     architecture: NoahArchitecture | None = None
+    from_block: int | str | None = None
 
     def __post_init__(self) -> None:
         options = self.entry.options
@@ -158,6 +160,8 @@ class Method:
         for name in whole:
             check_positive(name, getattr(self, name))
         check_within("dropout", self.dropout, 0.0, 1.0)
+        if not isinstance(self.from_block, str):
+            check_number("from_block", self.from_block, int)
         if self.rule not in ("paper", "published-code"):
             raise ValueError(f"rule: expected paper or published-code, got {self.rule!r}")
 

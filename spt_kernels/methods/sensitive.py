@@ -33,7 +33,7 @@ def plan(model: nn.Module, method: Method, sensitivity: Sensitivity) -> Plan:
     """
     check_head(model, method, sensitivity)
     kind, rank = method.entry.structured or "lora", method.size
-    selected = allocate(sensitivity, method.budget_or_default, None)
+    selected = allocate(sensitivity, method.budget_or_default, None, from_block=method.from_block)
     places = sorted(_places(selected, kind, rank), key=lambda place: -place.count)
     left = selected.budget
     taken: dict[str, list[tuple[int, int]]] = {}

@@ -29,6 +29,7 @@ def plan(model: nn.Module, method: Method, sensitivity: Sensitivity) -> Plan:
         rule=method.rule,
         scale=method.scale,
         dropout=method.dropout,
+        from_block=method.from_block,
     )
     if not method.name.endswith("-structured"):
         return made

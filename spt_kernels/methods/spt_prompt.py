@@ -27,7 +27,7 @@ def plan(model: nn.Module, method: Method, sensitivity: Sensitivity) -> Plan:
             sensitivity.
     """
     check_head(model, method, sensitivity)
-    selected = allocate(sensitivity, method.budget_or_default, None)
+    selected = allocate(sensitivity, method.budget_or_default, None, from_block=method.from_block)
     made = replace(selected, unstructured={}, rule=PLACEMENT)
     prompts_by_block(prompt_places(model, method), made)  # or refuses
     return made

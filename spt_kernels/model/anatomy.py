@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from .head import HeadPatterns, config_entry, head_names, is_timm
-from .parameter_info import describe
+from .parameter_info import blocks_among, describe
 from .quantized import logical_numel
 from .reparametrised import check_own_weights
 
@@ -37,8 +37,7 @@ def head_numel(model: nn.Module, head: HeadPatterns | None = None) -> int:
 
 def innermost_blocks(model: nn.Module) -> tuple[str, ...]:
     """Name the blocks of a model, in order; a stage around others is none."""
-    names = dict.fromkeys(what.block for what in describe(model).values() if what.block)
-    return tuple(n for n in names if not any(other.startswith(f"{n}.") for other in names))
+    return blocks_among(describe(model))
 
 
 def stem_names(model: nn.Module) -> tuple[str, ...]:

@@ -141,6 +141,12 @@ def describe(model: nn.Module) -> dict[str, ParameterInfo]:
     return result
 
 
+def blocks_among(info: Mapping[str, ParameterInfo]) -> tuple[str, ...]:
+    """Names of the blocks that parameters belong to, each once; a stage around others is none."""
+    names = dict.fromkeys(what.block for what in info.values() if what.block)
+    return tuple(n for n in names if not any(other.startswith(f"{n}.") for other in names))
+
+
 def is_pointwise(module: nn.Module) -> bool:
     """Whether a module is a Conv2d that multiplies the channels of each position by a matrix."""
     return (

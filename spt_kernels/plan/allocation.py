@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,20 @@ from torch import Tensor
 
 from ..distributed.sharded import group_of_rows, is_sharded, local_part, local_rows
 from ..sensitivity import Sensitivity
+from .blocks import block_named, blocks_in_order, names_below
+from .captured import captured
 from .plan import Plan
-from .selection import Segment, Selected, overspent, select, select_by_cost, select_shared
+from .selection import (
+    Overspent,
+    Segment,
+    Selected,
+    overspent,
+    select,
+    select_by_cost,
+    select_shared,
+)
 from .specs import module_cost, module_spec
+from .within import check_memory, earliest_within
 
 # "published-code": a matrix is structured from σ/α selected entries on, a vector whole from 1/β
 ALPHA = 10
@@ -30,6 +42,9 @@ def allocate(
     rule: str = "paper",
     scale: float = 1.0,
     dropout: float = 0.1,
+    from_block: int | str | None = None,
+    memory_bytes: int | float | None = None,
+    peak_of: Callable[[Plan], int] | None = None,
 ) -> Plan:
     """Spend a budget of trainable parameters where they matter most.
 
@@ -46,6 +61,10 @@ def allocate(
     costs the most that fits, where the scripts try 79 prefixes and keep the one nearest to the
     budget, even if above it, and charge another 768 for the class token.
 
+    The blocks below the first that is tuned keep nothing for the backward, which ends above them:
+    with `from_block` or `memory_bytes` the budget is spent on what comes later. `plan.forgone` says
+    what that costs in sensitivity.
+
     Args:
         sensitivity: scores ≥ 0 of all candidates. They may be sharded, as the gradients are that
             `fully_shard` makes: then every process calls this, and gets the same plan; scores are
@@ -57,16 +76,35 @@ def allocate(
         rule: `"paper"` or `"published-code"`.
         scale: factor of the LoRA updates.
         dropout: input dropout of the LoRA modules.
+        from_block: tune nothing before this block, neither the stem, positions and tokens: its name
+            (`"blocks.6"`, `"encoder.layer.6"`, `"stages.2.blocks.1"`, or `"stages.2"` for the first
+            one there) or its number, counted from 0 through all stages.
+        memory_bytes: forbid as few early blocks as must be, from `from_block` on if that is given,
+            for `peak_of(plan)` to be at most this.
+        peak_of: the peak of a training step by a plan, in bytes. `allocate_within` is `allocate`
+            with that of a model.
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: an argument out of range, a budget above what there is to spend, or scores that
-            are negative or not finite.
+        ValueError: an argument out of range, a budget above what there is to spend, scores that
+            are negative or not finite, no such block, names that tell no blocks, or a memory that
+            no plan fits into.
     """
-    [plan] = allocate_each(
-        sensitivity, [budget], structured, rank, rule=rule, scale=scale, dropout=dropout
-    )
-    return plan
+    check_memory(memory_bytes, peak_of)
+    options: dict[str, Any] = {"rule": rule, "scale": scale, "dropout": dropout}
+
+    def plan_from(block: int | str | None) -> Plan:
+        [plan] = allocate_each(sensitivity, [budget], structured, rank, **options, from_block=block)
+        return plan
+
+    if memory_bytes is None or peak_of is None:
+        return plan_from(from_block)
+    _check_sensitivity(sensitivity)
+    info = sensitivity.info
+    start = None if from_block is None else block_named(info, from_block)
+    blocks = blocks_in_order(info)
+    later = blocks if start is None else blocks[blocks.index(start) + 1 :]
+    return earliest_within(plan_from, start, later, memory_bytes, peak_of)
 
 
 def allocate_each(
@@ -78,6 +116,7 @@ def allocate_each(
     rule: str = "paper",
     scale: float = 1.0,
     dropout: float = 0.1,
+    from_block: int | str | None = None,
 ) -> list[Plan]:
     """`allocate` for several budgets, in hardly more time than for the largest of them.
 
@@ -90,23 +129,27 @@ def allocate_each(
         TypeError: as `allocate`.
         ValueError: as `allocate`, if any of the budgets cannot be had.
     """
-    if not isinstance(sensitivity, Sensitivity):
-        raise TypeError(
-            f"sensitivity must be a Sensitivity, got {type(sensitivity).__name__}: scores of one's "
-            "own become one by Sensitivity.from_tensors"
-        )
+    _check_sensitivity(sensitivity)
     if isinstance(budgets, str) or not isinstance(budgets, Iterable):
         raise TypeError(f"budgets must be a sequence of budgets, got {budgets!r}: see allocate")
     _check_options(structured, rank, rule, scale, dropout)
     counts = [_as_count(budget, sensitivity.backbone_numel) for budget in budgets]
     segments = _segments(sensitivity, structured, rank, rule)
     group = _group_of(sensitivity)
-    if group is None:
-        selections = _select(segments, counts, rule)
-    elif rule == "paper":
-        selections = select_shared(segments, counts, group)
-    else:
-        raise ValueError(f"rule={rule!r} needs scores that are whole, not sharded ones")
+    choose = partial(_select, budgets=counts, rule=rule, group=group)
+    selections, start, forgone = choose(segments), "", [0.0] * len(counts)
+    if from_block is not None:
+        start = block_named(sensitivity.info, from_block)
+        below = names_below(sensitivity.info, start)
+        anywhere = [captured(segments, selected, group) for selected in selections]
+        segments = [segment for segment in segments if segment.name not in below]
+        try:
+            selections = choose(segments)
+        except Overspent as error:
+            raise Overspent(f"{error}, from {start} on") from None
+        own = [captured(segments, selected, group) for selected in selections]
+        # rounding may take it below zero
+        forgone = [max(0.0, 1 - some / all_) for some, all_ in zip(own, anywhere, strict=True)]
     options: dict[str, Any] = {"kind": structured, "rank": rank, "scale": scale, "dropout": dropout}
     return [
         Plan(
@@ -120,9 +163,19 @@ def allocate_each(
             rule=rule,
             num_samples=sensitivity.num_samples,
             backbone_numel=sensitivity.backbone_numel,
+            from_block=start,
+            forgone=share,
         )
-        for budget, selected in zip(counts, selections, strict=True)
+        for budget, selected, share in zip(counts, selections, forgone, strict=True)
     ]
+
+
+def _check_sensitivity(sensitivity: Any) -> None:
+    if not isinstance(sensitivity, Sensitivity):
+        raise TypeError(
+            f"sensitivity must be a Sensitivity, got {type(sensitivity).__name__}: scores of one's "
+            "own become one by Sensitivity.from_tensors"
+        )
 
 
 def _group_of(sensitivity: Sensitivity) -> Any:
@@ -180,7 +233,11 @@ def _segments(
     return segments
 
 
-def _select(segments: list[Segment], budgets: list[int], rule: str) -> list[Selected]:
+def _select(segments: list[Segment], budgets: list[int], rule: str, group: Any) -> list[Selected]:
+    if group is not None and rule != "paper":
+        raise ValueError(f"rule={rule!r} needs scores that are whole, not sharded ones")
+    if group is not None:
+        return select_shared(segments, budgets, group)
     if rule == "published-code":
         return select_by_cost(segments, budgets)
     try:
@@ -207,6 +264,7 @@ def _assign(
     parts: dict[str, list[Tensor]] = {}
     rows: dict[str, list[tuple[int, int]]] = {}
     counts: dict[str, tuple[int, ...]] = {}
+    ranked = {segment.name for segment in segments}
     # one copy from the device, for which the host waits once
     lengths = [positions.numel() for positions in selected.positions]
     own = torch.cat(selected.positions).cpu().split(lengths)
@@ -228,6 +286,7 @@ def _assign(
         if kind is not None
     }
     unstructured = {name: torch.cat(p) for name, p in parts.items()}
+    counts |= {n: (0,) * len(i.row_blocks) for n, i in sensitivity.info.items() if n not in ranked}
     return {"unstructured": unstructured, "structured": specs, "selected": counts}
 
 

@@ -15,6 +15,7 @@ from ..files import checked_file
 from ..model import HeadSource, ParameterInfo, head_line
 from ..model.head import head_source
 from . import table
+from .blocks import block_named, names_below
 from .cell import Cell
 from .specs import AdapterSpec, LoraSpec
 
@@ -42,6 +43,9 @@ class Plan:
         num_samples: how many samples the sensitivity was summed over; 0 if unknown.
         backbone_numel: parameters of the model without its head; 0 if unknown.
         head_source: where the head is known from, as `Sensitivity.head_source`.
+        from_block: the block before which nothing is tuned; empty where all may be.
+        forgone: the share of sensitivity that this costs: by how much the scores that the budget
+            pays for are less in sum than those that it would pay for anywhere.
     """
 
     unstructured: Mapping[str, Tensor]
@@ -59,6 +63,8 @@ class Plan:
     num_samples: int = 0
     backbone_numel: int = 0
     head_source: HeadSource = ""
+    from_block: str = ""
+    forgone: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("unstructured", "structured", "info", "selected"):
@@ -168,6 +174,8 @@ class Plan:
         document: dict[str, Any] = {
             f.name: getattr(self, f.name) for f in fields(self) if f.name not in _MAPPINGS
         }
+        if not self.from_block:  # older versions read what tells no more than they know
+            del document["from_block"], document["forgone"]
         document["head"] = list(self.head)
         document["structured"] = {name: asdict(spec) for name, spec in self.structured.items()}
         document["info"] = {name: info.to_json() for name, info in self.info.items()}
@@ -214,6 +222,12 @@ def _title(plan: Plan) -> list[str]:
         of_all = f", {table.percent(plan.num_trainable, plan.backbone_numel)} of the backbone"
     lines.append(f"trained     {plan.num_trainable:,} of a budget of {plan.budget:,}{of_all}")
     matrices = sum(len(spec.rows) for spec in plan.structured.values())
+    if plan.from_block:
+        lines.append(
+            f"from        {plan.from_block} on, nothing before it: "
+            f"{table.percent_of(plan.forgone)} forgone of the sensitivity that this budget "
+            "captures anywhere"
+        )
     lines.append(f"structured  {plan.num_structured:,} in {table.count(matrices, 'module')}")
     if plan.shortfall:
         lines.append(f"            {plan.shortfall}")
@@ -262,6 +276,13 @@ def _check(plan: Plan) -> None:
                 f"selected[{name!r}] must hold {len(plan.info[name].row_blocks)} counts, one per "
                 f"row block, got {len(counts)}"
             )
+    if not 0 <= plan.forgone <= 1:
+        raise ValueError(f"forgone must be a share from 0 to 1, got {plan.forgone}")
+    if plan.from_block:
+        below = names_below(plan.info, block_named(plan.info, plan.from_block))
+        early = next((n for n in (*plan.unstructured, *plan.structured) if n in below), None)
+        if early is not None:
+            raise ValueError(f"from_block: {early!r} lies before {plan.from_block}, and is tuned")
     if plan.num_trainable > plan.budget:
         raise ValueError(f"the plan trains {plan.num_trainable}, above its budget {plan.budget}")
 

@@ -136,9 +136,13 @@ def select_by_cost(segments: Sequence[Segment], budgets: Sequence[int]) -> list[
     return _counted(segments, ends)
 
 
-def overspent(budget: int, most: int) -> ValueError:
+class Overspent(ValueError):
+    """A budget is more than there is to spend it on."""
+
+
+def overspent(budget: int, most: int) -> Overspent:
     """The error for a budget that is more than all positive scores cost."""
-    return ValueError(
+    return Overspent(
         f"budget={budget:,} is more than can be spent: at most {most:,} parameters, those with a "
         "sensitivity above 0, each structured matrix at the cost of its module"
     )

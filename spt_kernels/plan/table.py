@@ -89,8 +89,12 @@ def _share(part: int, whole: int) -> str:
 
 def percent(part: int, whole: int) -> str:
     """A share as the title tells it."""
-    share = 100 * part / whole if whole else 0.0
-    return f"{share:.2f} %" if share < 1 else f"{share:.1f} %"
+    return percent_of(part / whole if whole else 0.0)
+
+
+def percent_of(share: float) -> str:
+    """A share from 0 to 1 as the title tells it."""
+    return f"{100 * share:.2f} %" if share < 0.01 else f"{100 * share:.1f} %"
 
 
 def count(n: int, noun: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..layers import (
     AdapterConv2d,
@@ -21,6 +22,7 @@ from ..layers import (
     SparseDeltaConv2d,
     SparseDeltaLinear,
     attach_parameter,
+    is_tuned,
     tune_in_place,
     tune_norm,
 )
@@ -144,6 +146,33 @@ def places_of(
     for module_name, module, _ in quantized_matrices(model):
         found.setdefault(module_name, Place(module_name, module))
     return list(found.values())
+
+
+def untouched_layers(
+    model: nn.Module, trained: Collection[nn.Parameter]
+) -> list[nn.Linear | nn.Conv2d]:
+    """The plain Linears and convolutions of a model, none of whose parameters are trained.
+
+    Those before the first tuned module are left out: no backward comes there.
+
+    Args:
+        model: tuned already as the plan has it.
+        trained: parameters that are trained whole.
+    """
+    whole = {id(parameter) for parameter in trained}
+    modules = list(model.modules())
+    first = next((n for n, module in enumerate(modules) if is_tuned(module)), len(modules))
+    return [
+        module
+        for module in modules[first:]
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+        and (runs_as_linear(module) or runs_as_conv2d(module))
+        and not is_tuned(module)
+        and "forward" not in vars(module)
+        and isinstance(module._parameters.get("weight"), nn.Parameter)
+        and not is_lazy(module.weight)
+        and not any(id(parameter) in whole for parameter in module.parameters(recurse=False))
+    ]
 
 
 def _reads_itself(plan: Plan, module_name: str) -> bool:

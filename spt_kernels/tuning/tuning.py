@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import BaseModelMismatch
-from ..layers import tuned_modules, untune
+from ..layers import freeze_layer, tuned_modules, untune
 from ..layers.late_optimizer import mark_frozen
 from ..model import HeadSource, head_names
 from ..model.buffers import copied, persistent_buffers
@@ -20,7 +20,7 @@ from ..model.quantized import logical_shape, quantized_names
 from ..model.replaced_head import ReplacedHead
 from ..plan import Plan
 from .frozen_base import FrozenBase, watch_state_dicts
-from .places import check_places, places_of
+from .places import check_places, places_of, untouched_layers
 from .whole import is_coarse, train_whole
 
 
@@ -56,7 +56,9 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     becomes a subclass of its own. Linear, Conv2d and norm modules find their deltas when they are
     called; any other parameter (a token, a table, a layer scale, the weight of a layer with a
     forward of its own, or of one that the model was seen to read instead of calling the layer) is
-    trained wherever it is read. Everything is checked before the model is touched.
+    trained wherever it is read. Linears and convolutions that the plan leaves as they are become
+    `FrozenLinear` and `FrozenConv2d`, for which autograd keeps no more than the gradient of their
+    input reads. Everything is checked before the model is touched.
 
     Args:
         model: plain, as the plan's sensitivity was measured on; on any device, in fp32, bf16 or
@@ -97,6 +99,8 @@ def apply_to_known(model: nn.Module, plan: Plan, digests: Mapping[str, str]) -> 
     try:
         for place in places:
             place.tune()
+        for layer in untouched_layers(model, [parameters[name] for name in head]):
+            freeze_layer(layer)
         base_head = {name: parameters[name].detach().clone() for name in head}
         for parameter in parameters.values():
             parameter.requires_grad_(False)

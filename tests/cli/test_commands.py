@@ -237,6 +237,13 @@ def test_sensitivity_then_plans_of_several_budgets(
     assert plan["structured_parameters"] == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert json_of(["inspect", str(out)], capsys)["budget"] == 300
+    assert (plan["from_block"], plan["forgone"]) == (None, 0)
+    late = json_of(["plan", str(file), "-b", "300", "--rank", "2", "--from-block", "1"], capsys)
+    assert late["from_block"] == "blocks.1"
+    assert 0 < late["forgone"] < 1
+    trained = {cell["block"] for cell in late["cells"] if cell["unstructured"] + cell["structured"]}
+    assert "blocks.1" in trained
+    assert "blocks.0" not in trained
 
 
 def test_a_bare_resume_finds_its_job(

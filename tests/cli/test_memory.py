@@ -144,6 +144,13 @@ def test_a_plan_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert alone["peak_bytes"] < one["peak_bytes"]
 
 
+def test_blocks_that_are_left_alone_keep_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--method", "spt-unstructured", "--batch", "16", "-b", "300"]
+    all_, late = (one_of([*arguments, *more], capsys) for more in ([], ["--from-block", "1"]))
+    assert late["activations"] < 0.8 * all_["activations"]
+    assert late["trained"] == all_["trained"]
+
+
 def test_inference_is_of_the_plain_model(capsys: pytest.CaptureFixture[str]) -> None:
     value = one_of(["--inference", "--batch", "5"], capsys)
     estimate = estimate_memory(model(), shape(5), training=False)

@@ -103,6 +103,8 @@ OF_FINETUNE = {
         ["--method", "noah", "--val-share", "0"],
         "--val-share: method 'noah' searches by validation images, and there are none",
     ),
+    "no such block": (["--from-block", "9"], "from-block: expected a block from 0 (blocks.0) to 1"),
+    "no block": (["--method", "linear", "--from-block", "1"], "--from-block: method 'linear' has"),
     "no search": (["--generations", "3"], "--generations: method 'spt-lora' has none; leave it"),
 }
 
@@ -191,6 +193,7 @@ def test_a_plan_decides_in_every_command(
 ) -> None:
     file = tmp_path / "adapter.plan"
     make = ["plan", str(measured), "-b", "400", "--structured", "adapter", "--rank", "2"]
+    make += ["--from-block", "blocks.1"]
     assert run([*make, "-o", str(file)]) == 0
     finetune = ["finetune", *job, "--plan", str(file), "--epochs", "1", "-q", "-o"]
     for number, (options, words) in enumerate(
@@ -200,15 +203,18 @@ def test_a_plan_decides_in_every_command(
             (["--budget", "0.5%"], "budget: the plan decides, and has 400, got 0.005"),
             (["--samples", "800"], "samples: the plan decides, and has 9, got 800"),
             (["--rule", "published-code"], "rule: the plan decides, and has paper"),
+            (["--from-block", "0"], "from-block: the plan decides, and has blocks.1, got 0"),
         )
     ):
         assert words in complaint_of([*finetune, str(tmp_path / f"{number}"), *options], capsys)
     same = ["--rank", "2", "--budget", "400", "--samples", "9", "--rule", "paper"]
+    same += ["--from-block", "1"]
     value = json_of([*finetune, str(tmp_path / "run"), *same], capsys)
     assert (value["method"], value["budget"]) == ("spt-adapter", 400)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["job"]["method"]["name"] == "spt-adapter"
     assert config["job"]["method"]["rank"] == 2
+    assert config["job"]["method"]["from_block"] == "blocks.1"
     assert Plan.load(tmp_path / "run" / "plan.safetensors") == Plan.load(file)
 
     memory = ["memory", *job[:-4], "--plan", str(file), "--method", "spt-adapter", "--batch", "2"]

@@ -33,6 +33,7 @@ from spt_kernels import (
 )
 from spt_kernels.layers import (
     AdapterLinear,
+    FrozenLinear,
     LoraLinear,
     SparseDeltaConv2d,
     SparseDeltaLinear,
@@ -160,7 +161,8 @@ def test_what_stands_where() -> None:
     assert type(block.mlp.fc1) is LoraLinear
     assert type(block.mlp.fc2) is AdapterLinear
     assert isinstance(model.blocks[1].norm1, SparseDeltaNorm)
-    assert type(model.blocks[1].mlp.fc2) is nn.Linear
+    assert type(model.blocks[1].mlp.fc2) is FrozenLinear
+    assert type(model.head) is nn.Linear
     assert type(model.patch_embed.proj) is SparseDeltaConv2d
     # a sparse Linear has a delta of its weight, be it an empty one
     assert set(sparse_deltas(model)) == positions.keys() | {"blocks.0.attn.proj.weight"}

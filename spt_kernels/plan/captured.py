@@ -1,0 +1,38 @@
+"""How much sensitivity a selection captures, in numbers that plans can be weighed by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..distributed import Processes
+from .selection import Segment, Selected
+
+
+def captured(segments: Sequence[Segment], selected: Selected, group: Any) -> float:
+    """The sum of the scores that a selection pays for, the same in every process.
+
+    Every parameter of a budget counts for one score: a matrix whose module costs σ for its σ
+    highest, however many more are selected in it. No other selection of the same cost has more.
+
+    Args:
+        segments: what was ranked.
+        selected: of them.
+        group: the processes that hold the scores by rows; None where each has all.
+    """
+    own = []
+    for segment, positions in zip(segments, selected.positions, strict=True):
+        here = positions.to(segment.scores.device) - segment.first
+        here = here[(here >= 0) & (here < segment.scores.numel())]
+        own.append(_highest(segment.scores[here], segment.threshold).cpu())
+    total = torch.zeros((), dtype=torch.float64)
+    for segment, *parts in zip(segments, *Processes.of(group).gather(own), strict=True):
+        total += _highest(torch.cat(parts), segment.threshold).sum(dtype=torch.float64)
+    return float(total)
+
+
+def _highest(scores: Tensor, most: int) -> Tensor:
+    return scores if scores.numel() <= most else scores.topk(most).values
