@@ -19,6 +19,7 @@ _NAMES = {
         *("AdapterConv2d", "AdapterLinear", "LoraConv2d", "LoraLinear"),
         *("SparseDeltaConv2d", "SparseDeltaLinear", "SparseDeltaNorm"),
     ),
+    "approximation": ("Approximation", "approximate"),
     "tuning": ("apply",),
     "optim": ("SparseAdamW", "param_groups"),
     "offloading": ("Offload", "OffloadedAdamW", "offload"),
@@ -40,6 +41,8 @@ __all__ = sorted([*_HOME, *_FOLDERS, "__version__"])
 
 if TYPE_CHECKING:
     from . import ops as ops
+    from .approximation import Approximation as Approximation
+    from .approximation import approximate as approximate
     from .bank import TaskBank as TaskBank
     from .environment import backends as backends
     from .errors import BaseModelMismatch as BaseModelMismatch

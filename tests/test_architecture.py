@@ -12,7 +12,7 @@ PACKAGE = TESTS.parent / "spt_kernels"
 
 # The line in which data flows: a stage imports those before it, never one after it.
 STAGES = (
-    *("model", "sensitivity", "plan", "layers", "tuning", "optim", "offloading"),
+    *("model", "sensitivity", "plan", "layers", "approximation", "tuning", "optim", "offloading"),
     *("step", "task", "bank", "peft"),
     *("methods", "memory", "fitting", "finetuning", "segmentation", "benchmarks"),
     *("plots", "costs", "cli"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ..approximation.choice import parse_approximation
 from ..methods import METHODS
 from .options import ArchitectureOptions, SizeOptions, described, split_names
 from .terminal import Terminal
@@ -84,6 +85,10 @@ class StepOptions(SizeOptions):
     checkpointing: Annotated[
         bool, described("Step", "--checkpointing", "Recompute blocks in the backward.")
     ] = False
+    approximate: Annotated[
+        str | None,
+        described("Step", "--approximate WHAT", "As finetune has it: gelu-2bit, … [nothing]."),
+    ] = None
     optimizer: Annotated[
         str, described("Step", "--optimizer NAME", "adamw, sgd or none [adamw].")
     ] = "adamw"
@@ -157,9 +162,16 @@ def run(
             raise ValueError(f"{name}: expected at least 1, got {number}")
     from ..finetuning.models import build_empty
 
+    approximations = parse_approximation(step.approximate)
     base, image_shape = build_empty(source, step.num_classes, step.image_size)
+    if approximations:
+        from ..approximation import approximate
+
+        approximate(base, **approximations)
     answers, missing = _ask(terminal, step, base, image_shape, limits)
     title = f"{source.name}, {_described(next(iter(answers.values())).estimate, step.optimizer)}"
+    if approximations:
+        title += f", {step.approximate}"
     if output is not None:
         from ..files.picture import save_picture
         from ..memory.figure import memory_figure
@@ -167,6 +179,7 @@ def run(
         estimates = {name: found.estimate for name, found in answers.items()}
         save_picture(memory_figure(estimates, title=title), output)
     value: dict[str, Any] = {"model": source.name, "optimizer_name": step.optimizer}
+    value |= {"approximate": step.approximate} if approximations else {}
     values = {name: found.to_json() for name, found in answers.items()}
     value |= {"methods": values, "missing": missing}
     parts = _parts(answers, missing, title, terminal.out.width, fit.reserve)

@@ -213,6 +213,15 @@ class RecipeOptions:
             f"step, or epoch as the published code has it [{Recipe.schedule}].",
         ),
     ] = None
+    approximate: Annotated[
+        str | None,
+        described(
+            _RECIPE,
+            "--approximate WHAT",
+            "Less memory for approximate gradients: gelu-2bit, gelu-8bit, layer-norm-from-output, "
+            "or one of each and a comma [nothing].",
+        ),
+    ] = None
     seed: Annotated[
         int | None, described(_RECIPE, "--seed N", f"Of everything drawn [{Recipe.seed}].")
     ] = None

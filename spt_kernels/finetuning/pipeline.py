@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..approximation import approximate, parse_approximation
 from ..distributed import Processes
 from ..files.picture import check_can_draw, save_picture
 from ..methods import Method, tune
@@ -132,6 +133,9 @@ def finetune(
                 ready.plan.save(folder["plan"])
             for line in trains(setting, ready.tunable.trained, ready.facts, ready.plan):
                 log.say(line)
+            label = getattr(ready.tunable.model, "spt_approximation", None)
+            if label is not None:
+                log.say(label.summary())
             events = None
             if tensorboard and processes.is_first:
                 events = EventFiles(folder.events, run.config)
@@ -188,6 +192,9 @@ def _made_ready(setting: Setting, decision: Decision) -> _Ready:
     # what a method draws for its modules is the same whatever was drawn before
     seed_everything(setting.job.recipe.seed)
     tunable = tune(setting.base.model.to(setting.device), method, plan)
+    choice = parse_approximation(setting.job.recipe.approximate)
+    if choice:
+        approximate(tunable.model, **choice)
     if setting.processes.size > 1:
         check_sharable(tunable.model, method.name)
     return _Ready(tunable, method, plan, facts, accounted_bytes(setting, tunable))

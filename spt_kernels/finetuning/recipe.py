@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..approximation.choice import parse_approximation
 from ..methods.method import Method, check_one_of, check_positive, check_within
 
 PRECISIONS = ("none", "bf16")
@@ -38,6 +39,8 @@ class Recipe:
             after each epoch with the number of the epoch that is over: the first two epochs have a
             thousandth of the peak, and the cosine runs over all epochs, so that the warm-up ends a
             little below the peak.
+        approximate: what of the backward is approximate, for less memory: the words of
+            `parse_approximation`, as `"gelu-2bit"`. `None` is nothing.
         preset: the name of the preset that the values started from; of no effect by itself.
     """
 
@@ -55,6 +58,7 @@ class Recipe:
     amp: str = "none"
     seed: int = 0
     schedule: str = "step"
+    approximate: str | None = None
     preset: str | None = None
 
     def __post_init__(self) -> None:
@@ -79,6 +83,7 @@ class Recipe:
             )
         check_one_of("amp", self.amp, PRECISIONS)
         check_one_of("schedule", self.schedule, SCHEDULES)
+        parse_approximation(self.approximate)  # or it says what is expected
 
     def peak_lr(self, method: Method) -> float:
         """The learning rate at the end of the warm-up."""

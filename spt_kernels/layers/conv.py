@@ -33,6 +33,11 @@ class ConvWithDeltas(SparseDeltaLayer, nn.Conv2d):
                 pattern = TouchedGroups.of(index, self.weight, how.groups)
         self.__dict__["_spt_pattern"] = pattern
 
+    def needed_share(self) -> float:
+        """All of the input's channels, unless whole groups of them are not touched."""
+        share = super().needed_share()
+        return 1.0 if share and isinstance(self.__dict__["_spt_pattern"], DeltaPattern) else share
+
 
 class SparseDeltaConv2d(ConvWithDeltas):
     """A frozen Conv2d plus a sparse delta; the forward is that of the plain layer.

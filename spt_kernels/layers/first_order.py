@@ -45,6 +45,7 @@ class _FirstDerivative(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         raise RuntimeError(
-            "a layer tuned by spt_kernels has first derivatives only: its backward cannot be "
-            "differentiated again (create_graph=True, gradient penalties): use the plain layer"
+            "a layer tuned or approximated by spt_kernels has first derivatives only: its backward "
+            "cannot be differentiated again (create_graph=True, gradient penalties): use the plain "
+            "layer"
         )

@@ -55,6 +55,10 @@ class LoraLayer(StructuredLayer):
                 total[rows] = own["_spt_spec"].scale * (self.lora_b[rows_of_b] @ self.lora_a[part])
         return total
 
+    def needed_share(self) -> float:
+        """All of the input's features, for the down-projections."""
+        return 1.0 if self.lora_a.requires_grad else super().needed_share()
+
     def extra_repr(self) -> str:
         """Sizes, rank, ranges, scale and dropout."""
         spec = self.__dict__["_spt_spec"]

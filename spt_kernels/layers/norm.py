@@ -121,11 +121,18 @@ class SparseDeltaLayerNorm(SparseDeltaNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """What the plain norm returns."""
-        if not torch.compiler.is_compiling():
-            self.write_stale_deltas()
         own: Any = self
-        weight, bias = attached(self, "weight"), attached(self, "bias")
+        weight, bias = affine_of(own)
         return F.layer_norm(input, own.normalized_shape, weight, bias, own.eps)
+
+
+def affine_of(norm: nn.Module) -> tuple[Any, Any]:
+    """Weight and bias as a norm's forward reads them: up to date, connected to their deltas."""
+    if not isinstance(norm, SparseDeltaNorm):
+        return norm.weight, norm.bias
+    if not torch.compiler.is_compiling():
+        norm.write_stale_deltas()
+    return attached(norm, "weight"), attached(norm, "bias")
 
 
 def norm_tuner(norm: nn.Module) -> type[SparseDeltaNorm]:

@@ -34,7 +34,7 @@ _VIEWS = frozenset(
     | {"TBackward0", "UnbindBackward0", "UnsafeViewBackward0", "UnsqueezeBackward0"}
     | _MOVES
 )
-_PRODUCERS: dict[str, Literal["gelu", "layer_norm"]] = {
+_PRODUCERS: dict[str, Kind] = {
     "GeluBackward0": "gelu",
     "NativeLayerNormBackward0": "layer_norm",
 }
@@ -43,6 +43,7 @@ _REBUILDABLE = (torch.float32, torch.bfloat16, torch.float16)
 _INSPECTED: tuple[type[Tensor], ...] = (Tensor, torch.nn.Parameter, FakeTensor)
 
 Tensors = tuple[Tensor | None, ...]
+Kind = Literal["tensor", "columns", "gelu", "layer_norm", "function"]
 Step = tuple[Literal["reshape", "permute"], tuple[int, ...]]
 
 
@@ -51,14 +52,15 @@ class SavedInput(NamedTuple):
 
     Attributes:
         kind: `tensor` (the input itself), `columns` (some of one dimension of it), `gelu` or
-            `layer_norm` (what their producer keeps).
+            `layer_norm` (what their producer keeps), `function` (what one of ours keeps that can
+            tell its output again).
         dtype: of the input as the layer computes with it.
-        producer: the autograd node of a GELU or a LayerNorm; the layer's own node leads to it
-            anyway, so that it lives no longer for this.
+        producer: the autograd node of a GELU, a LayerNorm or a function; the layer's own node leads
+            to it anyway, so that it lives no longer for this.
         steps: reshapes and permutations between the producer's output and the layer.
     """
 
-    kind: Literal["tensor", "columns", "gelu", "layer_norm"]
+    kind: Kind
     dtype: torch.dtype
     producer: Any = None
     steps: tuple[Step, ...] = ()
@@ -110,6 +112,8 @@ class SavedInput(NamedTuple):
                 *(node._saved_weight, node._saved_bias),
                 *(len(node._saved_normalized_shape), self.dtype),
             )
+        elif self.kind == "function":
+            x = self.producer.spt_rebuild_output(self.producer, self.dtype)
         else:
             (kept,) = tensors
             assert kept is not None
@@ -128,12 +132,12 @@ def _may_inspect(x: Tensor) -> bool:
 
 
 def _rebuilt(x: Tensor, node: Any, dtype: torch.dtype) -> SavedInput | None:
-    """The recipe after a GELU or a LayerNorm; or None."""
-    kind = _PRODUCERS.get(node.name())
+    """The recipe after a GELU, a LayerNorm, or a function of ours that is one; or None."""
+    kind = _kind_of(node)
     steps: tuple[Step, ...] = ()
     if kind is None:
         below, output = _below_reshapes(node)
-        kind = None if below is None or output != 0 else _PRODUCERS.get(below.name())
+        kind = None if below is None or output != 0 else _kind_of(below)
         if kind is None:
             return None
         node, steps = below, _steps(x)
@@ -142,8 +146,17 @@ def _rebuilt(x: Tensor, node: Any, dtype: torch.dtype) -> SavedInput | None:
     # An edit in place under no_grad leaves the node as it is, and only the version tells of it
     if x._version != 0 or dtype not in _REBUILDABLE or x.dtype not in _REBUILDABLE:
         return None
-    found = (_OF_GELU if kind == "gelu" else _OF_LAYER_NORM).read(node)
-    return None if not found or found[0] is None else SavedInput(kind, dtype, node, steps)
+    if kind != "function":
+        found = (_OF_GELU if kind == "gelu" else _OF_LAYER_NORM).read(node)
+        if not found or found[0] is None:
+            return None
+    return SavedInput(kind, dtype, node, steps)
+
+
+def _kind_of(node: Any) -> Kind | None:
+    """Of which kind a node is, if what it keeps gives its output again."""
+    kind = _PRODUCERS.get(node.name())
+    return "function" if kind is None and hasattr(node, "spt_rebuild_output") else kind
 
 
 def _below_reshapes(node: Any) -> tuple[Any, int]:

@@ -34,6 +34,11 @@ class DeltaPattern:
         """int32 `[n_cols]`, sorted: all of the input that the gradient needs."""
         return self.whole.columns
 
+    @property
+    def input_share(self) -> float:
+        """Share of the input's features that `columns` are."""
+        return self.columns.numel() / self.whole.in_features
+
     @functools.cached_property
     def compacted(self) -> SparsePattern:
         """For an input of which only `columns` were kept."""

@@ -67,6 +67,13 @@ class SparseDeltaLayer(DeltaHolder):
         trained = delta is not None and delta.requires_grad
         return trained or (bias_delta is not None and bias_delta.requires_grad)
 
+    def needed_share(self) -> float:
+        """Share of the input's features that a backward needs for what is trained here, 0 to 1."""
+        delta, pattern = self._parameters.get(self._main_delta), self.__dict__.get("_spt_pattern")
+        if delta is None or not delta.requires_grad:
+            return 0.0
+        return 1.0 if pattern is None else pattern.input_share  # type: ignore[no-any-return]
+
     def trained_tensors(self) -> tuple[Any, ...]:
         """Delta, its pattern, bias delta and bias index, as the autograd functions take them."""
         parameters, own = self._parameters, self.__dict__

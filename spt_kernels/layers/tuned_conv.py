@@ -54,12 +54,14 @@ class TouchedGroups:
 
     Attributes:
         count: how many.
+        input_share: what share of all groups, and so of the channels of the input.
         inputs: int32, their channels of the input.
         outputs: int32, their channels of the output.
         index: `[nnz]`, flat positions in the weight of those groups alone.
     """
 
     count: int
+    input_share: float
     inputs: Tensor
     outputs: Tensor
     index: Tensor
@@ -74,7 +76,10 @@ class TouchedGroups:
             touched, place = torch.unique(index // size, return_inverse=True)
             compacted = place * size + index % size
         outputs, inputs = weight.shape[0] // groups, weight.shape[1]
-        return cls(len(touched), _members(touched, inputs), _members(touched, outputs), compacted)
+        share = len(touched) / groups
+        return cls(
+            len(touched), share, _members(touched, inputs), _members(touched, outputs), compacted
+        )
 
 
 def _members(groups: Tensor, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a CPU's kernels allocate within themselves: the scratch space of convolutions."""
+"""What a CPU's kernels allocate within themselves: scratch space of convolutions and codes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.encode_derivative import scratch_bytes as scratch_of_codes
 from .ledger import Ledger
 
 _BACKENDS: Any = torch._C._ConvBackend  # type: ignore[attr-defined]
 _FORWARD = torch.ops.aten.convolution.default
 _BACKWARD = torch.ops.aten.convolution_backward.default
+_ENCODE = torch.ops.spt.encode_derivative.default
+_DECODE = torch.ops.spt.decode_derivative.default
 
 
 class CpuLedger(Ledger):
-    """A ledger of tensors on a CPU, with what its convolutions hold while they run."""
+    """A ledger of tensors on a CPU, with what convolutions and codes hold while they run."""
 
     def scratch_bytes(self, func: Any, args: tuple[Any, ...]) -> int:
         """Unfolded inputs, or the gradient of an input once more in another layout."""
+        if func in (_ENCODE, _DECODE):
+            return scratch_of_codes(args[0], args[-1], decodes=func is _DECODE)
         if func is _FORWARD:
             input, weight, bias, stride, padding, dilation, transposed, more, groups = args
             bias_sizes, wants_input = None, False

@@ -17,6 +17,15 @@ _OF_THE_INPUT = ("act_quant_kwargs", "activation_quantization", "act_pre_scale")
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
 
 
+def check_not_wrapped(model: nn.Module, verb: str) -> None:
+    """Raise `ValueError` where a model is compiled, scripted or wrapped for data parallelism."""
+    if isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):
+        raise ValueError(
+            f"model is wrapped in a {type(model).__name__}: {verb} the model itself, before it is "
+            "compiled or wrapped"
+        )
+
+
 def check_trainable_itself(model: nn.Module, verb: str, *, may_be_offloaded: bool = False) -> None:
     """Raise unless `model` is the very module whose names and parameters training will meet.
 
@@ -30,11 +39,7 @@ def check_trainable_itself(model: nn.Module, verb: str, *, may_be_offloaded: boo
             parameter has no values, is sharded, was made in inference mode, or is quantized in a
             way that is not served.
     """
-    if isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):
-        raise ValueError(
-            f"model is wrapped in a {type(model).__name__}: {verb} the model itself, before it is "
-            "compiled or wrapped"
-        )
+    check_not_wrapped(model, verb)
     if not may_be_offloaded:
         check_not_offloaded(model, verb)
     for prefix, module in model.named_modules():

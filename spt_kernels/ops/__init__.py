@@ -4,6 +4,7 @@
 # sure that the package attribute is the function, whoever imports one of the files first.
 from .add_sparse_rows import add_sparse_rows
 from .dropout import dropout, dropout_
+from .encode_derivative import decode_derivative, encode_derivative
 from .fingerprint import fingerprint
 from .rebuild_input import rebuild_gelu, rebuild_layer_norm
 from .shared_top_tau import shared_top_tau
@@ -18,8 +19,10 @@ __all__ = [
     "accumulate_squared_grad",
     "accumulate_squared_vector_grad",
     "add_sparse_rows",
+    "decode_derivative",
     "dropout",
     "dropout_",
+    "encode_derivative",
     "fingerprint",
     "gather_original",
     "rebuild_gelu",

@@ -284,6 +284,11 @@ def _check_model(model: Any) -> None:
     check_trainable_itself(model, "measure")
     if hasattr(model, "spt_tuning"):
         raise ValueError("model: expected a plain model, got a tuned one: merge or unload it first")
+    if hasattr(model, "spt_approximation"):
+        raise ValueError(
+            "model: expected exact gradients, got approximate ones: approximate(model) makes them "
+            "exact, and may be called again for training"
+        )
 
 
 def _check_any(scores: Mapping[str, Tensor]) -> None:

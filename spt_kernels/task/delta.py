@@ -12,6 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import nn
 
+from ..approximation import approximate
 from ..distributed import Processes
 from ..distributed.sharded import is_sharded, reshard
 from ..errors import BaseModelMismatch
@@ -75,7 +76,8 @@ def save_delta(
         metadata: whatever else the file is to tell, as JSON knows it: dicts with strings as keys,
             lists, strings, numbers, booleans, None. `read_metadata` gives it back. What is under
             `"classes"`, `"preprocessing"` and `"model"` is what commands go by, and must be of the
-            form that `read_metadata` describes.
+            form that `read_metadata` describes. Of a model that `approximate` was called on, what
+            that did is under `"approximation"`, unless something else is.
 
     Returns:
         The size of the file in bytes.
@@ -109,7 +111,9 @@ def task_of(
     _refuse("save", task_problem(bare, now))
     frozen = FrozenState.of(bare, now)
     _refuse("save", frozen.problem)
-    task = capture(bare, now, frozen, dtype, metadata)
+    label = getattr(bare, "spt_approximation", None)
+    told = metadata if label is None else {"approximation": label.to_json(), **metadata}
+    task = capture(bare, now, frozen, dtype, told)
     frozen.write_back(now)
     return task
 
@@ -231,7 +235,7 @@ def merge(model: nn.Module) -> nn.Module:
 
     Sparse deltas are in the weights already. LoRA is added in fp32 and rounded once to the weight's
     dtype. The head and buffers such as running statistics stay as trained. What required a gradient
-    before `apply` requires it again.
+    before `apply` requires it again. What `approximate` has done is undone.
 
     Args:
         model: tuned with LoRA or sparse deltas; an Adapter is not linear and cannot be folded in.
@@ -254,6 +258,7 @@ def merge(model: nn.Module) -> nn.Module:
     _refuse("merge", task_problem(bare, now))
     FrozenState.of(bare, now).write_back(now)
     drop(bare, now, merge=True)
+    approximate(bare)  # nothing is: it is plain
     return model
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 
+from spt_kernels.approximation import approximate, parse_approximation
 from spt_kernels.cli import app, memory_rows
 from spt_kernels.cli.memory_display import bars, cells_of
 from spt_kernels.cli.terminal import Terminal
@@ -53,6 +54,16 @@ def test_one_method_is_one_flat_object(capsys: pytest.CaptureFixture[str]) -> No
     assert value["accounted"] is True
     assert not any(isinstance(part, dict) for part in value.values())
     assert one_of([*arguments[:2], "--batch-size", "64", *arguments[4:]], capsys) == value
+
+
+def test_approximate_gradients_are_accounted(capsys: pytest.CaptureFixture[str]) -> None:
+    what = "gelu-2bit,layer-norm-from-output"
+    found = value_of(["--method", "full", "--batch", "64", "--approximate", what], capsys)
+    own = approximate(model(), **parse_approximation(what))
+    estimate = estimate_memory(own, shape(64), method="full")
+    assert found["approximate"] == what
+    assert found["methods"]["full"]["peak_bytes"] == estimate.peak_bytes
+    assert estimate.peak_bytes < estimate_memory(model(), shape(64), method="full").peak_bytes
 
 
 def test_all_methods_are_objects_of_the_same_kind(capsys: pytest.CaptureFixture[str]) -> None:

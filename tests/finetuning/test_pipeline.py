@@ -24,6 +24,7 @@ from spt_kernels.finetuning import (
 )
 from spt_kernels.finetuning.pixels import Batches, PixelSet
 from spt_kernels.finetuning.splits import read_evaluation_images
+from spt_kernels.task import read_metadata
 from tests.methods import every
 
 from .undrawn import leave_pictures_empty
@@ -73,6 +74,21 @@ def test_a_run_leaves_a_model_that_loads_and_predicts_the_same(
     assert "state.pt" in made  # so that it can be made longer
     assert f"epoch 3/3 · loss {lines[2]['train_loss']:.4f}" in (folder / "log.txt").read_text()
     assert result["trained_parameters"] <= (result["budget"] or result["backbone_parameters"])
+
+
+def test_an_approximate_run_says_so_wherever_it_is_told_of(
+    place: Path, task: ImageSource, base: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_pictures_empty(monkeypatch, pipeline)
+    folder, recipe = place / "approximate", replace(SHORT, epochs=1, approximate="gelu-2bit")
+    finetune(FinetuneJob(base, task, method("spt-unstructured"), recipe), folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["job"]["recipe"]["approximate"] == "gelu-2bit"
+    assert "activations in 2 bits" in (folder / "log.txt").read_text()
+    told = read_metadata(folder / "task.safetensors")
+    assert told["approximation"] == {"gelu": "2bit", "layer_norm": None}
+    # what it learnt needs no approximation
+    assert not hasattr(SavedRun.find(folder).load(), "spt_approximation")
 
 
 def test_the_colours_are_learnt(place: Path, task: ImageSource, base: ModelSource) -> None:

@@ -57,6 +57,7 @@ def test_the_learning_rate_ends_at_its_floor() -> None:
     "change",
     [
         {"epochs": 0},
+        {"approximate": "gelu-4bit"},
         {"batch_size": -1},
         {"lr": 0.0},
         {"lr": math.nan},

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
+from spt_kernels.approximation import approximate, parse_approximation
 from spt_kernels.memory import estimate_memory
 from spt_kernels.memory.cuda import AsOnCuda, CudaLedger
 from spt_kernels.memory.ledger import Ledger
@@ -68,6 +69,7 @@ class Step:
     checkpointing: bool = False
     training: bool = True
     offload: str = "nothing"
+    approximation: str | None = None
 
     def model(self) -> nn.Module:
         model = self.make()
@@ -78,6 +80,7 @@ class Step:
             scores = skewed_sensitivity(model)
             # torch's kernel that draws a mask allocates four bytes an element within itself
             apply(model, allocate(scores, budget, self.structured, rank=1, dropout=0.0))
+        approximate(model, **parse_approximation(self.approximation))
         if self.checkpointing:
             model.set_grad_checkpointing(True)
         if self.offload != "nothing":
@@ -116,6 +119,21 @@ STEPS = {
         "bf16-autocast",
         sparse,
         offload="frozen",
+    ),
+    "vit-entries-2bit": Step(
+        tiny_vit, (64, 3, 16, 16), None, "bf16", sparse, approximation="gelu-2bit"
+    ),
+    "vit-lora-8bit-checkpointing": Step(
+        tiny_vit,
+        (64, 3, 16, 16),
+        "lora",
+        checkpointing=True,
+        approximation="gelu-8bit,layer-norm-from-output",
+    ),
+    "vit-2bit": Step(
+        lambda: tiny_vit(width=96),
+        (64, 3, 16, 16),
+        approximation="gelu-2bit,layer-norm-from-output",
     ),
     "swin-autocast": Step(tiny_swin, (16, 3, 32, 32), dtype="bf16-autocast"),
     "swin-entries": Step(tiny_swin, (16, 3, 32, 32), None, optimizer=sparse),

@@ -43,3 +43,19 @@ def test_sensitivity_and_allocation() -> None:
             torch.testing.assert_close(found[name].cpu(), score, rtol=1e-3, atol=1e-9)
         plan = spt.allocate(found, budget)
         assert 0 < plan.num_trainable <= budget
+
+
+def test_approximate_gradients() -> None:
+    model = spt.approximate(tiny_vit(depth=1), gelu="2bit", layer_norm="from-output")
+    images, target = tiny_batch(4)
+
+    def gradients(device: str) -> list[torch.Tensor]:
+        model.to(device).zero_grad()
+        F.cross_entropy(model(images.to(device)), target.to(device)).backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    expected = gradients("cpu")
+    with pretended_card():
+        found = [grad.cpu() for grad in gradients("cuda")]
+    for own, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, theirs, rtol=1e-3, atol=1e-5)
