@@ -19,6 +19,7 @@ _NAMES = {
         *("AdapterConv2d", "AdapterLinear", "LoraConv2d", "LoraLinear"),
         *("SparseDeltaConv2d", "SparseDeltaLinear", "SparseDeltaNorm"),
     ),
+    "recomputation": ("Recomputation", "recompute"),
     "tuning": ("apply",),
     "optim": ("SparseAdamW", "param_groups"),
     "step": ("capture_step",),
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
     from .plan import Plan as Plan
     from .plan import allocate as allocate
     from .plan import allocate_each as allocate_each
+    from .recomputation import Recomputation as Recomputation
+    from .recomputation import recompute as recompute
     from .sensitivity import Sensitivity as Sensitivity
     from .sensitivity import measure_sensitivity as measure_sensitivity
     from .step import capture_step as capture_step

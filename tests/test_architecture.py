@@ -12,7 +12,19 @@ PACKAGE = TESTS.parent / "spt_kernels"
 
 # The line in which data flows: a stage imports those before it, never one after it.
 STAGES = (
-    *("model", "sensitivity", "plan", "layers", "tuning", "optim", "step", "task", "bank", "peft"),
+    *(
+        "model",
+        "sensitivity",
+        "plan",
+        "layers",
+        "recomputation",
+        "tuning",
+        "optim",
+        "step",
+        "task",
+        "bank",
+        "peft",
+    ),
     *("methods", "memory", "finetuning", "segmentation", "benchmarks", "plots", "costs", "cli"),
 )
 # What each folder of the grid of ops, and each file at the root, imports; stages may import all.

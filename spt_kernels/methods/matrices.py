@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
 
-from ..model import HeadPatterns, ParameterInfo, describe, head_names, stem_names
+from ..model import HeadPatterns, ParameterInfo, describe, head_names, innermost_blocks, stem_names
 from ..tuning import replace_module
 
 # of a name inside a block: what stands beside the layers that lead from its input to its output
@@ -83,7 +83,7 @@ def last_matrices(model: nn.Module, head: HeadPatterns | None = None) -> dict[st
         ValueError: there is none.
     """
     matrices = _on_channels(model, head)
-    blocks = set(_innermost_blocks(model))
+    blocks = set(innermost_blocks(model))
     last = {
         what.block: (name, what)
         for name, what in matrices.items()
@@ -131,15 +131,10 @@ def blocks_of(model: nn.Module) -> tuple[str, ...]:
     Raises:
         ValueError: there is none.
     """
-    blocks = _innermost_blocks(model)
+    blocks = innermost_blocks(model)
     if not blocks:
         raise ValueError(f"method: {type(model).__name__} has no blocks")
     return blocks
-
-
-def _innermost_blocks(model: nn.Module) -> tuple[str, ...]:
-    names = dict.fromkeys(what.block for what in describe(model).values() if what.block)
-    return tuple(n for n in names if not any(other.startswith(f"{n}.") for other in names))
 
 
 def check_rank(argument: str, rank: int, shapes: Iterable[Sequence[int]]) -> None:

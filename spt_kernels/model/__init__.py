@@ -3,7 +3,7 @@
 from .anatomy import backbone_numel, candidate_names, head_numel, possible_names, stem_names
 from .head import HeadPatterns, HeadSource, head_line, head_names, vocabulary_names
 from .head_start import start_small
-from .parameter_info import ParameterInfo, RowBlock, describe, guess, is_pointwise
+from .parameter_info import ParameterInfo, RowBlock, describe, guess, innermost_blocks, is_pointwise
 
 __all__ = [
     "HeadPatterns",
@@ -17,6 +17,7 @@ __all__ = [
     "head_line",
     "head_names",
     "head_numel",
+    "innermost_blocks",
     "is_pointwise",
     "possible_names",
     "start_small",

@@ -211,3 +211,9 @@ def _block(name: str) -> str:
         if _BLOCK.search(prefix):
             return prefix
     return ""
+
+
+def innermost_blocks(model: nn.Module) -> tuple[str, ...]:
+    """Names of the blocks with parameters, in the model's order; a stage around others is none."""
+    names = dict.fromkeys(what.block for what in describe(model).values() if what.block)
+    return tuple(n for n in names if not any(other.startswith(f"{n}.") for other in names))
