@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import tree_flatten, tree_iter, tree_unflatten
 
 from ..layers.recording import Recording, unpack
+from .attention import attention_of
+from .call import Call, Hooks, NormCall, tensors_in
 from .conditions import Conditions
-from .packed import Elsewhere, Entry, Geometry, Given, Kept, Slot, View
+from .packed import Elsewhere, Geometry, Kept, Slot, View, alone
 from .random_state import RandomState, is_capturing
+from .replay import Replay
 
 # A tensor saved last that is no larger than this share of the region's input is kept: without it,
 # what has made it, as the last product under a LoRA's bottleneck, need not be computed again
 _SMALL = 1 / 32
-
-Hooks = Any  # of saved tensors: what packs, and what unpacks
 
 
 class Frame(Recording):
@@ -40,7 +39,7 @@ class Frame(Recording):
         module: that is being called.
         args: of the call.
         kwargs: of the call.
-        norm: the norm that has made one of the arguments, what it was called with and its result.
+        made_by: the norm that has made one of the arguments.
         until_attention: keep what `F.scaled_dot_product_attention` gives and all that comes later.
         whose: tells the frames of one model from those of another.
     """
@@ -51,60 +50,41 @@ class Frame(Recording):
         module: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        norm: tuple[nn.Module, Tensor, Tensor] | None = None,
+        made_by: NormCall | None = None,
         until_attention: bool = False,
         whose: object = None,
     ) -> None:
         self.name, self.module, self.whose = name, module, whose
         self._until_attention = until_attention
         self._outer: Hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-        leaves, self._structure = tree_flatten((args, kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        tensors = tensors_in((*args, *kwargs.values()))
         self.device = tensors[0].device if tensors else torch.device("cpu")
-        modules = (module,) if norm is None else (module, norm[0])
-        self.conditions = Conditions(name, modules, self.device)
         self._size = max((t.nbytes for t in tensors), default=0)
-        self._entry: Entry | None = None
-        self._entry_version = 0
-        self._entry_storage: Any = None
-        self._call = self._remember(leaves, norm)
-        # by address, what is not to be saved again
-        self._known = {t.untyped_storage()._cdata for t in self.conditions.parameters}
-        self._given = [(t, t._version) for t in tensors if norm is None or t is not norm[2]]
-        self._known |= {t.untyped_storage()._cdata for t, _ in self._given}
-        is_drawn = not any(isinstance(t, FakeTensor) for t in tensors)
-        is_drawn = is_drawn and not is_capturing(self.device)
-        self._random = RandomState(self.device) if is_drawn else None
+        modules = (module,) if made_by is None else (module, made_by.norm)
+        self._conditions = Conditions(name, modules, self.device)
+        self._call = Call(args, kwargs, made_by, self._conditions, self._outer)
+        result = None if made_by is None else made_by.result
+        self._given = [(t, t._version) for t in tensors if t is not result]
+        # other hooks may let what they keep be read but once: then it is a tensor like another
+        self._entry = None if result is None or self._outer is not None else result
+        self._entry_version = 0 if result is None else result._version
+        own = (*self._conditions.parameters, *(t for t, _ in self._given))
+        self._known = {t.untyped_storage()._cdata for t in own}  # these need not be saved
+        has_values = not any(isinstance(t, FakeTensor) for t in tensors)
+        may_draw = has_values and not is_capturing(self.device)
+        self._random = RandomState(self.device) if may_draw else None
+        self._has_drawn: list[bool] = []
         self._slots: list[weakref.ref[Slot] | None] = []  # by call of `pack`; None was kept
         self._places: list[tuple[int, int]] = []  # likewise, storage and offset
         self._by_storage: dict[int, tuple[weakref.ref[Any], int, Slot]] = {}
         self._notes: list[Any] = []
-        self._has_drawn: list[bool] = []
         self._is_over = False
-
-    def _remember(
-        self, leaves: list[Any], norm: tuple[nn.Module, Tensor, Tensor] | None
-    ) -> list[Any]:
-        """The leaves of the arguments, tensors so that a graph of its own may begin at them."""
-        held: dict[int, Any] = {}
-        if norm is not None:
-            module, x, result = norm
-            given = Given(x, self.name, self._outer)
-            entry = Entry(module, given, result.requires_grad, self.conditions)
-            held[id(result)] = entry
-            if self._outer is None:  # other hooks may let what they keep be read but once
-                self._entry, self._entry_version = entry, result._version
-                self._entry_storage = result.untyped_storage()
-        for leaf in leaves:
-            if isinstance(leaf, Tensor) and id(leaf) not in held:
-                held[id(leaf)] = Given(leaf, self.name, self._outer)
-        return [held[id(leaf)] if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
     # ---- the forward
 
     def pack(self, tensor: Tensor) -> Any:
         """What the graph holds for a tensor that is saved in the forward."""
-        tensor = _alone(tensor)
+        tensor = alone(tensor)
         storage, geometry = tensor.untyped_storage(), Geometry.of(tensor)
         address, version = storage._cdata, tensor._version
         self._places.append((address, geometry.offset))
@@ -113,9 +93,9 @@ class Frame(Recording):
             return (
                 Kept(tensor, self.name) if self._outer is None else Elsewhere(tensor, self._outer)
             )
-        if storage is self._entry_storage and version == self._entry_version:
-            assert self._entry is not None
-            return View(self._entry, geometry)
+        if self._is_entry(storage, version):
+            assert self._call.entry is not None
+            return View(self._call.entry, geometry)
         same = self._saved_in(storage, version)
         if same is not None and same.geometry.dtype is geometry.dtype:
             return View(same, geometry)
@@ -124,6 +104,15 @@ class Frame(Recording):
         self._slots[-1] = weakref.ref(slot)
         self._by_storage[address] = weakref.ref(storage), version, slot
         return slot
+
+    def _is_entry(self, storage: Any, version: int) -> bool:
+        """Whether this is what a norm gave to the region, which it can be asked for again."""
+        entry = self._entry
+        return (
+            entry is not None
+            and entry.untyped_storage() is storage
+            and version == self._entry_version
+        )
 
     def _saved_in(self, storage: Any, version: int) -> Slot | None:
         """The slot of something that was saved in this storage, if it is the same one still."""
@@ -149,7 +138,7 @@ class Frame(Recording):
         torch._C._autograd._pop_saved_tensors_default_hooks()
         self._by_storage.clear()
         self._given.clear()
-        self._entry_storage = None
+        self._entry = None
 
     def end(self, output: Any) -> None:
         """The forward is over: settle what is made again.
@@ -176,7 +165,7 @@ class Frame(Recording):
                 slot.tensor = None
         while self._slots and self._slots[-1] is None:
             self._slots.pop()
-        self.conditions.settle()
+        self._conditions.settle()
         self._has_drawn = [] if self._random is None else self._random.has_moved()
         if not any(self._has_drawn):
             self._random = None
@@ -190,7 +179,7 @@ class Frame(Recording):
         """How many tensors were saved up to the last of the last attention's q, k and v."""
         if not self._slots:
             return 0
-        node = _attention_of(output)
+        node = attention_of(output)
         if node is None:
             raise RuntimeError(
                 f'{self.name}: what="qkv" keeps the result of F.scaled_dot_product_attention, and '
@@ -214,88 +203,14 @@ class Frame(Recording):
         """
         if not self._is_over:
             raise RuntimeError(f"{self.name}: its forward has failed, or is not over yet")
-        self.conditions.check()
+        self._conditions.check()
         replay = Replay(self.name, self.module, self._slots, self._notes)
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(self.conditions.again())
+            stack.enter_context(self._conditions.again())
             if self._random is not None:
                 stack.enter_context(self._random.again())
-            leaves = {id(each): each.leaf() for each in self._call if isinstance(each, _REMEMBERED)}
-            call = [leaves.get(id(each), each) for each in self._call]
-            args, kwargs = tree_unflatten(call, self._structure)
-            replay.run(args, kwargs)
-
-
-class Replay(Recording):
-    """A call of a module that is made for what it saves alone, and ends once that is all there.
-
-    Args:
-        name: of the region, for messages.
-        module: to call.
-        slots: to fill, by what is saved; None is kept already.
-        notes: what layers chose in the forward.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        module: nn.Module,
-        slots: list[weakref.ref[Slot] | None],
-        notes: list[Any],
-    ) -> None:
-        self.module = module
-        self._name, self._slots, self._notes = name, slots, iter(notes)
-        self._n_saved = 0
-
-    def run(self, args: Any, kwargs: Any) -> None:
-        """Call the module; errors are those of `Frame.compute_again`."""
-        torch._C._autograd._push_saved_tensors_default_hooks(self.pack, unpack)
-        try:
-            self.module(*args, **kwargs)
-        except _AllThere:
-            return
-        finally:
-            torch._C._autograd._pop_saved_tensors_default_hooks()
-        raise RuntimeError(_differs(self._name))
-
-    def pack(self, tensor: Tensor) -> Kept:
-        """Fill the slot of the tensor that is saved; raises `_AllThere` with the last one."""
-        tensor = _alone(tensor)
-        ref = self._slots[self._n_saved]
-        self._n_saved += 1
-        slot = None if ref is None else ref()
-        if slot is not None:
-            if slot.geometry != Geometry.of(tensor):
-                raise RuntimeError(_differs(self._name))
-            slot.fill(tensor)
-        if self._n_saved == len(self._slots):
-            raise _AllThere
-        return Kept(tensor, self._name)
-
-    def recall(self) -> Any:
-        """What the layer chose in the forward."""
-        return next(self._notes, None)
-
-
-class _AllThere(Exception):
-    """Ends a replay."""
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    """A tensor without the graph that it comes from, which holds on to what is packed."""
-    return tensor.detach() if tensor.requires_grad else tensor
-
-
-_REMEMBERED = (Given, Entry)
-
-
-def _differs(name: str) -> str:
-    return (
-        f"{name} saved other tensors when it was computed again than in its forward: it depends on "
-        "something besides its arguments, parameters and torch's random numbers; leave this block "
-        "out of spt.recompute"
-    )
+            replay.run(*self._call.again())
 
 
 def _without_small_ones(slots: list[Slot | None]) -> int:
@@ -304,26 +219,3 @@ def _without_small_ones(slots: list[Slot | None]) -> int:
     while count and (slots[count - 1] is None or slots[count - 1].tensor is not None):  # type: ignore[union-attr]
         count -= 1
     return count
-
-
-def _attention_of(output: Any) -> Any:
-    """The last node of a fused attention that an output comes from, within a few steps."""
-    pending: Iterator[Any] = (t.grad_fn for t in tree_iter(output) if isinstance(t, Tensor))
-    seen, level = set(), [node for node in pending if node is not None]
-    for _ in range(_STEPS_FROM_ATTENTION):
-        found = [node for node in level if hasattr(node, "_raw_saved_query")]
-        if found:
-            return found[0]
-        seen.update(level)
-        level = list(
-            dict.fromkeys(
-                below
-                for node in level
-                for below, _ in node.next_functions
-                if below is not None and below not in seen
-            )
-        )
-    return None
-
-
-_STEPS_FROM_ATTENTION = 24  # reshapes, a norm, gates, a product, an Adapter, dropout

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .conditions import Conditions
+from ..layers.recording import Packed
 
 
 class Geometry(NamedTuple):
@@ -95,61 +95,16 @@ class Slot:
 
 
 class View:
-    """Another view of what a slot has, or of what a norm gives."""
+    """Another view of what is made again, by a region or by a norm."""
 
     __slots__ = ("_geometry", "_source")
 
-    def __init__(self, source: Slot | Entry, geometry: Geometry) -> None:
+    def __init__(self, source: Packed, geometry: Geometry) -> None:
         self._source, self._geometry = source, geometry
 
     def read(self) -> Tensor:
         """The view."""
         return self._geometry.view_of(self._source.read())
-
-
-class Given:
-    """A tensor that a region was called with, for the same call again."""
-
-    __slots__ = ("_kept", "dtype", "requires_grad")
-
-    def __init__(self, tensor: Tensor, where: str, hooks: Any) -> None:
-        self.requires_grad, self.dtype = tensor.requires_grad, tensor.dtype
-        alone = tensor.detach()
-        self._kept = Kept(alone, where) if hooks is None else Elsewhere(alone, hooks)
-
-    def leaf(self) -> Tensor:
-        """The same values as a leaf, of which a graph of its own may begin."""
-        return self._kept.read().detach().requires_grad_(self.requires_grad)
-
-
-class Entry:
-    """What a norm gave to the region behind it, made again each time: one elementwise pass.
-
-    Args:
-        norm: the module; it keeps no memory of its calls.
-        given: what it was called with.
-        requires_grad: whether its result did.
-        conditions: of the region.
-    """
-
-    __slots__ = ("_conditions", "_given", "_norm", "_requires_grad")
-
-    def __init__(
-        self, norm: Any, given: Given, requires_grad: bool, conditions: Conditions
-    ) -> None:
-        self._norm, self._given, self._requires_grad = norm, given, requires_grad
-        self._conditions = conditions
-
-    def read(self) -> Tensor:
-        """What the norm gives."""
-        self._conditions.check()
-        with torch.no_grad(), self._conditions.again():
-            made: Tensor = self._norm(self._given.leaf().detach())
-        return made
-
-    def leaf(self) -> Tensor:
-        """The same as a leaf."""
-        return self.read().requires_grad_(self._requires_grad)
 
 
 def unchanged(tensor: Tensor, version: int, where: str) -> Tensor:
@@ -160,3 +115,8 @@ def unchanged(tensor: Tensor, version: int, where: str) -> Tensor:
             f"in place since the forward (version {tensor._version}, expected {version})"
         )
     return tensor
+
+
+def alone(tensor: Tensor) -> Tensor:
+    """A tensor without the graph that it comes from, which holds on to what is packed."""
+    return tensor.detach() if tensor.requires_grad else tensor

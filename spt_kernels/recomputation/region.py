@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
 
 from ..layers.recording import recording_in_use
-from .frame import Frame, Replay
+from .call import NormCall
+from .frame import Frame
 from .random_state import is_capturing
+from .replay import Replay
 
 
 class Region:
@@ -53,8 +55,8 @@ class Region:
         outer = recording_in_use()
         if isinstance(outer, Replay) and outer.module is module:
             return
-        norm = None if self._norms is None else self._norms.take(args, kwargs)
-        frame = Frame(self.name, module, args, kwargs, norm, self._until_attention, self._whose)
+        made_by = None if self._norms is None else self._norms.take(args, kwargs)
+        frame = Frame(self.name, module, args, kwargs, made_by, self._until_attention, self._whose)
         if self._draws_on_device and is_capturing(frame.device):
             raise RuntimeError(
                 f"{self.name} draws random numbers on the card (dropout, stochastic depth), which "
@@ -98,10 +100,8 @@ class LastNorm:
             x = args[0]
             self._last = norm, TensorWeakRef(x), x._version, TensorWeakRef(result)
 
-    def take(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[nn.Module, Tensor, Tensor] | None:
-        """The norm, its input and its result, if that is among the arguments of a call."""
+    def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NormCall | None:
+        """The norm's call, if its result is among the arguments of a region's."""
         if self._last is None:
             return None
         norm, given, version, made = self._last
@@ -111,7 +111,7 @@ class LastNorm:
             return None
         if not any(value is result for value in (*args, *kwargs.values())):
             return None
-        return norm, x, result
+        return NormCall(norm, x, result)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_last": None}
