@@ -158,6 +158,21 @@ class RecipeOptions:
     batch_size: Annotated[
         int | None, described(_RECIPE, "--batch-size N", f"Images per step [{Recipe.batch_size}].")
     ] = None
+    micro_batch: Annotated[
+        int | None,
+        described(
+            _RECIPE, "--micro-batch N", "Images at a time, for less memory [all of the batch]."
+        ),
+    ] = None
+    recompute: Annotated[
+        str | None,
+        described(
+            _RECIPE,
+            "--recompute WHAT",
+            "For less memory, to the same bits: mlp, qkv, attention or block, of all blocks or of "
+            "some, as block@0-5,mlp@6-11 [nothing].",
+        ),
+    ] = None
     lr: Annotated[
         float | None,
         described(_RECIPE, "--lr X", "Peak learning rate [1e-3; full, partial-K: 1e-4]."),

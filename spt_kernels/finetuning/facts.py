@@ -80,6 +80,7 @@ def accounted_bytes(setting: Setting, tunable: Tunable) -> int:
     """The peak of a training step, of one process where several share it."""
     recipe, form = setting.job.recipe, setting.form
     images = -(-recipe.batch_size // setting.processes.size)
+    images = min(images, recipe.micro_batch or images)
     return estimate_memory(
         tunable.model,
         (images, len(form.mean), form.size, form.size),

@@ -35,7 +35,7 @@ def sensitivity_of(setting: Setting, images: Batches, progress: Progress) -> Sen
     model = setting.base.model.to(setting.device)
     measured = measure_on(
         model,
-        images,
+        _parts_of(images, job.recipe.micro_batch),
         F.cross_entropy,
         samples,
         job.method,
@@ -45,6 +45,19 @@ def sensitivity_of(setting: Setting, images: Batches, progress: Progress) -> Sen
     )
     model.to("cpu")
     return measured
+
+
+def _parts_of(
+    batches: Iterable[tuple[Tensor, Tensor]], micro_batch: int | None
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """The same images, no more than so many at a time."""
+    if micro_batch is None:
+        return batches
+    return (
+        part
+        for images, labels in batches
+        for part in zip(images.split(micro_batch), labels.split(micro_batch), strict=True)
+    )
 
 
 def measure_on(
@@ -163,7 +176,7 @@ def measured_on(setting: Setting) -> dict[str, Any]:
         setting.job.method,
         [dated(train.paths), train.labels, train.classes],
         asdict(setting.form),
-        recipe.batch_size,
+        min(recipe.batch_size, recipe.micro_batch or recipe.batch_size),
         recipe.seed,
         setting.device,
     )

@@ -15,6 +15,7 @@ from ..methods import Method, tune
 from ..methods.tunable import Tunable
 from ..plan import Plan
 from ..plan.figure import sensitivity_figure
+from ..recomputation import blocks_by, recompute_by
 from .accuracy import evaluate
 from .checkpoint import Best, put_state
 from .curves import training_curves_figure
@@ -163,6 +164,8 @@ def _started(
         return finished
     setting = open_setting(job, device, workers, processes)
     wants_graph(graph, setting.device)  # or refuses
+    if job.recipe.recompute is not None:
+        blocks_by(setting.base.model, job.recipe.recompute)  # or refuses
     method = with_head(job.method, setting.base.model, setting.form)
     prepare = preparation_of(setting, method, plan, given)
     if job.recipe.patience is not None and setting.splits.val is None:
@@ -188,6 +191,9 @@ def _made_ready(setting: Setting, decision: Decision) -> _Ready:
     # what a method draws for its modules is the same whatever was drawn before
     seed_everything(setting.job.recipe.seed)
     tunable = tune(setting.base.model.to(setting.device), method, plan)
+    words = setting.job.recipe.recompute
+    if words is not None:
+        recompute_by(tunable.model, words)
     if setting.processes.size > 1:
         check_sharable(tunable.model, method.name)
     return _Ready(tunable, method, plan, facts, accounted_bytes(setting, tunable))

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..methods.method import Method, check_one_of, check_positive, check_within
+from ..recomputation.words import RecomputeWords
 
 PRECISIONS = ("none", "bf16")
 SCHEDULES = ("step", "epoch")
@@ -38,6 +39,10 @@ class Recipe:
             after each epoch with the number of the epoch that is over: the first two epochs have a
             thousandth of the peak, and the cosine runs over all epochs, so that the warm-up ends a
             little below the peak.
+        micro_batch: images to a forward and backward; the gradients of a batch's parts are summed.
+            `None` is all of a batch. Norms over the batch see a part of it.
+        recompute: what the backward computes again to need less memory, to the same bits: in the
+            words of `RecomputeWords`, as `"mlp"` or `"block@0-5,mlp@6-11"`. `None` is nothing.
         preset: the name of the preset that the values started from; of no effect by itself.
     """
 
@@ -55,10 +60,13 @@ class Recipe:
     amp: str = "none"
     seed: int = 0
     schedule: str = "step"
+    micro_batch: int | None = None
+    recompute: str | None = None
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr", "val_every", "patience", "clip_grad"):
+        positive = ("epochs", "batch_size", "lr", "val_every", "patience", "clip_grad")
+        for name in (*positive, "micro_batch"):
             check_positive(name, getattr(self, name))
         for name in ("weight_decay", "warmup_epochs", "seed"):
             value = getattr(self, name)
@@ -79,6 +87,8 @@ class Recipe:
             )
         check_one_of("amp", self.amp, PRECISIONS)
         check_one_of("schedule", self.schedule, SCHEDULES)
+        if self.recompute is not None:
+            RecomputeWords.parse(self.recompute)  # or it says what is expected
 
     def peak_lr(self, method: Method) -> float:
         """The learning rate at the end of the warm-up."""

@@ -10,8 +10,6 @@ from torch import nn
 
 from ..model import innermost_blocks
 
-OPTIONS = ("mlp", "qkv", "attention", "block")
-
 _MLP = re.compile(r"(^|_)(mlp|ffn|feed_?forward|intermediate)\d*(_|$)", re.IGNORECASE)
 _ATTENTION = re.compile(r"(^|_)(attn|attention|token_mixer|mixer)\d*(_|$)", re.IGNORECASE)
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .places import OPTIONS, BlockPlaces, places_of
+from .places import BlockPlaces, places_of
 from .region import LastNorm, Region, Whose
+from .words import OPTIONS
 
 What = str | Iterable[str] | Mapping[str, str | Iterable[str]]
 
