@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +29,7 @@ from .ledger import Ledger
 from .made_up import made_up_plan
 from .step import Step, switch_on_checkpointing
 from .twin import fake_copy, tensors_of
+from .work import Work, WorkCounter
 
 
 def estimate_memory(
@@ -168,19 +171,10 @@ class Rehearsal:
 
     def at(self, batch_shape: Sequence[int]) -> MemoryEstimate:
         """The estimate for one shape of the input; errors are those of `estimate_memory`."""
-        shape, step, ledger = _as_shape(batch_shape), self._step, self._ledger
-        self._twin.zero_grad(set_to_none=True)
-        with self._fakes, ledger:
-            began = ledger.moment()
-            batch = torch.empty(shape, dtype=step.weight_dtype)
-            ledger.mark([batch], "activations")
-            if step.training:
-                for _ in range(self._steps):
-                    step.train(self._twin, batch, self._optimizer, ledger)
-                self._steps = 1
-            else:
-                step.infer(self._twin, batch)
-        by_category = ledger.peak_of_step(began)
+        shape, step = _as_shape(batch_shape), self._step
+        began = self._ledger.moment()
+        self._run(shape, contextlib.nullcontext())
+        by_category = self._ledger.peak_of_step(began)
         return MemoryEstimate(
             peak_bytes=sum(by_category.values()),
             by_category=by_category,
@@ -195,6 +189,28 @@ class Rehearsal:
             num_head=self._counts.head,
             backbone_numel=self._counts.backbone,
         )
+
+    def work(self, batch_shape: Sequence[int]) -> Work:
+        """What one such step computes and moves; errors are those of `estimate_memory`."""
+        counter = WorkCounter()
+        self._run(_as_shape(batch_shape), counter)
+        return counter.work()
+
+    def _run(self, shape: tuple[int, ...], watched: AbstractContextManager[object]) -> None:
+        step, ledger = self._step, self._ledger
+        self._twin.zero_grad(set_to_none=True)
+        with self._fakes, ledger:
+            batch = torch.empty(shape, dtype=step.weight_dtype)
+            ledger.mark([batch], "activations")
+            if not step.training:
+                with watched:
+                    step.infer(self._twin, batch)
+                return
+            for _ in range(self._steps - 1):
+                step.train(self._twin, batch, self._optimizer, ledger)
+            self._steps = 1
+            with watched:
+                step.train(self._twin, batch, self._optimizer, ledger)
 
 
 @dataclass(frozen=True)
