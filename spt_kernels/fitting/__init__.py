@@ -1,5 +1,6 @@
 """What makes a training step fit into a given memory."""
 
 from .card import CARDS, Card, card_named
+from .fit import Fitted, Fitting
 
-__all__ = ["CARDS", "Card", "card_named"]
+__all__ = ["CARDS", "Card", "Fitted", "Fitting", "card_named"]

@@ -21,6 +21,7 @@ from ..methods.peft_shira import let_fakes_run
 from ..model import HeadPatterns, backbone_numel, head_names
 from ..model.head import as_patterns
 from ..plan import Plan
+from ..recomputation import parts_of, recompute, recompute_by
 from ..tuning.whole import is_coarse, train_whole
 from .cpu import CpuLedger
 from .cuda import CudaLedger, take_default_path
@@ -171,9 +172,37 @@ class Rehearsal:
 
     def at(self, batch_shape: Sequence[int]) -> MemoryEstimate:
         """The estimate for one shape of the input; errors are those of `estimate_memory`."""
-        shape, step = _as_shape(batch_shape), self._step
-        began = self._ledger.moment()
-        self._run(shape, contextlib.nullcontext())
+        return self._observed(_as_shape(batch_shape), contextlib.nullcontext())
+
+    def with_work(self, batch_shape: Sequence[int]) -> tuple[MemoryEstimate, Work]:
+        """The same, and what the step computes and moves."""
+        counter = WorkCounter()
+        estimate = self._observed(_as_shape(batch_shape), counter)
+        return estimate, counter.work()
+
+    def recompute(self, line: str) -> None:
+        """From here on the model that is rehearsed computes again what a line of text says.
+
+        Args:
+            line: as `RecomputeWords` reads it; empty for nothing.
+
+        Raises:
+            ValueError: no such line, or a block that the model has not.
+        """
+        if line:
+            recompute_by(self._twin, line)
+        else:
+            recompute(self._twin, ())
+
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The blocks of the model that is rehearsed, and what of each can be computed again."""
+        return parts_of(self._twin)
+
+    def _observed(
+        self, shape: tuple[int, ...], watched: AbstractContextManager[object]
+    ) -> MemoryEstimate:
+        step, began = self._step, self._ledger.moment()
+        self._run(shape, watched)
         by_category = self._ledger.peak_of_step(began)
         return MemoryEstimate(
             peak_bytes=sum(by_category.values()),
@@ -189,12 +218,6 @@ class Rehearsal:
             num_head=self._counts.head,
             backbone_numel=self._counts.backbone,
         )
-
-    def work(self, batch_shape: Sequence[int]) -> Work:
-        """What one such step computes and moves; errors are those of `estimate_memory`."""
-        counter = WorkCounter()
-        self._run(_as_shape(batch_shape), counter)
-        return counter.work()
 
     def _run(self, shape: tuple[int, ...], watched: AbstractContextManager[object]) -> None:
         step, ledger = self._step, self._ledger

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .by_words import blocks_by as blocks_by
+    from .by_words import parts_of as parts_of
     from .by_words import recompute_by as recompute_by
     from .choice import Recomputation as Recomputation
     from .choice import recompute as recompute
@@ -17,11 +18,12 @@ _HOME = {
     "Recomputation": "choice",
     "RecomputeWords": "words",
     "blocks_by": "by_words",
+    "parts_of": "by_words",
     "recompute": "choice",
     "recompute_by": "by_words",
 }
 
-__all__ = ["Recomputation", "RecomputeWords", "blocks_by", "recompute", "recompute_by"]
+__all__ = ["Recomputation", "RecomputeWords", "blocks_by", "parts_of", "recompute", "recompute_by"]
 
 
 def __getattr__(name: str) -> Any:

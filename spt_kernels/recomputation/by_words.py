@@ -20,5 +20,9 @@ def recompute_by(model: nn.Module, line: str) -> Recomputation:
 
 def blocks_by(model: nn.Module, line: str) -> dict[str, tuple[str, ...]]:
     """Block -> its options, by a line; errors are those of `recompute_by`."""
-    parts = {name: tuple(places.modules) for name, places in places_of(model).items()}
-    return RecomputeWords.parse(line).for_blocks(parts)
+    return RecomputeWords.parse(line).for_blocks(parts_of(model))
+
+
+def parts_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Each block of a model, in its order, and the options that it has parts for."""
+    return {name: tuple(places.modules) for name, places in places_of(model).items()}
