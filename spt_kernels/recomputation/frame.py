@@ -64,7 +64,9 @@ class Frame(Recording):
         self._conditions = Conditions(name, modules, self.device)
         self._call = Call(args, kwargs, made_by, self._conditions, self._outer)
         result = None if made_by is None else made_by.result
-        self._given = [(t, t._version) for t in tensors if t is not result]
+        if made_by is not None:  # its input is held in place of its result
+            tensors = [made_by.x, *(t for t in tensors if t is not result)]
+        self._given = [(t, t._version) for t in tensors]
         # other hooks may let what they keep be read but once: then it is a tensor like another
         self._entry = None if result is None or self._outer is not None else result
         self._entry_version = 0 if result is None else result._version
