@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -111,17 +112,21 @@ class Call:
     def again(self) -> tuple[list[Any], dict[str, Any]]:
         """The arguments once more; those that were one tensor are one again."""
         made: dict[int, Tensor] = {}
-
-        def release(argument: Any) -> Any:
-            if isinstance(argument, (Given, Entry)):
-                if id(argument) not in made:
-                    made[id(argument)] = argument.leaf()
-                return made[id(argument)]
-            return tree_map(release, argument) if isinstance(argument, _CONTAINERS) else argument
-
-        arguments = [release(argument) for argument in self._arguments]
+        arguments = [_released(argument, made) for argument in self._arguments]
         first = len(arguments) - len(self._names)
         return arguments[:first], dict(zip(self._names, arguments[first:], strict=True))
+
+
+def _released(argument: Any, made: dict[int, Tensor]) -> Any:
+    # no function within `again`: one that calls itself would hold what is made until garbage is
+    # collected
+    if isinstance(argument, (Given, Entry)):
+        if id(argument) not in made:
+            made[id(argument)] = argument.leaf()
+        return made[id(argument)]
+    if isinstance(argument, _CONTAINERS):
+        return tree_map(partial(_released, made=made), argument)
+    return argument
 
 
 def tensors_in(args: Iterable[Any]) -> list[Tensor]:

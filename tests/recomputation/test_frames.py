@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import spt_kernels as spt
 from spt_kernels import recompute
+from spt_kernels.recomputation.call import Entry
 from spt_kernels.recomputation.frame import Frame
 from spt_kernels.recomputation.packed import Slot
 from tests.models import tiny_batch, tiny_vit
@@ -39,13 +40,19 @@ def hooks_in_use() -> object:
 def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[weakref.ref[object]]]:
     """Storages of all that is made again, while they live; garbage is not collected meanwhile."""
     storages: list[weakref.ref[object]] = []
-    fill = Slot.fill
+    fill, leaf = Slot.fill, Entry.leaf
 
     def watch(slot: Slot, tensor: Tensor) -> None:
         fill(slot, tensor)
         storages.append(weakref.ref(tensor.untyped_storage()))
 
+    def watched_leaf(entry: Entry) -> Tensor:
+        tensor = leaf(entry)
+        storages.append(weakref.ref(tensor.untyped_storage()))
+        return tensor
+
     monkeypatch.setattr(Slot, "fill", watch)
+    monkeypatch.setattr(Entry, "leaf", watched_leaf)
     gc.disable()
     yield storages
     gc.enable()
