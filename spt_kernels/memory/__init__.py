@@ -1,5 +1,6 @@
 """What a step takes of memory, told without a card."""
 
+from .block_use import BlockUse
 from .estimate import DEVICES, DTYPES, MemoryEstimate
 from .fit import LargestBatch, PeakByBatch, largest_batch
 from .made_up import made_up_plan, made_up_sensitivity
@@ -10,6 +11,7 @@ from .work import Call, Work
 __all__ = [
     "DEVICES",
     "DTYPES",
+    "BlockUse",
     "Call",
     "LargestBatch",
     "MemoryEstimate",

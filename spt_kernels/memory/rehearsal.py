@@ -21,8 +21,9 @@ from ..methods.peft_shira import let_fakes_run
 from ..model import HeadPatterns, backbone_numel, head_names
 from ..model.head import as_patterns
 from ..plan import Plan
-from ..recomputation import parts_of, recompute, recompute_by
+from ..recomputation import Recomputation, parts_of, recompute, recompute_by
 from ..tuning.whole import is_coarse, train_whole
+from .block_use import BlockUse, BlockWatch
 from .cpu import CpuLedger
 from .cuda import CudaLedger, take_default_path
 from .estimate import MemoryEstimate
@@ -180,7 +181,21 @@ class Rehearsal:
         estimate = self._observed(_as_shape(batch_shape), counter)
         return estimate, counter.work()
 
-    def recompute(self, line: str) -> None:
+    def in_blocks(self, batch_shape: Sequence[int]) -> tuple[MemoryEstimate, list[BlockUse]]:
+        """The same, and what of it is each block's, in their order.
+
+        Raises:
+            ValueError: the model does not call its blocks once each, one after the other.
+        """
+        shape, counter = _as_shape(batch_shape), WorkCounter()
+        if self._optimizer is not None and not self._optimizer.state:
+            self._observed(shape, contextlib.nullcontext())  # its state is there from then on
+        watch = BlockWatch(self._twin, tuple(self.parts()), self._ledger, counter)
+        with watch:
+            estimate = self._observed(shape, counter)
+        return estimate, watch.use()
+
+    def recompute(self, line: str) -> Recomputation:
         """From here on the model that is rehearsed computes again what a line of text says.
 
         Args:
@@ -189,10 +204,7 @@ class Rehearsal:
         Raises:
             ValueError: no such line, or a block that the model has not.
         """
-        if line:
-            recompute_by(self._twin, line)
-        else:
-            recompute(self._twin, ())
+        return recompute_by(self._twin, line) if line else recompute(self._twin, ())
 
     def parts(self) -> dict[str, tuple[str, ...]]:
         """The blocks of the model that is rehearsed, and what of each can be computed again."""

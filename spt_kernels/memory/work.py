@@ -51,6 +51,11 @@ class Work:
 
     calls: Mapping[Call, int] = field(default_factory=dict)
 
+    def __sub__(self, other: Work) -> Work:
+        """What was done since `other`, which is a part of it."""
+        counts = {call: times - other.calls.get(call, 0) for call, times in self.calls.items()}
+        return Work({call: times for call, times in counts.items() if times})
+
     @property
     def flops(self) -> int:
         """Of all products."""
