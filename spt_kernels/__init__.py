@@ -19,7 +19,7 @@ _NAMES = {
         *("AdapterConv2d", "AdapterLinear", "LoraConv2d", "LoraLinear"),
         *("SparseDeltaConv2d", "SparseDeltaLinear", "SparseDeltaNorm"),
     ),
-    "recomputation": ("Recomputation", "recompute"),
+    "recomputation": ("Recomputation",),
     "tuning": ("apply",),
     "optim": ("SparseAdamW", "param_groups"),
     "step": ("capture_step",),
@@ -29,6 +29,7 @@ _NAMES = {
         *("LargestBatch", "MemoryEstimate", "estimate_memory", "largest_batch"),
         "tunable_parts",
     ),
+    "fitting": ("RecomputePlan", "recompute"),
     "errors": ("BaseModelMismatch", "DeltaFormatError", "OtherProcessFailed"),
     "environment": ("backends",),
 }
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from .errors import BaseModelMismatch as BaseModelMismatch
     from .errors import DeltaFormatError as DeltaFormatError
     from .errors import OtherProcessFailed as OtherProcessFailed
+    from .fitting import RecomputePlan as RecomputePlan
+    from .fitting import recompute as recompute
     from .layers import AdapterConv2d as AdapterConv2d
     from .layers import AdapterLinear as AdapterLinear
     from .layers import LoraConv2d as LoraConv2d
@@ -65,7 +68,6 @@ if TYPE_CHECKING:
     from .plan import allocate as allocate
     from .plan import allocate_each as allocate_each
     from .recomputation import Recomputation as Recomputation
-    from .recomputation import recompute as recompute
     from .sensitivity import Sensitivity as Sensitivity
     from .sensitivity import measure_sensitivity as measure_sensitivity
     from .step import capture_step as capture_step

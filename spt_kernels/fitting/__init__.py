@@ -2,5 +2,15 @@
 
 from .card import CARDS, Card, card_named
 from .fit import Fitted, Fitting
+from .recompute_plan import Levels, RecomputePlan, recompute
 
-__all__ = ["CARDS", "Card", "Fitted", "Fitting", "card_named"]
+__all__ = [
+    "CARDS",
+    "Card",
+    "Fitted",
+    "Fitting",
+    "Levels",
+    "RecomputePlan",
+    "card_named",
+    "recompute",
+]

@@ -14,6 +14,7 @@ from .. import recomputation
 from ..memory import BlockUse, MemoryEstimate, Rehearsal
 from ..recomputation import Recomputation, RecomputeWords
 from ..recomputation.choice import What
+from ..recomputation.conditions import NotRecomputable
 from .card import CARDS, Card, card_named
 from .least_time import BlockLevel, least_room, least_time
 
@@ -171,8 +172,8 @@ class Levels:
         self._shape, self._card = tuple(batch_shape), card
         self._on_rehearsal = on_rehearsal
         self._rehearsal = Rehearsal(model, image_shape=self._shape[1:], **how)
-        self._parts = self._rehearsal.parts()
-        if not self._parts:
+        self.parts = self._rehearsal.parts()
+        if not self.parts:
             raise ValueError(
                 f"model: {type(model).__name__} has no blocks that can be told by name"
             )
@@ -184,7 +185,7 @@ class Levels:
                 continue
             try:
                 estimate, used = self._rehearse(words)
-            except RuntimeError:
+            except NotRecomputable:
                 if not words:
                     raise
                 continue  # an attention that is not the fused one
@@ -222,9 +223,14 @@ class Levels:
             f"{memory_bytes / 2**20:,.0f} MiB; take a smaller batch and accumulate gradients"
         )
 
+    def between(self, count: int) -> list[int]:
+        """As many memories, in bytes, evenly between the most and the least that a level takes."""
+        least, most = min(self._peaks), self._peaks[0]
+        return [most - (most - least) * (n + 1) // (count + 1) for n in range(count)]
+
     def _has(self, words: str) -> bool:
         options = words.split(",")
-        return all(any(option in own for own in self._parts.values()) for option in options)
+        return all(any(option in own for own in self.parts.values()) for option in options)
 
     def _rehearse(self, words: str) -> tuple[MemoryEstimate, list[BlockUse]]:
         self._on_rehearsal()
@@ -250,17 +256,17 @@ class Levels:
                 )
                 for own in (used[block] for used in self._used)
             ]
-            for block in range(len(self._parts))
+            for block in range(len(self.parts))
         ]
 
     def _options(self, levels: Sequence[int]) -> dict[str, tuple[str, ...]]:
         every = [
-            RecomputeWords.parse(words).for_blocks(self._parts) if words else {}
+            RecomputeWords.parse(words).for_blocks(self.parts) if words else {}
             for words in self._words
         ]
         return {
             block: every[level].get(block, ())
-            for block, level in zip(self._parts, levels, strict=True)
+            for block, level in zip(self.parts, levels, strict=True)
         }
 
     def _peak_of(self, blocks: Mapping[str, Sequence[str]]) -> int:
@@ -278,7 +284,7 @@ class Levels:
         taken = self._blocks()
         chosen = {
             name: (own[level], own[0])
-            for name, own, level in zip(self._parts, taken, levels, strict=True)
+            for name, own, level in zip(self.parts, taken, levels, strict=True)
         }
         return RecomputePlan(
             blocks=blocks,

@@ -21,7 +21,9 @@ from ..methods.peft_shira import let_fakes_run
 from ..model import HeadPatterns, backbone_numel, head_names
 from ..model.head import as_patterns
 from ..plan import Plan
-from ..recomputation import Recomputation, parts_of, recompute, recompute_by
+from ..recomputation import Recomputation, parts_of, recompute_by
+from ..recomputation import recompute as recompute_parts
+from ..recomputation.choice import What
 from ..tuning.whole import is_coarse, train_whole
 from .block_use import BlockUse, BlockWatch
 from .cpu import CpuLedger
@@ -48,6 +50,7 @@ def estimate_memory(
     training: bool = True,
     loss_fn: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
     checkpointing: bool = False,
+    recompute: What | None = None,
     device: str = "cuda",
 ) -> MemoryEstimate:
     """Account for the peak memory of a training step (or of inference) without running one.
@@ -78,6 +81,8 @@ def estimate_memory(
         training: False for a forward pass without gradients.
         loss_fn: takes the model's output and an int64 target `[batch]` of zeros.
         checkpointing: recompute blocks in the backward (the model's `set_grad_checkpointing`).
+        recompute: what of the blocks the backward computes again, as `spt_kernels.recompute` has
+            it; left out, what the model does so already.
         device: `"cuda"` accounts for what PyTorch keeps and makes on a card of sm_80 or newer (its
             attention kernels, its autocast, its dropout, blocks of 512 bytes), without one; `"cpu"`
             for what it does on a CPU.
@@ -99,6 +104,7 @@ def estimate_memory(
         training=training,
         loss_fn=loss_fn,
         checkpointing=checkpointing,
+        recompute=recompute,
         device=device,
         image_shape=_as_shape(batch_shape)[1:],
     ).at(batch_shape)
@@ -153,6 +159,8 @@ class Rehearsal:
         let_fakes_run(twin)
         if step.checkpointing:
             switch_on_checkpointing(twin)
+        if step.recompute is not None:
+            recompute_parts(twin, step.recompute)
         if step.training and not any(p.requires_grad for p in twin.parameters()):
             raise ValueError(
                 "no parameter of the model requires a gradient, there is nothing to train"
@@ -204,7 +212,7 @@ class Rehearsal:
         Raises:
             ValueError: no such line, or a block that the model has not.
         """
-        return recompute_by(self._twin, line) if line else recompute(self._twin, ())
+        return recompute_by(self._twin, line) if line else recompute_parts(self._twin, ())
 
     def parts(self) -> dict[str, tuple[str, ...]]:
         """The blocks of the model that is rehearsed, and what of each can be computed again."""

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
+from ..recomputation.choice import What
+from ..recomputation.conditions import NotRecomputable
 from .cuda import run_backward
 from .estimate import DEVICES, DTYPES
 from .ledger import AnyValue, Ledger
@@ -29,6 +31,7 @@ class Step:
     training: bool = True
     loss_fn: Callable[[Any, Tensor], Tensor] = F.cross_entropy
     checkpointing: bool = False
+    recompute: What | None = None
     device: str = "cuda"
 
     def __post_init__(self) -> None:
@@ -48,6 +51,11 @@ class Step:
             raise ValueError(
                 "checkpointing=True is for training: inference keeps nothing that it could "
                 "recompute"
+            )
+        if self.recompute is not None and not self.training:
+            raise ValueError(
+                f"recompute={self.recompute!r} is for training: inference keeps nothing that it "
+                "could compute again"
             )
 
     @property
@@ -140,10 +148,13 @@ def forward_of(model: nn.Module, batch: Tensor) -> Any:
 
     Raises:
         ValueError: it cannot take one of this shape.
+        NotRecomputable: it has a part that cannot be computed again as was asked for.
     """
     try:
         with _unlogged("torch._subclasses.fake_tensor"):  # of an error that is told below
             return model(batch)
+    except NotRecomputable:
+        raise  # that has nothing to do with the batch
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         tuned = f" with {model.spt_method}" if hasattr(model, "spt_method") else ""

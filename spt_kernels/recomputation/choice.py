@@ -59,36 +59,11 @@ class Recomputation:
 
 
 def recompute(model: nn.Module, what: What) -> Recomputation:
-    """Let the backward compute parts of a model's blocks again instead of keeping them, exactly.
-
-        spt.recompute(model, "mlp")                       # a third less memory for 8 % more time
-        spt.recompute(model, ("mlp", "qkv"))
-        spt.recompute(model, {"blocks.0": "block", "blocks.1": "mlp"})
-        spt.recompute(model, "nothing")                   # and off again
-
-    Gradients are the same to the bit. The model's forward, parameters, `state_dict` and inference
-    stay as they are; it may be tuned, merged, copied and saved with or without this. Where no
-    gradient is asked for nothing is done. Dropout draws the same numbers again.
-
-    What each keeps of a block, and makes of it in the backward:
-
-    - `"mlp"`: the MLP from the norm before it: the hidden activations, one matrix product.
-    - `"qkv"`: the attention up to `F.scaled_dot_product_attention`: q, k and v, one product. The
-      attention itself, its result and its statistics are kept.
-    - `"attention"`: all of the attention module.
-    - `"block"`: everything; the block's input is kept.
-
-    The last product of a region is not computed again where nothing in it is needed. A norm before
-    an MLP or attention is made again from its input, if its result is what that is called with.
+    """Let the backward compute parts of blocks again; `spt_kernels.recompute` tells all of it.
 
     Args:
         model: plain, or tuned by this package or another; not compiled.
-        what: one option or several for all blocks that have such a part; or, by the name of a
-            block, for these blocks alone; `"nothing"` or an empty sequence for no block. It takes
-            the place of what was chosen before.
-
-    Returns:
-        What was chosen for each block.
+        what: options for all blocks that have such a part, or by the name of a block for these.
 
     Raises:
         TypeError: an argument of another type.

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from ..distributed.sharded import is_sharded
 
 
+class NotRecomputable(RuntimeError):
+    """A region that cannot be computed again, or not in the way that was chosen."""
+
+
 class Conditions:
     """Autocast, modes of modules and the versions of what they hold, at the end of a forward.
 
@@ -50,7 +54,7 @@ class Conditions:
         """The forward is over: what is there now must be there when it is computed again.
 
         Raises:
-            RuntimeError: it has written into a buffer that its output may depend on.
+            NotRecomputable: it has written into a buffer that its output may depend on.
         """
         self.parameters = [p for p in self.parameters if not is_sharded(p)]
         self._versions = [p._version for p in self.parameters]
@@ -60,7 +64,7 @@ class Conditions:
                 if module.training:  # its kernels write what it counts behind autograd's back
                     self._rewritten.append((module, name))
             elif module._buffers.get(name) is not buffer or buffer._version != version:
-                raise RuntimeError(
+                raise NotRecomputable(
                     f"{self.name} cannot be computed again: {type(module).__name__} changes its "
                     f"buffer {name} in every forward; leave this block out of spt.recompute"
                 )

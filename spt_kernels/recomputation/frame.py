@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ..layers.recording import Recording, unpack
 from .attention import attention_of
 from .call import Call, Hooks, NormCall, tensors_in
-from .conditions import Conditions
+from .conditions import Conditions, NotRecomputable
 from .packed import Elsewhere, Geometry, Kept, Slot, View, alone
 from .random_state import RandomState, is_capturing
 from .replay import Replay
@@ -146,13 +146,13 @@ class Frame(Recording):
         """The forward is over: settle what is made again.
 
         Raises:
-            RuntimeError: the region cannot be computed again, or the attention that it was to be
+            NotRecomputable: the region cannot be computed again, or the attention that it was to be
                 computed again up to is not there.
         """
         given = list(self._given)
         self.abandon()
         if any(t._version != version for t, version in given):
-            raise RuntimeError(
+            raise NotRecomputable(
                 f"{self.name} changes its input in place and cannot be computed again; leave this "
                 "block out of spt.recompute"
             )
@@ -183,7 +183,7 @@ class Frame(Recording):
             return 0
         node = attention_of(output)
         if node is None:
-            raise RuntimeError(
+            raise NotRecomputable(
                 f'{self.name}: what="qkv" keeps the result of F.scaled_dot_product_attention, and '
                 "this attention computes it in another way, or not by a fused kernel; take "
                 '"attention" or "block" for it'

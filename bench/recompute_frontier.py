@@ -1,0 +1,184 @@
+"""Memory against time of a training step with parts computed again, beside what else does that.
+
+`python -m bench.recompute_frontier FILE.json` rehearses, without a card, SPT-LoRA and PEFT LoRA-16
+on ViT-B/16 with `spt.recompute` (every level, and plans in between), with whole blocks
+(`set_grad_checkpointing`), and with selective checkpointing of `torch.utils.checkpoint`. Memory is
+accounted, time is told by the figures of a card (`spt_kernels.fitting.Card`): neither is measured.
+`python -m bench.recompute_frontier FILE.json --draw PICTURE` draws a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from spt_kernels.costs.machine import commit
+from spt_kernels.files.atomic import write_atomically
+from spt_kernels.files.picture import COLOURS, dress, new_figure, save_picture
+from spt_kernels.fitting import CARDS, Card, Levels
+from spt_kernels.memory import Rehearsal, made_up_plan
+from spt_kernels.methods import Method, tune
+from spt_kernels.recomputation import RecomputeWords
+
+CARD = CARDS["H100"]
+SETTINGS = {
+    "224, fp32": (224, "fp32"),
+    "224, autocast": (224, "bf16-autocast"),
+    "224, bf16": (224, "bf16"),
+    "384, autocast": (384, "bf16-autocast"),
+}
+METHODS = ("spt-lora", "peft-lora-16")
+LEVELS = ("", "mlp", "qkv", "mlp,qkv", "attention", "mlp,attention", "block")
+BATCH, PLANS = 64, 6
+
+_aten: Any = torch.ops.aten
+_ATTENTIONS = {
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+}
+_PRODUCTS = {_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.linear.default}
+POLICIES = {"products kept": _ATTENTIONS | _PRODUCTS, "attention kept": _ATTENTIONS}
+
+Row = dict[str, Any]
+
+
+class Selective(nn.Module):
+    """A block of which selective checkpointing keeps the results of some operators."""
+
+    def __init__(self, block: nn.Module, kept: set[Any]) -> None:
+        super().__init__()
+        self.block, self._kept = block, kept
+
+    def forward(self, x: Tensor, **named: Any) -> Tensor:
+        """What the block gives."""
+        contexts = partial(create_selective_checkpoint_contexts, self._policy)
+        output: Tensor = checkpoint(
+            self.block, x, use_reentrant=False, context_fn=contexts, **named
+        )
+        return output
+
+    def _policy(self, context: Any, func: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        is_kept = func in self._kept
+        return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def tuned(method: str, size: int) -> nn.Module:
+    """ViT-B/16 for images of `size` pixels, tuned by made-up scores where it takes any."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_base_patch16_224", img_size=size, num_classes=100)
+    chosen = Method(method)
+    return tune(model, chosen, made_up_plan(model, chosen, (3, size, size))).model
+
+
+def rows_of(setting: str, method: str, card: Card) -> Iterator[Row]:
+    """Every way to compute again, in one precision and size."""
+    size, dtype = SETTINGS[setting]
+    shape = (BATCH, 3, size, size)
+    about = {"setting": setting, "method": method}
+
+    def told(way: str, what: str, rehearsal: Rehearsal) -> Row:
+        estimate, work = rehearsal.with_work(shape)
+        seconds = card.seconds_of(work, captured=True)
+        return about | {
+            "way": way, "what": what, "peak_bytes": estimate.peak_bytes, "seconds": seconds
+        }  # fmt: skip
+
+    make: Callable[[], nn.Module] = partial(tuned, method, size)
+    options: dict[str, Any] = {"dtype": dtype, "image_shape": shape[1:]}
+    rehearsal = Rehearsal(make(), **options)
+    for level in LEVELS:
+        rehearsal.recompute(level)
+        yield told("spt.recompute" if level else "nothing", level, rehearsal)
+    if method == METHODS[0]:
+        levels = Levels(make(), shape, card, dtype=dtype)
+        for memory_bytes in levels.between(PLANS):
+            blocks = levels.plan(memory_bytes).blocks
+            words = str(RecomputeWords.of(blocks))
+            rehearsal.recompute(words)
+            yield told("spt.recompute", words, rehearsal)
+    yield told("whole blocks", "", Rehearsal(make(), checkpointing=True, **options))
+    for name, kept in POLICIES.items():
+        if method == METHODS[0] and kept & _PRODUCTS:
+            continue  # it adds into its products in place, which selective checkpointing refuses
+        model = make()
+        blocks: Any = model.get_submodule(
+            "blocks" if hasattr(model, "blocks") else "base_model.model.blocks"
+        )
+        for place, block in enumerate(blocks):
+            blocks[place] = Selective(block, kept)
+        yield told(f"torch, {name}", "", Rehearsal(model, **options))
+
+
+def draw(data: dict[str, Any], picture: Path) -> None:
+    """One panel for each setting: GiB along x, the card's milliseconds along y."""
+    figure = new_figure(6.4, 7.2)
+    panels = figure.subplots(2, 2).flatten()
+    marks = {
+        "nothing": "o", "spt.recompute": ".", "whole blocks": "s",
+        "torch, products kept": "^", "torch, attention kept": "v",
+    }  # fmt: skip
+    for axes, setting in zip(panels, SETTINGS, strict=True):
+        rows = [row for row in data["rows"] if row["setting"] == setting]
+        for method, colour in zip(METHODS, COLOURS, strict=False):
+            own = [row for row in rows if row["method"] == method]
+            for way, mark in marks.items():
+                points = [
+                    (r["peak_bytes"] / 2**30, 1e3 * r["seconds"]) for r in own if r["way"] == way
+                ]
+                label = f"{method}, {way}" if axes is panels[0] else None
+                axes.plot(*zip(*points, strict=True), mark, color=colour, label=label, markersize=5)
+            ours = [r for r in own if r["way"] in ("nothing", "spt.recompute")]
+            front = [(r["peak_bytes"] / 2**30, 1e3 * r["seconds"]) for r in frontier(ours)]
+            axes.plot(*zip(*front, strict=True), "-", color=colour, linewidth=1)
+        axes.set_title(f"{setting}, batch {BATCH}", fontsize=9)
+        axes.set_xlabel("GiB, accounted")
+        axes.set_ylabel(f"ms a step, by the {data['card']}'s figures")
+        dress(axes)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
+    save_picture(figure, picture)
+
+
+def frontier(rows: list[Row]) -> list[Row]:
+    """Those that no other row equals or beats in both memory and time."""
+    front: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row["peak_bytes"], row["seconds"])):
+        if not front or row["seconds"] < front[-1]["seconds"]:
+            front.append(row)
+    return front
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--draw", type=Path, metavar="PICTURE")
+    arguments = parser.parse_args()
+    if arguments.draw is not None:
+        draw(json.loads(arguments.file.read_text()), arguments.draw)
+        return
+    about = {"accounted": True, "card": CARD.name, "commit": commit(), "torch": torch.__version__}
+    rows: list[Row] = []
+    for setting in SETTINGS:
+        for method in METHODS:
+            for row in rows_of(setting, method, CARD):
+                print(json.dumps(row), flush=True)
+                rows.append(row)
+            text = json.dumps(about | {"rows": rows}, indent=1)
+            write_atomically(arguments.file, text.encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()
