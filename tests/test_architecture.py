@@ -25,7 +25,17 @@ STAGES = (
         "bank",
         "peft",
     ),
-    *("methods", "memory", "finetuning", "segmentation", "benchmarks", "plots", "costs", "cli"),
+    *(
+        "methods",
+        "memory",
+        "fitting",
+        "finetuning",
+        "segmentation",
+        "benchmarks",
+        "plots",
+        "costs",
+        "cli",
+    ),
 )
 # What each folder of the grid of ops, and each file at the root, imports; stages may import all.
 BESIDES = {

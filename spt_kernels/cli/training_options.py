@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -173,6 +174,14 @@ class RecipeOptions:
             "some, as block@0-5,mlp@6-11 [nothing].",
         ),
     ] = None
+    memory_bytes: Annotated[
+        str | None,
+        described(
+            _RECIPE,
+            "--memory SIZE",
+            "Of the card, as 8GiB: decides --micro-batch and --recompute [any].",
+        ),
+    ] = None
     lr: Annotated[
         float | None,
         described(_RECIPE, "--lr X", "Peak learning rate [1e-3; full, partial-K: 1e-4]."),
@@ -242,6 +251,8 @@ class RecipeOptions:
         """
         start = self.preset().recipe if base is None or self.recipe is not None else base
         values = {f.name: getattr(self, f.name, None) for f in fields(Recipe) if f.name != "preset"}
+        if self.memory_bytes is not None:
+            values["memory_bytes"] = parse_bytes("--memory", self.memory_bytes)
         return replace(start, **{name: v for name, v in values.items() if v is not None})
 
 
@@ -285,6 +296,15 @@ def parse_head(patterns: list[str] | None) -> tuple[str, ...] | None:
     if "none" in patterns and len(patterns) > 1:
         raise ValueError(f"--head: expected none alone, or names, got {', '.join(patterns)}")
     return () if patterns == ["none"] else tuple(patterns)
+
+
+def parse_bytes(flag: str, text: str) -> int:
+    """`8GiB`, `8G` or `0.5 GiB`, `512MiB`, `512M` as bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([gm])(ib)?", text.strip().lower())
+    number = 0.0 if found is None else float(found[1])
+    if found is None or number == 0:
+        raise ValueError(f"{flag}: expected a size as 8GiB or 512MiB, got {text!r}")
+    return int(number * (2**30 if found[2] == "g" else 2**20))
 
 
 def parse_budget(text: str | None) -> int | float | None:

@@ -23,12 +23,14 @@ from .description import description_of
 from .device import reproducible, seed_everything
 from .events import EventFiles, check_can_write_events
 from .facts import accounted_bytes, config_of, facts_of, machine_of, measured_bytes, trains
+from .fitted import check_memory, fitted_recipe
 from .given_plan import settled
 from .head import with_head
 from .job import FinetuneJob
 from .pixels import Batches
 from .preparation import Decision, preparation_of
 from .progress import Logged, Progress, Silent
+from .recipe import Recipe
 from .run import Clock, Run, finished_in, spent_in
 from .run_folder import RunFolder
 from .run_step import wants_graph
@@ -133,10 +135,12 @@ def finetune(
                 ready.plan.save(folder["plan"])
             for line in trains(setting, ready.tunable.trained, ready.facts, ready.plan):
                 log.say(line)
+            if ready.line:
+                log.say(ready.line)
             events = None
             if tensorboard and processes.is_first:
                 events = EventFiles(folder.events, run.config)
-            history, best = _train(run, images, ready.tunable, graph, on_epoch, events)
+            history, best = _train(run, images, ready, graph, on_epoch, events)
         result = _finish(run, ready, history, best)
         if events is not None:
             events.close(history[-1].epoch, result["test_accuracy"])
@@ -164,6 +168,7 @@ def _started(
         return finished
     setting = open_setting(job, device, workers, processes)
     wants_graph(graph, setting.device)  # or refuses
+    check_memory(setting)
     if job.recipe.recompute is not None:
         blocks_by(setting.base.model, job.recipe.recompute)  # or refuses
     method = with_head(job.method, setting.base.model, setting.form)
@@ -181,6 +186,8 @@ class _Ready:
     tunable: Tunable
     method: Method
     plan: Plan | None
+    recipe: Recipe  # with what the memory left open
+    line: str
     facts: dict[str, Any]
     accounted_bytes: int
 
@@ -191,12 +198,13 @@ def _made_ready(setting: Setting, decision: Decision) -> _Ready:
     # what a method draws for its modules is the same whatever was drawn before
     seed_everything(setting.job.recipe.seed)
     tunable = tune(setting.base.model.to(setting.device), method, plan)
-    words = setting.job.recipe.recompute
-    if words is not None:
-        recompute_by(tunable.model, words)
+    recipe, line = fitted_recipe(setting, tunable.model)
+    if recipe.recompute is not None:
+        recompute_by(tunable.model, recipe.recompute)
     if setting.processes.size > 1:
         check_sharable(tunable.model, method.name)
-    return _Ready(tunable, method, plan, facts, accounted_bytes(setting, tunable))
+    accounted = accounted_bytes(setting, recipe, tunable)
+    return _Ready(tunable, method, plan, recipe, line, facts, accounted)
 
 
 def _finish(
@@ -231,6 +239,8 @@ def _finish(
         "best_file": best_file,
         "trained_parameters": tunable.trained,
         **ready.facts,
+        "micro_batch": ready.recipe.micro_batch,
+        "recompute": ready.recipe.recompute,
         "accounted_peak_bytes": ready.accounted_bytes,
         "file": folder[tunable.file].name,
         "task_bytes": size,
@@ -247,7 +257,7 @@ def _finish(
 def _train(
     run: Run[Setting],
     images: Batches,
-    tunable: Tunable,
+    ready: _Ready,
     graph: bool | None,
     on_epoch: Callable[[EpochFigures], object] | None,
     events: EventFiles | None,
@@ -270,9 +280,9 @@ def _train(
     # afresh, so that training is the same whether sensitivities were measured or found on disk
     seed_everything(job.recipe.seed)
     history = train(
-        tunable.model,
+        ready.tunable.model,
         images,
-        job.recipe,
+        ready.recipe,
         lr=job.recipe.peak_lr(job.method),
         val=val,
         checkpoint=folder["checkpoint"],

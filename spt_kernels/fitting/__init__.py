@@ -1,6 +1,6 @@
 """What makes a training step fit into a given memory."""
 
-from .card import CARDS, Card, card_named
+from .card import CARDS, Card, card_named, this_card
 from .fit import Fitted, Fitting
 from .recompute_plan import Levels, RecomputePlan, recompute
 
@@ -13,4 +13,5 @@ __all__ = [
     "RecomputePlan",
     "card_named",
     "recompute",
+    "this_card",
 ]

@@ -85,3 +85,13 @@ def card_named(name: str) -> Card:
     if not known:
         raise ValueError(f"card: expected one of {', '.join(CARDS)}, got {name!r}")
     return max(known, key=lambda card: len(card.name))
+
+
+def this_card() -> Card | None:
+    """The card of this machine, if it has one that there are figures of."""
+    if not torch.cuda.is_available():
+        return None
+    try:
+        return card_named(torch.cuda.get_device_name())
+    except ValueError:
+        return None

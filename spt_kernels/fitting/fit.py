@@ -141,14 +141,14 @@ class Fitting:
         return min((self._way(1, level) for level in self.levels()), key=lambda way: way.peak_bytes)
 
     def ways(self) -> Iterator[Fitted]:
-        """Whole batches, halves, quarters, … by every level: what a picture shows."""
+        """Whole batches, quarters, sixteenths, … by every level: what a picture shows."""
         for level in self.levels():
             images = self._batch
             while True:
                 yield self._way(images, level)
                 if images == 1:
                     break
-                images = -(-images // 2)
+                images = -(-images // 4)
 
     def levels(self) -> list[str]:
         """The levels that this model can compute by, each of less memory than those before."""
@@ -164,10 +164,10 @@ class Fitting:
                 continue
             try:
                 peak = self._trials.of(self._probe, line).estimate.peak_bytes
-            except RuntimeError:
+            except (RuntimeError, ValueError):
                 if not line:
                     raise
-                continue  # an attention that is not the fused one, a norm that counts batches
+                continue  # an attention that is not the fused one, a buffer that is written
             if peak < least:
                 least = peak
                 yield line
