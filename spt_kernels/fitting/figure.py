@@ -42,7 +42,7 @@ def frontier_figure(
     """
     if not ways or not all(ways.values()):
         raise ValueError("ways must hold one or more ways for each name")
-    figure = new_figure(3.6)
+    figure = new_figure(4.0)
     axes = figure.add_subplot()
     fastest = min(way.seconds for own in ways.values() for way in own)
     lines = []
@@ -61,11 +61,12 @@ def frontier_figure(
             f"{limit_bytes / 2**30:.3g} GiB", (limit_bytes / 2**30, 1), (3, -9),
             xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8, color=INK,
         )  # fmt: skip
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if value < 10 else "")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:.3g}")
     axes.set_xlabel("peak memory of a step, GiB (accounted)")
-    axes.set_ylabel("time of a batch (modelled), of the fastest")
+    axes.set_ylabel("time, of the fastest (modelled)")
     axes.grid(color=FAINT, linewidth=0.6)
     dress(axes)
     put_legend(figure, lines, 3)
