@@ -115,8 +115,8 @@ class Fitting:
         if self._trials.of(self._batch).estimate.peak_bytes <= limit_bytes:
             return self._way(self._batch, "")
         for level in self.levels():
-            guess = self._guessed_largest(level, limit_bytes)
-            if best is not None and self._guessed_seconds(guess, level) >= _CLEARLY * best.seconds:
+            # at best the whole batch at a time
+            if best is not None and self._way(self._batch, level).seconds > best.seconds:
                 continue
             on_trial()
             images = self._largest(level, limit_bytes)
@@ -204,14 +204,6 @@ class Fitting:
             ),
         )
 
-    def _guessed_largest(self, level: str, limit_bytes: int) -> int:
-        peak, _ = self._lines_of(level)
-        return max(1, int(min(self._batch, peak.where(limit_bytes))))
-
-    def _guessed_seconds(self, images: int, level: str) -> float:
-        _, seconds = self._lines_of(level)
-        return self._parts(images) * seconds.at(images)
-
     def _guessed_mixture(self, images: int, lower: str, higher: str, limit_bytes: int) -> float:
         """Seconds of a batch where as much of `higher` is mixed in as it takes; infinite if all."""
         (peak, seconds), (less, longer) = self._lines_of(lower), self._lines_of(higher)
@@ -275,9 +267,6 @@ class _Line:
 
     def at(self, x: float) -> float:
         return self.start + self.rise * x
-
-    def where(self, y: float) -> float:
-        return (y - self.start) / self.rise if self.rise > 0 else math.inf
 
 
 def _faster(best: Fitted | None, way: Fitted) -> Fitted:

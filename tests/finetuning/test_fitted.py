@@ -8,11 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from spt_kernels.finetuning import FinetuneJob, ImageSource, Method, ModelSource, Recipe, finetune
+from spt_kernels.finetuning import (
+    FinetuneJob,
+    ImageSource,
+    Method,
+    ModelSource,
+    Recipe,
+    finetune,
+    pipeline,
+)
+
+from .undrawn import leave_pictures_empty
 
 RECIPE = Recipe(epochs=1, batch_size=8)
 
-pytestmark = pytest.mark.usefixtures("quickly")
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_pictures_empty(monkeypatch, pipeline)
 
 
 def test_a_run_stays_within_its_memory(place: Path, task: ImageSource, base: ModelSource) -> None:
