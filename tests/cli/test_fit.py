@@ -41,7 +41,7 @@ def test_ways_of_two_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_what_does_not_fit_tells_the_least(capsys: pytest.CaptureFixture[str]) -> None:
-    text = output_of([*FIT, "--gib", "0.0001", "--method", "linear", "--dtype", "fp32"], capsys)
+    text = output_of([*FIT, "--gib", "0.00005", "--method", "linear", "--dtype", "fp32"], capsys)
     assert "Nothing fits" in text
     [row] = [line for line in text.splitlines() if line.startswith("linear")]
     assert row.split()[1:4] == ["fp32", "1", "of"]
