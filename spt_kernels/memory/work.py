@@ -13,6 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
+from ..kernels.gradient_cost import RATES
+from ..kernels.gradient_cost import Work as GradientWork
+
 _aten: Any = torch.ops.aten
 # Of these a kernel neither reads nor writes anything, though their schema does not say so
 _FREE = {
@@ -112,8 +115,10 @@ def _products(
 
 
 def _own_products(func: Any, args: tuple[Any, ...]) -> tuple[int, torch.dtype | None]:
-    """A sparse gradient counts as the dense product: no way to it is slower on a card."""
+    """A sparse gradient, in products of the dense one: as an H100 has it without tiles."""
     if func._opname != "sparse_weight_grad":
         return 0, None
-    grad, x = args[:2]  # [tokens, out], [tokens, in]
-    return 2 * grad.shape[0] * grad.shape[1] * x.shape[1], x.dtype
+    grad, x, index = args[:3]  # [tokens, out], [tokens, in], [nnz]
+    rates = RATES[90].fp32 if x.dtype == torch.float32 else RATES[90].narrow
+    ways = GradientWork(index.numel(), grad.shape[1] * x.shape[1]).costs(rates)
+    return int(2 * grad.shape[0] * min(ways.values())), x.dtype
