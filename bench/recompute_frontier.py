@@ -4,13 +4,15 @@
 on ViT-B/16 with `spt.recompute` (every level, and plans in between), with whole blocks
 (`set_grad_checkpointing`), and with selective checkpointing of `torch.utils.checkpoint`. Memory is
 accounted, time is told by the figures of a card (`spt_kernels.fitting.Card`): neither is measured.
-`python -m bench.recompute_frontier FILE.json --draw PICTURE` draws a file.
+`--measure` adds to a file how long steps take on this CPU; `--draw PICTURE` draws it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -31,7 +34,7 @@ from spt_kernels.files.picture import COLOURS, dress, new_figure, save_picture
 from spt_kernels.fitting import CARDS, Card, Levels
 from spt_kernels.memory import Rehearsal, made_up_plan
 from spt_kernels.methods import Method, tune
-from spt_kernels.recomputation import RecomputeWords
+from spt_kernels.recomputation import RecomputeWords, recompute
 
 CARD = CARDS["H100"]
 SETTINGS = {
@@ -122,6 +125,44 @@ def rows_of(setting: str, method: str, card: Card) -> Iterator[Row]:
         yield told(f"torch, {name}", "", Rehearsal(model, **options))
 
 
+def measured(images: int = 4, rounds: int = 7) -> dict[str, dict[str, float]]:
+    """Seconds of a step on this CPU over those of one that computes nothing again, by method.
+
+    All ways take turns in every round, and of their ratios within a round the median counts: what
+    else the machine does hits them alike.
+    """
+    found: dict[str, dict[str, float]] = {}
+    batch, target = torch.randn(images, 3, 224, 224), torch.zeros(images, dtype=torch.int64)
+    for method in METHODS:
+        model = tuned(method, 224).train()
+        ratios: dict[str, list[float]] = {level: [] for level in (*LEVELS, "whole blocks")}
+        for turn in range(rounds + 1):
+            seconds = {}
+            for way in ratios:
+                if way == "whole blocks":
+                    recompute(model, "nothing")
+                    switch_on_checkpointing(model)
+                else:
+                    recompute(model, way.split(",") if way else "nothing")
+                began = time.perf_counter()
+                F.cross_entropy(model(batch), target).backward()
+                seconds[way] = time.perf_counter() - began
+                model.zero_grad(set_to_none=True)
+                switch_on_checkpointing(model, False)
+            if turn:  # the first one warms up
+                for way, own in seconds.items():
+                    ratios[way].append(own / seconds[""])
+        found[method] = {way or "nothing": statistics.median(own) for way, own in ratios.items()}
+    return found
+
+
+def switch_on_checkpointing(model: nn.Module, on: bool = True) -> None:
+    """timm's checkpointing of whole blocks, of a model that PEFT may have wrapped."""
+    inner: Any = getattr(model, "base_model", model)
+    inner = getattr(inner, "model", inner)
+    inner.set_grad_checkpointing(on)
+
+
 def draw(data: dict[str, Any], picture: Path) -> None:
     """One panel for each setting: GiB along x, the card's milliseconds along y."""
     figure = new_figure(6.4, 7.2)
@@ -165,7 +206,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--draw", type=Path, metavar="PICTURE")
+    parser.add_argument("--measure", action="store_true", help="add ratios of times on this CPU")
     arguments = parser.parse_args()
+    if arguments.measure:
+        data = json.loads(arguments.file.read_text())
+        data["on_this_cpu"] = measured()
+        write_atomically(arguments.file, json.dumps(data, indent=1).encode() + b"\n")
+        return
     if arguments.draw is not None:
         draw(json.loads(arguments.file.read_text()), arguments.draw)
         return
