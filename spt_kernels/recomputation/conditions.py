@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed.sharded import is_sharded
+from .packed import unobserved
 
 
 class NotRecomputable(RuntimeError):
@@ -77,7 +78,9 @@ class Conditions:
                 f"{self.name} is computed again in the backward, and was switched between training "
                 "and evaluation since its forward: switch after the backward"
             )
-        if [p._version for p in self.parameters] != self._versions:
+        with unobserved():
+            versions = [p._version for p in self.parameters]
+        if versions != self._versions:
             raise RuntimeError(
                 f"{self.name} is computed again in the backward, and one of its parameters was "
                 "changed in place since its forward: change parameters after the backward"

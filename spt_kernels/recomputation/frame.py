@@ -14,7 +14,7 @@ from ..layers.recording import Recording, unpack
 from .attention import attention_of
 from .call import Call, Hooks, NormCall, tensors_in
 from .conditions import Conditions, NotRecomputable
-from .packed import Elsewhere, Geometry, Kept, Slot, View, alone
+from .packed import Elsewhere, Geometry, Kept, Slot, View, alone, unobserved
 from .random_state import RandomState, is_capturing
 from .replay import Replay
 
@@ -67,6 +67,7 @@ class Frame(Recording):
         if made_by is not None:  # its input is held in place of its result
             tensors = [made_by.x, *(t for t in tensors if t is not result)]
         self._given = [(t, t._version) for t in tensors]
+        self._asks_for_gradient = any(t.requires_grad for t in tensors)
         # other hooks may let what they keep be read but once: then it is a tensor like another
         self._entry = None if result is None or self._outer is not None else result
         self._entry_version = 0 if result is None else result._version
@@ -86,6 +87,10 @@ class Frame(Recording):
 
     def pack(self, tensor: Tensor) -> Any:
         """What the graph holds for a tensor that is saved in the forward."""
+        with unobserved():
+            return self._packed(tensor)
+
+    def _packed(self, tensor: Tensor) -> Any:
         tensor = alone(tensor)
         storage, geometry = tensor.untyped_storage(), Geometry.of(tensor)
         address, version = storage._cdata, tensor._version
@@ -181,8 +186,10 @@ class Frame(Recording):
         """How many tensors were saved up to the last of the last attention's q, k and v."""
         if not self._slots:
             return 0
-        node = attention_of(output)
+        node, has_other = attention_of(output)
         if node is None:
+            if not has_other and not self._asks_for_gradient:
+                return 0  # no gradient comes to the attention, but to what follows it alone
             raise NotRecomputable(
                 f'{self.name}: what="qkv" keeps the result of F.scaled_dot_product_attention, and '
                 "this attention computes it in another way, or not by a fused kernel; take "

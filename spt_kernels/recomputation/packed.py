@@ -120,3 +120,11 @@ def unchanged(tensor: Tensor, version: int, where: str) -> Tensor:
 def alone(tensor: Tensor) -> Tensor:
     """A tensor without the graph that it comes from, which holds on to what is packed."""
     return tensor.detach() if tensor.requires_grad else tensor
+
+
+def unobserved() -> Any:
+    """Keeps function modes, as those that watch which parameters a model uses, out of what follows.
+
+    To ask a parameter for its version is a call of a function of torch to them.
+    """
+    return torch._C.DisableTorchFunction()

@@ -12,6 +12,7 @@ from torch.utils.weak import TensorWeakRef
 from ..layers.recording import recording_in_use
 from .call import NormCall
 from .frame import Frame
+from .packed import unobserved
 from .random_state import is_capturing
 from .replay import Replay
 
@@ -55,8 +56,11 @@ class Region:
         outer = recording_in_use()
         if isinstance(outer, Replay) and outer.module is module:
             return
-        made_by = None if self._norms is None else self._norms.take(args, kwargs)
-        frame = Frame(self.name, module, args, kwargs, made_by, self._until_attention, self._whose)
+        with unobserved():
+            made_by = None if self._norms is None else self._norms.take(args, kwargs)
+            frame = Frame(
+                self.name, module, args, kwargs, made_by, self._until_attention, self._whose
+            )
         if self._draws_on_device and is_capturing(frame.device):
             raise RuntimeError(
                 f"{self.name} draws random numbers on the card (dropout, stochastic depth), which "
@@ -73,7 +77,8 @@ class Region:
         if output is None:
             frame.abandon()
             return
-        frame.end(output)
+        with unobserved():
+            frame.end(output)
         self._draws_on_device |= frame.draws_on_device()
 
 
@@ -98,7 +103,8 @@ class LastNorm:
         self._last = None
         if len(args) == 1 and isinstance(args[0], Tensor) and isinstance(result, Tensor):
             x = args[0]
-            self._last = norm, TensorWeakRef(x), x._version, TensorWeakRef(result)
+            with unobserved():
+                self._last = norm, TensorWeakRef(x), x._version, TensorWeakRef(result)
 
     def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NormCall | None:
         """The norm's call, if its result is among the arguments of a region's."""

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import spt_kernels as spt
 from spt_kernels import recompute
+from spt_kernels.memory.made_up import uncalled_of
 from spt_kernels.recomputation.call import Entry
 from spt_kernels.recomputation.frame import Frame
 from spt_kernels.recomputation.packed import Slot
@@ -361,8 +362,33 @@ def test_tasks_go_on_and_off_with_it(tmp_path) -> None:
 def test_sensitivity_is_measured_the_same() -> None:
     model = tiny_vit()
     batch = [tiny_batch(2)]
-    plain = spt.measure_sensitivity(model, batch, loss_fn=F.cross_entropy, num_samples=2)
+
+    def measured() -> tuple[spt.Sensitivity, list[type]]:
+        scores = spt.measure_sensitivity(model, batch, loss_fn=F.cross_entropy, num_samples=2)
+        twin = spt.apply(copy.deepcopy(model), spt.allocate(scores, 500, None))
+        return scores, [type(module) for module in twin.modules()]
+
+    plain, kinds = measured()
     for what in (("mlp", "qkv"), "block"):
         recompute(model, what)
-        again = spt.measure_sensitivity(model, batch, loss_fn=F.cross_entropy, num_samples=2)
+        again, kinds_again = measured()
         assert all(torch.equal(again[name], scores) for name, scores in plain.items()), what
+        assert kinds_again == kinds, "what watches a model's calls must not see the frames' own"
+
+
+@pytest.mark.parametrize("what", ["mlp", "qkv", "attention", "block"])
+def test_a_rehearsal_sees_no_other_use_of_weights(what: str) -> None:
+    model = tiny_vit()
+    recompute(model, what)
+    assert not uncalled_of(model, (3, 16, 16))
+
+
+@pytest.mark.parametrize("trained", ["proj", "fc2", "norm2"])
+def test_a_block_of_which_little_is_trained(trained: str) -> None:
+    model = tiny_vit().train().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(("head", "blocks.0")) and trained in name)
+    plain = take_step(model, BATCH)
+    for what in ("mlp", "qkv", "attention", "block"):
+        recompute(model, what)
+        assert take_step(model, BATCH).is_same_as(plain), what
