@@ -13,7 +13,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ SETTINGS = {
     "384, autocast": (384, "bf16-autocast"),
 }
 METHODS = ("spt-lora", "peft-lora-16")
-LEVELS = ("", "mlp", "qkv", "mlp,qkv", "attention", "mlp,attention", "block")
+LEVELS = ("mlp", "qkv", "mlp,qkv", "attention", "mlp,attention", "block")
 BATCH, PLANS = 64, 6
 
 _aten: Any = torch.ops.aten
@@ -86,43 +87,72 @@ def tuned(method: str, size: int) -> nn.Module:
     return tune(model, chosen, made_up_plan(model, chosen, (3, size, size))).model
 
 
-def rows_of(setting: str, method: str, card: Card) -> Iterator[Row]:
-    """Every way to compute again, in one precision and size."""
-    size, dtype = SETTINGS[setting]
-    shape = (BATCH, 3, size, size)
-    about = {"setting": setting, "method": method}
+@dataclass(frozen=True)
+class Told:
+    """Tells rows of one precision, size and method."""
 
-    def told(way: str, what: str, rehearsal: Rehearsal) -> Row:
-        estimate, work = rehearsal.with_work(shape)
-        seconds = card.seconds_of(work, captured=True)
-        return about | {
-            "way": way, "what": what, "peak_bytes": estimate.peak_bytes, "seconds": seconds
-        }  # fmt: skip
+    setting: str
+    method: str
+    card: Card
 
-    make: Callable[[], nn.Module] = partial(tuned, method, size)
-    options: dict[str, Any] = {"dtype": dtype, "image_shape": shape[1:]}
-    rehearsal = Rehearsal(make(), **options)
-    for level in LEVELS:
-        rehearsal.recompute(level)
-        yield told("spt.recompute" if level else "nothing", level, rehearsal)
-    if method == METHODS[0]:
-        levels = Levels(make(), shape, card, dtype=dtype)
-        for memory_bytes in levels.between(PLANS):
-            blocks = levels.plan(memory_bytes).blocks
-            words = str(RecomputeWords.of(blocks))
-            rehearsal.recompute(words)
-            yield told("spt.recompute", words, rehearsal)
-    yield told("whole blocks", "", Rehearsal(make(), checkpointing=True, **options))
-    for name, kept in POLICIES.items():
-        if method == METHODS[0] and kept & _PRODUCTS:
-            continue  # it adds into its products in place, which selective checkpointing refuses
-        model = make()
-        blocks: Any = model.get_submodule(
-            "blocks" if hasattr(model, "blocks") else "base_model.model.blocks"
-        )
-        for place, block in enumerate(blocks):
-            blocks[place] = Selective(block, kept)
-        yield told(f"torch, {name}", "", Rehearsal(model, **options))
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the input."""
+        size = SETTINGS[self.setting][0]
+        return (BATCH, 3, size, size)
+
+    def model(self) -> nn.Module:
+        """Tuned anew."""
+        return tuned(self.method, self.shape[-1])
+
+    def rehearsal(self, model: nn.Module, **options: Any) -> Rehearsal:
+        """Of a step in the midst of training: the optimizer has its state."""
+        dtype = SETTINGS[self.setting][1]
+        made = Rehearsal(model, dtype=dtype, image_shape=self.shape[1:], **options)
+        made.at(self.shape)
+        return made
+
+    def row(self, way: str, what: str, rehearsal: Rehearsal) -> Row:
+        """What one step takes."""
+        estimate, work = rehearsal.with_work(self.shape)
+        return {
+            "setting": self.setting,
+            "method": self.method,
+            "way": way,
+            "what": what,
+            "peak_bytes": estimate.peak_bytes,
+            "seconds": self.card.seconds_of(work, captured=True),
+            "commit": commit(),
+        }
+
+    def rows(self) -> Iterator[Row]:
+        """Every way to compute again."""
+        yield from self.others()
+        rehearsal = self.rehearsal(self.model())
+        for level in LEVELS:
+            rehearsal.recompute(level)
+            yield self.row("spt.recompute", level, rehearsal)
+        if self.method == METHODS[0]:
+            dtype = SETTINGS[self.setting][1]
+            levels = Levels(self.model(), self.shape, self.card, dtype=dtype)
+            for memory_bytes in levels.between(PLANS):
+                words = str(RecomputeWords.of(levels.plan(memory_bytes).blocks))
+                rehearsal.recompute(words)
+                yield self.row("spt.recompute", words, rehearsal)
+
+    def others(self) -> Iterator[Row]:
+        """Nothing computed again, and what there is besides `spt.recompute`."""
+        yield self.row("nothing", "", self.rehearsal(self.model()))
+        yield self.row("whole blocks", "", self.rehearsal(self.model(), checkpointing=True))
+        for name, kept in POLICIES.items():
+            if self.method == METHODS[0] and kept & _PRODUCTS:
+                continue  # it adds into its products in place, which the policy refuses
+            model = self.model()
+            is_wrapped = hasattr(model, "base_model")
+            blocks: Any = model.get_submodule("base_model.model.blocks" if is_wrapped else "blocks")
+            for place, block in enumerate(blocks):
+                blocks[place] = Selective(block, kept)
+            yield self.row(f"torch, {name}", "", self.rehearsal(model))
 
 
 def measured(images: int = 4, rounds: int = 7) -> dict[str, dict[str, float]]:
@@ -135,7 +165,7 @@ def measured(images: int = 4, rounds: int = 7) -> dict[str, dict[str, float]]:
     batch, target = torch.randn(images, 3, 224, 224), torch.zeros(images, dtype=torch.int64)
     for method in METHODS:
         model = tuned(method, 224).train()
-        ratios: dict[str, list[float]] = {level: [] for level in (*LEVELS, "whole blocks")}
+        ratios: dict[str, list[float]] = {level: [] for level in ("", *LEVELS, "whole blocks")}
         for turn in range(rounds + 1):
             seconds = {}
             for way in ratios:
@@ -216,11 +246,11 @@ def main() -> None:
     if arguments.draw is not None:
         draw(json.loads(arguments.file.read_text()), arguments.draw)
         return
-    about = {"accounted": True, "card": CARD.name, "commit": commit(), "torch": torch.__version__}
+    about = {"accounted": True, "card": CARD.name, "torch": torch.__version__}
     rows: list[Row] = []
     for setting in SETTINGS:
         for method in METHODS:
-            for row in rows_of(setting, method, CARD):
+            for row in Told(setting, method, CARD).rows():
                 print(json.dumps(row), flush=True)
                 rows.append(row)
             text = json.dumps(about | {"rows": rows}, indent=1)
