@@ -22,6 +22,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from matplotlib.lines import Line2D
 from torch import Tensor, nn
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -31,11 +32,22 @@ from torch.utils.checkpoint import (
 
 from spt_kernels.costs.machine import commit
 from spt_kernels.files.atomic import write_atomically
-from spt_kernels.files.picture import COLOURS, dress, new_figure, save_picture
+from spt_kernels.files.picture import (
+    COLOURS,
+    INK,
+    dress,
+    new_figure,
+    put_heading,
+    put_legend,
+    put_title,
+    save_picture,
+)
 from spt_kernels.fitting import CARDS, Card, Levels
 from spt_kernels.memory import Rehearsal, made_up_plan
 from spt_kernels.methods import Method, tune
 from spt_kernels.recomputation import RecomputeWords, recompute
+
+from .markdown import markdown
 
 CARD = CARDS["H100"]
 SETTINGS = {
@@ -155,7 +167,7 @@ class Told:
             yield self.row(f"torch, {name}", "", self.rehearsal(model))
 
 
-def measured(images: int = 4, rounds: int = 7) -> dict[str, dict[str, float]]:
+def measured(images: int = 2, rounds: int = 5) -> dict[str, dict[str, float]]:
     """Seconds of a step on this CPU over those of one that computes nothing again, by method.
 
     All ways take turns in every round, and of their ratios within a round the median counts: what
@@ -193,33 +205,64 @@ def switch_on_checkpointing(model: nn.Module, on: bool = True) -> None:
     inner.set_grad_checkpointing(on)
 
 
+MARKS = {
+    "nothing": "o",
+    "spt.recompute": ".",
+    "whole blocks": "s",
+    "torch, attention kept": "v",
+    "torch, products kept": "^",
+}
+
+
 def draw(data: dict[str, Any], picture: Path) -> None:
-    """One panel for each setting: GiB along x, the card's milliseconds along y."""
-    figure = new_figure(6.4, 7.2)
+    """A panel for each setting: GiB, the card's milliseconds, and what `spt.recompute` reaches."""
+    figure = new_figure(6.6)
     panels = figure.subplots(2, 2).flatten()
-    marks = {
-        "nothing": "o", "spt.recompute": ".", "whole blocks": "s",
-        "torch, products kept": "^", "torch, attention kept": "v",
-    }  # fmt: skip
     for axes, setting in zip(panels, SETTINGS, strict=True):
-        rows = [row for row in data["rows"] if row["setting"] == setting]
         for method, colour in zip(METHODS, COLOURS, strict=False):
-            own = [row for row in rows if row["method"] == method]
-            for way, mark in marks.items():
-                points = [
-                    (r["peak_bytes"] / 2**30, 1e3 * r["seconds"]) for r in own if r["way"] == way
-                ]
-                label = f"{method}, {way}" if axes is panels[0] else None
-                axes.plot(*zip(*points, strict=True), mark, color=colour, label=label, markersize=5)
-            ours = [r for r in own if r["way"] in ("nothing", "spt.recompute")]
-            front = [(r["peak_bytes"] / 2**30, 1e3 * r["seconds"]) for r in frontier(ours)]
-            axes.plot(*zip(*front, strict=True), "-", color=colour, linewidth=1)
-        axes.set_title(f"{setting}, batch {BATCH}", fontsize=9)
+            is_own = {"setting": setting, "method": method}.items()
+            rows = [row for row in data["rows"] if is_own <= row.items()]
+            for way, mark in MARKS.items():
+                points = _points([row for row in rows if row["way"] == way])
+                if points:
+                    axes.plot(*zip(*points, strict=True), mark, color=colour, markersize=4.5)
+            ours = [row for row in rows if row["way"] in ("nothing", "spt.recompute")]
+            axes.plot(*zip(*_points(frontier(ours)), strict=True), color=colour, linewidth=1)
+        put_title(axes, setting)
         axes.set_xlabel("GiB, accounted")
-        axes.set_ylabel(f"ms a step, by the {data['card']}'s figures")
-        dress(axes)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
+        axes.set_ylabel(f"ms by the {data['card']}'s figures")
+    dress(*panels)
+    put_heading(figure, f"A training step of ViT-B/16, batch {BATCH}: what is computed again")
+    lines = [
+        Line2D([], [], color=colour, label=f"{method}, by spt.recompute")
+        for method, colour in zip(METHODS, COLOURS, strict=False)
+    ]
+    marks = [
+        Line2D([], [], marker=mark, color=INK, linestyle="", markersize=4.5, label=way)
+        for way, mark in MARKS.items()
+    ]
+    put_legend(figure, [*lines, *marks], 3)
     save_picture(figure, picture)
+
+
+def _points(rows: list[Row]) -> list[tuple[float, float]]:
+    return [(row["peak_bytes"] / 2**30, 1e3 * row["seconds"]) for row in rows]
+
+
+def table(data: dict[str, Any]) -> str:
+    """Of each way MiB, and milliseconds a step by the card's figures, as Markdown."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for row in data["rows"]:
+        if row["way"] == "spt.recompute" and row["what"] not in LEVELS:
+            continue  # a plan, which only a picture shows
+        way = f"`{row['what']}`" if row["what"] else row["way"]
+        cell = f"{row['peak_bytes'] / 2**20:,.0f} · {1e3 * row['seconds']:.1f}"
+        found.setdefault((row["method"], way), {})[row["setting"]] = cell
+    rows = [
+        [method, way, *(cells.get(setting, "–") for setting in SETTINGS)]
+        for (method, way), cells in found.items()
+    ]
+    return markdown(["method", "computed again", *SETTINGS], rows)
 
 
 def frontier(rows: list[Row]) -> list[Row]:
@@ -236,8 +279,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--draw", type=Path, metavar="PICTURE")
+    parser.add_argument("--table", action="store_true", help="print a file as Markdown")
     parser.add_argument("--measure", action="store_true", help="add ratios of times on this CPU")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table(json.loads(arguments.file.read_text())))
+        return
     if arguments.measure:
         data = json.loads(arguments.file.read_text())
         data["on_this_cpu"] = measured()

@@ -80,7 +80,7 @@ def recompute(
 ) -> Recomputation:
     """Let the backward compute parts of a model's blocks again instead of keeping them, exactly.
 
-        spt.recompute(model, "mlp")                       # a third less memory for 8 % more time
+        spt.recompute(model, "mlp")                       # all blocks
         spt.recompute(model, ("mlp", "qkv"))
         spt.recompute(model, {"blocks.0": "block", "blocks.1": "mlp"})
         spt.recompute(model, memory_bytes=4 * 2**30, batch_shape=(64, 3, 224, 224))
