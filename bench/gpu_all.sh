@@ -149,6 +149,8 @@ rest() {
     table7 all-fp32 300 fp32 eager
     table7 all-autocast 300 bf16-autocast eager
     table7 all-bf16 300 bf16 eager
+    part offload 240 "$PYTHON" -m bench.offload measure --device "$DEVICE" \
+        --output "$OUTPUT/offload.json"
     if [[ $DEVICE == cpu || $CARD == no ]]; then return; fi
     part launches 180 "$PYTHON" -m bench.tune_launches --json "$OUTPUT/launches.json"
     local arch

@@ -24,6 +24,8 @@ from spt_kernels.costs import CostSetting
 from spt_kernels.costs.measure import tune_for_costs
 from spt_kernels.memory import estimate_memory
 
+from .quantizers import QUANTIZERS
+
 CLASSES, STEPS, THREADS = 100, 2, 2
 TOLERANCE = 0.05  # of what is accounted
 
@@ -37,13 +39,16 @@ class RealStep:
     batch: int
     checkpointing: bool = False
     training: bool = True
+    quantized: str = ""
 
     def __str__(self) -> str:
         kind = ", checkpointing" if self.checkpointing else "" if self.training else ", inference"
+        kind = f", {self.quantized}{kind}" if self.quantized else kind
         return f"{self.model.partition('_patch')[0]}, {self.method}{kind}, batch {self.batch}"
 
 
 VIT, SWIN = "vit_small_patch16_224", "swin_tiny_patch4_window7_224"
+VIT_B = "vit_base_patch16_224"
 CONVNEXT, RESNET = "convnext_tiny", "resnet50"
 STEPS_TO_RUN = {
     str(step): step
@@ -58,6 +63,8 @@ STEPS_TO_RUN = {
         RealStep(SWIN, "spt-unstructured", 4),
         RealStep(CONVNEXT, "spt-lora", 4),
         RealStep(RESNET, "full", 4),
+        RealStep(VIT_B, "spt-lora", 8),
+        *(RealStep(VIT_B, "spt-lora", 8, quantized=n) for n in ("int8", "nf4") if n in QUANTIZERS),
     )
 }
 
@@ -107,6 +114,8 @@ def _measure(step: RealStep) -> Comparison:
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     base = timm.create_model(step.model, num_classes=CLASSES)
+    if step.quantized:
+        base = QUANTIZERS[step.quantized](base)
     if step.checkpointing:
         base.set_grad_checkpointing(True)
     _run(_prepared(base, step), step, 1)  # loads libraries, starts threads, compiles kernels

@@ -22,8 +22,9 @@ _NAMES = {
     "recomputation": ("Recomputation",),
     "tuning": ("apply",),
     "optim": ("SparseAdamW", "param_groups"),
+    "offloading": ("Offload", "OffloadedAdamW", "offload"),
     "step": ("capture_step",),
-    "task": ("load_delta", "merge", "read_metadata", "save_delta", "unload"),
+    "task": ("dequantize", "load_delta", "merge", "read_metadata", "save_delta", "unload"),
     "bank": ("TaskBank",),
     "memory": (
         *("LargestBatch", "MemoryEstimate", "estimate_memory", "largest_batch"),
@@ -60,6 +61,9 @@ if TYPE_CHECKING:
     from .memory import largest_batch as largest_batch
     from .memory import tunable_parts as tunable_parts
     from .methods import _Methods
+    from .offloading import Offload as Offload
+    from .offloading import OffloadedAdamW as OffloadedAdamW
+    from .offloading import offload as offload
     from .optim import SparseAdamW as SparseAdamW
     from .optim import param_groups as param_groups
     from .plan import AdapterSpec as AdapterSpec
@@ -71,6 +75,7 @@ if TYPE_CHECKING:
     from .sensitivity import Sensitivity as Sensitivity
     from .sensitivity import measure_sensitivity as measure_sensitivity
     from .step import capture_step as capture_step
+    from .task import dequantize as dequantize
     from .task import load_delta as load_delta
     from .task import merge as merge
     from .task import read_metadata as read_metadata

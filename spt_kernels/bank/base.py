@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..model.buffers import copied
 from ..model.check import check_trainable_itself
+from ..model.quantized import quantized_names
 from ..ops.write_delta import gather_original
 from ..task.base_model import BaseModel, holds_peft
 from ..task.file.fingerprint import Fingerprint
@@ -46,6 +47,11 @@ class Base:
             raise ValueError(
                 "model is tuned, a bank takes the plain base model: spt.unload(model) first, and "
                 "bank.add(name, tuned_model) for the task"
+            )
+        for name, quantized in quantized_names(model).items():
+            raise ValueError(
+                f"{name} is quantized to {quantized}, and a bank writes tasks into weights: give "
+                "it the float model, spt.dequantize(model), or switch tasks with load_delta"
             )
         for name, module in model.named_modules():
             if is_put_on(module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -104,6 +105,12 @@ def _task(_: Terminal, file: Path, limit: int) -> Shown:
         ("head", count(n_head)),
         ("fingerprinted tensors", count(len(task.base))),
     ]
+    quantized = Counter(print_.quantization for print_ in task.base.values())
+    del quantized[""]
+    value["quantized"] = dict(quantized)
+    if quantized:
+        told_of = [f"{count(n)} to {kind}" for kind, n in sorted(quantized.items())]
+        lines.append(("  quantized in the base", ", ".join(told_of)))
     return value, [facts(lines), "", _tensor_table(rows, limit)]
 
 

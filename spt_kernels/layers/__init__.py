@@ -8,6 +8,7 @@ from .lookup import sparse_deltas, tuned_modules
 from .lora import LoraConv2d, LoraLayer, LoraLinear
 from .norm import SparseDeltaNorm, tune_norm
 from .parameter import AttachDelta, attach_parameter, attach_whole
+from .quantized import QuantizedAdapterLinear, QuantizedDeltaLinear, QuantizedLoraLinear
 from .sparse_delta import SparseDelta, delta_of, restore_deltas, write_deltas
 from .tuned_class import is_tuned, plain_class
 
@@ -19,6 +20,9 @@ __all__ = [
     "LoraConv2d",
     "LoraLayer",
     "LoraLinear",
+    "QuantizedAdapterLinear",
+    "QuantizedDeltaLinear",
+    "QuantizedLoraLinear",
     "SetAside",
     "SparseDelta",
     "SparseDeltaConv2d",

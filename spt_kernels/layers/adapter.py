@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linear import SparseDeltaLinear
 from .structured import StructuredConv2d, StructuredLayer, StructuredLinear, add_to_rows
 from .traced_adapter import FrozenBase, TracedAdapter
 
@@ -51,7 +50,7 @@ class AdapterLayer(StructuredLayer):
         """The update of some rows of `y` `[..., out]`, made of `x` `[..., in]`, for a compiler."""
         down, down_bias = self.down_weight[:, own], self.down_bias[part]
         up, up_bias = self.up_weight[own], self.up_bias[own]
-        base = FrozenBase(self.weight.flatten(1), self.bias, rows)
+        base = FrozenBase(self._traced_weight().flatten(1), self.bias, rows)
         update: Tensor = TracedAdapter.apply(y[..., rows], x, down, down_bias, up, up_bias, base)
         return rows, update
 
@@ -87,7 +86,7 @@ class AdapterLinear(AdapterLayer, StructuredLinear):
         if torch.compiler.is_compiling():
             y = self._traced_base(input)
             return add_to_rows(y, [self._traced_update(input, y, *places) for places in ranges])
-        y = SparseDeltaLinear.forward(self, input)  # type: ignore[arg-type]
+        y = self._with_deltas(input)
         updates = []
         for rows, own, part in ranges:
             low = F.linear(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed.sharded import is_sharded
+from ..model.quantized import is_quantized
 from .keep_fp32 import keeping_fp32
 from .position_index import CheckedIndex, checked_index
 from .saved_deltas import SavedDeltas, gather
@@ -70,7 +71,8 @@ class DeltaHolder(SavedDeltas):
         target = self._parameters.get(local)
         if target is None:
             raise ValueError(f"{name} was given, but the {type(self).__name__} has no {local}")
-        if target.dtype not in DTYPES:
+        beside = is_quantized(target)
+        if target.dtype not in DTYPES and not beside:
             raise TypeError(f"{local} must be fp32, bf16, fp16 or fp64, got {target.dtype}")
         positions = checked_index(name, index, local, target).index  # [nnz] int32
         delta_name, index_name, original_name = self.delta_local_names(local)
@@ -83,12 +85,18 @@ class DeltaHolder(SavedDeltas):
         delta = nn.Parameter(values, requires_grad=len(values) > 0)
         if len(values):
             self.register_parameter(delta_name, delta)
-            self._spt_states[local] = self._new_state(local)
         else:
             self.__dict__[delta_name] = delta
             self.__dict__["_spt_empty"] = (*self._spt_empty_names, local)
         self.__dict__[index_name] = positions
+        if beside:
+            self.__dict__["_spt_beside"] = (*self._spt_beside_names, local)
+            self.__dict__[original_name] = values.new_empty(0)
+            self._tag(self.sparse_deltas()[local])
+            return
         self.__dict__[original_name] = gather(target, positions)
+        if len(values):
+            self._spt_states[local] = self._new_state(local)
         self._make_row_major([local])
         if len(values):
             self._spt_states[local].record(delta)

@@ -21,16 +21,17 @@ class HeldDeltas(Owner):
 
     def added_names(self) -> list[str]:
         """What tuning has added: names of parameters and of attributes, but for `_spt_...`."""
-        held = (*self._spt_states, *self._spt_empty_names)
+        held = (*self._spt_states, *self._spt_empty_names, *self._spt_beside_names)
         return [name for local in held for name in self.delta_local_names(local)]
 
     def sparse_deltas(self) -> dict[str, SparseDelta]:
         """Local parameter name -> its sparse delta."""
         found = {}
-        for local in (*self._spt_states, *self._spt_empty_names):
+        every = (*self._spt_states, *self._spt_empty_names, *self._spt_beside_names)
+        for local in dict.fromkeys(every):
             delta_name, index_name, original_name = self.delta_local_names(local)
-            written = self._spt_states.get(local)
-            delta = self.__dict__[delta_name] if written is None else self._parameters[delta_name]
+            written, of_none = self._spt_states.get(local), local in self._spt_empty_names
+            delta = self.__dict__[delta_name] if of_none else self._parameters[delta_name]
             found[local] = SparseDelta(
                 target=self._parameters[local],  # type: ignore[arg-type]
                 delta=delta,  # type: ignore[arg-type]
@@ -38,6 +39,7 @@ class HeldDeltas(Owner):
                 original=self.__dict__[original_name],
                 written=WrittenState() if written is None else written,
                 whole=local in self._spt_whole_names,
+                beside=local in self._spt_beside_names,
             )
         return found
 
@@ -94,12 +96,17 @@ class HeldDeltas(Owner):
         """Parameters of 16 bits that are trained whole."""
         return self.__dict__.get("_spt_whole", ())
 
+    @property
+    def _spt_beside_names(self) -> tuple[str, ...]:
+        """Quantized parameters, which a delta is kept beside of."""
+        return self.__dict__.get("_spt_beside", ())
+
     def _make_row_major(self, names: Iterable[str]) -> None:
         """Put parameters into the order of their positions, and remember the format they had."""
         for local in names:
             target = self._parameters[local]
             assert target is not None
-            if not target.is_contiguous():
+            if local not in self._spt_beside_names and not target.is_contiguous():
                 self.__dict__.setdefault("_spt_formats", {})[local] = format_of(target)
                 put_into(target, torch.contiguous_format)
 

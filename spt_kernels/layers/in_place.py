@@ -75,7 +75,8 @@ def set_aside(module: nn.Module) -> SetAside:
     kind: Any = type(module)
     deltas = module.sparse_deltas()
     write_deltas(delta for delta in deltas.values() if not delta.is_fresh)
-    written = {n: (gather(d.target, d.index), WrittenState()) for n, d in deltas.items()}
+    inside = {n: d for n, d in deltas.items() if not d.beside}
+    written = {n: (gather(d.target, d.index), WrittenState()) for n, d in inside.items()}
     for local, (_, state) in written.items():
         state.record(deltas[local].delta)
     restore_deltas(deltas.values())
@@ -106,13 +107,15 @@ def put_back(module: Any, aside: SetAside) -> None:
         _, index_name, original_name = module.delta_local_names(local)
         delta.target.requires_grad_(False)
         index = module.__dict__[index_name] = delta.index.to(device)
+        if delta.beside:
+            continue
         original = gather(delta.target, index)
         module.__dict__[original_name] = original.zero_() if delta.whole else original
     if any(delta.index.device != device for delta in deltas.values()):
         module._index_changed()
     module._tag_all()
-    for local, delta in module.sparse_deltas().items():
-        values, state = aside.written[local]
+    for local, (values, state) in aside.written.items():
+        delta = module.sparse_deltas()[local]
         if state.matches(delta.delta) and values.dtype == delta.target.dtype:
             delta.target.view(-1)[delta.index.long()] = values.to(device)
             delta.written.record(delta.delta)

@@ -28,6 +28,15 @@ class LinearWithDeltas(SparseDeltaLayer, nn.Linear):
             pattern = DeltaPattern.of(index, self.out_features, self.in_features)
         self.__dict__["_spt_pattern"] = pattern
 
+    def _traced_base(self, x: Tensor) -> Tensor:
+        """The output with the deltas in code for a compiler, which need not keep a cast weight."""
+        weight, bias = self._traced_weight(), self.bias
+        if not torch.is_grad_enabled():
+            return F.linear(x, weight, bias)
+        deltas = self.trained_tensors()
+        y: Tensor = TunedLinear.apply(x, weight, bias, *deltas, None, None, None)
+        return y
+
 
 class SparseDeltaLinear(LinearWithDeltas):
     """A frozen Linear plus a sparse delta; the forward is that of the plain layer.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from ..model.quantized import logical_shape
 from .mask_keys import draw_seed
 from .pointwise_lora import PointwiseLora
 from .row_ranges import groups_of
@@ -39,7 +40,7 @@ class LoraLayer(StructuredLayer):
         ranges = self.__dict__["_spt_ranges"]
         self.__dict__["_spt_plain_call"] = LoraCall(groups_of(ranges), spec.scale)
         n_ranges, n_rows = len(spec.rows), sum(stop - start for start, stop in spec.rows)
-        self.lora_a = nn.Parameter(torch.empty(n_ranges * spec.rank, self.weight.shape[1]))
+        self.lora_a = nn.Parameter(torch.empty(n_ranges * spec.rank, logical_shape(self.weight)[1]))
         self.lora_b = nn.Parameter(torch.zeros(n_rows, spec.rank))
         for down in self.lora_a.data.split(spec.rank):
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
@@ -48,7 +49,7 @@ class LoraLayer(StructuredLayer):
     def update(self) -> Tensor:
         """`scale · B_i A_i` in its rows, zeros elsewhere: `[out, in]`, fp32; what merging adds."""
         own = self.__dict__
-        total = self.lora_a.new_zeros(self.weight.shape[:2])
+        total = self.lora_a.new_zeros(logical_shape(self.weight)[:2])
         with torch.no_grad():
             for rows, rows_of_b, part in own["_spt_ranges"]:
                 total[rows] = own["_spt_spec"].scale * (self.lora_b[rows_of_b] @ self.lora_a[part])

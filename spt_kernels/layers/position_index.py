@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..model.quantized import is_quantized, logical_numel
 from .row_major import layout_problem
 
 
@@ -28,7 +29,7 @@ def checked_index(
         index: int32 or int64 `[nnz]`, sorted, without duplicates, on the target's device; or what
             this function made of it for this target before.
         target_name: of the tensor that is indexed, for messages.
-        target: floating tensor, contiguous or channels-last.
+        target: floating tensor, contiguous or channels-last; or quantized.
 
     Raises:
         TypeError: the index is not an int32 or int64 tensor, or the target is not floating.
@@ -44,16 +45,17 @@ def checked_index(
         raise TypeError(f"{name} must be int32 or int64, got {index.dtype}")
     if index.dim() != 1:
         raise ValueError(f"{name} must be a vector, got shape {tuple(index.shape)}")
-    if not target.is_floating_point():
-        raise TypeError(f"{target_name} must be floating, got {target.dtype}")
-    layout = layout_problem(target_name, target)
-    if layout:
-        raise ValueError(layout)
+    if not is_quantized(target):
+        if not target.is_floating_point():
+            raise TypeError(f"{target_name} must be floating, got {target.dtype}")
+        layout = layout_problem(target_name, target)
+        if layout:
+            raise ValueError(layout)
     if index.device != target.device:
         raise ValueError(
             f"{name} must be on {target.device} like {target_name}, got {index.device}"
         )
-    problem = position_problem(index, target.numel())
+    problem = position_problem(index, logical_numel(target))
     if problem:
         raise ValueError(f"{name} {problem}")
     return CheckedIndex(index.to(torch.int32, copy=True).contiguous(), target)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..distributed.sharded import is_sharded
+from ..model.quantized import logical_numel
 from .held_deltas import HeldDeltas
 from .position_index import position_problem
 from .sparse_delta import SparseDelta
@@ -27,6 +28,8 @@ class SavedDeltas(HeldDeltas):
     def _constants(self) -> dict[str, Tensor]:
         held = [local for local in self._spt_states if local not in self._spt_whole_names]
         names = [name for local in held for name in self.delta_local_names(local)[1:]]
+        beside = [local for local in self._spt_beside_names if local not in self._spt_empty_names]
+        names += [self.delta_local_names(local)[1] for local in beside]
         return {name: self.__dict__[name] for name in names}
 
     def _load_from_state_dict(
@@ -92,7 +95,8 @@ class SavedDeltas(HeldDeltas):
     def _problems_of_constants(self, state_dict: Mapping[str, Any], prefix: str) -> list[str]:
         """What is wrong with the positions and originals in a state dict."""
         problems = []
-        for local in (*self._spt_states, *self._spt_empty_names):
+        every = (*self._spt_states, *self._spt_empty_names, *self._spt_beside_names)
+        for local in dict.fromkeys(every):
             _, index_name, original_name = self.delta_local_names(local)
             for name in (index_name, original_name):  # not in it of what is trained whole
                 value, own = state_dict.get(prefix + name), self.__dict__[name]
@@ -104,7 +108,7 @@ class SavedDeltas(HeldDeltas):
                 elif name == index_name and value.dtype not in (torch.int32, torch.int64):
                     problems.append(f"{prefix}{name} must be int32 or int64, got {value.dtype}")
                 elif name == index_name and value.device.type != "meta":
-                    numel = self._parameters[local].numel()  # type: ignore[union-attr]
+                    numel = logical_numel(self._parameters[local])  # type: ignore[arg-type]
                     problem = position_problem(value, numel)
                     problems += [f"{prefix}{name} {problem}"] if problem else []
         return problems
@@ -124,6 +128,8 @@ class SavedDeltas(HeldDeltas):
         self.__dict__["_spt_written"] = {local: self._new_state(local) for local in fresh}
         for local, delta in self.sparse_deltas().items():
             self._tag(delta)
+            if delta.beside:
+                continue
             if delta.original.dtype != delta.target.dtype:  # a copy may be made in another dtype
                 _, _, original_name = self.delta_local_names(local)
                 self.__dict__[original_name] = delta.original.to(delta.target.dtype)

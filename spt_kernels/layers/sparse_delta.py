@@ -55,13 +55,14 @@ class WrittenState:
     forward sees is gathered from them.
     """
 
-    __slots__ = ("by_optimizer", "index_name", "is_sharded", "local", "name", "state")
+    __slots__ = ("by_optimizer", "index_name", "is_away", "is_sharded", "local", "name", "state")
 
     def __init__(self, name: str = "", index_name: str | None = None) -> None:
         self.name = name  # of the delta in its module
         self.index_name = index_name  # of its positions; None where they are all
         self.state: tuple[int, int] | None = None
         self.by_optimizer = False
+        self.is_away = False  # the target is offloaded: whoever fetches it writes the delta
         self.is_sharded = False
         self.local: Any = None  # see `sharded_delta`
 
@@ -105,6 +106,9 @@ def storage_of(tensor: Tensor) -> int:
 class SparseDelta:
     """The trained entries of one frozen tensor.
 
+    Of a quantized matrix nothing is written into: the delta is `beside` it, an ordinary parameter
+    that the layer adds the product with. All else is told of the others here.
+
     `target` follows `delta` by itself when a `torch.optim.Optimizer` steps, and when the delta is
     changed in place or gets new `.data`. It cannot follow an optimizer that is no such class and
     writes into `delta.data`, which leaves no trace: call `write`, or `write_deltas` on the values
@@ -118,6 +122,8 @@ class SparseDelta:
         written: which state of `delta` was written last.
         whole: whether `delta` are the values themselves, all of them, of the shape of `target`,
             which is of 16 bits and too coarse to be trained: then `original` is zero.
+        beside: whether `target` is quantized and holds its base values alone: then `original` is
+            empty.
     """
 
     target: Tensor
@@ -126,6 +132,7 @@ class SparseDelta:
     original: Tensor
     written: WrittenState = field(default_factory=WrittenState)
     whole: bool = False
+    beside: bool = False
 
     def __repr__(self) -> str:
         return (
@@ -135,11 +142,16 @@ class SparseDelta:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether `target` holds the delta as it is now, as far as versions can tell."""
-        return self.written.matches(self.delta)
+        """Whether `target` holds what it should of the delta, as far as versions can tell."""
+        return self.beside or self.written.matches(self.delta)
+
+    @property
+    def is_away(self) -> bool:
+        """Whether `target` is offloaded, so that base + delta is written when it is fetched."""
+        return self.written.is_away
 
     def write(self) -> None:
-        """Write base + delta into `target`."""
+        """Write base + delta into `target`, unless that is offloaded."""
         write_deltas([self])
 
     def restore(self) -> None:
@@ -157,9 +169,13 @@ class SparseDelta:
 def write_deltas(deltas: Iterable[SparseDelta]) -> None:
     """Write base + delta into every target, one launch per device.
 
-    Where FSDP has sharded them, every process of the mesh must call this with the same deltas.
+    Where FSDP has sharded them, every process of the mesh must call this with the same deltas. What
+    is offloaded is written when it is fetched.
     """
-    chosen = list(deltas)
+    written = [d for d in deltas if not d.beside]
+    chosen = [d for d in written if not d.is_away]
+    if len(chosen) < len(written):  # a graph that has saved these weights is told as by a write
+        torch.autograd.graph.increment_version([d.target for d in written if d.is_away])
     _write(chosen, restore=False)
     for d in chosen:
         d.written.record(d.delta)
@@ -167,10 +183,27 @@ def write_deltas(deltas: Iterable[SparseDelta]) -> None:
 
 def restore_deltas(deltas: Iterable[SparseDelta]) -> None:
     """Write the base values into every target that has them, one launch per device."""
-    chosen = [d for d in deltas if not d.whole]
+    chosen = [d for d in deltas if not (d.whole or d.beside)]
+    if any(d.is_away for d in chosen):
+        raise RuntimeError("weights are offloaded: spt.offload(model, 'nothing') brings them back")
     _write(chosen, restore=True)
     for d in chosen:
         d.written.forget()
+
+
+@torch.no_grad()
+def write_into(delta: SparseDelta, copy: Tensor) -> None:
+    """Write base + delta into a copy of the target, elsewhere or rounded to a narrower dtype."""
+    index, original, values = (
+        t.detach().to(copy.device) for t in (delta.index, delta.original, delta.delta)
+    )
+    if copy.dtype == original.dtype:
+        held = nn.Parameter(values, requires_grad=False)
+        _write(
+            [SparseDelta(target=copy, delta=held, index=index, original=original)], restore=False
+        )
+    else:
+        copy.view(-1).index_copy_(0, index.long(), (original + values).to(copy.dtype))  # [nnz]
 
 
 @torch.no_grad()
@@ -226,11 +259,15 @@ def slot_of(delta: SparseDelta) -> DeltaSlot | None:
 
 
 def delta_of(parameter: Tensor) -> SparseDelta | None:
-    """The sparse delta that a parameter is the trained part of; None for any other tensor."""
+    """The sparse delta that a parameter is the trained part of, to be written after each step.
+
+    None for any other tensor, and for a delta beside a quantized matrix.
+    """
     owner = owner_of(parameter)
     if owner is None:
         return None
-    return next((d for d in owner.sparse_deltas().values() if d.delta is parameter), None)
+    found = next((d for d in owner.sparse_deltas().values() if d.delta is parameter), None)
+    return None if found is None or found.beside else found
 
 
 def owner_of(parameter: Tensor) -> Owner | None:

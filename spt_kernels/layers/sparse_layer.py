@@ -49,6 +49,10 @@ class SparseDeltaLayer(DeltaHolder):
             bias.requires_grad_(False)
         self._index_changed()
 
+    def _traced_weight(self) -> Tensor:
+        """The weight, base + delta, in code for a compiler."""
+        return self.weight
+
     def _own_parameters(self) -> tuple[Any, Any]:
         """Weight and bias; the way through the module costs as much as all else of a call."""
         parameters = self._parameters

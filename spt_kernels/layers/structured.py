@@ -6,20 +6,18 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model import is_pointwise
 from .conv import ConvWithDeltas, geometry_of
 from .delta_holder import DeltaHolder
 from .keep_fp32 import keeping_fp32
-from .linear import LinearWithDeltas
+from .linear import LinearWithDeltas, SparseDeltaLinear
 from .row_ranges import ranges_of
 from .sparse_delta import tag
 from .sparse_layer import SparseDeltaLayer
 from .tuned_class import Shown, share_contents
 from .tuned_conv import TunedConv2d
-from .tuned_linear import TunedLinear
 
 
 class StructuredLayer(SparseDeltaLayer):
@@ -125,14 +123,9 @@ class StructuredLinear(StructuredLayer, LinearWithDeltas):
             raise TypeError(f"base must be an nn.Linear, got {type(base).__name__}")
         _check_rows(spec, base.out_features)
 
-    def _traced_base(self, x: Tensor) -> Tensor:
-        """The base layer's output in code for a compiler, which need not keep a cast weight."""
-        weight, bias = self.weight, self.bias
-        if not torch.is_grad_enabled():
-            return F.linear(x, weight, bias)
-        deltas = self.trained_tensors()
-        y: Tensor = TunedLinear.apply(x, weight, bias, *deltas, None, None, None)
-        return y
+    def _with_deltas(self, x: Tensor) -> Tensor:
+        """The base layer's output, of which the deltas are trained."""
+        return SparseDeltaLinear.forward(self, x)  # type: ignore[arg-type]
 
 
 class StructuredConv2d(StructuredLayer, ConvWithDeltas):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -85,9 +86,6 @@ class TunedLinear(torch.autograd.Function):
         lora: LoraCall | None,
     ) -> Tensor:
         """`[..., out]`; the dtype is that which autocast, if it is on, gives to `F.linear`."""
-        needs_x, _, _, needs_delta, _, needs_bias_delta, _, needs_a, needs_b, _ = (
-            ctx.needs_input_grad
-        )
         inner: Tensor | None = None
         if lora is None:
             y = F.linear(x, weight, bias)
@@ -95,72 +93,119 @@ class TunedLinear(torch.autograd.Function):
             y, inner = linear_with_lora(x, weight, bias, lora_a, lora_b, lora)
         if not torch.compiler.is_compiling() and y._is_view():
             y = y.data  # no view any more, so that what follows may work on it in place
-        recipe: SavedInput | None = None
-        to_save: Tensors = (weight if needs_x else None,)  # each, and each None, costs the host
-        if needs_delta or needs_a:
-            columns = None if needs_a or pattern is None else pattern.columns
-            recipe, kept = SavedInput.of(x, y.dtype, columns)
-            to_save += kept
-        if lora is not None:
-            a_is_read = needs_x or needs_a
-            of_lora = (lora_a if a_is_read else None, lora_b if a_is_read else None)
-            to_save = (*of_lora, inner if needs_b else None, *to_save)
-        if needs_bias_delta:
-            to_save = (bias_index, *to_save)
-        ctx.save_for_backward(*to_save)
-        ctx.saved_input = recipe
-        ctx.how = pattern, lora, weight.shape[1], x.dtype
+        keep_for_gradients(
+            *(ctx, x, y.dtype, weight, weight.shape[1], pattern, bias_index),
+            *(lora_a, lora_b, inner, lora),
+        )
         return y
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the input, the deltas and the LoRA; never one of the whole weight."""
-        needs_x, _, _, needs_delta, _, needs_bias_delta, _, needs_a, needs_b, _ = (
-            ctx.needs_input_grad
-        )
-        lora: LoraCall | None
-        pattern, lora, in_features, x_dtype = ctx.how
-        recipe: Any = ctx.saved_input
-        saved = ctx.saved_tensors
-        bias_index: Any = None
-        lora_a: Any = None
-        lora_b: Any = None
-        inner: Any = None
+        return tuned_gradients(ctx, grad_output)
+
+
+def keep_for_gradients(
+    ctx: Any,
+    x: Tensor,
+    dtype: torch.dtype,
+    weight: Tensor | None,
+    in_features: int,
+    pattern: DeltaPattern | None,
+    bias_index: Tensor | None,
+    lora_a: Tensor | None,
+    lora_b: Tensor | None,
+    inner: Tensor | None,
+    lora: LoraCall | None,
+) -> None:
+    """Keep for `tuned_gradients` what they need of a forward.
+
+    Args:
+        ctx: of an autograd function with the arguments of `TunedLinear`.
+        x: its input.
+        dtype: in which it has computed.
+        weight: what the gradient of the input is made with.
+        in_features: of the layer.
+        pattern: of the delta of the weight.
+        bias_index: of that of the bias.
+        lora_a: of the LoRA.
+        lora_b: of the LoRA.
+        inner: its bottleneck.
+        lora: what it is.
+    """
+    needs_x, _, _, needs_delta, _, needs_bias_delta, _, needs_a, needs_b, _ = ctx.needs_input_grad
+    recipe: SavedInput | None = None
+    to_save: Tensors = (weight if needs_x else None,)  # each, and each None, costs the host
+    if needs_delta or needs_a:
+        columns = None if needs_a or pattern is None else pattern.columns
+        recipe, kept = SavedInput.of(x, dtype, columns)
+        to_save += kept
+    if lora is not None:
+        a_is_read = needs_x or needs_a
+        of_lora = (lora_a if a_is_read else None, lora_b if a_is_read else None)
+        to_save = (*of_lora, inner if needs_b else None, *to_save)
+    if needs_bias_delta:
+        to_save = (bias_index, *to_save)
+    ctx.save_for_backward(*to_save)
+    ctx.saved_input = recipe
+    ctx.how = pattern, lora, in_features, x.dtype
+
+
+def tuned_gradients(
+    ctx: Any, grad_output: Tensor, made: Callable[[Tensor | None], Tensor] | None = None
+) -> tuple[Tensor | None, ...]:
+    """Gradients for each argument of `TunedLinear`, from what was kept for them.
+
+    Args:
+        ctx: of the function.
+        grad_output: `[..., out]`.
+        made: makes the weight of what was kept in its place, once the rest is done.
+    """
+    needs_x, _, _, needs_delta, _, needs_bias_delta, _, needs_a, needs_b, _ = ctx.needs_input_grad
+    lora: LoraCall | None
+    pattern, lora, in_features, x_dtype = ctx.how
+    recipe: Any = ctx.saved_input
+    saved = ctx.saved_tensors
+    bias_index: Any = None
+    lora_a: Any = None
+    lora_b: Any = None
+    inner: Any = None
+    if needs_bias_delta:
+        bias_index, *saved = saved
+    if lora is not None:
+        lora_a, lora_b, inner, *saved = saved
+    weight, *kept = saved
+    x: Any = None
+    grad_inner: Any = None
+    grad_x = grad_delta = grad_bias_delta = grad_a = grad_b = None
+    gy = grad_output.reshape(-1, grad_output.shape[-1])  # [tokens, out]
+    with without_autocast(grad_output.device):
+        if recipe is not None:
+            x = recipe.rebuild(kept)
+        if needs_delta:
+            some = recipe.kind == "columns"
+            grad_delta = sparse_gradient(gy, x, pattern.compacted if some else pattern.whole)
         if needs_bias_delta:
-            bias_index, *saved = saved
+            grad_bias_delta = _grad_of_bias(gy, bias_index)
         if lora is not None:
-            lora_a, lora_b, inner, *saved = saved
-        weight, *kept = saved
-        x: Any = None
-        grad_inner: Any = None
-        grad_x = grad_delta = grad_bias_delta = grad_a = grad_b = None
-        gy = grad_output.reshape(-1, grad_output.shape[-1])  # [tokens, out]
-        with without_autocast(grad_output.device):
-            if recipe is not None:
-                x = recipe.rebuild(kept)
-            if needs_delta:
-                some = recipe.kind == "columns"
-                grad_delta = sparse_gradient(gy, x, pattern.compacted if some else pattern.whole)
-            if needs_bias_delta:
-                grad_bias_delta = _grad_of_bias(gy, bias_index)
-            if lora is not None:
-                if needs_b:
-                    grad_b = _grad_of_b(gy, inner, lora)
-                if needs_x or needs_a:
-                    grad_inner = _grad_of_inner(gy, lora_b, lora)  # [tokens, ranges · rank]
-                if needs_a:
-                    # into what was rebuilt, but not into another's tensor
-                    x = lora.dropped(x) if recipe.kind == "tensor" else lora.drop_(x)
-                    grad_a = grad_inner.t() @ x.reshape(-1, in_features)
-            del x  # before the gradient of the same size is made
-            if needs_x:
-                flat = grad_of_x(gy, weight, grad_inner, lora_a, lora)
-                grad_x = cast(flat.view(*grad_output.shape[:-1], in_features), x_dtype)
-        return (
-            *(grad_x, None, None, grad_delta, None),
-            *(grad_bias_delta, None, grad_a, grad_b, None),
-        )
+            if needs_b:
+                grad_b = _grad_of_b(gy, inner, lora)
+            if needs_x or needs_a:
+                grad_inner = _grad_of_inner(gy, lora_b, lora)  # [tokens, ranges · rank]
+            if needs_a:
+                # into what was rebuilt, but not into another's tensor
+                x = lora.dropped(x) if recipe.kind == "tensor" else lora.drop_(x)
+                grad_a = grad_inner.t() @ x.reshape(-1, in_features)
+        del x  # before the gradient of the same size is made
+        if needs_x:
+            weight = weight if made is None else made(weight)
+            flat = grad_of_x(gy, weight, grad_inner, lora_a, lora)
+            grad_x = cast(flat.view(*grad_output.shape[:-1], in_features), x_dtype)
+    return (
+        *(grad_x, None, None, grad_delta, None),
+        *(grad_bias_delta, None, grad_a, grad_b, None),
+    )
 
 
 def linear_with_lora(
@@ -176,7 +221,7 @@ def linear_with_lora(
     if lora is None or lora_a is None or lora_b is None:
         return y, None
     y = y.contiguous()
-    return y, _add_lora(y, x, lora_a, lora_b, lora)
+    return y, add_lora(y, x, lora_a, lora_b, lora)
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -197,7 +242,7 @@ def wide_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _add_lora(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, lora: LoraCall) -> Tensor:
+def add_lora(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, lora: LoraCall) -> Tensor:
     """Add `scale · B A dropout(x)` into `y`; returns the bottleneck `[tokens, ranges · rank]`."""
     dtype = y.dtype
     flat, low = y.view(-1, y.shape[-1]), cast(lora_b, dtype)  # [tokens, out]

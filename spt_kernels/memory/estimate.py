@@ -27,6 +27,10 @@ class MemoryEstimate:
         num_trainable: parameters that are trained, head included.
         checkpointing: whether blocks are recomputed in the backward.
         device: whose ways of computing are accounted for, `"cpu"` or `"cuda"`.
+        offload: what of the weights is on the host, as `offload` of `spt_kernels` calls it.
+        host_bytes: how much that is, with copies in the dtype of autocast and what an
+            `OffloadedAdamW` keeps there; no part of the peak.
+        fetched_bytes: what of it is copied to the device in one step.
         made_up_scores: whether what is trained was chosen by scores that nobody measured.
         num_head: of `num_trainable`, the head's; of an MLP head those of its last layer.
         backbone_numel: parameters of the plain model without its head. Of a model that is tuned
@@ -43,6 +47,9 @@ class MemoryEstimate:
     checkpointing: bool = False
     device: str = "cuda"
     made_up_scores: bool = False
+    offload: str = "nothing"
+    host_bytes: int = 0
+    fetched_bytes: int = 0
     num_head: int = field(default=0, compare=False)
     backbone_numel: int = field(default=0, compare=False)
 
@@ -76,6 +83,9 @@ class MemoryEstimate:
             "dtype": self.dtype,
             "device": self.device,
             "checkpointing": self.checkpointing,
+            "offload": self.offload,
+            "host_bytes": self.host_bytes,
+            "fetched_bytes": self.fetched_bytes,
             "training": self.training,
             "num_trainable": self.num_trainable,
             "trained": self.trained,

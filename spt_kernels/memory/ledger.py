@@ -37,11 +37,15 @@ class Ledger(TorchDispatchMode):
         self._categories: dict[int, str] = {}  # entry -> category, where known
         self._live: dict[int, tuple[int, Any]] = {}  # address -> entry, weak reference
         self._events: list[tuple[int, int]] = []  # (entry, +1 allocated or -1 freed)
+        self._elsewhere: dict[int, Any] = {}  # address -> storage that is not on this device
+        # address -> storage whose memory comes and goes, what it is for, its entry while it has any
+        self._followed: dict[int, tuple[Any, str, int | None]] = {}
         self._forward: set[int] | None = None  # entries made since the forward began
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        self._follow()
         result = func(*args, **(kwargs or {}))
         for leaf in tree_iter(result):
             if self._counts(leaf):
@@ -61,6 +65,22 @@ class Ledger(TorchDispatchMode):
             if self._counts(tensor):
                 self._categories.setdefault(self._book(tensor), category)
 
+    def follow(self, buffers: Iterable[Tensor], elsewhere: Iterable[Tensor], category: str) -> None:
+        """Book what buffers have of memory at each moment, by the size of their storage.
+
+        Args:
+            buffers: storages that are resized while they live.
+            elsewhere: tensors of another device, which are not booked.
+            category: what the buffers are for.
+        """
+        for tensor in elsewhere:
+            storage = tensor.untyped_storage()
+            self._elsewhere[storage._cdata] = storage
+        for tensor in buffers:
+            storage = tensor.untyped_storage()
+            self._followed[storage._cdata] = storage, category, None
+        self._follow()
+
     def begin_forward(self) -> None:
         """From here on, what stays alive until `end_forward` is an activation."""
         self._forward = set()
@@ -74,10 +94,12 @@ class Ledger(TorchDispatchMode):
 
     def bytes_alive(self) -> dict[str, int]:
         """Bytes by category at this moment."""
+        self._follow()
         return self._totals(self._events)
 
     def moment(self) -> int:
         """Now, for `peak_of_step` to begin at."""
+        self._follow()
         return len(self._events)
 
     def curve(self, since: int) -> list[int]:
@@ -95,7 +117,9 @@ class Ledger(TorchDispatchMode):
         What the step leaves behind, as the optimizer's state, was there before a later one: it
         counts as if it had been there from `since` on. Gradients do not, as they are dropped.
         """
+        self._follow()
         left = {entry for entry, _ in self._live.values()}
+        left |= {entry for _, _, entry in self._followed.values() if entry is not None}
         left -= {entry for entry in left if self._categories.get(entry) == "gradients"}
         before, after = self._events[:since], self._events[since:]
         lasting = [(entry, +1) for entry, _ in after if entry in left]
@@ -117,9 +141,23 @@ class Ledger(TorchDispatchMode):
             totals[self._categories.get(entry, "temporary")] += sign * self._sizes[entry]
         return totals
 
+    def _follow(self) -> None:
+        for address, (storage, category, entry) in self._followed.items():
+            n_bytes = storage.nbytes()
+            if entry is not None and n_bytes == 0:
+                self._events.append((entry, -1))
+                self._followed[address] = storage, category, None
+            elif entry is None and n_bytes > 0:
+                entry = self._enter(n_bytes)
+                self._categories[entry] = category
+                self._followed[address] = storage, category, entry
+
     def _counts(self, value: Any) -> TypeGuard[Tensor]:
         # a sparse tensor has no storage: its indices and values are tensors of their own
-        return isinstance(value, self._counted) and value.layout == torch.strided
+        if not isinstance(value, self._counted) or value.layout != torch.strided:
+            return False
+        address = value.untyped_storage()._cdata
+        return address not in self._elsewhere and address not in self._followed
 
     def _enter(self, n_bytes: int) -> int:
         self._sizes.append(-(-n_bytes // self.BLOCK_BYTES) * self.BLOCK_BYTES)

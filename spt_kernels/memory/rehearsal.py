@@ -19,7 +19,10 @@ from ..methods import Method, entry_of, tune
 from ..methods.method import name_of
 from ..methods.peft_shira import let_fakes_run
 from ..model import HeadPatterns, backbone_numel, head_names
+from ..model.check import check_not_offloaded
 from ..model.head import as_patterns
+from ..offloading import OffloadedAdamW
+from ..offloading.streamed_block import StreamedBlock
 from ..plan import Plan
 from ..recomputation import Recomputation, parts_of, recompute_by
 from ..recomputation import recompute as recompute_parts
@@ -52,6 +55,8 @@ def estimate_memory(
     checkpointing: bool = False,
     recompute: What | None = None,
     device: str = "cuda",
+    offload: str = "nothing",
+    keep_bytes: int = 0,
 ) -> MemoryEstimate:
     """Account for the peak memory of a training step (or of inference) without running one.
 
@@ -86,6 +91,9 @@ def estimate_memory(
         device: `"cuda"` accounts for what PyTorch keeps and makes on a card of sm_80 or newer (its
             attention kernels, its autocast, its dropout, blocks of 512 bytes), without one; `"cpu"`
             for what it does on a CPU.
+        offload: what of the frozen weights is on the host, as `offload` has it: `"frozen"`,
+            `"forward-only"` or `"nothing"`.
+        keep_bytes: of these, what stays on the device nevertheless.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -106,6 +114,8 @@ def estimate_memory(
         checkpointing=checkpointing,
         recompute=recompute,
         device=device,
+        offload=offload,
+        keep_bytes=keep_bytes,
         image_shape=_as_shape(batch_shape)[1:],
     ).at(batch_shape)
 
@@ -171,13 +181,22 @@ class Rehearsal:
         self._optimizer: torch.optim.Optimizer | None = None
         # An optimizer of ours leaves its state and nothing else behind its first step; what
         # another one does in that alone is seen in a second one.
-        self._steps = 2 if callable(step.optimizer) else 1
-        with self._fakes, self._ledger:
-            self._ledger.mark(itertools.chain(tensors_of(twin), besides), "weights")
+        # Weights are fetched ahead once the order of the blocks is known.
+        self._steps = 2 if callable(step.optimizer) or step.offload != "nothing" else 1
+        self._on_host: list[StreamedBlock | OffloadedAdamW] = []
+        with self._fakes:
+            for block in step.offload_weights(twin):
+                self._ledger.follow(block.buffers, block.on_host, "weights")
+                self._on_host.append(block)
             if step.training:
                 self._optimizer = step.make_optimizer(twin)
-            if step.device == "cuda" and self._optimizer is not None:
-                take_default_path(self._optimizer)
+            if isinstance(self._optimizer, OffloadedAdamW):
+                self._ledger.follow(self._optimizer.buffers, self._optimizer.on_host, "optimizer")
+                self._on_host.append(self._optimizer)
+        if step.device == "cuda" and self._optimizer is not None:
+            take_default_path(self._optimizer)
+        with self._fakes, self._ledger:
+            self._ledger.mark(itertools.chain(tensors_of(twin), besides), "weights")
 
     def at(self, batch_shape: Sequence[int]) -> MemoryEstimate:
         """The estimate for one shape of the input; errors are those of `estimate_memory`."""
@@ -222,7 +241,7 @@ class Rehearsal:
         self, shape: tuple[int, ...], watched: AbstractContextManager[object]
     ) -> MemoryEstimate:
         step, began = self._step, self._ledger.moment()
-        self._run(shape, watched)
+        fetched_bytes = self._run(shape, watched)
         by_category = self._ledger.peak_of_step(began)
         return MemoryEstimate(
             peak_bytes=sum(by_category.values()),
@@ -235,25 +254,32 @@ class Rehearsal:
             checkpointing=step.checkpointing,
             device=step.device,
             made_up_scores=self._is_made_up,
+            offload=step.offload,
+            host_bytes=sum(held.host_bytes for held in self._on_host),
+            fetched_bytes=fetched_bytes,
             num_head=self._counts.head,
             backbone_numel=self._counts.backbone,
         )
 
-    def _run(self, shape: tuple[int, ...], watched: AbstractContextManager[object]) -> None:
+    def _run(self, shape: tuple[int, ...], watched: AbstractContextManager[object]) -> int:
+        """Take steps, the last of them watched; bytes that it fetched from the host."""
         step, ledger = self._step, self._ledger
         self._twin.zero_grad(set_to_none=True)
         with self._fakes, ledger:
             batch = torch.empty(shape, dtype=step.weight_dtype)
             ledger.mark([batch], "activations")
-            if not step.training:
-                with watched:
-                    step.infer(self._twin, batch)
-                return
-            for _ in range(self._steps - 1):
-                step.train(self._twin, batch, self._optimizer, ledger)
+            for left in reversed(range(self._steps)):
+                before = self._fetched_bytes()
+                with watched if left == 0 else contextlib.nullcontext():
+                    if step.training:
+                        step.train(self._twin, batch, self._optimizer, ledger)
+                    else:
+                        step.infer(self._twin, batch)
             self._steps = 1
-            with watched:
-                step.train(self._twin, batch, self._optimizer, ledger)
+        return self._fetched_bytes() - before
+
+    def _fetched_bytes(self) -> int:
+        return sum(held.fetched_bytes for held in self._on_host)
 
 
 @dataclass(frozen=True)
@@ -288,6 +314,7 @@ def _choose(
     """How to tune the model, None for not at all, by which plan, and what to call it."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_not_offloaded(model, "account for")
     if plan is not None and not isinstance(plan, Plan):
         raise TypeError(
             f"plan must be a Plan, got {type(plan).__name__}: Plan.load(path) reads a file"

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
+from ..offloading import WHAT, blocks_on_host, offload
+from ..offloading.streamed_block import StreamedBlock
 from ..recomputation.choice import What
 from ..recomputation.conditions import NotRecomputable
 from .cuda import run_backward
@@ -33,12 +35,16 @@ class Step:
     checkpointing: bool = False
     recompute: What | None = None
     device: str = "cuda"
+    offload: str = "nothing"
+    keep_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.device not in DEVICES:
             raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
+        if self.offload not in WHAT:
+            raise ValueError(f"offload must be one of {', '.join(WHAT)}, got {self.offload!r}")
         if not callable(self.optimizer) and self.optimizer not in OPTIMIZERS:
             raise ValueError(
                 "optimizer must be 'adamw', 'sgd', 'none' or a function of the model, "
@@ -62,6 +68,17 @@ class Step:
     def weight_dtype(self) -> torch.dtype | None:
         """What the weights are cast to, None for nothing."""
         return torch.bfloat16 if self.dtype == "bf16" else None
+
+    def offload_weights(self, model: nn.Module) -> list[StreamedBlock]:
+        """Put weights on the host as is asked for; the blocks that they are of."""
+        if self.offload == "nothing":
+            return []
+        offload(model, self.offload, keep_bytes=self.keep_bytes)
+        blocks = blocks_on_host(model)
+        if self.dtype == "bf16-autocast":
+            for block in blocks:
+                block.make_ready(torch.bfloat16)
+        return blocks
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer | None:
         """The optimizer of what requires a gradient."""

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_iter
 
 from ..layers import sparse_deltas
 from ..layers.sparse_gradient import DeltaPattern
+from ..model.quantized import inner_tensors, is_quantized
 from ..ops.sparse_weight_grad import SparsePattern
 
 
@@ -32,13 +33,16 @@ def fake_copy(
         a forward may look at their values.
     """
     tuning = getattr(model, "spt_tuning", None)
-    tensors = {id(t): t for t in tensors_of(model)}
+    tensors = {id(t): t for t in _held_by(model)}
     kept = set()
     if tuning is not None:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         kept = {id(p) for name, p in trained.items() if name not in tuning.plan.head}
     memo: dict[int, Any] = {}
     for key, tensor in tensors.items():
+        if is_quantized(tensor):
+            memo[key] = _quantized_fake(tensor, fakes, dtype)
+            continue
         fake = tensor.detach()
         if not isinstance(tensor, FakeTensor):
             is_cast = tensor.is_floating_point() and key not in kept
@@ -79,11 +83,39 @@ def _on_cpu(pattern: SparsePattern) -> SparsePattern:
 
 
 def tensors_of(model: nn.Module) -> Iterator[Tensor]:
-    """Parameters, buffers, and what sparse deltas hold besides: positions and base values."""
+    """Parameters, buffers, and what sparse deltas hold besides: positions and base values.
+
+    Of a quantized parameter, the tensors that it is made of.
+    """
+    for tensor in _held_by(model):
+        yield from inner_tensors(tensor).values() if is_quantized(tensor) else (tensor,)
+
+
+def _held_by(model: nn.Module) -> Iterator[Tensor]:
     yield from model.parameters()
     yield from model.buffers()
     for delta in sparse_deltas(model).values():
         yield from (delta.index, delta.original)
+
+
+def _quantized_fake(tensor: Any, fakes: FakeTensorMode, dtype: torch.dtype | None) -> Tensor:
+    """A quantized parameter of fakes in the place of its inner tensors, `dtype` as `fake_copy`."""
+    inner = {
+        id(t): t.detach() if isinstance(t, FakeTensor) else _empty_like(t, fakes)
+        for t in inner_tensors(tensor).values()
+    }
+    if hasattr(tensor, "quant_state"):  # of bitsandbytes, whose classes cannot hold a fake
+        data = tensor.detach()
+        packed = data if isinstance(data, FakeTensor) else _empty_like(data, fakes)
+        made: Any = nn.Parameter(packed, requires_grad=False)
+        made.quant_state = copy.deepcopy(tensor.quant_state, inner)
+        return made  # type: ignore[no-any-return]
+    names, how = tensor.__tensor_flatten__()
+    parts = {name: inner[id(getattr(tensor, name))] for name in names}
+    with fakes:
+        made = type(tensor).__tensor_unflatten__(parts, how, tensor.shape, tensor.stride())
+        made = made if dtype is None or not made.is_floating_point() else made.to(dtype)
+    return nn.Parameter(made, requires_grad=tensor.requires_grad)
 
 
 def _tensors_within(value: Any) -> Iterator[Tensor]:

@@ -72,8 +72,8 @@ def tune(model: nn.Module, method: Method, plan: Plan | None = None) -> Tunable:
 
     Raises:
         TypeError: the model is no module.
-        ValueError: the method cannot tune this architecture, or a library that it needs is missing,
-            or the model is tuned already.
+        ValueError: the method cannot tune this architecture, or one that is quantized, or a library
+            that it needs is missing, or the model is tuned already.
         BaseModelMismatch: the plan is for another model.
     """
     _check_plain(model)
@@ -83,6 +83,7 @@ def tune(model: nn.Module, method: Method, plan: Plan | None = None) -> Tunable:
         check_fits(model, plan)
     make = getattr(_home_of(method), "tune", None)
     if make is not None:
+        _check_floats(model, method)
         made: Tunable = make(model, method, plan)
         for marked in (model, made.model):  # PEFT wraps one in the other
             vars(marked)["spt_method"] = method.name
@@ -95,10 +96,24 @@ def tune(model: nn.Module, method: Method, plan: Plan | None = None) -> Tunable:
 def _check_plain(model: nn.Module) -> None:
     from torch import nn
 
+    from ..model.check import check_not_offloaded
+
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     if hasattr(model, "spt_tuning") or hasattr(model, "spt_method"):
         raise ValueError("model: expected a plain one, got one that is tuned already (merge it)")
+    check_not_offloaded(model, "tune")
+
+
+def _check_floats(model: nn.Module, method: Method) -> None:
+    """Refuse quantized weights where it is not `apply` that tunes: they are written or replaced."""
+    from ..model.quantized import quantized_names
+
+    for name, quantized in quantized_names(model).items():
+        raise ValueError(
+            f"method: {method.name} cannot train a quantized model, and {name} is quantized to "
+            f"{quantized}: take spt-*, lora, adapter-K, sensitive-*, bias or linear"
+        )
 
 
 def _home_of(method: Method) -> ModuleType:

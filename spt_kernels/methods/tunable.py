@@ -27,6 +27,7 @@ from ..model import (
     head_numel,
     possible_names,
 )
+from ..offloading import brought_back
 from ..optim import SparseAdamW, param_groups
 from ..plan import AdapterSpec, LoraSpec, Plan
 from ..task import load_delta, merge, save_delta
@@ -75,7 +76,8 @@ class Tunable:
         """What a user would run: the plain model where the method can be folded in."""
         if self.fold is None:
             return self.model
-        plain = self.fold(self.model)
+        with brought_back(self.model):
+            plain = self.fold(self.model)
         vars(plain).pop("spt_method", None)  # it may be tuned anew
         return plain
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from .head import HeadPatterns, config_entry, head_names, is_timm
 from .parameter_info import describe
+from .quantized import logical_numel
 from .reparametrised import check_own_weights
 
 _TUNABLE_KINDS = frozenset({"linear", "pointwise", "functional", "conv2d", "norm", "bias"})
@@ -26,12 +27,18 @@ _FIRST_CONVOLUTIONS = frozenset({"conv1", "conv_stem"})  # their norm is a sibli
 def backbone_numel(model: nn.Module, head: HeadPatterns | None = None) -> int:
     """Count the parameters of a model outside its head, which is as `head_names` has it."""
     names = set(head_names(model, head))
-    return sum(p.numel() for name, p in model.named_parameters() if name not in names)
+    return sum(logical_numel(p) for name, p in model.named_parameters() if name not in names)
 
 
 def head_numel(model: nn.Module, head: HeadPatterns | None = None) -> int:
     """Count the parameters of a model's head, which is as `head_names` has it."""
-    return sum(model.get_parameter(name).numel() for name in head_names(model, head))
+    return sum(logical_numel(model.get_parameter(name)) for name in head_names(model, head))
+
+
+def innermost_blocks(model: nn.Module) -> tuple[str, ...]:
+    """Name the blocks of a model, in order; a stage around others is none."""
+    names = dict.fromkeys(what.block for what in describe(model).values() if what.block)
+    return tuple(n for n in names if not any(other.startswith(f"{n}.") for other in names))
 
 
 def stem_names(model: nn.Module) -> tuple[str, ...]:

@@ -9,6 +9,9 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from .plain_layer import runs_as_conv2d
+from .quantized import is_quantized, logical_shape, matrix_of
+
 Kind = Literal["linear", "pointwise", "functional", "conv2d", "norm", "bias", "other"]
 
 _FUSED = {"qkv": ("q", "k", "v"), "kv": ("k", "v"), "qk": ("q", "k")}
@@ -123,10 +126,14 @@ def describe(model: nn.Module) -> dict[str, ParameterInfo]:
     result = {}
     for name, parameter in model.named_parameters():
         module, local = owners[id(parameter)]
-        kind = _kind(module, local, parameter.ndim, parameter.is_floating_point())
+        shape = logical_shape(parameter)
+        if is_quantized(parameter):
+            is_matrix = local == "weight" and matrix_of(module) is not None
+            kind: Kind = "linear" if is_matrix else "other"
+        else:
+            kind = _kind(module, local, parameter.ndim, parameter.is_floating_point())
         if kind == "linear" and id(parameter) in fused_mlp:
             kind = "functional"
-        shape = tuple(parameter.shape)
         groups = module.groups if kind == "conv2d" and isinstance(module, nn.Conv2d) else 1
         fused = isinstance(module, nn.Linear)
         rows = _row_blocks(name, shape, fused)
@@ -180,11 +187,7 @@ def _kind(module: nn.Module, local: str, ndim: int, is_floating: bool) -> Kind:
     if isinstance(module, nn.Conv2d):
         if local == "bias":
             return "bias"
-        runs_plainly = (
-            type(module).forward is nn.Conv2d.forward
-            and type(module)._conv_forward is nn.Conv2d._conv_forward
-        )
-        return "pointwise" if runs_plainly and is_pointwise(module) else "conv2d"
+        return "pointwise" if runs_as_conv2d(module) and is_pointwise(module) else "conv2d"
     # timm and others write their own norms: what they share is the word, and one number per channel
     is_norm = isinstance(module, nn.LayerNorm) or "norm" in type(module).__name__.lower()
     return "norm" if is_norm and (ndim == 1 or isinstance(module, nn.LayerNorm)) else "other"
@@ -211,9 +214,3 @@ def _block(name: str) -> str:
         if _BLOCK.search(prefix):
             return prefix
     return ""
-
-
-def innermost_blocks(model: nn.Module) -> tuple[str, ...]:
-    """Names of the blocks with parameters, in the model's order; a stage around others is none."""
-    names = dict.fromkeys(what.block for what in describe(model).values() if what.block)
-    return tuple(n for n in names if not any(other.startswith(f"{n}.") for other in names))

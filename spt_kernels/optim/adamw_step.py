@@ -29,6 +29,11 @@ class Member:
     entry_id: int
 
     @property
+    def written_delta(self) -> SparseDelta | None:
+        """The delta whose weight the step writes, which it leaves to others where it is away."""
+        return None if self.delta is None or self.delta.is_away else self.delta
+
+    @property
     def is_entry(self) -> bool:
         """Whether the fused op takes it; anything else goes through torch's own AdamW."""
         param, mean, square = self.param, self.state["exp_avg"], self.state["exp_avg_sq"]
@@ -63,6 +68,11 @@ def members_of(optimizer: Optimizer) -> list[Member]:
                     f"parameter of shape {tuple(param.shape)}"
                 )
             state = _state_of(param, group, optimizer)
+            if delta is not None and delta.is_away and group["stochastic_rounding"]:
+                raise ValueError(
+                    "stochastic_rounding: expected False for deltas whose weights are offloaded, "
+                    "which are rounded to nearest"
+                )
             if is_sharded(param):
                 members.append(_local_member(param, state, group, delta, entry_id))
             else:
@@ -117,7 +127,7 @@ def unscale(members: Iterable[Member], grad_scale: Tensor | None) -> None:
 
 def step_entries(members: list[Member], found_inf: Tensor | None) -> None:
     """One call of the op for each way of rounding, which is one call as a rule."""
-    deltas = [member.delta for member in members if member.delta is not None]
+    deltas = [delta for member in members if (delta := member.written_delta) is not None]
     # what was not up to date the hook writes, for a step that is skipped does not
     written = deltas if found_inf is None else [delta for delta in deltas if delta.is_fresh]
     for device in dict.fromkeys(member.state["step"].device for member in members):
@@ -145,7 +155,7 @@ def _is_finite(found_inf: Tensor, device: torch.device) -> Tensor:
 
 
 def _entry(member: Member, found_inf: Tensor | None) -> AdamWEntry:
-    group, delta, step = member.group, member.delta, member.state["step"]
+    group, delta, step = member.group, member.written_delta, member.state["step"]
     beta1, beta2 = group["betas"]
     if found_inf is not None:
         step = step * _is_finite(found_inf, step.device)  # 0 skips the entry

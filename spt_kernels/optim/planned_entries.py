@@ -133,7 +133,7 @@ def _columns(members: list[Member]) -> list[list[Any]]:
     device = members[0].param.device
     absent = torch.empty(0, device=device)
     no_index = torch.empty(0, dtype=torch.int32, device=device)
-    deltas = [member.delta for member in members]
+    deltas = [member.written_delta for member in members]
     return [
         [member.param.detach() for member in members],
         [member.state["exp_avg"] for member in members],

@@ -48,9 +48,9 @@ class PreparedStep:
         self._entries = [member.param for member in entries]
         self._sizes = [param.numel() for param in self._entries]
         self._written = [
-            (member.param, storage_of(member.param), member.delta.written)
+            (member.param, storage_of(member.param), delta.written)
             for member in entries
-            if member.delta is not None
+            if (delta := member.written_delta) is not None
         ]
         self._rounding = rounding(entries[0].group)
         self.is_capturable = _is_capturable(groups)
@@ -186,10 +186,13 @@ def _model_tensors(members: list[Member]) -> list[Tensor]:
 
 def _is_plain(member: Member, device: torch.device) -> bool:
     """Whether addresses say all about its tensors."""
-    step = member.state["step"]
+    step, delta = member.state["step"], member.delta
+    away = delta.target if delta is not None and delta.is_away else None  # on the host at times
     return (
         all(
-            type(tensor) in PLAIN and tensor.device == device and not tensor.is_inference()
+            type(tensor) in PLAIN
+            and (tensor.device == device or tensor is away)
+            and not tensor.is_inference()
             for tensor in (member.param, *_state_tensors([member]), *_model_tensors([member]))
         )
         and step.dtype == torch.float32

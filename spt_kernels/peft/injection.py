@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..model.quantized import quantized_names
 from ..plan import Plan
 from ..task.base_model import BaseModel
 from ..task.intact import tuning_of
@@ -22,6 +23,11 @@ def tune(model: nn.Module, config: SptConfig) -> None:
         raise ValueError(
             "plan: expected a Plan in the SptConfig, got None; one that PeftConfig has read lacks "
             "its plan, SptConfig.from_pretrained reads both"
+        )
+    for name, quantized in quantized_names(model).items():
+        raise ValueError(
+            f"{name} is quantized to {quantized}, and an SptModel writes adapters into weights: "
+            "tune it without PEFT, spt.apply(model, plan), or take PEFT's own LoRA"
         )
     besides = _modules_to_save(model, config)
     if isinstance(config.plan, Plan):

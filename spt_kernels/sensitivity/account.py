@@ -17,8 +17,10 @@ from ..model import (
     possible_names,
     stem_names,
 )
+from ..model.quantized import floating_parameters, quantized_names
 from .per_sample.calls import Calls
 from .per_sample.interception import Interception
+from .per_sample.stand_in import stand_ins
 from .per_sample.watched import pieces_of
 
 Measured = Literal["in batches", "one by one", "not reached", "no"]
@@ -28,12 +30,14 @@ _SAMPLES = 2
 _FROZEN = "frozen, or included"
 _KINDS = {
     "linear": "Linear",
+    "quantized": "quantized Linear",
     "pointwise": "1×1 convolution",
     "functional": "matrix that the model reads itself",
     "conv2d": "other convolution",
     "norm": "norm",
     "bias": "bias",
     "other": "token, table or scale",
+    "packed": "quantized, of no Linear",
     "stem": "stem",
     "head": "head",
 }
@@ -85,7 +89,9 @@ def account_of(
     last = set(head_names(model, head))
     stem = set(stem_names(model))
     candidates = set(possible_names(model, head=head))
-    seen = _seen(model, forward)
+    quantized = quantized_names(model)
+    with stand_ins(model):
+        seen = _seen(model, forward)
     shares: dict[tuple[str, Measured, Takes, str], list[int]] = {}
     for name, what in info.items():
         kind: str = what.kind
@@ -101,10 +107,13 @@ def account_of(
         elif name in candidates:
             measured = seen.measured(name)
             modules = kind in ("linear", "pointwise")
+            kind = "quantized" if name in quantized else kind
             if measured == "not reached":
                 why = "frozen: the model never uses it"
             else:
                 takes = "LoRA, Adapter, entries" if modules else "entries"
+        elif kind == "other" and name in quantized:
+            kind, why = "packed", "frozen: nothing can be trained beside it"
         else:
             why = _FROZEN if kind == "other" else "frozen: shared by several layers"
         key = (_KINDS[kind], measured, takes, why)
@@ -138,7 +147,7 @@ class _Seen:
 
 
 def _seen(model: nn.Module, forward: Callable[[], Any]) -> _Seen:
-    parameters = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
+    parameters = floating_parameters(model)
     layers = {
         f"{name}.weight" if name else "weight": module
         for name, module in model.named_modules()

@@ -23,7 +23,8 @@ from ..model import (
     possible_names,
     vocabulary_names,
 )
-from ..model.check import check_trainable_itself
+from ..model.check import check_are_matrices, check_head_is_float, check_trainable_itself
+from ..model.quantized import logical_numel, quantized_names
 from .per_sample.batches import Samples
 from .per_sample.counted import on_first_counted
 from .per_sample.last import last_before_loss
@@ -32,6 +33,7 @@ from .per_sample.measurement import forked_random_state, logger, measure
 from .per_sample.own_loss import loss_of_batches
 from .per_sample.progress import reporting
 from .per_sample.restoration import borrowed
+from .per_sample.stand_in import stand_ins
 from .scores import Sensitivity
 from .shared import measured_together
 
@@ -165,14 +167,21 @@ def _measure(
     where = torch.device(device) if device is not None else parameters[every[0]].device
     loss, pairs = loss_of_batches(loss_fn, batches)
     samples = Samples(pairs, num_samples, where, loss.labelled)
-    with borrowed(model, train=train), reporting(progress, num_samples) as report:
+    quantized = quantized_names(model)
+    with (
+        stand_ins(model),
+        borrowed(model, train=train),
+        reporting(progress, num_samples) as report,
+    ):
         last = _found_head(model, loss, samples, include) if given is None else given
+        check_head_is_float(last, quantized)
         names = candidate_names(model, include, exclude, head=last)
         if given is not None:  # in spite of what is included
             names = [name for name in names if name not in given]
             if not names:
                 raise ValueError(f"head: {head!r} leaves nothing to measure")
         info, tokens, linears = _described(model, names)
+        check_are_matrices(info, quantized)
         scores, n_measured, methods = measure(
             model,
             loss,
@@ -199,7 +208,7 @@ def _measure(
         model_name=_model_name(model),
         head=remaining,
         backbone_numel=sum(
-            parameter.numel()
+            logical_numel(parameter)
             for name, parameter in parameters.items()
             if name in info or name not in last
         ),
@@ -264,7 +273,7 @@ def find_head(
     loss, pairs = loss_of_batches(loss_fn, batches)
     where = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     samples = Samples(pairs, 2, where, loss.labelled)
-    with borrowed(model, train=False):
+    with stand_ins(model), borrowed(model, train=False):
         return _found_head(model, loss, samples, ())
 
 

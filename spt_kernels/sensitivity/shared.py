@@ -7,10 +7,10 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..distributed import Processes
-from ..ops.fingerprint import fingerprint
+from ..model.digest import digests_of
 from .per_sample.batches import NoSamples
 from .per_sample.measurement import check_finite
 from .scores import Sensitivity, check_num_samples
@@ -63,7 +63,10 @@ def measured_together(
         scores = dict(part.scores)
     else:
         parameters = dict(model.named_parameters())
-        scores = {name: _zeros_like(parameters[name]) for name in outline["info"]}
+        scores = {
+            name: torch.zeros(what.shape, dtype=torch.float32, device=parameters[name].device)
+            for name, what in outline["info"].items()
+        }
     processes.sum_(list(scores.values()))
     check_finite(scores)
     return Sensitivity(scores=scores, **outline)
@@ -71,8 +74,8 @@ def measured_together(
 
 def _digests(model: nn.Module) -> dict[str, str]:
     """Fingerprints of all parameters by name."""
-    named = {n: p.detach() for n, p in model.named_parameters() if p.element_size() <= 8}
-    return dict(zip(named, fingerprint([*named.values()]), strict=True))
+    named = {n: p for n, p in model.named_parameters() if p.element_size() <= 8}
+    return dict(zip(named, digests_of([*named.values()]), strict=True))
 
 
 def _but_scores(part: Sensitivity) -> dict[str, Any]:
@@ -120,12 +123,3 @@ def _combined(outlines: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
         )
     combined["num_samples"] = sum(part["num_samples"] for part in parts.values())
     return combined
-
-
-def _zeros_like(parameter: Tensor) -> Tensor:
-    return torch.zeros_like(
-        parameter,
-        dtype=torch.float32,
-        memory_format=torch.contiguous_format,
-        requires_grad=False,
-    )

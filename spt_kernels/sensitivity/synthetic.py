@@ -44,11 +44,10 @@ def skewed_sensitivity(
         head: as `head_names` has it: by name, unless it is given.
     """
     generator = torch.Generator().manual_seed(0)
-    parameters = dict(model.named_parameters())
     info = describe(model)
     scores = {}
     for name in candidate_names(model, head=head):
-        shape = parameters[name].shape
+        shape = info[name].shape
         log_score = ENTRY * torch.randn(shape, generator=generator)
         log_score += MATRIX * torch.randn((), generator=generator)
         for axis, deviation in zip(range(len(shape)), (ROW, COLUMN), strict=False):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..model.check import check_not_offloaded
 from .training_step import TrainingStep
 
 RAGGED = ("error", "eager")
@@ -49,6 +50,7 @@ def check_step(step: TrainingStep, batch: Sequence[Tensor], *, allow_hooks: bool
         )
     if isinstance(step.model, nn.parallel.DistributedDataParallel):
         raise ValueError("model: DistributedDataParallel cannot be captured here; pass its module")
+    check_not_offloaded(step.model, "capture a step of")
     device = _device_of(step.model)
     for n, part in enumerate(batch):
         if part.device != device:

@@ -1,5 +1,5 @@
 """A tuned model and its task file: saved, loaded, swapped, merged, unloaded."""
 
-from .delta import load_delta, merge, read_metadata, save_delta, unload
+from .delta import dequantize, load_delta, merge, read_metadata, save_delta, unload
 
-__all__ = ["load_delta", "merge", "read_metadata", "save_delta", "unload"]
+__all__ = ["dequantize", "load_delta", "merge", "read_metadata", "save_delta", "unload"]

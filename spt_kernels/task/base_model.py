@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..distributed.sharded import is_sharded
 from ..layers import AdapterLayer, LoraLayer, SparseDelta
 from ..layers.delta_holder import DeltaHolder
+from ..model.quantized import is_quantized
 
 # A tensor, and the positions at which it counts as if it held other values: both None, or [nnz]
 BaseTensor = tuple[Tensor, Tensor | None, Tensor | None]
@@ -71,9 +72,11 @@ class BaseModel:
             if name in names:
                 delta = self.deltas.get(name)
                 changed: tuple[Tensor | None, Tensor | None] = (None, None)
-                if delta is not None and not delta.whole:
+                if delta is not None and not (delta.whole or delta.beside):
                     changed = (delta.index, delta.original)
-                found[name] = (parameter.detach(), *changed)
+                # detached, a weight of bitsandbytes would no longer know how it is quantized
+                own = parameter if is_quantized(parameter) else parameter.detach()
+                found[name] = (own, *changed)
         return found
 
 

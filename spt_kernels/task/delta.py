@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +15,9 @@ from torch import nn
 from ..distributed import Processes
 from ..distributed.sharded import is_sharded, reshard
 from ..errors import BaseModelMismatch
+from ..model.check import check_trainable_itself
+from ..model.quantized import make_float, quantized_names
+from ..offloading import brought_back
 from .base_model import BaseModel, holds_peft, is_data_parallel, unwrap
 from .file.format import TaskFile, read, write
 from .file.metadata import as_json
@@ -23,6 +27,23 @@ from .intact import drop_problem, merge_problem, task_problem
 from .transfer import capture, drop, fill, hold, put
 
 _SAVED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_Rest = ParamSpec("_Rest")
+_Result = TypeVar("_Result")
+
+
+def _with_all_weights(
+    verb: Callable[Concatenate[nn.Module, _Rest], _Result],
+) -> Callable[Concatenate[nn.Module, _Rest], _Result]:
+    """Let a verb find the weights of an offloaded model on its device, which go back afterwards."""
+
+    @functools.wraps(verb)
+    def run(model: nn.Module, *args: _Rest.args, **kwargs: _Rest.kwargs) -> _Result:
+        _check_is_module(model)
+        with brought_back(model):
+            return verb(model, *args, **kwargs)
+
+    return run
 
 
 def save_delta(
@@ -75,6 +96,7 @@ def save_delta(
     return processes.from_first(lambda: write(task, path))
 
 
+@_with_all_weights
 def task_of(
     model: nn.Module,
     dtype: torch.dtype = torch.float32,
@@ -119,7 +141,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 @torch.inference_mode(False)  # what is made in it could never be trained
-def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+def load_delta(
+    model: nn.Module, path: str | os.PathLike[str], *, check_base: bool = True
+) -> nn.Module:
     """Put the task in a file onto its base model, in place; a tuned model drops its own task first.
 
     Everything is checked before the model is touched. When the model already holds a task of the
@@ -135,6 +159,9 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     Args:
         model: the base model, or one tuned from it; on any device, in the dtype it was saved in.
         path: of a file that `save_delta` wrote.
+        check_base: False puts the task, on purpose, on other weights of the same shapes than it was
+            trained over, as on those that its base was quantized from: it then works as far as
+            these are alike, which nothing checks.
 
     Returns:
         The model.
@@ -148,11 +175,14 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         OSError: the file cannot be read, `FileNotFoundError` among them.
     """
     _check_is_module(model)
-    return load_task(model, read(path), os.fspath(path))
+    return load_task(model, read(path), os.fspath(path), check_base=check_base)
 
 
 @torch.inference_mode(False)
-def load_task(model: nn.Module, task: TaskFile, source: str) -> nn.Module:
+@_with_all_weights
+def load_task(
+    model: nn.Module, task: TaskFile, source: str, *, check_base: bool = True
+) -> nn.Module:
     """`load_delta` of what was in a file, which messages call `source`."""
     _refuse_peft(model, "load a task", "load_adapter(folder, name)")
     bare = unwrap(model)
@@ -167,7 +197,7 @@ def load_task(model: nn.Module, task: TaskFile, source: str) -> nn.Module:
     if _is_tuned(bare):
         _refuse("load a task", task_problem(bare, now))
         frozen = FrozenState.of(bare, now)
-    fit = Fit.of(bare, now, task, frozen)
+    fit = Fit.of(bare, now, task, frozen, check_base=check_base)
     if fit.problem is not None:
         raise BaseModelMismatch(f"{source}: made for another base model: {fit.problem}")
     if frozen is None:
@@ -195,6 +225,7 @@ def load_task(model: nn.Module, task: TaskFile, source: str) -> nn.Module:
     return model
 
 
+@_with_all_weights
 def merge(model: nn.Module) -> nn.Module:
     """Fold the task into the weights, in place: plain module types, nothing extra at inference.
 
@@ -209,8 +240,9 @@ def merge(model: nn.Module) -> nn.Module:
         The model, no longer tuned; there is no way back but the task file.
 
     Raises:
-        ValueError: the model is not tuned, has an Adapter (named), lacks something that `apply`
-            left, or is wrapped for data parallelism or sharded. The model is as it was.
+        ValueError: the model is not tuned, has an Adapter or something trained beside a quantized
+            weight (named), lacks something that `apply` left, or is wrapped for data parallelism or
+            sharded. The model is as it was.
     """
     _refuse_peft(model, "merge", "merge_and_unload()")
     bare = _tuned(model, "merge")
@@ -225,6 +257,56 @@ def merge(model: nn.Module) -> nn.Module:
     return model
 
 
+@torch.inference_mode(False)  # what is made in it could never be trained
+@torch.no_grad()
+def dequantize(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """Make floats of the quantized weights of all Linears, in place; a tuned model keeps its task.
+
+    Such a model gives what it gave, up to rounding, and `merge` can fold its task in. The weights
+    are those that the quantized ones stand for, not those that they were quantized from.
+
+    Args:
+        model: plain or tuned. What it trains are new parameters afterwards: make a new optimizer.
+        dtype: of the floats, such as `torch.bfloat16`; by default that in which each layer stands
+            for its values.
+
+    Returns:
+        The model; its Linears of bitsandbytes are of the class `nn.Linear`.
+
+    Raises:
+        TypeError: `dtype` is no floating dtype.
+        ValueError: the model has nothing quantized; it is tuned and no longer as `apply` made it;
+            it is wrapped for data parallelism, held by PEFT, or quantized in a way that is not
+            served. The model is as it was.
+    """
+    _check_is_module(model)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating dtype or None, got {dtype!r}")
+    if holds_peft(model):
+        raise ValueError("cannot dequantize: PEFT holds the model: model.unload() first")
+    _refuse_wrapped(model, "dequantize")
+    bare = unwrap(model)
+    if not quantized_names(bare):
+        raise ValueError(f"cannot dequantize: {type(bare).__name__} has no quantized parameter")
+    if not _is_tuned(bare):
+        check_trainable_itself(bare, "dequantize")
+        make_float(bare, dtype)
+        return model
+    now = BaseModel.of(bare)
+    _refuse("dequantize", drop_problem(bare, now))
+    frozen = FrozenState.of(bare, now)
+    _refuse("dequantize", frozen.problem)
+    frozen.write_back(now)
+    held = hold(bare, now)
+    drop(bare, now)
+    try:
+        make_float(bare, dtype)
+    finally:
+        put(bare, held)
+    return model
+
+
+@_with_all_weights
 def unload(model: nn.Module) -> nn.Module:
     """Drop the task, in place: modules, weights, buffers and head of the base, bit for bit.
 
@@ -261,7 +343,6 @@ def _check_is_module(model: Any) -> None:
 
 
 def _tuned(model: nn.Module, verb: str) -> nn.Module:
-    _check_is_module(model)
     bare = unwrap(model)
     if not _is_tuned(bare):
         inner = getattr(bare, "module", None)  # of what averages a model, for one

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..model.quantized import logical_shape
 from ..model.replaced_head import head_problem
 from ..plan import Plan
 from .base_model import BaseModel, BaseTensor
@@ -38,6 +39,8 @@ class Fit:
         task: TaskFile,
         frozen: FrozenState | None,
         known: Mapping[str, Fingerprint] | None = None,
+        *,
+        check_base: bool = True,
     ) -> Fit:
         """Look at a model, plain or tuned.
 
@@ -47,6 +50,7 @@ class Fit:
             task: to be put on.
             frozen: of a tuned model, whose base is taken to be as it is once written back.
             known: fingerprints of a plain model's base, where they were taken before.
+            check_base: whether the base must have the values that the task was trained over.
         """
         shapes = {name: entry.shape for name, entry in task.base.items()}
         shapes |= {name: tuple(info.shape) for name, info in task.plan.info.items()}
@@ -55,12 +59,12 @@ class Fit:
             if name not in base:
                 made_for = f"(the task is for {task.model_name})"
                 return cls(f"the model has no parameter {name} {made_for}", {})
-            if tuple(base[name][0].shape) != shape:
-                got = list(base[name][0].shape)
+            got = list(logical_shape(base[name][0]))
+            if got != list(shape):
                 return cls(f"{name}: expected shape {list(shape)}, got {got}", {})
         found = dict(known or {}) if frozen is None else dict(frozen.present)
         found |= Fingerprint.of_all({n: base[n] for n in task.base if n not in found})
-        problem = _difference(task, found) or _dense_problem(now, task)
+        problem = (_difference(task, found) if check_base else None) or _dense_problem(now, task)
         if problem is None:
             tuning = None if frozen is None else tuning_of(model)
             problem = buffer_problem(now, tuning, task)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import write_deltas
+from ..model.quantized import is_quantized
 from ..tuning import FrozenBase
 from .base_model import BaseModel, BaseTensor
-from .file.fingerprint import Fingerprint
+from .file.fingerprint import Fingerprint, dtype_name
 from .intact import dense_names, tuning_of
 
 
@@ -85,8 +86,8 @@ class FrozenState:
 
 
 def _fingerprint(frozen: FrozenBase, name: str) -> Fingerprint:
-    dtype, shape, digest = frozen.tensors[name]
-    return Fingerprint(str(dtype).removeprefix("torch."), shape, digest)
+    dtype, shape, digest, quantization = frozen.tensors[name]
+    return Fingerprint(dtype_name(dtype, quantization), shape, digest)
 
 
 def _is_wider(dtype: torch.dtype, than: torch.dtype) -> bool:
@@ -119,6 +120,10 @@ def _sources(
 
 
 def _may_be(source: Tensor, own: Tensor, base: Fingerprint) -> bool:
+    if is_quantized(
+        source
+    ):  # whose copies are told by its inner tensors, and which is never edited
+        return False
     dtype = str(source.dtype).removeprefix("torch.")
     is_like = dtype == base.dtype and tuple(source.shape) == base.shape
     return is_like and not source.is_meta and source.data_ptr() != own.data_ptr()

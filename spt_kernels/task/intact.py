@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..layers import AdapterLayer, SparseDelta
+from ..model.quantized import logical_shape, quantization
 from ..tuning import Tuning
 from .base_model import BaseModel
 from .file.format import structured_shapes
@@ -42,7 +43,7 @@ def task_problem(model: nn.Module, now: BaseModel) -> str | None:
         return found
     dense = dense_names(model, now)
     for name, before in tuning.frozen.tensors.items():
-        shape = tuple(now.parameters[name].shape)
+        shape = logical_shape(now.parameters[name])
         if name not in dense and shape != before.shape:
             return (
                 f"{name} is {list(shape)} and was {list(before.shape)} when the plan was applied: "
@@ -76,6 +77,14 @@ def drop_problem(model: nn.Module, now: BaseModel) -> str | None:
 
 def merge_problem(now: BaseModel) -> str | None:
     """What of a tuned model has no weights to fold into, and why; None if all has."""
+    for name in (*now.deltas, *now.structured):
+        quantized = quantization(now.parameters[name])
+        if quantized and now.is_planned(name):
+            return (
+                f"{name}: it is quantized to {quantized}, and what was trained beside it would be "
+                "lost in rounding; spt.dequantize(model) makes floats of such weights and keeps "
+                "the task, which merge can then fold in; or go on with the tuned model as it is"
+            )
     for name, layer in now.structured.items():
         if isinstance(layer, AdapterLayer):
             return (
@@ -109,7 +118,7 @@ def _tuned_problem(now: BaseModel, tuning: Tuning) -> str | None:
         for name in names:
             if name not in found:
                 return f"{name} is not tuned now: its layer {_REPLACED}; put the tuned one back"
-            before, after = list(plan.info[name].shape), list(now.parameters[name].shape)
+            before, after = list(plan.info[name].shape), list(logical_shape(now.parameters[name]))
             if before != after:
                 return f"{name} is {after}, planned for {before}: it {_REPLACED}; put it back"
     for name in [*now.deltas, *now.structured]:
@@ -139,7 +148,7 @@ def _tuned_problem(now: BaseModel, tuning: Tuning) -> str | None:
 @torch.no_grad()
 def _holds(delta: SparseDelta) -> bool:
     """Whether the parameter is base + delta where it is tuned, or will be by the next forward."""
-    if delta.delta.shape != delta.index.shape or not delta.is_fresh:
+    if delta.delta.shape != delta.index.shape or not delta.is_fresh or delta.beside:
         return True
     found = delta.target.reshape(-1)[delta.index.long()].double()
     expected = delta.original.double() + delta.delta.double()

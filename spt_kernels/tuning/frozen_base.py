@@ -17,17 +17,26 @@ from torch import Tensor, nn
 
 from ..distributed.sharded import is_sharded
 from ..layers import sparse_deltas, tuned_modules
-from ..ops.fingerprint import fingerprint
+from ..model.digest import digests_of
+from ..model.quantized import inner_tensors, is_quantized, logical_shape, quantization
 
 _ARRIVES = "_spt_other_base"  # on a model, while a state dict of another base is loaded
 
 
 class FrozenTensor(NamedTuple):
-    """A frozen parameter of the base."""
+    """A frozen parameter of the base.
+
+    Attributes:
+        dtype: of the parameter.
+        shape: of the parameter, or of the matrix that is packed in it.
+        digest: of `digests_of`.
+        quantization: what it is quantized to, if it is.
+    """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     digest: str
+    quantization: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +70,10 @@ class FrozenBase:
         changed, digests = changed or {}, dict(known or {})
         new = {name: p for name, p in parameters.items() if name not in digests}
         rows = [changed.get(name, (None, None)) for name in new]
-        found = fingerprint([*new.values()], [row[0] for row in rows], [row[1] for row in rows])
+        found = digests_of([*new.values()], [row[0] for row in rows], [row[1] for row in rows])
         digests |= dict(zip(new, found, strict=True))
         tensors = {
-            name: FrozenTensor(p.dtype, tuple(p.shape), digests[name])
+            name: FrozenTensor(p.dtype, logical_shape(p), digests[name], quantization(p))
             for name, p in parameters.items()
         }
         return cls(tensors, {name: (weakref.ref(p),) for name, p in parameters.items()})
@@ -142,7 +151,8 @@ def _after_loading(model: nn.Module, _keys: Any) -> None:
     if arrived:
         frozen = {n: parameters[n] for n in tuning.frozen.tensors if n in parameters}
         deltas = {n: d for n, d in sparse_deltas(model).items() if n in frozen}
-        changed = {name: (d.index, d.original.detach()) for name, d in deltas.items()}
+        inside = {name: d for name, d in deltas.items() if not d.beside}
+        changed = {name: (d.index, d.original.detach()) for name, d in inside.items()}
         base = FrozenBase.of(frozen, changed)
     else:
         base = tuning.frozen.held_by(parameters)  # some may be other objects now
@@ -153,7 +163,8 @@ def _keep_constants(holder: Any, state_dict: dict[str, Any], prefix: str) -> Non
     """Positions and base values in a state dict of the same base, if they were averaged too."""
     for local, delta in holder.sparse_deltas().items():
         _, *names = holder.delta_local_names(local)
-        own = {f"{prefix}{n}": t for n, t in zip(names, (delta.index, delta.original), strict=True)}
+        constants = (delta.index,) if delta.beside else (delta.index, delta.original)
+        own = {f"{prefix}{n}": t for n, t in zip(names, constants, strict=False)}
         pairs = [(state_dict.get(key), constant) for key, constant in own.items()]
         if all(isinstance(loaded, Tensor) and _is_rounded(loaded, o) for loaded, o in pairs):
             state_dict.update(own)
@@ -163,6 +174,10 @@ def _is_rounded(loaded: Tensor, own: Tensor, but: Tensor | None = None) -> bool:
     """Whether a tensor is another up to what averaging rounds; positions `but` do not count."""
     if loaded.shape != own.shape:
         return False
+    if is_quantized(own):
+        parts = inner_tensors(loaded) if is_quantized(loaded) else {"data": loaded}
+        mine = inner_tensors(own)  # what is beside packed data is not in a state dict under a name
+        return all(n in mine and torch.equal(t.to(own.device), mine[n]) for n, t in parts.items())
     loaded = loaded.detach().to(own.device)
     if loaded.dtype == own.dtype and torch.equal(loaded, own):
         return True

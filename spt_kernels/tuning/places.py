@@ -15,6 +15,9 @@ from ..layers import (
     AdapterLinear,
     LoraConv2d,
     LoraLinear,
+    QuantizedAdapterLinear,
+    QuantizedDeltaLinear,
+    QuantizedLoraLinear,
     SparseDeltaConv2d,
     SparseDeltaLinear,
     attach_parameter,
@@ -23,12 +26,14 @@ from ..layers import (
 )
 from ..layers.position_index import CheckedIndex, checked_index
 from ..model import is_pointwise
+from ..model.plain_layer import runs_as_conv2d, runs_as_linear
+from ..model.quantized import is_quantized, matrix_of, quantized_matrices
 from ..plan import AdapterSpec, LoraSpec, Plan
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """A module that the plan touches.
+    """A module that the plan touches, or whose quantized matrix needs a backward of ours.
 
     Attributes:
         name: of the module.
@@ -50,60 +55,42 @@ class Place:
         module = self.module
         if self.reads_itself or "forward" in vars(module):  # which a forward of ours would not be
             return True
-        is_layer = is_linear(module) or _is_conv2d(module)
+        is_layer = is_linear(module) or runs_as_conv2d(module)
         return not (_is_norm(module) or (is_layer and self.positions.keys() <= {"weight", "bias"}))
 
     def tune(self) -> None:
         """Tune the module where it is; its freshly frozen weights are the same."""
         module, positions, spec = self.module, self.positions, self.spec
+        of_delta, of_lora, of_adapter = _tuners(module)
         if self.is_read:
             for local, index in positions.items():
                 attach_parameter(module, local, index)
         elif _is_norm(module):
             tune_norm(module, positions)
-        elif positions:
+        elif positions or of_delta is QuantizedDeltaLinear:
             weight: Tensor = module.weight  # type: ignore[assignment]
             nothing = torch.empty(0, dtype=torch.int32, device=weight.device)
             index = positions.get("weight", CheckedIndex(nothing, weight))
-            tuner = SparseDeltaConv2d if isinstance(module, nn.Conv2d) else SparseDeltaLinear
-            tune_in_place(module, tuner, lambda own: own._hold(index, positions.get("bias")))
+            tune_in_place(module, of_delta, lambda own: own._hold(index, positions.get("bias")))
         if spec is not None:
-            of_lora, of_adapter = (
-                (LoraConv2d, AdapterConv2d)
-                if isinstance(module, nn.Conv2d)
-                else (LoraLinear, AdapterLinear)
-            )
             structured = of_lora if isinstance(spec, LoraSpec) else of_adapter
             tune_in_place(module, structured, lambda own: own.put_on(spec))
         if self.name:
             vars(module)["_spt_name"] = self.name  # for messages
 
 
+def _tuners(module: nn.Module) -> tuple[Any, Any, Any]:
+    """What tunes a matrix: by a delta, by a LoRA, by an Adapter."""
+    if isinstance(module, nn.Conv2d):
+        return SparseDeltaConv2d, LoraConv2d, AdapterConv2d
+    if matrix_of(module) is not None:
+        return QuantizedDeltaLinear, QuantizedLoraLinear, QuantizedAdapterLinear
+    return SparseDeltaLinear, LoraLinear, AdapterLinear
+
+
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module computes what `nn.Linear` does."""
-    return isinstance(module, nn.Linear) and _runs_plainly(module, nn.Linear)
-
-
-def _is_conv2d(module: nn.Module) -> bool:
-    return (
-        isinstance(module, nn.Conv2d)
-        and _runs_plainly(module, nn.Conv2d)
-        and type(module)._conv_forward is nn.Conv2d._conv_forward
-    )
-
-
-def _runs_plainly(module: nn.Module, base: Any) -> bool:
-    # A subclass with a forward of its own (weight standardisation, ...) computes something else.
-    # timm's Linear only adds a cast under TorchScript. The attention of torch never calls the
-    # forward of its output projection.
-    kind = type(module)
-    if kind is nn.modules.linear.NonDynamicallyQuantizableLinear:
-        return False
-    of_timm = base is nn.Linear and f"{kind.__module__}.{kind.__name__}" == _TIMM_LINEAR
-    return kind.forward is base.forward or of_timm
-
-
-_TIMM_LINEAR = "timm.layers.linear.Linear"
+    """Whether a module computes what `nn.Linear` does, with a weight that may be quantized."""
+    return runs_as_linear(module) or matrix_of(module) is not None
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -113,7 +100,9 @@ def _is_norm(module: nn.Module) -> bool:
 def places_of(
     model: nn.Module, plan: Plan, parameters: Mapping[str, nn.Parameter], coarse: Collection[str]
 ) -> list[Place]:
-    """Every touched module, in the plan's order.
+    """Every touched module, in the plan's order, and then the other Linears that are quantized.
+
+    Those get an empty delta: what the quantizer has may keep a float copy for the backward.
 
     Args:
         model: plain.
@@ -130,13 +119,19 @@ def places_of(
         new = Place(module_name, modules[module_name], reads_itself=is_read)
         place = found.setdefault(module_name, new)
         on_device = positions.to(parameters[name].device)
+        if is_read and is_quantized(parameters[name]):
+            raise ValueError(
+                f"{name} is quantized, and the model reads it itself instead of calling its layer, "
+                "so that nothing can be trained beside it: leave it out with exclude=... in "
+                "measure_sensitivity"
+            )
         place.positions[local] = checked_index(
             f"plan.unstructured[{name!r}]", on_device, name, parameters[name]
         )
     for name, spec in plan.structured.items():
         module_name, _, local = name.rpartition(".")
         module = modules[module_name]
-        is_matrix = is_linear(module) or (_is_conv2d(module) and is_pointwise(module))
+        is_matrix = is_linear(module) or (runs_as_conv2d(module) and is_pointwise(module))
         if local != "weight" or not is_matrix or "forward" in vars(module):
             own = " with a forward of its own" if "forward" in vars(module) else ""
             raise ValueError(
@@ -146,6 +141,8 @@ def places_of(
             )
         place = found.get(module_name, Place(module_name, module))
         found[module_name] = replace(place, spec=spec)
+    for module_name, module, _ in quantized_matrices(model):
+        found.setdefault(module_name, Place(module_name, module))
     return list(found.values())
 
 

@@ -14,8 +14,9 @@ from ..layers import tuned_modules, untune
 from ..layers.late_optimizer import mark_frozen
 from ..model import HeadSource, head_names
 from ..model.buffers import copied, persistent_buffers
-from ..model.check import check_trainable_itself
+from ..model.check import check_head_is_float, check_trainable_itself
 from ..model.head import matching_head, matching_names
+from ..model.quantized import logical_shape, quantized_names
 from ..model.replaced_head import ReplacedHead
 from ..plan import Plan
 from .frozen_base import FrozenBase, watch_state_dicts
@@ -85,6 +86,7 @@ def apply_to_known(model: nn.Module, plan: Plan, digests: Mapping[str, str]) -> 
     }
     check_fits(model, plan)
     head, source = _head_of(model, plan, parameters)
+    check_head_is_float(head, quantized_names(model))
     coarse = {name for name in head if is_coarse(parameters[name])}
     places = places_of(model, plan, parameters, coarse)
     check_places(every, places, head)
@@ -171,7 +173,7 @@ def check_fits(model: nn.Module, plan: Plan) -> None:
     Raises:
         BaseModelMismatch: names the first difference.
     """
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    shapes = {name: logical_shape(parameter) for name, parameter in model.named_parameters()}
     made_for = f"the plan is for another model ({plan.model_name or 'unnamed'})"
     for name, info in plan.info.items():
         if name not in shapes:

@@ -3,7 +3,7 @@ CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -83,8 +83,11 @@ class OnCard(Tensor):
 
     @data.setter
     def data(self, value: Tensor) -> None:
-        Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
-        self.held = value.held  # type: ignore[attr-defined]
+        if isinstance(value, OnCard):
+            Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+            self.held = value.held
+        else:
+            become(self, value)
 
     def data_ptr(self) -> int:
         return self.held.data_ptr()
@@ -131,6 +134,21 @@ class OnCard(Tensor):
         return self.held.tolist()
 
 
+def swap(first: Tensor, second: Tensor) -> None:
+    """`torch.utils.swap_tensors`, also of tensors that something refers to weakly."""
+    names = "__class__", "__dict__"
+    for name in names:
+        ours, theirs = getattr(first, name), getattr(second, name)
+        setattr(first, name, theirs)
+        setattr(second, name, ours)
+    torch._C._swap_tensor_impl(first, second)
+
+
+def become(parameter: Any, value: Tensor) -> None:
+    """Give a parameter the data of a tensor on the other side; it stays the object that it is."""
+    swap(parameter, torch.nn.Parameter(value.data, parameter.requires_grad))  # a version of its own
+
+
 class Pretence(TorchDispatchMode):
     """Lets factories and copies name the card while it is entered."""
 
@@ -168,8 +186,10 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     # a step on fake tensors, for an account of memory, runs on the CPU wherever the model is
     if func in _GRADIENTS_OWN and in_backward and active_fake_mode() is None:
         target = CARD
-    tensors = list(tensors_in((args, kwargs)))
+    tensors = tensors_in((args, kwargs) if kwargs else args)
     on_card = any(isinstance(tensor, OnCard) for tensor in tensors)
+    if target is None and not on_card and "generator" not in kwargs:
+        return func(*args, **kwargs)  # most calls, of a model that is on the CPU
     _check_devices(func, args, kwargs, tensors)
     if func in _WAITS and on_card:
         Pretence.wait()
@@ -195,20 +215,22 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return result
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Those among the arguments of a call, or its results.
+def tensors_in(containers: tuple[Any, ...]) -> list[Tensor]:
+    """Those among the arguments of a call.
 
-    As `torch.utils._pytree` has them, of the containers that calls of operators know, in a third of
+    As `torch.utils._pytree` has them, of the containers that calls of operators know, in a tenth of
     its time: this runs for each operator of each step on the card.
     """
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from tensors_in(part)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from tensors_in(part)
+    found: list[Tensor] = []
+    rest: list[Any] = [containers]
+    while rest:
+        parts = rest.pop()
+        for part in parts.values() if isinstance(parts, dict) else parts:
+            if isinstance(part, Tensor):
+                found.append(part)
+            elif isinstance(part, (tuple, list, dict)):
+                rest.append(part)
+    return found
 
 
 def mapped(change: Callable[[Any], Any], value: Any) -> Any:
@@ -253,9 +275,9 @@ def _check_devices(
     if not on_card or func in _ACROSS:
         return
     if func in _INDEXED and isinstance(args[0], OnCard):
-        tensors = list(tensors_in((args[0], args[2:])))
+        tensors = tensors_in((args[0], args[2:]))
     if func is torch.ops.spt.sparse_adamw.default:
-        tensors = list(tensors_in(args[:7]))
+        tensors = tensors_in(args[:7])
     # a number on the CPU goes with everything, in a list or beside one
     stray = [t for t in tensors if not isinstance(t, OnCard) and t.dim() > 0]
     if stray:

@@ -18,28 +18,17 @@ from spt_kernels.layers import saved_input
 from spt_kernels.optim import prepared_step
 
 from .graph import PretendedGraph
-from .on_card import CARD, OnCard, Pretence
+from .on_card import CARD, OnCard, Pretence, become, swap
 
 CAPABILITY = (9, 0)
 PEAK_BYTES = 1 << 30  # the card's answer to how much was allocated at most
 
 
-def _swap(first: Tensor, second: Tensor) -> None:
-    """`torch.utils.swap_tensors`, also of tensors that something refers to weakly."""
-    names = "__class__", "__dict__"
-    for name in names:
-        ours, theirs = getattr(first, name), getattr(second, name)
-        setattr(first, name, theirs)
-        setattr(second, name, ours)
-    torch._C._swap_tensor_impl(first, second)
-
-
 def _set_data(parameter: Any, value: Tensor) -> None:
-    if type(parameter) is type(value) or not isinstance(value, OnCard):
-        Tensor.data.__set__(parameter, value)  # type: ignore[attr-defined]
+    if isinstance(value, OnCard):
+        become(parameter, value)
     else:
-        moved = torch.nn.Parameter(value, parameter.requires_grad)
-        _swap(parameter, moved)
+        Tensor.data.__set__(parameter, value)  # type: ignore[attr-defined]
 
 
 # `parameter.data = ...` gives C++ another tensor, but leaves the class of the Python object
@@ -130,6 +119,14 @@ class _Stream:
 
     def wait_stream(self, other: Any) -> None: ...
 
+    def wait_event(self, event: Any) -> None: ...
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Stream)
+
+    def __hash__(self) -> int:
+        return 0
+
 
 def _is_another_mode_on() -> bool:
     return torch._C._len_torch_dispatch_stack() > 1
@@ -182,7 +179,7 @@ def pretended_card() -> Iterator[type[Pretence]]:
             patch.setattr(torch.cuda, name, answer)
         # a parameter that moves stays the same object, as it does on its way to a real card
         patch.setattr(torch.__future__, "get_swap_module_params_on_conversion", lambda: True)
-        patch.setattr(torch.utils, "swap_tensors", _swap)
+        patch.setattr(torch.utils, "swap_tensors", swap)
         patch.setattr(torch.nn.Parameter, "data", _DATA, raising=False)
         patch.setattr(torch, "autocast", _Autocast)
         patch.setattr(step_profile, "profile", _profile_of_host)

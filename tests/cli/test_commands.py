@@ -17,8 +17,10 @@ from spt_kernels.costs import CostSetting, table7
 from spt_kernels.costs.measure import measure_row
 from spt_kernels.costs.sensitivity_speed import measure_sensitivity_speed
 from spt_kernels.costs.worker import SENSITIVITY
+from spt_kernels.sensitivity import skewed_sensitivity
 from tests.finetuning.pictures_on_disk import TINY, write_images, write_task, write_weights
 from tests.models import tiny_vit
+from tests.quantized import quantize
 
 SHAPE = [part for key, value in TINY.items() for part in ("--model-arg", f"{key}={value}")]
 COMMANDS = (
@@ -115,6 +117,18 @@ def test_trained_values_are_shown_and_checked(
     file.write_bytes(damaged)
     assert run(["inspect", str(file)]) == 2
     assert "checksum mismatch" in capsys.readouterr().err
+
+
+def test_a_task_tells_how_its_base_is_quantized(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = quantize(tiny_vit())
+    spt.apply(model, spt.allocate(skewed_sensitivity(model), 900, "lora", rank=2))
+    spt.save_delta(model, tmp_path / "task.safetensors")
+    command = ["inspect", str(tmp_path / "task.safetensors")]
+    (kind,) = (shown := json_of(command, capsys)["quantized"])
+    assert kind == "RowScaled"
+    assert f"{shown[kind]} to RowScaled" in output_of(command, capsys)
 
 
 def test_finetune_inspect_evaluate_and_merge_agree(

@@ -74,6 +74,9 @@ def check_processes_without_samples_help_to_sum(place: Path) -> None:
             torch.testing.assert_close(score, first[name])
 
 
+check_processes_without_samples_help_to_sum.sizes = (4,)
+
+
 def check_an_error_in_one_is_an_error_in_all(place: Path) -> None:
     rank = dist.get_rank()
     own = own_batches()
@@ -85,6 +88,9 @@ def check_an_error_in_one_is_an_error_in_all(place: Path) -> None:
     assert rank == 1 or str(raised.value).startswith("process 1 cannot go on")
     with pytest.raises(ValueError, match="in any process"):
         measure([], 13, group=dist.group.WORLD)
+
+
+check_an_error_in_one_is_an_error_in_all.sizes = (2,)
 
 
 def check_models_and_arguments_that_differ_are_refused(place: Path) -> None:
@@ -101,3 +107,6 @@ def check_models_and_arguments_that_differ_are_refused(place: Path) -> None:
         measure(own_batches(), 13, exclude=exclude, group=dist.group.WORLD)
     with pytest.raises(ValueError, match="num_samples: expected the same in all processes, got"):
         measure(own_batches(), 13 + (rank == last), group=dist.group.WORLD)
+
+
+check_models_and_arguments_that_differ_are_refused.sizes = (2,)

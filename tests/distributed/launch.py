@@ -23,7 +23,10 @@ import torch.distributed as dist
 SIZES = (2, 4)
 # what is imported when it is first used: once here, not in each process
 LATE = ("torch._dynamo", "matplotlib.figure", "torch.distributed.fsdp")
-FILES = ("primitives", "sensitivity", "top_tau", "data_parallel", "documentation", "finetuning")
+FILES = (
+    *("primitives", "sensitivity", "top_tau", "data_parallel", "quantized"),
+    *("documentation", "finetuning"),
+)
 _PREFIX = "check_"
 
 

@@ -82,10 +82,10 @@ def test_what_is_known_is_not_asked_again() -> None:
     ("make", "size", "how"),
     [
         (tiny_vit, 16, {"method": "spt-lora", "budget": 900, "rank": 1, "checkpointing": True}),
-        (tiny_convnext, 32, {"method": "bias", "dtype": "bf16-autocast"}),
+        (tiny_convnext, 32, {"method": "linear", "dtype": "bf16-autocast"}),
         (tiny_swin, 32, {"training": False}),
     ],
-    ids=["vit-spt", "convnext-bias", "swin-inference"],
+    ids=["vit-spt", "convnext-linear", "swin-inference"],
 )
 def test_one_more_does_not_fit(make, size: int, how: dict) -> None:
     model, shape = make(), (3, size, size)
@@ -101,9 +101,9 @@ def test_one_more_does_not_fit(make, size: int, how: dict) -> None:
 
 
 def test_estimates_do_not_depend_on_those_before_them() -> None:
-    by_batch = PeakByBatch(tiny_convnext(), (3, 32, 32), method="full")
+    by_batch = PeakByBatch(tiny_vit(), SHAPE, method="full")
     for batch in (50, 3):
-        alone = estimate_memory(tiny_convnext(), (batch, 3, 32, 32), method="full")
+        alone = estimate_memory(tiny_vit(), (batch, *SHAPE), method="full")
         assert by_batch.at(batch) == alone
 
 

@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from spt_kernels.memory import estimate_memory
 from spt_kernels.memory.cuda import AsOnCuda, CudaLedger
 from spt_kernels.memory.ledger import Ledger
+from spt_kernels.offloading import blocks_on_host, offload
 from spt_kernels.optim import SparseAdamW, param_groups
 from spt_kernels.plan import allocate
 from spt_kernels.recomputation import recompute
@@ -68,6 +69,7 @@ class Step:
     checkpointing: bool = False
     training: bool = True
     recompute: str | tuple[str, ...] = "nothing"
+    offload: str = "nothing"
 
     def model(self) -> nn.Module:
         model = self.make()
@@ -81,9 +83,12 @@ class Step:
         if self.checkpointing:
             model.set_grad_checkpointing(True)
         recompute(model, self.recompute)
+        if self.offload != "nothing":
+            offload(model, self.offload)
         return model.train(self.training)
 
     def accounted(self, model: nn.Module) -> int:
+        offload(model, "nothing")
         return estimate_memory(
             model,
             self.shape,
@@ -91,6 +96,7 @@ class Step:
             optimizer=self.optimizer,
             training=self.training,
             checkpointing=self.checkpointing,
+            offload=self.offload,
             device="cpu",
         ).peak_bytes
 
@@ -112,6 +118,14 @@ STEPS = {
     "vit-adapter": Step(tiny_vit, (64, 3, 16, 16), "adapter", "bf16-autocast"),
     "vit-entries": Step(tiny_vit, (64, 3, 16, 16), None, "bf16", sparse),
     "vit-entries-checkpointing": Step(tiny_vit, (64, 3, 16, 16), None, checkpointing=True),
+    "vit-offload-autocast": Step(
+        lambda: tiny_vit(width=96, depth=3),
+        (4, 3, 16, 16),
+        "lora",
+        "bf16-autocast",
+        sparse,
+        offload="frozen",
+    ),
     "swin-autocast": Step(tiny_swin, (16, 3, 32, 32), dtype="bf16-autocast"),
     "swin-entries": Step(tiny_swin, (16, 3, 32, 32), None, optimizer=sparse),
     "convnext-lora-autocast": Step(tiny_convnext, (16, 3, 64, 64), "lora", "bf16-autocast"),
@@ -153,7 +167,8 @@ def allocated_peak(step: Step, folder: Path) -> tuple[int, nn.Module]:
     run()
     model.zero_grad(set_to_none=True)
     lasting = alive()
-    known = set(others) | {t.untyped_storage()._cdata for t in tensors_of_plan(model)}
+    on_host = [t for block in blocks_on_host(model) for t in block.on_host]
+    known = set(others) | {t.untyped_storage()._cdata for t in (*tensors_of_plan(model), *on_host)}
     before = sum(t.untyped_storage().nbytes() for key, t in lasting.items() if key not in known)
     del others, lasting
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:

@@ -29,6 +29,7 @@ from spt_kernels.errors import MissingExtra
 from spt_kernels.peft import SptConfig, SptModel
 from spt_kernels.peft.registration import register
 from tests.models import tiny_vit
+from tests.quantized import quantize
 
 from .small import IMAGES, LABELS, output, plan, same_parameters, step, train, wrapped
 
@@ -349,3 +350,10 @@ def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "peft", None)  # type: ignore[arg-type]
     with pytest.raises(MissingExtra, match=r"peft needs peft: pip install 'spt_kernels\[peft\]'"):
         importlib.import_module("spt_kernels.peft")
+
+
+def test_a_quantized_base_is_refused_by_name() -> None:
+    model = quantize(tiny_vit())
+    with pytest.raises(ValueError, match=r"qkv\.weight is quantized to RowScaled, and an SptModel"):
+        get_peft_model(model, SptConfig(plan=plan()))
+    assert not hasattr(model, "spt_tuning")

@@ -57,21 +57,6 @@ def test_labels_of_the_wrong_shape() -> None:
         measure(tiny_vit(depth=1), [(IMAGES, LABELS[:, None])])
 
 
-class Params4bit(nn.Parameter):
-    """As the quantizer has it."""
-
-    __module__ = "bitsandbytes.nn.modules"
-
-
-def test_a_quantized_weight_is_refused_by_name() -> None:
-    model = tiny_vit(depth=1)
-    plan = spt.allocate(measure(model, [(IMAGES, LABELS)]), budget=100)
-    model.blocks[0].mlp.fc1.weight = Params4bit(torch.zeros(8, 1, dtype=torch.uint8), False)
-    for refused in (lambda: measure(model, [(IMAGES, LABELS)]), lambda: spt.apply(model, plan)):
-        with pytest.raises(ValueError, match=r"blocks.0.mlp.fc1.weight is quantized \(Params4bit"):
-            refused()
-
-
 def constant(output: Tensor, target: Tensor) -> Tensor:
     return torch.zeros((), requires_grad=True)
 

@@ -16,11 +16,13 @@ from .convolution import conv2d
 from .derived import Derivations, Meeting, derivation_of, note_made_by
 from .embedding import embedding
 from .remaking import Productions
+from .stand_in import quantized_linear
 from .uses import Factors, Role, Use
 from .watched import Piece, Watcher, pieces_of, watched_in
 
 _RECOGNIZED: dict[Any, Callable[..., Use | None]] = {
     F.linear: uses.linear,
+    quantized_linear: uses.quantized_linear,
     torch.addmm: uses.addmm,
     F.conv2d: conv2d,
     F.layer_norm: uses.layer_norm,

@@ -8,6 +8,7 @@ from torch.utils import _pytree as pytree
 
 from ...model import describe
 from ...model.last_layers import last_parameters
+from ...model.quantized import floating_parameters
 from .autograd import requiring_grad
 from .batches import Batch, two_samples
 from .losses import PerSampleLoss
@@ -27,7 +28,7 @@ def last_before_loss(model: nn.Module, loss: PerSampleLoss, batch: Batch) -> tup
     """
     parts = loss.parts(model, two_samples(batch).input)
     some = two_samples(batch) if parts else batch.samples(0, 1)
-    floating = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
+    floating = floating_parameters(model)
     norms = {name for name, what in describe(model).items() if what.kind == "norm"}
     inputs = pytree.tree_map(requiring_grad, some.input)
     try:

@@ -119,6 +119,11 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Use | N
     return Use(input, roles, saves_as_computed=True)
 
 
+def quantized_linear(input: Tensor, weight: Tensor, bias: Tensor | None, matrix: Any) -> Use | None:
+    """The same of what stands for a quantized weight."""
+    return linear(input, weight, bias)
+
+
 def addmm(*args: Any, **kwargs: Any) -> Use | None:
     """`torch.addmm(bias, input, weight)`, a Linear whose weight is `[in, out]`."""
     if len(args) != 3 or kwargs or args[0].ndim != 1:

@@ -1,0 +1,163 @@
+"""AdamW with its state on the host is `torch.optim.AdamW` to the last bit."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import spt_kernels as spt
+from spt_kernels.memory import estimate_memory
+from tests.models import tiny_vit
+
+from .runs import assert_same, loss_of, train, tuned, values_of
+
+SMALL = 30_000  # bytes: several pieces, and parameters that are larger than one
+
+
+def groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Two groups that differ in everything."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": params[::2], "lr": 1e-2, "weight_decay": 0.3},
+        {"params": params[1::2], "betas": (0.8, 0.99), "maximize": True},
+    ]
+
+
+def offloaded(model: nn.Module, **how: Any) -> spt.OffloadedAdamW:
+    return spt.OffloadedAdamW(groups(model), piece_bytes=SMALL, **how)
+
+
+def torchs(model: nn.Module, **how: Any) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups(model), **how)
+
+
+def state_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    state = optimizer.state_dict()["state"]
+    return [state[key][name] for key in sorted(state) for name in ("step", "exp_avg", "exp_avg_sq")]
+
+
+def assert_same_state(found: torch.optim.Optimizer, expected: torch.optim.Optimizer) -> None:
+    pairs = zip(state_of(found), state_of(expected), strict=True)
+    assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+
+
+@pytest.mark.parametrize("method", ["full", "spt-unstructured"])
+@pytest.mark.parametrize("how", [{}, {"fused": True}, {"foreach": True}])
+def test_steps_are_torchs(method: str, how: dict[str, Any]) -> None:
+    made = []
+
+    def keep(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        made.append(optimizer)
+        return optimizer
+
+    model, other = tuned(method), tuned(method)
+    found = train(model, lambda m: keep(offloaded(m, **how)))
+    assert_same(found, train(other, lambda m: keep(torchs(m, **how))))
+    assert_same_state(*made)
+    pieces = made[0]._pieces
+    assert len(pieces) > 3 or method != "full"
+    assert all(buffer.untyped_storage().nbytes() == 0 for buffer in made[0].buffers)
+
+
+def test_of_the_state_three_pieces_are_there_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tuned("full")
+    optimizer = offloaded(model)
+    most = []
+    update = spt.OffloadedAdamW._update
+
+    def watched(self: spt.OffloadedAdamW, piece: Any) -> None:
+        most.append(sum(b.untyped_storage().nbytes() > 0 for b in self.buffers))
+        update(self, piece)
+
+    monkeypatch.setattr(spt.OffloadedAdamW, "_update", watched)
+    loss_of(model, 0).backward()
+    optimizer.step()
+    assert len(most) == len(optimizer.buffers)
+    assert max(most) == 3
+
+
+def test_state_goes_to_torchs_adamw_and_comes_back() -> None:
+    model, other = tuned("full"), tuned("full")
+    mine, theirs = offloaded(model), torchs(other)
+    for round_ in range(2):
+        for each, optimizer in ((model, mine), (other, theirs)):
+            for seed in range(2):
+                torch.manual_seed(seed)
+                loss_of(each, seed).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        assert_same(([], values_of(model)), ([], values_of(other)))
+        assert_same_state(mine, theirs)
+        if round_ == 0:
+            saved = pickle.loads(pickle.dumps((mine.state_dict(), theirs.state_dict())))
+            mine, theirs = offloaded(model), torchs(other)
+            mine.load_state_dict(saved[1])
+            theirs.load_state_dict(saved[0])
+
+
+def test_a_copy_goes_on_by_itself() -> None:
+    model = tuned("full")
+    optimizer = offloaded(model)
+    loss_of(model, 0).backward()
+    optimizer.step()
+    again = copy.deepcopy({"model": model, "optimizer": optimizer})
+    for each, stepper in ((model, optimizer), (again["model"], again["optimizer"])):
+        each.zero_grad()
+        loss_of(each, 1).backward()
+        stepper.step()
+    assert_same(([], values_of(model)), ([], values_of(again["model"])))
+
+
+def test_parameters_without_gradients_stay() -> None:
+    model, other = tuned("full"), tuned("full")
+    for each, optimizer in ((model, offloaded(model)), (other, torchs(other))):
+        loss_of(each, 0).backward()
+        for parameter in each.blocks[1].parameters():  # type: ignore[index,union-attr]
+            parameter.grad = None
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+        optimizer.step(lambda: None)
+        scheduler.step()
+        optimizer.step()
+    assert_same(([], values_of(model)), ([], values_of(other)))
+
+
+def test_it_is_accounted_for() -> None:
+    model = tiny_vit(depth=4, width=96)
+    usual, less = (
+        estimate_memory(model, (1, 3, 16, 16), optimizer=make, device="cpu")
+        for make in (lambda m: torchs(m, fused=True), lambda m: offloaded(m, fused=True))
+    )
+    state = 8 * sum(p.numel() for p in model.parameters())
+    assert state <= less.host_bytes == less.fetched_bytes < 1.1 * state
+    assert less.peak_bytes < usual.peak_bytes - state / 2
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ({"piece_bytes": 0}, ValueError, "piece_bytes must be at least 1, got 0"),
+        ({"piece_bytes": 1.0}, TypeError, "piece_bytes must be a whole number, got 1.0"),
+        ({"lr": -1.0}, ValueError, "Invalid learning rate"),
+    ],
+)
+def test_arguments(how: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        spt.OffloadedAdamW([nn.Parameter(torch.ones(2))], **how)
+
+
+def test_gradients_and_states_that_it_does_not_take() -> None:
+    table = nn.Embedding(4, 2, sparse=True)
+    optimizer = spt.OffloadedAdamW(table.parameters())
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match=r"needs dense gradients, got torch\.sparse_coo"):
+        optimizer.step()
+    weight = nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match="amsgrad: expected False"):
+        spt.OffloadedAdamW([weight]).load_state_dict(
+            torch.optim.AdamW([weight], amsgrad=True).state_dict()
+        )
