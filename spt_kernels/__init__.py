@@ -19,6 +19,7 @@ _NAMES = {
         *("AdapterConv2d", "AdapterLinear", "LoraConv2d", "LoraLinear"),
         *("SparseDeltaConv2d", "SparseDeltaLinear", "SparseDeltaNorm"),
     ),
+    "recomputation": ("Recomputation",),
     "approximation": ("Approximation", "approximate"),
     "tuning": ("apply",),
     "optim": ("SparseAdamW", "param_groups"),
@@ -30,7 +31,7 @@ _NAMES = {
         *("LargestBatch", "MemoryEstimate", "estimate_memory", "largest_batch"),
         "tunable_parts",
     ),
-    "fitting": ("PlanWithin", "allocate_within"),
+    "fitting": ("PlanWithin", "RecomputePlan", "allocate_within", "recompute"),
     "errors": ("BaseModelMismatch", "DeltaFormatError", "OtherProcessFailed"),
     "environment": ("backends",),
 }
@@ -49,7 +50,9 @@ if TYPE_CHECKING:
     from .errors import DeltaFormatError as DeltaFormatError
     from .errors import OtherProcessFailed as OtherProcessFailed
     from .fitting import PlanWithin as PlanWithin
+    from .fitting import RecomputePlan as RecomputePlan
     from .fitting import allocate_within as allocate_within
+    from .fitting import recompute as recompute
     from .layers import AdapterConv2d as AdapterConv2d
     from .layers import AdapterLinear as AdapterLinear
     from .layers import LoraConv2d as LoraConv2d
@@ -73,6 +76,7 @@ if TYPE_CHECKING:
     from .plan import Plan as Plan
     from .plan import allocate as allocate
     from .plan import allocate_each as allocate_each
+    from .recomputation import Recomputation as Recomputation
     from .sensitivity import Sensitivity as Sensitivity
     from .sensitivity import measure_sensitivity as measure_sensitivity
     from .step import capture_step as capture_step

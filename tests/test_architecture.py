@@ -12,10 +12,9 @@ PACKAGE = TESTS.parent / "spt_kernels"
 
 # The line in which data flows: a stage imports those before it, never one after it.
 STAGES = (
-    *("model", "sensitivity", "plan", "layers", "approximation", "tuning", "optim", "offloading"),
-    *("step", "task", "bank", "peft"),
-    *("methods", "memory", "fitting", "finetuning", "segmentation", "benchmarks"),
-    *("plots", "costs", "cli"),
+    *("model", "sensitivity", "plan", "layers", "recomputation", "approximation", "tuning"),
+    *("optim", "offloading", "step", "task", "bank", "peft", "methods", "memory", "fitting"),
+    *("finetuning", "segmentation", "benchmarks", "plots", "costs", "cli"),
 )
 # What each folder of the grid of ops, and each file at the root, imports; stages may import all.
 BESIDES = {

@@ -34,14 +34,18 @@ class Row:
     plan: Plan | None = None
     is_made_up: bool = False
 
-    def peaks(self, base: nn.Module, image_shape: tuple[int, ...], how: Any) -> PeakByBatch:
-        """Its estimates for any batch."""
-        asked: dict[str, Any] = {}
+    def asked(self) -> dict[str, Any]:
+        """The arguments of `estimate_memory` that say what is trained."""
+        asked: dict[str, Any] = {"plan": self.plan}
         if self.method is not None:
             asked["method"] = self.method.name
             if self.plan is None:
                 asked |= {"budget": self.method.budget, "rank": self.method.rank}
-        return PeakByBatch(base, image_shape, self.plan, **asked, **how)
+        return asked
+
+    def peaks(self, base: nn.Module, image_shape: tuple[int, ...], how: Any) -> PeakByBatch:
+        """Its estimates for any batch."""
+        return PeakByBatch(base, image_shape, **self.asked(), **how)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -164,6 +165,29 @@ class RecipeOptions:
     batch_size: Annotated[
         int | None, described(_RECIPE, "--batch-size N", f"Images per step [{Recipe.batch_size}].")
     ] = None
+    micro_batch: Annotated[
+        int | None,
+        described(
+            _RECIPE, "--micro-batch N", "Images at a time, for less memory [all of the batch]."
+        ),
+    ] = None
+    recompute: Annotated[
+        str | None,
+        described(
+            _RECIPE,
+            "--recompute WHAT",
+            "For less memory, to the same bits: mlp, qkv, attention or block, of all blocks or of "
+            "some, as block@0-5,mlp@6-11 [nothing].",
+        ),
+    ] = None
+    memory_bytes: Annotated[
+        str | None,
+        described(
+            _RECIPE,
+            "--memory SIZE",
+            "Of the card, as 8GiB: decides --micro-batch and --recompute [any].",
+        ),
+    ] = None
     lr: Annotated[
         float | None,
         described(_RECIPE, "--lr X", "Peak learning rate [1e-3; full, partial-K: 1e-4]."),
@@ -242,6 +266,8 @@ class RecipeOptions:
         """
         start = self.preset().recipe if base is None or self.recipe is not None else base
         values = {f.name: getattr(self, f.name, None) for f in fields(Recipe) if f.name != "preset"}
+        if self.memory_bytes is not None:
+            values["memory_bytes"] = parse_bytes("--memory", self.memory_bytes)
         return replace(start, **{name: v for name, v in values.items() if v is not None})
 
 
@@ -290,6 +316,15 @@ def parse_head(patterns: list[str] | None) -> tuple[str, ...] | None:
 def parse_block(text: str | None) -> int | str | None:
     """`6` as the number of a block, anything else as its name."""
     return int(text) if text is not None and text.isdecimal() else text
+
+
+def parse_bytes(flag: str, text: str) -> int:
+    """`8GiB`, `8G` or `0.5 GiB`, `512MiB`, `512M` as bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([gm])(ib)?", text.strip().lower())
+    number = 0.0 if found is None else float(found[1])
+    if found is None or number == 0:
+        raise ValueError(f"{flag}: expected a size as 8GiB or 512MiB, got {text!r}")
+    return int(number * (2**30 if found[2] == "g" else 2**20))
 
 
 def parse_budget(text: str | None) -> int | float | None:

@@ -14,6 +14,7 @@ from ..model import backbone_numel, head_names, head_numel
 from ..model.head import layers_of
 from ..plan import LoraSpec, Plan
 from .job import plain
+from .recipe import Recipe
 from .setting import Setting
 
 
@@ -76,10 +77,11 @@ def _parts_of(plan: Plan) -> list[str]:
     return parts
 
 
-def accounted_bytes(setting: Setting, tunable: Tunable) -> int:
+def accounted_bytes(setting: Setting, recipe: Recipe, tunable: Tunable) -> int:
     """The peak of a training step, of one process where several share it."""
-    recipe, form = setting.job.recipe, setting.form
+    form = setting.form
     images = -(-recipe.batch_size // setting.processes.size)
+    images = min(images, recipe.micro_batch or images)
     return estimate_memory(
         tunable.model,
         (images, len(form.mean), form.size, form.size),

@@ -20,6 +20,7 @@ from ..methods import Method
 from ..sensitivity import Sensitivity, measure_sensitivity
 from ..task.file.fingerprint import Fingerprint
 from .device import seed_everything
+from .fitted import samples_at_once
 from .job import plain
 from .pixels import Batches
 from .progress import Progress
@@ -35,7 +36,7 @@ def sensitivity_of(setting: Setting, images: Batches, progress: Progress) -> Sen
     model = setting.base.model.to(setting.device)
     measured = measure_on(
         model,
-        images,
+        _parts_of(images, samples_at_once(setting)),
         F.cross_entropy,
         samples,
         job.method,
@@ -45,6 +46,17 @@ def sensitivity_of(setting: Setting, images: Batches, progress: Progress) -> Sen
     )
     model.to("cpu")
     return measured
+
+
+def _parts_of(
+    batches: Iterable[tuple[Tensor, Tensor]], most: int
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """The same images, no more than so many at a time."""
+    return (
+        part
+        for images, labels in batches
+        for part in zip(images.split(most), labels.split(most), strict=True)
+    )
 
 
 def measure_on(
@@ -163,7 +175,7 @@ def measured_on(setting: Setting) -> dict[str, Any]:
         setting.job.method,
         [dated(train.paths), train.labels, train.classes],
         asdict(setting.form),
-        recipe.batch_size,
+        samples_at_once(setting),
         recipe.seed,
         setting.device,
     )

@@ -16,6 +16,7 @@ from ..methods import Method, tune
 from ..methods.tunable import Tunable
 from ..plan import Plan
 from ..plan.figure import sensitivity_figure
+from ..recomputation import blocks_by, recompute_by
 from .accuracy import evaluate
 from .checkpoint import Best, put_state
 from .curves import training_curves_figure
@@ -23,12 +24,14 @@ from .description import description_of
 from .device import reproducible, seed_everything
 from .events import EventFiles, check_can_write_events
 from .facts import accounted_bytes, config_of, facts_of, machine_of, measured_bytes, trains
+from .fitted import check_memory, fitted_recipe
 from .given_plan import settled
 from .head import with_head
 from .job import FinetuneJob
 from .pixels import Batches
 from .preparation import Decision, preparation_of
 from .progress import Logged, Progress, Silent
+from .recipe import Recipe
 from .run import Clock, Run, finished_in, spent_in
 from .run_folder import RunFolder
 from .run_step import wants_graph
@@ -136,10 +139,12 @@ def finetune(
             label = getattr(ready.tunable.model, "spt_approximation", None)
             if label is not None:
                 log.say(label.summary())
+            if ready.line:
+                log.say(ready.line)
             events = None
             if tensorboard and processes.is_first:
                 events = EventFiles(folder.events, run.config)
-            history, best = _train(run, images, ready.tunable, graph, on_epoch, events)
+            history, best = _train(run, images, ready, graph, on_epoch, events)
         result = _finish(run, ready, history, best)
         if events is not None:
             events.close(history[-1].epoch, result["test_accuracy"])
@@ -167,6 +172,9 @@ def _started(
         return finished
     setting = open_setting(job, device, workers, processes)
     wants_graph(graph, setting.device)  # or refuses
+    check_memory(setting)
+    if job.recipe.recompute is not None:
+        blocks_by(setting.base.model, job.recipe.recompute)  # or refuses
     method = with_head(job.method, setting.base.model, setting.form)
     prepare = preparation_of(setting, method, plan, given)
     if job.recipe.patience is not None and setting.splits.val is None:
@@ -182,6 +190,8 @@ class _Ready:
     tunable: Tunable
     method: Method
     plan: Plan | None
+    recipe: Recipe  # with what the memory left open
+    line: str
     facts: dict[str, Any]
     accounted_bytes: int
 
@@ -195,9 +205,13 @@ def _made_ready(setting: Setting, decision: Decision) -> _Ready:
     choice = parse_approximation(setting.job.recipe.approximate)
     if choice:
         approximate(tunable.model, **choice)
+    recipe, line = fitted_recipe(setting, tunable.model)
+    if recipe.recompute is not None:
+        recompute_by(tunable.model, recipe.recompute)
     if setting.processes.size > 1:
         check_sharable(tunable.model, method.name)
-    return _Ready(tunable, method, plan, facts, accounted_bytes(setting, tunable))
+    accounted = accounted_bytes(setting, recipe, tunable)
+    return _Ready(tunable, method, plan, recipe, line, facts, accounted)
 
 
 def _finish(
@@ -232,6 +246,8 @@ def _finish(
         "best_file": best_file,
         "trained_parameters": tunable.trained,
         **ready.facts,
+        "micro_batch": ready.recipe.micro_batch,
+        "recompute": ready.recipe.recompute,
         "accounted_peak_bytes": ready.accounted_bytes,
         "file": folder[tunable.file].name,
         "task_bytes": size,
@@ -248,7 +264,7 @@ def _finish(
 def _train(
     run: Run[Setting],
     images: Batches,
-    tunable: Tunable,
+    ready: _Ready,
     graph: bool | None,
     on_epoch: Callable[[EpochFigures], object] | None,
     events: EventFiles | None,
@@ -271,9 +287,9 @@ def _train(
     # afresh, so that training is the same whether sensitivities were measured or found on disk
     seed_everything(job.recipe.seed)
     history = train(
-        tunable.model,
+        ready.tunable.model,
         images,
-        job.recipe,
+        ready.recipe,
         lr=job.recipe.peak_lr(job.method),
         val=val,
         checkpoint=folder["checkpoint"],

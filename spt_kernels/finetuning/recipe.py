@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..approximation.choice import parse_approximation
 from ..methods.method import Method, check_one_of, check_positive, check_within
+from ..recomputation.words import RecomputeWords
 
 PRECISIONS = ("none", "bf16")
 SCHEDULES = ("step", "epoch")
@@ -41,6 +42,12 @@ class Recipe:
             little below the peak.
         approximate: what of the backward is approximate, for less memory: the words of
             `parse_approximation`, as `"gelu-2bit"`. `None` is nothing.
+        micro_batch: images to a forward and backward; the gradients of a batch's parts are summed.
+            `None` is all of a batch. Norms over the batch see a part of it.
+        recompute: what the backward computes again to need less memory, to the same bits: in the
+            words of `RecomputeWords`, as `"mlp"` or `"block@0-5,mlp@6-11"`. `None` is nothing.
+        memory_bytes: of the card. What `micro_batch` and `recompute` say is then chosen so that a
+            step fits and takes the least time; so many samples are measured at a time as fit, too.
         preset: the name of the preset that the values started from; of no effect by itself.
     """
 
@@ -59,10 +66,14 @@ class Recipe:
     seed: int = 0
     schedule: str = "step"
     approximate: str | None = None
+    micro_batch: int | None = None
+    recompute: str | None = None
+    memory_bytes: int | None = None
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr", "val_every", "patience", "clip_grad"):
+        positive = ("epochs", "batch_size", "lr", "val_every", "patience", "clip_grad")
+        for name in (*positive, "micro_batch", "memory_bytes"):
             check_positive(name, getattr(self, name))
         for name in ("weight_decay", "warmup_epochs", "seed"):
             value = getattr(self, name)
@@ -84,6 +95,12 @@ class Recipe:
         check_one_of("amp", self.amp, PRECISIONS)
         check_one_of("schedule", self.schedule, SCHEDULES)
         parse_approximation(self.approximate)  # or it says what is expected
+        if self.recompute is not None:
+            RecomputeWords.parse(self.recompute)  # or it says what is expected
+        if self.memory_bytes is not None and (self.micro_batch, self.recompute) != (None, None):
+            raise ValueError(
+                "memory_bytes: decides what micro_batch and recompute are; leave these out"
+            )
 
     def peak_lr(self, method: Method) -> float:
         """The learning rate at the end of the warm-up."""

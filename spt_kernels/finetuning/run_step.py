@@ -44,6 +44,8 @@ class RunStep:
         progress: told of it.
         loss_fn: of the model's output and the labels.
         processes: that share each batch; such steps are not captured.
+        micro_batch: images to a forward and backward, `None` for all of a batch. Steps that part
+            batches are not captured: what is larger than a card holds keeps it busy without.
     """
 
     def __init__(
@@ -56,15 +58,18 @@ class RunStep:
         progress: Progress,
         loss_fn: Callable[[Any, Tensor], Tensor],
         processes: Processes | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         self._args = model, loss_fn, optimizer
         self._options: dict[str, Any] = {
             "autocast": torch.bfloat16 if recipe.amp == "bf16" else None,
             "clip_grad": recipe.clip_grad,
         }
-        self._step: Any = TrainingStep(*self._args, **self._options)
+        self._micro_batch = micro_batch
+        parted = {**self._options, "micro_batch": micro_batch}
+        self._step: Any = TrainingStep(*self._args, **parted)
         if processes is not None and processes.size > 1:
-            self._step = SharedStep(*self._args, processes=processes, **self._options)
+            self._step = SharedStep(*self._args, processes=processes, **parted)
         self._batch_size, self._progress = recipe.batch_size, progress
         self._is_required = graph is True
         self._is_wanted = wants_graph(graph, device)
@@ -81,6 +86,8 @@ class RunStep:
         try:
             if len(labels) < self._batch_size:  # the first of an epoch
                 raise ValueError(f"no batch of {self._batch_size} images comes")
+            if self._micro_batch is not None and self._micro_batch < self._batch_size:
+                raise ValueError(f"a batch is trained on {self._micro_batch} images at a time")
             batch = images, labels
             self._step = capture_step(*self._args, batch, ragged="eager", **self._options)
         except (RuntimeError, ValueError) as reason:

@@ -93,7 +93,17 @@ def train(
     capturable = wants_graph(graph, batches.device)
     optimizer = make_optimizer(model, lr, recipe.weight_decay, capturable=capturable)
     loss_fn = classification_loss(recipe.label_smoothing)
-    step = RunStep(model, optimizer, recipe, graph, batches.device, progress, loss_fn, processes)
+    step = RunStep(
+        model,
+        optimizer,
+        recipe,
+        graph,
+        batches.device,
+        progress,
+        loss_fn,
+        processes,
+        recipe.micro_batch,
+    )
     steps_per_epoch = len(batches)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: recipe.lr_factor(step, steps_per_epoch)

@@ -1,5 +1,20 @@
 """What makes a training step fit into a given memory."""
 
 from .allocation import PlanWithin, allocate_within
+from .card import CARDS, Card, card_named, this_card
+from .fit import Fitted, Fitting
+from .recompute_plan import Levels, RecomputePlan, recompute
 
-__all__ = ["PlanWithin", "allocate_within"]
+__all__ = [
+    "CARDS",
+    "Card",
+    "Fitted",
+    "Fitting",
+    "Levels",
+    "PlanWithin",
+    "RecomputePlan",
+    "allocate_within",
+    "card_named",
+    "recompute",
+    "this_card",
+]

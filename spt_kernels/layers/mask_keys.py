@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ops.dropout import key_of
+from .recording import recording_in_use
 
 _SEEDS = 2**62
 _IN_USE: ContextVar[MaskKeys | None] = ContextVar("spt_mask_keys", default=None)
@@ -18,10 +19,20 @@ _IN_USE: ContextVar[MaskKeys | None] = ContextVar("spt_mask_keys", default=None)
 def draw_seed() -> int | Tensor:
     """From the default CPU generator, which `torch.manual_seed` and checkpointing reproduce.
 
-    While `MaskKeys` are in use, it is the next of those.
+    While `MaskKeys` are in use, it is the next of those. A forward that is run again has the seed
+    that it had.
     """
+    recording = recording_in_use()
+    seed: int | Tensor | None = None if recording is None else recording.recall()
+    if seed is not None:
+        if isinstance(seed, int):
+            _draw()  # what else draws from this generator must find it where it did
+        return seed
     keys = _IN_USE.get()
-    return _draw() if keys is None else keys.next()
+    seed = _draw() if keys is None else keys.next()
+    if recording is not None:
+        recording.note(seed)
+    return seed
 
 
 def _draw() -> int:

@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..ops.launching import may_launch
 from ..ops.rebuild_input import launch_gelu, launch_layer_norm, rebuild_gelu, rebuild_layer_norm
+from .recording import Recording, recording_in_use, unpack
 from .traced import made_again
 
 _RESHAPES = frozenset({"ViewBackward0", "ReshapeAliasBackward0"})
@@ -80,20 +81,47 @@ class SavedInput(NamedTuple):
         """
         if torch.compiler.is_compiling():
             return cls("tensor", dtype), (x,)  # the partitioner decides what to recompute
-        if _may_inspect(x):
+        recording = recording_in_use()
+        recalled = None if recording is None else recording.recall()
+        if recalled is not None:
+            recipe, as_it_is = cls(recalled[0], dtype), recalled[1]
+        else:
+            recipe, as_it_is = cls._chosen(x, dtype, columns, dim, recording)
+            if recording is not None:
+                recording.note((recipe.kind, as_it_is))  # not its producer, which leads to here
+        if recipe.kind == "columns":
+            assert columns is not None
+            return recipe, (x.index_select(dim, columns).to(dtype),)
+        if recipe.kind != "tensor":
+            return recipe, ()
+        # of the two dtypes the narrower: autocast has cast the input to it anyway
+        is_cast = not as_it_is and dtype.itemsize < x.element_size()
+        return recipe, (x.to(dtype) if is_cast else x,)
+
+    @classmethod
+    def _chosen(
+        cls,
+        x: Tensor,
+        dtype: torch.dtype,
+        columns: Tensor | None,
+        dim: int,
+        recording: Recording | None,
+    ) -> tuple[SavedInput, bool]:
+        """What to keep, and whether a tensor that is kept is kept in its own dtype."""
+        if _may_inspect(x, recording):
             node: Any = x.grad_fn
             if node is not None:
                 rebuilt = _rebuilt(x, node, dtype)
                 if rebuilt is not None:
-                    return rebuilt, ()
-                if _is_kept_by_producer(x, node):
-                    return cls("tensor", dtype), (x,)
+                    return rebuilt, True
+                is_recorded = recording is not None and recording.holds(x)
+                if is_recorded or _is_kept_by_producer(x, node):
+                    return cls("tensor", dtype), True
             # per element of the columns, against per element of the input in the narrower dtype
             whole = x.shape[dim] * min(dtype.itemsize, x.element_size())
             if columns is not None and columns.numel() * dtype.itemsize < whole:
-                return cls("columns", dtype), (x.index_select(dim, columns).to(dtype),)
-        # of the two dtypes the narrower: autocast has cast the input to it anyway
-        return cls("tensor", dtype), (x.to(dtype) if dtype.itemsize < x.element_size() else x,)
+                return cls("columns", dtype), True
+        return cls("tensor", dtype), False
 
     def rebuild(self, tensors: Tensors) -> Tensor:
         """The input in the dtype of the computation; for `columns` just those of it."""
@@ -123,12 +151,12 @@ class SavedInput(NamedTuple):
         return x
 
 
-def _may_inspect(x: Tensor) -> bool:
+def _may_inspect(x: Tensor, recording: Recording | None) -> bool:
     # Reading a saved tensor runs the unpack hook it was packed with; under non-reentrant
-    # checkpointing that would recompute the producer in the middle of the forward.
-    return (
-        type(x) in _INSPECTED and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
-    )
+    # checkpointing that would recompute the producer in the middle of the forward. Under a
+    # recording, what it has saved is not read before the backward.
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return type(x) in _INSPECTED and (hooks is None or recording is not None)
 
 
 def _rebuilt(x: Tensor, node: Any, dtype: torch.dtype) -> SavedInput | None:
@@ -146,11 +174,9 @@ def _rebuilt(x: Tensor, node: Any, dtype: torch.dtype) -> SavedInput | None:
     # An edit in place under no_grad leaves the node as it is, and only the version tells of it
     if x._version != 0 or dtype not in _REBUILDABLE or x.dtype not in _REBUILDABLE:
         return None
-    if kind != "function":
-        found = (_OF_GELU if kind == "gelu" else _OF_LAYER_NORM).read(node)
-        if not found or found[0] is None:
-            return None
-    return SavedInput(kind, dtype, node, steps)
+    source = {"gelu": _OF_GELU, "layer_norm": _OF_LAYER_NORM}.get(kind)
+    is_readable = source is None or source.is_readable(node)  # a function of ours always is
+    return SavedInput(kind, dtype, node, steps) if is_readable else None
 
 
 def _kind_of(node: Any) -> Kind | None:
@@ -235,6 +261,17 @@ class _Kept:
 
     def __init__(self, name: str) -> None:
         self._raw, self._saved = attrgetter(f"_raw_saved_{name}"), attrgetter(f"_saved_{name}")
+
+    def is_readable(self, node: Any) -> bool:
+        """Whether a backward may read what a node saves, without more than its being recorded."""
+        try:
+            raw = self._raw(node)
+        except RuntimeError:
+            return False
+        if raw is not None and getattr(raw, "unpack_hook", None) is unpack:
+            return True
+        found = self.read(node)
+        return found is not None and found[0] is not None
 
     def read(self, node: Any) -> tuple[Any] | None:
         """What a node saves; None when it cannot be had without side effects."""

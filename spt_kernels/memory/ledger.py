@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterable
 from typing import Any, TypeGuard
@@ -100,6 +101,11 @@ class Ledger(TorchDispatchMode):
         """Now, for `peak_of_step` to begin at."""
         self._follow()
         return len(self._events)
+
+    def curve(self, since: int) -> list[int]:
+        """All bytes alive at the moment `since`, and after each event from then on."""
+        changes = [sign * self._sizes[entry] for entry, sign in self._events]
+        return list(itertools.accumulate(changes[since:], initial=sum(changes[:since])))
 
     def peak(self) -> dict[str, int]:
         """Bytes by category at the first moment when most bytes were alive."""

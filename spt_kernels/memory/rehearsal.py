@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +24,11 @@ from ..model.head import as_patterns
 from ..offloading import OffloadedAdamW
 from ..offloading.streamed_block import StreamedBlock
 from ..plan import Plan
+from ..recomputation import Recomputation, parts_of, recompute_by
+from ..recomputation import recompute as recompute_parts
+from ..recomputation.choice import What
 from ..tuning.whole import is_coarse, train_whole
+from .block_use import BlockUse, BlockWatch
 from .cpu import CpuLedger
 from .cuda import CudaLedger, take_default_path
 from .estimate import MemoryEstimate
@@ -30,6 +36,7 @@ from .ledger import Ledger
 from .made_up import made_up_plan
 from .step import Step, switch_on_checkpointing
 from .twin import fake_copy, tensors_of
+from .work import Work, WorkCounter
 
 
 def estimate_memory(
@@ -46,6 +53,7 @@ def estimate_memory(
     training: bool = True,
     loss_fn: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
     checkpointing: bool = False,
+    recompute: What | None = None,
     device: str = "cuda",
     offload: str = "nothing",
     keep_bytes: int = 0,
@@ -78,6 +86,8 @@ def estimate_memory(
         training: False for a forward pass without gradients.
         loss_fn: takes the model's output and an int64 target `[batch]` of zeros.
         checkpointing: recompute blocks in the backward (the model's `set_grad_checkpointing`).
+        recompute: what of the blocks the backward computes again, as `spt_kernels.recompute` has
+            it; left out, what the model does so already.
         device: `"cuda"` accounts for what PyTorch keeps and makes on a card of sm_80 or newer (its
             attention kernels, its autocast, its dropout, blocks of 512 bytes), without one; `"cpu"`
             for what it does on a CPU.
@@ -102,6 +112,7 @@ def estimate_memory(
         training=training,
         loss_fn=loss_fn,
         checkpointing=checkpointing,
+        recompute=recompute,
         device=device,
         offload=offload,
         keep_bytes=keep_bytes,
@@ -158,6 +169,8 @@ class Rehearsal:
         let_fakes_run(twin)
         if step.checkpointing:
             switch_on_checkpointing(twin)
+        if step.recompute is not None:
+            recompute_parts(twin, step.recompute)
         if step.training and not any(p.requires_grad for p in twin.parameters()):
             raise ValueError(
                 "no parameter of the model requires a gradient, there is nothing to train"
@@ -187,20 +200,49 @@ class Rehearsal:
 
     def at(self, batch_shape: Sequence[int]) -> MemoryEstimate:
         """The estimate for one shape of the input; errors are those of `estimate_memory`."""
-        shape, step, ledger = _as_shape(batch_shape), self._step, self._ledger
-        self._twin.zero_grad(set_to_none=True)
-        with self._fakes, ledger:
-            began = ledger.moment()
-            batch = torch.empty(shape, dtype=step.weight_dtype)
-            ledger.mark([batch], "activations")
-            for _ in range(self._steps):
-                before = self._fetched_bytes()
-                if step.training:
-                    step.train(self._twin, batch, self._optimizer, ledger)
-                else:
-                    step.infer(self._twin, batch)
-            self._steps = 1
-        by_category = ledger.peak_of_step(began)
+        return self._observed(_as_shape(batch_shape), contextlib.nullcontext())
+
+    def with_work(self, batch_shape: Sequence[int]) -> tuple[MemoryEstimate, Work]:
+        """The same, and what the step computes and moves."""
+        counter = WorkCounter()
+        estimate = self._observed(_as_shape(batch_shape), counter)
+        return estimate, counter.work()
+
+    def in_blocks(self, batch_shape: Sequence[int]) -> tuple[MemoryEstimate, list[BlockUse]]:
+        """The same, and what of it is each block's, in their order.
+
+        Raises:
+            ValueError: the model does not call its blocks once each, one after the other.
+        """
+        shape, counter = _as_shape(batch_shape), WorkCounter()
+        if self._optimizer is not None and not self._optimizer.state:
+            self._observed(shape, contextlib.nullcontext())  # its state is there from then on
+        watch = BlockWatch(self._twin, tuple(self.parts()), self._ledger, counter)
+        with watch:
+            estimate = self._observed(shape, counter)
+        return estimate, watch.use()
+
+    def recompute(self, line: str) -> Recomputation:
+        """From here on the model that is rehearsed computes again what a line of text says.
+
+        Args:
+            line: as `RecomputeWords` reads it; empty for nothing.
+
+        Raises:
+            ValueError: no such line, or a block that the model has not.
+        """
+        return recompute_by(self._twin, line) if line else recompute_parts(self._twin, ())
+
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The blocks of the model that is rehearsed, and what of each can be computed again."""
+        return parts_of(self._twin)
+
+    def _observed(
+        self, shape: tuple[int, ...], watched: AbstractContextManager[object]
+    ) -> MemoryEstimate:
+        step, began = self._step, self._ledger.moment()
+        fetched_bytes = self._run(shape, watched)
+        by_category = self._ledger.peak_of_step(began)
         return MemoryEstimate(
             peak_bytes=sum(by_category.values()),
             by_category=by_category,
@@ -214,10 +256,27 @@ class Rehearsal:
             made_up_scores=self._is_made_up,
             offload=step.offload,
             host_bytes=sum(held.host_bytes for held in self._on_host),
-            fetched_bytes=self._fetched_bytes() - before,
+            fetched_bytes=fetched_bytes,
             num_head=self._counts.head,
             backbone_numel=self._counts.backbone,
         )
+
+    def _run(self, shape: tuple[int, ...], watched: AbstractContextManager[object]) -> int:
+        """Take steps, the last of them watched; bytes that it fetched from the host."""
+        step, ledger = self._step, self._ledger
+        self._twin.zero_grad(set_to_none=True)
+        with self._fakes, ledger:
+            batch = torch.empty(shape, dtype=step.weight_dtype)
+            ledger.mark([batch], "activations")
+            for left in reversed(range(self._steps)):
+                before = self._fetched_bytes()
+                with watched if left == 0 else contextlib.nullcontext():
+                    if step.training:
+                        step.train(self._twin, batch, self._optimizer, ledger)
+                    else:
+                        step.infer(self._twin, batch)
+            self._steps = 1
+        return self._fetched_bytes() - before
 
     def _fetched_bytes(self) -> int:
         return sum(held.fetched_bytes for held in self._on_host)

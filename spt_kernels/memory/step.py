@@ -15,6 +15,8 @@ from torch.utils._pytree import tree_iter
 
 from ..offloading import WHAT, blocks_on_host, offload
 from ..offloading.streamed_block import StreamedBlock
+from ..recomputation.choice import What
+from ..recomputation.conditions import NotRecomputable
 from .cuda import run_backward
 from .estimate import DEVICES, DTYPES
 from .ledger import AnyValue, Ledger
@@ -31,6 +33,7 @@ class Step:
     training: bool = True
     loss_fn: Callable[[Any, Tensor], Tensor] = F.cross_entropy
     checkpointing: bool = False
+    recompute: What | None = None
     device: str = "cuda"
     offload: str = "nothing"
     keep_bytes: int = 0
@@ -54,6 +57,11 @@ class Step:
             raise ValueError(
                 "checkpointing=True is for training: inference keeps nothing that it could "
                 "recompute"
+            )
+        if self.recompute is not None and not self.training:
+            raise ValueError(
+                f"recompute={self.recompute!r} is for training: inference keeps nothing that it "
+                "could compute again"
             )
 
     @property
@@ -157,10 +165,13 @@ def forward_of(model: nn.Module, batch: Tensor) -> Any:
 
     Raises:
         ValueError: it cannot take one of this shape.
+        NotRecomputable: it has a part that cannot be computed again as was asked for.
     """
     try:
         with _unlogged("torch._subclasses.fake_tensor"):  # of an error that is told below
             return model(batch)
+    except NotRecomputable:
+        raise  # that has nothing to do with the batch
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         tuned = f" with {model.spt_method}" if hasattr(model, "spt_method") else ""

@@ -21,6 +21,9 @@ class TrainingStep:
         scaler: multiplies the loss and skips updates that overflowed; None without.
         clip_grad: largest norm of the gradient of all that the optimizer trains, None for any.
         accumulate: batches to an update, whose losses are averaged.
+        micro_batch: samples to a forward and backward, None for all of a batch. The gradients of
+            the parts are summed; the loss must be a mean over samples, which come first in every
+            tensor. Norms over the batch see a part.
     """
 
     def __init__(
@@ -33,9 +36,11 @@ class TrainingStep:
         scaler: torch.amp.GradScaler | None = None,
         clip_grad: float | None = None,
         accumulate: int = 1,
+        micro_batch: int | None = None,
     ) -> None:
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
         self.autocast, self.clip_grad, self.accumulate = autocast, clip_grad, accumulate
+        self.micro_batch = micro_batch
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._batches = 0
 
@@ -52,14 +57,25 @@ class TrainingStep:
 
     def backward(self, *batch: Tensor) -> Tensor:
         """Add a batch's share of the gradients to what is there; its loss, detached."""
-        inputs, *rest = batch
+        samples, most = len(batch[0]), self.micro_batch
+        if most is None or samples <= most:
+            return self._backward_of_part(batch, self.accumulate)
+        losses: list[Tensor] = []
+        for part in zip(*(tensor.split(most) for tensor in batch), strict=True):
+            share = len(part[0]) / samples
+            losses.append(share * self._backward_of_part(part, self.accumulate / share))
+        return torch.stack(losses).sum()
+
+    def _backward_of_part(self, part: tuple[Tensor, ...], divisor: float) -> Tensor:
+        """Add the gradients of a part's loss over `divisor`; the loss, detached."""
+        inputs, *rest = part
         casting: Any = contextlib.nullcontext()
         if self.autocast is not None:
             casting = torch.autocast(inputs.device.type, self.autocast)
         with casting:
             loss = self.loss_fn(self.model(inputs), *rest)
-        share = loss if self.accumulate == 1 else loss / self.accumulate
-        (share if self.scaler is None else self.scaler.scale(share)).backward()
+        divided = loss if divisor == 1 else loss / divisor
+        (divided if self.scaler is None else self.scaler.scale(divided)).backward()
         return loss.detach()
 
     def update(self) -> None:

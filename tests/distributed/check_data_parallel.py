@@ -113,6 +113,18 @@ def check_ddp_trains_as_one_process(place: Path) -> None:
         spt.merge(wrapped)
 
 
+def check_parts_are_computed_again_in_each_process(place: Path) -> None:
+    truth, model, shards = tuned(), tuned(), sharded(tuned())
+    assert spt.recompute(model, ("mlp", "qkv"))
+    assert spt.recompute(shards, "block")
+    wrapped = DistributedDataParallel(model)
+    train(truth, optimizer_of(truth), range(3))
+    train(wrapped, optimizer_of(wrapped), range(3), share=True)
+    train(shards, optimizer_of(shards), range(3), share=True)
+    assert_equal_parameters(model, truth)
+    assert_equal_parameters(shards, truth)
+
+
 def check_fully_shard_trains_as_one_process(place: Path) -> None:
     size = dist.get_world_size()
     kinds: list[tuple[Callable[[nn.Module], Optimizer], float | None]] = [

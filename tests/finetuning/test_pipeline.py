@@ -24,6 +24,7 @@ from spt_kernels.finetuning import (
 )
 from spt_kernels.finetuning.pixels import Batches, PixelSet
 from spt_kernels.finetuning.splits import read_evaluation_images
+from spt_kernels.sensitivity import Sensitivity
 from spt_kernels.task import read_metadata
 from tests.methods import every
 
@@ -108,6 +109,39 @@ def test_the_same_job_gives_the_same_bytes_and_another_seed_others(
         files.append((place / f"seed-{name}" / "task.safetensors").read_bytes())
     assert files[0] == files[1]
     assert files[0] != files[2]
+
+
+def test_less_memory_gives_the_same_file_or_nearly(
+    place: Path, task: ImageSource, base: ModelSource
+) -> None:
+    recipe = replace(SHORT, epochs=1, drop_path=0.2)
+    job = FinetuneJob(base, task, replace(method("spt-lora"), dropout=0.1), recipe)
+    whole = finetune(job, place / "all-kept")
+    less = replace(recipe, recompute="mlp,qkv@0")
+    again = finetune(replace(job, recipe=less), place / "recomputed")
+    names = ("all-kept", "recomputed")
+    files = [(place / name / "task.safetensors").read_bytes() for name in names]
+    assert files[0] == files[1]
+    assert again["accounted_peak_bytes"] < whole["accounted_peak_bytes"]
+
+    plain = replace(job, recipe=replace(recipe, drop_path=0.0), method=method("spt-unstructured"))
+    parted = replace(plain, recipe=replace(plain.recipe, micro_batch=3))
+    results = [finetune(one, place / f"parted-{n}") for n, one in enumerate((plain, parted))]
+    assert results[1]["train_loss"] == pytest.approx(results[0]["train_loss"], rel=1e-4)
+    assert results[1]["accounted_peak_bytes"] < results[0]["accounted_peak_bytes"]
+    # measured on parts of the same batches, too
+    scores = [Sensitivity.load(place / f"parted-{n}" / "sensitivity.safetensors") for n in (0, 1)]
+    for name, score in scores[0].items():
+        torch.testing.assert_close(scores[1][name], score)
+
+
+def test_blocks_that_are_not_there_are_refused_before_anything_is_written(
+    place: Path, task: ImageSource, base: ModelSource
+) -> None:
+    recipe = replace(SHORT, recompute="mlp@0-7")
+    with pytest.raises(ValueError, match="recompute: the model has 2 blocks, from 0 on"):
+        finetune(FinetuneJob(base, task, method("linear"), recipe), place / "no-such-block")
+    assert not (place / "no-such-block").exists()
 
 
 def test_a_finished_run_is_not_run_again(place: Path, task: ImageSource, base: ModelSource) -> None:

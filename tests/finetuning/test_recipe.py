@@ -59,6 +59,8 @@ def test_the_learning_rate_ends_at_its_floor() -> None:
         {"epochs": 0},
         {"approximate": "gelu-4bit"},
         {"batch_size": -1},
+        {"micro_batch": 0},
+        {"recompute": "mpl"},
         {"lr": 0.0},
         {"lr": math.nan},
         {"weight_decay": -1.0},

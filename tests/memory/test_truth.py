@@ -27,6 +27,7 @@ from spt_kernels.memory.ledger import Ledger
 from spt_kernels.offloading import blocks_on_host, offload
 from spt_kernels.optim import SparseAdamW, param_groups
 from spt_kernels.plan import allocate
+from spt_kernels.recomputation import recompute
 from spt_kernels.sensitivity import skewed_sensitivity
 from spt_kernels.tuning import apply
 from tests.models import tiny_convnext, tiny_swin, tiny_vit
@@ -68,6 +69,7 @@ class Step:
     optimizer: Optimizer = fused
     checkpointing: bool = False
     training: bool = True
+    recompute: str | tuple[str, ...] = "nothing"
     offload: str = "nothing"
     approximation: str | None = None
 
@@ -83,6 +85,7 @@ class Step:
         approximate(model, **parse_approximation(self.approximation))
         if self.checkpointing:
             model.set_grad_checkpointing(True)
+        recompute(model, self.recompute)
         if self.offload != "nothing":
             offload(model, self.offload)
         return model.train(self.training)
@@ -107,6 +110,12 @@ STEPS = {
     "vit-sgd": Step(lambda: tiny_vit(width=96), (16, 3, 16, 16), optimizer=sgd),
     "vit-checkpointing": Step(tiny_vit, (64, 3, 16, 16), checkpointing=True),
     "vit-autocast": Step(tiny_vit, (64, 3, 16, 16), dtype="bf16-autocast"),
+    "vit-mlp-again": Step(tiny_vit, (64, 3, 16, 16), recompute="mlp"),
+    "vit-lora-mlp-qkv-again": Step(tiny_vit, (64, 3, 16, 16), "lora", recompute=("mlp", "qkv")),
+    "vit-entries-again-autocast": Step(
+        tiny_vit, (64, 3, 16, 16), None, "bf16-autocast", recompute=("mlp", "attention")
+    ),
+    "swin-block-again": Step(tiny_swin, (16, 3, 32, 32), recompute="block"),
     "vit-inference": Step(tiny_vit, (64, 3, 16, 16), training=False),
     "vit-lora": Step(lambda: tiny_vit(width=96), (16, 3, 16, 16), "lora", optimizer=sparse),
     "vit-adapter": Step(tiny_vit, (64, 3, 16, 16), "adapter", "bf16-autocast"),

@@ -59,6 +59,17 @@ def test_options(method: str, options: dict[str, Any]) -> None:
     both(method, 6, **options)
 
 
+@pytest.mark.parametrize("what", [("mlp", "qkv"), "block"])
+def test_parts_are_computed_again_with_the_same_masks(what: Any) -> None:
+    found, plain = [], tuned("spt-lora", "cuda", dropout=0.3)
+    for captured in (True, False):
+        model = tuned("spt-lora", "cuda", dropout=0.3)
+        assert spt.recompute(model, what)
+        found.append(train(captured, model, runs.batches(4, "cuda")))
+    assert_same(found[0], found[1])
+    assert_same(found[1], train(False, plain, runs.batches(4, "cuda")))
+
+
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2, "clip_grad": 0.1}], ids=["", "all"])
 def test_scaler_skips_what_overflows(options: dict[str, Any]) -> None:
     results = []

@@ -58,6 +58,20 @@ def test_several_batches_are_one() -> None:
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
 
 
+def test_parts_of_a_batch_are_the_batch() -> None:
+    model, _, twin, _ = twins()
+    optimizer, twins_own = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin))
+    step = TrainingStep(model, F.cross_entropy, optimizer, accumulate=2, micro_batch=3)
+    whole = TrainingStep(twin, F.cross_entropy, twins_own, accumulate=2)
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    for batch in (tiny_batch(7), tiny_batch(3, seed=2)):  # a ragged one, and one that is a part
+        torch.testing.assert_close(step(*batch), whole(*batch))
+    assert seen == [3, 3, 1, 3]
+    for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("clip_grad", [None, 0.5])
 def test_scaler_and_autocast(clip_grad: float | None) -> None:
     model, optimizer, twin, twins_own = twins()

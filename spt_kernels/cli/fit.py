@@ -1,0 +1,249 @@
+"""`spt-kernels fit`: how to train in a given memory, and what that takes."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from ..methods import METHODS
+from .options import ArchitectureOptions, described, split_names
+from .terminal import Terminal, table
+from .training_options import parse_budget
+from .written import check_picture
+
+if TYPE_CHECKING:
+    from ..fitting import Fitted, Fitting
+
+HELP = """How to train in the memory of your card, in the least time.
+
+A batch may be trained on a few images at a time, and the backward may
+compute parts of the model again that the forward then need not keep: both
+give the same result, the first up to rounding. Of all ways that fit, the
+fastest, and the options of finetune for it:
+
+  spt-kernels fit -m vit_base_patch16_224 --gib 8
+  spt-kernels fit -m vit_large_patch16_224 --gib 6 --image-size 384
+
+Several methods side by side, for another card; the picture of memory
+against time, in which a method that lies above another is never better:
+
+  spt-kernels fit -m vit_base_patch16_224 --gib 4 --card "RTX 4060" \\
+      --method spt-lora,lora-16,full -o frontier.png
+
+No card is needed. Memory is accounted. Times are a model: arithmetic and
+traffic of the step over the figures of the card, as an H100 reached them;
+they compare ways, and are no promise. finetune --memory 8GiB does the same
+by itself.
+"""
+
+_DTYPES = ("fp32", "bf16-autocast")
+_AMP = {"fp32": (), "bf16-autocast": ("--amp", "bf16")}
+
+
+@dataclass(frozen=True)
+class FittingOptions:
+    """What is trained, on which card."""
+
+    gib: Annotated[
+        float | None, described("Fit", "--gib N", "Memory of the card in GiB, as 8 or 11.5.")
+    ] = None
+    reserve: Annotated[
+        float,
+        described(
+            "Fit",
+            "--reserve GIB",
+            "Keep so much of it free, for the CUDA context and the allocator [1].",
+        ),
+    ] = 1.0
+    card: Annotated[
+        str | None,
+        described("Fit", "--card NAME", "Whose speed counts, as H100 [this one's, or RTX 3060]."),
+    ] = None
+    method: Annotated[
+        str, described("Step", "--method A,B,…", f"{', '.join(METHODS)} [spt-lora].")
+    ] = "spt-lora"
+    budget: Annotated[
+        str | None,
+        described(
+            "Step",
+            "--budget -b N",
+            "Of a method that has one: 400000, 0.4M, or a share of the backbone, 0.005 or "
+            "0.5% [0.5%].",
+        ),
+    ] = None
+    rank: Annotated[
+        int | None, described("Step", "--rank R", "Of LoRA and Adapter [8; lora's 16].")
+    ] = None
+    batch_size: Annotated[
+        int, described("Step", "--batch --batch-size N", "Images of an update [64].")
+    ] = 64
+    image_size: Annotated[
+        int | None, described("Step", "--image-size N", "Side in pixels [the model's].")
+    ] = None
+    num_classes: Annotated[int, described("Step", "--num-classes N", "Of the head [100].")] = 100
+    dtype: Annotated[
+        str, described("Step", "--dtype A,B", "fp32, bf16-autocast or both [both].")
+    ] = ",".join(_DTYPES)
+
+    def limit_bytes(self) -> int:
+        """What a step may take."""
+        if self.gib is None or not 0 < self.gib < 2**20:
+            raise ValueError(f"--gib: expected the GiB of a card, as 8, got {self.gib}")
+        if not 0 <= self.reserve < self.gib:
+            raise ValueError(
+                f"--reserve: expected GiB from 0 to less than --gib, got {self.reserve:g}"
+            )
+        return int((self.gib - self.reserve) * 2**30)
+
+    def dtypes(self) -> tuple[str, ...]:
+        """The precisions to try."""
+        names = split_names(self.dtype)
+        for name in names:
+            if name not in _DTYPES:
+                raise ValueError(f"--dtype: expected of {', '.join(_DTYPES)}, got {name!r}")
+        return names or _DTYPES
+
+
+def run(
+    terminal: Terminal,
+    model: ArchitectureOptions,
+    what: FittingOptions,
+    output: Annotated[
+        Path | None,
+        described("Output", "--output -o PICTURE", "Draw memory against time; takes longer."),
+    ] = None,
+    force: Annotated[bool, described("Output", "--force", "Overwrite the picture.")] = False,
+) -> None:
+    """Look for the fastest way of each method and precision, show them."""
+    limit, dtypes = what.limit_bytes(), what.dtypes()
+    source = model.source()
+    if source is None:
+        raise ValueError("--model: name a timm architecture")
+    check_picture("--output", output, force=force)
+    for name, number in (("--batch", what.batch_size), ("--num-classes", what.num_classes)):
+        if number < 1:
+            raise ValueError(f"{name}: expected at least 1, got {number}")
+    from ..finetuning.models import build_empty
+    from .memory_rows import methods_of
+
+    names = split_names(what.method)
+    if not names:
+        raise ValueError("--method: name one or more")
+    methods = methods_of(names, parse_budget(what.budget), what.rank)
+    card = _card(what.card)
+    base, image_shape = build_empty(source, what.num_classes, what.image_size)
+    found: dict[tuple[str, str], Fitted | None] = {}
+    least: dict[tuple[str, str], Fitted] = {}
+    ways: dict[str, list[Fitted]] = {}
+    with terminal.progress() as progress:
+        progress.start("looking for ways", len(methods) * len(dtypes))
+        for name, method in methods.items():
+            for dtype in dtypes:
+                fitting = _fitting(base, method, image_shape, what.batch_size, card, dtype)
+                note = f"{name}, {dtype}"
+                found[name, dtype] = fitting.fastest(
+                    limit,
+                    functools.partial(progress.advance, 0, note),
+                )
+                if found[name, dtype] is None:
+                    least[name, dtype] = fitting.least()
+                if output is not None:
+                    ways.setdefault(note, []).extend(fitting.ways())
+                progress.advance(1, note)
+    batch = f"{source.name}, batches of {what.batch_size} × {' × '.join(map(str, image_shape))}"
+    title = f"{batch}, {limit / 2**30:.2f} GiB of {what.gib:g}"
+    if output is not None:
+        from ..files.picture import save_picture
+        from ..fitting.figure import frontier_figure
+
+        save_picture(frontier_figure(ways, limit, title=f"{batch}, {card.name}"), output)
+    order = sorted(
+        found, key=lambda own: way.seconds if (way := found[own]) is not None else float("inf")
+    )
+    value = {
+        "model": source.name,
+        "card": card.name,
+        "limit_bytes": limit,
+        "batch": what.batch_size,
+        "ways": [_to_json(*own, found[own]) for own in order if found[own] is not None],
+        "too_large": [_to_json(*own, least[own]) for own in order if found[own] is None],
+    }
+    parts: list[Any] = [title, "", _table(order, found, least), ""]
+    best = found[order[0]]
+    if best is not None:
+        parts.append(f"The fastest, of {what.batch_size} images on an {card.name} by its figures:")
+        parts.append(f"  {_command(source.name, *order[0], best)}")
+    else:
+        parts.append(
+            "Nothing fits: the least of each is shown. Smaller images, a smaller model or "
+            "another method need less."
+        )
+    if output is not None:
+        parts += ["", f"written to {output}"]
+    terminal.show(value, *parts)
+
+
+def _card(name: str | None) -> Any:
+    from ..fitting import CARDS, card_named, this_card
+
+    if name is not None:
+        try:
+            return card_named(name)
+        except ValueError as error:
+            raise ValueError(f"--{error}") from None
+    return this_card() or CARDS["RTX 3060"]
+
+
+def _fitting(
+    base: Any, method: Any, image_shape: tuple[int, ...], batch: int, card: Any, dtype: str
+) -> Fitting:
+    from ..fitting import Fitting
+    from ..memory.made_up import uncalled_of
+    from ..sensitivity import skewed_sensitivity
+    from .memory_rows import row_of
+
+    uncalled = functools.cache(lambda: uncalled_of(base, image_shape))
+    row = row_of(base, method, uncalled, lambda: skewed_sensitivity(base, uncalled()))
+    return Fitting(base, image_shape, batch, card=card, dtype=dtype, captured=True, **row.asked())
+
+
+def _table(
+    order: list[tuple[str, str]],
+    found: dict[tuple[str, str], Fitted | None],
+    least: dict[tuple[str, str], Fitted],
+) -> Any:
+    fastest = min((way.seconds for way in found.values() if way is not None), default=None)
+    rows = []
+    for own in order:
+        fits = found[own]
+        way = least[own] if fits is None else fits
+        time = "does not fit"
+        if fits is not None and fastest is not None:
+            time = f"{fits.seconds / fastest:.2f}"
+        at_a_time = f"{way.micro_batch} of {way.batch}" if way.parts > 1 else "all"
+        again = way.recompute.replace(",", " ") or "nothing"
+        rows.append((*own, at_a_time, again, f"{way.peak_bytes / 2**30:.2f}", time))
+    columns = ("method", "precision", "at a time", "computed again", "GiB", "time")
+    return table(columns, rows, is_wide=True)
+
+
+def _to_json(method: str, dtype: str, way: Fitted | None) -> dict[str, Any]:
+    assert way is not None
+    return {
+        "method": method,
+        "dtype": dtype,
+        "micro_batch": way.micro_batch,
+        "parts": way.parts,
+        "recompute": way.recompute or None,
+        "peak_bytes": way.peak_bytes,
+        "modelled_step_ms": round(1e3 * way.seconds, 2),
+        "options": [*_AMP[dtype], *way.options],
+    }
+
+
+def _command(model: str, method: str, dtype: str, way: Fitted) -> str:
+    options = ["-m", model, "--method", method, "--batch-size", str(way.batch)]
+    return shlex.join(["spt-kernels", "finetune", *options, *_AMP[dtype], *way.options]) + " …"

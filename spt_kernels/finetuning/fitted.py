@@ -1,0 +1,129 @@
+"""What of a recipe is left to a given memory: how much is computed at a time, and again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from ..fitting import CARDS, Fitted, Fitting, this_card
+from ..memory import largest_batch
+from .recipe import Recipe
+from .setting import Setting
+
+# A card holds the CUDA context, what libraries allocate and holes in the allocator's blocks besides
+RESERVED_BYTES = 2**30
+
+
+def check_memory(setting: Setting) -> None:
+    """Refuse a memory that nothing could be made to fit in, before anything is computed.
+
+    Raises:
+        ValueError: it is less than what is kept free, or the method trains something else first.
+    """
+    job = setting.job
+    if job.recipe.memory_bytes is None:
+        return
+    if job.method.is_searched:
+        raise ValueError(
+            f"memory_bytes: what {job.method.name!r} trains while it searches is not accounted "
+            "for; give micro_batch and recompute"
+        )
+    _limit(setting)
+
+
+def fitted_recipe(setting: Setting, model: nn.Module) -> tuple[Recipe, str]:
+    """The recipe with what its memory leaves open, and a line that tells of it.
+
+    Args:
+        setting: of the run.
+        model: tuned, as it will be trained.
+
+    Raises:
+        ValueError: no way fits.
+    """
+    recipe = setting.job.recipe
+    if recipe.memory_bytes is None:
+        return recipe, ""
+    limit = _limit(setting)
+    fitting = Fitting(
+        model,
+        _image_shape(setting),
+        -(-recipe.batch_size // setting.processes.size),
+        card=this_card() or CARDS["RTX 3060"],
+        captured=setting.device.type == "cuda" and setting.processes.size == 1,
+        dtype="bf16-autocast" if recipe.amp == "bf16" else "fp32",
+        device=_kind(setting.device),
+    )
+    way = fitting.fastest(limit)
+    if way is None:
+        least = fitting.least()
+        raise ValueError(
+            f"memory_bytes: no step fits in {_gib(limit)}; the least is {_gib(least.peak_bytes)}, "
+            f"{_told(least)}" + ("" if recipe.amp == "bf16" else "; amp='bf16' needs less")
+        )
+    chosen = replace(
+        recipe,
+        memory_bytes=None,
+        micro_batch=way.micro_batch if way.parts > 1 else None,
+        recompute=way.recompute or None,
+    )
+    return chosen, f"in {_gib(limit)}: {_told(way)}, {_gib(way.peak_bytes)} accounted"
+
+
+def samples_at_once(setting: Setting) -> int:
+    """How many samples a measurement takes at a time: of a batch what its memory allows.
+
+    A measurement keeps what a step of full tuning keeps; its scores take the place of gradients.
+    """
+    recipe = setting.job.recipe
+    size = min(recipe.batch_size, recipe.micro_batch or recipe.batch_size)
+    if recipe.memory_bytes is None:
+        return size
+    limit = _limit(setting)
+    found = largest_batch(
+        setting.base.model,
+        _image_shape(setting),
+        limit,
+        method="full",
+        optimizer="none",
+        device=_kind(setting.device),
+    )
+    if not found:
+        raise ValueError(
+            f"memory_bytes: sensitivity cannot be measured in {_gib(limit)}, one sample takes "
+            f"{_gib(found.estimate.peak_bytes)}; measure it elsewhere and give it with sensitivity"
+        )
+    return min(size, found.batch)
+
+
+def _limit(setting: Setting) -> int:
+    whole = setting.job.recipe.memory_bytes
+    assert whole is not None
+    reserved = RESERVED_BYTES if setting.device.type == "cuda" else 0
+    if whole <= reserved:
+        raise ValueError(
+            f"memory_bytes: expected more than the {_gib(reserved)} that a card needs besides, got "
+            f"{whole:,}"
+        )
+    return whole - reserved
+
+
+def _image_shape(setting: Setting) -> tuple[int, int, int]:
+    form = setting.form
+    return len(form.mean), form.size, form.size
+
+
+def _kind(device: torch.device) -> str:
+    return "cuda" if device.type == "cuda" else "cpu"
+
+
+def _told(way: Fitted) -> str:
+    images = "all images" if way.parts == 1 else f"{way.micro_batch} images"
+    again = f", {way.recompute} computed again" if way.recompute else ""
+    return f"{images} at a time{again}"
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.2f} GiB"

@@ -1,0 +1,273 @@
+"""`fit`: how to train on a batch in a given memory in the least time."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..memory.fit import last_below
+from ..plan import Plan
+from ..recomputation import RecomputeWords
+from .card import CARDS, Card
+from .trials import Trial, Trials
+
+# The model of time is not so exact that less would be a reason to compute more again
+_CLEARLY = 0.99
+# from all kept to nearly nothing; a model takes of these what its blocks have parts for
+LEVELS: tuple[tuple[str, ...], ...] = (
+    (),
+    ("mlp",),
+    ("qkv",),
+    ("mlp", "qkv"),
+    ("mlp", "attention"),
+    ("block",),
+)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A way to train on a batch.
+
+    Attributes:
+        batch: images of an update.
+        micro_batch: images at a time, whose gradients are summed.
+        recompute: what the backward computes again, in `RecomputeWords`; empty for nothing.
+        trial: of one micro-batch.
+        seconds: of a whole batch, by the card's figures: a model, not a measurement.
+    """
+
+    batch: int
+    micro_batch: int
+    recompute: str
+    trial: Trial
+    seconds: float
+
+    @property
+    def peak_bytes(self) -> int:
+        """Accounted."""
+        return self.trial.estimate.peak_bytes
+
+    @property
+    def parts(self) -> int:
+        """How many micro-batches a batch has."""
+        return -(-self.batch // self.micro_batch)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Of `spt-kernels finetune`, precision and batch aside."""
+        options: list[str] = []
+        if self.parts > 1:
+            options += ["--micro-batch", str(self.micro_batch)]
+        if self.recompute:
+            options += ["--recompute", self.recompute]
+        return tuple(options)
+
+
+class Fitting:
+    """Looks for ways to train a model by one method in one precision.
+
+    Args:
+        model: plain or tuned already; not changed.
+        image_shape: of one input, `(3, height, width)`.
+        batch: images of an update.
+        card: whose figures tell how long a step takes.
+        captured: whether a step of a whole batch is a CUDA graph.
+        plan: as for `estimate_memory`, and so is `how`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        image_shape: Sequence[int],
+        batch: int = 64,
+        *,
+        card: Card = CARDS["RTX 3060"],
+        captured: bool = False,
+        plan: Plan | None = None,
+        **how: Any,
+    ) -> None:
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"batch must be a whole number of at least 1, got {batch!r}")
+        self._batch, self._card, self._captured = batch, card, captured
+        self._probe = max(1, batch // 8)
+        self._trials = Trials(model, image_shape, plan, **how)
+        self._levels: list[str] | None = None
+
+    def fastest(
+        self, limit_bytes: int, on_trial: Callable[[], object] = lambda: None
+    ) -> Fitted | None:
+        """The way that takes the least time with a peak of at most `limit_bytes`, or None.
+
+        Of ways that take as long, the one that computes less again and has larger parts. A way is a
+        number of equal parts of the batch, and one level of recomputation for all blocks or, where
+        that is not needed for all, for the first blocks and a lower one for the rest.
+
+        Args:
+            limit_bytes: that the accounted peak may have.
+            on_trial: called as the search goes on.
+        """
+        best: Fitted | None = None
+        if self._trials.of(self._batch).estimate.peak_bytes <= limit_bytes:
+            return self._way(self._batch, "")
+        for level in self.levels():
+            # at best the whole batch at a time
+            if best is not None and self._way(self._batch, level).seconds > best.seconds:
+                continue
+            on_trial()
+            images = self._largest(level, limit_bytes)
+            if images:
+                best = _faster(best, self._way(self._in_parts(images), level))
+            if images == self._batch:
+                break  # what computes more again need not be looked at
+        for lower, higher in itertools.pairwise(self.levels()):
+            for parts in range(1, 1 + (self._batch if best is None else best.parts)):
+                images = -(-self._batch // parts)
+                guess_seconds = self._guessed_mixture(images, lower, higher, limit_bytes)
+                if best is not None and guess_seconds >= _CLEARLY * best.seconds:
+                    continue
+                on_trial()
+                mixed = self._mixed(images, lower, higher, limit_bytes)
+                if mixed is not None:
+                    best = _faster(best, mixed)
+        return best
+
+    def least(self) -> Fitted:
+        """The way with the lowest peak: one image at a time, as much computed again as can be."""
+        return min((self._way(1, level) for level in self.levels()), key=lambda way: way.peak_bytes)
+
+    def ways(self) -> Iterator[Fitted]:
+        """Whole batches, quarters, sixteenths, … by every level: what a picture shows."""
+        for level in self.levels():
+            images = self._batch
+            while True:
+                yield self._way(images, level)
+                if images == 1:
+                    break
+                images = -(-images // 4)
+
+    def levels(self) -> list[str]:
+        """The levels that this model can compute by, each of less memory than those before."""
+        if self._levels is None:
+            self._levels = list(self._useful_levels())
+        return self._levels
+
+    def _useful_levels(self) -> Iterator[str]:
+        least = math.inf
+        lines = dict.fromkeys(self._line(options) for options in LEVELS)
+        for line in lines:
+            if line is None:
+                continue
+            try:
+                peak = self._trials.of(self._probe, line).estimate.peak_bytes
+            except (RuntimeError, ValueError):
+                if not line:
+                    raise
+                continue  # an attention that is not the fused one, a buffer that is written
+            if peak < least:
+                least = peak
+                yield line
+
+    def _line(self, options: Sequence[str]) -> str | None:
+        """Options for all blocks that have such parts; None where none has one of them."""
+        parts = self._trials.parts
+        if any(not any(option in own for own in parts.values()) for option in options):
+            return None
+        return ",".join(options)
+
+    def _largest(self, level: str, limit_bytes: int) -> int:
+        """The most images of the batch that fit at a time; 0 for none."""
+
+        def peak_of(images: int) -> int:
+            return self._trials.of(images, level).estimate.peak_bytes
+
+        whole = {self._batch: peak_of(self._batch)}
+        if whole[self._batch] <= limit_bytes:
+            return self._batch
+        found, _ = last_below(peak_of, limit_bytes, whole)
+        return found
+
+    def _lines_of(self, level: str) -> tuple[_Line, _Line]:
+        """Peak in bytes and seconds of a step as lines through two that were rehearsed."""
+        few, many = (self._trials.of(n, level) for n in (self._probe, self._batch))
+        return (
+            _Line.through(
+                (few.images, few.estimate.peak_bytes), (many.images, many.estimate.peak_bytes)
+            ),
+            _Line.through(
+                (few.images, self._card.seconds_of(few.work)),
+                (many.images, self._card.seconds_of(many.work)),
+            ),
+        )
+
+    def _guessed_mixture(self, images: int, lower: str, higher: str, limit_bytes: int) -> float:
+        """Seconds of a batch where as much of `higher` is mixed in as it takes; infinite if all."""
+        (peak, seconds), (less, longer) = self._lines_of(lower), self._lines_of(higher)
+        saved = peak.at(images) - less.at(images)
+        share = (peak.at(images) - limit_bytes) / saved if saved > 0 else math.inf
+        if share > 1:
+            return math.inf
+        more = max(0.0, share) * (longer.at(images) - seconds.at(images))
+        return self._parts(images) * (seconds.at(images) + more)
+
+    def _mixed(self, images: int, lower: str, higher: str, limit_bytes: int) -> Fitted | None:
+        """`higher` for as few of the first blocks as must be, `lower` for the rest."""
+        names = list(self._trials.parts)
+        words = [RecomputeWords.parse(line) if line else None for line in (lower, higher)]
+        few, much = (
+            dict.fromkeys(names, ()) if own is None else own.for_blocks(self._trials.parts)
+            for own in words
+        )
+
+        def line_of(count: int) -> str:
+            chosen = {n: (much if place < count else few)[n] for place, n in enumerate(names)}
+            return str(RecomputeWords.of(chosen)) if any(chosen.values()) else ""
+
+        fits, no = len(names), 0
+        while fits - no > 1:
+            middle = (fits + no) // 2
+            trial = self._trials.of(images, line_of(middle))
+            fits, no = (middle, no) if trial.estimate.peak_bytes <= limit_bytes else (fits, middle)
+        way = self._way(images, line_of(fits) if fits < len(names) else higher)
+        return way if way.peak_bytes <= limit_bytes else None
+
+    def _way(self, images: int, recompute: str) -> Fitted:
+        trial = self._trials.of(images, recompute)
+        parts = self._parts(images)
+        captured = self._captured and parts == 1
+        seconds = parts * self._card.seconds_of(trial.work, captured=captured)
+        # the last part may be smaller; its share of the arithmetic is
+        seconds *= self._batch / (parts * images) if not captured else 1.0
+        return Fitted(self._batch, images, recompute, trial, seconds)
+
+    def _parts(self, images: int) -> int:
+        return -(-self._batch // images)
+
+    def _in_parts(self, images: int) -> int:
+        """As many parts as at most so many images at a time make, but of one size."""
+        return -(-self._batch // self._parts(images))
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A straight line, by which a number of images is guessed before it is tried."""
+
+    start: float
+    rise: float
+
+    @classmethod
+    def through(cls, one: tuple[int, float], other: tuple[int, float]) -> _Line:
+        (x, y), (x_far, y_far) = one, other
+        rise = (y_far - y) / (x_far - x) if x_far != x else 0.0
+        return cls(y - rise * x, rise)
+
+    def at(self, x: float) -> float:
+        return self.start + self.rise * x
+
+
+def _faster(best: Fitted | None, way: Fitted) -> Fitted:
+    return way if best is None or way.seconds < _CLEARLY * best.seconds else best

@@ -1,0 +1,61 @@
+"""`Trials`: steps of one method in one precision that were rehearsed, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..memory import MemoryEstimate, Rehearsal, Work
+from ..plan import Plan
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A rehearsed forward and backward of some images.
+
+    Attributes:
+        images: at a time.
+        recompute: what the backward computed again, in `RecomputeWords`; empty for nothing.
+        estimate: of its memory.
+        work: that it did.
+    """
+
+    images: int
+    recompute: str
+    estimate: MemoryEstimate
+    work: Work
+
+
+class Trials:
+    """Rehearses a step when it is first asked about.
+
+    Args:
+        model: plain or tuned already; not changed.
+        image_shape: of one input, `(3, height, width)`.
+        plan: as for `estimate_memory`, and so is `how`.
+    """
+
+    def __init__(
+        self, model: nn.Module, image_shape: Sequence[int], plan: Plan | None = None, **how: Any
+    ) -> None:
+        self._image_shape = tuple(image_shape)
+        self._rehearsal = Rehearsal(model, plan, image_shape=self._image_shape, **how)
+        self._known: dict[tuple[int, str], Trial] = {}
+        self.parts = self._rehearsal.parts()
+
+    def of(self, images: int, recompute: str = "") -> Trial:
+        """The trial of so many images at a time.
+
+        Raises:
+            ValueError: the model cannot take so many, or has no such part.
+            RuntimeError: it cannot compute that again.
+        """
+        asked = images, recompute
+        if asked not in self._known:
+            self._rehearsal.recompute(recompute)
+            estimate, work = self._rehearsal.with_work((images, *self._image_shape))
+            self._known[asked] = Trial(images, recompute, estimate, work)
+        return self._known[asked]

@@ -1,0 +1,124 @@
+"""`Work`: what a training step computes and moves, counted in its rehearsal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+from ..kernels.gradient_cost import RATES
+from ..kernels.gradient_cost import Work as GradientWork
+
+_aten: Any = torch.ops.aten
+# Of these a kernel neither reads nor writes anything, though their schema does not say so
+_FREE = {
+    _aten._unsafe_view.default,
+    _aten.empty.memory_format,
+    _aten.empty_strided.default,
+    _aten.empty_like.default,
+    _aten.new_empty.default,
+    _aten.new_empty_strided.default,
+    _aten._local_scalar_dense.default,
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one kernel does, or a few of one operator.
+
+    Attributes:
+        flops: of its products; 0 where it has none.
+        dtype: of their factors; None where it has none.
+        moved_bytes: that it reads and writes.
+    """
+
+    flops: int
+    dtype: torch.dtype | None
+    moved_bytes: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """All calls of a step.
+
+    Attributes:
+        calls: each kind of call -> how often it was made.
+    """
+
+    calls: Mapping[Call, int] = field(default_factory=dict)
+
+    def __sub__(self, other: Work) -> Work:
+        """What was done since `other`, which is a part of it."""
+        counts = {call: times - other.calls.get(call, 0) for call, times in self.calls.items()}
+        return Work({call: times for call, times in counts.items() if times})
+
+    @property
+    def flops(self) -> int:
+        """Of all products."""
+        return sum(call.flops * times for call, times in self.calls.items())
+
+    @property
+    def moved_bytes(self) -> int:
+        """By all calls."""
+        return sum(call.moved_bytes * times for call, times in self.calls.items())
+
+    @property
+    def launches(self) -> int:
+        """How many calls there are."""
+        return sum(self.calls.values())
+
+
+class WorkCounter(TorchDispatchMode):
+    """Counts while it is active; `work()` is what it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: Counter[Call] = Counter()
+
+    def work(self) -> Work:
+        """So far."""
+        return Work(dict(self._calls))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func.is_view or func in _FREE or func.namespace == "prim":
+            return result
+        moved = sum(t.nbytes for t in tree_iter((args, kwargs, result)) if isinstance(t, Tensor))
+        flops, dtype = _products(func, args, kwargs, result)
+        self._calls[Call(flops, dtype, moved)] += 1
+        return result
+
+
+def _products(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> tuple[int, torch.dtype | None]:
+    """Flops of a call's products, and the dtype of their factors."""
+    if func.namespace == "spt":
+        return _own_products(func, args)
+    count = flop_registry.get(func._overloadpacket)
+    if count is None:
+        return 0, None
+    factor = next(t for t in tree_iter(args) if isinstance(t, Tensor))
+    if func in (_aten.addmm.default, _aten.baddbmm.default):
+        factor = args[1]
+    return int(count(*args, **kwargs, out_val=result)), factor.dtype
+
+
+def _own_products(func: Any, args: tuple[Any, ...]) -> tuple[int, torch.dtype | None]:
+    """A sparse gradient, in products of the dense one: as an H100 has it without tiles."""
+    if func._opname != "sparse_weight_grad":
+        return 0, None
+    grad, x, index = args[:3]  # [tokens, out], [tokens, in], [nnz]
+    rates = RATES[90].fp32 if x.dtype == torch.float32 else RATES[90].narrow
+    ways = GradientWork(index.numel(), grad.shape[1] * x.shape[1]).costs(rates)
+    return int(2 * grad.shape[0] * min(ways.values())), x.dtype

@@ -1,0 +1,82 @@
+"""Where in a model's blocks regions are put: their attention, their MLP, the norms around these."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..model import innermost_blocks
+
+_MLP = re.compile(r"(^|_)(mlp|ffn|feed_?forward|intermediate)\d*(_|$)", re.IGNORECASE)
+_ATTENTION = re.compile(r"(^|_)(attn|attention|token_mixer|mixer)\d*(_|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class BlockPlaces:
+    """What of a block can be computed again.
+
+    Attributes:
+        modules: option -> full names of the modules that it is put around; without those that the
+            block has none for.
+        norms: full names of the norms outside of attention and MLP.
+    """
+
+    modules: dict[str, tuple[str, ...]]
+    norms: tuple[str, ...]
+
+
+def places_of(model: nn.Module) -> dict[str, BlockPlaces]:
+    """By the name of each innermost block, in the model's order; empty if names tell no blocks."""
+    modules = dict(model.named_modules())
+    return {name: _places_in(name, modules[name]) for name in innermost_blocks(model)}
+
+
+def _places_in(block: str, module: nn.Module) -> BlockPlaces:
+    mlps = list(_topmost(module, _MLP))
+    attentions = [
+        name
+        for name in _topmost(module, _ATTENTION)
+        if not any(mlp.startswith(f"{name}.") for mlp in mlps)  # a block of its own, or around all
+        and not any(name.startswith(f"{mlp}.") for mlp in mlps)
+    ]
+    inside = tuple(f"{name}." for name in (*mlps, *attentions))
+    norms = [
+        name
+        for name, each in module.named_modules()
+        if name and _is_norm(each) and not f"{name}.".startswith(inside)
+    ]
+    found = {
+        "mlp": mlps,
+        "qkv": attentions,
+        "attention": attentions,
+        "block": [""],
+    }
+    return BlockPlaces(
+        {
+            option: tuple(f"{block}.{name}" if name else block for name in names)
+            for option, names in found.items()
+            if names
+        },
+        tuple(f"{block}.{name}" for name in norms),
+    )
+
+
+def _topmost(module: nn.Module, pattern: re.Pattern[str], prefix: str = "") -> Iterator[str]:
+    """Names of the modules with a matching name and parameters, none within another."""
+    for local, child in module.named_children():
+        name = f"{prefix}{local}"
+        is_one = pattern.search(local) and not _is_norm(child)
+        if is_one and next(child.parameters(), None) is not None:
+            yield name
+        else:
+            yield from _topmost(child, pattern, f"{name}.")
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether it is a norm that keeps no memory of its calls, as a batch norm does."""
+    name = type(module).__name__.lower()
+    is_named_so = "norm" in name and next(module.children(), None) is None
+    return (isinstance(module, nn.LayerNorm) or is_named_so) and not list(module.buffers())

@@ -1,0 +1,148 @@
+"""`Region`: the module hooks that give every forward of a module a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import TensorWeakRef
+
+from ..layers.recording import recording_in_use
+from .call import NormCall
+from .frame import Frame
+from .packed import unobserved
+from .random_state import is_capturing
+from .replay import Replay
+
+
+class Region:
+    """Computes the calls of a module again in the backward, for as long as it is attached.
+
+    A region holds no module and nothing of a call that is over: models are copied and saved with
+    their regions.
+
+    Args:
+        name: of the module, for messages.
+        until_attention: see `Frame`.
+        whose: of all regions of a model.
+        norms: what the norms around the module gave last; its own are no part of them.
+    """
+
+    def __init__(
+        self, name: str, until_attention: bool, whose: Whose, norms: LastNorm | None = None
+    ) -> None:
+        self.name, self._whose = name, whose
+        self._until_attention, self._norms = until_attention, norms
+        self._draws_on_device = False  # as far as is known
+
+    def attach(self, module: nn.Module) -> None:
+        """Begin to stand around a module's calls."""
+        # first: what other hooks make of the arguments they make again
+        module.register_forward_pre_hook(self.open, with_kwargs=True, prepend=True)
+        module.register_forward_hook(self.close, always_call=True)
+
+    def open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a forward."""
+        if torch.compiler.is_compiling() or _is_compiled():
+            raise RuntimeError(
+                f"{self.name}: torch.compile decides by itself what the backward computes again "
+                "(torch._functorch.config.activation_memory_budget); take spt.recompute off the "
+                'model before, with spt.recompute(model, "nothing")'
+            )
+        if not torch.is_grad_enabled() or not _may_have_hooks():
+            return
+        outer = recording_in_use()
+        if isinstance(outer, Replay) and outer.module is module:
+            return
+        with unobserved():
+            made_by = None if self._norms is None else self._norms.take(args, kwargs)
+            frame = Frame(
+                self.name, module, args, kwargs, made_by, self._until_attention, self._whose
+            )
+        if self._draws_on_device and is_capturing(frame.device):
+            raise RuntimeError(
+                f"{self.name} draws random numbers on the card (dropout, stochastic depth), which "
+                "cannot be drawn again in a CUDA graph: leave this block out of spt.recompute, or "
+                "train it without these"
+            )
+        frame.begin()
+
+    def close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """After a forward, one that has failed too."""
+        frame = recording_in_use()
+        if not isinstance(frame, Frame) or frame.module is not module:
+            return
+        if output is None:
+            frame.abandon()
+            return
+        with unobserved():
+            frame.end(output)
+        self._draws_on_device |= frame.draws_on_device()
+
+
+class LastNorm:
+    """Which norm gave its result last, and what it was given: all of it known weakly.
+
+    A region that is called with that result needs to keep neither: it has the norm called again.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[nn.Module, TensorWeakRef, int, TensorWeakRef] | None = None
+
+    def attach(self, norms: Iterable[nn.Module]) -> None:
+        """Begin to note what norms give."""
+        for norm in norms:
+            norm.register_forward_hook(self.note)
+
+    def note(self, norm: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+        """After a norm's forward."""
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return
+        self._last = None
+        if len(args) == 1 and isinstance(args[0], Tensor) and isinstance(result, Tensor):
+            x = args[0]
+            with unobserved():
+                self._last = norm, TensorWeakRef(x), x._version, TensorWeakRef(result)
+
+    def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NormCall | None:
+        """The norm's call, if its result is among the arguments of a region's."""
+        if self._last is None:
+            return None
+        norm, given, version, made = self._last
+        self._last = None
+        x, result = given(), made()
+        if x is None or result is None or x._version != version:
+            return None
+        if not any(value is result for value in (*args, *kwargs.values())):
+            return None
+        return NormCall(norm, x, result)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_last": None}
+
+
+class Whose:
+    """One call of `recompute`: it tells frames of its own from those of others."""
+
+    def drop_stale_frames(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Before the whole model's forward: abandon what an interrupted one has left in use.
+
+        What ends a forward but no `Exception`, as Ctrl-C does, passes module hooks by.
+        """
+        if torch.compiler.is_compiling():
+            return
+        while isinstance(frame := recording_in_use(), Frame) and frame.whose is self:
+            frame.abandon()
+
+
+def _is_compiled() -> bool:
+    """Whether this runs between two graphs of a model that `torch.compile` has broken up."""
+    callback = torch._C._dynamo.eval_frame.get_eval_frame_callback()  # type: ignore[attr-defined]
+    return callback not in (None, False)
+
+
+def _may_have_hooks() -> bool:
+    """Whether there may be hooks of saved tensors here; under `torch.func` there may not."""
+    return torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined, no-any-return]

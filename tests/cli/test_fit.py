@@ -1,0 +1,66 @@
+"""`spt-kernels fit`: what is shown, what a machine reads, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_commands import complaint_of, output_of
+
+TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
+MODEL = ["-m", "vit_tiny_patch16_224"]
+MODEL += [word for key, value in TINY.items() for word in ("--model-arg", f"{key}={value}")]
+FIT = ["fit", *MODEL, "--num-classes", "5", "--batch", "16", "--reserve", "0", "-q"]
+
+
+def test_ways_of_two_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "ways.png"
+    asked = [*FIT, "--method", "linear,bias", "--dtype", "fp32", "--gib", "0.002"]
+    value = json.loads(output_of([*asked, "--json", "--card", "H100"], capsys))
+    assert (value["card"], value["batch"], value["limit_bytes"]) == ("H100", 16, 2147483)
+    assert value["too_large"] == []
+    times = [way["modelled_step_ms"] for way in value["ways"]]
+    assert times == sorted(times)
+    for way in value["ways"]:
+        assert way["peak_bytes"] <= value["limit_bytes"]
+        assert way["micro_batch"] * way["parts"] >= 16
+    text = output_of([*asked, "-o", str(picture)], capsys)
+    assert picture.stat().st_size > 10_000
+    for word in (
+        "linear",
+        "bias",
+        "of 16",
+        "by its figures",
+        "spt-kernels finetune -m",
+        str(picture),
+    ):
+        assert word in text
+    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 150
+
+
+def test_what_does_not_fit_tells_the_least(capsys: pytest.CaptureFixture[str]) -> None:
+    text = output_of([*FIT, "--gib", "0.00005", "--method", "linear", "--dtype", "fp32"], capsys)
+    assert "Nothing fits" in text
+    [row] = [line for line in text.splitlines() if line.startswith("linear")]
+    assert row.split()[1:4] == ["fp32", "1", "of"]
+    assert row.endswith("does not fit")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--gib: expected the GiB of a card, as 8, got None"),
+        (["--gib", "0"], "--gib: expected"),
+        (["--gib", "2", "--reserve", "2"], "--reserve: expected GiB from 0 to less than --gib"),
+        (["--gib", "2", "--dtype", "fp8"], "--dtype: expected of fp32, bf16-autocast, got 'fp8'"),
+        (["--gib", "2", "--card", "abacus"], "--card: expected one of RTX 3060"),
+        (["--gib", "2", "--method", "lorra"], "lora"),
+        (["--gib", "2", "-o", "ways.txt"], "--output: expected a picture"),
+    ],
+)
+def test_what_is_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in complaint_of([*FIT, *options], capsys)
