@@ -220,7 +220,7 @@ def _check(
         if number < 0:
             raise ValueError(f"{name} must be at least 0, got {number}")
     check_trainable_itself(model, "offload", may_be_offloaded=True)
-    for name, kind in quantized_names(model).items():
+    for name, kind in () if what == "nothing" else quantized_names(model).items():
         raise ValueError(
             f"{name} is quantized to {kind}: quantized weights stay on the device, and are small "
             "there"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..distributed.sharded import is_sharded
 from ..layers import sparse_deltas, tuned_modules
@@ -76,12 +77,14 @@ class FrozenBase:
             name: FrozenTensor(p.dtype, logical_shape(p), digests[name], quantization(p))
             for name, p in parameters.items()
         }
-        return cls(tensors, {name: (weakref.ref(p),) for name, p in parameters.items()})
+        return cls(tensors, {n: (weakref.ref(p),) for n, p in parameters.items() if _may_refer(p)})
 
     def held_by(self, parameters: Mapping[str, Tensor]) -> FrozenBase:
         """The same base, of a model that has these parameters, or some of them, by now."""
         sources = dict(self.sources)
         for name in parameters.keys() & self.tensors.keys():
+            if not _may_refer(parameters[name]):
+                continue
             alive = [r for r in sources.get(name, ()) if _is_other(r(), parameters[name])]
             sources[name] = (weakref.ref(parameters[name]), *alive)
         return FrozenBase(self.tensors, sources)
@@ -93,6 +96,10 @@ class FrozenBase:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FrozenBase, (self.tensors,)  # another process has no model to look at
+
+
+def _may_refer(parameter: Tensor) -> bool:
+    return not (is_quantized(parameter) and is_traceable_wrapper_subclass(parameter))
 
 
 def _is_other(source: Tensor | None, own: Tensor) -> bool:

@@ -60,6 +60,10 @@ def test_models(make: Any, what: str, message: str) -> None:
         spt.offload(make(), what)
 
 
+def test_a_quantized_model_has_nothing_to_bring_back() -> None:
+    assert not spt.offload(quantize(tuned("lora-1")), "nothing").streamed
+
+
 def test_a_part_that_is_compiled_or_offloaded() -> None:
     model = tuned("linear")
     model.blocks[0]._compiled_call_impl = lambda *_: None  # type: ignore[index,union-attr]

@@ -239,6 +239,18 @@ def test_copies_pickles_and_state_dicts(tmp_path: Path) -> None:
         spt.load_delta(quantize(tiny_vit()), tmp_path / "twin.safetensors")
 
 
+@pytest.mark.parametrize("structured", STRUCTURED)
+def test_a_tuned_model_is_moved(structured: str | None, tmp_path: Path) -> None:
+    model = tuned(structured)
+    before = outputs(model)
+    for moved in (model.to("cpu"), copy.deepcopy(model).to("cpu")):  # torch swaps its parameters
+        assert torch.equal(outputs(moved), before)
+        train(moved)
+        spt.save_delta(moved, tmp_path / "task.safetensors")
+        served = spt.load_delta(quantize(tiny_vit()), tmp_path / "task.safetensors")
+        assert torch.equal(outputs(served), outputs(moved))
+
+
 def test_a_state_dict_of_another_base_brings_that_base(tmp_path: Path) -> None:
     model, other = tuned("lora"), other_levels(tuned("lora"))
     model.load_state_dict(other.state_dict())
