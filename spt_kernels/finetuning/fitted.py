@@ -120,7 +120,8 @@ def _kind(device: torch.device) -> str:
 
 
 def _told(way: Fitted) -> str:
-    images = "all images" if way.parts == 1 else f"{way.micro_batch} images"
+    some = "1 image" if way.micro_batch == 1 else f"{way.micro_batch} images"
+    images = "all images" if way.parts == 1 else some
     again = f", {way.recompute} computed again" if way.recompute else ""
     return f"{images} at a time{again}"
 

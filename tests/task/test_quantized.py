@@ -239,16 +239,16 @@ def test_copies_pickles_and_state_dicts(tmp_path: Path) -> None:
         spt.load_delta(quantize(tiny_vit()), tmp_path / "twin.safetensors")
 
 
-@pytest.mark.parametrize("structured", STRUCTURED)
-def test_a_tuned_model_is_moved(structured: str | None, tmp_path: Path) -> None:
-    model = tuned(structured)
+def test_a_tuned_model_is_moved(tmp_path: Path) -> None:
+    model = tuned()
     before = outputs(model)
-    for moved in (model.to("cpu"), copy.deepcopy(model).to("cpu")):  # torch swaps its parameters
-        assert torch.equal(outputs(moved), before)
-        train(moved)
-        spt.save_delta(moved, tmp_path / "task.safetensors")
-        served = spt.load_delta(quantize(tiny_vit()), tmp_path / "task.safetensors")
-        assert torch.equal(outputs(served), outputs(moved))
+    moved = copy.deepcopy(model).to("cpu")  # where to does not matter: torch swaps its parameters
+    assert torch.equal(outputs(moved), before)
+    train(moved, 1)
+    assert not torch.equal(outputs(moved), before)
+    spt.save_delta(moved, tmp_path / "task.safetensors")
+    served = spt.load_delta(quantize(tiny_vit()), tmp_path / "task.safetensors")
+    assert torch.equal(outputs(served), outputs(moved))
 
 
 def test_a_state_dict_of_another_base_brings_that_base(tmp_path: Path) -> None:
