@@ -52,7 +52,11 @@ def test_a_run_stays_within_its_memory(place: Path, task: ImageSource, base: Mod
 @pytest.mark.parametrize(
     ("method", "change", "message"),
     [
-        (Method("linear"), {"memory_bytes": 1000}, "no step fits in 0.00 GiB; the least is .*, 1 image at a time"),
+        (
+            Method("linear"),
+            {"memory_bytes": 1000},
+            "no step fits in 0.00 GiB; the least is .*, 1 image at a time",
+        ),
         (
             Method("spt-lora", 600),
             {"memory_bytes": 1000},
