@@ -27,7 +27,7 @@ from spt_kernels.finetuning.checkpoint import Checkpoint
 from spt_kernels.finetuning.run_step import RunStep
 from spt_kernels.plan import Plan
 
-from .killed import Heard, Killed
+from .killed import Heard, Killed, Waiting
 
 SHORT = Recipe(epochs=3, batch_size=8)
 MADE = ("task.safetensors", "plan.safetensors", "sensitivity.safetensors")
@@ -78,7 +78,7 @@ def test_wherever_a_run_is_killed_the_same_file_comes_out(
 def test_a_process_killed_before_its_first_checkpoint_resumes_to_the_same_bytes(
     place: Path, task: ImageSource, base: ModelSource
 ) -> None:
-    recipe = replace(SHORT, epochs=20, val_every=50)
+    recipe = replace(SHORT, epochs=6, val_every=50)
     job = FinetuneJob(base, task, Method("spt-adapter", 1500, 1, 30), recipe)
     run(job, place / "whole")
     killed = place / "killed"
@@ -86,7 +86,8 @@ def test_a_process_killed_before_its_first_checkpoint_resumes_to_the_same_bytes(
     process = os.fork()
     if not process:
         try:
-            run(job, killed, resume=True, checkpoint_seconds=3600)
+            waits = Waiting("epoch 4/")  # for its end, however slow this process is to see it
+            run(job, killed, resume=True, checkpoint_seconds=3600, progress=waits)
         finally:
             os._exit(1)
     metrics = killed / "metrics.jsonl"
