@@ -175,7 +175,7 @@ def run(
     best = found[order[0]]
     if best is not None:
         parts.append(f"The fastest, of {what.batch_size} images on an {card.name} by its figures:")
-        parts.append(f"  {_command(source.name, *order[0], best)}")
+        parts.append(f"  {_command(model, *order[0], best)}")
     else:
         parts.append(
             "Nothing fits: the least of each is shown. Smaller images, a smaller model or "
@@ -244,6 +244,8 @@ def _to_json(method: str, dtype: str, way: Fitted | None) -> dict[str, Any]:
     }
 
 
-def _command(model: str, method: str, dtype: str, way: Fitted) -> str:
-    options = ["-m", model, "--method", method, "--batch-size", str(way.batch)]
+def _command(model: ArchitectureOptions, method: str, dtype: str, way: Fitted) -> str:
+    options = ["-m", str(model.model)]
+    options += [word for pair in model.model_arg or [] for word in ("--model-arg", pair)]
+    options += ["--method", method, "--batch-size", str(way.batch)]
     return shlex.join(["spt-kernels", "finetune", *options, *_AMP[dtype], *way.options]) + " …"

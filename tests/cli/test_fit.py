@@ -33,11 +33,18 @@ def test_ways_of_two_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "bias",
         "of 16",
         "by its figures",
-        "spt-kernels finetune -m",
+        "finetune -m vit_tiny_patch16_224 --model-arg img_size=16",
         str(picture),
     ):
         assert word in text
-    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 150
+    assert (
+        max(
+            len(line)
+            for line in text.splitlines()
+            if "finetune" not in line and str(tmp_path) not in line
+        )
+        <= 80
+    )
 
 
 def test_what_does_not_fit_tells_the_least(capsys: pytest.CaptureFixture[str]) -> None:
