@@ -1,8 +1,6 @@
-"""Listeners to a run that kill it where they are told to, or hold it up there."""
+"""A listener to a run that keeps what it hears, and kills the run where it is told to."""
 
 from __future__ import annotations
-
-import time
 
 from spt_kernels.finetuning.progress import Silent
 
@@ -34,14 +32,3 @@ class Heard(Silent):
     def _die(self, event: str) -> None:
         if self.at is not None and event.startswith(self.at):
             raise Killed(event)
-
-
-class Waiting(Silent):
-    """Lets a run wait for its end at the line that starts with `at`."""
-
-    def __init__(self, at: str) -> None:
-        self.at = at
-
-    def say(self, message: str) -> None:
-        while message.startswith(self.at):
-            time.sleep(1.0)

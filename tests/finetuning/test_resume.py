@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +29,7 @@ from spt_kernels.finetuning.checkpoint import Checkpoint
 from spt_kernels.finetuning.run_step import RunStep
 from spt_kernels.plan import Plan
 
-from .killed import Heard, Killed, Waiting
+from .killed import Heard, Killed
 
 SHORT = Recipe(epochs=3, batch_size=8)
 MADE = ("task.safetensors", "plan.safetensors", "sensitivity.safetensors")
@@ -74,30 +76,31 @@ def test_wherever_a_run_is_killed_the_same_file_comes_out(
     assert ours == theirs
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_process_killed_before_its_first_checkpoint_resumes_to_the_same_bytes(
     place: Path, task: ImageSource, base: ModelSource
 ) -> None:
-    recipe = replace(SHORT, epochs=6, val_every=50)
+    recipe = replace(SHORT, epochs=20, val_every=50)
     job = FinetuneJob(base, task, Method("spt-adapter", 1500, 1, 30), recipe)
     run(job, place / "whole")
     killed = place / "killed"
-    # a copy of this process, which has imported everything
-    process = os.fork()
-    if not process:
-        try:
-            waits = Waiting("epoch 4/")  # for its end, however slow this process is to see it
-            run(job, killed, resume=True, checkpoint_seconds=3600, progress=waits)
-        finally:
-            os._exit(1)
+    script = (
+        "import json, sys, torch\n"
+        "from spt_kernels.finetuning import FinetuneJob, finetune\n"
+        "torch.set_num_threads(int(sys.argv[3]))\n"
+        "job = FinetuneJob.from_json(json.loads(sys.argv[1]))\n"
+        "finetune(job, sys.argv[2], resume=True, checkpoint_seconds=3600)\n"
+    )
+    threads = str(torch.get_num_threads())
+    command = [sys.executable, "-c", script, json.dumps(job.to_json()), str(killed), threads]
+    process = subprocess.Popen(command)
     metrics = killed / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not metrics.is_file() or len(metrics.read_text().splitlines()) < 3:
-        assert os.waitpid(process, os.WNOHANG) == (0, 0), "the run ended before it could be killed"
+        assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline, "the run does not get going"
         time.sleep(0.005)
-    os.kill(process, signal.SIGKILL)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     assert not (killed / "checkpoint.pt").exists()
     before = json.loads((killed / "seconds.json").read_text())["seconds"]
     result = run(job, killed, resume=True)
