@@ -43,6 +43,7 @@ from spt_kernels.files.picture import (
     save_picture,
 )
 from spt_kernels.fitting import CARDS, Card, Levels
+from spt_kernels.fitting.levels import LEVELS as ALL_LEVELS
 from spt_kernels.memory import Rehearsal, made_up_plan
 from spt_kernels.methods import Method, tune
 from spt_kernels.recomputation import RecomputeWords, recompute
@@ -57,7 +58,7 @@ SETTINGS = {
     "384, autocast": (384, "bf16-autocast"),
 }
 METHODS = ("spt-lora", "peft-lora-16")
-LEVELS = ("mlp", "qkv", "mlp,qkv", "attention", "mlp,attention", "block")
+LEVELS = ALL_LEVELS[1:]  # but nothing
 BATCH, PLANS = 64, 6
 
 _aten: Any = torch.ops.aten

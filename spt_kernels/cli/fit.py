@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..methods import METHODS
-from .options import ArchitectureOptions, described, split_names
+from .options import ArchitectureOptions, BudgetOfMethods, SizeOptions, described, split_names
 from .terminal import Terminal, table
 from .training_options import parse_budget
 from .written import check_picture
 
 if TYPE_CHECKING:
-    from ..fitting import Fitted, Fitting
+    from collections.abc import Iterator
+
+    from ..fitting import Fitted
+    from ..methods import Method
+    from .memory_rows import Row
+
+    Key = tuple[str, str]  # of a method and a precision
 
 HELP = """How to train in the memory of your card, in the least time.
 
@@ -44,7 +50,7 @@ _AMP = {"fp32": (), "bf16-autocast": ("--amp", "bf16")}
 
 
 @dataclass(frozen=True)
-class FittingOptions:
+class FittingOptions(SizeOptions):
     """What is trained, on which card."""
 
     gib: Annotated[
@@ -65,25 +71,10 @@ class FittingOptions:
     method: Annotated[
         str, described("Step", "--method A,B,…", f"{', '.join(METHODS)} [spt-lora].")
     ] = "spt-lora"
-    budget: Annotated[
-        str | None,
-        described(
-            "Step",
-            "--budget -b N",
-            "Of a method that has one: 400000, 0.4M, or a share of the backbone, 0.005 or "
-            "0.5% [0.5%].",
-        ),
-    ] = None
+    budget: BudgetOfMethods = None
     rank: Annotated[
         int | None, described("Step", "--rank R", "Of LoRA and Adapter [8; lora's 16].")
     ] = None
-    batch_size: Annotated[
-        int, described("Step", "--batch --batch-size N", "Images of an update [64].")
-    ] = 64
-    image_size: Annotated[
-        int | None, described("Step", "--image-size N", "Side in pixels [the model's].")
-    ] = None
-    num_classes: Annotated[int, described("Step", "--num-classes N", "Of the head [100].")] = 100
     dtype: Annotated[
         str, described("Step", "--dtype A,B", "fp32, bf16-autocast or both [both].")
     ] = ",".join(_DTYPES)
@@ -123,10 +114,9 @@ def run(
     if source is None:
         raise ValueError("--model: name a timm architecture")
     check_picture("--output", output, force=force)
-    for name, number in (("--batch", what.batch_size), ("--num-classes", what.num_classes)):
-        if number < 1:
-            raise ValueError(f"{name}: expected at least 1, got {number}")
+    what.check_counts()
     from ..finetuning.models import build_empty
+    from ..fitting import Fitting
     from .memory_rows import methods_of
 
     names = split_names(what.method)
@@ -135,23 +125,23 @@ def run(
     methods = methods_of(names, parse_budget(what.budget), what.rank)
     card = _card(what.card)
     base, image_shape = build_empty(source, what.num_classes, what.image_size)
-    found: dict[tuple[str, str], Fitted | None] = {}
-    least: dict[tuple[str, str], Fitted] = {}
-    ways: dict[str, list[Fitted]] = {}
+    best: dict[Key, Fitted] = {}  # the fastest that fits, or else the least
+    too_large: set[Key] = set()
+    drawn: dict[str, list[Fitted]] = {}
     with terminal.progress() as progress:
         progress.start("looking for ways", len(methods) * len(dtypes))
-        for name, method in methods.items():
+        for name, row in _rows(base, image_shape, methods):
             for dtype in dtypes:
-                fitting = _fitting(base, method, image_shape, what.batch_size, card, dtype)
                 note = f"{name}, {dtype}"
-                found[name, dtype] = fitting.fastest(
-                    limit,
-                    functools.partial(progress.advance, 0, note),
-                )
-                if found[name, dtype] is None:
-                    least[name, dtype] = fitting.least()
+                how = {"card": card, "captured": True, "dtype": dtype, **row.asked()}
+                fitting = Fitting(base, image_shape, what.batch_size, **how)
+                way = fitting.fastest(limit, functools.partial(progress.advance, 0, note))
+                if way is None:
+                    too_large.add((name, dtype))
+                    way = fitting.least()
+                best[name, dtype] = way
                 if output is not None:
-                    ways.setdefault(note, []).extend(fitting.ways())
+                    drawn[note] = list(fitting.ways())
                 progress.advance(1, note)
     batch = f"{source.name}, batches of {what.batch_size} × {' × '.join(map(str, image_shape))}"
     title = f"{batch}, {limit / 2**30:.2f} GiB of {what.gib:g}"
@@ -159,23 +149,22 @@ def run(
         from ..files.picture import save_picture
         from ..fitting.figure import frontier_figure
 
-        save_picture(frontier_figure(ways, limit, title=f"{batch}, {card.name}"), output)
-    order = sorted(
-        found, key=lambda own: way.seconds if (way := found[own]) is not None else float("inf")
-    )
+        save_picture(frontier_figure(drawn, limit, title=f"{batch}, {card.name}"), output)
+    order = sorted(best, key=lambda own: float("inf") if own in too_large else best[own].seconds)
+    told = {own: _to_json(*own, best[own]) for own in order}
     value = {
         "model": source.name,
         "card": card.name,
         "limit_bytes": limit,
         "batch": what.batch_size,
-        "ways": [_to_json(*own, found[own]) for own in order if found[own] is not None],
-        "too_large": [_to_json(*own, least[own]) for own in order if found[own] is None],
+        "ways": [way for own, way in told.items() if own not in too_large],
+        "too_large": [told[own] for own in order if own in too_large],
     }
-    parts: list[Any] = [title, "", _table(order, found, least), ""]
-    best = found[order[0]]
-    if best is not None:
+    parts: list[Any] = [title, "", _table({own: best[own] for own in order}, too_large), ""]
+    first = order[0]
+    if first not in too_large:
         parts.append(f"The fastest, of {what.batch_size} images on an {card.name} by its figures:")
-        parts.append(f"  {_command(model, *order[0], best)}")
+        parts.append(f"  {_command(model, *first, best[first])}")
     else:
         parts.append(
             "Nothing fits: the least of each is shown. Smaller images, a smaller model or "
@@ -187,42 +176,32 @@ def run(
 
 
 def _card(name: str | None) -> Any:
-    from ..fitting import CARDS, card_named, this_card
+    from ..fitting import card_of
 
-    if name is not None:
-        try:
-            return card_named(name)
-        except ValueError as error:
-            raise ValueError(f"--{error}") from None
-    return this_card() or CARDS["RTX 3060"]
+    try:
+        return card_of(name)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
 
 
-def _fitting(
-    base: Any, method: Any, image_shape: tuple[int, ...], batch: int, card: Any, dtype: str
-) -> Fitting:
-    from ..fitting import Fitting
+def _rows(
+    base: Any, image_shape: tuple[int, ...], methods: dict[str, Method]
+) -> Iterator[tuple[str, Row]]:
+    """What each method trains, one when it is asked for; by made-up scores, made once."""
     from ..memory.made_up import uncalled_of
     from ..sensitivity import skewed_sensitivity
     from .memory_rows import row_of
 
     uncalled = functools.cache(lambda: uncalled_of(base, image_shape))
-    row = row_of(base, method, uncalled, lambda: skewed_sensitivity(base, uncalled()))
-    return Fitting(base, image_shape, batch, card=card, dtype=dtype, captured=True, **row.asked())
+    scores = functools.cache(lambda: skewed_sensitivity(base, uncalled()))
+    return ((name, row_of(base, method, uncalled, scores)) for name, method in methods.items())
 
 
-def _table(
-    order: list[tuple[str, str]],
-    found: dict[tuple[str, str], Fitted | None],
-    least: dict[tuple[str, str], Fitted],
-) -> Any:
-    fastest = min((way.seconds for way in found.values() if way is not None), default=None)
+def _table(ways: dict[Key, Fitted], too_large: set[Key]) -> Any:
+    fastest = min((way.seconds for own, way in ways.items() if own not in too_large), default=1.0)
     rows = []
-    for own in order:
-        fits = found[own]
-        way = least[own] if fits is None else fits
-        time = "does not fit"
-        if fits is not None and fastest is not None:
-            time = f"{fits.seconds / fastest:.2f}"
+    for own, way in ways.items():
+        time = "does not fit" if own in too_large else f"{way.seconds / fastest:.2f}"
         at_a_time = f"{way.micro_batch} of {way.batch}" if way.parts > 1 else "all"
         again = way.recompute.replace(",", " ") or "nothing"
         rows.append((*own, at_a_time, again, f"{way.peak_bytes / 2**30:.2f}", time))
@@ -230,8 +209,7 @@ def _table(
     return table(columns, rows, is_wide=True)
 
 
-def _to_json(method: str, dtype: str, way: Fitted | None) -> dict[str, Any]:
-    assert way is not None
+def _to_json(method: str, dtype: str, way: Fitted) -> dict[str, Any]:
     return {
         "method": method,
         "dtype": dtype,

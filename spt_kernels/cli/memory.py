@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ..approximation.choice import parse_approximation
 from ..methods import METHODS
-from .options import ArchitectureOptions, SizeOptions, described, split_names
+from .options import ArchitectureOptions, BudgetOfMethods, SizeOptions, described, split_names
 from .terminal import Terminal
 from .training_options import FROM_BLOCK_HELP, parse_block, parse_budget
 from .written import check_picture
@@ -66,15 +66,7 @@ class StepOptions(SizeOptions):
         ),
     ] = None
     plan: Annotated[Path | None, described("Step", "--plan FILE", "A row for this plan.")] = None
-    budget: Annotated[
-        str | None,
-        described(
-            "Step",
-            "--budget -b N",
-            "Of a method that has one: 400000, 0.4M, or a share of the backbone, 0.005 or "
-            "0.5% [0.5%].",
-        ),
-    ] = None
+    budget: BudgetOfMethods = None
     rank: Annotated[
         int | None, described("Step", "--rank R", "Of lora and spt-* [8; the table's lora 16].")
     ] = None
@@ -157,9 +149,7 @@ def run(
     if source is None:
         raise ValueError("--model: name a timm architecture")
     check_picture("--output", output, force=force)
-    for name, number in (("--batch", step.batch_size), ("--num-classes", step.num_classes)):
-        if number < 1:
-            raise ValueError(f"{name}: expected at least 1, got {number}")
+    step.check_counts()
     from ..finetuning.models import build_empty
 
     approximations = parse_approximation(step.approximate)

@@ -249,6 +249,17 @@ class FormOptions:
         return {name: value for name, value in values.items() if value is not None}
 
 
+# where several methods are asked about at once
+BudgetOfMethods = Annotated[
+    str | None,
+    described(
+        _STEP,
+        "--budget -b N",
+        "Of a method that has one: 400000, 0.4M, or a share of the backbone, 0.005 or 0.5% [0.5%].",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class SizeOptions:
     """The batch of a step that is accounted or timed, and its precision."""
@@ -263,6 +274,12 @@ class SizeOptions:
     dtype: Annotated[
         str, described(_STEP, "--dtype NAME", "fp32, bf16-autocast or bf16 [fp32].")
     ] = "fp32"
+
+    def check_counts(self) -> None:
+        """Refuse a batch, or a head, of nothing."""
+        for name, number in (("--batch", self.batch_size), ("--num-classes", self.num_classes)):
+            if number < 1:
+                raise ValueError(f"{name}: expected at least 1, got {number}")
 
 
 @dataclass(frozen=True)

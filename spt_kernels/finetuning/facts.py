@@ -79,15 +79,24 @@ def _parts_of(plan: Plan) -> list[str]:
 
 def accounted_bytes(setting: Setting, recipe: Recipe, tunable: Tunable) -> int:
     """The peak of a training step, of one process where several share it."""
-    form = setting.form
     images = -(-recipe.batch_size // setting.processes.size)
     images = min(images, recipe.micro_batch or images)
     return estimate_memory(
         tunable.model,
-        (images, len(form.mean), form.size, form.size),
-        dtype="bf16-autocast" if recipe.amp == "bf16" else "fp32",
-        device="cuda" if setting.device.type == "cuda" else "cpu",
+        (images, *setting.form.image_shape),
+        dtype=accounted_dtype(recipe),
+        device=accounted_device(setting.device),
     ).peak_bytes
+
+
+def accounted_dtype(recipe: Recipe) -> str:
+    """The precision of a recipe's steps, as `estimate_memory` calls it."""
+    return "bf16-autocast" if recipe.amp == "bf16" else "fp32"
+
+
+def accounted_device(device: torch.device) -> str:
+    """The kind of a device, likewise."""
+    return "cuda" if device.type == "cuda" else "cpu"
 
 
 def measured_bytes(device: torch.device) -> int | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import nn
 
-from ..fitting import CARDS, Fitted, Fitting, this_card
+from ..fitting import Fitted, Fitting, card_of
 from ..memory import largest_batch
+from .facts import accounted_device, accounted_dtype
 from .recipe import Recipe
 from .setting import Setting
 
@@ -49,12 +49,12 @@ def fitted_recipe(setting: Setting, model: nn.Module) -> tuple[Recipe, str]:
     limit = _limit(setting)
     fitting = Fitting(
         model,
-        _image_shape(setting),
+        setting.form.image_shape,
         -(-recipe.batch_size // setting.processes.size),
-        card=this_card() or CARDS["RTX 3060"],
+        card=card_of(),
         captured=setting.device.type == "cuda" and setting.processes.size == 1,
-        dtype="bf16-autocast" if recipe.amp == "bf16" else "fp32",
-        device=_kind(setting.device),
+        dtype=accounted_dtype(recipe),
+        device=accounted_device(setting.device),
     )
     way = fitting.fastest(limit)
     if way is None:
@@ -84,11 +84,11 @@ def samples_at_once(setting: Setting) -> int:
     limit = _limit(setting)
     found = largest_batch(
         setting.base.model,
-        _image_shape(setting),
+        setting.form.image_shape,
         limit,
         method="full",
         optimizer="none",
-        device=_kind(setting.device),
+        device=accounted_device(setting.device),
     )
     if not found:
         raise ValueError(
@@ -108,15 +108,6 @@ def _limit(setting: Setting) -> int:
             f"{whole:,}"
         )
     return whole - reserved
-
-
-def _image_shape(setting: Setting) -> tuple[int, int, int]:
-    form = setting.form
-    return len(form.mean), form.size, form.size
-
-
-def _kind(device: torch.device) -> str:
-    return "cuda" if device.type == "cuda" else "cpu"
 
 
 def _told(way: Fitted) -> str:

@@ -19,5 +19,5 @@ def with_head(method: Method, model: nn.Module, form: Preprocessing) -> Method:
     """
     if method.head is not None or method.is_sensitivity_aware:
         return method
-    images = torch.zeros(2, len(form.mean), form.size, form.size)
+    images = torch.zeros(2, *form.image_shape)
     return replace(method, head=find_head(model, [(images, torch.zeros(2, dtype=torch.int64))]))

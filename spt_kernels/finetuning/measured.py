@@ -29,14 +29,23 @@ from .run_folder import FILES, RunFolder
 from .setting import Setting
 
 
-def sensitivity_of(setting: Setting, images: Batches, progress: Progress) -> Sensitivity:
-    """Measure the sensitivities of the setting's model on its training images, onto the CPU."""
+def sensitivity_of(
+    setting: Setting, images: Batches, progress: Progress, at_once: int | None = None
+) -> Sensitivity:
+    """Measure the sensitivities of the setting's model on its training images, onto the CPU.
+
+    Args:
+        setting: whose model is plain.
+        images: to measure on.
+        progress: told of it.
+        at_once: samples at a time; left out, it is found out, as `samples_at_once` does.
+    """
     job = setting.job
     samples = min(job.method.samples, len(images.pixels))
     model = setting.base.model.to(setting.device)
     measured = measure_on(
         model,
-        _parts_of(images, samples_at_once(setting)),
+        _parts_of(images, at_once or samples_at_once(setting)),
         F.cross_entropy,
         samples,
         job.method,
@@ -167,15 +176,15 @@ def keep_sensitivity(
     folder.write_json("measured", record)
 
 
-def measured_on(setting: Setting) -> dict[str, Any]:
-    """All that a run's measured sensitivity depends on, as `evidence_of` has it."""
+def measured_on(setting: Setting, at_once: int) -> dict[str, Any]:
+    """All that a run's sensitivity, measured so many samples at a time, depends on."""
     recipe, train = setting.job.recipe, setting.splits.train
     return evidence_of(
         setting.base.model,
         setting.job.method,
         [dated(train.paths), train.labels, train.classes],
         asdict(setting.form),
-        samples_at_once(setting),
+        at_once,
         recipe.seed,
         setting.device,
     )

@@ -119,8 +119,7 @@ def build_empty(
         ValueError: an unknown architecture or argument, or a size that it cannot be built for.
     """
     _, model = _sized(source, num_classes, image_size)
-    form = preprocessing_of(model, size=image_size)
-    return model, (len(form.mean), form.size, form.size)
+    return model, preprocessing_of(model, size=image_size).image_shape
 
 
 def sized_for(source: ModelSource, num_classes: int, image_size: int | None) -> ModelSource:

@@ -75,6 +75,11 @@ class Preprocessing:
         ):
             check_one_of(name, value, allowed)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of what the model sees: channels, height, width."""
+        return len(self.mean), self.size, self.size
+
 
 def decode(path: Path, form: Preprocessing, generator: torch.Generator | None = None) -> Tensor:
     """Read one image as uint8 `[channels, size, size]`; with a generator, augmented.
@@ -230,8 +235,7 @@ class Batches:
         return [[order[i] for i in batch if i % size == self.processes.rank] for batch in own]
 
     def _nothing(self) -> tuple[Tensor, Tensor]:
-        form = self.pixels.form
-        pixels = torch.empty(0, len(form.mean), form.size, form.size, dtype=torch.uint8)
+        pixels = torch.empty(0, *self.pixels.form.image_shape, dtype=torch.uint8)
         return pixels, torch.empty(0, dtype=torch.int64)
 
     def order(self, number: int) -> list[int]:

@@ -9,6 +9,7 @@ from functools import partial
 from ..methods import Method, make_plan
 from ..plan import Plan
 from ..sensitivity import Sensitivity
+from .fitted import samples_at_once
 from .measured import measured_on, measured_once, sensitivity_of
 from .pixels import Batches
 from .possible import check_possible
@@ -60,8 +61,11 @@ def preparation_of(
 def _by_measuring(method: Method, run: Run[Setting], images: Batches) -> Decision:
     """The plan by the sensitivity that was measured into the folder before, or else now."""
     setting = run.setting
+    at_once = samples_at_once(setting)  # by rehearsals, where a memory is given
     measured = measured_once(
-        run, measured_on(setting), lambda: sensitivity_of(setting, images, run.log)
+        run,
+        measured_on(setting, at_once),
+        lambda: sensitivity_of(setting, images, run.log, at_once),
     )
     model = setting.base.model
     return Decision(method, run.processes.from_first(lambda: make_plan(model, method, measured)))

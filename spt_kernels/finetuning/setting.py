@@ -113,7 +113,7 @@ def open_setting(
         )
     base = build(job.model, len(classes), seed=job.recipe.seed, drop_path=job.recipe.drop_path)
     form = preprocessing_of(base.model, **job.form)
-    check_scores(base.model, (len(form.mean), form.size, form.size), len(classes))
+    check_scores(base.model, form.image_shape, len(classes))
     return Setting(job, base, form, splits, place, workers, processes or Processes())
 
 

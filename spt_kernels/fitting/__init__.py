@@ -1,7 +1,7 @@
 """What makes a training step fit into a given memory."""
 
 from .allocation import PlanWithin, allocate_within
-from .card import CARDS, Card, card_named, this_card
+from .card import CARDS, Card, card_named, card_of
 from .fit import Fitted, Fitting
 from .recompute_plan import Levels, RecomputePlan, recompute
 
@@ -15,6 +15,6 @@ __all__ = [
     "RecomputePlan",
     "allocate_within",
     "card_named",
+    "card_of",
     "recompute",
-    "this_card",
 ]

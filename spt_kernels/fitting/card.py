@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -87,11 +88,15 @@ def card_named(name: str) -> Card:
     return max(known, key=lambda card: len(card.name))
 
 
-def this_card() -> Card | None:
-    """The card of this machine, if it has one that there are figures of."""
-    if not torch.cuda.is_available():
-        return None
-    try:
-        return card_named(torch.cuda.get_device_name())
-    except ValueError:
-        return None
+def card_of(name: str | None = None) -> Card:
+    """The card of a name; without one that at hand, or where it has no figures an RTX 3060.
+
+    Raises:
+        ValueError: as `card_named`.
+    """
+    if name is not None:
+        return card_named(name)
+    if torch.cuda.is_available():
+        with contextlib.suppress(ValueError):
+            return card_named(torch.cuda.get_device_name())
+    return CARDS["RTX 3060"]

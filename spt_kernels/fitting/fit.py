@@ -10,23 +10,16 @@ from typing import Any
 
 from torch import nn
 
-from ..memory.fit import last_below
+from ..memory.fit import last_within
 from ..plan import Plan
 from ..recomputation import RecomputeWords
+from ..recomputation.conditions import NotRecomputable
 from .card import CARDS, Card
+from .levels import levels_of
 from .trials import Trial, Trials
 
 # The model of time is not so exact that less would be a reason to compute more again
 _CLEARLY = 0.99
-# from all kept to nearly nothing; a model takes of these what its blocks have parts for
-LEVELS: tuple[tuple[str, ...], ...] = (
-    (),
-    ("mlp",),
-    ("qkv",),
-    ("mlp", "qkv"),
-    ("mlp", "attention"),
-    ("block",),
-)
 
 
 @dataclass(frozen=True)
@@ -35,17 +28,23 @@ class Fitted:
 
     Attributes:
         batch: images of an update.
-        micro_batch: images at a time, whose gradients are summed.
-        recompute: what the backward computes again, in `RecomputeWords`; empty for nothing.
         trial: of one micro-batch.
         seconds: of a whole batch, by the card's figures: a model, not a measurement.
     """
 
     batch: int
-    micro_batch: int
-    recompute: str
     trial: Trial
     seconds: float
+
+    @property
+    def micro_batch(self) -> int:
+        """Images at a time, whose gradients are summed."""
+        return self.trial.images
+
+    @property
+    def recompute(self) -> str:
+        """What the backward computes again, in `RecomputeWords`; empty for nothing."""
+        return self.trial.recompute
 
     @property
     def peak_bytes(self) -> int:
@@ -158,26 +157,16 @@ class Fitting:
 
     def _useful_levels(self) -> Iterator[str]:
         least = math.inf
-        lines = dict.fromkeys(self._line(options) for options in LEVELS)
-        for line in lines:
-            if line is None:
-                continue
+        for level in levels_of(self._trials.parts):
+            if level == "attention":
+                continue  # each level is rehearsed, and `mlp` and `mlp,qkv` lie around this one
             try:
-                peak = self._trials.of(self._probe, line).estimate.peak_bytes
-            except (RuntimeError, ValueError):
-                if not line:
-                    raise
+                peak = self._trials.of(self._probe, level).estimate.peak_bytes
+            except NotRecomputable:
                 continue  # an attention that is not the fused one, a buffer that is written
             if peak < least:
                 least = peak
-                yield line
-
-    def _line(self, options: Sequence[str]) -> str | None:
-        """Options for all blocks that have such parts; None where none has one of them."""
-        parts = self._trials.parts
-        if any(not any(option in own for own in parts.values()) for option in options):
-            return None
-        return ",".join(options)
+                yield level
 
     def _largest(self, level: str, limit_bytes: int) -> int:
         """The most images of the batch that fit at a time; 0 for none."""
@@ -188,7 +177,7 @@ class Fitting:
         whole = {self._batch: peak_of(self._batch)}
         if whole[self._batch] <= limit_bytes:
             return self._batch
-        found, _ = last_below(peak_of, limit_bytes, whole)
+        found, _ = last_within(peak_of, limit_bytes, whole)
         return found
 
     def _lines_of(self, level: str) -> tuple[_Line, _Line]:
@@ -242,7 +231,7 @@ class Fitting:
         seconds = parts * self._card.seconds_of(trial.work, captured=captured)
         # the last part may be smaller; its share of the arithmetic is
         seconds *= self._batch / (parts * images) if not captured else 1.0
-        return Fitted(self._batch, images, recompute, trial, seconds)
+        return Fitted(self._batch, trial, seconds)
 
     def _parts(self, images: int) -> int:
         return -(-self._batch // images)

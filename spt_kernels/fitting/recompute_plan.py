@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import nn
 
 from .. import recomputation
 from ..memory import BlockUse, MemoryEstimate, Rehearsal
+from ..plan.within import check_bytes
 from ..recomputation import Recomputation, RecomputeWords
 from ..recomputation.choice import What
 from ..recomputation.conditions import NotRecomputable
-from .card import CARDS, Card, card_named
+from .card import Card, card_of
 from .least_time import BlockLevel, least_room, least_time
+from .levels import levels_of
 
-# what a block may compute again, in words for all blocks that have such parts
-_LEVELS = ("", "mlp", "qkv", "mlp,qkv", "attention", "mlp,attention", "block")
 _TRIES = 6  # a plan that does not fit after all is made anew for as much less room
 
 
@@ -135,13 +134,10 @@ def recompute(
         return recomputation.recompute(model, what)
     if what is not None:
         raise TypeError(f"what: memory_bytes chooses it, got {what!r} as well")
-    if isinstance(memory_bytes, bool) or not isinstance(memory_bytes, (int, float)):
-        raise TypeError(f"memory_bytes must be a number of bytes, got {memory_bytes!r}")
-    if not 1 <= memory_bytes < float("inf"):
-        raise ValueError(f"memory_bytes must be at least 1, got {memory_bytes}")
+    check_bytes(memory_bytes)
     if batch_shape is None:
         raise TypeError("batch_shape: memory_bytes needs the shape of a step's input")
-    levels = Levels(model, batch_shape, _card_of(card), on_rehearsal, **how)
+    levels = Levels(model, batch_shape, card_of(card), on_rehearsal, **how)
     plan = levels.plan(int(memory_bytes))
     recomputation.recompute(model, plan.blocks)
     return plan
@@ -180,9 +176,7 @@ class Levels:
         self._words: list[str] = []
         self._used: list[list[BlockUse]] = []
         self._peaks: list[int] = []
-        for words in _LEVELS:
-            if words and not self._has(words):
-                continue
+        for words in levels_of(self.parts):
             try:
                 estimate, used = self._rehearse(words)
             except NotRecomputable:
@@ -227,10 +221,6 @@ class Levels:
         """As many memories, in bytes, evenly between the most and the least that a level takes."""
         least, most = min(self._peaks), self._peaks[0]
         return [most - (most - least) * (n + 1) // (count + 1) for n in range(count)]
-
-    def _has(self, words: str) -> bool:
-        options = words.split(",")
-        return all(any(option in own for own in self.parts.values()) for option in options)
 
     def _rehearse(self, words: str) -> tuple[MemoryEstimate, list[BlockUse]]:
         self._on_rehearsal()
@@ -300,14 +290,3 @@ class Levels:
             },
             card=self._card.name,
         )
-
-
-def _card_of(name: str | None) -> Card:
-    if name is not None:
-        return card_named(name)
-    if torch.cuda.is_available():
-        try:
-            return card_named(torch.cuda.get_device_name())
-        except ValueError:
-            pass  # of which there are no figures
-    return CARDS["RTX 3060"]

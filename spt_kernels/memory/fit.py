@@ -112,16 +112,24 @@ class PeakByBatch:
         def peak_of(batch: int) -> int:
             return self.at(batch).peak_bytes
 
-        def smallest() -> int:
-            with contextlib.suppress(ValueError):
-                peak_of(1)
-                return 1
-            peak_of(2)  # a norm over the batch may refuse one image alone
-            return 2
-
         seen = {batch: estimate.peak_bytes for batch, estimate in self._known.items()}
-        low, high = last_below(peak_of, limit_bytes, seen, smallest)
+        low, high = last_within(peak_of, limit_bytes, seen)
         return LargestBatch(low, limit_bytes, self.at(low or high), self.at(high))
+
+
+def last_within(
+    peak_of: Callable[[int], int], limit: int, seen: Mapping[int, int]
+) -> tuple[int, int]:
+    """`last_below` for a model: a norm over the batch may refuse one image alone."""
+
+    def smallest() -> int:
+        with contextlib.suppress(ValueError):
+            peak_of(1)
+            return 1
+        peak_of(2)
+        return 2
+
+    return last_below(peak_of, limit, seen, smallest)
 
 
 def last_below(

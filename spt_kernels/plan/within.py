@@ -79,12 +79,17 @@ def check_memory(memory_bytes: Any, peak_of: Any) -> None:
         )
     if memory_bytes is None:
         return
+    check_bytes(memory_bytes)
+    if not callable(peak_of):
+        raise TypeError(f"peak_of must be a function of a Plan, got {peak_of!r}")
+
+
+def check_bytes(memory_bytes: Any) -> None:
+    """Refuse a memory that is no number of bytes (TypeError), or below one (ValueError)."""
     if isinstance(memory_bytes, bool) or not isinstance(memory_bytes, (int, float)):
         raise TypeError(f"memory_bytes must be a number of bytes, got {memory_bytes!r}")
     if not 1 <= memory_bytes < float("inf"):
         raise ValueError(f"memory_bytes must be at least 1, got {memory_bytes}")
-    if not callable(peak_of):
-        raise TypeError(f"peak_of must be a function of a Plan, got {peak_of!r}")
 
 
 def _gib(n_bytes: int | float) -> str:
