@@ -45,6 +45,15 @@ class Recording:
 
 def recording_in_use() -> Recording | None:
     """The recording that what is saved now goes to; None where other hooks are in use, or none."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return recording_of(hooks_in_use())
+
+
+def hooks_in_use() -> Any:
+    """The hooks of saved tensors that are asked first, as torch has them; None without any."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+
+def recording_of(hooks: Any) -> Recording | None:
+    """The recording that hooks are of; None where they are others', or none."""
     owner = None if hooks is None else getattr(hooks[0], "__self__", None)
     return owner if isinstance(owner, Recording) else None

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..ops.launching import may_launch
 from ..ops.rebuild_input import launch_gelu, launch_layer_norm, rebuild_gelu, rebuild_layer_norm
-from .recording import Recording, recording_in_use, unpack
+from .recording import Recording, hooks_in_use, recording_of, unpack
 from .traced import made_again
 
 _RESHAPES = frozenset({"ViewBackward0", "ReshapeAliasBackward0"})
@@ -81,12 +81,17 @@ class SavedInput(NamedTuple):
         """
         if torch.compiler.is_compiling():
             return cls("tensor", dtype), (x,)  # the partitioner decides what to recompute
-        recording = recording_in_use()
+        hooks = hooks_in_use()
+        recording = None if hooks is None else recording_of(hooks)
         recalled = None if recording is None else recording.recall()
         if recalled is not None:
             recipe, as_it_is = cls(recalled[0], dtype), recalled[1]
         else:
-            recipe, as_it_is = cls._chosen(x, dtype, columns, dim, recording)
+            # Reading a saved tensor runs the unpack hook it was packed with; under non-reentrant
+            # checkpointing that would recompute the producer in the middle of the forward. Under a
+            # recording, what it has saved is not read before the backward.
+            may_inspect = type(x) in _INSPECTED and (hooks is None or recording is not None)
+            recipe, as_it_is = cls._chosen(x, dtype, columns, dim, recording, may_inspect)
             if recording is not None:
                 recording.note((recipe.kind, as_it_is))  # not its producer, which leads to here
         if recipe.kind == "columns":
@@ -106,9 +111,10 @@ class SavedInput(NamedTuple):
         columns: Tensor | None,
         dim: int,
         recording: Recording | None,
+        may_inspect: bool,
     ) -> tuple[SavedInput, bool]:
         """What to keep, and whether a tensor that is kept is kept in its own dtype."""
-        if _may_inspect(x, recording):
+        if may_inspect:
             node: Any = x.grad_fn
             if node is not None:
                 rebuilt = _rebuilt(x, node, dtype)
@@ -149,14 +155,6 @@ class SavedInput(NamedTuple):
         for kind, argument in self.steps:
             x = x.reshape(argument) if kind == "reshape" else x.permute(argument)
         return x
-
-
-def _may_inspect(x: Tensor, recording: Recording | None) -> bool:
-    # Reading a saved tensor runs the unpack hook it was packed with; under non-reentrant
-    # checkpointing that would recompute the producer in the middle of the forward. Under a
-    # recording, what it has saved is not read before the backward.
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return type(x) in _INSPECTED and (hooks is None or recording is not None)
 
 
 def _rebuilt(x: Tensor, node: Any, dtype: torch.dtype) -> SavedInput | None:
