@@ -37,11 +37,11 @@ def thin_product(left: Tensor, right: Tensor) -> Tensor:
     rank = left.shape[-1]
     if not torch.compiler.is_compiling() or not 0 < rank <= _FUSED_RANK:
         return left @ right
-    if left.element_size() == 2:
-        left, right, dtype = left.float(), right.float(), left.dtype
-    else:
-        dtype = left.dtype
+    is_half, dtype = left.element_size() == 2, left.dtype
+    if is_half:
+        left, right = left.float(), right.float()
     total = left[..., :1] * right[0]
     for n in range(1, rank):
         total = total + left[..., n : n + 1] * right[n]
-    return total.to(dtype)
+    # torch 2.11 loses the gradients of a traced function that ends in a cast which does nothing
+    return total.to(dtype) if is_half else total

@@ -172,8 +172,10 @@ def _is_of_a_quantizer(kind: type[Any]) -> bool:
 
 def _dequantizes(kind: type[Any]) -> bool:
     """Whether a class of tensors is of plain ones inside, and knows how to be a float again."""
-    flattens = hasattr(kind, "__tensor_flatten__")
-    return flattens and kind.dequantize is not Tensor.dequantize  # type: ignore[comparison-overlap]
+    # not `hasattr`, which torch 2.11 cannot trace
+    if getattr(kind, "__tensor_flatten__", None) is None:
+        return False
+    return kind.dequantize is not Tensor.dequantize  # type: ignore[comparison-overlap]
 
 
 def _package_of(state: Any) -> Any:

@@ -162,7 +162,8 @@ def test_an_activation_is_exact_where_the_layer_behind_rebuilds_its_input_from_i
     def sparse(n_columns: int) -> nn.Module:
         return SparseDeltaLinear(nn.Linear(32, 8), torch.arange(n_columns))
 
-    approximated = EncodedActivation.apply(noise(2).requires_grad_(), "gelu", 2).grad_fn.name()
+    encoded = EncodedActivation.apply(noise(2).requires_grad_(), "gelu", 2)
+    approximated = encoded.grad_fn.name()
     frozen = nn.Linear(32, 8).requires_grad_(False)
     lora = LoraLinear(nn.Linear(32, 8), LoraSpec(2, ((0, 8),), 32, 1.0, 0.0))
     assert nodes(frozen) == approximated
