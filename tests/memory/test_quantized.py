@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import spt_kernels as spt
 from bench.quantizers import QUANTIZERS
@@ -22,6 +20,8 @@ from spt_kernels.sensitivity import skewed_sensitivity
 from tests.models import tiny_batch, tiny_vit
 from tests.packed import quantizer as pack
 from tests.quantized import RowScaled, quantize
+
+from .traced import traced_peak
 
 __all__ = ["pack"]
 
@@ -64,17 +64,7 @@ def peak_of_a_step(
     model.zero_grad(set_to_none=True)
     state = [t for own in optimizer.state.values() for t in own.values()]
     lasting = own_bytes([*tensors_of(model), images, labels, *state])
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        run()
-    trace.export_chrome_trace(str(folder / "trace.json"))
-    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
-    live = highest = lasting
-    for _, change in sorted(
-        (e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]"
-    ):
-        live += change
-        highest = max(highest, live)
-    return highest
+    return traced_peak(run, lasting, folder)
 
 
 def accounted(model: nn.Module, batch: int = SHAPE[0], **how: Any) -> spt.MemoryEstimate:
