@@ -262,7 +262,12 @@ def _train(
         scores = evaluate_scenes(
             tunable.model, held_out, setting.form, setting.device, amp=recipe.amp
         )
-        return scores.single.mean_iou
+        miou = scores.single.mean_iou
+        if miou is None:
+            raise ValueError(
+                f"val_share: no pixel of the {len(held_out)} images that are held out has a label"
+            )
+        return miou
 
     # afresh, so that training is the same whether sensitivities were measured or found on disk
     seed_everything(recipe.seed)

@@ -140,9 +140,10 @@ def train_segmentation(
         is_last = done == recipe.iterations
         progress.advance(0, f"loss {mean_loss:.3f}")
         if look is not None and (is_last or done % recipe.val_every == 0):
-            figures = replace(figures, val_miou=look())
-            best.look(done, (figures.val_miou,), model)
-            progress.say(f"iteration {done:,} · validation mIoU {100 * figures.val_miou:.2f} %")
+            miou = look()
+            figures = replace(figures, val_miou=miou)
+            best.look(done, (miou,), model)
+            progress.say(f"iteration {done:,} · validation mIoU {100 * miou:.2f} %")
         history.append(figures)
         if on_figures is not None:
             on_figures(history)
