@@ -288,9 +288,9 @@ def _lines(result: dict[str, Any], output: Path) -> list[tuple[str, str]]:
         ),
         ("mIoU", percent(result["miou"])),
     ]
-    if result["stopped_early"]:
+    if result.get("stopped_early"):  # which results of older versions do not tell
         lines.insert(1, ("iterations", f"{count(result['iterations'])}, stopped early"))
-    if result["val_miou"] is not None:
+    if result.get("val_miou") is not None:
         lines.append(("validation mIoU", _validation(result)))
     if result["miou_multi_scale"] is not None:
         lines.append(("mIoU, multi-scale", percent(result["miou_multi_scale"])))

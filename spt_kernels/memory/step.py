@@ -108,7 +108,7 @@ class Step:
         model.zero_grad(set_to_none=True)
         ledger.begin_forward()
         with self._autocast():
-            loss = self._loss(model, batch)
+            loss, _held = self._loss(model, batch)  # as a loop does through the backward
         ledger.end_forward()
         run_backward(loss)
         ledger.mark((parameter.grad for parameter in model.parameters()), "gradients")
@@ -117,23 +117,25 @@ class Step:
                 optimizer.step()
             ledger.mark(tree_iter(list(optimizer.state.values())), "optimizer")
 
-    def _loss(self, model: nn.Module, batch: Tensor | dict[str, Tensor]) -> Tensor:
+    def _loss(self, model: nn.Module, batch: Tensor | dict[str, Tensor]) -> tuple[Tensor, Any]:
+        """The loss, and what an ordinary loop holds on to besides."""
         if isinstance(batch, Tensor):
             output = forward_of(model, batch)
             target = torch.zeros(batch.shape[0], dtype=torch.int64)
-            return (self.loss_fn or F.cross_entropy)(output, target)
+            return (self.loss_fn or F.cross_entropy)(output, target), (output, target)
         inputs, labels = parted(batch, self.loss_fn)
         output = forward_of(model, inputs)
         if self.loss_fn is None:
-            return loss_in(output, "batch_shape")
-        return self.loss_fn(output, labels)
+            return loss_in(output, "batch_shape"), None  # as of `model(**batch).loss`
+        return self.loss_fn(output, labels), output
 
     @torch.no_grad()
     def infer(self, model: nn.Module, batch: Tensor | dict[str, Tensor]) -> None:
         """A forward in evaluation mode."""
         model.eval()
+        inputs = batch if isinstance(batch, Tensor) else parted(batch, self.loss_fn)[0]
         with self._autocast():
-            forward_of(model, batch)
+            forward_of(model, inputs)
 
     def _autocast(self) -> torch.autocast:
         # on fakes of a CPU whatever the device is: `CudaLedger` makes of it what CUDA does
