@@ -13,7 +13,7 @@ from .command import named_of
 from .launched import launched, sharing
 from .options import FormOptions, ImageOptions, MachineOptions, ModelOptions, described
 from .terminal import Terminal, count, facts, percent, size
-from .training_options import GivenOptions, MethodOptions, RecipeOptions, RunOptions
+from .training_options import TENSORBOARD, GivenOptions, MethodOptions, RecipeOptions, RunOptions
 
 if TYPE_CHECKING:
     from ..finetuning.job import FinetuneJob
@@ -89,9 +89,7 @@ def run(
     checkpoint_seconds: Annotated[
         float, described(_RUN, "--checkpoint-every SECONDS", "At an epoch's end [60].")
     ] = 60.0,
-    tensorboard: Annotated[
-        bool, described(_RUN, "--tensorboard", "Events for TensorBoard in the folder.")
-    ] = False,
+    tensorboard: Annotated[bool, TENSORBOARD] = False,
     *,
     machine: MachineOptions,
 ) -> None:

@@ -14,7 +14,7 @@ from ..segmentation.suited import SUITED, check_suited
 from .command import named_of
 from .options import MachineOptions, WeightsOptions, described, parse_floats
 from .terminal import Terminal, count, facts, percent, size
-from .training_options import BackboneMethodOptions, GivenOptions, RunOptions
+from .training_options import TENSORBOARD, BackboneMethodOptions, GivenOptions, RunOptions
 
 if TYPE_CHECKING:
     from ..segmentation.job import SegmentationJob
@@ -42,11 +42,17 @@ scales, and writes what it takes each pixel for:
   spt-kernels segment --resume -o runs/ade
   spt-kernels evaluate runs/ade --multi-scale --save-predictions labels
 
-The validation images are the test: they are looked at once, at the end. The
-output folder gets task.safetensors, or trained.safetensors of a method without
-a plan, or model.safetensors where all is trained; the plan and the sensitivity
-where there are such; metrics.jsonl, result.json, config.json, log.txt,
-state.pt and pictures.
+The validation images are the test: they are looked at once, at the end. A share
+of the training images that is held out tells which iteration was best, and
+ends a run that gets no better:
+
+  spt-kernels segment … --val-share 0.05 --patience 10000 -o runs/patient
+
+The output folder gets task.safetensors, or trained.safetensors of a method
+without a plan, or model.safetensors where all is trained, of the last
+iteration; best-task.safetensors and so on, where an earlier one was better; the
+plan and the sensitivity where there are such; metrics.jsonl, result.json,
+config.json, log.txt, state.pt and pictures.
 
 The sensitivity of one run spares another its measuring, at any budget; a plan,
 or a sensitivity, that is given decides: what contradicts it is refused.
@@ -80,6 +86,15 @@ class SceneOptions:
         str | None, described(_SCENES, "--mean R,G,B", "Of values in 0…1 [the model's].")
     ] = None
     std: Annotated[str | None, described(_SCENES, "--std R,G,B", "Likewise [the model's].")] = None
+    val_share: Annotated[
+        float | None,
+        described(
+            _SCENES,
+            "--val-share SHARE",
+            "Hold out this share of the training images, to know the best iteration by [0]. "
+            "validation/ is only ever used once, at the end.",
+        ),
+    ] = None
     channels: Annotated[
         int | None, described(_DECODER, "--channels N", "Of its convolutions [256].")
     ] = None
@@ -92,6 +107,7 @@ class SceneOptions:
             "mean": parse_floats("--mean", self.mean),
             "std": parse_floats("--std", self.std),
             "channels": self.channels,
+            "val_share": self.val_share,
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -136,6 +152,20 @@ class SegmentationRecipeOptions:
     clip_grad: Annotated[
         float | None, described(_RECIPE, "--clip-grad X", "Largest norm [any].")
     ] = None
+    val_every: Annotated[
+        int | None,
+        described(
+            _RECIPE,
+            "--val-every N",
+            f"Iterations between looks at what is held out [{SegmentationRecipe.val_every}].",
+        ),
+    ] = None
+    patience: Annotated[
+        int | None,
+        described(
+            _RECIPE, "--patience N", "End after so many iterations that are no better [never]."
+        ),
+    ] = None
     amp: Annotated[
         str | None, described(_RECIPE, "--amp NAME", "none or bf16 autocast [none].")
     ] = None
@@ -164,6 +194,7 @@ def run(
             "Least time between two, each after 50 iterations [60].",
         ),
     ] = 60.0,
+    tensorboard: Annotated[bool, TENSORBOARD] = False,
     *,
     machine: MachineOptions,
     multi_scale: Annotated[
@@ -199,6 +230,7 @@ def run(
             multi_scale=multi_scale,
             save_predictions=save_predictions,
             progress=progress,
+            tensorboard=tensorboard,
         )
     written = RunFolder(running.output).written()
     value = {"output": str(running.output), **result, "written": written}
@@ -256,6 +288,10 @@ def _lines(result: dict[str, Any], output: Path) -> list[tuple[str, str]]:
         ),
         ("mIoU", percent(result["miou"])),
     ]
+    if result.get("stopped_early"):  # which results of older versions do not tell
+        lines.insert(1, ("iterations", f"{count(result['iterations'])}, stopped early"))
+    if result.get("val_miou") is not None:
+        lines.append(("validation mIoU", _validation(result)))
     if result["miou_multi_scale"] is not None:
         lines.append(("mIoU, multi-scale", percent(result["miou_multi_scale"])))
     lines += [
@@ -265,3 +301,11 @@ def _lines(result: dict[str, Any], output: Path) -> list[tuple[str, str]]:
     if result["measured_peak_bytes"] is not None:
         lines.append(("peak memory, measured", size(result["measured_peak_bytes"])))
     return [*lines, (result["file"], f"{size(result['task_bytes'])}, in {output}")]
+
+
+def _validation(result: dict[str, Any]) -> str:
+    last = percent(result["val_miou"])
+    if result["best_file"] is None:
+        return last
+    best = f"{percent(result['best_val_miou'])} after iteration {count(result['best_iteration'])}"
+    return f"{last}; {best}: {result['best_file']}"

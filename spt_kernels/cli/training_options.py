@@ -24,6 +24,7 @@ FROM_BLOCK_HELP = (
 )
 _RUN = "Run"
 _RECIPE = "Recipe (the defaults are the paper's)"
+TENSORBOARD = described(_RUN, "--tensorboard", "Events for TensorBoard in the folder.")
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import needed
-from .training import EpochFigures
+
+
+class Figures(Protocol):
+    """What training was like, up to a point of it."""
+
+    @property
+    def at(self) -> int:
+        """Of how many epochs or iterations it is the last."""
+
+    def scalars(self) -> dict[str, float | None]:
+        """Each figure by the name that it is shown under, `None` where there is none."""
 
 
 class EventFiles:
-    """Writes a scalar for each figure of each epoch into a folder of their own.
+    """Writes a scalar for each figure of a run into a folder of their own.
 
-    A run that goes on writes those of the epochs before it again, in place of the old files: none
+    A run that goes on writes the figures before it again, in place of the old files: none
     is there twice, and the time that a run was stopped for does not show.
 
     Args:
@@ -29,29 +39,23 @@ class EventFiles:
         self._writer: Any = None
         self._written = 0
 
-    def write(self, history: list[EpochFigures]) -> None:
-        """Add the epochs that are not written yet."""
-        writer = self._open()
+    def write(self, history: Sequence[Figures]) -> None:
+        """Add the figures that are not written yet."""
         for row in history[self._written :]:
-            figures = {
-                "loss/train": row.train_loss,
-                "loss/validation": row.val_loss,
-                "accuracy/validation": row.val_accuracy,
-                "learning rate": row.lr,
-                "milliseconds of a step": row.step_ms,
-            }
-            for name, value in figures.items():
-                if value is not None:
-                    writer.add_scalar(name, value, row.epoch)
+            self._add(row.scalars(), row.at)
         self._written = len(history)
-        writer.flush()
+        self._open().flush()
 
-    def close(self, epoch: int, test_accuracy: float | None) -> None:
+    def close(self, at: int, scores: Mapping[str, float | None]) -> None:
         """Add what the test images say, if there are any."""
+        self._add(scores, at)
+        self._open().close()
+
+    def _add(self, scalars: Mapping[str, float | None], at: int) -> None:
         writer = self._open()
-        if test_accuracy is not None:
-            writer.add_scalar("accuracy/test", test_accuracy, epoch)
-        writer.close()
+        for name, value in scalars.items():
+            if value is not None:
+                writer.add_scalar(name, value, at)
 
     def _open(self) -> Any:
         if self._writer is None:

@@ -18,7 +18,8 @@ from ..plan import Plan
 from ..plan.figure import sensitivity_figure
 from ..recomputation import blocks_by, recompute_by
 from .accuracy import evaluate
-from .checkpoint import Best, put_state
+from .best import save_best
+from .checkpoint import Best
 from .curves import training_curves_figure
 from .description import description_of
 from .device import reproducible, seed_everything
@@ -147,7 +148,7 @@ def finetune(
             history, best = _train(run, images, ready, graph, on_epoch, events)
         result = _finish(run, ready, history, best)
         if events is not None:
-            events.close(history[-1].epoch, result["test_accuracy"])
+            events.close(history[-1].epoch, {"accuracy/test": result["test_accuracy"]})
         return result
 
 
@@ -227,7 +228,7 @@ def _finish(
     method = replace(setting.job.method, architecture=ready.method.architecture)
     described = description_of(setting, tunable.file, method).to_json()
     size = tunable.save(folder[tunable.file], described)
-    best_file = _save_best(tunable, folder, best, last.epoch, described)
+    best_file = save_best(tunable, folder, best, last.epoch, described)
     accuracy = _test(setting, tunable.model, folder, run.log)
     if plan is not None and plan.selected:
         save_picture(sensitivity_figure(plan), folder["sensitivity_picture"])
@@ -303,25 +304,6 @@ def _train(
         on_best=lambda best: bests.__setitem__(0, best),
     )
     return history, bests[0]
-
-
-def _save_best(
-    tunable: Tunable,
-    folder: RunFolder,
-    best: Best | None,
-    last_epoch: int,
-    described: dict[str, Any],
-) -> str | None:
-    """Write what the best epoch trained beside the last one's; its name, `None` if they are one."""
-    path = folder[f"best_{tunable.file}"]
-    if best is None or best.epoch == last_epoch:
-        path.unlink(missing_ok=True)  # of a run that was shorter
-        return None
-    last = Best.take(last_epoch, tunable.model)
-    put_state(tunable.model, best.tensors)
-    tunable.save(path, described)
-    put_state(tunable.model, last.tensors)
-    return path.name
 
 
 def _test(setting: Setting, model: nn.Module, folder: RunFolder, log: Logged) -> float | None:

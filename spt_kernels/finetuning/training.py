@@ -13,6 +13,7 @@ from torch import nn
 
 from ..methods.tunable import make_optimizer
 from .accuracy import evaluate
+from .best import BestSoFar, Rank
 from .checkpoint import Best, Checkpoint
 from .device import seed_share
 from .pixels import Batches
@@ -40,6 +41,21 @@ class EpochFigures:
     step_ms: float
     val_loss: float | None = None
     val_accuracy: float | None = None
+
+    @property
+    def at(self) -> int:
+        """The epoch."""
+        return self.epoch
+
+    def scalars(self) -> dict[str, float | None]:
+        """Each figure by the name that it is shown under."""
+        return {
+            "loss/train": self.train_loss,
+            "loss/validation": self.val_loss,
+            "accuracy/validation": self.val_accuracy,
+            "learning rate": self.lr,
+            "milliseconds of a step": self.step_ms,
+        }
 
 
 def train(
@@ -109,15 +125,12 @@ def train(
         optimizer, lambda step: recipe.lr_factor(step, steps_per_epoch)
     )
     history: list[EpochFigures] = []
-    best: Best | None = None
+    best = BestSoFar(recipe.patience, on_best)
     if checkpoint is not None and checkpoint.is_file():
         state = Checkpoint.load(checkpoint)
         state.restore(model, optimizer, scheduler)
         history = [EpochFigures(**figures) for figures in state.history]
-        if state.best is not None and state.best_epoch is not None:
-            best = Best(state.best_epoch, state.best)
-            if on_best is not None:
-                on_best(best)
+        best.go_on(state, {r.epoch: _rank(r) for r in history if r.val_accuracy is not None})
         if tell is not None:
             tell(f"going on after epoch {len(history)} of {recipe.epochs}")
         if on_epoch is not None:
@@ -126,7 +139,7 @@ def train(
     progress.start(stage, recipe.epochs * steps_per_epoch)
     progress.advance(len(history) * steps_per_epoch)
     last_saved = time.monotonic()
-    while not _is_over(history, best, recipe):
+    while len(history) < recipe.epochs and not best.is_over:
         epoch = len(history)
         started = time.monotonic()
         _training_mode(model)
@@ -147,42 +160,28 @@ def train(
         if val is not None and (is_last or (epoch + 1) % recipe.val_every == 0):
             seen = evaluate(model, val, amp=recipe.amp, processes=processes)
             figures = replace(figures, val_loss=seen.loss, val_accuracy=seen.top1)
-            if best is None or _rank(figures) > _rank(history[best.epoch - 1]):
-                best = Best.take(epoch + 1, model)
-                if on_best is not None:
-                    on_best(best)
+            best.look(epoch + 1, _rank(figures), model)
         history.append(figures)
         now = time.monotonic()
         if tell is not None:
             tell(_line(figures, recipe.epochs, now - started))
         if on_epoch is not None:
             on_epoch(history)
-        due = _is_over(history, best, recipe) or now - last_saved >= checkpoint_seconds
+        due = is_last or best.is_over or now - last_saved >= checkpoint_seconds
         if checkpoint is not None and due and processes.is_first:
             rows = [asdict(row) for row in history]
-            taken = Checkpoint.take(epoch + 1, model, optimizer, scheduler, rows, best)
+            taken = Checkpoint.take(epoch + 1, model, optimizer, scheduler, rows, best.best)
             taken.save(checkpoint)
             last_saved = time.monotonic()
         if on_new_epoch is not None:
             on_new_epoch(figures)
     if len(history) < recipe.epochs and tell is not None:
-        assert best is not None
-        tell(f"stopped: none of {recipe.patience} epochs was better than epoch {best.epoch}")
+        tell(best.last_words("epoch"))
     model.eval()
     return history
 
 
-def _is_over(history: list[EpochFigures], best: Best | None, recipe: Recipe) -> bool:
-    """Whether that was the last epoch, or patience with epochs that are no better is at an end."""
-    if len(history) >= recipe.epochs:
-        return True
-    if recipe.patience is None or best is None:
-        return False
-    has_looked = history[-1].val_accuracy is not None
-    return has_looked and len(history) - best.epoch >= recipe.patience
-
-
-def _rank(figures: EpochFigures) -> tuple[float, float]:
+def _rank(figures: EpochFigures) -> Rank:
     """By which validated epochs are compared, the best the highest."""
     assert figures.val_accuracy is not None
     assert figures.val_loss is not None

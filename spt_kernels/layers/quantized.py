@@ -24,7 +24,7 @@ from .position_index import CheckedIndex
 from .sparse_delta import tag
 from .sparse_gradient import DeltaPattern
 from .tuned_class import share_contents
-from .tuned_linear import LoraCall, add_lora, keep_for_gradients, tuned_gradients
+from .tuned_linear import LoraCall, add_lora, is_cast, keep_for_gradients, tuned_gradients
 
 
 class QuantizedLinear(torch.autograd.Function):
@@ -85,6 +85,9 @@ def _output(
     lora: LoraCall | None,
 ) -> tuple[Tensor, Tensor | None]:
     """What the layer gives, in memory of its own, and the bottleneck of its LoRA."""
+    # Autocast does so for a float layer. A quantizer gives the dtype that it is given, and all that
+    # follows would be computed and kept in twice the bytes.
+    x, bias = _under_autocast(x, x), None if bias is None else _under_autocast(x, bias)
     y = matrix.product(x, bias).contiguous()
     if y._is_view():
         y = y.data  # no view any more, so that what follows may work on it in place
@@ -93,6 +96,11 @@ def _output(
     if lora is None or lora_a is None or lora_b is None:
         return y, None
     return y, add_lora(y, x, lora_a, lora_b, lora)
+
+
+def _under_autocast(x: Tensor, factor: Tensor) -> Tensor:
+    """A factor of a product with `x`, in the dtype that autocast takes it in."""
+    return factor.to(torch.get_autocast_dtype(x.device.type)) if is_cast(x, factor) else factor
 
 
 def _add_delta(y: Tensor, x: Tensor, delta: Tensor, pattern: DeltaPattern) -> None:

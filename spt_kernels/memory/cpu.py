@@ -1,4 +1,4 @@
-"""What a CPU's kernels allocate within themselves: scratch space of convolutions and codes."""
+"""What a CPU's kernels allocate within themselves: convolutions, codes, products of 4 bits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..ops.encode_derivative import scratch_bytes as scratch_of_codes
 from .ledger import Ledger
+from .quantized import scratch_of_4_bits
 
 _BACKENDS: Any = torch._C._ConvBackend  # type: ignore[attr-defined]
 _FORWARD = torch.ops.aten.convolution.default
@@ -19,10 +20,10 @@ _DECODE = torch.ops.spt.decode_derivative.default
 
 
 class CpuLedger(Ledger):
-    """A ledger of tensors on a CPU, with what convolutions and codes hold while they run."""
+    """A ledger of tensors on a CPU, with what some kernels hold while they run."""
 
     def scratch_bytes(self, func: Any, args: tuple[Any, ...]) -> int:
-        """Unfolded inputs, or the gradient of an input once more in another layout."""
+        """Unfolded inputs, the gradient of an input in another layout, a weight as floats."""
         if func in (_ENCODE, _DECODE):
             return scratch_of_codes(args[0], args[-1], decodes=func is _DECODE)
         if func is _FORWARD:
@@ -35,7 +36,7 @@ class CpuLedger(Ledger):
             bias, wants_input = None, wanted[0]
             grad_positions = math.prod(grad.shape[2:])
         else:
-            return 0
+            return scratch_of_4_bits(func, args)
         if input.dim() != 4 or weight.dim() != 4 or transposed:
             return 0
         backend = torch._C._select_conv_backend(

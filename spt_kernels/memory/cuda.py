@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from .ledger import Ledger
+from .quantized import scratch_of_4_bits
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -37,8 +38,9 @@ _MASK_ALIGNMENT = 8  # rows of a mask that are no multiple of this are padded to
 class CudaLedger(Ledger):
     """A ledger of fake CPU tensors that, while active, are computed with as on CUDA.
 
-    What kernels allocate within themselves is counted for flash attention only: the workspaces of
-    cuBLAS (8 MiB, on Hopper 32) and of cuDNN's convolutions come on top.
+    What kernels allocate within themselves is counted for flash attention and for products with
+    weights of 4 bits only: the workspaces of cuBLAS (8 MiB, on Hopper 32) and of cuDNN's
+    convolutions come on top.
     """
 
     BLOCK_BYTES = 512  # the caching allocator hands out multiples of this
@@ -54,9 +56,9 @@ class CudaLedger(Ledger):
         self._as_on_cuda.__exit__(*raised)
 
     def scratch_bytes(self, func: Any, args: tuple[Any, ...]) -> int:
-        """An fp32 gradient of the query, and one number for each of its rows."""
+        """An fp32 gradient of the query and one number for each of its rows; a weight as floats."""
         if func is not torch.ops.aten._scaled_dot_product_flash_attention_backward.default:
-            return 0
+            return scratch_of_4_bits(func, args)
         batch, heads, tokens, width = args[1].shape
         return 4 * batch * heads * _rounded(tokens, 128) * (_rounded(width, 32) + 1)
 

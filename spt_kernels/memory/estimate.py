@@ -21,7 +21,7 @@ class MemoryEstimate:
             `gradients` (of parameters), `activations` (the batch, and what the forward keeps for
             the backward) and `temporary` (everything else).
         method: what is trained.
-        batch_shape: shape of the input.
+        batch_shape: shape of the input; of a mapping that of its first tensor.
         dtype: `"fp32"`, `"bf16-autocast"` or `"bf16"`.
         training: whether it is a training step or a forward without gradients.
         num_trainable: parameters that are trained, head included.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..methods import Method, make_plan
@@ -13,13 +13,16 @@ from ..methods.matrices import block_matrices, lora_matrices
 from ..model import HeadPatterns
 from ..plan import Plan
 from ..sensitivity import Sensitivity, skewed_sensitivity, uncalled_weights
+from .batch import batch_form, empty_batch
 from .step import forward_of
 from .twin import fake_copy
 
 _LORA_HOMES = ("plain_lora", "peft_lora")  # methods without a plan
 
 
-def made_up_plan(model: nn.Module, method: Method, image_shape: Sequence[int]) -> Plan | None:
+def made_up_plan(
+    model: nn.Module, method: Method, image_shape: Sequence[int] | Mapping[str, Tensor]
+) -> Plan | None:
     """What `method` trains of a model, chosen by made-up scores where it chooses by any.
 
     Raises:
@@ -35,13 +38,17 @@ def made_up_plan(model: nn.Module, method: Method, image_shape: Sequence[int]) -
 
 
 def made_up_sensitivity(
-    model: nn.Module, image_shape: Sequence[int], *, head: HeadPatterns | None = None
+    model: nn.Module,
+    image_shape: Sequence[int] | Mapping[str, Tensor],
+    *,
+    head: HeadPatterns | None = None,
 ) -> Sensitivity:
     """Scores as skewed as measured ones, for a model and the images that it takes.
 
     Args:
         model: plain, neither changed nor copied; its parameters may be on the meta device.
-        image_shape: of one input, `(3, height, width)`.
+        image_shape: of one input, `(3, height, width)`; or a batch that is a mapping, as
+            `estimate_memory` has it.
         head: as `head_names` has it: by name, unless it is given.
 
     Raises:
@@ -50,7 +57,9 @@ def made_up_sensitivity(
     return skewed_sensitivity(model, uncalled_of(model, image_shape), head=head)
 
 
-def uncalled_of(model: nn.Module, image_shape: Sequence[int]) -> frozenset[str]:
+def uncalled_of(
+    model: nn.Module, image_shape: Sequence[int] | Mapping[str, Tensor]
+) -> frozenset[str]:
     """Weights that the model reads itself, as BEiT and Swin V2 do with `qkv`, or not at all.
 
     A forward on fake tensors shows them: `measure_sensitivity` finds the same on real images.
@@ -59,8 +68,10 @@ def uncalled_of(model: nn.Module, image_shape: Sequence[int]) -> frozenset[str]:
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
     twin, _alive = fake_copy(model, fakes, torch.float32)  # in whatever precision it is
     twin.eval()
+    is_named = isinstance(image_shape, Mapping)
+    form = batch_form(image_shape if is_named else (2, *image_shape), None)
     with fakes:
-        batch = torch.empty((2, *image_shape))
+        batch = empty_batch(form, torch.float32)
         return uncalled_weights(twin, lambda: forward_of(twin, batch))
 
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_iter
 
 from ..methods import Method, entry_of, tune
 from ..methods.method import name_of
 from ..methods.peft_shira import let_fakes_run
 from ..model import HeadPatterns, backbone_numel, head_names
+from ..model.call import parted
 from ..model.check import check_not_offloaded
 from ..model.head import as_patterns
 from ..offloading import OffloadedAdamW
@@ -28,6 +28,7 @@ from ..recomputation import Recomputation, parts_of, recompute_by
 from ..recomputation import recompute as recompute_parts
 from ..recomputation.choice import What
 from ..tuning.whole import is_coarse, train_whole
+from .batch import BatchForm, batch_form, empty_batch, shape_of
 from .block_use import BlockUse, BlockWatch
 from .cpu import CpuLedger
 from .cuda import CudaLedger, take_default_path
@@ -41,7 +42,7 @@ from .work import Work, WorkCounter
 
 def estimate_memory(
     model: nn.Module,
-    batch_shape: Sequence[int],
+    batch_shape: Sequence[int] | Mapping[str, Tensor],
     plan: Plan | None = None,
     *,
     method: str | None = None,
@@ -51,7 +52,7 @@ def estimate_memory(
     dtype: str = "fp32",
     optimizer: str | Callable[[nn.Module], torch.optim.Optimizer] = "adamw",
     training: bool = True,
-    loss_fn: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
+    loss_fn: Callable[[Any, Tensor], Tensor] | None = None,
     checkpointing: bool = False,
     recompute: What | None = None,
     device: str = "cuda",
@@ -69,7 +70,9 @@ def estimate_memory(
     Args:
         model: any module, plain or tuned already, by another library too; neither changed nor
             copied. Its parameters may be on the meta device.
-        batch_shape: shape of the input, `(batch, 3, height, width)`.
+        batch_shape: shape of the input, `(batch, 3, height, width)`; or a batch as `model(**batch)`
+            takes it, a mapping to tensors, of which only shapes and dtypes are read: they may be on
+            the meta device.
         plan: tune the (plain) model so, and train that; `method` is then only what to call it, as
             it is for a model that is tuned already, and is refused where the two contradict.
         method: the name of one of `spt_kernels.methods`, as `spt-kernels finetune` trains it:
@@ -84,7 +87,9 @@ def estimate_memory(
         dtype: `"fp32"`, `"bf16-autocast"` (fp32 weights under autocast), or `"bf16"` (weights too).
         optimizer: `"adamw"`, `"sgd"` (with momentum), `"none"`, or a function that makes one.
         training: False for a forward pass without gradients.
-        loss_fn: takes the model's output and an int64 target `[batch]` of zeros.
+        loss_fn: takes the model's output and an int64 target `[batch]` of zeros, by default
+            cross-entropy; of a mapping its `labels`, which the model is then not given. None, of a
+            mapping: the `loss` in the model's output.
         checkpointing: recompute blocks in the backward (the model's `set_grad_checkpointing`).
         recompute: what of the blocks the backward computes again, as `spt_kernels.recompute` has
             it; left out, what the model does so already.
@@ -100,6 +105,7 @@ def estimate_memory(
         ValueError: an argument out of range, nothing to train, or an input of a shape that the
             model cannot take.
     """
+    form = batch_form(batch_shape, loss_fn)
     return Rehearsal(
         model,
         plan,
@@ -116,15 +122,16 @@ def estimate_memory(
         device=device,
         offload=offload,
         keep_bytes=keep_bytes,
-        image_shape=_as_shape(batch_shape)[1:],
-    ).at(batch_shape)
+        image_shape=parted(form, loss_fn)[0] if isinstance(form, dict) else form[1:],
+    ).at(form)
 
 
 class Rehearsal:
     """A step on fake tensors, prepared once and rehearsed for any number of batches.
 
     The arguments are those of `estimate_memory`, which rehearses for one batch alone, and the shape
-    of one input, by which made-up scores are had; those that are not named here are of a `Step`.
+    of one input, or a batch that is a mapping, by which made-up scores are had; those that are not
+    named here are of a `Step`.
     """
 
     def __init__(
@@ -136,7 +143,7 @@ class Rehearsal:
         budget: int | float | None = None,
         rank: int | None = None,
         head: HeadPatterns | None = None,
-        image_shape: Sequence[int],
+        image_shape: Sequence[int] | Mapping[str, Tensor],
         **how: Any,
     ) -> None:
         step = Step(**how)
@@ -198,28 +205,32 @@ class Rehearsal:
         with self._fakes, self._ledger:
             self._ledger.mark(itertools.chain(tensors_of(twin), besides), "weights")
 
-    def at(self, batch_shape: Sequence[int]) -> MemoryEstimate:
+    def at(self, batch_shape: Sequence[int] | Mapping[str, Tensor]) -> MemoryEstimate:
         """The estimate for one shape of the input; errors are those of `estimate_memory`."""
-        return self._observed(_as_shape(batch_shape), contextlib.nullcontext())
+        return self._observed(self._form(batch_shape), contextlib.nullcontext())
 
-    def with_work(self, batch_shape: Sequence[int]) -> tuple[MemoryEstimate, Work]:
+    def with_work(
+        self, batch_shape: Sequence[int] | Mapping[str, Tensor]
+    ) -> tuple[MemoryEstimate, Work]:
         """The same, and what the step computes and moves."""
         counter = WorkCounter()
-        estimate = self._observed(_as_shape(batch_shape), counter)
+        estimate = self._observed(self._form(batch_shape), counter)
         return estimate, counter.work()
 
-    def in_blocks(self, batch_shape: Sequence[int]) -> tuple[MemoryEstimate, list[BlockUse]]:
+    def in_blocks(
+        self, batch_shape: Sequence[int] | Mapping[str, Tensor]
+    ) -> tuple[MemoryEstimate, list[BlockUse]]:
         """The same, and what of it is each block's, in their order.
 
         Raises:
             ValueError: the model does not call its blocks once each, one after the other.
         """
-        shape, counter = _as_shape(batch_shape), WorkCounter()
+        form, counter = self._form(batch_shape), WorkCounter()
         if self._optimizer is not None and not self._optimizer.state:
-            self._observed(shape, contextlib.nullcontext())  # its state is there from then on
+            self._observed(form, contextlib.nullcontext())  # its state is there from then on
         watch = BlockWatch(self._twin, tuple(self.parts()), self._ledger, counter)
         with watch:
-            estimate = self._observed(shape, counter)
+            estimate = self._observed(form, counter)
         return estimate, watch.use()
 
     def recompute(self, line: str) -> Recomputation:
@@ -237,17 +248,18 @@ class Rehearsal:
         """The blocks of the model that is rehearsed, and what of each can be computed again."""
         return parts_of(self._twin)
 
-    def _observed(
-        self, shape: tuple[int, ...], watched: AbstractContextManager[object]
-    ) -> MemoryEstimate:
+    def _form(self, batch_shape: Sequence[int] | Mapping[str, Tensor]) -> BatchForm:
+        return batch_form(batch_shape, self._step.loss_fn)
+
+    def _observed(self, form: BatchForm, watched: AbstractContextManager[object]) -> MemoryEstimate:
         step, began = self._step, self._ledger.moment()
-        fetched_bytes = self._run(shape, watched)
+        fetched_bytes = self._run(form, watched)
         by_category = self._ledger.peak_of_step(began)
         return MemoryEstimate(
             peak_bytes=sum(by_category.values()),
             by_category=by_category,
             method=self._label,
-            batch_shape=shape,
+            batch_shape=shape_of(form),
             dtype=step.dtype,
             training=step.training,
             num_trainable=self._counts.trained,
@@ -261,13 +273,13 @@ class Rehearsal:
             backbone_numel=self._counts.backbone,
         )
 
-    def _run(self, shape: tuple[int, ...], watched: AbstractContextManager[object]) -> int:
+    def _run(self, form: BatchForm, watched: AbstractContextManager[object]) -> int:
         """Take steps, the last of them watched; bytes that it fetched from the host."""
         step, ledger = self._step, self._ledger
         self._twin.zero_grad(set_to_none=True)
         with self._fakes, ledger:
-            batch = torch.empty(shape, dtype=step.weight_dtype)
-            ledger.mark([batch], "activations")
+            batch = empty_batch(form, step.weight_dtype)
+            ledger.mark(tree_iter(batch), "activations")
             for left in reversed(range(self._steps)):
                 before = self._fetched_bytes()
                 with watched if left == 0 else contextlib.nullcontext():
@@ -309,7 +321,7 @@ def _choose(
     budget: int | float | None,
     rank: int | None,
     head: HeadPatterns | None,
-    image_shape: Sequence[int],
+    image_shape: Sequence[int] | Mapping[str, Tensor],
 ) -> tuple[Method | None, Plan | None, str]:
     """How to tune the model, None for not at all, by which plan, and what to call it."""
     if not isinstance(model, nn.Module):
@@ -342,15 +354,3 @@ def _choose(
     patterns = None if head is None else as_patterns(head)
     chosen = Method(method, budget, rank, head=patterns)
     return chosen, made_up_plan(model, chosen, image_shape), method
-
-
-def _as_shape(batch_shape: Sequence[int]) -> tuple[int, ...]:
-    try:
-        shape = tuple(operator.index(size) for size in batch_shape)
-    except TypeError:
-        raise TypeError(
-            f"batch_shape must be a sequence of whole numbers, got {batch_shape!r}"
-        ) from None
-    if not shape or min(shape) < 1:
-        raise ValueError(f"batch_shape must hold sizes of at least 1, got {shape}")
-    return shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
+from ..model.call import loss_in, parted
 from ..offloading import WHAT, blocks_on_host, offload
 from ..offloading.streamed_block import StreamedBlock
 from ..recomputation.choice import What
@@ -31,7 +32,7 @@ class Step:
     dtype: str = "fp32"
     optimizer: str | Callable[[nn.Module], torch.optim.Optimizer] = "adamw"
     training: bool = True
-    loss_fn: Callable[[Any, Tensor], Tensor] = F.cross_entropy
+    loss_fn: Callable[[Any, Tensor], Tensor] | None = None
     checkpointing: bool = False
     recompute: What | None = None
     device: str = "cuda"
@@ -98,7 +99,7 @@ class Step:
     def train(
         self,
         model: nn.Module,
-        batch: Tensor,
+        batch: Tensor | dict[str, Tensor],
         optimizer: torch.optim.Optimizer | None,
         ledger: Ledger,
     ) -> None:
@@ -107,9 +108,7 @@ class Step:
         model.zero_grad(set_to_none=True)
         ledger.begin_forward()
         with self._autocast():
-            output = forward_of(model, batch)
-            target = torch.zeros(batch.shape[0], dtype=torch.int64)
-            loss = self.loss_fn(output, target)
+            loss, _held = self._loss(model, batch)  # as a loop does through the backward
         ledger.end_forward()
         run_backward(loss)
         ledger.mark((parameter.grad for parameter in model.parameters()), "gradients")
@@ -118,12 +117,25 @@ class Step:
                 optimizer.step()
             ledger.mark(tree_iter(list(optimizer.state.values())), "optimizer")
 
+    def _loss(self, model: nn.Module, batch: Tensor | dict[str, Tensor]) -> tuple[Tensor, Any]:
+        """The loss, and what an ordinary loop holds on to besides."""
+        if isinstance(batch, Tensor):
+            output = forward_of(model, batch)
+            target = torch.zeros(batch.shape[0], dtype=torch.int64)
+            return (self.loss_fn or F.cross_entropy)(output, target), (output, target)
+        inputs, labels = parted(batch, self.loss_fn)
+        output = forward_of(model, inputs)
+        if self.loss_fn is None:
+            return loss_in(output, "batch_shape"), None  # as of `model(**batch).loss`
+        return self.loss_fn(output, labels), output
+
     @torch.no_grad()
-    def infer(self, model: nn.Module, batch: Tensor) -> None:
+    def infer(self, model: nn.Module, batch: Tensor | dict[str, Tensor]) -> None:
         """A forward in evaluation mode."""
         model.eval()
+        inputs = batch if isinstance(batch, Tensor) else parted(batch, self.loss_fn)[0]
         with self._autocast():
-            forward_of(model, batch)
+            forward_of(model, inputs)
 
     def _autocast(self) -> torch.autocast:
         # on fakes of a CPU whatever the device is: `CudaLedger` makes of it what CUDA does
@@ -160,8 +172,8 @@ def _unlogged(name: str) -> Iterator[None]:
         logger.disabled = was_disabled
 
 
-def forward_of(model: nn.Module, batch: Tensor) -> Any:
-    """What the model makes of a batch.
+def forward_of(model: nn.Module, batch: Tensor | Mapping[str, Tensor]) -> Any:
+    """What the model makes of a batch, which it takes as it is or by the names of a mapping.
 
     Raises:
         ValueError: it cannot take one of this shape.
@@ -169,12 +181,20 @@ def forward_of(model: nn.Module, batch: Tensor) -> Any:
     """
     try:
         with _unlogged("torch._subclasses.fake_tensor"):  # of an error that is told below
-            return model(batch)
+            return model(**batch) if isinstance(batch, Mapping) else model(batch)
     except NotRecomputable:
         raise  # that has nothing to do with the batch
-    except (AssertionError, RuntimeError, ValueError) as error:
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, TypeError) and not isinstance(batch, Mapping):
+            raise  # of the model's own, and no matter of a name
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         tuned = f" with {model.spt_method}" if hasattr(model, "spt_method") else ""
         raise ValueError(
-            f"batch_shape: {type(model).__name__}{tuned} cannot take {tuple(batch.shape)}: {reason}"
+            f"batch_shape: {type(model).__name__}{tuned} cannot take {_told(batch)}: {reason}"
         ) from error
+
+
+def _told(batch: Tensor | Mapping[str, Tensor]) -> str:
+    if isinstance(batch, Tensor):
+        return str(tuple(batch.shape))
+    return ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in batch.items())

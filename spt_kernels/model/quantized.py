@@ -46,12 +46,16 @@ class QuantizedMatrix:
         return dtype
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """`[..., out]`, computed as the plain layer does, by the quantizer's own kernels."""
+        """`[..., out]` in the dtype of `x`, by the quantizer's own kernels.
+
+        A compute dtype does not count under autocast, as within the plain layer it does not.
+        """
         state = state_of(self.weight)
         if state is None:
             return F.linear(x, self.weight, bias)
         # not by the forward of the layer, which may repack the weight and cast the bias for good
-        dtype = self.compute_dtype or x.dtype
+        is_set = self.compute_dtype is not None and not torch.is_autocast_enabled(x.device.type)
+        dtype: Any = self.compute_dtype if is_set else x.dtype
         bias = None if bias is None else bias.to(dtype)
         y = _package_of(state).matmul_4bit(x.to(dtype), self.weight, bias=bias, quant_state=state)
         return y.to(x.dtype)  # type: ignore[no-any-return]

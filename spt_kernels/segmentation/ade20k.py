@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from ..finetuning.images import SUFFIXES
 
@@ -30,6 +33,32 @@ class LabelledScenes:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def take(self, numbers: Sequence[int]) -> LabelledScenes:
+        """Those with these numbers."""
+        paths, annotations = (
+            tuple(files[n] for n in numbers) for files in (self.paths, self.annotations)
+        )
+        return LabelledScenes(paths, annotations, self.classes)
+
+
+def hold_out(
+    scenes: LabelledScenes, share: float, seed: int
+) -> tuple[LabelledScenes, LabelledScenes | None]:
+    """The scenes to train on, and a share of them to choose by, which are not; `None` of 0.
+
+    Raises:
+        ValueError: there are too few for both.
+    """
+    if share == 0:
+        return scenes, None
+    wanted = max(1, round(share * len(scenes)))
+    if wanted >= len(scenes):
+        raise ValueError(
+            f"val_share: {share} of {len(scenes)} training images leaves none to train on"
+        )
+    order = torch.randperm(len(scenes), generator=torch.Generator().manual_seed(seed)).tolist()
+    return scenes.take(sorted(order[wanted:])), scenes.take(sorted(order[:wanted]))
 
 
 def read_ade20k(root: str | os.PathLike[str], split: str) -> LabelledScenes:

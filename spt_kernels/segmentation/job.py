@@ -31,6 +31,8 @@ class SegmentationJob:
         auxiliary: after which blocks, from 1, auxiliary heads read; `None` is as `Setr` has it.
         mean: of each colour, in 0 to 1; `None` is the backbone's.
         std: likewise.
+        val_share: of the training images, held out to know by which iteration was best; `0` for
+            none.
         sensitivity: a file to take the sensitivities from, in place of measuring them.
         plan: a file to take the plan from, in place of making one.
     """
@@ -45,6 +47,7 @@ class SegmentationJob:
     auxiliary: tuple[int, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    val_share: float = 0.0
     sensitivity: str | None = None
     plan: str | None = None
     command: ClassVar[str] = "segment"  # that runs it
@@ -60,6 +63,13 @@ class SegmentationJob:
             raise ValueError("head: it is the decoder, which is trained whole; leave it out")
         for name in ("size", "channels"):
             check_positive(name, getattr(self, name))
+        if not 0 <= self.val_share < 1:
+            raise ValueError(f"val_share: expected at least 0 and below 1, got {self.val_share}")
+        if self.recipe.patience is not None and self.val_share == 0:
+            raise ValueError(
+                "patience: there are no validation images to know a better iteration by: hold out "
+                "a share of the training images (val_share)"
+            )
         if self.stride is None:
             object.__setattr__(self, "stride", max(1, 2 * self.size // 3))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 from torch import nn
 
 from ..files.picture import check_can_draw, save_picture
+from ..finetuning.best import save_best
+from ..finetuning.checkpoint import Best
 from ..finetuning.curves import training_curves_figure
 from ..finetuning.device import reproducible, seed_everything
+from ..finetuning.events import EventFiles, check_can_write_events
 from ..finetuning.facts import machine_of, measured_bytes
 from ..finetuning.given_plan import settled
 from ..finetuning.measured import measure_on, measured_once
@@ -47,6 +51,8 @@ def segment(
     multi_scale: bool = False,
     save_predictions: Path | None = None,
     progress: Progress | None = None,
+    on_report: Callable[[IterationFigures], object] | None = None,
+    tensorboard: bool = False,
     report_every: int = REPORT_EVERY,
 ) -> dict[str, Any]:
     """Tune a ViT to label every pixel, as in the paper's Table 5; return what `result.json` holds.
@@ -57,13 +63,17 @@ def segment(
     A run that was killed, wherever that was, and is resumed gives the same task file, to the byte,
     as one that was not, on the same CPU with the same number of threads.
 
-    ADE20K's validation images are its test: they are looked at once, at the end.
+    ADE20K's validation images are its test: they are looked at once, at the end. A share of the
+    training images that is held out (`job.val_share`) tells which iteration was best, and may end
+    training early. The task file is of the last iteration; where an earlier one was better, what it
+    trained is in a file beside, `best-task.safetensors`; the result names it.
 
     Args:
         job: what to do.
         output: a folder, which must be empty or absent unless `resume` or `force`.
         resume: go on with the run in `output`. One that is finished is returned as it is, unless
-            the job has more iterations than it: then it goes on to these.
+            the job has more iterations than it and its patience has not ended it: then it goes on
+            to these.
         force: overwrite the run in `output`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that read scenes; 0 reads in this one.
@@ -73,6 +83,9 @@ def segment(
         save_predictions: a folder for the predicted label maps of the validation images, which must
             be empty or absent as well.
         progress: told how far it is; what it is told is in `log.txt` as well.
+        on_report: called with the figures of each report that this call trains, when it is over,
+            for any tracker of experiments. What it raises ends the run, which can be resumed.
+        tensorboard: write events for TensorBoard below the folder, in `tensorboard`.
         report_every: iterations from one line of `metrics.jsonl`, and possible checkpoint, to the
             next.
 
@@ -86,6 +99,8 @@ def segment(
         raise ValueError(f"report_every: expected 1 or more, got {report_every}")
     check_folder(save_predictions, force=force or resume)
     check_can_draw()  # what would be missed at the end
+    if tensorboard:
+        check_can_write_events()
     log = Logged(progress or Silent())
     clock = Clock()
     folder = RunFolder.open(output, resume=resume, force=force)
@@ -102,8 +117,12 @@ def segment(
             wants_graph(graph, setting.device)  # or refuses
             run = Run(setting, setting.config(), folder, clock, log, checkpoint_seconds)
             ready = _made_ready(run, plan, given)
-            history = _train(run, ready.tunable, graph, report_every)
-        return _finish(run, ready, history, multi_scale, save_predictions)
+            events = EventFiles(folder.events, run.config) if tensorboard else None
+            history, best = _train(run, ready.tunable, graph, report_every, on_report, events)
+        result = _finish(run, ready, history, best, multi_scale, save_predictions)
+        if events is not None:
+            events.close(history[-1].iteration, {"mIoU/test": result["miou"]})
+        return result
 
 
 @dataclass(frozen=True)
@@ -149,6 +168,7 @@ def _finish(
     run: Run[SegmentationSetting],
     ready: _Ready,
     history: list[IterationFigures],
+    best: Best | None,
     multi_scale: bool,
     save_predictions: Path | None,
 ) -> dict[str, Any]:
@@ -158,6 +178,8 @@ def _finish(
     # a task has a plan, and a whole model is what it is
     described = setting.description(ready.method if tunable.file == "trained" else None)
     size = tunable.save(folder[tunable.file], described.to_json())
+    best_file = save_best(tunable, folder, best, last.iteration, described.to_json())
+    by_iteration = {row.iteration: row.val_miou for row in history}
     run.log.start("testing", len(setting.validation))
     scores = evaluate_scenes(
         tunable.model,
@@ -175,6 +197,11 @@ def _finish(
         **scores.to_json(),
         "train_loss": last.train_loss,
         "iterations": last.iteration,
+        "stopped_early": last.iteration < job.recipe.iterations,
+        "val_miou": last.val_miou,
+        "best_iteration": None if best is None else best.epoch,
+        "best_val_miou": None if best is None else by_iteration[best.epoch],
+        "best_file": best_file,
         "trained_parameters": tunable.trained,
         **ready.facts,
         "file": folder[tunable.file].name,
@@ -212,28 +239,54 @@ def _measured(run: Run[SegmentationSetting], method: Method) -> Sensitivity:
 
 
 def _train(
-    run: Run[SegmentationSetting], tunable: Tunable, graph: bool | None, report_every: int
-) -> list[IterationFigures]:
+    run: Run[SegmentationSetting],
+    tunable: Tunable,
+    graph: bool | None,
+    report_every: int,
+    on_report: Callable[[IterationFigures], object] | None,
+    events: EventFiles | None,
+) -> tuple[list[IterationFigures], Best | None]:
+    """The figures of all iterations, and what was trained by the best."""
     setting, recipe = run.setting, run.setting.job.recipe
+    bests: list[Best | None] = [None]
+    held_out = setting.held_out
 
-    def on_figures(rows: list[IterationFigures]) -> None:
+    def keep(rows: list[IterationFigures]) -> None:
         run.folder.write_lines("metrics", [asdict(row) for row in rows])
         run.note_seconds()
+        if events is not None:
+            events.write(rows)
+
+    def look() -> float:
+        assert held_out is not None
+        scores = evaluate_scenes(
+            tunable.model, held_out, setting.form, setting.device, amp=recipe.amp
+        )
+        miou = scores.single.mean_iou
+        if miou is None:
+            raise ValueError(
+                f"val_share: no pixel of the {len(held_out)} images that are held out has a label"
+            )
+        return miou
 
     # afresh, so that training is the same whether sensitivities were measured or found on disk
     seed_everything(recipe.seed)
-    return train_segmentation(
+    history = train_segmentation(
         tunable.model,
         setting.crops(),
         recipe,
         lr=recipe.peak_lr(setting.job.method),
         checkpoint=run.folder["checkpoint"],
         checkpoint_seconds=run.checkpoint_seconds,
-        on_figures=on_figures,
+        on_figures=keep,
+        on_new_figures=on_report,
+        look=None if held_out is None else look,
+        on_best=lambda best: bests.__setitem__(0, best),
         graph=graph,
         progress=run.log,
         report_every=report_every,
     )
+    return history, bests[0]
 
 
 def _facts(
@@ -251,6 +304,7 @@ def _facts(
         "budget": None if plan is None else plan.budget,
         "lr": setting.job.recipe.peak_lr(setting.job.method),
         "training_images": len(setting.training),
+        "validation_images": 0 if setting.held_out is None else len(setting.held_out),
     }
 
 

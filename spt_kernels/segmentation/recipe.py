@@ -29,6 +29,9 @@ class SegmentationRecipe:
         auxiliary_weight: of the loss of each auxiliary head.
         drop_path: stochastic depth.
         clip_grad: largest norm of the gradient, `None` for any.
+        val_every: iterations between two looks at the scenes that are held out, if any are.
+        patience: training ends early when so many iterations have not been better on these than the
+            best before them; `None` for never.
         amp: `"none"` or `"bf16"` autocast.
         seed: of the head's initial values, data order, dropout and augmentation.
     """
@@ -43,12 +46,21 @@ class SegmentationRecipe:
     auxiliary_weight: float = 0.4
     drop_path: float = 0.0
     clip_grad: float | None = None
+    val_every: int = 2000
+    patience: int | None = None
     amp: str = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "lr", "power", "clip_grad"):
             check_positive(name, getattr(self, name))
+        for name in ("val_every", "patience"):
+            check_positive(name, getattr(self, name))
+        if self.patience is not None and self.patience < self.val_every:
+            raise ValueError(
+                f"patience: expected at least val_every ({self.val_every}) iterations, "
+                f"got {self.patience}"
+            )
         for name in ("weight_decay", "warmup_iterations", "auxiliary_weight", "seed"):
             value = getattr(self, name)
             if value is not None and not (value >= 0 and math.isfinite(value)):

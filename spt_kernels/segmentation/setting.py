@@ -11,7 +11,7 @@ from .. import __version__
 from ..finetuning.device import pick_device
 from ..finetuning.measured import dated, evidence_of
 from ..methods import Method
-from .ade20k import LabelledScenes, read_ade20k
+from .ade20k import LabelledScenes, hold_out, read_ade20k
 from .base_model import SegmentationModel, build_setr
 from .crops import CropBatches
 from .description import KIND, SegmentationDescription
@@ -28,6 +28,7 @@ class SegmentationSetting:
         base: the model before tuning.
         form: what happens to the pixels.
         training: the scenes to train on.
+        held_out: those to choose by, which are not trained on; `None` for none.
         validation: those to test on, once, at the end.
         device: where it runs.
         workers: processes that read scenes.
@@ -37,6 +38,7 @@ class SegmentationSetting:
     base: SegmentationModel
     form: SceneForm
     training: LabelledScenes
+    held_out: LabelledScenes | None
     validation: LabelledScenes
     device: torch.device
     workers: int
@@ -98,6 +100,7 @@ def open_segmentation(
     place = pick_device(device)
     training, validation = (read_ade20k(job.data, name) for name in ("training", "validation"))
     recipe = job.recipe
+    training, held_out = hold_out(training, job.val_share, recipe.seed)
     base = build_setr(
         job.model,
         len(training.classes),
@@ -109,4 +112,4 @@ def open_segmentation(
     )
     assert job.stride is not None  # made when the job was
     form = SceneForm(job.mean or base.mean, job.std or base.std, job.size, job.stride)
-    return SegmentationSetting(job, base, form, training, validation, place, workers)
+    return SegmentationSetting(job, base, form, training, held_out, validation, place, workers)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from ..finetuning.checkpoint import Checkpoint
+from ..finetuning.best import BestSoFar
+from ..finetuning.checkpoint import Best, Checkpoint
 from ..finetuning.progress import Progress, Silent
 from ..finetuning.run_step import RunStep, wants_graph
 from ..methods.tunable import make_optimizer
@@ -31,12 +32,28 @@ class IterationFigures:
         train_loss: mean over these, auxiliary heads included.
         lr: at the last of them.
         step_ms: mean time of a step, data and optimizer included.
+        val_miou: after them, where scenes that are held out were looked at; in 0 to 1.
     """
 
     iteration: int
     train_loss: float
     lr: float
     step_ms: float
+    val_miou: float | None = None
+
+    @property
+    def at(self) -> int:
+        """The iteration."""
+        return self.iteration
+
+    def scalars(self) -> dict[str, float | None]:
+        """Each figure by the name that it is shown under."""
+        return {
+            "loss/train": self.train_loss,
+            "mIoU/validation": self.val_miou,
+            "learning rate": self.lr,
+            "milliseconds of a step": self.step_ms,
+        }
 
 
 def train_segmentation(
@@ -48,6 +65,9 @@ def train_segmentation(
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
     on_figures: Callable[[list[IterationFigures]], None] | None = None,
+    on_new_figures: Callable[[IterationFigures], object] | None = None,
+    look: Callable[[], float] | None = None,
+    on_best: Callable[[Best], None] | None = None,
     graph: bool | None = None,
     progress: Progress | None = None,
     report_every: int = REPORT_EVERY,
@@ -64,6 +84,11 @@ def train_segmentation(
             there.
         checkpoint_seconds: least time between two checkpoints; the end of training always has one.
         on_figures: called at each report, and once when going on, with all figures so far.
+        on_new_figures: called with the figures of each report that this call trains, when what
+            there is to keep of it is kept.
+        look: gives the mIoU of the model as it is, on scenes that are held out.
+        on_best: given, with `look`, what was trained by the iteration that is the best so far,
+            among equals the first.
         graph: whether steps run as CUDA graphs; `None` lets them on a card where they can.
         progress: told of every step.
         report_every: iterations from one report, and possible checkpoint, to the next.
@@ -79,10 +104,12 @@ def train_segmentation(
     step = RunStep(model, optimizer, recipe, graph, batches.device, progress, loss_fn)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.lr_factor)
     history: list[IterationFigures] = []
+    best = BestSoFar(recipe.patience, on_best)
     if checkpoint is not None and checkpoint.is_file():
         state = Checkpoint.load(checkpoint)
         state.restore(model, optimizer, scheduler)
         history = [IterationFigures(**figures) for figures in state.history]
+        best.go_on(state, {r.iteration: (r.val_miou,) for r in history if r.val_miou is not None})
         progress.say(f"going on after iteration {state.epoch:,} of {recipe.iterations:,}")
         if on_figures is not None:
             on_figures(history)
@@ -92,8 +119,10 @@ def train_segmentation(
     model.train()
     stream = batches.between(done, recipe.iterations)
     last_saved = time.monotonic()
-    while done < recipe.iterations:
-        count = min(report_every - done % report_every, recipe.iterations - done)
+    while done < recipe.iterations and not best.is_over:
+        # to the next report, or look, or to the end
+        every = (report_every,) if look is None else (report_every, recipe.val_every)
+        count = min(recipe.iterations - done, *(each - done % each for each in every))
         total = torch.zeros((), device=batches.device)
         started = time.perf_counter()
         for _ in range(count):
@@ -108,15 +137,25 @@ def train_segmentation(
             )
         step_ms = 1e3 * (time.perf_counter() - started) / count
         figures = IterationFigures(done, mean_loss, lr * recipe.lr_factor(done - 1), step_ms)
-        history.append(figures)
+        is_last = done == recipe.iterations
         progress.advance(0, f"loss {mean_loss:.3f}")
+        if look is not None and (is_last or done % recipe.val_every == 0):
+            miou = look()
+            figures = replace(figures, val_miou=miou)
+            best.look(done, (miou,), model)
+            progress.say(f"iteration {done:,} · validation mIoU {100 * miou:.2f} %")
+        history.append(figures)
         if on_figures is not None:
             on_figures(history)
-        is_last = done == recipe.iterations
-        due = is_last or time.monotonic() - last_saved >= checkpoint_seconds
+        due = is_last or best.is_over or time.monotonic() - last_saved >= checkpoint_seconds
         if checkpoint is not None and due:
             rows = [asdict(row) for row in history]
-            Checkpoint.take(done, model, optimizer, scheduler, rows).save(checkpoint)
+            taken = Checkpoint.take(done, model, optimizer, scheduler, rows, best.best)
+            taken.save(checkpoint)
             last_saved = time.monotonic()
+        if on_new_figures is not None:
+            on_new_figures(figures)
+    if done < recipe.iterations:
+        progress.say(best.last_words("iteration"))
     model.eval()
     return history

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +26,9 @@ _WARM_UPS = 3
 
 def capture_step(
     model: nn.Module,
-    loss_fn: Callable[..., Tensor],
+    loss_fn: Callable[..., Tensor] | None,
     optimizer: torch.optim.Optimizer,
-    batch: Sequence[Tensor],
+    batch: Sequence[Tensor] | Mapping[str, Tensor],
     *,
     autocast: torch.dtype | None = None,
     scaler: torch.amp.GradScaler | None = None,
@@ -44,17 +44,23 @@ def capture_step(
             loss = step(images, labels)
             scheduler.step()
 
+    Of batches that are mappings, as transformers has them, `capture_step(model, None, optimizer,
+    batch)` makes a step that is called as `step(**batch)`.
+
     Nothing is trained by this: the steps that warm up are undone, and the first call of the result
     is the first step. Step for step it computes what `TrainingStep` does with the same arguments;
     dropout draws the same masks. The model is captured in the mode, training or not, that it is in.
 
     Args:
-        model: on a CUDA device, tuned or plain; called with the first tensor of a batch.
-        loss_fn: called with the model's output and the other tensors of a batch.
+        model: on a CUDA device, tuned or plain; called with the first tensor of a batch, or as
+            `model(**batch)`.
+        loss_fn: called with the model's output and the other tensors of a batch; of a mapping with
+            its `labels`, which the model is then not given. None, for mappings alone: the `loss` in
+            the model's output.
         optimizer: made with `capturable=True`. Its learning rates become tensors on the device,
             which schedulers fill; a number put in their place is noticed, and so is a state dict
             that was loaded. Nothing else of its groups may change.
-        batch: tensors like those of every batch to come.
+        batch: tensors like those of every batch to come, or a mapping of names to such.
         autocast: dtype of the forward and the loss, None for that of the model.
         scaler: its scale stays on the device; needs an optimizer that is told of it, as
             `SparseAdamW` and `torch.optim.AdamW(..., fused=True)` are.
@@ -70,7 +76,7 @@ def capture_step(
         RuntimeError: the step cannot be captured: it waits for the card, or draws random numbers on
             the host. Model, optimizer and generators are then as they were.
     """
-    tensors = check_arguments(batch, accumulate, clip_grad, ragged)
+    tensors = check_arguments(batch, loss_fn, accumulate, clip_grad, ragged)
     step = TrainingStep(
         model,
         loss_fn,
@@ -104,14 +110,15 @@ class CapturedStep:
     def __init__(
         self,
         step: TrainingStep,
-        batch: tuple[Tensor, ...],
+        batch: Mapping[int | str, Tensor],
         saved: SavedState,
         device: torch.device,
         ragged: str,
     ) -> None:
         """Use `capture_step`, which checks, and undoes what a failure leaves behind."""
         self._step, self._ragged = step, ragged
-        self._inputs = tuple(part.detach().clone() for part in batch)
+        self._inputs = {place: part.detach().clone() for place, part in batch.items()}
+        self._size = len(next(iter(self._inputs.values())))
         self._keys = MaskKeys(device)
         self._optimizer = HeldOptimizer(step.optimizer, device)
         self._batches = 0
@@ -129,20 +136,22 @@ class CapturedStep:
         self._optimizer.hold_state()
         self._model = HeldModel(step.model)
 
-    def __call__(self, *batch: Tensor) -> Tensor:
-        """Train on a batch; its loss.
+    def __call__(self, *batch: Tensor, **named: Tensor) -> Tensor:
+        """Train on a batch, given as it was captured: tensors in order, or by name; its loss.
 
         Raises:
-            TypeError: these are not as many tensors as were captured.
+            TypeError: these are not the tensors that were captured, by number or by name.
             ValueError: one has another shape, dtype or device than was captured.
             RuntimeError: the model or the optimizer is not what was captured any more.
         """
-        is_ragged = self._check(batch)
+        given: dict[int | str, Tensor] = dict(enumerate(batch))
+        given.update(named)
+        is_ragged = self._check(given)
         difference = self._model.difference()
         if difference is not None:
             raise RuntimeError(f"model: {difference}; put it back, or capture the step anew")
         self._optimizer.carry_over()
-        loss = self._loss_of_ragged(batch) if is_ragged else self._loss_of(batch)
+        loss = self._loss_of_ragged(given) if is_ragged else self._loss_of(given)
         self._batches += 1
         if self._batches == self._step.accumulate:
             self._batches = 0
@@ -150,38 +159,44 @@ class CapturedStep:
             vars(self._step.optimizer)["_opt_called"] = True  # which a scheduler looks for
         return loss
 
-    def _loss_of(self, batch: tuple[Tensor, ...]) -> Tensor:
-        for own, given in zip(self._inputs, batch, strict=True):
-            own.copy_(given, non_blocking=True)
+    def _loss_of(self, batch: Mapping[int | str, Tensor]) -> Tensor:
+        for place, own in self._inputs.items():
+            own.copy_(batch[place], non_blocking=True)
         self._keys.refill()
         self._backward.replay()
         return self._loss.clone()
 
-    def _loss_of_ragged(self, batch: tuple[Tensor, ...]) -> Tensor:
+    def _loss_of_ragged(self, batch: Mapping[int | str, Tensor]) -> Tensor:
         """Gradients to where the graph of the update reads them, without the other graph."""
         for param, grad in self._grads:
             param.grad = grad
         if self._step.accumulate == 1:
             self._zero_grads()
-        return self._step.backward(*batch)
+        return self._backward_of(batch)
 
-    def _check(self, batch: tuple[Tensor, ...]) -> bool:
+    def _backward_of(self, batch: Mapping[int | str, Tensor]) -> Tensor:
+        named = {place: part for place, part in batch.items() if isinstance(place, str)}
+        return self._step.backward(*(() if named else batch.values()), **named)
+
+    def _check(self, batch: Mapping[int | str, Tensor]) -> bool:
         """Whether a batch is of another length; raises where it is otherwise different."""
-        if len(batch) != len(self._inputs):
-            raise TypeError(f"expected {len(self._inputs)} tensors, got {len(batch)}")
+        if batch.keys() != self._inputs.keys():
+            raise TypeError(f"expected {_places(self._inputs)}, got {_places(batch)}")
         is_ragged = False
-        for n, (own, given) in enumerate(zip(self._inputs, batch, strict=True)):
+        for place, own in self._inputs.items():
+            given = batch[place]
             if not isinstance(given, Tensor) or (
                 given.dtype != own.dtype
                 or given.device != own.device
                 or given.dim() != own.dim()
                 or given.shape[1:] != own.shape[1:]
             ):
-                raise ValueError(f"batch[{n}]: expected {_kind(own)}, got {_kind(given)}")
+                raise ValueError(f"batch[{place!r}]: expected {_kind(own)}, got {_kind(given)}")
             is_ragged |= given.shape != own.shape
         if is_ragged and self._ragged == "error":
+            size = len(next(iter(batch.values())))
             raise ValueError(
-                f"batch: captured with {len(self._inputs[0])} samples, got {len(batch[0])}: leave "
+                f"batch: captured with {self._size} samples, got {size}: leave "
                 'the rest out (drop_last=True), or capture with ragged="eager"'
             )
         return is_ragged
@@ -191,7 +206,7 @@ class CapturedStep:
         if sparse_deltas(step.model):
             from ..kernels.address_table import load_for_capture
 
-            load_for_capture(self._inputs[0].device)
+            load_for_capture(next(iter(self._inputs.values())).device)
         for n in range(_WARM_UPS):
             if n == 1:
                 self._keys.allocate()
@@ -200,7 +215,7 @@ class CapturedStep:
             with _on(stream), refusing_waits() if is_last else contextlib.nullcontext():
                 self._forget_grads()
                 with self._keys.in_use():
-                    step.backward(*self._inputs)
+                    self._backward_of(self._inputs)
                 step.update()
         trained = [p for group in step.optimizer.param_groups for p in group["params"]]
         if all(param.grad is None for param in trained):
@@ -214,7 +229,7 @@ class CapturedStep:
         gc.collect()  # nothing of the card is to be freed in the middle of a capture
         before = host_random_state()
         with self._keys.in_use():
-            loss = self._backward.capture(lambda: self._step.backward(*self._inputs))
+            loss = self._backward.capture(lambda: self._backward_of(self._inputs))
         if not is_same_random_state(before, host_random_state()):
             raise RuntimeError(
                 "the step draws random numbers on the host, which would be the same in every "
@@ -254,6 +269,12 @@ def _on(stream: Any) -> Iterator[None]:
             yield
     finally:  # what undoes a step that failed comes after it, too
         current.wait_stream(stream)
+
+
+def _places(batch: Mapping[int | str, Tensor]) -> str:
+    """What is given, by name if all of it is, to be told."""
+    names = [place for place in batch if isinstance(place, str)]
+    return ", ".join(sorted(names)) if len(names) == len(batch) > 0 else f"{len(batch)} tensors"
 
 
 def _kind(tensor: Any) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..model.call import check_batch
 from ..model.check import check_not_offloaded
 from .training_step import TrainingStep
 
@@ -17,25 +18,39 @@ RAGGED = ("error", "eager")
 
 
 def check_arguments(
-    batch: Any, accumulate: int, clip_grad: float | None, ragged: str
-) -> tuple[Tensor, ...]:
-    """The batch as a tuple; raise for an argument that nothing could be made of."""
-    if (
-        not isinstance(batch, Sequence)
-        or not batch
-        or not all(isinstance(part, Tensor) for part in batch)
-    ):
-        raise TypeError(f"batch: expected tensors, as (images, labels), got {type(batch).__name__}")
+    batch: Any,
+    loss_fn: Callable[..., Any] | None,
+    accumulate: int,
+    clip_grad: float | None,
+    ragged: str,
+) -> dict[int | str, Tensor]:
+    """The batch by place or by name; raise for an argument that nothing could be made of."""
+    made: dict[int | str, Tensor] = {}
+    if isinstance(batch, Mapping):
+        made.update(check_batch("batch", batch, loss_fn))
+    elif isinstance(batch, Sequence) and batch and all(isinstance(p, Tensor) for p in batch):
+        made.update(enumerate(batch))
+        if loss_fn is None:
+            raise TypeError(
+                "loss_fn: None is for a batch that is a mapping, whose loss the model computes"
+            )
+    else:
+        raise TypeError(
+            "batch: expected tensors, as (images, labels), or a mapping to such, got "
+            f"{type(batch).__name__}"
+        )
     if not isinstance(accumulate, int) or accumulate < 1:
         raise ValueError(f"accumulate: expected a whole number above zero, got {accumulate!r}")
     if clip_grad is not None and not (clip_grad > 0 and math.isfinite(clip_grad)):
         raise ValueError(f"clip_grad: expected a number above zero, got {clip_grad}")
     if ragged not in RAGGED:
         raise ValueError(f"ragged: expected one of {', '.join(RAGGED)}, got {ragged!r}")
-    return tuple(batch)
+    return made
 
 
-def check_step(step: TrainingStep, batch: Sequence[Tensor], *, allow_hooks: bool) -> torch.device:
+def check_step(
+    step: TrainingStep, batch: Mapping[int | str, Tensor], *, allow_hooks: bool
+) -> torch.device:
     """The card that all of a step is on.
 
     Raises:
@@ -52,9 +67,11 @@ def check_step(step: TrainingStep, batch: Sequence[Tensor], *, allow_hooks: bool
         raise ValueError("model: DistributedDataParallel cannot be captured here; pass its module")
     check_not_offloaded(step.model, "capture a step of")
     device = _device_of(step.model)
-    for n, part in enumerate(batch):
+    for place, part in batch.items():
         if part.device != device:
-            raise ValueError(f"batch[{n}]: expected a tensor on {device}, got one on {part.device}")
+            raise ValueError(
+                f"batch[{place!r}]: expected a tensor on {device}, got one on {part.device}"
+            )
     if torch.is_autocast_enabled("cuda"):
         raise ValueError(
             "autocast is on: call capture_step outside of it and pass autocast=torch.bfloat16"

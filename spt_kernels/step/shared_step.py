@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import Processes
-from .training_step import TrainingStep
+from .training_step import TrainingStep, tensors_of_batch
 
 
 class SharedStep(TrainingStep):
@@ -27,10 +27,13 @@ class SharedStep(TrainingStep):
         self.processes = processes
         self._samples = 0
 
-    def backward(self, *batch: Tensor) -> Tensor:
+    def backward(self, *batch: Tensor, **named: Tensor) -> Tensor:
         """The gradients of the mean loss of this process's share, and that, 0 of none."""
-        self._samples = len(batch[0])
-        return super().backward(*batch) if self._samples else torch.zeros_like(batch[0].sum())
+        first, *_ = tensors_of_batch(batch, named)
+        self._samples = len(first)
+        if not self._samples:
+            return torch.zeros_like(first.sum())
+        return super().backward(*batch, **named)
 
     def update(self) -> None:
         """Step by the gradients of the mean loss of the whole batch."""

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..model.call import loss_in, parted
+
 
 class TrainingStep:
     """Forward, backward and update on a batch; calling it gives the loss.
 
+    It is called as `step(images, labels)`, or as `step(**batch)` with a mapping, as transformers
+    has it.
+
     Attributes:
-        model: called with the first tensor of a batch.
-        loss_fn: called with the model's output and the other tensors; gives a scalar.
+        model: called with the first tensor of a batch; or as `model(**batch)`.
+        loss_fn: called with the model's output and the other tensors, of a mapping with its
+            `labels`, which the model is then not given; gives a scalar. None, for mappings: the
+            `loss` in the model's output.
         optimizer: of the parameters that are trained.
         autocast: dtype of the forward and the loss, None for that of the model.
         scaler: multiplies the loss and skips updates that overflowed; None without.
@@ -29,7 +36,7 @@ class TrainingStep:
     def __init__(
         self,
         model: nn.Module,
-        loss_fn: Callable[..., Tensor],
+        loss_fn: Callable[..., Tensor] | None,
         optimizer: torch.optim.Optimizer,
         *,
         autocast: torch.dtype | None = None,
@@ -44,39 +51,52 @@ class TrainingStep:
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._batches = 0
 
-    def __call__(self, *batch: Tensor) -> Tensor:
+    def __call__(self, *batch: Tensor, **named: Tensor) -> Tensor:
         """Train on one batch, with an update after each `accumulate` of them; its own loss."""
         if self._batches == 0:
             self.optimizer.zero_grad(set_to_none=True)
-        loss = self.backward(*batch)
+        loss = self.backward(*batch, **named)
         self._batches += 1
         if self._batches == self.accumulate:
             self.update()
             self._batches = 0
         return loss
 
-    def backward(self, *batch: Tensor) -> Tensor:
+    def backward(self, *batch: Tensor, **named: Tensor) -> Tensor:
         """Add a batch's share of the gradients to what is there; its loss, detached."""
-        samples, most = len(batch[0]), self.micro_batch
+        tensors = tensors_of_batch(batch, named)
+        samples, most = len(tensors[0]), self.micro_batch
         if most is None or samples <= most:
-            return self._backward_of_part(batch, self.accumulate)
+            return self._backward_of_part(tensors, named, self.accumulate)
         losses: list[Tensor] = []
-        for part in zip(*(tensor.split(most) for tensor in batch), strict=True):
+        for part in zip(*(tensor.split(most) for tensor in tensors), strict=True):
             share = len(part[0]) / samples
-            losses.append(share * self._backward_of_part(part, self.accumulate / share))
+            losses.append(share * self._backward_of_part(part, named, self.accumulate / share))
         return torch.stack(losses).sum()
 
-    def _backward_of_part(self, part: tuple[Tensor, ...], divisor: float) -> Tensor:
+    def _backward_of_part(
+        self, part: tuple[Tensor, ...], names: Iterable[str], divisor: float
+    ) -> Tensor:
         """Add the gradients of a part's loss over `divisor`; the loss, detached."""
-        inputs, *rest = part
         casting: Any = contextlib.nullcontext()
         if self.autocast is not None:
-            casting = torch.autocast(inputs.device.type, self.autocast)
+            casting = torch.autocast(part[0].device.type, self.autocast)
         with casting:
-            loss = self.loss_fn(self.model(inputs), *rest)
+            loss = self._loss(part, dict(zip(names, part, strict=False)))
         divided = loss if divisor == 1 else loss / divisor
         (divided if self.scaler is None else self.scaler.scale(divided)).backward()
         return loss.detach()
+
+    def _loss(self, part: tuple[Tensor, ...], named: dict[str, Tensor]) -> Tensor:
+        if named:
+            inputs, labels = parted(named, self.loss_fn)
+            output = self.model(**inputs)
+            if self.loss_fn is None:
+                return loss_in(output, "batch")
+            return self.loss_fn(output, labels)
+        if self.loss_fn is None:
+            raise TypeError("loss_fn: None is for batches by name, as step(**batch)")
+        return self.loss_fn(self.model(part[0]), *part[1:])
 
     def update(self) -> None:
         """Clip the gradients and let the optimizer step."""
@@ -90,3 +110,14 @@ class TrainingStep:
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
+
+
+def tensors_of_batch(batch: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """The tensors of a call, which is given them in order or by name.
+
+    Raises:
+        TypeError: it is given none, or some in both ways.
+    """
+    if bool(batch) == bool(named):
+        raise TypeError("expected a batch as step(images, labels) or as step(**batch)")
+    return batch or tuple(named.values())

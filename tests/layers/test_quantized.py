@@ -259,7 +259,9 @@ def test_under_autocast() -> None:
     layer(x)
     exact = truth(layer, x, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        y = layer(x)
+        y, again = layer(x), layer(x.detach().bfloat16())  # whose bias is still to be cast
+    assert y.dtype == again.dtype == torch.bfloat16
+    assert torch.equal(y, again)
     loss(y.float()).backward()
     for own, expected in ((y, exact.output), (layer.delta.grad, exact.gradients["delta"])):
         assert (own.float() - expected).norm() < 0.02 * expected.norm()

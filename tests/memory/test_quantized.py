@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import copy
-import json
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import spt_kernels as spt
+from bench.quantizers import QUANTIZERS
 from spt_kernels.memory.twin import tensors_of
 from spt_kernels.sensitivity import skewed_sensitivity
 from tests.models import tiny_batch, tiny_vit
+from tests.packed import quantizer as pack
 from tests.quantized import RowScaled, quantize
+
+from .traced import traced_peak
+
+__all__ = ["pack"]
 
 SHAPE = (16, 3, 16, 16)
 
@@ -25,8 +32,9 @@ def make() -> nn.Module:
     return tiny_vit(width=96, depth=1)
 
 
-def tuned(model: nn.Module) -> nn.Module:
-    plan = spt.allocate(skewed_sensitivity(model), 1500, "lora", rank=2, dropout=0.0)
+def tuned(model: nn.Module, structured: str | None = "lora") -> nn.Module:
+    options: dict[str, Any] = {} if structured is None else {"rank": 2, "dropout": 0.0}
+    plan = spt.allocate(skewed_sensitivity(model), 1500, structured, **options)
     return spt.apply(model, plan).train()
 
 
@@ -38,44 +46,88 @@ def own_bytes(tensors: list[Tensor]) -> int:
     return sum({s._cdata: s.nbytes() for s in (t.untyped_storage() for t in tensors)}.values())
 
 
-def peak_of_a_step(model: nn.Module, folder: Path) -> int:
+def peak_of_a_step(
+    model: nn.Module, folder: Path, shape: tuple[int, ...] = SHAPE, *, autocast: bool = False
+) -> int:
     """What lasts between steps, and what the allocator was seen to do in one."""
     optimizer = sparse(model)
-    images, labels = torch.randn(SHAPE), torch.zeros(SHAPE[0], dtype=torch.int64)
+    images, labels = torch.randn(shape), torch.zeros(shape[0], dtype=torch.int64)
 
     def run() -> None:
         model.zero_grad(set_to_none=True)
-        F.cross_entropy(model(images), labels).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
         optimizer.step()
 
     run()
     model.zero_grad(set_to_none=True)
     state = [t for own in optimizer.state.values() for t in own.values()]
     lasting = own_bytes([*tensors_of(model), images, labels, *state])
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        run()
-    trace.export_chrome_trace(str(folder / "trace.json"))
-    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
-    live = highest = lasting
-    for _, change in sorted(
-        (e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]"
-    ):
-        live += change
-        highest = max(highest, live)
-    return highest
+    return traced_peak(run, lasting, folder)
 
 
-def accounted(model: nn.Module, **how: object) -> spt.MemoryEstimate:
-    return spt.estimate_memory(model, SHAPE, device="cpu", optimizer=sparse, **how)  # type: ignore[arg-type]
+def accounted(model: nn.Module, batch: int = SHAPE[0], **how: Any) -> spt.MemoryEstimate:
+    shape = (batch, *SHAPE[1:])
+    return spt.estimate_memory(model, shape, device="cpu", optimizer=sparse, **how)
 
 
-@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of a switch that sets that one as well
-def test_the_peak_is_what_the_allocator_saw(tmp_path: Path) -> None:
-    model = tuned(quantize(make()))
-    with torch.backends.mkldnn.flags(enabled=False):  # whose layouts depend on the CPU
-        assert accounted(model).peak_bytes == pytest.approx(
-            peak_of_a_step(model, tmp_path), rel=0.05
-        )
+@pytest.fixture
+def own_kernels() -> Iterator[None]:
+    """torch's own: oneDNN's hold packed factors in a product, of sizes that depend on the CPU."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TF32 acceleration")  # the switch sets that one as well
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
+
+
+def check_against_the_allocator(model: nn.Module, folder: Path, batch: int, dtype: str) -> None:
+    estimate = accounted(model, batch, dtype=dtype)
+    shape, is_cast = (batch, *SHAPE[1:]), dtype == "bf16-autocast"
+    real = peak_of_a_step(model, folder, shape, autocast=is_cast)
+    assert estimate.peak_bytes == pytest.approx(real, rel=0.03)
+
+
+@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.parametrize(
+    ("structured", "batch", "dtype"),
+    [
+        ("lora", 16, "fp32"),
+        ("lora", 2, "bf16-autocast"),
+        ("adapter", 16, "bf16-autocast"),
+        (None, 48, "bf16-autocast"),
+    ],
+)
+def test_the_peak_is_what_the_allocator_saw(
+    structured: str | None, batch: int, dtype: str, tmp_path: Path
+) -> None:
+    check_against_the_allocator(tuned(quantize(make()), structured), tmp_path, batch, dtype)
+
+
+@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.parametrize(
+    ("batch", "dtype"), [(2, "fp32"), (2, "bf16-autocast"), (48, "bf16-autocast")]
+)
+def test_the_peak_of_four_bits(batch: int, dtype: str, pack: Any, tmp_path: Path) -> None:
+    check_against_the_allocator(tuned(pack(make())), tmp_path, batch, dtype)
+
+
+@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.parametrize("name", ["int8", "int4", "nf4"])
+def test_the_peak_of_the_quantizers(name: str, tmp_path: Path) -> None:
+    if name not in QUANTIZERS:
+        pytest.skip(f"what quantizes to {name} is not installed")
+    for batch in (2, 48):
+        model = tuned(QUANTIZERS[name](make()))
+        check_against_the_allocator(model, tmp_path, batch, "bf16-autocast")
+
+
+def test_under_autocast_no_more_activations_are_kept_than_of_floats(pack: Any) -> None:
+    kept = [
+        accounted(tuned(model), dtype="bf16-autocast").by_category["activations"]
+        for model in (quantize(make()), pack(make()), make())
+    ]
+    assert max(kept[:2]) <= kept[2]
 
 
 def test_weights_count_as_they_are_stored() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,7 +17,6 @@ import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.profiler import ProfilerActivity, profile
 
 from spt_kernels.approximation import approximate, parse_approximation
 from spt_kernels.memory import estimate_memory
@@ -31,6 +29,8 @@ from spt_kernels.recomputation import recompute
 from spt_kernels.sensitivity import skewed_sensitivity
 from spt_kernels.tuning import apply
 from tests.models import tiny_convnext, tiny_swin, tiny_vit
+
+from .traced import traced_peak
 
 Optimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -189,16 +189,7 @@ def allocated_peak(step: Step, folder: Path) -> tuple[int, nn.Module]:
     known = set(others) | {t.untyped_storage()._cdata for t in (*tensors_of_plan(model), *on_host)}
     before = sum(t.untyped_storage().nbytes() for key, t in lasting.items() if key not in known)
     del others, lasting
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        run()
-    trace.export_chrome_trace(str(folder / "trace.json"))
-    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
-    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
-    live = highest = before
-    for _, change in changes:
-        live += change
-        highest = max(highest, live)
-    return highest, model
+    return traced_peak(run, before, folder), model
 
 
 def tensors_of_plan(model: nn.Module) -> list[Tensor]:

@@ -18,6 +18,7 @@ from spt_kernels.layers import sparse_deltas
 from spt_kernels.step import CapturedStep, capture_step
 from tests.card.on_card import CARD, Pretence
 from tests.card.pretend import pretended_card
+from tests.mappings import reader, sentences
 
 from . import runs
 from .runs import assert_same, train, tuned
@@ -448,10 +449,16 @@ def test_a_changed_option_is_refused() -> None:
 
 def test_the_example_of_the_docs() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "CAPTURED_STEP.md").read_text()
-    (example,) = re.findall(r"^```python[^\n]*\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    every = re.findall(r"^```python[^\n]*\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    example, of_mappings = every
     loader = runs.batches(3, "cuda")
     names = {"spt": spt, "torch": torch, "F": F, "loader": loader, "images": loader[0][0]}
     names |= {"model": tuned("spt-lora", "cuda", dropout=0.1), "labels": loader[0][1]}
     exec(example, names)
     assert names["loss"].shape == ()
     assert float(names["optimizer"].param_groups[0]["lr"]) < 1e-3
+    model = reader().to("cuda")
+    batch = {name: tensor.to("cuda") for name, tensor in sentences().items()}
+    names |= {"model": model, "optimizer": runs.adamw(model), "batch": batch, "loader": [batch] * 2}
+    exec(of_mappings, names)
+    assert torch.isfinite(names["loss"].cpu())

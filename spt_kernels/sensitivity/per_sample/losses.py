@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from .model_call import call
+from ...model.call import call
 
 LossFunction = Callable[[Any, Any], Tensor]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from ...model.call import loss_in
 from .losses import LossFunction, PerSampleLoss, samples_of
 
 # functions of `(input, target)` that reduce over rows of a batch, or over tokens of it
@@ -98,7 +99,7 @@ class OwnLoss(PerSampleLoss):
         recorder = _Recorder()
         with recorder:
             output = model(**input)
-        loss = _loss_in(output)
+        loss = loss_in(output)
         rows = recorder.rows_of(loss, batch)
         if rows is None and batch == 1:
             return _Whole(loss, output)
@@ -136,12 +137,12 @@ class OwnLoss(PerSampleLoss):
         tolerance = _tolerance(model)
         recorder = _Recorder()
         with recorder:
-            loss = _loss_in(model(**pair))
+            loss = loss_in(model(**pair))
         rows = recorder.rows_of(loss, 2)
         if rows is None:
             return False
         for sample in range(2):
-            alone = _loss_in(model(**samples_of(pair, 2, sample, sample + 1)))
+            alone = loss_in(model(**samples_of(pair, 2, sample, sample + 1)))
             own = samples_of(rows, 2, sample, sample + 1).loss()
             if not torch.allclose(own, alone, rtol=tolerance, atol=0.0, equal_nan=True):
                 return False
@@ -214,23 +215,3 @@ def _tolerance(model: nn.Module) -> float:
     kinds = {parameter.device.type for parameter in parameters}
     is_coarse = any(p.is_floating_point() and p.element_size() < 4 for p in parameters)
     return 2e-2 if is_coarse or any(map(torch.is_autocast_enabled, kinds)) else 1e-4
-
-
-def _loss_in(output: Any) -> Tensor:
-    """The loss that a model gives with its output, first of all as transformers' models do."""
-    if isinstance(output, Mapping):
-        loss = output.get("loss")
-    else:
-        loss = output[0] if isinstance(output, (tuple, list)) and output else None
-    if isinstance(loss, Tensor) and loss.numel() != 1 and isinstance(output, Mapping):
-        raise ValueError(
-            "batches: a batch is a mapping, and so the model's 'loss' must be a scalar, got one of "
-            f"shape {tuple(loss.shape)}: give a loss_fn"
-        )
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = sorted(output) if isinstance(output, Mapping) else type(output).__name__
-        raise ValueError(
-            "batches: a batch is a mapping, and so the model's output must have its loss, a scalar "
-            f"under 'loss', got {found}: put labels into the batch, or give a loss_fn"
-        )
-    return loss.reshape(()) if loss.ndim else loss
