@@ -78,9 +78,8 @@ def samples_at_once(setting: Setting) -> int:
     A measurement keeps what a step of full tuning keeps; its scores take the place of gradients.
     """
     recipe = setting.job.recipe
-    size = min(recipe.batch_size, recipe.micro_batch or recipe.batch_size)
     if recipe.memory_bytes is None:
-        return size
+        return recipe.images_at_once
     limit = _limit(setting)
     found = largest_batch(
         setting.base.model,
@@ -95,7 +94,7 @@ def samples_at_once(setting: Setting) -> int:
             f"memory_bytes: sensitivity cannot be measured in {_gib(limit)}, one sample takes "
             f"{_gib(found.estimate.peak_bytes)}; measure it elsewhere and give it with sensitivity"
         )
-    return min(size, found.batch)
+    return min(recipe.images_at_once, found.batch)
 
 
 def _limit(setting: Setting) -> int:

@@ -37,7 +37,7 @@ from .run_folder import RunFolder
 from .run_step import wants_graph
 from .setting import Setting, check_same_images, open_setting
 from .shared_folder import opened
-from .training import EpochFigures, check_sharable, median_step_ms, train
+from .training import EpochFigures, check_goes_on, check_sharable, median_step_ms, train
 
 
 def finetune(
@@ -73,10 +73,11 @@ def finetune(
     Args:
         job: what to do.
         output: a folder, which must be empty or absent unless `resume` or `force`.
-        resume: go on with the run in `output`. One that is finished is returned as it is, unless
-            the job has more epochs than it and its patience has not ended it: then it goes on to
-            these, and the learning rate from there on is that of the longer schedule, so it rises
-            again.
+        resume: go on with the run in `output`. What makes a step fit (`HOW_IT_FITS`: micro_batch,
+            recompute, memory_bytes) may be other than it was. A run that is finished is returned as
+            it is, unless the job has more epochs than it and its patience has not ended it: then it
+            goes on to these, and the learning rate from there on is that of the longer schedule, so
+            it rises again.
         force: overwrite the run in `output`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that decode images; 0 decodes in this one.
@@ -131,6 +132,9 @@ def finetune(
                 processes=processes,
             )
             ready = _made_ready(setting, prepare(run, images))
+            if resume:
+                left = folder["state" if folder["state"].is_file() else "checkpoint"]
+                check_goes_on(ready.tunable.model, ready.recipe, left)
             run.claim()
             if ready.plan is not None:
                 ready.plan.save(folder["plan"])

@@ -12,6 +12,9 @@ from ..recomputation.words import RecomputeWords
 PRECISIONS = ("none", "bf16")
 SCHEDULES = ("step", "epoch")
 
+# Fields by which a step fits into a memory: what comes out is the same, up to rounding
+HOW_IT_FITS = ("micro_batch", "recompute", "memory_bytes")
+
 _FIRST_SHARE = 1e-3  # of the peak: the published code warms up from 1e-6 to 1e-3
 
 
@@ -101,6 +104,11 @@ class Recipe:
             raise ValueError(
                 "memory_bytes: decides what micro_batch and recompute are; leave these out"
             )
+
+    @property
+    def images_at_once(self) -> int:
+        """Images to a forward and backward."""
+        return min(self.batch_size, self.micro_batch or self.batch_size)
 
     def peak_lr(self, method: Method) -> float:
         """The learning rate at the end of the warm-up."""

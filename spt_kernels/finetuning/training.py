@@ -160,7 +160,8 @@ def train(
         due = _is_over(history, best, recipe) or now - last_saved >= checkpoint_seconds
         if checkpoint is not None and due and processes.is_first:
             rows = [asdict(row) for row in history]
-            taken = Checkpoint.take(epoch + 1, model, optimizer, scheduler, rows, best)
+            at_once = recipe.images_at_once
+            taken = Checkpoint.take(epoch + 1, model, optimizer, scheduler, rows, best, at_once)
             taken.save(checkpoint)
             last_saved = time.monotonic()
         if on_new_epoch is not None:
@@ -234,13 +235,42 @@ def check_sharable(model: nn.Module, method: str) -> None:
     Raises:
         ValueError: a norm of it takes statistics of batches when it is trained.
     """
+    name = _norm_of_batches(model)
+    if name is not None:
+        raise ValueError(
+            f"method: {method!r} trains {name} by statistics of whole batches, of which a "
+            "process has a share: run it in one process, or take a method of spt-*"
+        )
+
+
+def check_goes_on(model: nn.Module, recipe: Recipe, checkpoint: Path) -> None:
+    """Refuse to go on by parts of a batch of another size where these decide what comes out.
+
+    Args:
+        model: made ready to train.
+        recipe: how, from here on.
+        checkpoint: what there is to go on from, if it is there.
+
+    Raises:
+        ValueError: a norm of the model takes statistics of the images that come at once, and these
+            were as many as they will not be.
+    """
+    name = _norm_of_batches(model)
+    if name is None or not checkpoint.is_file():
+        return
+    was, now = Checkpoint.load(checkpoint).images_at_once, recipe.images_at_once
+    if was not in (None, now):
+        raise ValueError(
+            f"micro_batch: {name} takes statistics of the images that come at once, which were "
+            f"{was} in this run so far, got {now}: micro_batch={was} with recompute goes on with it"
+        )
+
+
+def _norm_of_batches(model: nn.Module) -> str | None:
+    """The first norm that takes statistics of what comes at once when the model is trained."""
     _training_mode(model)
-    for name, module in model.named_modules():
-        if module.training and "running_mean" in module._buffers:
-            raise ValueError(
-                f"method: {method!r} trains {name} by statistics of whole batches, of which a "
-                "process has a share: run it in one process, or take a method of spt-*"
-            )
+    named = model.named_modules()
+    return next((n for n, m in named if m.training and "running_mean" in m._buffers), None)
 
 
 def _training_mode(model: nn.Module) -> None:

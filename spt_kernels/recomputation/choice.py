@@ -12,11 +12,10 @@ from torch import nn
 
 from .places import BlockPlaces, places_of
 from .region import LastNorm, Region, Whose
-from .words import OPTIONS
+from .words import NOTHING, OPTIONS
 
 What = str | Iterable[str] | Mapping[str, str | Iterable[str]]
 
-_NOTHING = "nothing"
 _OWNERS = (LastNorm, Region, Whose)
 
 
@@ -44,7 +43,7 @@ class Recomputation:
         """A text table: blocks that have the same in common lines, and what of them is computed."""
         rows: list[tuple[str, str, str]] = []
         for block, options in self.blocks.items():
-            what = " and ".join(options) or _NOTHING
+            what = " and ".join(options) or NOTHING
             if rows and rows[-1][2] == what:
                 rows[-1] = (rows[-1][0], block, what)
             else:
@@ -142,11 +141,11 @@ def _options(what: Any) -> list[str]:
         raise TypeError(
             f"what must be an option, several, or a mapping of blocks to such, got {what!r}"
         ) from None
-    if options == [_NOTHING]:
+    if options == [NOTHING]:
         return []
     for option in options:
         if option not in OPTIONS:
-            raise ValueError(f"what must be of {', '.join(OPTIONS)}, or {_NOTHING}, got {option!r}")
+            raise ValueError(f"what must be of {', '.join(OPTIONS)}, or {NOTHING}, got {option!r}")
     return options
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from rich.console import Console
 
 from spt_kernels.cli.app import run
 from spt_kernels.cli.terminal import Bars
-from spt_kernels.cli.training_options import MethodOptions, parse_budget
+from spt_kernels.cli.training_options import MethodOptions, RecipeOptions, parse_budget
+from spt_kernels.finetuning import Recipe
 from spt_kernels.finetuning.presets import preset_of
 from spt_kernels.methods import Method
 from spt_kernels.methods.noah_architecture import NoahArchitecture
@@ -59,12 +61,16 @@ def json_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
 
 @pytest.mark.parametrize(
     ("command", "longer", "option"),
-    [("finetune", "--epochs", "--patience"), ("segment", "--iterations", "--rank")],
+    [
+        ("finetune", "--epochs, --micro-batch, --recompute, --memory", "--patience"),
+        ("segment", "--iterations", "--rank"),
+    ],
 )
 def test_a_part_of_the_job_is_not_resumed(
     command: str, longer: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [command, "--resume", "-o", str(tmp_path), option, "3", longer, "9"]
+    allowed = longer.partition(",")[0]
+    arguments = [command, "--resume", "-o", str(tmp_path), option, "3", allowed, "9"]
     message = f"--resume: beside it expected {longer} alone, or the whole job from --model on"
     assert message in complaint_of(arguments, capsys)
 
@@ -246,6 +252,19 @@ def test_a_bare_resume_makes_a_run_longer(
     assert (first["epochs"], value["epochs"]) == (1, 3)
     assert sorted(value["written"]) == sorted(p.name for p in folder.iterdir())
     assert "epochs was 3, is 2" in complaint_of([*resume, "2"], capsys)
+
+
+def test_a_bare_resume_goes_on_in_another_memory() -> None:
+    parts = Recipe(epochs=3, micro_batch=8, recompute="mlp")
+    for given, expected in (
+        ({"micro_batch": 4}, {"micro_batch": 4}),
+        ({"recompute": "nothing", "epochs": 5}, {"recompute": "nothing", "epochs": 5}),
+        ({"memory_bytes": "2GiB"}, {"micro_batch": None, "recompute": None, "memory_bytes": 2**31}),
+    ):
+        assert RecipeOptions(**given).resumed(parts) == replace(parts, **expected)
+    memory = Recipe(memory_bytes=2**33)
+    assert RecipeOptions(micro_batch=4).resumed(memory) == Recipe(micro_batch=4)
+    assert RecipeOptions().resumed(memory) == memory
 
 
 def test_every_epoch_has_a_line_on_stderr_and_in_the_log(
