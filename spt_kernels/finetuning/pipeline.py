@@ -17,6 +17,7 @@ from ..methods.tunable import Tunable
 from ..plan import Plan
 from ..plan.figure import sensitivity_figure
 from ..recomputation import blocks_by, recompute_by
+from ..recomputation.conditions import NotRecomputable
 from .accuracy import evaluate
 from .checkpoint import Best, put_state
 from .curves import training_curves_figure
@@ -214,7 +215,10 @@ def _made_ready(setting: Setting, decision: Decision) -> _Ready:
         recompute_by(tunable.model, recipe.recompute)
     if setting.processes.size > 1:
         check_sharable(tunable.model, method.name)
-    accounted = accounted_bytes(setting, recipe, tunable)
+    try:
+        accounted = accounted_bytes(setting, recipe, tunable)
+    except NotRecomputable as reason:  # what a rehearsal alone can tell
+        raise ValueError(f"recompute: {reason}") from reason
     return _Ready(tunable, method, plan, recipe, line, facts, accounted)
 
 

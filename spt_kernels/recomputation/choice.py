@@ -12,7 +12,7 @@ from torch import nn
 
 from .places import BlockPlaces, places_of
 from .region import LastNorm, Region, Whose
-from .words import NOTHING, OPTIONS
+from .words import NOTHING, OPTIONS, why_without
 
 What = str | Iterable[str] | Mapping[str, str | Iterable[str]]
 
@@ -120,14 +120,17 @@ def _chosen(
         for block, options in asked.items():
             for option in options:
                 if option not in places[block].modules:
-                    raise ValueError(f"what: {block} has no part for {option!r}")
+                    why = why_without(option, [places[block].modules])
+                    raise ValueError(f"what: {block} has no part for {option!r}{why}")
         return {block: _without_parts(options) for block, options in asked.items()}
     options = _options(what)
     if options and not places:
         raise ValueError(f"what: {type(model).__name__} has no blocks that can be told by name")
+    every = [each.modules for each in places.values()]
     for option in options:
-        if not any(option in each.modules for each in places.values()):
-            raise ValueError(f"what: no block of {type(model).__name__} has a part for {option!r}")
+        if not any(option in own for own in every):
+            kind, why = type(model).__name__, why_without(option, every)
+            raise ValueError(f"what: no block of {kind} has a part for {option!r}{why}")
     return {
         block: _without_parts([option for option in options if option in each.modules])
         for block, each in places.items()

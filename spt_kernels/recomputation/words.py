@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 OPTIONS = ("mlp", "qkv", "attention", "block")
@@ -87,13 +87,22 @@ class RecomputeWords:
                     f"recompute: the model has {len(names)} blocks, from 0 on, got {str(self)!r}"
                 )
             if not some:
-                raise ValueError(f"recompute: no block of the model has a part for {option!r}")
+                why = why_without(option, blocks.values())
+                raise ValueError(f"recompute: no block of the model has a part for {option!r}{why}")
             for name in some:
                 if option not in blocks[name]:
-                    raise ValueError(f"recompute: {name} has no part for {option!r}")
+                    why = why_without(option, [blocks[name]])
+                    raise ValueError(f"recompute: {name} has no part for {option!r}{why}")
                 if option not in chosen[name]:
                     chosen[name].append(option)
         return {name: tuple(options) for name, options in chosen.items()}
+
+
+def why_without(option: str, blocks: Iterable[Container[str]]) -> str:
+    """Why blocks, whose options are given, do not have this one, as the end of a message."""
+    if option == "qkv" and any("attention" in own for own in blocks):
+        return ", as its attention is not F.scaled_dot_product_attention; take 'attention'"
+    return ""
 
 
 def _told(option: str, first: int | None, last: int | None) -> str:

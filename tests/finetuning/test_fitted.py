@@ -73,6 +73,17 @@ def test_what_fits_in_nothing(
         finetune(job, place / "nothing")
 
 
+def test_what_a_rehearsal_alone_can_tell(
+    tmp_path: Path, task: ImageSource, base: ModelSource
+) -> None:
+    # on a CPU attention with dropout has no fused kernel
+    dropping = replace(base, args={**base.args, "attn_drop_rate": 0.1})
+    job = FinetuneJob(dropping, task, Method("lora"), replace(RECIPE, recompute="qkv"))
+    with pytest.raises(ValueError, match=r"recompute: blocks\.0\.attn: what=.* not by a fused"):
+        finetune(job, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_memory_decides_alone() -> None:
     with pytest.raises(ValueError, match="memory_bytes: decides what micro_batch and recompute"):
         Recipe(memory_bytes=2**30, micro_batch=2)
