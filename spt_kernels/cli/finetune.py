@@ -105,7 +105,8 @@ def run(
     def asked() -> FinetuneJob:
         if is_bare_resume:
             return _job_in(running.output, recipe)
-        running.check_whole(model.source(), "--epochs, --micro-batch, --recompute, --memory")
+        longer = "--epochs, --micro-batch, --recompute, --memory, --offload"
+        running.check_whole(model.source(), longer)
         return _job(*groups)
 
     rank, size = launched()

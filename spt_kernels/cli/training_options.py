@@ -22,6 +22,10 @@ HEAD_HELP = (
 FROM_BLOCK_HELP = (
     "Tune nothing before this block, which saves its memory: 6, or a name as stages.2 [the first]."
 )
+OFFLOAD_HELP = (
+    "On the host, fetched when used: frozen weights, as frozen or forward-only, and of full, "
+    "partial-K the optimizer's, as state [nothing]."
+)
 _RUN = "Run"
 _RECIPE = "Recipe (the defaults are the paper's)"
 
@@ -188,6 +192,7 @@ class RecipeOptions:
             "Of the card, as 8GiB: decides --micro-batch and --recompute [any].",
         ),
     ] = None
+    offload: Annotated[str | None, described(_RECIPE, "--offload WHAT", OFFLOAD_HELP)] = None
     lr: Annotated[
         float | None,
         described(_RECIPE, "--lr X", "Peak learning rate [1e-3; full, partial-K: 1e-4]."),

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..approximation import approximate, parse_approximation
@@ -14,6 +15,7 @@ from ..distributed import Processes
 from ..files.picture import check_can_draw, save_picture
 from ..methods import Method, tune
 from ..methods.tunable import Tunable
+from ..offloading import OffloadWords, offload
 from ..plan import Plan
 from ..plan.figure import sensitivity_figure
 from ..recomputation import blocks_by, recompute_by
@@ -25,7 +27,7 @@ from .description import description_of
 from .device import reproducible, seed_everything
 from .events import EventFiles, check_can_write_events
 from .facts import accounted_bytes, config_of, facts_of, machine_of, measured_bytes, trains
-from .fitted import check_memory, fitted_recipe
+from .fitted import check_memory, check_offload, fitted_recipe
 from .given_plan import settled
 from .head import with_head
 from .job import FinetuneJob
@@ -75,10 +77,10 @@ def finetune(
         job: what to do.
         output: a folder, which must be empty or absent unless `resume` or `force`.
         resume: go on with the run in `output`. What makes a step fit (`HOW_IT_FITS`: micro_batch,
-            recompute, memory_bytes) may be other than it was. A run that is finished is returned as
-            it is, unless the job has more epochs than it and its patience has not ended it: then it
-            goes on to these, and the learning rate from there on is that of the longer schedule, so
-            it rises again.
+            recompute, memory_bytes, offload) may be other than it was. A run that is finished is
+            returned as it is, unless the job has more epochs than it and its patience has not ended
+            it: then it goes on to these, and the learning rate from there on is that of the longer
+            schedule, so it rises again.
         force: overwrite the run in `output`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that decode images; 0 decodes in this one.
@@ -178,6 +180,7 @@ def _started(
     setting = open_setting(job, device, workers, processes)
     wants_graph(graph, setting.device)  # or refuses
     check_memory(setting)
+    check_offload(setting, graph)
     if job.recipe.recompute is not None:
         blocks_by(setting.base.model, job.recipe.recompute)  # or refuses
     method = with_head(job.method, setting.base.model, setting.form)
@@ -206,7 +209,10 @@ def _made_ready(setting: Setting, decision: Decision) -> _Ready:
     facts = facts_of(setting, plan, method.head_with(plan))
     # what a method draws for its modules is the same whatever was drawn before
     seed_everything(setting.job.recipe.seed)
-    tunable = tune(setting.base.model.to(setting.device), method, plan)
+    away = OffloadWords.parse(setting.job.recipe.offload).weights
+    # what would not fit the device is tuned on the host, and stays there
+    home = setting.device if away == "nothing" else torch.device("cpu")
+    tunable = tune(setting.base.model.to(home), method, plan)
     choice = parse_approximation(setting.job.recipe.approximate)
     if choice:
         approximate(tunable.model, **choice)
@@ -219,6 +225,10 @@ def _made_ready(setting: Setting, decision: Decision) -> _Ready:
         accounted = accounted_bytes(setting, recipe, tunable)
     except NotRecomputable as reason:  # what a rehearsal alone can tell
         raise ValueError(f"recompute: {reason}") from reason
+    if away != "nothing":
+        held = offload(tunable.model, away, device=setting.device)
+        blocks, told = len(held.streamed), f"{held.host_bytes / 2**20:,.0f} MiB"
+        line += f"{'; ' if line else ''}frozen weights of {blocks} blocks on the host, {told}"
     return _Ready(tunable, method, plan, recipe, line, facts, accounted)
 
 
@@ -256,6 +266,7 @@ def _finish(
         **ready.facts,
         "micro_batch": ready.recipe.micro_batch,
         "recompute": ready.recipe.recompute,
+        "offload": ready.recipe.offload,
         "accounted_peak_bytes": ready.accounted_bytes,
         "file": folder[tunable.file].name,
         "task_bytes": size,

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..methods.tunable import make_optimizer
+from ..offloading import OffloadWords
 from .accuracy import evaluate
 from .checkpoint import Best, Checkpoint
 from .device import seed_share
@@ -77,7 +78,8 @@ def train(
         on_epoch: called after each epoch, and once when going on, with all figures so far.
         on_new_epoch: called with the figures of each epoch that this call trains, when what there
             is to keep of it is kept.
-        graph: whether steps run as CUDA graphs; `None` lets them on a card where they can.
+        graph: whether steps run as CUDA graphs; `None` lets them on a card where they can. None
+            does where something is offloaded.
         progress: told of every step.
         tell: given a line per epoch: its figures, and the seconds that it took.
         on_best: given, with `val`, what an epoch trained that is the best so far: of the highest
@@ -90,8 +92,15 @@ def train(
         ValueError: `graph` is asked for and cannot be.
     """
     progress, processes = progress or Silent(), batches.processes
-    capturable = wants_graph(graph, batches.device)
-    optimizer = make_optimizer(model, lr, recipe.weight_decay, capturable=capturable)
+    away = OffloadWords.parse(recipe.offload)
+    graph = False if away else graph
+    optimizer = make_optimizer(
+        model,
+        lr,
+        recipe.weight_decay,
+        capturable=wants_graph(graph, batches.device),
+        state_on_host=away.state,
+    )
     loss_fn = classification_loss(recipe.label_smoothing)
     step = RunStep(
         model,

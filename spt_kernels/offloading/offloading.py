@@ -14,9 +14,10 @@ from torch import nn
 from ..layers import write_deltas
 from ..model.check import check_trainable_itself
 from ..model.quantized import quantized_names
-from .choice import WHAT, Choice, nbytes_of
+from .choice import Choice, nbytes_of
 from .schedule import Schedule
 from .streamed_block import StreamedBlock
+from .words import WHAT
 
 _BLOCKS, _HOOKS = "_spt_streamed", "_spt_offload_hooks"  # attributes of an offloaded model
 

@@ -62,7 +62,7 @@ def json_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
 @pytest.mark.parametrize(
     ("command", "longer", "option"),
     [
-        ("finetune", "--epochs, --micro-batch, --recompute, --memory", "--patience"),
+        ("finetune", "--epochs, --micro-batch, --recompute, --memory, --offload", "--patience"),
         ("segment", "--iterations", "--rank"),
     ],
 )
