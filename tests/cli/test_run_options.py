@@ -19,6 +19,7 @@ from spt_kernels.methods import Method
 from spt_kernels.methods.noah_architecture import NoahArchitecture
 from spt_kernels.plan import Plan
 from tests.finetuning.pictures_on_disk import TINY, write_task, write_weights
+from tests.finetuning.undrawn import draw_nothing
 
 SHAPE = [part for key, value in TINY.items() for part in ("--model-arg", f"{key}={value}")]
 
@@ -252,6 +253,35 @@ def test_a_bare_resume_makes_a_run_longer(
     assert (first["epochs"], value["epochs"]) == (1, 3)
     assert sorted(value["written"]) == sorted(p.name for p in folder.iterdir())
     assert "epochs was 3, is 2" in complaint_of([*resume, "2"], capsys)
+
+
+def test_all_that_saves_memory_together(
+    place: Path,
+    job: list[str],
+    measured: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    draw_nothing(monkeypatch)
+    folder, merged = place / "small", place / "small.safetensors"
+    less = ["--approximate", "gelu-2bit,layer-norm-from-output", "--from-block", "1"]
+    less += ["--memory", "64MiB", "--amp", "bf16", "--offload", "frozen"]
+    what = ["--budget", "600", "--rank", "1", "--sensitivity", str(measured)]
+    arguments = ["finetune", *job, *what, *less, "--epochs", "1", "-o", str(folder), "-q"]
+    first = json_of(arguments, capsys)
+    assert (first["micro_batch"], first["offload"]) == (None, "frozen")
+    resume = ["finetune", "--resume", "-o", str(folder), "--epochs", "2", "-q"]
+    result = json_of([*resume, "--micro-batch", "3", "--offload", "nothing"], capsys)
+    assert (result["epochs"], result["micro_batch"], result["offload"]) == (2, 3, "nothing")
+    file = folder / "task.safetensors"
+    shown = json_of(["inspect", str(file)], capsys)
+    assert "blocks.1" in json.dumps(shown)
+    assert "blocks.0" not in json.dumps(shown), "nothing is tuned there"
+    found = json_of(["evaluate", str(folder), "-q"], capsys)
+    assert found["accuracy"] == pytest.approx(result["test_accuracy"])
+    assert run(["merge", str(folder), "-o", str(merged), "-q"]) == 0
+    data = ["-d", str(place / "data")]
+    assert json_of(["evaluate", str(merged), *data, "-q"], capsys)["accuracy"] == found["accuracy"]
 
 
 def test_a_bare_resume_goes_on_in_another_memory() -> None:
