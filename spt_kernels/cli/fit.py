@@ -118,6 +118,7 @@ def run(
     check_picture("--output", output, force=force)
     what.check_counts()
     from ..finetuning.facts import accounted_offload
+    from ..finetuning.fitted import check_has_state
     from ..finetuning.models import build_empty
     from ..fitting import Fitting
     from .memory_rows import methods_of
@@ -126,6 +127,8 @@ def run(
     if not names:
         raise ValueError("--method: name one or more")
     methods = methods_of(names, parse_budget(what.budget), what.rank)
+    for method in methods.values() if away.state else ():
+        check_has_state(method)
     card = _card(what.card)
     base, image_shape = build_empty(source, what.num_classes, what.image_size)
     best: dict[Key, Fitted] = {}  # the fastest that fits, or else the least

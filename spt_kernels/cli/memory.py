@@ -186,6 +186,7 @@ def run(
         raise ValueError("--model: name a timm architecture")
     check_picture("--output", output, force=force)
     step.check_counts()
+    from ..finetuning.facts import accounted_offload
     from ..finetuning.models import build_empty
 
     approximations, away = parse_approximation(step.approximate), step.away()
@@ -199,8 +200,6 @@ def run(
         from ..approximation import approximate
 
         approximate(base, **approximations)
-    from ..finetuning.facts import accounted_offload
-
     how = {**step.how(), **accounted_offload(away)}
     answers, missing = _ask(terminal, step, how, base, image_shape, limits)
     told = _described(next(iter(answers.values())).estimate, step.optimizer)

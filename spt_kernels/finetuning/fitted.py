@@ -8,6 +8,7 @@ from torch import nn
 
 from ..fitting import Fitted, Fitting, card_of
 from ..memory import largest_batch
+from ..methods import Method
 from ..offloading import OffloadWords
 from .facts import accounted_device, accounted_how
 from .recipe import Recipe
@@ -49,7 +50,13 @@ def check_offload(setting: Setting, graph: bool | None) -> None:
         raise ValueError(
             f"offload: what {method.name!r} trains while it searches is not offloaded; leave it out"
         )
-    if away.state and method.entry.holds is not None:
+    if away.state:
+        check_has_state(method)
+
+
+def check_has_state(method: Method) -> None:
+    """Refuse to keep on the host what is next to nothing; `ValueError`."""
+    if method.entry.holds is not None:
         raise ValueError(
             f"offload: {method.name!r} has next to no state to keep on the host, as it trains "
             "little; leave 'state' out"
