@@ -78,8 +78,8 @@ def train(
         on_epoch: called after each epoch, and once when going on, with all figures so far.
         on_new_epoch: called with the figures of each epoch that this call trains, when what there
             is to keep of it is kept.
-        graph: whether steps run as CUDA graphs; `None` lets them on a card where they can. None
-            does where something is offloaded.
+        graph: whether steps run as CUDA graphs; `None` lets them on a card where they can. Where
+            something is offloaded they do not.
         progress: told of every step.
         tell: given a line per epoch: its figures, and the seconds that it took.
         on_best: given, with `val`, what an epoch trained that is the best so far: of the highest

@@ -74,9 +74,7 @@ def test_what_is_on_the_host_or_computed_again_is_accounted(
     assert (away["host_bytes"], away["peak_bytes"]) == (expected.host_bytes, expected.peak_bytes)
     options = ["--offload", "state", "--recompute", "block@0-1"]
     found = one_of(["--batch", "8", "--method", "full", *options], capsys)
-    whole = estimate_memory(model(), shape(8), method="full")
-    assert found["host_bytes"] >= 8 * whole.num_trainable
-    assert found["optimizer"] < whole.by_category["optimizer"] / 2
+    assert found["host_bytes"] >= 8 * found["num_trainable"] > 2 * found["optimizer"]
     again = estimate_memory(model(), shape(8), method="full", recompute="block")
     assert found["activations"] <= again.by_category["activations"]
     assert app.run(["memory", *MODEL, "--method", "bias", "--recompute", "mlp@0"]) == 0
