@@ -15,7 +15,7 @@ from ..distributed import Processes
 from ..files.picture import check_can_draw, save_picture
 from ..methods import Method, tune
 from ..methods.tunable import Tunable
-from ..offloading import OffloadWords, offload
+from ..offloading import OffloadWords, offload, why_not_offloaded
 from ..plan import Plan
 from ..plan.figure import sensitivity_figure
 from ..recomputation import blocks_by, recompute_by
@@ -213,6 +213,8 @@ def _made_ready(setting: Setting, decision: Decision) -> _Ready:
     # what would not fit the device is tuned on the host, and stays there
     home = setting.device if away == "nothing" else torch.device("cpu")
     tunable = tune(setting.base.model.to(home), method, plan)
+    if away != "nothing" and (lacking := why_not_offloaded(tunable.model, away)):
+        raise ValueError(f"offload: {lacking}")
     choice = parse_approximation(setting.job.recipe.approximate)
     if choice:
         approximate(tunable.model, **choice)

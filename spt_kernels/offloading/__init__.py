@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .offloading import blocks_on_host as blocks_on_host
     from .offloading import brought_back as brought_back
     from .offloading import offload as offload
+    from .offloading import why_not_offloaded as why_not_offloaded
     from .words import WHAT as WHAT
     from .words import OffloadWords as OffloadWords
 
@@ -23,6 +24,7 @@ _HOME = {
     "blocks_on_host": "offloading",
     "brought_back": "offloading",
     "offload": "offloading",
+    "why_not_offloaded": "offloading",
 }
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "blocks_on_host",
     "brought_back",
     "offload",
+    "why_not_offloaded",
 ]
 
 

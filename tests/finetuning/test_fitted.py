@@ -140,7 +140,8 @@ def test_a_run_with_weights_on_the_host_stays_within_its_memory(
         (Method("spt-lora", 600), "state", None, "'spt-lora' has next to no state to keep on the"),
         (Method("noah"), "frozen", None, "'noah' trains while it searches is not offloaded"),
         (Method("lora"), "frozen", True, "graph: a CUDA graph finds what it reads where it was"),
-        (Method("full"), "frozen", None, "expected blocks with frozen matrices of their own"),
+        (Method("full"), "frozen", None, "offload: expected blocks with frozen matrices of their"),
+        (Method("lora-2"), "forward-only", None, "offload: no block of .* comes before all that"),
     ],
 )
 def test_what_cannot_be_on_the_host(
@@ -153,7 +154,6 @@ def test_what_cannot_be_on_the_host(
     task: ImageSource,
     base: ModelSource,
 ) -> None:
-    monkeypatch.setattr(pipeline, "accounted_bytes", lambda *_: 0)
     job = FinetuneJob(base, task, method, replace(RECIPE, offload=words))
     monkeypatch.setattr(pipeline, "wants_graph", lambda *_: graph)
     with pytest.raises(ValueError, match=message):
