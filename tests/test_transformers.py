@@ -222,6 +222,15 @@ def test_checkpoints_of_transformers_give_the_same_gradients(reentrant: bool) ->
         torch.testing.assert_close(found[name], grad, msg=name)
 
 
+def test_eager_attention_has_no_fused_one_to_compute_up_to() -> None:
+    model = build("ViTModel", "ViTConfig", **_IMAGES)
+    assert spt.recompute(model, "qkv")
+    model.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="no block of ViTModel has a part for 'qkv', as its"):
+        spt.recompute(model, "qkv")
+    assert spt.recompute(model, ("mlp", "attention"))
+
+
 def test_a_language_model_of_16_bits_is_measured_and_generates() -> None:
     batch = sentences()
     fine = spt.measure_sensitivity(tiny_llama(), [batch], progress=False)

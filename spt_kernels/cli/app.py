@@ -109,7 +109,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if state["debug"] or type(error).__name__ != "OutOfMemoryError":
             raise
-        return _complain("out of memory: try a smaller --batch-size, or --amp bf16", USER_ERROR)
+        return _complain(_out_of_memory(state.get("command", "")), USER_ERROR)
 
 
 def make_app() -> typer.Typer:
@@ -160,6 +160,12 @@ def _complain(message: str, code: int) -> int:
     where = f"process {rank}: " if rank else ""
     print(f"spt-kernels: {where}{message}", file=sys.stderr)
     return code
+
+
+def _out_of_memory(command: str) -> str:
+    if command == "finetune":  # which can go on with the same batch
+        return "out of memory: try --memory SIZE, --resume goes on with it, or --amp bf16"
+    return "out of memory: try a smaller --batch-size, or --amp bf16"
 
 
 def _one_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..finetuning.recipe import HOW_IT_FITS
 from .command import named_of
 from .launched import launched, sharing
 from .options import FormOptions, ImageOptions, MachineOptions, ModelOptions, described
@@ -55,9 +56,10 @@ validation images, and takes its time:
   spt-kernels finetune … --method noah -o runs/noah
 
 After a kill, the same command with --resume, or just the first of these;
-the second makes a finished run longer:
+the second goes on in less memory, the third makes a finished run longer:
 
   spt-kernels finetune --resume -o runs/photos
+  spt-kernels finetune --resume -o runs/photos --memory 6GiB
   spt-kernels finetune --resume -o runs/photos --epochs 200
 
 On several cards or machines, each with a share of every batch:
@@ -96,12 +98,13 @@ def run(
     """Collect the job, run it, show its figures."""
     groups = (model, images, what, given, recipe, form)
     named = {f.name for group in groups for f in fields(group)}
-    is_bare_resume = running.resume and not named_of(context, named - {"epochs"})
+    is_bare_resume = running.resume and not named_of(context, named - {"epochs", *HOW_IT_FITS})
 
     def asked() -> FinetuneJob:
         if is_bare_resume:
-            return _job_in(running.output, recipe.epochs)
-        running.check_whole(model.source(), "--epochs")
+            return _job_in(running.output, recipe)
+        longer = "--epochs, --micro-batch, --recompute, --memory, --offload"
+        running.check_whole(model.source(), longer)
         return _job(*groups)
 
     rank, size = launched()
@@ -165,8 +168,8 @@ def _job(
     )
 
 
-def _job_in(folder: Path, epochs: int | None) -> FinetuneJob:
-    """The job of the run in a folder, with another number of epochs if that is given."""
+def _job_in(folder: Path, recipe: RecipeOptions) -> FinetuneJob:
+    """The job of the run in a folder, with what of its recipe may be other, where it is given."""
     from ..finetuning.job import FinetuneJob
     from ..finetuning.run import config_in
     from ..finetuning.run_folder import RunFolder
@@ -177,7 +180,7 @@ def _job_in(folder: Path, epochs: int | None) -> FinetuneJob:
             f"--resume: no run in {folder}; give the model and the images to start one"
         )
     job = FinetuneJob.from_json(config["job"])
-    return job if epochs is None else replace(job, recipe=replace(job.recipe, epochs=epochs))
+    return replace(job, recipe=recipe.resumed(job.recipe))
 
 
 def _lines(result: dict[str, Any], output: Path) -> list[tuple[str, str]]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..methods import METHODS
+from ..offloading import OffloadWords
 from .options import ArchitectureOptions, BudgetOfMethods, SizeOptions, described, split_names
 from .terminal import Terminal, table
-from .training_options import parse_budget
+from .training_options import OFFLOAD_HELP, parse_budget
 from .written import check_picture
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class FittingOptions(SizeOptions):
     dtype: Annotated[
         str, described("Step", "--dtype A,B", "fp32, bf16-autocast or both [both].")
     ] = ",".join(_DTYPES)
+    offload: Annotated[str | None, described("Step", "--offload WHAT", OFFLOAD_HELP)] = None
 
     def limit_bytes(self) -> int:
         """What a step may take."""
@@ -109,12 +111,14 @@ def run(
     force: Annotated[bool, described("Output", "--force", "Overwrite the picture.")] = False,
 ) -> None:
     """Look for the fastest way of each method and precision, show them."""
-    limit, dtypes = what.limit_bytes(), what.dtypes()
+    limit, dtypes, away = what.limit_bytes(), what.dtypes(), OffloadWords.parse(what.offload)
     source = model.source()
     if source is None:
         raise ValueError("--model: name a timm architecture")
     check_picture("--output", output, force=force)
     what.check_counts()
+    from ..finetuning.facts import accounted_offload
+    from ..finetuning.fitted import check_has_state
     from ..finetuning.models import build_empty
     from ..fitting import Fitting
     from .memory_rows import methods_of
@@ -123,6 +127,8 @@ def run(
     if not names:
         raise ValueError("--method: name one or more")
     methods = methods_of(names, parse_budget(what.budget), what.rank)
+    for method in methods.values() if away.state else ():
+        check_has_state(method)
     card = _card(what.card)
     base, image_shape = build_empty(source, what.num_classes, what.image_size)
     best: dict[Key, Fitted] = {}  # the fastest that fits, or else the least
@@ -133,7 +139,8 @@ def run(
         for name, row in _rows(base, image_shape, methods):
             for dtype in dtypes:
                 note = f"{name}, {dtype}"
-                how = {"card": card, "captured": True, "dtype": dtype, **row.asked()}
+                how = {"card": card, "captured": not away, "dtype": dtype, **row.asked()}
+                how |= {"state_on_host": away.state, **accounted_offload(away)}
                 fitting = Fitting(base, image_shape, what.batch_size, **how)
                 way = fitting.fastest(limit, functools.partial(progress.advance, 0, note))
                 if way is None:
@@ -145,13 +152,15 @@ def run(
                 progress.advance(1, note)
     batch = f"{source.name}, batches of {what.batch_size} × {' × '.join(map(str, image_shape))}"
     title = f"{batch}, {limit / 2**30:.2f} GiB of {what.gib:g}"
+    title += f", {what.offload} on the host" if away else ""
     if output is not None:
         from ..files.picture import save_picture
         from ..fitting.figure import frontier_figure
 
         save_picture(frontier_figure(drawn, limit, title=f"{batch}, {card.name}"), output)
     order = sorted(best, key=lambda own: float("inf") if own in too_large else best[own].seconds)
-    told = {own: _to_json(*own, best[own]) for own in order}
+    besides = [] if what.offload is None else ["--offload", what.offload]
+    told = {own: _to_json(*own, best[own], besides) for own in order}
     value = {
         "model": source.name,
         "card": card.name,
@@ -164,7 +173,7 @@ def run(
     first = order[0]
     if first not in too_large:
         parts.append(f"The fastest, of {what.batch_size} images on an {card.name} by its figures:")
-        parts.append(f"  {_command(model, *first, best[first])}")
+        parts.append(f"  {_command(model, *first, best[first], besides)}")
     else:
         parts.append(
             "Nothing fits: the least of each is shown. Smaller images, a smaller model or "
@@ -209,7 +218,7 @@ def _table(ways: dict[Key, Fitted], too_large: set[Key]) -> Any:
     return table(columns, rows, is_wide=True)
 
 
-def _to_json(method: str, dtype: str, way: Fitted) -> dict[str, Any]:
+def _to_json(method: str, dtype: str, way: Fitted, besides: list[str]) -> dict[str, Any]:
     return {
         "method": method,
         "dtype": dtype,
@@ -218,12 +227,15 @@ def _to_json(method: str, dtype: str, way: Fitted) -> dict[str, Any]:
         "recompute": way.recompute or None,
         "peak_bytes": way.peak_bytes,
         "modelled_step_ms": round(1e3 * way.seconds, 2),
-        "options": [*_AMP[dtype], *way.options],
+        "options": [*_AMP[dtype], *way.options, *besides],
     }
 
 
-def _command(model: ArchitectureOptions, method: str, dtype: str, way: Fitted) -> str:
+def _command(
+    model: ArchitectureOptions, method: str, dtype: str, way: Fitted, besides: list[str]
+) -> str:
     options = ["-m", str(model.model)]
     options += [word for pair in model.model_arg or [] for word in ("--model-arg", pair)]
     options += ["--method", method, "--batch-size", str(way.batch)]
-    return shlex.join(["spt-kernels", "finetune", *options, *_AMP[dtype], *way.options]) + " …"
+    options += [*_AMP[dtype], *way.options, *besides]
+    return shlex.join(["spt-kernels", "finetune", *options]) + " …"

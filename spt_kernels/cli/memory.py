@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ..approximation.choice import parse_approximation
 from ..methods import METHODS
+from ..offloading import OffloadWords
 from .options import ArchitectureOptions, BudgetOfMethods, SizeOptions, described, split_names
 from .terminal import Terminal
 from .training_options import FROM_BLOCK_HELP, parse_block, parse_budget
@@ -48,6 +49,7 @@ _FAILURES = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError),
     *(RuntimeError, TypeError, ValueError),
 )
+_LESS = ("approximate", "recompute", "offload")  # options that --json repeats
 _MADE_UP = "spt-*, sensitive-*: by made-up scores, skewed as real ones; --plan takes yours."
 _NOT_COUNTED = {
     "cuda": "Not counted: the CUDA context (about 0.5 GiB), what the allocator rounds up.",
@@ -81,6 +83,14 @@ class StepOptions(SizeOptions):
         str | None,
         described("Step", "--approximate WHAT", "As finetune has it: gelu-2bit, … [nothing]."),
     ] = None
+    recompute: Annotated[
+        str | None,
+        described("Step", "--recompute WHAT", "As finetune has it: mlp, block@0-5, … [nothing]."),
+    ] = None
+    offload: Annotated[
+        str | None,
+        described("Step", "--offload WHAT", "As finetune has it: frozen, state, … [nothing]."),
+    ] = None
     optimizer: Annotated[
         str, described("Step", "--optimizer NAME", "adamw, sgd or none [adamw].")
     ] = "adamw"
@@ -105,6 +115,32 @@ class StepOptions(SizeOptions):
             "device": self.device,
             "training": self.training,
         }
+
+    def check_recompute(self) -> None:
+        """Refuse to compute again what no backward asks for."""
+        if self.recompute is not None and self.inference:
+            raise ValueError("--recompute: inference has no backward; leave it out")
+
+    def away(self) -> OffloadWords:
+        """What is on the host.
+
+        Raises:
+            ValueError: there is no such thing, or it is the state of another optimizer.
+        """
+        away = OffloadWords.parse(self.offload)
+        if away.state and (self.inference or self.optimizer != "adamw"):
+            kind = "inference" if self.inference else self.optimizer
+            raise ValueError(f"--offload: state is that of adamw, got {kind}")
+        return away
+
+    def named(self) -> list[str]:
+        """What is done to need less memory, as a title has it."""
+        told = {
+            "{}": self.approximate,
+            "{} computed again": self.recompute,
+            "{} on the host": self.offload,
+        }
+        return [words.format(what) for words, what in told.items() if what is not None]
 
 
 @dataclass(frozen=True)
@@ -150,18 +186,24 @@ def run(
         raise ValueError("--model: name a timm architecture")
     check_picture("--output", output, force=force)
     step.check_counts()
+    from ..finetuning.facts import accounted_offload
     from ..finetuning.models import build_empty
 
-    approximations = parse_approximation(step.approximate)
+    approximations, away = parse_approximation(step.approximate), step.away()
+    step.check_recompute()
     base, image_shape = build_empty(source, step.num_classes, step.image_size)
+    if step.recompute is not None:
+        from ..recomputation import recompute_by
+
+        recompute_by(base, step.recompute)
     if approximations:
         from ..approximation import approximate
 
         approximate(base, **approximations)
-    answers, missing = _ask(terminal, step, base, image_shape, limits)
-    title = f"{source.name}, {_described(next(iter(answers.values())).estimate, step.optimizer)}"
-    if approximations:
-        title += f", {step.approximate}"
+    how = {**step.how(), **accounted_offload(away)}
+    answers, missing = _ask(terminal, step, how, base, image_shape, limits)
+    told = _described(next(iter(answers.values())).estimate, step.optimizer)
+    title = ", ".join([source.name, told, *step.named()])
     if output is not None:
         from ..files.picture import save_picture
         from ..memory.figure import memory_figure
@@ -169,7 +211,7 @@ def run(
         estimates = {name: found.estimate for name, found in answers.items()}
         save_picture(memory_figure(estimates, title=title), output)
     value: dict[str, Any] = {"model": source.name, "optimizer_name": step.optimizer}
-    value |= {"approximate": step.approximate} if approximations else {}
+    value |= {n: told for n in _LESS if (told := getattr(step, n)) is not None}
     values = {name: found.to_json() for name, found in answers.items()}
     value |= {"methods": values, "missing": missing}
     parts = _parts(answers, missing, title, terminal.out.width, fit.reserve)
@@ -181,6 +223,7 @@ def run(
 def _ask(
     terminal: Terminal,
     step: StepOptions,
+    how: dict[str, Any],
     base: Any,
     image_shape: tuple[int, ...],
     limits: dict[float, int],
@@ -190,7 +233,7 @@ def _ask(
     from ..sensitivity import skewed_sensitivity
     from .memory_rows import Row, answer, methods_of, row_of, row_of_plan
 
-    how, names = step.how(), split_names(step.method)
+    names = split_names(step.method)
     block = parse_block(step.from_block)
     uncalled = functools.cache(lambda: uncalled_of(base, image_shape))
     scores = functools.cache(lambda: skewed_sensitivity(base, uncalled()))

@@ -22,6 +22,10 @@ HEAD_HELP = (
 FROM_BLOCK_HELP = (
     "Tune nothing before this block, which saves its memory: 6, or a name as stages.2 [the first]."
 )
+OFFLOAD_HELP = (
+    "On the host, fetched when used: frozen weights, as frozen or forward-only, and of full, "
+    "partial-K the optimizer's, as state [nothing]."
+)
 _RUN = "Run"
 _RECIPE = "Recipe (the defaults are the paper's)"
 TENSORBOARD = described(_RUN, "--tensorboard", "Events for TensorBoard in the folder.")
@@ -189,6 +193,7 @@ class RecipeOptions:
             "Of the card, as 8GiB: decides --micro-batch and --recompute [any].",
         ),
     ] = None
+    offload: Annotated[str | None, described(_RECIPE, "--offload WHAT", OFFLOAD_HELP)] = None
     lr: Annotated[
         float | None,
         described(_RECIPE, "--lr X", "Peak learning rate [1e-3; full, partial-K: 1e-4]."),
@@ -266,10 +271,29 @@ class RecipeOptions:
             ValueError: a value is impossible, or there is no such preset.
         """
         start = self.preset().recipe if base is None or self.recipe is not None else base
+        return replace(start, **self._given())
+
+    def resumed(self, was: Recipe) -> Recipe:
+        """The recipe of a run that goes on, with what is said of its length and how it fits.
+
+        A memory takes the place of what it decides, and the other way round.
+
+        Raises:
+            ValueError: a value is impossible.
+        """
+        given = self._given()
+        if "memory_bytes" in given:
+            was = replace(was, micro_batch=None, recompute=None)
+        elif given.keys() & {"micro_batch", "recompute"}:
+            was = replace(was, memory_bytes=None)
+        return replace(was, **given)
+
+    def _given(self) -> dict[str, Any]:
+        """The fields of `Recipe` that were given."""
         values = {f.name: getattr(self, f.name, None) for f in fields(Recipe) if f.name != "preset"}
         if self.memory_bytes is not None:
             values["memory_bytes"] = parse_bytes("--memory", self.memory_bytes)
-        return replace(start, **{name: v for name, v in values.items() if v is not None})
+        return {name: v for name, v in values.items() if v is not None}
 
 
 @dataclass(frozen=True)
@@ -293,7 +317,7 @@ class RunOptions:
 
         Args:
             source: of the model; None where it was not given.
-            longer: the one option that may be given by itself.
+            longer: the options that may be given by themselves.
 
         Raises:
             ValueError: the model was not given, and something else of the job was.

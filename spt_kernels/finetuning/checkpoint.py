@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ..files.atomic import write_atomically
 from ..layers import sparse_deltas
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_READABLE = (2, 3)  # 2 is without `images_at_once`
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Checkpoint:
         history: the figures of the epochs so far.
         best: the tensors of the epoch that was best on the validation images, `None` without any.
         best_epoch: which one that was, counted from 1.
+        images_at_once: to a forward and backward of the last epoch; `None` where that is not known.
     """
 
     epoch: int
@@ -44,6 +46,7 @@ class Checkpoint:
     history: list[dict[str, Any]]
     best: dict[str, Tensor] | None = None
     best_epoch: int | None = None
+    images_at_once: int | None = None
 
     @classmethod
     def take(
@@ -54,6 +57,7 @@ class Checkpoint:
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         history: list[dict[str, Any]],
         best: Best | None = None,
+        images_at_once: int | None = None,
     ) -> Checkpoint:
         """Of a run as it stands; shares its tensors, so save it before the next step."""
         return cls(
@@ -65,6 +69,7 @@ class Checkpoint:
             history=history,
             best=None if best is None else best.tensors,
             best_epoch=None if best is None else best.epoch,
+            images_at_once=images_at_once,
         )
 
     def restore(
@@ -102,7 +107,7 @@ class Checkpoint:
             version = values.pop("format")
         except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
             raise ValueError(f"{path}: the checkpoint is damaged ({error})") from error
-        if version != FORMAT_VERSION:
+        if version not in _READABLE:
             raise ValueError(f"{path}: checkpoint of version {version}, expected {FORMAT_VERSION}")
         return cls(**values)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 
 from .. import __version__
 from ..memory import estimate_memory
-from ..methods.tunable import Tunable
+from ..methods.tunable import Tunable, make_optimizer
 from ..model import backbone_numel, head_names, head_numel
 from ..model.head import layers_of
+from ..offloading import OffloadWords
 from ..plan import LoraSpec, Plan
 from .job import plain
 from .recipe import Recipe
@@ -81,17 +83,25 @@ def accounted_bytes(setting: Setting, recipe: Recipe, tunable: Tunable) -> int:
     """The peak of a training step, of one process where several share it."""
     images = -(-recipe.batch_size // setting.processes.size)
     images = min(images, recipe.micro_batch or images)
-    return estimate_memory(
-        tunable.model,
-        (images, *setting.form.image_shape),
-        dtype=accounted_dtype(recipe),
-        device=accounted_device(setting.device),
-    ).peak_bytes
+    how = accounted_how(recipe, setting.device)
+    return estimate_memory(tunable.model, (images, *setting.form.image_shape), **how).peak_bytes
 
 
-def accounted_dtype(recipe: Recipe) -> str:
-    """The precision of a recipe's steps, as `estimate_memory` calls it."""
-    return "bf16-autocast" if recipe.amp == "bf16" else "fp32"
+def accounted_how(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """The arguments of `estimate_memory` that say how a recipe's steps are taken on a device."""
+    return {
+        "dtype": "bf16-autocast" if recipe.amp == "bf16" else "fp32",
+        "device": accounted_device(device),
+        **accounted_offload(OffloadWords.parse(recipe.offload)),
+    }
+
+
+def accounted_offload(away: OffloadWords) -> dict[str, Any]:
+    """Those that say what is on the host."""
+    how: dict[str, Any] = {"offload": away.weights}
+    if away.state:
+        how["optimizer"] = partial(make_optimizer, lr=1e-3, weight_decay=0.0, state_on_host=True)
+    return how
 
 
 def accounted_device(device: torch.device) -> str:

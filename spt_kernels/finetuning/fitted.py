@@ -8,7 +8,9 @@ from torch import nn
 
 from ..fitting import Fitted, Fitting, card_of
 from ..memory import largest_batch
-from .facts import accounted_device, accounted_dtype
+from ..methods import Method
+from ..offloading import OffloadWords
+from .facts import accounted_device, accounted_how
 from .recipe import Recipe
 from .setting import Setting
 
@@ -33,6 +35,34 @@ def check_memory(setting: Setting) -> None:
     _limit(setting)
 
 
+def check_offload(setting: Setting, graph: bool | None) -> None:
+    """Refuse to offload what cannot be, before anything is computed.
+
+    Raises:
+        ValueError: as it says.
+    """
+    method, away = setting.job.method, OffloadWords.parse(setting.job.recipe.offload)
+    if away and graph:
+        raise ValueError(
+            "graph: a CUDA graph finds what it reads where it was; leave offload out, or graph"
+        )
+    if away and method.is_searched:
+        raise ValueError(
+            f"offload: what {method.name!r} trains while it searches is not offloaded; leave it out"
+        )
+    if away.state:
+        check_has_state(method)
+
+
+def check_has_state(method: Method) -> None:
+    """Refuse to keep on the host what is next to nothing; `ValueError`."""
+    if method.entry.holds is not None:
+        raise ValueError(
+            f"offload: {method.name!r} has next to no state to keep on the host, as it trains "
+            "little; leave 'state' out"
+        )
+
+
 def fitted_recipe(setting: Setting, model: nn.Module) -> tuple[Recipe, str]:
     """The recipe with what its memory leaves open, and a line that tells of it.
 
@@ -46,15 +76,15 @@ def fitted_recipe(setting: Setting, model: nn.Module) -> tuple[Recipe, str]:
     recipe = setting.job.recipe
     if recipe.memory_bytes is None:
         return recipe, ""
-    limit = _limit(setting)
+    limit, away = _limit(setting), OffloadWords.parse(recipe.offload)
     fitting = Fitting(
         model,
         setting.form.image_shape,
         -(-recipe.batch_size // setting.processes.size),
         card=card_of(),
-        captured=setting.device.type == "cuda" and setting.processes.size == 1,
-        dtype=accounted_dtype(recipe),
-        device=accounted_device(setting.device),
+        captured=setting.device.type == "cuda" and setting.processes.size == 1 and not away,
+        state_on_host=away.state,
+        **accounted_how(recipe, setting.device),
     )
     way = fitting.fastest(limit)
     if way is None:
@@ -78,9 +108,8 @@ def samples_at_once(setting: Setting) -> int:
     A measurement keeps what a step of full tuning keeps; its scores take the place of gradients.
     """
     recipe = setting.job.recipe
-    size = min(recipe.batch_size, recipe.micro_batch or recipe.batch_size)
     if recipe.memory_bytes is None:
-        return size
+        return recipe.images_at_once
     limit = _limit(setting)
     found = largest_batch(
         setting.base.model,
@@ -95,7 +124,7 @@ def samples_at_once(setting: Setting) -> int:
             f"memory_bytes: sensitivity cannot be measured in {_gib(limit)}, one sample takes "
             f"{_gib(found.estimate.peak_bytes)}; measure it elsewhere and give it with sensitivity"
         )
-    return min(size, found.batch)
+    return min(recipe.images_at_once, found.batch)
 
 
 def _limit(setting: Setting) -> int:
@@ -118,4 +147,4 @@ def _told(way: Fitted) -> str:
 
 
 def _gib(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:.2f} GiB"
+    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**28 else f"{n_bytes / 2**20:.2f} MiB"

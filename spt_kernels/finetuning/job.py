@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from ..methods import Method
 from .given_plan import check_given, load_plan, method_of
 from .models import ModelSource
-from .recipe import Recipe
+from .recipe import HOW_IT_FITS, Recipe
 from .splits import ImageSource
 
 
@@ -68,11 +68,13 @@ class FinetuneJob:
     def difference_from(self, old: FinetuneJob) -> str | None:
         """The first value in which an older job differs from this one; `None` if none.
 
-        The number of epochs may be larger than it was: a run can be made longer. The name of a
-        preset says nothing that the values do not.
+        The number of epochs may be larger than it was: a run can be made longer. What makes a step
+        fit may be anything: a run that has met the end of its memory can go on in less. The name of
+        a preset says nothing that the values do not.
         """
         was, now = old.to_json(), self.to_json()
-        was["recipe"]["preset"] = now["recipe"]["preset"]
+        for free in ("preset", *HOW_IT_FITS):
+            was["recipe"][free] = now["recipe"][free]
         if self.recipe.epochs >= old.recipe.epochs:
             was["recipe"]["epochs"] = now["recipe"]["epochs"]
         for part, new in now.items():

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..approximation import approximate, parse_approximation
@@ -14,9 +15,11 @@ from ..distributed import Processes
 from ..files.picture import check_can_draw, save_picture
 from ..methods import Method, tune
 from ..methods.tunable import Tunable
+from ..offloading import OffloadWords, offload, why_not_offloaded
 from ..plan import Plan
 from ..plan.figure import sensitivity_figure
 from ..recomputation import blocks_by, recompute_by
+from ..recomputation.conditions import NotRecomputable
 from .accuracy import evaluate
 from .best import save_best
 from .checkpoint import Best
@@ -25,7 +28,7 @@ from .description import description_of
 from .device import reproducible, seed_everything
 from .events import EventFiles, check_can_write_events
 from .facts import accounted_bytes, config_of, facts_of, machine_of, measured_bytes, trains
-from .fitted import check_memory, fitted_recipe
+from .fitted import check_memory, check_offload, fitted_recipe
 from .given_plan import settled
 from .head import with_head
 from .job import FinetuneJob
@@ -38,7 +41,7 @@ from .run_folder import RunFolder
 from .run_step import wants_graph
 from .setting import Setting, check_same_images, open_setting
 from .shared_folder import opened
-from .training import EpochFigures, check_sharable, median_step_ms, train
+from .training import EpochFigures, check_goes_on, check_sharable, median_step_ms, train
 
 
 def finetune(
@@ -74,10 +77,11 @@ def finetune(
     Args:
         job: what to do.
         output: a folder, which must be empty or absent unless `resume` or `force`.
-        resume: go on with the run in `output`. One that is finished is returned as it is, unless
-            the job has more epochs than it and its patience has not ended it: then it goes on to
-            these, and the learning rate from there on is that of the longer schedule, so it rises
-            again.
+        resume: go on with the run in `output`. What makes a step fit (`HOW_IT_FITS`: micro_batch,
+            recompute, memory_bytes, offload) may be other than it was. A run that is finished is
+            returned as it is, unless the job has more epochs than it and its patience has not ended
+            it: then it goes on to these, and the learning rate from there on is that of the longer
+            schedule, so it rises again.
         force: overwrite the run in `output`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that decode images; 0 decodes in this one.
@@ -132,6 +136,9 @@ def finetune(
                 processes=processes,
             )
             ready = _made_ready(setting, prepare(run, images))
+            if resume:
+                left = folder["state" if folder["state"].is_file() else "checkpoint"]
+                check_goes_on(ready.tunable.model, ready.recipe, left)
             run.claim()
             if ready.plan is not None:
                 ready.plan.save(folder["plan"])
@@ -174,6 +181,7 @@ def _started(
     setting = open_setting(job, device, workers, processes)
     wants_graph(graph, setting.device)  # or refuses
     check_memory(setting)
+    check_offload(setting, graph)
     if job.recipe.recompute is not None:
         blocks_by(setting.base.model, job.recipe.recompute)  # or refuses
     method = with_head(job.method, setting.base.model, setting.form)
@@ -202,7 +210,12 @@ def _made_ready(setting: Setting, decision: Decision) -> _Ready:
     facts = facts_of(setting, plan, method.head_with(plan))
     # what a method draws for its modules is the same whatever was drawn before
     seed_everything(setting.job.recipe.seed)
-    tunable = tune(setting.base.model.to(setting.device), method, plan)
+    away = OffloadWords.parse(setting.job.recipe.offload).weights
+    # what would not fit the device is tuned on the host, and stays there
+    home = setting.device if away == "nothing" else torch.device("cpu")
+    tunable = tune(setting.base.model.to(home), method, plan)
+    if away != "nothing" and (lacking := why_not_offloaded(tunable.model, away)):
+        raise ValueError(f"offload: {lacking}")
     choice = parse_approximation(setting.job.recipe.approximate)
     if choice:
         approximate(tunable.model, **choice)
@@ -211,7 +224,14 @@ def _made_ready(setting: Setting, decision: Decision) -> _Ready:
         recompute_by(tunable.model, recipe.recompute)
     if setting.processes.size > 1:
         check_sharable(tunable.model, method.name)
-    accounted = accounted_bytes(setting, recipe, tunable)
+    try:
+        accounted = accounted_bytes(setting, recipe, tunable)
+    except NotRecomputable as reason:  # what a rehearsal alone can tell
+        raise ValueError(f"recompute: {reason}") from reason
+    if away != "nothing":
+        held = offload(tunable.model, away, device=setting.device)
+        blocks, told = len(held.streamed), f"{held.host_bytes / 2**20:,.0f} MiB"
+        line += f"{'; ' if line else ''}frozen weights of {blocks} blocks on the host, {told}"
     return _Ready(tunable, method, plan, recipe, line, facts, accounted)
 
 
@@ -249,6 +269,7 @@ def _finish(
         **ready.facts,
         "micro_batch": ready.recipe.micro_batch,
         "recompute": ready.recipe.recompute,
+        "offload": ready.recipe.offload,
         "accounted_peak_bytes": ready.accounted_bytes,
         "file": folder[tunable.file].name,
         "task_bytes": size,

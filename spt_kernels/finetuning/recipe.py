@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 from ..approximation.choice import parse_approximation
 from ..methods.method import Method, check_one_of, check_positive, check_within
+from ..offloading.words import OffloadWords
 from ..recomputation.words import RecomputeWords
 
 PRECISIONS = ("none", "bf16")
 SCHEDULES = ("step", "epoch")
+
+# Fields by which a step fits into a memory: what comes out is the same, up to rounding
+HOW_IT_FITS = ("micro_batch", "recompute", "memory_bytes", "offload")
 
 _FIRST_SHARE = 1e-3  # of the peak: the published code warms up from 1e-6 to 1e-3
 
@@ -48,6 +52,8 @@ class Recipe:
             words of `RecomputeWords`, as `"mlp"` or `"block@0-5,mlp@6-11"`. `None` is nothing.
         memory_bytes: of the card. What `micro_batch` and `recompute` say is then chosen so that a
             step fits and takes the least time; so many samples are measured at a time as fit, too.
+        offload: what is on the host and comes to the device when it is used, to the same bits: in
+            the words of `OffloadWords`, as `"frozen"` or `"state"`. `None` is nothing.
         preset: the name of the preset that the values started from; of no effect by itself.
     """
 
@@ -69,6 +75,7 @@ class Recipe:
     micro_batch: int | None = None
     recompute: str | None = None
     memory_bytes: int | None = None
+    offload: str | None = None
     preset: str | None = None
 
     def __post_init__(self) -> None:
@@ -97,10 +104,16 @@ class Recipe:
         parse_approximation(self.approximate)  # or it says what is expected
         if self.recompute is not None:
             RecomputeWords.parse(self.recompute)  # or it says what is expected
+        OffloadWords.parse(self.offload)  # likewise
         if self.memory_bytes is not None and (self.micro_batch, self.recompute) != (None, None):
             raise ValueError(
                 "memory_bytes: decides what micro_batch and recompute are; leave these out"
             )
+
+    @property
+    def images_at_once(self) -> int:
+        """Images to a forward and backward."""
+        return min(self.batch_size, self.micro_batch or self.batch_size)
 
     def peak_lr(self, method: Method) -> float:
         """The learning rate at the end of the warm-up."""

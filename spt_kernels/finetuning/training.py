@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..methods.tunable import make_optimizer
+from ..offloading import OffloadWords
 from .accuracy import evaluate
 from .best import BestSoFar, Rank
 from .checkpoint import Best, Checkpoint
@@ -93,7 +94,8 @@ def train(
         on_epoch: called after each epoch, and once when going on, with all figures so far.
         on_new_epoch: called with the figures of each epoch that this call trains, when what there
             is to keep of it is kept.
-        graph: whether steps run as CUDA graphs; `None` lets them on a card where they can.
+        graph: whether steps run as CUDA graphs; `None` lets them on a card where they can. Where
+            something is offloaded they do not.
         progress: told of every step.
         tell: given a line per epoch: its figures, and the seconds that it took.
         on_best: given, with `val`, what an epoch trained that is the best so far: of the highest
@@ -106,8 +108,15 @@ def train(
         ValueError: `graph` is asked for and cannot be.
     """
     progress, processes = progress or Silent(), batches.processes
-    capturable = wants_graph(graph, batches.device)
-    optimizer = make_optimizer(model, lr, recipe.weight_decay, capturable=capturable)
+    away = OffloadWords.parse(recipe.offload)
+    graph = False if away else graph
+    optimizer = make_optimizer(
+        model,
+        lr,
+        recipe.weight_decay,
+        capturable=wants_graph(graph, batches.device),
+        state_on_host=away.state,
+    )
     loss_fn = classification_loss(recipe.label_smoothing)
     step = RunStep(
         model,
@@ -170,7 +179,10 @@ def train(
         due = is_last or best.is_over or now - last_saved >= checkpoint_seconds
         if checkpoint is not None and due and processes.is_first:
             rows = [asdict(row) for row in history]
-            taken = Checkpoint.take(epoch + 1, model, optimizer, scheduler, rows, best.best)
+            taken = Checkpoint.take(
+                *(epoch + 1, model, optimizer, scheduler, rows, best.best),
+                recipe.images_at_once,
+            )
             taken.save(checkpoint)
             last_saved = time.monotonic()
         if on_new_epoch is not None:
@@ -233,13 +245,42 @@ def check_sharable(model: nn.Module, method: str) -> None:
     Raises:
         ValueError: a norm of it takes statistics of batches when it is trained.
     """
+    name = _norm_of_batches(model)
+    if name is not None:
+        raise ValueError(
+            f"method: {method!r} trains {name} by statistics of whole batches, of which a "
+            "process has a share: run it in one process, or take a method of spt-*"
+        )
+
+
+def check_goes_on(model: nn.Module, recipe: Recipe, checkpoint: Path) -> None:
+    """Refuse to go on by parts of a batch of another size where these decide what comes out.
+
+    Args:
+        model: made ready to train.
+        recipe: how, from here on.
+        checkpoint: what there is to go on from, if it is there.
+
+    Raises:
+        ValueError: a norm of the model takes statistics of the images that come at once, and these
+            were as many as they will not be.
+    """
+    name = _norm_of_batches(model)
+    if name is None or not checkpoint.is_file():
+        return
+    was, now = Checkpoint.load(checkpoint).images_at_once, recipe.images_at_once
+    if was not in (None, now):
+        raise ValueError(
+            f"micro_batch: {name} takes statistics of the images that come at once, which were "
+            f"{was} in this run so far, got {now}: micro_batch={was} with recompute goes on with it"
+        )
+
+
+def _norm_of_batches(model: nn.Module) -> str | None:
+    """The first norm that takes statistics of what comes at once when the model is trained."""
     _training_mode(model)
-    for name, module in model.named_modules():
-        if module.training and "running_mean" in module._buffers:
-            raise ValueError(
-                f"method: {method!r} trains {name} by statistics of whole batches, of which a "
-                "process has a share: run it in one process, or take a method of spt-*"
-            )
+    named = model.named_modules()
+    return next((n for n, m in named if m.training and "running_mean" in m._buffers), None)
 
 
 def _training_mode(model: nn.Module) -> None:

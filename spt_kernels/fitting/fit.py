@@ -21,6 +21,9 @@ from .trials import Trial, Trials
 # The model of time is not so exact that less would be a reason to compute more again
 _CLEARLY = 0.99
 
+# What pinned memory reaches about over PCIe 4.0 × 16; AdamW's state of a parameter in fp32
+_BUS_BYTES_PER_S, _STATE_BYTES = 25e9, 8
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -76,6 +79,7 @@ class Fitting:
         batch: images of an update.
         card: whose figures tell how long a step takes.
         captured: whether a step of a whole batch is a CUDA graph.
+        state_on_host: whether `optimizer` has its state there, which is fetched once a batch.
         plan: as for `estimate_memory`, and so is `how`.
     """
 
@@ -87,12 +91,14 @@ class Fitting:
         *,
         card: Card = CARDS["RTX 3060"],
         captured: bool = False,
+        state_on_host: bool = False,
         plan: Plan | None = None,
         **how: Any,
     ) -> None:
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise ValueError(f"batch must be a whole number of at least 1, got {batch!r}")
         self._batch, self._card, self._captured = batch, card, captured
+        self._state_on_host = state_on_host
         self._probe = max(1, batch // 8)
         self._trials = Trials(model, image_shape, plan, **how)
         self._levels: list[str] | None = None
@@ -188,8 +194,8 @@ class Fitting:
                 (few.images, few.estimate.peak_bytes), (many.images, many.estimate.peak_bytes)
             ),
             _Line.through(
-                (few.images, self._card.seconds_of(few.work)),
-                (many.images, self._card.seconds_of(many.work)),
+                (few.images, self._seconds_of_part(few)),
+                (many.images, self._seconds_of_part(many)),
             ),
         )
 
@@ -228,10 +234,21 @@ class Fitting:
         trial = self._trials.of(images, recompute)
         parts = self._parts(images)
         captured = self._captured and parts == 1
-        seconds = parts * self._card.seconds_of(trial.work, captured=captured)
+        seconds = parts * self._seconds_of_part(trial, captured)
         # the last part may be smaller; its share of the arithmetic is
         seconds *= self._batch / (parts * images) if not captured else 1.0
         return Fitted(self._batch, trial, seconds)
+
+    def _seconds_of_part(self, trial: Trial, captured: bool = False) -> float:
+        """Of its kernels, or of fetching weights from the host meanwhile, which may be longer.
+
+        The state of an optimizer comes and goes once, however many parts a batch has.
+        """
+        estimate = trial.estimate
+        state_bytes = _STATE_BYTES * estimate.num_trainable if self._state_on_host else 0
+        fetched_bytes = max(0, estimate.fetched_bytes - state_bytes)
+        computes = self._card.seconds_of(trial.work, captured=captured)
+        return max(computes, fetched_bytes / _BUS_BYTES_PER_S)
 
     def _parts(self, images: int) -> int:
         return -(-self._batch // images)

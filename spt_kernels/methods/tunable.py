@@ -27,7 +27,7 @@ from ..model import (
     head_numel,
     possible_names,
 )
-from ..offloading import brought_back
+from ..offloading import OffloadedAdamW, brought_back
 from ..optim import SparseAdamW, param_groups
 from ..plan import AdapterSpec, LoraSpec, Plan
 from ..task import load_delta, merge, save_delta
@@ -187,6 +187,7 @@ def make_optimizer(
     *,
     fused: bool | None = None,
     capturable: bool = False,
+    state_on_host: bool = False,
 ) -> torch.optim.Optimizer:
     """SparseAdamW for a model that a plan was applied to, else AdamW; neither decays vectors.
 
@@ -196,8 +197,11 @@ def make_optimizer(
         weight_decay: of matrices.
         fused: of AdamW, as torch has it.
         capturable: so that a CUDA graph can hold its step; AdamW is then fused.
+        state_on_host: `OffloadedAdamW` in place of either, which no CUDA graph can hold.
     """
     groups = param_groups(model, weight_decay=weight_decay)
+    if state_on_host:
+        return OffloadedAdamW(groups, lr=lr, fused=fused)
     if hasattr(model, "spt_tuning"):
         return SparseAdamW(groups, lr=lr, capturable=capturable)
     return torch.optim.AdamW(groups, lr=lr, fused=capturable or fused, capturable=capturable)

@@ -12,8 +12,6 @@ from ..model import innermost_blocks
 from .pinned_tensors import is_dense
 from .streamed_block import Matrix
 
-WHAT = ("frozen", "forward-only", "nothing")
-
 
 @dataclass(frozen=True)
 class Choice:

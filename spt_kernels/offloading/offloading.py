@@ -14,9 +14,10 @@ from torch import nn
 from ..layers import write_deltas
 from ..model.check import check_trainable_itself
 from ..model.quantized import quantized_names
-from .choice import WHAT, Choice, nbytes_of
+from .choice import Choice, nbytes_of
 from .schedule import Schedule
 from .streamed_block import StreamedBlock
+from .words import WHAT
 
 _BLOCKS, _HOOKS = "_spt_streamed", "_spt_offload_hooks"  # attributes of an offloaded model
 
@@ -102,7 +103,8 @@ def offload(
         return Offload(what, keep_bytes, ahead, home, {}, {}, ())
     choice = _choose(model, what, keep_bytes)
     if not choice.streamed:
-        raise ValueError(_nothing_to_stream(model, what, choice))
+        named = "keep_bytes" if choice.kept else "model"
+        raise ValueError(f"{named}: {_nothing_to_stream(model, what, choice)}")
     former = _forget(model)
     for block in former:
         block.end()  # what is to stay on the device is moved there with the rest
@@ -131,6 +133,12 @@ def offload(
     )
     vars(model)["spt_offload"] = made
     return made
+
+
+def why_not_offloaded(model: nn.Module, what: str) -> str:
+    """Why no weights of a model would be on the host by `offload(model, what)`; empty if some."""
+    choice = _choose(model, what, 0)
+    return "" if choice.streamed else _nothing_to_stream(model, what, choice)
 
 
 def blocks_on_host(model: nn.Module) -> list[StreamedBlock]:
@@ -270,13 +278,13 @@ def _nothing_to_stream(model: nn.Module, what: str, choice: Choice) -> str:
     kind = type(model).__name__
     if choice.kept:
         most = sum(map(nbytes_of, choice.kept.values()))
-        return f"keep_bytes: what can be offloaded of {kind} are {most:,} bytes, and all may stay"
+        return f"what can be offloaded of {kind} are {most:,} bytes, and all may stay"
     if what == "forward-only":
         return (
-            f"model: no block of {kind} with a frozen matrix comes before all that is trained; "
+            f"no block of {kind} with a frozen matrix comes before all that is trained; "
             "what='frozen' offloads the others"
         )
-    return f"model: expected blocks with frozen matrices of their own, {kind} has none"
+    return f"expected blocks with frozen matrices of their own, {kind} has none"
 
 
 def _refuse_to_load(*_: Any) -> NoReturn:

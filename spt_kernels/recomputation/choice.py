@@ -12,11 +12,10 @@ from torch import nn
 
 from .places import BlockPlaces, places_of
 from .region import LastNorm, Region, Whose
-from .words import OPTIONS
+from .words import NOTHING, OPTIONS, why_without
 
 What = str | Iterable[str] | Mapping[str, str | Iterable[str]]
 
-_NOTHING = "nothing"
 _OWNERS = (LastNorm, Region, Whose)
 
 
@@ -44,7 +43,7 @@ class Recomputation:
         """A text table: blocks that have the same in common lines, and what of them is computed."""
         rows: list[tuple[str, str, str]] = []
         for block, options in self.blocks.items():
-            what = " and ".join(options) or _NOTHING
+            what = " and ".join(options) or NOTHING
             if rows and rows[-1][2] == what:
                 rows[-1] = (rows[-1][0], block, what)
             else:
@@ -121,14 +120,17 @@ def _chosen(
         for block, options in asked.items():
             for option in options:
                 if option not in places[block].modules:
-                    raise ValueError(f"what: {block} has no part for {option!r}")
+                    why = why_without(option, [places[block].modules])
+                    raise ValueError(f"what: {block} has no part for {option!r}{why}")
         return {block: _without_parts(options) for block, options in asked.items()}
     options = _options(what)
     if options and not places:
         raise ValueError(f"what: {type(model).__name__} has no blocks that can be told by name")
+    every = [each.modules for each in places.values()]
     for option in options:
-        if not any(option in each.modules for each in places.values()):
-            raise ValueError(f"what: no block of {type(model).__name__} has a part for {option!r}")
+        if not any(option in own for own in every):
+            kind, why = type(model).__name__, why_without(option, every)
+            raise ValueError(f"what: no block of {kind} has a part for {option!r}{why}")
     return {
         block: _without_parts([option for option in options if option in each.modules])
         for block, each in places.items()
@@ -142,11 +144,11 @@ def _options(what: Any) -> list[str]:
         raise TypeError(
             f"what must be an option, several, or a mapping of blocks to such, got {what!r}"
         ) from None
-    if options == [_NOTHING]:
+    if options == [NOTHING]:
         return []
     for option in options:
         if option not in OPTIONS:
-            raise ValueError(f"what must be of {', '.join(OPTIONS)}, or {_NOTHING}, got {option!r}")
+            raise ValueError(f"what must be of {', '.join(OPTIONS)}, or {NOTHING}, got {option!r}")
     return options
 
 

@@ -31,18 +31,20 @@ class BlockPlaces:
 def places_of(model: nn.Module) -> dict[str, BlockPlaces]:
     """By the name of each innermost block, in the model's order; empty if names tell no blocks."""
     modules = dict(model.named_modules())
-    return {name: _places_in(name, modules[name]) for name in innermost_blocks(model)}
+    return {name: _places_in(name, modules[name], model) for name in innermost_blocks(model)}
 
 
-def _places_in(block: str, module: nn.Module) -> BlockPlaces:
-    mlps = list(_topmost(module, _MLP))
+def _places_in(block: str, module: nn.Module, model: nn.Module) -> BlockPlaces:
+    mlps, attentions = (list(_topmost(module, own)) for own in (_MLP, _ATTENTION))
+    # where an attention has an MLP for itself, as of positions, the block's is another one
+    mlps = [mlp for mlp in mlps if not mlp.startswith(_within(attentions))] or mlps
     attentions = [
         name
-        for name in _topmost(module, _ATTENTION)
+        for name in attentions
         if not any(mlp.startswith(f"{name}.") for mlp in mlps)  # a block of its own, or around all
-        and not any(name.startswith(f"{mlp}.") for mlp in mlps)
+        and not name.startswith(_within(mlps))
     ]
-    inside = tuple(f"{name}." for name in (*mlps, *attentions))
+    inside = _within([*mlps, *attentions])
     norms = [
         name
         for name, each in module.named_modules()
@@ -50,7 +52,7 @@ def _places_in(block: str, module: nn.Module) -> BlockPlaces:
     ]
     found = {
         "mlp": mlps,
-        "qkv": attentions,
+        "qkv": [n for n in attentions if _may_be_fused(module.get_submodule(n), model)],
         "attention": attentions,
         "block": [""],
     }
@@ -64,6 +66,11 @@ def _places_in(block: str, module: nn.Module) -> BlockPlaces:
     )
 
 
+def _within(names: list[str]) -> tuple[str, ...]:
+    """What the names of all that lies in these modules begin with."""
+    return tuple(f"{name}." for name in names)
+
+
 def _topmost(module: nn.Module, pattern: re.Pattern[str], prefix: str = "") -> Iterator[str]:
     """Names of the modules with a matching name and parameters, none within another."""
     for local, child in module.named_children():
@@ -73,6 +80,24 @@ def _topmost(module: nn.Module, pattern: re.Pattern[str], prefix: str = "") -> I
             yield name
         else:
             yield from _topmost(child, pattern, f"{name}.")
+
+
+def _may_be_fused(attention: nn.Module, model: nn.Module) -> bool:
+    """Whether it may call `F.scaled_dot_product_attention`, as far as its library lets one know.
+
+    Where that cannot be known, or hangs on a mask or a kernel, the first forward tells.
+    """
+    own = list(attention.modules())
+    library = type(attention).__module__.partition(".")[0]
+    if library == "timm":  # all that could have a switch
+        return any(getattr(module, "fused_attn", False) for module in own)
+    if library == "torchvision":  # its ViT's attention is torch's own
+        return any(isinstance(module, nn.MultiheadAttention) for module in own)
+    if library == "transformers":
+        configs = (getattr(module, "config", None) for module in (*own, *model.modules()))
+        told = (getattr(config, "_attn_implementation", None) for config in configs)
+        return next((way for way in told if way is not None), "sdpa") == "sdpa"
+    return True
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 OPTIONS = ("mlp", "qkv", "attention", "block")
+NOTHING = "nothing"
 
 _WORD = re.compile(r"(?P<option>[a-z]+)(@(?P<first>\d+)(-(?P<last>\d+))?)?")
 
@@ -16,7 +17,7 @@ _WORD = re.compile(r"(?P<option>[a-z]+)(@(?P<first>\d+)(-(?P<last>\d+))?)?")
 class RecomputeWords:
     """Options, each for all blocks that have such a part or for some, by their places from 0 on.
 
-    `"mlp"`, `"mlp,qkv"` and `"block@0-5,mlp@6-11,qkv@6"` are such lines.
+    `"mlp"`, `"mlp,qkv"`, `"block@0-5,mlp@6-11,qkv@6"` and `"nothing"` are such lines.
 
     Attributes:
         words: (option, first, last); first and last are None where it is for all blocks.
@@ -31,6 +32,8 @@ class RecomputeWords:
         Raises:
             ValueError: it is none.
         """
+        if text.strip() == NOTHING:
+            return cls(())
         words: list[tuple[str, int | None, int | None]] = []
         for word in text.replace(" ", "").split(","):
             found = _WORD.fullmatch(word)
@@ -38,7 +41,7 @@ class RecomputeWords:
             if found is None or option not in OPTIONS:
                 raise ValueError(
                     f"recompute: expected {', '.join(OPTIONS)}, of all blocks or of some as in "
-                    f"block@0-5,mlp@6-11, got {text!r}"
+                    f"block@0-5,mlp@6-11, or {NOTHING}, got {text!r}"
                 )
             first = None if found["first"] is None else int(found["first"])
             last = first if found["last"] is None else int(found["last"])
@@ -84,13 +87,22 @@ class RecomputeWords:
                     f"recompute: the model has {len(names)} blocks, from 0 on, got {str(self)!r}"
                 )
             if not some:
-                raise ValueError(f"recompute: no block of the model has a part for {option!r}")
+                why = why_without(option, blocks.values())
+                raise ValueError(f"recompute: no block of the model has a part for {option!r}{why}")
             for name in some:
                 if option not in blocks[name]:
-                    raise ValueError(f"recompute: {name} has no part for {option!r}")
+                    why = why_without(option, [blocks[name]])
+                    raise ValueError(f"recompute: {name} has no part for {option!r}{why}")
                 if option not in chosen[name]:
                     chosen[name].append(option)
         return {name: tuple(options) for name, options in chosen.items()}
+
+
+def why_without(option: str, blocks: Iterable[Container[str]]) -> str:
+    """Why blocks, whose options are given, do not have this one, as the end of a message."""
+    if option == "qkv" and any("attention" in own for own in blocks):
+        return ", as its attention is not F.scaled_dot_product_attention; take 'attention'"
+    return ""
 
 
 def _told(option: str, first: int | None, last: int | None) -> str:

@@ -121,6 +121,9 @@ class _Stream:
 
     def wait_event(self, event: Any) -> None: ...
 
+    def synchronize(self) -> None:
+        Pretence.wait()
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Stream)
 

@@ -420,7 +420,7 @@ class OutOfMemoryError(RuntimeError):
     ("error", "code", "words"),
     [
         (KeyboardInterrupt(), 130, "stopped; --resume goes on with the run"),
-        (OutOfMemoryError("CUDA out of memory"), 2, "smaller --batch-size"),
+        (OutOfMemoryError("CUDA out of memory"), 2, "out of memory: try --memory SIZE"),
         (
             PermissionError(13, "Permission denied", "result.json"),
             2,

@@ -47,6 +47,15 @@ def test_ways_of_two_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     )
 
 
+def test_weights_on_the_host(capsys: pytest.CaptureFixture[str]) -> None:
+    deep = [*FIT, "--model-arg", "depth=4", "--method", "bias", "--dtype", "fp32", "--json"]
+    asked = [*deep, "--gib", "1", "--card", "H100", "--offload", "frozen"]
+    [away] = json.loads(output_of(asked, capsys))["ways"]
+    assert away["options"] == ["--offload", "frozen"]
+    weights = 4 * 4 * (3 * 24**2 + 24**2 + 2 * 24 * 96)  # bytes; fetched in both directions
+    assert away["modelled_step_ms"] >= round(1e3 * 2 * weights * 3 / 4 / 25e9, 2)
+
+
 def test_what_does_not_fit_tells_the_least(capsys: pytest.CaptureFixture[str]) -> None:
     text = output_of([*FIT, "--gib", "0.00005", "--method", "linear", "--dtype", "fp32"], capsys)
     assert "Nothing fits" in text
@@ -64,6 +73,8 @@ def test_what_does_not_fit_tells_the_least(capsys: pytest.CaptureFixture[str]) -
         (["--gib", "2", "--dtype", "fp8"], "--dtype: expected of fp32, bf16-autocast, got 'fp8'"),
         (["--gib", "2", "--card", "abacus"], "--card: expected one of RTX 3060"),
         (["--gib", "2", "--method", "lorra"], "lora"),
+        (["--gib", "2", "--offload", "all"], "--offload: expected frozen or forward-only, of the"),
+        (["--gib", "2", "--offload", "state"], "--offload: 'spt-lora' has next to no state to"),
         (["--gib", "2", "-o", "ways.txt"], "--output: expected a picture"),
     ],
 )

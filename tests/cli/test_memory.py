@@ -66,6 +66,40 @@ def test_approximate_gradients_are_accounted(capsys: pytest.CaptureFixture[str])
     assert estimate.peak_bytes < estimate_memory(model(), shape(64), method="full").peak_bytes
 
 
+def test_what_is_on_the_host_or_computed_again_is_accounted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    away = one_of(["--batch", "2", "--method", "linear", "--offload", "frozen"], capsys)
+    expected = estimate_memory(model(), shape(2), method="linear", offload="frozen")
+    assert (away["host_bytes"], away["peak_bytes"]) == (expected.host_bytes, expected.peak_bytes)
+    options = ["--offload", "state", "--recompute", "block@0-1"]
+    found = one_of(["--batch", "8", "--method", "full", *options], capsys)
+    assert found["host_bytes"] >= 8 * found["num_trainable"] > 2 * found["optimizer"]
+    again = estimate_memory(model(), shape(8), method="full", recompute="block")
+    assert found["activations"] <= again.by_category["activations"]
+    assert app.run(["memory", *MODEL, "--method", "bias", "--recompute", "mlp@0"]) == 0
+    assert "adamw, mlp@0 computed again, bias" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--offload", "state", "--optimizer", "sgd"],
+            "--offload: state is that of adamw, got",
+        ),
+        (["--offload", "state", "--inference"], "--offload: state is that of adamw, got"),
+        (["--recompute", "mlp", "--inference"], "--recompute: inference has no backward"),
+        (["--recompute", "mlp@9"], "--recompute: the model has 2 blocks, from 0 on, got 'mlp@9'"),
+    ],
+)
+def test_what_cannot_be_offloaded_or_computed_again(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.run(["memory", *MODEL, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_all_methods_are_objects_of_the_same_kind(capsys: pytest.CaptureFixture[str]) -> None:
     value = value_of(["--batch", "3", "--rank", "2", "--budget", "900"], capsys)
     methods = value["methods"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ from rich.console import Console
 
 from spt_kernels.cli.app import run
 from spt_kernels.cli.terminal import Bars
-from spt_kernels.cli.training_options import MethodOptions, parse_budget
+from spt_kernels.cli.training_options import MethodOptions, RecipeOptions, parse_budget
+from spt_kernels.finetuning import Recipe
 from spt_kernels.finetuning.presets import preset_of
 from spt_kernels.methods import Method
 from spt_kernels.methods.noah_architecture import NoahArchitecture
 from spt_kernels.plan import Plan
 from tests.finetuning.pictures_on_disk import TINY, write_task, write_weights
+from tests.finetuning.undrawn import draw_nothing
 
 SHAPE = [part for key, value in TINY.items() for part in ("--model-arg", f"{key}={value}")]
 
@@ -59,12 +62,16 @@ def json_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
 
 @pytest.mark.parametrize(
     ("command", "longer", "option"),
-    [("finetune", "--epochs", "--patience"), ("segment", "--iterations", "--rank")],
+    [
+        ("finetune", "--epochs, --micro-batch, --recompute, --memory, --offload", "--patience"),
+        ("segment", "--iterations", "--rank"),
+    ],
 )
 def test_a_part_of_the_job_is_not_resumed(
     command: str, longer: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [command, "--resume", "-o", str(tmp_path), option, "3", longer, "9"]
+    allowed = longer.partition(",")[0]
+    arguments = [command, "--resume", "-o", str(tmp_path), option, "3", allowed, "9"]
     message = f"--resume: beside it expected {longer} alone, or the whole job from --model on"
     assert message in complaint_of(arguments, capsys)
 
@@ -246,6 +253,48 @@ def test_a_bare_resume_makes_a_run_longer(
     assert (first["epochs"], value["epochs"]) == (1, 3)
     assert sorted(value["written"]) == sorted(p.name for p in folder.iterdir())
     assert "epochs was 3, is 2" in complaint_of([*resume, "2"], capsys)
+
+
+def test_all_that_saves_memory_together(
+    place: Path,
+    job: list[str],
+    measured: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    draw_nothing(monkeypatch)
+    folder, merged = place / "small", place / "small.safetensors"
+    less = ["--approximate", "gelu-2bit,layer-norm-from-output", "--from-block", "1"]
+    less += ["--memory", "64MiB", "--amp", "bf16", "--offload", "frozen"]
+    what = ["--budget", "600", "--rank", "1", "--sensitivity", str(measured)]
+    arguments = ["finetune", *job, *what, *less, "--epochs", "1", "-o", str(folder), "-q"]
+    first = json_of(arguments, capsys)
+    assert (first["micro_batch"], first["offload"]) == (None, "frozen")
+    resume = ["finetune", "--resume", "-o", str(folder), "--epochs", "2", "-q"]
+    result = json_of([*resume, "--micro-batch", "3", "--offload", "nothing"], capsys)
+    assert (result["epochs"], result["micro_batch"], result["offload"]) == (2, 3, "nothing")
+    file = folder / "task.safetensors"
+    shown = json_of(["inspect", str(file)], capsys)
+    assert "blocks.1" in json.dumps(shown)
+    assert "blocks.0" not in json.dumps(shown), "nothing is tuned there"
+    found = json_of(["evaluate", str(folder), "-q"], capsys)
+    assert found["accuracy"] == pytest.approx(result["test_accuracy"])
+    assert run(["merge", str(folder), "-o", str(merged), "-q"]) == 0
+    data = ["-d", str(place / "data")]
+    assert json_of(["evaluate", str(merged), *data, "-q"], capsys)["accuracy"] == found["accuracy"]
+
+
+def test_a_bare_resume_goes_on_in_another_memory() -> None:
+    parts = Recipe(epochs=3, micro_batch=8, recompute="mlp")
+    for given, expected in (
+        ({"micro_batch": 4}, {"micro_batch": 4}),
+        ({"recompute": "nothing", "epochs": 5}, {"recompute": "nothing", "epochs": 5}),
+        ({"memory_bytes": "2GiB"}, {"micro_batch": None, "recompute": None, "memory_bytes": 2**31}),
+    ):
+        assert RecipeOptions(**given).resumed(parts) == replace(parts, **expected)
+    memory = Recipe(memory_bytes=2**33)
+    assert RecipeOptions(micro_batch=4).resumed(memory) == Recipe(micro_batch=4)
+    assert RecipeOptions().resumed(memory) == memory
 
 
 def test_every_epoch_has_a_line_on_stderr_and_in_the_log(

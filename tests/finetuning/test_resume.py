@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,6 +214,60 @@ def test_a_finished_run_is_made_longer(place: Path, task: ImageSource, base: Mod
     with pytest.raises(ValueError, match=r"epochs: .* without its state\.pt"):
         run(replace(job, recipe=replace(SHORT, epochs=5)), folder, resume=True)
     assert run(longer, folder, resume=True) == result
+
+
+def test_a_run_goes_on_in_less_memory(place: Path, task: ImageSource, base: ModelSource) -> None:
+    recipe = replace(SHORT, epochs=2)
+    job = FinetuneJob(base, task, Method("lora", rank=2), recipe)
+    whole = run(job, place / "in-all-memory")
+    killed, folder = place / "killed-at-its-end", place / "in-less-memory"
+    with pytest.raises(Killed):
+        run(job, killed, checkpoint_seconds=0, progress=Heard("epoch 2/2"))
+    shutil.copytree(killed, folder)
+    result = run(replace(job, recipe=replace(recipe, recompute="mlp,qkv")), folder, resume=True)
+    assert result["recompute"] == "mlp,qkv"
+    own = (place / "in-all-memory" / result["file"]).read_bytes()
+    assert (folder / result["file"]).read_bytes() == own, "computed again, to the bit"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["job"]["recipe"]["recompute"] == "mlp,qkv", "as it has gone on"
+
+    parted = run(replace(job, recipe=replace(recipe, micro_batch=3)), killed, resume=True)
+    assert parted["micro_batch"] == 3
+    # LoRA's dropout draws anew for parts of a batch
+    assert parted["train_loss"] == pytest.approx(whole["train_loss"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"recipe": {"approximate": "gelu-8bit"}},
+        {"recipe": {"amp": "bf16"}},
+        {"recipe": {"batch_size": 4}},
+        {"method": {"from_block": 1}},
+    ],
+    ids=lambda change: next(iter(next(iter(change.values())))),
+)
+def test_what_comes_out_of_a_run_is_settled(
+    change: dict[str, dict[str, Any]], task: ImageSource, base: ModelSource
+) -> None:
+    job = FinetuneJob(base, task, Method("spt-lora", 400, 2), replace(SHORT, micro_batch=2))
+    [(part, values)] = change.items()
+    other = replace(job, **{part: replace(getattr(job, part), **values)})
+    assert (other.difference_from(job) or "").startswith(f"{next(iter(values))} was ")
+
+
+def test_norms_over_a_batch_go_on_with_as_many_images(place: Path, task: ImageSource) -> None:
+    folder, recipe = place / "batch-norm", Recipe(epochs=1, batch_size=11, micro_batch=4)
+    job = FinetuneJob(ModelSource("test_resnet"), task, Method("full"), recipe, {"size": 32})
+    run(job, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    longer = replace(recipe, epochs=2)
+    with pytest.raises(
+        ValueError, match=r"micro_batch: conv1\.1 takes .* were 4 .*, got 11: micro"
+    ):
+        run(replace(job, recipe=replace(longer, micro_batch=None)), folder, resume=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    run(replace(job, recipe=replace(longer, recompute="block")), folder, resume=True)
 
 
 def test_the_first_step_of_a_longer_run_has_the_rate_of_its_schedule(

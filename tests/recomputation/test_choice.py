@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import timm
 from torch import nn
 
 from spt_kernels import recompute
-from spt_kernels.recomputation import Recomputation
+from spt_kernels.recomputation import Recomputation, recompute_by
 from tests.models import tiny_convnext, tiny_resnet, tiny_swin, tiny_vit
 
 
@@ -61,6 +62,36 @@ def test_families_have_what_they_have() -> None:
     with pytest.raises(ValueError, match="no block of ConvNeXt has a part for 'qkv'"):
         recompute(convnext, "qkv")
     assert len(recompute(tiny_resnet(), "block").modules) == 4
+
+
+def test_an_mlp_of_positions_is_a_part_of_its_attention() -> None:
+    shape = {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (1,), "num_heads": (2,)}
+    model = timm.create_model("swinv2_tiny_window8_256", **shape)
+    block = "layers.0.blocks.0"
+    assert recompute(model, ("mlp", "attention")).modules == {
+        f"{block}.mlp": "mlp",
+        f"{block}.attn": "attention",
+    }
+
+
+def test_an_attention_that_is_not_fused_is_refused_at_once() -> None:
+    model = tiny_swin()
+    block = next(iter(recompute(model, "mlp").blocks))
+    before = n_hooks(model)
+    for what, named in (("qkv", "no block of"), ({block: ("mlp", "qkv")}, f"{block} has no part")):
+        with pytest.raises(ValueError, match=f"{named} .*'qkv', as its attention is not"):
+            recompute(model, what)
+    with pytest.raises(ValueError, match=r"recompute: no block .* 'qkv', as its attention"):
+        recompute_by(model, "mlp,qkv")
+    assert n_hooks(model) == before
+    assert recompute(model, ("mlp", "attention"))
+
+
+def test_an_attention_that_is_fused_by_a_switch() -> None:
+    model = tiny_swin()
+    for block in (block for stage in model.layers for block in stage.blocks):
+        block.attn.fused_attn = True
+    assert set(recompute(model, "qkv").modules.values()) == {"qkv"}
 
 
 def test_the_summary_joins_neighbours() -> None:

@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spt_kernels.optim import SparseAdamW, param_groups
+from spt_kernels.plan import allocate
+from spt_kernels.recomputation import recompute
+from spt_kernels.sensitivity import skewed_sensitivity
 from spt_kernels.step import TrainingStep
+from spt_kernels.tuning import apply
 from tests.models import tiny_batch, tiny_vit
 
 
@@ -97,6 +102,34 @@ def test_scaler_and_autocast(clip_grad: float | None) -> None:
         twins_scaler.update()
         assert torch.equal(loss, expected.detach())
     assert_same(model, twin)
+
+
+def test_an_overflow_in_one_part_skips_the_whole_batch() -> None:
+    model = tiny_vit(depth=1)
+    apply(model, allocate(skewed_sensitivity(model), 300, rank=1, dropout=0.0))
+    twin = copy.deepcopy(model.train())
+    recompute(model, "block")
+    steps = []
+    for each, most in ((model, 3), (twin, None)):
+        optimizer = SparseAdamW(param_groups(each), lr=1e-2)
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+        how = {"autocast": torch.float16, "scaler": scaler, "clip_grad": 0.5, "micro_batch": most}
+        steps.append(TrainingStep(each, F.cross_entropy, optimizer, **how))
+    start = [p.detach().clone() for p in model.parameters()]
+    images, labels = tiny_batch(8)
+    overflowing = images.clone()
+    overflowing[7] = float("inf")  # in the last part of three
+    for step in steps:
+        step(overflowing, labels)
+        assert step.scaler is not None
+        assert step.scaler.get_scale() == 32.0
+    assert all(torch.equal(p, was) for p, was in zip(model.parameters(), start, strict=True))
+    for _ in range(2):
+        mine, theirs = (step(images, labels) for step in steps)
+        torch.testing.assert_close(mine, theirs, atol=2e-3, rtol=2e-3)
+    for (name, mine), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=2e-3, rtol=1e-2, msg=name)
+    assert not torch.equal(model.head.weight, start[-2])
 
 
 def test_a_scaler_that_is_off_does_nothing() -> None:
