@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # newer Triton warns unless it is pinned
 os.environ["SPT_KERNELS_RATES"] = ""  # no test hangs on what was measured on its card
@@ -11,6 +13,8 @@ os.environ["SPT_KERNELS_RATES"] = ""  # no test hangs on what was measured on it
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Tests side by side take one thread each, and so do the processes that they start
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+
+gc.disable()  # until all is imported, of which next to nothing is garbage
 
 import pytest
 import torch
@@ -31,3 +35,17 @@ def pytest_collection_finish() -> None:
     # what was imported stays: later searches for garbage would go through half a million objects
     gc.collect()
     gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_parser() -> Iterator[None]:
+    """The parser of the command line is built once, not for each of the tests' hundreds of calls."""
+    from typer import main
+
+    from spt_kernels.cli import app
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "make_app", functools.cache(app.make_app))
+        patch.setattr(main, "get_command", functools.cache(main.get_command))
+        yield
