@@ -14,12 +14,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Tests side by side take one thread each, and so do the processes that they start
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
-gc.disable()  # until all is imported, of which next to nothing is garbage
-
 import pytest
 import torch
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+gc.disable()  # until all is imported, of which next to nothing is garbage
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,7 +40,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_parser() -> Iterator[None]:
-    """The parser of the command line is built once, not for each of the tests' hundreds of calls."""
+    """The command line's parser is built once, not for each of the tests' hundreds of calls."""
     from typer import main
 
     from spt_kernels.cli import app
