@@ -17,8 +17,14 @@ from spt_kernels.methods import Method
 from spt_kernels.methods.noah_architecture import NoahArchitecture
 from spt_kernels.plan import Plan
 from tests.finetuning.pictures_on_disk import TINY, write_task, write_weights
+from tests.finetuning.undrawn import draw_nothing
 
 SHAPE = [part for key, value in TINY.items() for part in ("--model-arg", f"{key}={value}")]
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture(scope="module")
