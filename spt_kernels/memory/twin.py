@@ -48,7 +48,7 @@ def fake_copy(
             is_cast = tensor.is_floating_point() and key not in kept
             fake = _empty_like(tensor, fakes, dtype if is_cast else None)
         is_parameter = isinstance(tensor, nn.Parameter)
-        # a new tensor either way: what detaches it costs as much as an operator
+        # a parameter detaches what it is made of; on fakes that is a call like any other
         memo[key] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake.detach()
 
     real: dict[int, Tensor] = {}

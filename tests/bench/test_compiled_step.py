@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.compiled import step
 from bench.compiled.ledger import Buffer, CardRun, Memory
 from bench.compiled.step import CompiledStep, account, main
 from spt_kernels.layers import LoraLinear
@@ -99,7 +98,7 @@ def test_main_prints_a_line_for_each_method(
     def accounted(model: nn.Module, images: Tensor, autocast: bool) -> CompiledStep:
         return more if model.cls_token.requires_grad else account(model, images, autocast)
 
-    monkeypatch.setattr(step, "account", accounted)
+    monkeypatch.setattr("bench.compiled.step.account", accounted)
     shape = '{"img_size": 32, "embed_dim": 48, "depth": 1, "num_heads": 3}'
     main(
         ["linear", "full", "--batch", "2", "--model", "vit_tiny_patch16_224", "--model-args", shape]

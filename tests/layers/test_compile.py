@@ -142,7 +142,7 @@ def test_one_graph_serves_another_task(
             F.cross_entropy(compiled(images), target).backward()
     assert counters["stats"]["unique_graphs"] == 1
     if size != 16:
-        return  # what is told below is of the layers, which are those of the ViTs
+        return  # that it goes on without autocast is for the layers to say, on ViTs
     model.zero_grad()
     for run in (compiled, model):
         with torch.autocast("cpu", torch.bfloat16, enabled=False):
