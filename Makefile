@@ -41,6 +41,7 @@ demo: $(VENV)/.demo  ## tune a small ViT on handwritten digits, two minutes on t
 
 # As many tests side by side as there are cores, one thread each; who is done takes over from others.
 PYTEST = $(BIN)/python -m pytest -q -n auto --dist worksteal --benchmark-disable
+test: export PYTHONDONTWRITEBYTECODE = # each process that a test starts would compile the package anew
 test: $(VENV)/.test  ## the whole test suite, then the Triton kernels in the interpreter
 	$(PYTEST) --ignore=tests/kernels/interpreter
 	TRITON_INTERPRET=1 $(PYTEST) tests/kernels/interpreter

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
+from collections.abc import Generator, Iterator
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # newer Triton warns unless it is pinned
 os.environ["SPT_KERNELS_RATES"] = ""  # no test hangs on what was measured on its card
@@ -27,7 +29,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
-def pytest_collection_finish() -> None:
-    # what was imported stays: later searches for garbage would go through half a million objects
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    # what is imported is no garbage, and stays: half a million objects that no search goes through
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_parser() -> Iterator[None]:
+    """The command line's parser is built once, not for each of the tests' hundreds of calls."""
+    from typer import main
+
+    from spt_kernels.cli import app
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "make_app", functools.cache(app.make_app))
+        patch.setattr(main, "get_command", functools.cache(main.get_command))
+        yield

@@ -27,7 +27,9 @@ def tiny_vit(seed: int = 0, *, num_classes: int = 5, depth: int = 2, width: int 
     return _spread(model)
 
 
-def tiny_swin(seed: int = 0, *, num_classes: int = 5) -> nn.Module:
+def tiny_swin(
+    seed: int = 0, *, num_classes: int = 5, depths: tuple[int, int] = (2, 2)
+) -> nn.Module:
     """A timm Swin of 32×32 images with two stages and shifted windows."""
     torch.manual_seed(seed)
     model = SwinTransformer(
@@ -35,7 +37,7 @@ def tiny_swin(seed: int = 0, *, num_classes: int = 5) -> nn.Module:
         patch_size=4,
         window_size=4,
         embed_dim=12,
-        depths=(2, 2),
+        depths=depths,
         num_heads=(2, 4),
         num_classes=num_classes,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,13 @@ BESIDES = {
 ROOT_FILES = {"__init__.py", "__main__.py", "errors.py", "environment.py", "py.typed"}
 
 
-def imports_of(path: Path) -> set[tuple[str, ...]]:
-    """Package-internal modules that `path` imports, as parts below `spt_kernels`."""
+@functools.cache
+def read(path: Path) -> tuple[str | None, set[tuple[str, ...]]]:
+    """A file's docstring, and what it imports of the package, as parts below `spt_kernels`."""
     found: set[tuple[str, ...]] = set()
     package = path.relative_to(PACKAGE).parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1]
             module = tuple(node.module.split(".")) if node.module else ()
@@ -47,7 +50,7 @@ def imports_of(path: Path) -> set[tuple[str, ...]]:
         elif isinstance(node, ast.Import):
             names = [n.name.split(".") for n in node.names]
             found |= {tuple(parts[1:]) for parts in names if parts[0] == "spt_kernels"}
-    return {parts for parts in found if parts}
+    return ast.get_docstring(tree), {parts for parts in found if parts}
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -68,7 +71,7 @@ def test_imports_run_one_way(path: Path) -> None:
     own = path.relative_to(PACKAGE).with_suffix("").parts[0]
     if own == "__init__":
         return  # the public face names everything
-    for module in imports_of(path):
+    for module in read(path)[1]:
         assert module[0] in {own, *allowed(own)}, f"{name_of(path)} imports {'.'.join(module)}"
 
 
@@ -84,7 +87,7 @@ def test_no_file_imports_in_a_circle() -> None:
     modules = {p[:-1] if p[-1] == "__init__" else p: path for p, path in modules.items()}
     del modules[()]  # the public face loads on demand
     graph = {
-        own: {t for m in imports_of(path) if (t := m if m in modules else m[:-1]) in modules}
+        own: {t for m in read(path)[1] if (t := m if m in modules else m[:-1]) in modules}
         for own, path in modules.items()
     }
     state: dict[tuple[str, ...], str] = {}
@@ -130,8 +133,7 @@ def test_tests_mirror_the_package() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_every_file_says_what_it_owns(path: Path) -> None:
-    text = path.read_text()
-    opening = ast.get_docstring(ast.parse(text))
+    opening, _ = read(path)
     assert opening, f"{name_of(path)} opens with no docstring"
     assert opening.splitlines()[0].endswith((".", ":")), f"{name_of(path)}: one sentence, please"
-    assert text.count("\n") <= 400, f"{name_of(path)} is asking to be two files"
+    assert path.read_text().count("\n") <= 400, f"{name_of(path)} is asking to be two files"

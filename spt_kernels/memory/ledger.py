@@ -10,13 +10,14 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+
+from .call_mode import CallMode
 
 CATEGORIES = ("weights", "optimizer", "gradients", "activations", "temporary")
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(CallMode):
     """Books every storage that an operation makes while the mode is active, of fakes by default.
 
     A storage is booked once, at its nominal size, and struck off when its last tensor dies. What it
@@ -42,11 +43,10 @@ class Ledger(TorchDispatchMode):
         self._followed: dict[int, tuple[Any, str, int | None]] = {}
         self._forward: set[int] | None = None  # entries made since the forward began
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make the call, and book what it makes."""
         self._follow()
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         for leaf in tree_iter(result):
             if self._counts(leaf):
                 self._book(leaf)
@@ -185,12 +185,11 @@ class Ledger(TorchDispatchMode):
         return entry
 
 
-class AnyValue(TorchDispatchMode):
+class AnyValue(CallMode):
     """Answers 1 to who asks for the value of a fake tensor, as optimizers ask for their step."""
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make the call, unless it asks for a value."""
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return 1.0 if args[0].is_floating_point() else 1
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)

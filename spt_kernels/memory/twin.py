@@ -43,13 +43,13 @@ def fake_copy(
         if is_quantized(tensor):
             memo[key] = _quantized_fake(tensor, fakes, dtype)
             continue
-        fake = tensor.detach()
+        fake = tensor
         if not isinstance(tensor, FakeTensor):
             is_cast = tensor.is_floating_point() and key not in kept
             fake = _empty_like(tensor, fakes, dtype if is_cast else None)
-        if isinstance(tensor, nn.Parameter):
-            fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
-        memo[key] = fake
+        is_parameter = isinstance(tensor, nn.Parameter)
+        # a parameter detaches what it is made of; on fakes that is a call like any other
+        memo[key] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake.detach()
 
     real: dict[int, Tensor] = {}
     if tuning is not None:

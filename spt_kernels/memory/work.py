@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from ..kernels.gradient_cost import RATES
 from ..kernels.gradient_cost import Work as GradientWork
+from .call_mode import CallMode
 
 _aten: Any = torch.ops.aten
 # Of these a kernel neither reads nor writes anything, though their schema does not say so
@@ -75,7 +75,7 @@ class Work:
         return sum(self.calls.values())
 
 
-class WorkCounter(TorchDispatchMode):
+class WorkCounter(CallMode):
     """Counts while it is active; `work()` is what it has seen."""
 
     def __init__(self) -> None:
@@ -86,10 +86,8 @@ class WorkCounter(TorchDispatchMode):
         """So far."""
         return Work(dict(self._calls))
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make the call, and count what it computes and moves."""
         result = func(*args, **kwargs)
         if func.is_view or func in _FREE or func.namespace == "prim":
             return result

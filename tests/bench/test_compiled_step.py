@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.compiled.ledger import Buffer, CardRun, Memory
-from bench.compiled.step import account, main
+from bench.compiled.step import CompiledStep, account, main
 from spt_kernels.layers import LoraLinear
 from spt_kernels.plan import LoraSpec
 
@@ -88,12 +89,24 @@ def test_thin_products_are_part_of_what_reads_them() -> None:
     assert products == 5
 
 
-def test_main_prints_a_line_for_each_method(capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_prints_a_line_for_each_method(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # a ViT is compiled once; the second method is said to take more, by so much
+    more = CompiledStep(3 * 2**30, 0, Counter(mm=7), Counter(mm=5))
+
+    def accounted(model: nn.Module, images: Tensor, autocast: bool) -> CompiledStep:
+        return more if model.cls_token.requires_grad else account(model, images, autocast)
+
+    monkeypatch.setattr("bench.compiled.step.account", accounted)
     shape = '{"img_size": 32, "embed_dim": 48, "depth": 1, "num_heads": 3}'
     main(
-        ["linear", "bias", "--batch", "2", "--model", "vit_tiny_patch16_224", "--model-args", shape]
+        ["linear", "full", "--batch", "2", "--model", "vit_tiny_patch16_224", "--model-args", shape]
     )
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["method"] for row in rows] == ["linear", "bias"]
-    assert rows[0]["ratio"] == 1.0 < rows[1]["ratio"]
-    assert rows[1]["launches"] > rows[0]["launches"] > 0
+    assert [row["method"] for row in rows] == ["linear", "full"]
+    assert rows[0]["ratio"] == rows[0]["launch_ratio"] == 1.0
+    assert rows[0]["launches"] == sum([*rows[0]["forward"].values(), *rows[0]["backward"].values()])
+    assert rows[0]["forward"]["triton"] > rows[0]["backward"]["triton"] > 0
+    assert (rows[1]["peak_gib"], rows[1]["launches"]) == (3.0, 12)
+    assert rows[1]["launch_ratio"] == round(12 / rows[0]["launches"], 2)

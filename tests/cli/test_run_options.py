@@ -24,6 +24,11 @@ from tests.finetuning.undrawn import draw_nothing
 SHAPE = [part for key, value in TINY.items() for part in ("--model-arg", f"{key}={value}")]
 
 
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_nothing(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("options")

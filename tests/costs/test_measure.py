@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from dataclasses import replace
@@ -9,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spt_kernels.costs import ROWS, CostSetting, Table7, run_table7
+from spt_kernels.costs import ROWS, CostSetting, Table7, run_table7, worker
 from spt_kernels.costs.drawing import cost_figure
 from spt_kernels.costs.measure import measure_row
 from spt_kernels.costs.paper import PAPER_ROWS
@@ -31,6 +32,12 @@ SETTING = CostSetting(
     num_classes=5,
     rounds=1,
 )
+SWIN = CostSetting(
+    model="swin_tiny_patch4_window7_224",
+    model_args={"img_size": 28, "window_size": 7, "embed_dim": 24, "depths": [1, 1],
+                "num_heads": [2, 2]},
+    batch_size=2, timed_batch_size=1, num_classes=3, rounds=1,
+)  # fmt: skip
 
 
 def _deep(depth: int) -> CostSetting:
@@ -123,21 +130,22 @@ def test_vmap_gives_what_the_loop_gives() -> None:
         torch.testing.assert_close(chunks[name], loop[name])
 
 
-def test_table_runs_rows_in_their_own_processes_and_says_what_is_missing() -> None:
-    swin = CostSetting(
-        model="swin_tiny_patch4_window7_224",
-        model_args={"img_size": 28, "window_size": 7, "embed_dim": 24, "depths": [1, 1],
-                    "num_heads": [2, 2]},
-        batch_size=2, timed_batch_size=1, num_classes=3, rounds=1,
-    )  # fmt: skip
+def test_table_runs_rows_in_their_own_processes() -> None:
     told: list[str] = []
-    table = run_table7(swin, ("linear", "prompt-shallow"), sensitivity=False, told=told.append)
-    assert [row.method for row in table.rows] == ["linear"]
-    assert "prompts" in table.missing["prompt-shallow"]
-    assert told == ["linear", "prompt-shallow"]
+    table = run_table7(SWIN, ("linear",), sensitivity=False, told=told.append)
+    assert [row.method for row in table.rows] == told == ["linear"]
     assert table.to_json()["paper"] == {}
     assert titles(cost_figure(table))[1].startswith("time of a step")
     assert Table7.from_json(json.loads(json.dumps(table.to_json()))) == table
+
+
+def test_a_process_says_what_its_model_does_not_admit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = {"row": "prompt-shallow", "setting": SWIN.to_json()}
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(asked)))
+    worker.main()
+    assert "prompts" in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_images_of_another_size() -> None:

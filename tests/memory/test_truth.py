@@ -155,7 +155,7 @@ STEPS = {
 
 
 def alive() -> dict[int, Tensor]:
-    """Every tensor that Python knows of, by its storage."""
+    """Every tensor that was made since `gc.freeze()`, by its storage."""
     gc.collect()
     found = [t for t in gc.get_objects() if issubclass(type(t), Tensor)]
     return {t.untyped_storage()._cdata: t for t in found}
@@ -163,7 +163,8 @@ def alive() -> dict[int, Tensor]:
 
 def allocated_peak(step: Step, folder: Path) -> tuple[int, nn.Module]:
     """Peak bytes of a real step: what lives between steps, and the allocator's trace."""
-    others = alive()
+    gc.collect()
+    gc.freeze()  # what is there already is none of the step's, and is not looked through
     model = step.model()
     optimizer = step.optimizer(model)
     images, target = torch.randn(step.shape), torch.zeros(step.shape[0], dtype=torch.int64)
@@ -186,9 +187,10 @@ def allocated_peak(step: Step, folder: Path) -> tuple[int, nn.Module]:
     model.zero_grad(set_to_none=True)
     lasting = alive()
     on_host = [t for block in blocks_on_host(model) for t in block.on_host]
-    known = set(others) | {t.untyped_storage()._cdata for t in (*tensors_of_plan(model), *on_host)}
+    known = {t.untyped_storage()._cdata for t in (*tensors_of_plan(model), *on_host)}
     before = sum(t.untyped_storage().nbytes() for key, t in lasting.items() if key not in known)
-    del others, lasting
+    del lasting
+    gc.unfreeze()
     return traced_peak(run, before, folder), model
 
 
