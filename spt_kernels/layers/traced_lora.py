@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,8 @@ from .traced_dropout import dropped
 from .tuned_linear import without_autocast
 
 
-class LoraTrace(NamedTuple):
+@dataclass(frozen=True)
+class LoraTrace:
     """What of a LoRA is the same in every call.
 
     Attributes:
