@@ -190,7 +190,6 @@ def allocated_peak(step: Step, folder: Path) -> tuple[int, nn.Module]:
     known = {t.untyped_storage()._cdata for t in (*tensors_of_plan(model), *on_host)}
     before = sum(t.untyped_storage().nbytes() for key, t in lasting.items() if key not in known)
     del lasting
-    gc.unfreeze()
     return traced_peak(run, before, folder), model
 
 
