@@ -46,16 +46,16 @@ def test_step_for_step_it_is_the_loop(method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("method", "options"),
     [
-        {"autocast": torch.bfloat16},
-        {"clip_grad": 0.1},
-        {"accumulate": 2},
-        {"accumulate": 3, "clip_grad": 0.1, "autocast": torch.bfloat16},
+        ("spt-lora", {"autocast": torch.bfloat16}),
+        ("spt-lora", {"clip_grad": 0.1}),
+        ("full", {"accumulate": 2}),
+        ("full", {"autocast": torch.bfloat16}),
+        ("spt-lora", {"accumulate": 3, "clip_grad": 0.1, "autocast": torch.bfloat16}),
     ],
-    ids=["autocast", "clipped", "accumulated", "all"],
+    ids=["autocast", "clipped", "accumulated", "full-autocast", "all"],
 )
-@pytest.mark.parametrize("method", ["spt-lora", "full"])
 def test_options(method: str, options: dict[str, Any]) -> None:
     both(method, 6, **options)
 
