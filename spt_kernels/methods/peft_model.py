@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -44,7 +45,11 @@ def tune_by(
     heads = sorted({name.rpartition(".")[0] for name in names})
     numel = sum(model.get_parameter(name).numel() for name in names)
     chosen = config(target_modules=list(targets), modules_to_save=heads)
-    tuned = peft().get_peft_model(model, chosen)
+    library = peft()
+    with warnings.catch_warnings():
+        # it copies the head, of a fake model too, and torch then asks where no data are
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        tuned = library.get_peft_model(model, chosen)
     return counted(tuned, _fold, in_head=numel)
 
 

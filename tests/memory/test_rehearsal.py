@@ -271,6 +271,7 @@ def test_sparse_adamw_keeps_what_adamw_keeps() -> None:
     assert sparse.by_category["optimizer"] == dense.by_category["optimizer"]
 
 
+@pytest.mark.filterwarnings("error:Accessing the data pointer")
 @pytest.mark.parametrize("name", every.NAMES)
 def test_a_method_is_what_finetune_trains(name: str) -> None:
     shape, chosen = (4, 3, 16, 16), every.method(name)
