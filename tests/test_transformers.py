@@ -231,6 +231,17 @@ def test_eager_attention_has_no_fused_one_to_compute_up_to() -> None:
     assert spt.recompute(model, ("mlp", "attention"))
 
 
+def test_a_cache_is_not_written_a_second_time() -> None:
+    batch, model = sentences(), tiny_llama().train()
+    for what in ("block", "attention", "qkv"):
+        spt.recompute(model, what)
+        with pytest.raises(RuntimeError, match=r"layers\.0.* a DynamicCache .*use_cache=False"):
+            model(**batch)
+        model(**batch, use_cache=False).loss.backward()
+    with torch.no_grad():
+        assert torch.equal(model(**batch).loss, model(**batch, use_cache=False).loss)
+
+
 def test_a_language_model_of_16_bits_is_measured_and_generates() -> None:
     batch = sentences()
     fine = spt.measure_sensitivity(tiny_llama(), [batch], progress=False)

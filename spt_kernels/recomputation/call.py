@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter, tree_map
 
-from .conditions import Conditions
+from .conditions import Conditions, NotRecomputable
 from .packed import Elsewhere, Kept
 
 _CONTAINERS = (list, tuple, dict)
@@ -79,6 +79,9 @@ class Call:
         made_by: the norm that has made one of them, which is then not held.
         conditions: of the region.
         outer: hooks that were in use around the region, and keep what it is called with.
+
+    Raises:
+        NotRecomputable: one is a cache of keys and values, which a second call would find longer.
     """
 
     def __init__(
@@ -107,6 +110,12 @@ class Call:
             if known is None:
                 known = self._held[id(argument)] = Given(argument, self._where, self._outer)
             return known
+        if hasattr(argument, "get_seq_length"):  # a `Cache` of transformers, which may be absent
+            raise NotRecomputable(
+                f"{self._where} writes into a {type(argument).__name__} of keys and values and "
+                "cannot be computed again: call the model with use_cache=False, or set "
+                "model.config.use_cache = False"
+            )
         return tree_map(self._hold, argument) if isinstance(argument, _CONTAINERS) else argument
 
     def again(self) -> tuple[list[Any], dict[str, Any]]:
