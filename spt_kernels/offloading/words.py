@@ -29,12 +29,15 @@ class OffloadWords:
         Raises:
             ValueError: it is none.
         """
-        words = [] if text is None else text.replace(" ", "").split(",")
-        weights = [word for word in words if word in WHAT]
-        if len(weights) > 1 or not set(words) <= {*WHAT, _STATE} or len(set(words)) < len(words):
+        if text is None or text.strip() == _NOTHING:
+            return cls()
+        words = text.replace(" ", "").split(",")
+        weights = [word for word in words if word != _STATE]
+        is_doubled = len(weights) > 1 or words.count(_STATE) > 1
+        if is_doubled or not set(weights) <= {*WHAT} - {_NOTHING}:
             raise ValueError(
-                "offload: expected frozen or forward-only, of the weights, state, of the "
-                f"optimizer, one of each and a comma, or nothing, got {text!r}"
+                "offload: expected frozen or forward-only for weights, state for the optimizer's, "
+                f"one of each with a comma between, or nothing, got {text!r}"
             )
         return cls(weights[0] if weights else _NOTHING, _STATE in words)
 

@@ -24,7 +24,10 @@ def test_lines(text: str | None, weights: str, state: bool) -> None:
     assert bool(words) == (weights != "nothing" or state)
 
 
-@pytest.mark.parametrize("text", ["", "all", "frozen,forward-only", "state,state", "frozen;state"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "all", "frozen,forward-only", "state,state", "frozen;state", "nothing,state"],
+)
 def test_what_is_no_line(text: str) -> None:
     with pytest.raises(ValueError, match=r"offload: expected frozen or forward-only.* got"):
         OffloadWords.parse(text)
