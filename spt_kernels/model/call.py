@@ -16,13 +16,22 @@ def call(model: nn.Module, input: Any) -> Any:
     return model(input)
 
 
-def parted(batch: Mapping[str, Any], loss_fn: Callable[..., Any] | None) -> tuple[Any, Any]:
+def parted(
+    batch: Mapping[str, Any], loss_fn: Callable[..., Any] | None, name: str = "batch"
+) -> tuple[Any, Any]:
     """What of a batch the model is given, and the target of `loss_fn`.
 
     That is its `labels`. Without a loss function there is no target: the model gets all.
+
+    Raises:
+        ValueError: there are no labels for `loss_fn`; `name` is what the caller's argument is.
     """
     rest = dict(batch)
-    return rest, None if loss_fn is None else rest.pop("labels")
+    if loss_fn is None:
+        return rest, None
+    if "labels" not in rest:
+        raise ValueError(f"{name}: expected 'labels' for loss_fn, got {sorted(batch)}")
+    return rest, rest.pop("labels")
 
 
 def check_batch(
@@ -55,8 +64,7 @@ def check_batch(
                 f"{name}[{key!r}]: expected {size or 'some'} rows, one for each sample, got a "
                 f"tensor of shape {tuple(batch[key].shape)}"
             )
-    if loss_fn is not None and "labels" not in batch:
-        raise ValueError(f"{name}: expected 'labels' for loss_fn, got {sorted(batch)}")
+    parted(batch, loss_fn, name)  # or it says what is missing
     return dict(batch)
 
 
@@ -94,7 +102,9 @@ def loss_in(output: Any, name: str = "batches") -> Tensor:
             f"shape {tuple(loss.shape)}: give a loss_fn"
         )
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = sorted(output) if isinstance(output, Mapping) else type(output).__name__
+        found: Any = type(output).__name__
+        if isinstance(output, Mapping):
+            found = sorted(key for key, value in output.items() if value is not None)
         raise ValueError(
             f"{name}: a batch is a mapping, and so the model's output must have its loss, a scalar "
             f"under 'loss', got {found}: put labels into the batch, or give a loss_fn"

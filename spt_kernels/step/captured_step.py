@@ -181,7 +181,9 @@ class CapturedStep:
     def _check(self, batch: Mapping[int | str, Tensor]) -> bool:
         """Whether a batch is of another length; raises where it is otherwise different."""
         if batch.keys() != self._inputs.keys():
-            raise TypeError(f"expected {_places(self._inputs)}, got {_places(batch)}")
+            is_named = any(isinstance(place, str) for place in self._inputs)
+            how = " by name, as in step(**batch)" if is_named else ""
+            raise TypeError(f"expected {_places(self._inputs)}{how}, got {_places(batch)}")
         is_ragged = False
         for place, own in self._inputs.items():
             given = batch[place]
@@ -193,8 +195,10 @@ class CapturedStep:
             ):
                 raise ValueError(f"batch[{place!r}]: expected {_kind(own)}, got {_kind(given)}")
             is_ragged |= given.shape != own.shape
+        size = len(next(iter(batch.values())))
+        if is_ragged and size == 0:
+            raise ValueError("batch: expected samples, got none")
         if is_ragged and self._ragged == "error":
-            size = len(next(iter(batch.values())))
             raise ValueError(
                 f"batch: captured with {self._size} samples, got {size}: leave "
                 'the rest out (drop_last=True), or capture with ragged="eager"'

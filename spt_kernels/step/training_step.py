@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model.call import loss_in, parted
+from ..model.call import check_batch, loss_in, parted
 
 
 class TrainingStep:
@@ -30,7 +30,8 @@ class TrainingStep:
         accumulate: batches to an update, whose losses are averaged.
         micro_batch: samples to a forward and backward, None for all of a batch. The gradients of
             the parts are summed; the loss must be a mean over samples, which come first in every
-            tensor. Norms over the batch see a part.
+            tensor: one over words, of sentences that are not equally long, weighs these otherwise.
+            Norms over the batch see a part.
     """
 
     def __init__(
@@ -63,11 +64,18 @@ class TrainingStep:
         return loss
 
     def backward(self, *batch: Tensor, **named: Tensor) -> Tensor:
-        """Add a batch's share of the gradients to what is there; its loss, detached."""
+        """Add a batch's share of the gradients to what is there; its loss, detached.
+
+        Raises:
+            TypeError: no batch, or one both in order and by name.
+            ValueError: no labels for `loss_fn`, or by name what `micro_batch` cannot part.
+        """
         tensors = tensors_of_batch(batch, named)
         samples, most = len(tensors[0]), self.micro_batch
         if most is None or samples <= most:
             return self._backward_of_part(tensors, named, self.accumulate)
+        if named:
+            check_batch("batch", named, self.loss_fn)
         losses: list[Tensor] = []
         for part in zip(*(tensor.split(most) for tensor in tensors), strict=True):
             share = len(part[0]) / samples

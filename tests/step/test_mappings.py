@@ -134,7 +134,7 @@ def test_a_tuned_model_of_transformers() -> None:
 def test_batches_that_are_others_than_the_captured() -> None:
     model, batch = reader().to("cuda"), on_card(sentences())
     step = capture_step(model, None, adamw(model), batch)
-    named = "expected attention_mask, input_ids, labels, got"
+    named = "expected attention_mask, input_ids, labels by name, as in step(**batch), got"
     with pytest.raises(TypeError, match=re.escape(f"{named} 3 tensors")):
         step(*batch.values())
     with pytest.raises(TypeError, match=re.escape(f"{named} labels")):
@@ -169,6 +169,30 @@ def test_what_cannot_be_captured(
         capture_step(model, loss_fn, adamw(model), given)
     for own, expected in zip(model.parameters(), before, strict=True):
         assert torch.equal(own.cpu(), expected)
+
+
+@pytest.mark.usefixtures("card")
+def test_a_batch_of_nothing_trains_nothing() -> None:
+    model, batch = reader().to("cuda"), on_card(sentences())
+    step = capture_step(model, None, adamw(model), batch, ragged="eager")
+    with pytest.raises(ValueError, match="batch: expected samples, got none"):
+        step(**{name: tensor[:0] for name, tensor in batch.items()})
+    assert torch.isfinite(step(**batch).cpu())
+
+
+def test_what_cannot_be_parted() -> None:
+    model, batch = reader(), sentences()
+    step = TrainingStep(model, None, adamw(model), micro_batch=3)
+    with pytest.raises(ValueError, match=r"batch\['attention_mask'\]: expected 4 rows"):
+        step(**{**batch, "attention_mask": torch.ones(1, 6)})
+    with pytest.raises(TypeError, match="batch: expected tensors by name, .* bool under 'use_c"):
+        step(**batch, use_cache=False)  # type: ignore[arg-type]
+    del batch["labels"]
+    for most in (3, None):
+        step = TrainingStep(model, of_logits, adamw(model), micro_batch=most)
+        with pytest.raises(ValueError, match="batch: expected 'labels' for loss_fn, got"):
+            step(**batch)
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_a_loss_of_its_own_is_for_mappings() -> None:
