@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .. import recomputation
 from ..memory import BlockUse, MemoryEstimate, Rehearsal
+from ..memory.batch import batch_form, input_of, shape_of
 from ..plan.within import check_bytes
 from ..recomputation import Recomputation, RecomputeWords
 from ..recomputation.choice import What
-from ..recomputation.conditions import NotRecomputable
+from ..recomputation.conditions import NotRecomputable, WritesCache
 from .card import Card, card_of
 from .least_time import BlockLevel, least_room, least_time
 from .levels import levels_of
@@ -72,7 +73,7 @@ def recompute(
     what: What | None = None,
     *,
     memory_bytes: int | float | None = None,
-    batch_shape: Sequence[int] | None = None,
+    batch_shape: Sequence[int] | Mapping[str, Tensor] | None = None,
     card: str | None = None,
     on_rehearsal: Callable[[], object] = lambda: None,
     **how: Any,
@@ -111,7 +112,8 @@ def recompute(
             block, for these blocks alone; `"nothing"` or an empty sequence for no block. It takes
             the place of what was chosen before.
         memory_bytes: that a step's accounted peak may have, in place of `what`.
-        batch_shape: then, of the step's input.
+        batch_shape: then, of the step's input, or a batch that is a mapping, as `estimate_memory`
+            has it.
         card: then, by whose figures times are told; one of `spt_kernels.fitting.CARDS`. Left out,
             it is the card at hand, or an RTX 3060.
         on_rehearsal: then, called before each rehearsal, for who shows progress.
@@ -148,7 +150,7 @@ class Levels:
 
     Args:
         model: plain or tuned; not changed.
-        batch_shape: of the step's input.
+        batch_shape: of the step's input, or a batch that is a mapping.
         card: whose figures tell times.
         on_rehearsal: called before each rehearsal.
         how: as for `estimate_memory`.
@@ -160,14 +162,15 @@ class Levels:
     def __init__(
         self,
         model: nn.Module,
-        batch_shape: Sequence[int],
+        batch_shape: Sequence[int] | Mapping[str, Tensor],
         card: Card,
         on_rehearsal: Callable[[], object] = lambda: None,
         **how: Any,
     ) -> None:
-        self._shape, self._card = tuple(batch_shape), card
+        loss_fn = how.get("loss_fn")
+        self._form, self._card = batch_form(batch_shape, loss_fn), card
         self._on_rehearsal = on_rehearsal
-        self._rehearsal = Rehearsal(model, image_shape=self._shape[1:], **how)
+        self._rehearsal = Rehearsal(model, image_shape=input_of(self._form, loss_fn), **how)
         self.parts = self._rehearsal.parts()
         if not self.parts:
             raise ValueError(
@@ -179,8 +182,8 @@ class Levels:
         for words in levels_of(self.parts):
             try:
                 estimate, used = self._rehearse(words)
-            except NotRecomputable:
-                if not words:
+            except NotRecomputable as reason:
+                if not words or isinstance(reason, WritesCache):
                     raise
                 continue  # an attention that is not the fused one
             self._words.append(words)
@@ -212,7 +215,7 @@ class Levels:
         if peak <= memory_bytes:
             return self._told(least, blocks, memory_bytes, peak)
         raise ValueError(
-            f"memory_bytes: a step on {' × '.join(map(str, self._shape))} takes at least "
+            f"memory_bytes: a step on {' × '.join(map(str, shape_of(self._form)))} takes at least "
             f"{peak / 2**20:,.0f} MiB ({RecomputeWords.of(blocks)}), got "
             f"{memory_bytes / 2**20:,.0f} MiB; take a smaller batch and accumulate gradients"
         )
@@ -225,7 +228,7 @@ class Levels:
     def _rehearse(self, words: str) -> tuple[MemoryEstimate, list[BlockUse]]:
         self._on_rehearsal()
         self._rehearsal.recompute(words)
-        return self._rehearsal.in_blocks(self._shape)
+        return self._rehearsal.in_blocks(self._form)
 
     def _before(self, place: int) -> int:
         """Bytes that are there before the first block of a rehearsed step, by its peak."""
@@ -262,7 +265,7 @@ class Levels:
     def _peak_of(self, blocks: Mapping[str, Sequence[str]]) -> int:
         self._on_rehearsal()
         self._rehearsal.recompute(str(RecomputeWords.of(blocks)))
-        return self._rehearsal.at(self._shape).peak_bytes
+        return self._rehearsal.at(self._form).peak_bytes
 
     def _told(
         self,

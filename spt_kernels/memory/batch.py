@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model.call import check_batch
+from ..model.call import check_batch, parted
 
 # a shape, or tensors without values by name, as `model(**batch)` takes them
 BatchForm = tuple[int, ...] | dict[str, Tensor]
@@ -42,6 +42,13 @@ def batch_form(
 def shape_of(form: BatchForm) -> tuple[int, ...]:
     """Of the input, or of the first tensor of a mapping."""
     return tuple(next(iter(form.values())).shape) if isinstance(form, dict) else form
+
+
+def input_of(
+    form: BatchForm, loss_fn: Callable[..., Any] | None
+) -> tuple[int, ...] | dict[str, Tensor]:
+    """The shape of one input, or of a mapping what the model is given: a `Rehearsal` has either."""
+    return parted(form, loss_fn)[0] if isinstance(form, dict) else form[1:]
 
 
 def empty_batch(form: BatchForm, dtype: torch.dtype | None) -> Any:

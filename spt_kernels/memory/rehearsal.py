@@ -18,7 +18,6 @@ from ..methods import Method, entry_of, tune
 from ..methods.method import name_of
 from ..methods.peft_shira import let_fakes_run
 from ..model import HeadPatterns, backbone_numel, head_names
-from ..model.call import parted
 from ..model.check import check_not_offloaded
 from ..model.head import as_patterns
 from ..offloading import OffloadedAdamW
@@ -28,7 +27,7 @@ from ..recomputation import Recomputation, parts_of, recompute_by
 from ..recomputation import recompute as recompute_parts
 from ..recomputation.choice import What
 from ..tuning.whole import is_coarse, train_whole
-from .batch import BatchForm, batch_form, empty_batch, shape_of
+from .batch import BatchForm, batch_form, empty_batch, input_of, shape_of
 from .block_use import BlockUse, BlockWatch
 from .cpu import CpuLedger
 from .cuda import CudaLedger, take_default_path
@@ -122,7 +121,7 @@ def estimate_memory(
         device=device,
         offload=offload,
         keep_bytes=keep_bytes,
-        image_shape=parted(form, loss_fn)[0] if isinstance(form, dict) else form[1:],
+        image_shape=input_of(form, loss_fn),
     ).at(form)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter, tree_map
 
-from .conditions import Conditions, NotRecomputable
+from .conditions import Conditions, WritesCache
 from .packed import Elsewhere, Kept
 
 _CONTAINERS = (list, tuple, dict)
@@ -81,7 +81,7 @@ class Call:
         outer: hooks that were in use around the region, and keep what it is called with.
 
     Raises:
-        NotRecomputable: one is a cache of keys and values, which a second call would find longer.
+        WritesCache: one is a cache of keys and values, which a second call would find longer.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Call:
                 known = self._held[id(argument)] = Given(argument, self._where, self._outer)
             return known
         if hasattr(argument, "get_seq_length"):  # a `Cache` of transformers, which may be absent
-            raise NotRecomputable(
+            raise WritesCache(
                 f"{self._where} writes into a {type(argument).__name__} of keys and values and "
                 "cannot be computed again: call the model with use_cache=False, or set "
                 "model.config.use_cache = False"

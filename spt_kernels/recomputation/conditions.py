@@ -17,6 +17,10 @@ class NotRecomputable(RuntimeError):
     """A region that cannot be computed again, or not in the way that was chosen."""
 
 
+class WritesCache(NotRecomputable):
+    """A region with a cache of keys and values, which the model can be called without."""
+
+
 class Conditions:
     """Autocast, modes of modules and the versions of what they hold, at the end of a forward.
 

@@ -69,6 +69,20 @@ def test_of_a_model_of_transformers(tmp_path: Path) -> None:
     assert accounted.peak_bytes == pytest.approx(real, rel=0.05)
 
 
+def test_what_is_computed_again_is_chosen_for_a_mapping() -> None:
+    pytest.importorskip("transformers")
+    from tests.language_models import sentences as long_sentences
+    from tests.language_models import tiny_llama
+
+    model, batch = tiny_llama().train(), long_sentences(32)
+    with pytest.raises(RuntimeError, match=r"layers\.0.* a DynamicCache .*use_cache=False"):
+        spt.recompute(model, memory_bytes=2**20, batch_shape=batch)
+    model.config.use_cache = False
+    limit = int(0.8 * spt.estimate_memory(model, batch).peak_bytes)
+    assert spt.recompute(model, memory_bytes=limit, batch_shape=batch)
+    assert spt.estimate_memory(model, batch).peak_bytes <= limit
+
+
 def test_only_shapes_are_read() -> None:
     model, batch = reader(), sentences()
     meta = {name: tensor.to("meta") for name, tensor in batch.items()}

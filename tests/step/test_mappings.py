@@ -185,7 +185,7 @@ def test_what_cannot_be_parted() -> None:
     step = TrainingStep(model, None, adamw(model), micro_batch=3)
     with pytest.raises(ValueError, match=r"batch\['attention_mask'\]: expected 4 rows"):
         step(**{**batch, "attention_mask": torch.ones(1, 6)})
-    with pytest.raises(TypeError, match="batch: expected tensors by name, .* bool under 'use_c"):
+    with pytest.raises(TypeError, match=r"batch: expected tensors by name, .* bool under 'use_c"):
         step(**batch, use_cache=False)  # type: ignore[arg-type]
     del batch["labels"]
     for most in (3, None):
