@@ -229,6 +229,8 @@ def _ask(
     limits: dict[float, int],
 ) -> tuple[dict[str, Answer], dict[str, str]]:
     """The answer of each row by name, and why others, of the table of all, have none."""
+    from ..finetuning.fitted import check_has_state
+    from ..finetuning.given_plan import method_of
     from ..memory.made_up import uncalled_of
     from ..sensitivity import skewed_sensitivity
     from .memory_rows import Row, answer, methods_of, row_of, row_of_plan
@@ -244,8 +246,8 @@ def _ask(
         given = {"budget": parse_budget(step.budget), "rank": step.rank, "from_block": block}
         own = {option: value for option, value in given.items() if value is not None}
         # without a method they are for the other rows of the table
-        name, row = row_of_plan(names, step.plan, own if names or step.inference else {})
-        rows[name] = lambda: row
+        name, planned = row_of_plan(names, step.plan, own if names or step.inference else {})
+        rows[name] = lambda: planned
     if step.plan is None or (step.training and not names):
         methods = methods_of(names, parse_budget(step.budget), step.rank, block)
         of_methods = {
@@ -258,7 +260,10 @@ def _ask(
         progress.start("estimating", len(rows))
         for name, make in rows.items():
             try:
-                answers[name] = answer(make(), base, image_shape, step.batch_size, limits, how)
+                row = make()
+                if row.plan is not None and step.away().state:
+                    check_has_state(row.method or method_of(row.plan))
+                answers[name] = answer(row, base, image_shape, step.batch_size, limits, how)
             except _FAILURES as error:
                 if terminal.debug or name == "the plan":
                     raise

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
 from ..model.call import loss_in, parted
-from ..offloading import WHAT, blocks_on_host, offload
+from ..offloading import WHAT, blocks_on_host, offload, why_not_offloaded
 from ..offloading.streamed_block import StreamedBlock
 from ..recomputation.choice import What
 from ..recomputation.conditions import NotRecomputable
@@ -74,6 +74,8 @@ class Step:
         """Put weights on the host as is asked for; the blocks that they are of."""
         if self.offload == "nothing":
             return []
+        if self.keep_bytes == 0 and (lacking := why_not_offloaded(model, self.offload)):
+            raise ValueError(f"offload: {lacking}")
         offload(model, self.offload, keep_bytes=self.keep_bytes)
         blocks = blocks_on_host(model)
         if self.dtype == "bf16-autocast":

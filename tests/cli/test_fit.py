@@ -73,7 +73,7 @@ def test_what_does_not_fit_tells_the_least(capsys: pytest.CaptureFixture[str]) -
         (["--gib", "2", "--dtype", "fp8"], "--dtype: expected of fp32, bf16-autocast, got 'fp8'"),
         (["--gib", "2", "--card", "abacus"], "--card: expected one of RTX 3060"),
         (["--gib", "2", "--method", "lorra"], "lora"),
-        (["--gib", "2", "--offload", "all"], "--offload: expected frozen or forward-only, of the"),
+        (["--gib", "2", "--offload", "all"], "--offload: expected frozen or forward-only for"),
         (["--gib", "2", "--offload", "state"], "--offload: 'spt-lora' has next to no state to"),
         (["--gib", "2", "-o", "ways.txt"], "--output: expected a picture"),
     ],

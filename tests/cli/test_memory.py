@@ -89,6 +89,14 @@ def test_what_is_on_the_host_or_computed_again_is_accounted(
             "--offload: state is that of adamw, got",
         ),
         (["--offload", "state", "--inference"], "--offload: state is that of adamw, got"),
+        (
+            ["--offload", "state", "--method", "bias"],
+            "--offload: 'bias' has next to no state to keep",
+        ),
+        (
+            ["--offload", "frozen", "--method", "full"],
+            "--offload: expected blocks with frozen matr",
+        ),
         (["--recompute", "mlp", "--inference"], "--recompute: inference has no backward"),
         (["--recompute", "mlp@9"], "--recompute: the model has 2 blocks, from 0 on, got 'mlp@9'"),
     ],

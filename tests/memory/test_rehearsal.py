@@ -412,7 +412,7 @@ def test_the_summary_names_everything() -> None:
         ({"checkpointing": True, "training": False}, "is for training"),
         ({"method": "linear"}, "nothing to train"),
         ({"offload": "all"}, "offload must be one of frozen, forward-only, nothing, got 'all'"),
-        ({"offload": "frozen"}, "expected blocks with frozen matrices of their own"),
+        ({"offload": "frozen"}, "offload: expected blocks with frozen matrices of their own"),
         ({"offload": "frozen", "keep_bytes": -1}, "keep_bytes must be at least 0"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else None,
