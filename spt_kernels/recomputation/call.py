@@ -112,8 +112,8 @@ class Call:
             return known
         if hasattr(argument, "get_seq_length"):  # a `Cache` of transformers, which may be absent
             raise WritesCache(
-                f"{self._where} writes into a {type(argument).__name__} of keys and values and "
-                "cannot be computed again: call the model with use_cache=False, or set "
+                f"{self._where} writes into a cache of keys and values, {type(argument).__name__}, "
+                "and cannot be computed again: call the model with use_cache=False, or set "
                 "model.config.use_cache = False"
             )
         return tree_map(self._hold, argument) if isinstance(argument, _CONTAINERS) else argument
