@@ -231,6 +231,21 @@ def test_eager_attention_has_no_fused_one_to_compute_up_to() -> None:
     assert spt.recompute(model, ("mlp", "attention"))
 
 
+def test_the_attention_of_t5_is_no_table_within_it() -> None:
+    model, batch = t5().train(), sentences()
+    found = spt.recompute(model, "attention").modules
+    names = {name.rpartition(".")[2] for name in found}
+    assert names == {"SelfAttention", "EncDecAttention"}
+    grads = []
+    for what in ("attention", "nothing"):
+        spt.recompute(model, what)
+        model.zero_grad()
+        torch.manual_seed(0)  # of dropout
+        model(**batch, use_cache=False).loss.backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert all(map(torch.equal, *grads))
+
+
 def test_a_cache_is_not_written_a_second_time() -> None:
     batch, model = sentences(), tiny_llama().train()
     for what in ("block", "attention", "qkv"):

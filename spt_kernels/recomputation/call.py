@@ -113,8 +113,8 @@ class Call:
         if hasattr(argument, "get_seq_length"):  # a `Cache` of transformers, which may be absent
             raise WritesCache(
                 f"{self._where} writes into a cache of keys and values, {type(argument).__name__}, "
-                "and cannot be computed again: call the model with use_cache=False, or set "
-                "model.config.use_cache = False"
+                "and cannot be computed again: call the model with use_cache=False, or set it in "
+                "model.config, of an encoder and decoder in model.decoder.config"
             )
         return tree_map(self._hold, argument) if isinstance(argument, _CONTAINERS) else argument
 

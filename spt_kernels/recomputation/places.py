@@ -11,6 +11,7 @@ from torch import nn
 from ..model import innermost_blocks
 
 _MLP = re.compile(r"(^|_)(mlp|ffn|feed_?forward|intermediate)\d*(_|$)", re.IGNORECASE)
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # where a name as T5's SelfAttention has a new word
 _ATTENTION = re.compile(r"(^|_)(attn|attention|token_mixer|mixer)\d*(_|$)", re.IGNORECASE)
 
 
@@ -75,7 +76,7 @@ def _topmost(module: nn.Module, pattern: re.Pattern[str], prefix: str = "") -> I
     """Names of the modules with a matching name and parameters, none within another."""
     for local, child in module.named_children():
         name = f"{prefix}{local}"
-        is_one = pattern.search(local) and not _is_norm(child)
+        is_one = pattern.search(_HUMP.sub("_", local)) and not _is_norm(child)
         if is_one and next(child.parameters(), None) is not None:
             yield name
         else:
