@@ -110,7 +110,7 @@ class Call:
             if known is None:
                 known = self._held[id(argument)] = Given(argument, self._where, self._outer)
             return known
-        if hasattr(argument, "get_seq_length"):  # a `Cache` of transformers, which may be absent
+        if hasattr(argument, "get_seq_length"):  # as each `Cache` of transformers has
             raise WritesCache(
                 f"{self._where} writes into a cache of keys and values, {type(argument).__name__}, "
                 "and cannot be computed again: call the model with use_cache=False, or set it in "
