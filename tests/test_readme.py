@@ -33,7 +33,7 @@ def commands(text: str) -> list[str]:
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
-    for split, count in (("train", 6), ("test", 2)):
+    for split, count in (("train", 3), ("test", 1)):
         for name in ("daisy", "tulip"):
             folder = tmp_path / "photos" / split / name
             folder.mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -245,18 +246,26 @@ def test_nothing_helps_where_nothing_can(capsys: pytest.CaptureFixture[str]) -> 
     assert "otherwise" not in out
 
 
-SWIN = "swin_tiny_patch4_window7_224"
-
-
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", SWIN])
-def test_images_of_another_size(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "small"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 2}),
+        ("resnet18", {}),
+        ("swin_tiny_patch4_window7_224", {"depths": [1, 1, 2, 1]}),
+    ],
+)
+def test_images_of_another_size(
+    name: str, small: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["memory", "-m", name, "--method", "linear", "--batch", "2", "--json", "-q"]
+    for option, value in small.items():
+        arguments += ["--model-arg", f"{option}={value}"]
     assert app.run([*arguments, "--image-size", "448"]) == 0
-    value = json.loads(capsys.readouterr().out)["methods"]["linear"]
-    assert value["batch_shape"] == [2, 3, 448, 448]
+    found = json.loads(capsys.readouterr().out)["methods"]["linear"]
+    assert found["batch_shape"] == [2, 3, 448, 448]
     sized = {} if name == "resnet18" else {"img_size": 448}
-    own = timm.create_model(name, num_classes=100, **sized)
-    assert value["peak_bytes"] == estimate_memory(own, (2, 3, 448, 448), method="linear").peak_bytes
+    own = timm.create_model(name, num_classes=100, **small, **sized)
+    assert found["peak_bytes"] == estimate_memory(own, (2, 3, 448, 448), method="linear").peak_bytes
 
 
 def test_the_picture(
