@@ -104,7 +104,9 @@ def answer(made: Comparison) -> str:
     )
     low, high = made.interval
     facts = [f"95 % interval {low:+.2f} to {high:+.2f}"]
-    facts += [] if made.adjusted is None else [f"p = {_p(made.adjusted)}"]
+    if made.adjusted is not None:
+        p = _p(made.adjusted)
+        facts.append(f"p {p}" if p.startswith("<") else f"p = {p}")
     is_whole = len(made.differences) == made.n_planned
     facts.append(f"{made.n_planned if is_whole else there} {unit}")
     return f"{'' if is_whole else 'So far: '}{said} ({'; '.join(facts)})."
