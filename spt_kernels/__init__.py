@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .files.first_use import names_on_first_use
+
 __version__ = "0.6.0"
 
 # folder or file -> the public names that it has, in the order in which data flows
@@ -91,14 +93,13 @@ if TYPE_CHECKING:
     methods: _Methods
 
 
+_on_first_use = names_on_first_use(__name__, _HOME)
+
+
 def __getattr__(name: str) -> Any:
     if name in _FOLDERS:
         return importlib.import_module(f".{name}", __name__)
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value  # the next access is an ordinary one
-    return value
+    return _on_first_use(name)
 
 
 def __dir__() -> list[str]:

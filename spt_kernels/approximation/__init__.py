@@ -5,8 +5,9 @@ Names load on first use, so that the command line can read `choice` without wait
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..files.first_use import names_on_first_use
 
 _HOME = {"Approximation": "choice", "approximate": "approximate", "parse_approximation": "choice"}
 
@@ -17,10 +18,4 @@ if TYPE_CHECKING:
     from .choice import Approximation as Approximation
     from .choice import parse_approximation as parse_approximation
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value  # the next access is an ordinary one
-    return value
+__getattr__ = names_on_first_use(__name__, _HOME)

@@ -5,8 +5,9 @@ Names load on first use, so that the command line need not wait for torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..files.first_use import names_on_first_use
 
 _NAMES = {
     "cell": ("Cell", "CellResult", "Place", "run_cell"),
@@ -38,10 +39,4 @@ if TYPE_CHECKING:
     from .task import BenchmarkTask as BenchmarkTask
     from .vtab import vtab_tasks as vtab_tasks
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value  # the next access is an ordinary one
-    return value
+__getattr__ = names_on_first_use(__name__, _HOME)

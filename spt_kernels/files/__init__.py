@@ -1,1 +1,1 @@
-"""Files written whole or not at all, checked when read; how pictures look."""
+"""Files written whole or not at all, checked when read; how pictures look; imports on first use."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..files.first_use import names_on_first_use
 
 if TYPE_CHECKING:
     from .by_words import blocks_by as blocks_by
@@ -25,10 +26,4 @@ _HOME = {
 
 __all__ = ["Recomputation", "RecomputeWords", "blocks_by", "parts_of", "recompute", "recompute_by"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value  # the next access is an ordinary one
-    return value
+__getattr__ = names_on_first_use(__name__, _HOME)
