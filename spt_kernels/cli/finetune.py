@@ -13,7 +13,7 @@ from ..finetuning.recipe import HOW_IT_FITS
 from .command import named_of
 from .launched import launched, sharing
 from .options import FormOptions, ImageOptions, MachineOptions, ModelOptions, described
-from .terminal import Terminal, count, facts, percent, size
+from .terminal import Terminal, best_told, count, facts, percent, size
 from .training_options import TENSORBOARD, GivenOptions, MethodOptions, RecipeOptions, RunOptions
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _lines(result: dict[str, Any], output: Path) -> list[tuple[str, str]]:
         ("method", result["method"]),
         ("trained parameters", f"{count(trained)} ({parts}{count(result['head_parameters'])})"),
         ("test accuracy", percent(result["test_accuracy"])),
-        ("validation accuracy", _validation(result)),
+        ("validation accuracy", best_told(result, "val_accuracy", f"epoch {result['best_epoch']}")),
         ("step", f"{result['step_ms']:.0f} ms"),
         ("peak memory, accounted", size(result["accounted_peak_bytes"])),
     ]
@@ -200,11 +200,3 @@ def _lines(result: dict[str, Any], output: Path) -> list[tuple[str, str]]:
     if result["measured_peak_bytes"] is not None:
         lines.append(("peak memory, measured", size(result["measured_peak_bytes"])))
     return [*lines, (result["file"], f"{size(result['task_bytes'])}, in {output}")]
-
-
-def _validation(result: dict[str, Any]) -> str:
-    last = percent(result["val_accuracy"])
-    if result["best_file"] is None:
-        return last
-    best = f"{percent(result['best_val_accuracy'])} after epoch {result['best_epoch']}"
-    return f"{last}; {best}: {result['best_file']}"

@@ -13,7 +13,7 @@ from ..segmentation.recipe import SegmentationRecipe
 from ..segmentation.suited import SUITED, check_suited
 from .command import named_of
 from .options import MachineOptions, WeightsOptions, described, parse_floats
-from .terminal import Terminal, count, facts, percent, size
+from .terminal import Terminal, best_told, count, facts, percent, size
 from .training_options import TENSORBOARD, BackboneMethodOptions, GivenOptions, RunOptions
 
 if TYPE_CHECKING:
@@ -291,7 +291,8 @@ def _lines(result: dict[str, Any], output: Path) -> list[tuple[str, str]]:
     if result.get("stopped_early"):  # which results of older versions do not tell
         lines.insert(1, ("iterations", f"{count(result['iterations'])}, stopped early"))
     if result.get("val_miou") is not None:
-        lines.append(("validation mIoU", _validation(result)))
+        when = f"iteration {count(result['best_iteration'])}"
+        lines.append(("validation mIoU", best_told(result, "val_miou", when)))
     if result["miou_multi_scale"] is not None:
         lines.append(("mIoU, multi-scale", percent(result["miou_multi_scale"])))
     lines += [
@@ -301,11 +302,3 @@ def _lines(result: dict[str, Any], output: Path) -> list[tuple[str, str]]:
     if result["measured_peak_bytes"] is not None:
         lines.append(("peak memory, measured", size(result["measured_peak_bytes"])))
     return [*lines, (result["file"], f"{size(result['task_bytes'])}, in {output}")]
-
-
-def _validation(result: dict[str, Any]) -> str:
-    last = percent(result["val_miou"])
-    if result["best_file"] is None:
-        return last
-    best = f"{percent(result['best_val_miou'])} after iteration {count(result['best_iteration'])}"
-    return f"{last}; {best}: {result['best_file']}"

@@ -176,6 +176,20 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None else f"{100 * share:.{digits}f} %"
 
 
+def best_told(result: dict[str, Any], score: str, when: str) -> str:
+    """The last score on validation images and, where an earlier one was better, that and its file.
+
+    Args:
+        result: of a run, with `best_file` and the scores `score` and `best_{score}`.
+        score: its name.
+        when: the better one was, as `epoch 3`.
+    """
+    last = percent(result[score])
+    if result["best_file"] is None:
+        return last
+    return f"{last}; {percent(result[f'best_{score}'])} after {when}: {result['best_file']}"
+
+
 def size(number: int | None) -> str:
     """A number of bytes in a unit that fits."""
     if number is None:
