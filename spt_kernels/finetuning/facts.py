@@ -81,8 +81,7 @@ def _parts_of(plan: Plan) -> list[str]:
 
 def accounted_bytes(setting: Setting, recipe: Recipe, tunable: Tunable) -> int:
     """The peak of a training step, of one process where several share it."""
-    images = -(-recipe.batch_size // setting.processes.size)
-    images = min(images, recipe.micro_batch or images)
+    images = recipe.images_at_once(setting.processes.size)
     how = accounted_how(recipe, setting.device)
     return estimate_memory(tunable.model, (images, *setting.form.image_shape), **how).peak_bytes
 

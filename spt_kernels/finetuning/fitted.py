@@ -109,7 +109,7 @@ def samples_at_once(setting: Setting) -> int:
     """
     recipe = setting.job.recipe
     if recipe.memory_bytes is None:
-        return recipe.images_at_once
+        return recipe.images_at_once()
     limit = _limit(setting)
     found = largest_batch(
         setting.base.model,
@@ -124,7 +124,7 @@ def samples_at_once(setting: Setting) -> int:
             f"memory_bytes: sensitivity cannot be measured in {_gib(limit)}, one sample takes "
             f"{_gib(found.estimate.peak_bytes)}; measure it elsewhere and give it with sensitivity"
         )
-    return min(recipe.images_at_once, found.batch)
+    return min(recipe.images_at_once(), found.batch)
 
 
 def _limit(setting: Setting) -> int:

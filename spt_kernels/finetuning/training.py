@@ -181,7 +181,7 @@ def train(
             rows = [asdict(row) for row in history]
             taken = Checkpoint.take(
                 *(epoch + 1, model, optimizer, scheduler, rows, best.best),
-                recipe.images_at_once,
+                recipe.images_at_once(),
             )
             taken.save(checkpoint)
             last_saved = time.monotonic()
@@ -268,7 +268,7 @@ def check_goes_on(model: nn.Module, recipe: Recipe, checkpoint: Path) -> None:
     name = _norm_of_batches(model)
     if name is None or not checkpoint.is_file():
         return
-    was, now = Checkpoint.load(checkpoint).images_at_once, recipe.images_at_once
+    was, now = Checkpoint.load(checkpoint).images_at_once, recipe.images_at_once()
     if was not in (None, now):
         raise ValueError(
             f"micro_batch: {name} takes statistics of the images that come at once, which were "
