@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +68,6 @@ def peak_of_a_step(
 def accounted(model: nn.Module, batch: int = SHAPE[0], **how: Any) -> spt.MemoryEstimate:
     shape = (batch, *SHAPE[1:])
     return spt.estimate_memory(model, shape, device="cpu", optimizer=sparse, **how)
-
-
-@pytest.fixture
-def own_kernels() -> Iterator[None]:
-    """torch's own: oneDNN's hold packed factors in a product, of sizes that depend on the CPU."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TF32 acceleration")  # the switch sets that one as well
-        with torch.backends.mkldnn.flags(enabled=False):
-            yield
 
 
 def check_against_the_allocator(model: nn.Module, folder: Path, batch: int, dtype: str) -> None:

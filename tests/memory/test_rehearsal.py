@@ -425,7 +425,10 @@ def test_bad_arguments(arguments: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_shape": 64}, "batch_shape must be a sequence .*, or a mapping .*, got 64"),
+        (
+            {"batch_shape": 64},
+            "batch_shape must be a sequence of whole numbers, or a mapping to tensors, got 64",
+        ),
         ({"batch_shape": (1.5, 64)}, "batch_shape must be a sequence of whole numbers"),
         ({"plan": "photos.plan"}, "plan must be a Plan, got str"),
         ({"model": "vit_base_patch16_224"}, "model must be a torch.nn.Module, got str"),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,15 +196,6 @@ def tensors_of_plan(model: nn.Module) -> list[Tensor]:
     """Of a tuned model, what stays on the host and is not accounted for."""
     tuning = getattr(model, "spt_tuning", None)
     return [] if tuning is None else list(tuning.plan.unstructured.values())
-
-
-@pytest.fixture
-def own_kernels() -> Iterator[None]:
-    """torch's own kernels: what oneDNN keeps in its layouts depends on the CPU, up to a fifth."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TF32 acceleration")  # the switch sets that one as well
-        with torch.backends.mkldnn.flags(enabled=False):
-            yield
 
 
 @pytest.mark.usefixtures("own_kernels")
