@@ -15,7 +15,7 @@ from typing import Any
 
 from spt_kernels.cli.demo import cells
 from spt_kernels.costs.drawing import cost_figure
-from spt_kernels.costs.results import read
+from spt_kernels.costs.results import TABLES, read
 from spt_kernels.files.picture import save_picture
 from spt_kernels.finetuning.demo import DemoResult
 
@@ -92,22 +92,29 @@ def _row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def newest_cpu_results() -> dict[str, Any]:
-    """The texts speak of one machine: the CPU with the newest results."""
-    found = [read(path) for path in sorted(results.FOLDER.glob("*.json"))]
-    found = [measured for measured in found if measured["machine"]["threads"]]
+def newest_cpu_results(part: str, folder: Path = results.FOLDER) -> dict[str, Any]:
+    """The results of one machine, the CPU that has the newest of a part: `tables` or `contests`."""
+    found = [read(path) for path in sorted(folder.glob("*.json"))]
+    found = [
+        measured for measured in found if measured["machine"]["threads"] and measured.get(part)
+    ]
     if not found:
-        raise FileNotFoundError(f"{results.FOLDER} has no results of a CPU: run `make bench`")
-    return max(found, key=lambda m: max(contest["date"] for contest in m["contests"].values()))
+        raise FileNotFoundError(f"{folder} has no {part} of a CPU: run `make bench`")
+    return max(found, key=lambda own: max(entry["date"] for entry in own[part].values()))
 
 
-def parts(measured: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
-    """Marker -> what stands between `<!-- marker:begin -->` and `<!-- marker:end -->`."""
+def parts(costs: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
+    """Marker -> what stands between `<!-- marker:begin -->` and `<!-- marker:end -->`.
+
+    Args:
+        costs: results with cost tables.
+        measured: results with contests, of whatever machine.
+    """
     tables = {"demo": lambda: demo_table(json.loads(DEMO.read_text()))}
-    tables["costs"] = lambda: cost_table(measured)
-    tables["peaks"] = lambda: memory_table(measured)
-    tables["targets"] = lambda: target_table(measured)
-    tables["scores"] = lambda: scores_table(measured)
+    tables["costs"] = lambda: cost_table(costs)
+    tables["peaks"] = lambda: memory_table(costs)
+    tables["targets"] = lambda: target_table(costs)
+    tables["scores"] = lambda: scores_table(costs)
     tables["machine"] = lambda: machine_line(measured)
     tables["cards"] = roofline_gpu.report
     tables["measured"] = measured_report.section
@@ -136,14 +143,14 @@ def rendered(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
 
 def main() -> int:
     """Write texts and drawings, or with `--check` only compare the texts."""
-    measured = newest_cpu_results()
-    tables = parts(measured)
+    costs, measured = newest_cpu_results(TABLES), newest_cpu_results("contests")
+    tables = parts(costs, measured)
     if "--check" in sys.argv:
         return int(any(text.read_text() != rendered(text.read_text(), tables) for text in TEXTS))
     for text in TEXTS:
         text.write_text(rendered(text.read_text(), tables))
     DRAWINGS.mkdir(parents=True, exist_ok=True)
-    save_picture(cost_figure(papers_table(measured)[0]), DRAWINGS / "table7.png")
+    save_picture(cost_figure(papers_table(costs)[0]), DRAWINGS / "table7.png")
     if growth_points(measured):
         save_picture(growth_figure(measured), DRAWINGS / "growth.png")
     return 0

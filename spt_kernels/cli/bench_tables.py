@@ -45,10 +45,10 @@ def _training_table(result: Table7) -> Any:
         for row in result.rows
     ]
     peak, step = (
-        (unit, "/ full", "/ lora-16", "paper"),
+        (unit, "/ full", "/ LoRA", "paper"),
         ("step, ms" if setting.on_gpu else "step, s",),
     )
-    titles = ("method", "trained", *peak, *step, "/ full", "/ lora-16")
+    titles = ("method", "trained", *peak, *step, "/ full", "/ LoRA")
     return table(titles, rows, title, is_wide=True)
 
 
@@ -73,7 +73,7 @@ def _demand_table(result: Table7) -> Any:
         )
         for row in result.rows
     ]
-    titles = [title for name in columns.values() for title in (name, "/ full", "/ lora-16")]
+    titles = [title for name in columns.values() for title in (name, "/ full", "/ LoRA")]
     asked = "its host and of the card" if on_gpu else "its host"
     return table(("method", *titles), rows, f"What a step asks of {asked}", is_wide=True)
 
@@ -127,8 +127,10 @@ def notes(result: Table7) -> list[str]:
     lines = []
     if spreads:
         rounds, noise = result.setting.rounds, percent(max(spread.noise for spread in spreads))
-        several = f"times are medians of {rounds}, their spread at most ± {noise}"
+        several = f"times and ratios are medians of {rounds}, the times' spread at most ± {noise}"
         lines.append(several if rounds > 1 else "times are of one run: their spread is not known")
+    if any(row.method == "lora-16" for row in result.rows):
+        lines.insert(0, "/ LoRA: over lora-16, which is on qkv")
     both = [row for row in result.rows if result.setting.on_gpu and row.tuning_peak_bytes]
     if both:
         ratios = [row.accounted_peak_bytes / row.tuning_peak_bytes for row in both]

@@ -18,7 +18,7 @@ from ..step import capture_step
 from .row import CostRow, Spread
 from .setting import CAPTURED, COMPILED, EAGER, CostSetting
 from .step_profile import profile_call
-from .timing import autocast, in_turn, make_batch
+from .timing import against, autocast, in_turn, make_batch
 
 # A step that takes more of a CPU's memory is not run, only accounted, as the published layer's,
 # whose backward holds nnz × nnz values.
@@ -72,10 +72,9 @@ def _with_step(
     batch = setting.step_batch_size
     step = make_step(tunable, shape, batch, setting)
     full = make_step(tuned_for("full", plain, setting), shape, batch, setting)
-    ours, theirs = in_turn([step, full], setting)
+    time, over_full = against(step, full, setting)
     seen = profile_call(step, on_gpu=False)
-    over_full = ours.median_ms / theirs.median_ms
-    return replace(row, step=ours, step_over_full=over_full, operators=seen.operators)
+    return replace(row, step=time, step_over_full=over_full, operators=seen.operators)
 
 
 def _with_step_on_gpu(
@@ -143,9 +142,9 @@ def _time_inference(
     """Per image."""
     batch = setting.step_batch_size
     plain = plain.to(setting.device).eval()
-    runs = [_inferrer(m, shape, batch, setting) for m in (model, plain)]
-    ours, bare = in_turn(runs, setting)
-    return ours.each(batch), ours.median_ms / bare.median_ms
+    ours, bare = (_inferrer(m, shape, batch, setting) for m in (model, plain))
+    time, over_plain = against(ours, bare, setting)
+    return time.each(batch), over_plain
 
 
 def make_step(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +16,30 @@ from .setting import CostSetting
 
 def in_turn(runs: list[Callable[[], object]], setting: CostSetting) -> list[Spread]:
     """Each run once to warm up, then a number of rounds in turn, so that noise meets them alike."""
+    return [Spread.of(seen) for seen in _times_in_turn(runs, setting)]
+
+
+def against(
+    run: Callable[[], object], other: Callable[[], object], setting: CostSetting
+) -> tuple[Spread, float]:
+    """A run in turn with another one, and the median over the rounds of how much longer it took.
+
+    What slows a machine down for a while meets both runs of a round, but not all rounds.
+    """
+    ours, theirs = _times_in_turn([run, other], setting)
+    ratios = [own / its for own, its in zip(ours, theirs, strict=True)]
+    return Spread.of(ours), statistics.median(ratios)
+
+
+def _times_in_turn(runs: Sequence[Callable[[], object]], setting: CostSetting) -> list[list[float]]:
+    """Milliseconds of each run in each round."""
     times: list[list[float]] = [[] for _ in runs]
     for counted in [False] + [True] * setting.rounds:
         for run, seen in zip(runs, times, strict=True):
             elapsed = _elapsed_ms(run, setting)
             if counted:
                 seen.append(elapsed)
-    return [Spread.of(seen) for seen in times]
+    return times
 
 
 def make_batch(shape: tuple[int, ...], batch: int, setting: CostSetting) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from bench.contest import CONTESTS, Contest, Row, turn
 from bench.cost_report import table_markdown
 from bench.drawings import growth_figure, growth_points
 from bench.machine import Speed
-from bench.report import bench_table, rendered
+from bench.report import bench_table, newest_cpu_results, rendered
 from spt_kernels.costs import CostRow, CostSetting, Table7
 from spt_kernels.costs.compare import compare
 from spt_kernels.costs.machine import Machine
@@ -77,6 +78,21 @@ def test_report_replaces_what_stands_between_markers_and_refuses_unknown_ones() 
     assert rendered(text, {"op": lambda: "new"}) == text.replace("old", "new")
     with pytest.raises(ValueError, match="'op'"):
         rendered(text, {})
+
+
+def test_each_part_is_of_the_cpu_that_measured_it_last(tmp_path: Path) -> None:
+    def machine(name: str, threads: int, **parts: str) -> None:
+        entries = {part: {"it": {"date": date}} for part, date in parts.items()}
+        about = {"machine": {"processor": name, "threads": threads}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(about | entries))
+
+    machine("old", 2, tables="2026-01-01", contests="2026-01-02")
+    machine("card", 0, tables="2026-03-01", contests="2026-03-01")
+    with pytest.raises(FileNotFoundError, match="no others of a CPU"):
+        newest_cpu_results("others", tmp_path)
+    machine("new", 2, tables="2026-02-01")
+    newest = [newest_cpu_results(part, tmp_path)["machine"] for part in ("tables", "contests")]
+    assert [own["processor"] for own in newest] == ["new", "old"]
 
 
 def test_turn_reads_the_same_runs_for_another_of_ours() -> None:

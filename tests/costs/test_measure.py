@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spt_kernels.costs import ROWS, CostSetting, Table7, run_table7, worker
+from spt_kernels.costs import ROWS, CostSetting, Table7, run_table7, timing, worker
 from spt_kernels.costs.drawing import cost_figure
 from spt_kernels.costs.measure import measure_row
 from spt_kernels.costs.paper import PAPER_ROWS
@@ -146,6 +146,26 @@ def test_a_process_says_what_its_model_does_not_admit(
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(asked)))
     worker.main()
     assert "prompts" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_machine_that_is_slow_for_a_while_changes_no_ratio(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slowed = iter([1.0, 3.0, 1.0, 1.0, 5.0, 1.0])  # in each round, the first one warms up
+    factor, called = 1.0, []
+
+    def elapsed(run, setting: CostSetting) -> float:
+        nonlocal factor
+        if run == "ours":
+            factor = next(slowed)
+        called.append(run)
+        return factor * (8.0 if run == "ours" else 10.0)
+
+    monkeypatch.setattr(timing, "_elapsed_ms", elapsed)
+    time, ratio = timing.against("ours", "theirs", replace(CostSetting(), rounds=5))  # type: ignore[arg-type]
+    assert ratio == pytest.approx(0.8)
+    assert (time.median_ms, time.min_ms, time.max_ms) == (8.0, 8.0, 40.0)
+    assert called == ["ours", "theirs"] * 6
 
 
 def test_images_of_another_size() -> None:
