@@ -169,12 +169,25 @@ class SegmentationRecipeOptions:
     amp: Annotated[
         str | None, described(_RECIPE, "--amp NAME", "none or bf16 autocast [none].")
     ] = None
+    recompute: Annotated[
+        str | None,
+        described(
+            _RECIPE,
+            "--recompute WHAT",
+            "For less memory, to the same bits: mlp, qkv, attention or block, of the ViT's blocks "
+            "or of some, as block@0-5,mlp@6-11 [nothing].",
+        ),
+    ] = None
     seed: Annotated[int | None, described(_RECIPE, "--seed N", "Of everything drawn [0].")] = None
+
+    def given(self) -> dict[str, Any]:
+        """The fields of `SegmentationRecipe` that were given."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
     def chosen(self) -> SegmentationRecipe:
         """The recipe described."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return SegmentationRecipe(**{n: v for n, v in values.items() if v is not None})
+        return SegmentationRecipe(**self.given())
 
 
 def run(
@@ -210,10 +223,10 @@ def run(
     """Collect the job, run it, show its figures."""
     groups = (model, scenes, what, given, recipe)
     named = {f.name for group in groups for f in fields(group)}
-    is_bare_resume = running.resume and not named_of(context, named - {"iterations"})
+    is_bare_resume = running.resume and not named_of(context, named - {"iterations", "recompute"})
     if not is_bare_resume:
-        running.check_whole(model.source(), "--iterations")
-    job = _job_in(running.output, recipe.iterations) if is_bare_resume else _job(*groups)
+        running.check_whole(model.source(), "--iterations, --recompute")
+    job = _job_in(running.output, recipe) if is_bare_resume else _job(*groups)
     from ..finetuning.run_folder import RunFolder
     from ..segmentation.pipeline import segment
 
@@ -256,12 +269,14 @@ def _job(
         raise ValueError("--model: name a timm architecture")
     if scenes.data is None:
         raise ValueError("--data: name the folder of the scenes")
+    if recipe.val_every is not None and not scenes.val_share:
+        raise ValueError("--val-every: nothing is held out to look at; give --val-share as well")
     data = str(scenes.data.resolve())
     return SegmentationJob(source, data, method, how, **scenes.given(), **given.files())
 
 
-def _job_in(folder: Path, iterations: int | None) -> SegmentationJob:
-    """The job of the run in a folder, with more iterations if they are given."""
+def _job_in(folder: Path, recipe: SegmentationRecipeOptions) -> SegmentationJob:
+    """The job of the run in a folder, with what is said of its length and of its memory."""
     from ..finetuning.run import config_in
     from ..finetuning.run_folder import RunFolder
     from ..segmentation.job import SegmentationJob
@@ -272,9 +287,7 @@ def _job_in(folder: Path, iterations: int | None) -> SegmentationJob:
             f"--resume: no run in {folder}; give the model and the scenes to start one"
         )
     job = SegmentationJob.from_json(config["job"])
-    if iterations is None:
-        return job
-    return replace(job, recipe=replace(job.recipe, iterations=iterations))
+    return replace(job, recipe=replace(job.recipe, **recipe.given()))
 
 
 def _lines(result: dict[str, Any], output: Path) -> list[tuple[str, str]]:

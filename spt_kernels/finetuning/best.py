@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +22,11 @@ class BestSoFar:
     Attributes:
         patience: training is over when so many have not been better than the best before them;
             `None` for never.
-        on_best: given what was trained at a look that is the best so far, among equals the first.
-        best: that of the looks so far, `None` before any.
+        best: when the best of the looks was, among equals the first, and what was trained by then;
+            `None` before any.
     """
 
     patience: int | None
-    on_best: Callable[[Best], None] | None = None
     best: Best | None = None
     _rank: Rank = field(default=(), init=False)
     _looked: int = field(default=0, init=False)
@@ -43,14 +42,14 @@ class BestSoFar:
         if state.best is None or state.best_epoch is None:
             return
         self._rank = ranks[state.best_epoch]
-        self._keep(Best(state.best_epoch, state.best))
+        self.best = Best(state.best_epoch, state.best)
 
     def look(self, done: int, rank: Rank, model: nn.Module) -> None:
         """Note a look after `done` epochs or iterations."""
         self._looked = done
         if self.best is None or rank > self._rank:
             self._rank = rank
-            self._keep(Best.take(done, model))
+            self.best = Best.take(done, model)
 
     @property
     def is_over(self) -> bool:
@@ -65,11 +64,6 @@ class BestSoFar:
         return (
             f"stopped: none of {self.patience:,} {unit}s was better than {unit} {self.best.epoch:,}"
         )
-
-    def _keep(self, best: Best) -> None:
-        self.best = best
-        if self.on_best is not None:
-            self.on_best(best)
 
 
 def save_best(

@@ -21,7 +21,7 @@ from ..plan.figure import sensitivity_figure
 from ..recomputation import blocks_by, recompute_by
 from ..recomputation.conditions import NotRecomputable
 from .accuracy import evaluate
-from .best import save_best
+from .best import BestSoFar, save_best
 from .checkpoint import Best
 from .curves import training_curves_figure
 from .description import description_of
@@ -294,7 +294,7 @@ def _train(
     """The figures of all epochs, and what was trained in the best."""
     job, folder = run.setting.job, run.folder
     val = run.setting.batches("val", run.log)
-    bests: list[Best | None] = [None]
+    best = BestSoFar(job.recipe.patience)
 
     def tell_listener(figures: EpochFigures) -> None:
         if on_epoch is not None and run.processes.is_first:
@@ -322,9 +322,9 @@ def _train(
         graph=graph,
         progress=run.log,
         tell=run.log.say,
-        on_best=lambda best: bests.__setitem__(0, best),
+        best=best,
     )
-    return history, bests[0]
+    return history, best.best
 
 
 def _test(setting: Setting, model: nn.Module, folder: RunFolder, log: Logged) -> float | None:

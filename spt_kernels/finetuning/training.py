@@ -15,7 +15,7 @@ from ..methods.tunable import make_optimizer
 from ..offloading import OffloadWords
 from .accuracy import evaluate
 from .best import BestSoFar, Rank
-from .checkpoint import Best, Checkpoint
+from .checkpoint import Checkpoint
 from .device import seed_share
 from .pixels import Batches
 from .progress import Progress, Silent
@@ -73,7 +73,7 @@ def train(
     graph: bool | None = None,
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
-    on_best: Callable[[Best], None] | None = None,
+    best: BestSoFar | None = None,
     stage: str = "training",
     before_step: Callable[[int], object] = lambda _: None,
 ) -> list[EpochFigures]:
@@ -98,8 +98,9 @@ def train(
             something is offloaded they do not.
         progress: told of every step.
         tell: given a line per epoch: its figures, and the seconds that it took.
-        on_best: given, with `val`, what an epoch trained that is the best so far: of the highest
-            accuracy, among several such of the lowest loss, among these the first.
+        best: noted in, with `val`, what the best epoch trained: that of the highest accuracy, among
+            several such of the lowest loss, among these the first. Its patience is that of
+            `recipe`.
         stage: what `progress` is told that this is.
         before_step: called with the number of each step, over all epochs, before it runs.
 
@@ -134,7 +135,7 @@ def train(
         optimizer, lambda step: recipe.lr_factor(step, steps_per_epoch)
     )
     history: list[EpochFigures] = []
-    best = BestSoFar(recipe.patience, on_best)
+    best = BestSoFar(recipe.patience) if best is None else best
     if checkpoint is not None and checkpoint.is_file():
         state = Checkpoint.load(checkpoint)
         state.restore(model, optimizer, scheduler)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..memory import MemoryEstimate, estimate_memory
 from ..plan import Plan, allocate
@@ -36,7 +36,7 @@ def allocate_within(
     sensitivity: Sensitivity,
     budget: int | float,
     memory_bytes: int | float,
-    batch_shape: Sequence[int],
+    batch_shape: Sequence[int] | Mapping[str, Tensor],
     structured: str | None = "lora",
     rank: int = 8,
     *,
@@ -59,7 +59,7 @@ def allocate_within(
         sensitivity: as for `allocate`, and so are `budget`, `structured`, `rank`, `rule`, `scale`,
             `dropout`; `from_block` is the earliest block that may be tuned in any case.
         memory_bytes: of the card; 8 GiB are `8 * 2**30`.
-        batch_shape: shape of the input, `(batch, 3, height, width)`.
+        batch_shape: shape of the input, `(batch, 3, height, width)`, or a batch that is a mapping.
         reserve_bytes: of `memory_bytes`, what is kept free: a card holds more than what is
             accounted, see `largest_batch`.
         how: arguments of `estimate_memory` that say how a step is taken, by name: `dtype`,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..memory.fit import last_within
 from ..plan import Plan
@@ -75,7 +75,7 @@ class Fitting:
 
     Args:
         model: plain or tuned already; not changed.
-        image_shape: of one input, `(3, height, width)`.
+        image_shape: of one input, `(3, height, width)`, or a mapping, as for `largest_batch`.
         batch: images of an update.
         card: whose figures tell how long a step takes.
         captured: whether a step of a whole batch is a CUDA graph.
@@ -86,7 +86,7 @@ class Fitting:
     def __init__(
         self,
         model: nn.Module,
-        image_shape: Sequence[int],
+        image_shape: Sequence[int] | Mapping[str, Tensor],
         batch: int = 64,
         *,
         card: Card = CARDS["RTX 3060"],

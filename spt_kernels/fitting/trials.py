@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..memory import MemoryEstimate, Rehearsal, Work
+from ..memory.batch import BatchesOf
 from ..plan import Plan
 
 
@@ -34,15 +35,19 @@ class Trials:
 
     Args:
         model: plain or tuned already; not changed.
-        image_shape: of one input, `(3, height, width)`.
+        image_shape: as for `largest_batch`.
         plan: as for `estimate_memory`, and so is `how`.
     """
 
     def __init__(
-        self, model: nn.Module, image_shape: Sequence[int], plan: Plan | None = None, **how: Any
+        self,
+        model: nn.Module,
+        image_shape: Sequence[int] | Mapping[str, Tensor],
+        plan: Plan | None = None,
+        **how: Any,
     ) -> None:
-        self._image_shape = tuple(image_shape)
-        self._rehearsal = Rehearsal(model, plan, image_shape=self._image_shape, **how)
+        self._batches = BatchesOf(image_shape, how.get("loss_fn"))
+        self._rehearsal = Rehearsal(model, plan, image_shape=self._batches.input, **how)
         self._known: dict[tuple[int, str], Trial] = {}
         self.parts = self._rehearsal.parts()
 
@@ -56,6 +61,6 @@ class Trials:
         asked = images, recompute
         if asked not in self._known:
             self._rehearsal.recompute(recompute)
-            estimate, work = self._rehearsal.with_work((images, *self._image_shape))
+            estimate, work = self._rehearsal.with_work(self._batches.of(images))
             self._known[asked] = Trial(images, recompute, estimate, work)
         return self._known[asked]

@@ -39,6 +39,45 @@ def batch_form(
     return shape
 
 
+class BatchesOf:
+    """Batches of any size, of inputs of one shape, or of samples like those of a mapping.
+
+    Args:
+        image_shape: of one input, `(3, height, width)`; or a batch that is a mapping, as
+            `estimate_memory` takes it, of however many samples.
+        loss_fn: of the step.
+
+    Raises:
+        TypeError: it is neither whole numbers nor a mapping to tensors.
+        ValueError: tensors that are no batch for `loss_fn`.
+    """
+
+    def __init__(
+        self, image_shape: Sequence[int] | Mapping[str, Tensor], loss_fn: Callable[..., Any] | None
+    ) -> None:
+        self._sample: tuple[int, ...] | dict[str, Tensor]
+        if isinstance(image_shape, Mapping):
+            self._sample = check_batch("image_shape", image_shape, loss_fn)
+        else:
+            try:
+                self._sample = tuple(operator.index(size) for size in image_shape)
+            except TypeError:
+                raise TypeError(
+                    "image_shape must be a sequence of whole numbers, or a mapping to tensors, got "
+                    f"{image_shape!r}"
+                ) from None
+        self.input = input_of(self.of(1), loss_fn)
+
+    def of(self, size: int) -> BatchForm:
+        """The batch of so many."""
+        if not isinstance(self._sample, dict):
+            return (size, *self._sample)
+        return {
+            name: torch.empty((size, *t.shape[1:]), dtype=t.dtype, device="meta")
+            for name, t in self._sample.items()
+        }
+
+
 def shape_of(form: BatchForm) -> tuple[int, ...]:
     """Of the input, or of the first tensor of a mapping."""
     return tuple(next(iter(form.values())).shape) if isinstance(form, dict) else form

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..plan import Plan
+from .batch import BatchesOf
 from .estimate import MemoryEstimate
 from .rehearsal import Rehearsal
 
@@ -40,7 +41,7 @@ class LargestBatch:
 
 def largest_batch(
     model: nn.Module,
-    image_shape: Sequence[int],
+    image_shape: Sequence[int] | Mapping[str, Tensor],
     limit_bytes: int | float,
     plan: Plan | None = None,
     *,
@@ -58,7 +59,8 @@ def largest_batch(
 
     Args:
         model: plain or tuned already; not changed.
-        image_shape: shape of one input, `(3, height, width)`.
+        image_shape: shape of one input, `(3, height, width)`; or a batch as `model(**batch)` takes
+            it, of however many samples, whose tensors tell what one more sample adds.
         limit_bytes: the card's memory; 24 GiB are `24 * 2**30`.
         plan: as for `estimate_memory`.
         reserve_bytes: of `limit_bytes`, what is kept free.
@@ -84,26 +86,26 @@ def largest_batch(
 class PeakByBatch:
     """The estimates of one model and method by batch, each made once, when it is asked for.
 
-    The arguments are those of `estimate_memory`, with the shape of one image for that of a batch.
+    The arguments are those of `estimate_memory`, with the shape of one image for that of a batch,
+    or a mapping of however many samples.
     """
 
     def __init__(
-        self, model: nn.Module, image_shape: Sequence[int], plan: Plan | None = None, **how: Any
+        self,
+        model: nn.Module,
+        image_shape: Sequence[int] | Mapping[str, Tensor],
+        plan: Plan | None = None,
+        **how: Any,
     ) -> None:
-        try:
-            self._image_shape = tuple(operator.index(size) for size in image_shape)
-        except TypeError:
-            raise TypeError(
-                f"image_shape must be a sequence of whole numbers, got {image_shape!r}"
-            ) from None
-        self._rehearsal = Rehearsal(model, plan, image_shape=self._image_shape, **how)
+        self._batches = BatchesOf(image_shape, how.get("loss_fn"))
+        self._rehearsal = Rehearsal(model, plan, image_shape=self._batches.input, **how)
         self._known: dict[int, MemoryEstimate] = {}
 
     def at(self, batch: int) -> MemoryEstimate:
         """The estimate for `batch` images."""
         batch = operator.index(batch)
         if batch not in self._known:
-            self._known[batch] = self._rehearsal.at((batch, *self._image_shape))
+            self._known[batch] = self._rehearsal.at(self._batches.of(batch))
         return self._known[batch]
 
     def largest(self, limit_bytes: int) -> LargestBatch:

@@ -10,8 +10,10 @@ from torch import nn
 
 from ..model import innermost_blocks
 
-_MLP = re.compile(r"(^|_)(mlp|ffn|feed_?forward|intermediate)\d*(_|$)", re.IGNORECASE)
-_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # where a name as T5's SelfAttention has a new word
+_MLP = re.compile(
+    r"(^|_)(mlp|ffn|feed_?forward|intermediate|dense_relu_dense)\d*(_|$)", re.IGNORECASE
+)
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # where a name as T5's DenseReluDense has a new word
 _ATTENTION = re.compile(r"(^|_)(attn|attention|token_mixer|mixer)\d*(_|$)", re.IGNORECASE)
 
 

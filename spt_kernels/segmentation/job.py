@@ -92,11 +92,13 @@ class SegmentationJob:
     def difference_from(self, old: SegmentationJob) -> str | None:
         """The first value in which an older job differs from this one; `None` if none.
 
-        The number of iterations may be larger than it was: a run can be made longer.
+        The number of iterations may be larger than it was: a run can be made longer. What is
+        computed again may be anything: a run that has met the end of its memory can go on in less.
         """
+        free: dict[str, Any] = {"recompute": self.recipe.recompute}
         if self.recipe.iterations >= old.recipe.iterations:
-            longer = replace(old.recipe, iterations=self.recipe.iterations)
-            old = replace(old, recipe=longer)
+            free["iterations"] = self.recipe.iterations
+        old = replace(old, recipe=replace(old.recipe, **free))
         was, now = flat(old.to_json()), flat(self.to_json())
         for key in {**was, **now}:
             if was.get(key) != now.get(key):

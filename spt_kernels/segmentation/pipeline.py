@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..files.picture import check_can_draw, save_picture
-from ..finetuning.best import save_best
+from ..finetuning.best import BestSoFar, save_best
 from ..finetuning.checkpoint import Best
 from ..finetuning.curves import training_curves_figure
 from ..finetuning.device import reproducible, seed_everything
@@ -29,6 +29,7 @@ from ..model import backbone_numel, head_names, head_numel
 from ..model.head import layers_of
 from ..plan import Plan
 from ..plan.figure import sensitivity_figure
+from ..recomputation import blocks_by, recompute_by
 from ..sensitivity import Sensitivity
 from .ade20k import IGNORED
 from .evaluation import evaluate_scenes
@@ -73,7 +74,7 @@ def segment(
         output: a folder, which must be empty or absent unless `resume` or `force`.
         resume: go on with the run in `output`. One that is finished is returned as it is, unless
             the job has more iterations than it and its patience has not ended it: then it goes on
-            to these.
+            to these. What is computed again (the recipe's `recompute`) may be other than it was.
         force: overwrite the run in `output`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that read scenes; 0 reads in this one.
@@ -115,6 +116,8 @@ def segment(
                 clock.spent = spent_in(folder)
             setting = open_segmentation(job, device, workers)
             wants_graph(graph, setting.device)  # or refuses
+            if job.recipe.recompute is not None:
+                blocks_by(setting.base.model, job.recipe.recompute)  # likewise
             run = Run(setting, setting.config(), folder, clock, log, checkpoint_seconds)
             ready = _made_ready(run, plan, given)
             events = EventFiles(folder.events, run.config) if tensorboard else None
@@ -157,6 +160,8 @@ def _made_ready(
     # what a method draws for its modules is the same whatever was drawn before
     seed_everything(setting.job.recipe.seed)
     tunable = tune(model.to(setting.device), method, plan)
+    if setting.job.recipe.recompute is not None:
+        recompute_by(tunable.model, setting.job.recipe.recompute)
     run.claim()
     if plan is not None:
         plan.save(run.folder["plan"])
@@ -204,6 +209,7 @@ def _finish(
         "best_file": best_file,
         "trained_parameters": tunable.trained,
         **ready.facts,
+        "recompute": job.recipe.recompute,
         "file": folder[tunable.file].name,
         "task_bytes": size,
         "step_ms": sorted(row.step_ms for row in history)[len(history) // 2],
@@ -248,7 +254,7 @@ def _train(
 ) -> tuple[list[IterationFigures], Best | None]:
     """The figures of all iterations, and what was trained by the best."""
     setting, recipe = run.setting, run.setting.job.recipe
-    bests: list[Best | None] = [None]
+    best = BestSoFar(recipe.patience)
     held_out = setting.held_out
 
     def keep(rows: list[IterationFigures]) -> None:
@@ -281,12 +287,12 @@ def _train(
         on_figures=keep,
         on_new_figures=on_report,
         look=None if held_out is None else look,
-        on_best=lambda best: bests.__setitem__(0, best),
+        best=best,
         graph=graph,
         progress=run.log,
         report_every=report_every,
     )
-    return history, bests[0]
+    return history, best.best
 
 
 def _facts(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..finetuning.recipe import PRECISIONS, default_lr
 from ..methods.method import Method, check_one_of, check_positive, check_within
+from ..recomputation.words import RecomputeWords
 
 _LONGEST_WARMUP = 1500  # iterations
 
@@ -33,6 +34,8 @@ class SegmentationRecipe:
         patience: training ends early when so many iterations have not been better on these than the
             best before them; `None` for never.
         amp: `"none"` or `"bf16"` autocast.
+        recompute: what of the backbone the backward computes again to need less memory, to the same
+            bits: in the words of `RecomputeWords`, as `"mlp"`. `None` is nothing.
         seed: of the head's initial values, data order, dropout and augmentation.
     """
 
@@ -49,6 +52,7 @@ class SegmentationRecipe:
     val_every: int = 2000
     patience: int | None = None
     amp: str = "none"
+    recompute: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,6 +77,8 @@ class SegmentationRecipe:
                 f"got {self.warmup_iterations}"
             )
         check_one_of("amp", self.amp, PRECISIONS)
+        if self.recompute is not None:
+            RecomputeWords.parse(self.recompute)  # or it says what is expected
 
     def peak_lr(self, method: Method) -> float:
         """The learning rate at the end of the warm-up."""

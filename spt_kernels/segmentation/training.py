@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..finetuning.best import BestSoFar
-from ..finetuning.checkpoint import Best, Checkpoint
+from ..finetuning.checkpoint import Checkpoint
 from ..finetuning.progress import Progress, Silent
 from ..finetuning.run_step import RunStep, wants_graph
 from ..methods.tunable import make_optimizer
@@ -67,7 +67,7 @@ def train_segmentation(
     on_figures: Callable[[list[IterationFigures]], None] | None = None,
     on_new_figures: Callable[[IterationFigures], object] | None = None,
     look: Callable[[], float] | None = None,
-    on_best: Callable[[Best], None] | None = None,
+    best: BestSoFar | None = None,
     graph: bool | None = None,
     progress: Progress | None = None,
     report_every: int = REPORT_EVERY,
@@ -87,8 +87,8 @@ def train_segmentation(
         on_new_figures: called with the figures of each report that this call trains, when what
             there is to keep of it is kept.
         look: gives the mIoU of the model as it is, on scenes that are held out.
-        on_best: given, with `look`, what was trained by the iteration that is the best so far,
-            among equals the first.
+        best: noted in, with `look`, what was trained by the best iteration, among equals the first.
+            Its patience is that of `recipe`.
         graph: whether steps run as CUDA graphs; `None` lets them on a card where they can.
         progress: told of every step.
         report_every: iterations from one report, and possible checkpoint, to the next.
@@ -104,7 +104,7 @@ def train_segmentation(
     step = RunStep(model, optimizer, recipe, graph, batches.device, progress, loss_fn)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.lr_factor)
     history: list[IterationFigures] = []
-    best = BestSoFar(recipe.patience, on_best)
+    best = BestSoFar(recipe.patience) if best is None else best
     if checkpoint is not None and checkpoint.is_file():
         state = Checkpoint.load(checkpoint)
         state.restore(model, optimizer, scheduler)

@@ -69,7 +69,7 @@ def json_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
     ("command", "longer", "option"),
     [
         ("finetune", "--epochs, --micro-batch, --recompute, --memory, --offload", "--patience"),
-        ("segment", "--iterations", "--rank"),
+        ("segment", "--iterations, --recompute", "--rank"),
     ],
 )
 def test_a_part_of_the_job_is_not_resumed(

@@ -69,5 +69,6 @@ def test_from_scenes_to_scores(
         ([*start, "-o", "x", "--plan", "none"], "--plan: no such file: none"),
         ([*start, "-o", "x", "--stride", "33"], "--stride: expected 1 to the 32 pixels"),
         ([*start, "-o", "x", "--mean", "a"], "--mean: expected one number per channel"),
+        ([*start, "-o", "x", "--val-every", "9"], "--val-every: nothing is held out to look at"),
     ):
         assert words in complaint_of(arguments, capsys), arguments

@@ -157,12 +157,23 @@ def test_a_reserve_is_taken_off() -> None:
         (
             {"image_shape": 224},
             TypeError,
-            "image_shape must be a sequence of whole numbers, got 224",
+            "image_shape must be a sequence of whole numbers, or a mapping to tensors, got 224",
         ),
+        ({"image_shape": {"image": 3}}, TypeError, "image_shape: expected tensors by name"),
         ({"image_shape": (3, 15, 15)}, ValueError, "VisionTransformer cannot take"),
         ({"method": "prompt"}, ValueError, "method: expected one of"),
     ],
-    ids=["text", "nothing", "nan", "all-reserved", "negative", "side", "image", "method"],
+    ids=[
+        "text",
+        "nothing",
+        "nan",
+        "all-reserved",
+        "negative",
+        "side",
+        "mapping",
+        "image",
+        "method",
+    ],
 )
 def test_bad_arguments(arguments: dict, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):

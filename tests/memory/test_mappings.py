@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import spt_kernels as spt
+from spt_kernels.fitting import Fitting, allocate_within
 from spt_kernels.memory.twin import tensors_of
 from spt_kernels.sensitivity import skewed_sensitivity
 from tests.mappings import of_logits, reader, sentences
@@ -81,6 +82,38 @@ def test_what_is_computed_again_is_chosen_for_a_mapping() -> None:
     limit = int(0.8 * spt.estimate_memory(model, batch).peak_bytes)
     assert spt.recompute(model, memory_bytes=limit, batch_shape=batch)
     assert spt.estimate_memory(model, batch).peak_bytes <= limit
+
+
+@pytest.mark.parametrize("loss_fn", [None, of_logits], ids=["own loss", "loss_fn"])
+@pytest.mark.parametrize("given", [1, 7])
+def test_the_largest_batch_is_of_samples_like_those_of_a_mapping(loss_fn: Any, given: int) -> None:
+    model, how = reader(), {"loss_fn": loss_fn, "dtype": "bf16-autocast"}
+    limit = spt.estimate_memory(model, sentences(40), **how).peak_bytes
+    found = spt.largest_batch(model, sentences(given), limit, **how)
+    assert found.batch >= 40
+    assert found.estimate == spt.estimate_memory(model, sentences(found.batch), **how)
+    assert found.beyond == spt.estimate_memory(model, sentences(found.batch + 1), **how)
+    assert found.estimate.peak_bytes <= limit < found.beyond.peak_bytes
+
+
+def test_the_fastest_way_that_fits_and_the_best_plan_of_a_mapping() -> None:
+    pytest.importorskip("transformers")
+    from tests.language_models import sentences as long_sentences
+    from tests.language_models import tiny_llama
+
+    model = tiny_llama().train()
+    model.config.use_cache = False
+    fitting = Fitting(model, long_sentences(1), 16, method="spt-lora", budget=600, rank=2)
+    whole = fitting.fastest(2**40)
+    assert whole is not None
+    assert whole.micro_batch == 16
+    limit = (whole.peak_bytes + fitting.least().peak_bytes) // 2
+    way = fitting.fastest(limit)
+    assert way is not None
+    assert way.peak_bytes <= limit < whole.peak_bytes
+    scores = skewed_sensitivity(model)
+    plan = allocate_within(model, scores, 600, 2**30, long_sentences(16), rank=2).plan
+    assert 0 < plan.num_trainable <= 600
 
 
 def test_only_shapes_are_read() -> None:

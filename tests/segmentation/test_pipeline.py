@@ -214,6 +214,40 @@ def test_commands_that_are_for_images_say_so(job: SegmentationJob, tmp_path: Pat
         SavedRun.find(tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", ["spt-lora", "full"])
+def test_what_is_computed_again_gives_the_same_file_and_may_change_on_the_way(
+    name: str, job: SegmentationJob, tmp_path: Path
+) -> None:
+    if name != "spt-lora":
+        job = replace(job, method=Method(name))
+    folder = tmp_path / "run"
+    options: dict[str, Any] = {"report_every": 2, "checkpoint_seconds": 0, "resume": True}
+    whole = segment(job, tmp_path / "whole", report_every=2)
+    for line, steps in (("mlp", 3), ("block@0,qkv@1", 5), (None, 7)):
+        job = replace(job, recipe=replace(SHORT, recompute=line))
+        with pytest.raises(Killed):
+            segment(job, folder, progress=Dying("training", steps), **options)
+    job = replace(job, recipe=replace(SHORT, recompute="block"))
+    result = segment(job, folder, **options)
+    assert (folder / result["file"]).read_bytes() == (
+        tmp_path / "whole" / result["file"]
+    ).read_bytes()
+    assert result["miou"] == whole["miou"]
+    assert (whole["recompute"], result["recompute"]) == (None, "block")
+
+
+def test_what_cannot_be_computed_again_is_refused_before_anything_is_measured(
+    job: SegmentationJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "measure_on", None)
+    with pytest.raises(ValueError, match="recompute: expected mlp, qkv, attention, block"):
+        replace(SHORT, recompute="mpl")
+    own = replace(job, recipe=replace(SHORT, recompute="block@2"))
+    with pytest.raises(ValueError, match=r"recompute: .*block@2"):
+        segment(own, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_more_than_a_finished_run_had(job: SegmentationJob, tmp_path: Path) -> None:
     job = replace(job, method=Method("linear"), recipe=replace(SHORT, warmup_iterations=1))
     segment(replace(job, recipe=replace(job.recipe, iterations=2)), tmp_path / "run")
