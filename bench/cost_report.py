@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ from spt_kernels.costs.setting import EAGER
 from .markdown import markdown
 
 
-def cost_table(measured: Mapping[str, Any]) -> str:
-    """What each method costs, with the paper's memory beside it."""
+def cost_table(measured: Mapping[str, Any], methods: Collection[str] | None = None) -> str:
+    """What each method costs, or some do, with the paper's memory beside it."""
     table, date = papers_table(measured)
+    if methods is not None:
+        rows = tuple(row for row in table.rows if row.method in methods)
+        missing = {name: why for name, why in table.missing.items() if name in methods}
+        table = replace(table, rows=rows, missing=missing)
     return table_markdown(table, measured["machine"], date)
 
 
