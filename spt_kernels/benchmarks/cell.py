@@ -150,14 +150,22 @@ def run_cell(
         found = _candidate_folder(output, cell, options)["architecture"]
         method = replace(method, architecture=NoahArchitecture.load(found))
     job = setting.job(task.final, method, cell.seed, options)
-    folder = RunFolder(output / cell.folder)
-    _run(job, folder, output / cell.task, place, progress)
-    for name in _IN_THE_WAY:  # no run is made longer, and the next one has the sensitivity
-        folder[name].unlink(missing_ok=True)
+    _run(job, RunFolder(output / cell.folder), output / cell.task, place, progress)
+    tidy(output, cell)
     done = CellResult.read(output, cell)
     if done is None:
         raise ValueError(f"tasks: {task.name} has no test images")
     return done
+
+
+def tidy(output: Path, cell: Cell) -> None:
+    """Remove what of a finished cell is of no more use, if it is there.
+
+    No run of a benchmark is made longer, and the next one has the sensitivity.
+    """
+    folder = RunFolder(output / cell.folder)
+    for name in _IN_THE_WAY:
+        folder[name].unlink(missing_ok=True)
 
 
 def run_candidate(

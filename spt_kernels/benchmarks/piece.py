@@ -13,7 +13,7 @@ from typing import Any
 from ..files.atomic import write_atomically
 from ..finetuning.progress import Progress
 from .candidates import Options, candidates_of, named
-from .cell import Cell, CellResult, Place, is_chosen, run_candidate, run_cell
+from .cell import Cell, CellResult, Place, is_chosen, run_candidate, run_cell, tidy
 from .setting import BenchmarkSetting
 
 SETTING = "benchmark.json"
@@ -78,10 +78,14 @@ def cells_of(setting: BenchmarkSetting) -> list[Cell]:
 
 
 def unfinished(setting: BenchmarkSetting, output: Path, wanted: list[Cell]) -> list[Piece]:
-    """What there is to do for the cells that are wanted, in an order in which it can be done."""
+    """What there is to do for the cells that are wanted, in an order in which it can be done.
+
+    Those that are finished are tidied up, if a kill came between.
+    """
     pieces: dict[str, Piece] = {}
     for cell in wanted:
         if CellResult.read(output, cell) is not None:
+            tidy(output, cell)
             continue
         tried: list[Piece] = []
         if not is_chosen(output, cell):

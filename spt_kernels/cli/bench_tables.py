@@ -127,7 +127,9 @@ def notes(result: Table7) -> list[str]:
     lines = []
     if spreads:
         rounds, noise = result.setting.rounds, percent(max(spread.noise for spread in spreads))
-        several = f"times and ratios are medians of {rounds}, the times' spread at most ± {noise}"
+        several = f"times are medians of {rounds}, their spread at most ± {noise}"
+        if rounds > 1 and not result.setting.on_gpu:
+            several += "; over full and plain: of the rounds' ratios"
         lines.append(several if rounds > 1 else "times are of one run: their spread is not known")
     if any(row.method == "lora-16" for row in result.rows):
         lines.insert(0, "/ LoRA: over lora-16, which is on qkv")

@@ -20,13 +20,10 @@ class BestSoFar:
     """Compares looks at validation images, each after so many epochs or iterations.
 
     Attributes:
-        patience: training is over when so many have not been better than the best before them;
-            `None` for never.
         best: when the best of the looks was, among equals the first, and what was trained by then;
             `None` before any.
     """
 
-    patience: int | None
     best: Best | None = None
     _rank: Rank = field(default=(), init=False)
     _looked: int = field(default=0, init=False)
@@ -51,19 +48,16 @@ class BestSoFar:
             self._rank = rank
             self.best = Best.take(done, model)
 
-    @property
-    def is_over(self) -> bool:
-        """Whether patience is at an end."""
-        if self.patience is None or self.best is None:
+    def is_over(self, patience: int | None) -> bool:
+        """Whether so many have not been better than the best before them; `None` for never."""
+        if patience is None or self.best is None:
             return False
-        return self._looked - self.best.epoch >= self.patience
+        return self._looked - self.best.epoch >= patience
 
-    def last_words(self, unit: str) -> str:
+    def last_words(self, patience: int | None, unit: str) -> str:
         """Why training stopped, counted in epochs or iterations, as a line."""
         assert self.best is not None
-        return (
-            f"stopped: none of {self.patience:,} {unit}s was better than {unit} {self.best.epoch:,}"
-        )
+        return f"stopped: none of {patience:,} {unit}s was better than {unit} {self.best.epoch:,}"
 
 
 def save_best(

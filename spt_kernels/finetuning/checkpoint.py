@@ -182,7 +182,8 @@ def _rng_states() -> dict[str, Any]:
 def _set_rng_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+        # a run may go on where there are fewer cards
+        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])
     version, keys, gauss = states["python"]
     random.setstate((version, tuple(keys), gauss))
     kind, state, position, has_gauss, cached = states["numpy"]

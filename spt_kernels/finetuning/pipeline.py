@@ -294,7 +294,7 @@ def _train(
     """The figures of all epochs, and what was trained in the best."""
     job, folder = run.setting.job, run.folder
     val = run.setting.batches("val", run.log)
-    best = BestSoFar(job.recipe.patience)
+    best = BestSoFar()
 
     def tell_listener(figures: EpochFigures) -> None:
         if on_epoch is not None and run.processes.is_first:

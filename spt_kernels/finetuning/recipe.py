@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..approximation.choice import parse_approximation
-from ..methods.method import Method, check_one_of, check_positive, check_within
+from ..methods.method import Method, check_number, check_one_of, check_positive, check_within
 from ..offloading.words import OffloadWords
 from ..recomputation.words import RecomputeWords
 
@@ -79,8 +79,10 @@ class Recipe:
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch_size", "lr", "val_every", "patience", "clip_grad")
-        for name in (*positive, "micro_batch", "memory_bytes"):
+        whole = ("epochs", "batch_size", "val_every", "patience", "micro_batch")
+        for name in (*whole, "seed"):
+            check_number(name, getattr(self, name), int)
+        for name in (*whole, "lr", "clip_grad", "memory_bytes"):
             check_positive(name, getattr(self, name))
         for name in ("weight_decay", "warmup_epochs", "seed"):
             value = getattr(self, name)

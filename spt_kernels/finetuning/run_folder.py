@@ -131,7 +131,8 @@ class RunFolder:
         shutil.rmtree(self.events, ignore_errors=True)
 
     def _remove(self, names: set[str]) -> None:
-        for name in sorted(names):
+        # the config last: as long as it is there, no other run takes what is left for its own
+        for name in sorted(names, key=lambda name: name == FILES["config"]):
             (self.path / name).unlink(missing_ok=True)
 
     def written(self) -> list[str]:

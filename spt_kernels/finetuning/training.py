@@ -99,8 +99,7 @@ def train(
         progress: told of every step.
         tell: given a line per epoch: its figures, and the seconds that it took.
         best: noted in, with `val`, what the best epoch trained: that of the highest accuracy, among
-            several such of the lowest loss, among these the first. Its patience is that of
-            `recipe`.
+            several such of the lowest loss, among these the first.
         stage: what `progress` is told that this is.
         before_step: called with the number of each step, over all epochs, before it runs.
 
@@ -135,7 +134,7 @@ def train(
         optimizer, lambda step: recipe.lr_factor(step, steps_per_epoch)
     )
     history: list[EpochFigures] = []
-    best = BestSoFar(recipe.patience) if best is None else best
+    best = BestSoFar() if best is None else best
     if checkpoint is not None and checkpoint.is_file():
         state = Checkpoint.load(checkpoint)
         state.restore(model, optimizer, scheduler)
@@ -149,7 +148,7 @@ def train(
     progress.start(stage, recipe.epochs * steps_per_epoch)
     progress.advance(len(history) * steps_per_epoch)
     last_saved = time.monotonic()
-    while len(history) < recipe.epochs and not best.is_over:
+    while len(history) < recipe.epochs and not best.is_over(recipe.patience):
         epoch = len(history)
         started = time.monotonic()
         _training_mode(model)
@@ -177,7 +176,7 @@ def train(
             tell(_line(figures, recipe.epochs, now - started))
         if on_epoch is not None:
             on_epoch(history)
-        due = is_last or best.is_over or now - last_saved >= checkpoint_seconds
+        due = is_last or best.is_over(recipe.patience) or now - last_saved >= checkpoint_seconds
         if checkpoint is not None and due and processes.is_first:
             rows = [asdict(row) for row in history]
             taken = Checkpoint.take(
@@ -189,7 +188,7 @@ def train(
         if on_new_epoch is not None:
             on_new_epoch(figures)
     if len(history) < recipe.epochs and tell is not None:
-        tell(best.last_words("epoch"))
+        tell(best.last_words(recipe.patience, "epoch"))
     model.eval()
     return history
 

@@ -254,7 +254,7 @@ def _train(
 ) -> tuple[list[IterationFigures], Best | None]:
     """The figures of all iterations, and what was trained by the best."""
     setting, recipe = run.setting, run.setting.job.recipe
-    best = BestSoFar(recipe.patience)
+    best = BestSoFar()
     held_out = setting.held_out
 
     def keep(rows: list[IterationFigures]) -> None:

@@ -88,7 +88,6 @@ def train_segmentation(
             there is to keep of it is kept.
         look: gives the mIoU of the model as it is, on scenes that are held out.
         best: noted in, with `look`, what was trained by the best iteration, among equals the first.
-            Its patience is that of `recipe`.
         graph: whether steps run as CUDA graphs; `None` lets them on a card where they can.
         progress: told of every step.
         report_every: iterations from one report, and possible checkpoint, to the next.
@@ -104,7 +103,7 @@ def train_segmentation(
     step = RunStep(model, optimizer, recipe, graph, batches.device, progress, loss_fn)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.lr_factor)
     history: list[IterationFigures] = []
-    best = BestSoFar(recipe.patience) if best is None else best
+    best = BestSoFar() if best is None else best
     if checkpoint is not None and checkpoint.is_file():
         state = Checkpoint.load(checkpoint)
         state.restore(model, optimizer, scheduler)
@@ -119,7 +118,7 @@ def train_segmentation(
     model.train()
     stream = batches.between(done, recipe.iterations)
     last_saved = time.monotonic()
-    while done < recipe.iterations and not best.is_over:
+    while done < recipe.iterations and not best.is_over(recipe.patience):
         # to the next report, or look, or to the end
         every = (report_every,) if look is None else (report_every, recipe.val_every)
         count = min(recipe.iterations - done, *(each - done % each for each in every))
@@ -147,7 +146,11 @@ def train_segmentation(
         history.append(figures)
         if on_figures is not None:
             on_figures(history)
-        due = is_last or best.is_over or time.monotonic() - last_saved >= checkpoint_seconds
+        due = (
+            is_last
+            or best.is_over(recipe.patience)
+            or time.monotonic() - last_saved >= checkpoint_seconds
+        )
         if checkpoint is not None and due:
             rows = [asdict(row) for row in history]
             taken = Checkpoint.take(done, model, optimizer, scheduler, rows, best.best)
@@ -156,6 +159,6 @@ def train_segmentation(
         if on_new_figures is not None:
             on_new_figures(figures)
     if done < recipe.iterations:
-        progress.say(best.last_words("iteration"))
+        progress.say(best.last_words(recipe.patience, "iteration"))
     model.eval()
     return history

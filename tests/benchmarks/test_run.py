@@ -85,8 +85,11 @@ def test_test_images_are_read_once_for_each_run(whole: Path, setting: BenchmarkS
 
 
 def test_a_finished_grid_is_read_and_not_run(whole: Path, setting: BenchmarkSetting) -> None:
+    left = whole / setting.tasks[0].name / "linear" / "seed0" / "state.pt"
+    left.touch()  # as if it had been killed before it removed that
     heard = Heard()
     again = run(setting, whole, jobs=0, progress=heard)
+    assert not left.exists()
     assert accuracies(again) == accuracies(benchmark_table(whole))
     assert heard.lines == ["8 of 8 runs are finished already"]
     assert heard.stages == []

@@ -78,6 +78,12 @@ def test_an_impossible_recipe_is_refused_by_name(change: dict) -> None:
         Recipe(**change)
 
 
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "val_every", "micro_batch", "seed"])
+def test_numbers_that_are_counted_are_whole(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name}: expected a whole number, got 2.5"):
+        Recipe(**{name: 2.5})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -25,6 +25,7 @@ from spt_kernels.finetuning import (
 from spt_kernels.finetuning import finetune as run
 from spt_kernels.finetuning.accuracy import evaluate
 from spt_kernels.finetuning.checkpoint import Checkpoint
+from spt_kernels.finetuning.run_folder import FILES, RunFolder
 from spt_kernels.finetuning.run_step import RunStep
 from spt_kernels.plan import Plan
 
@@ -137,6 +138,27 @@ def test_a_measured_sensitivity_is_used_by_the_next_try(
     with pytest.raises(Killed):
         run(job, folder, force=True, progress=Heard(at="measuring sensitivity begins"))
     assert SavedRun.find(folder).load() is not None, "what is to be overwritten is still there"
+
+
+def test_a_folder_that_is_half_cleared_tells_whose_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, unlink = RunFolder(tmp_path), Path.unlink
+    for file in FILES.values():
+        (tmp_path / file).touch()
+
+    def killed(path: Path, **how: bool) -> None:
+        if path == folder["state"]:
+            raise Killed
+        unlink(path, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(Killed):
+            folder.clear()
+    assert folder["config"].is_file(), "another run would take the state for its own"
+    folder.clear()
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,26 @@ def test_a_checkpoint_of_another_model_changes_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], t) for name, t in other.state_dict().items())
 
 
+def test_a_checkpoint_of_more_cards_than_there_are_is_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_vit()
+    optimizer = make_optimizer(model, 1e-3, 0.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    taken = Checkpoint.take(1, model, optimizer, scheduler, [])
+    states = [torch.get_rng_state() for _ in range(2)]
+    taken.rng["cuda"] = states
+    put: list[list[torch.Tensor]] = []
+    for name, value in (
+        ("is_available", lambda: True),
+        ("device_count", lambda: 1),
+        ("set_rng_state_all", put.append),
+    ):
+        monkeypatch.setattr(torch.cuda, name, value)
+    taken.restore(model, optimizer, scheduler)
+    assert put == [states[:1]]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     model = tiny_vit()
     with torch.no_grad():
