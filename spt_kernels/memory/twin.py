@@ -18,6 +18,10 @@ from ..model.quantized import inner_tensors, is_quantized
 from ..ops.sparse_weight_grad import SparsePattern
 
 
+_CPU = torch.device("cpu")
+_WITHOUT_TENSORS = (type(None), bool, int, float, str)  # what most attributes are
+
+
 def fake_copy(
     model: nn.Module, fakes: FakeTensorMode, dtype: torch.dtype | None = None
 ) -> tuple[Any, list[Tensor]]:
@@ -43,13 +47,13 @@ def fake_copy(
         if is_quantized(tensor):
             memo[key] = _quantized_fake(tensor, fakes, dtype)
             continue
-        fake = tensor
-        if not isinstance(tensor, FakeTensor):
-            is_cast = tensor.is_floating_point() and key not in kept
-            fake = _empty_like(tensor, fakes, dtype if is_cast else None)
-        is_parameter = isinstance(tensor, nn.Parameter)
-        # a parameter detaches what it is made of; on fakes that is a call like any other
-        memo[key] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake.detach()
+        is_real = not isinstance(tensor, FakeTensor)
+        is_cast = is_real and tensor.is_floating_point() and key not in kept
+        fake: Any = _empty_like(tensor, fakes, dtype if is_cast else None)
+        if isinstance(tensor, nn.Parameter):
+            fake._is_param = True  # as `nn.Parameter` does, but that it detaches: a call on fakes
+            fake.requires_grad_(tensor.requires_grad)
+        memo[key] = fake
 
     real: dict[int, Tensor] = {}
     if tuning is not None:
@@ -58,7 +62,7 @@ def fake_copy(
         real |= {id(t): t for t in tuning.base_buffers.values() if t is not None}
     for module in model.modules():
         for value in vars(module).values():
-            if value is tuning:
+            if type(value) in _WITHOUT_TENSORS or value is tuning:
                 continue  # the plan is no part of the model
             if isinstance(value, DeltaPattern):
                 twin = DeltaPattern(_on_cpu(value.whole))
@@ -129,6 +133,8 @@ def _tensors_within(value: Any) -> Iterator[Tensor]:
 
 
 def _empty_like(tensor: Tensor, fakes: FakeTensorMode, dtype: torch.dtype | None = None) -> Tensor:
-    dtype = dtype or tensor.dtype
-    with fakes:
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="cpu")
+    # what the mode makes of `torch.empty_strided` on a CPU, without asking it for each
+    meta = torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=dtype or tensor.dtype, device="meta"
+    )
+    return FakeTensor(fakes, meta, _CPU)
