@@ -17,7 +17,6 @@ from ..layers.sparse_gradient import DeltaPattern
 from ..model.quantized import inner_tensors, is_quantized
 from ..ops.sparse_weight_grad import SparsePattern
 
-
 _CPU = torch.device("cpu")
 _WITHOUT_TENSORS = (type(None), bool, int, float, str)  # what most attributes are
 
