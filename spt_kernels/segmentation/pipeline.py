@@ -34,7 +34,7 @@ from ..sensitivity import Sensitivity
 from .ade20k import IGNORED
 from .evaluation import evaluate_scenes
 from .job import SegmentationJob
-from .pictures import check_folder
+from .pictures import check_folder, check_names
 from .setting import SegmentationSetting, open_segmentation
 from .training import REPORT_EVERY, IterationFigures, train_segmentation
 
@@ -82,7 +82,7 @@ def segment(
         graph: whether training steps run as CUDA graphs; `None` lets them on a card where they can.
         multi_scale: test at several scales and mirrored as well.
         save_predictions: a folder for the predicted label maps of the validation images, which must
-            be empty or absent as well.
+            be empty or absent as well; a file of the scenes is never overwritten.
         progress: told how far it is; what it is told is in `log.txt` as well.
         on_report: called with the figures of each report that this call trains, when it is over,
             for any tracker of experiments. What it raises ends the run, which can be resumed.
@@ -115,6 +115,13 @@ def segment(
                     return finished
                 clock.spent = spent_in(folder)
             setting = open_segmentation(job, device, workers)
+            if save_predictions is not None:
+                check_names(
+                    setting.validation.paths,
+                    save_predictions,
+                    besides=setting.files(),
+                    argument="save_predictions",
+                )
             wants_graph(graph, setting.device)  # or refuses
             if job.recipe.recompute is not None:
                 blocks_by(setting.base.model, job.recipe.recompute)  # likewise

@@ -52,6 +52,29 @@ def test_from_scenes_to_scores(
             ["predict", "run", *photos, "--save-predictions", "scenes/annotations/training"],
             "--save-predictions: scenes/annotations/training is not empty",
         ),
+        (
+            ["evaluate", "run", "--save-predictions", "scenes/annotations/validation", "--force"],
+            "annotations/validation/ADE_valid_00000001.png is read, and a predicted label map",
+        ),
+        (
+            ["predict", "run", "new", "--save-predictions", "new", "--force"],
+            "would both be written as ADE_train_00000001-overlay.png",
+        ),
+        (
+            [
+                "predict",
+                "run",
+                "new/ADE_train_00000001.png",
+                "--save-predictions",
+                "new",
+                "--force",
+            ],
+            "--save-predictions: new/ADE_train_00000001.png is read",
+        ),
+        (
+            [*start, "-o", "x", "--save-predictions", "scenes/annotations/validation", "--force"],
+            "annotations/validation/ADE_valid_00000001.png is read, and a predicted label map",
+        ),
         (["evaluate", "run", "-m", "vit_tiny_patch16_224"], "--model: the file of a model that"),
         (
             ["finetune", "--resume", "-o", "run"],
