@@ -25,7 +25,7 @@ from ..finetuning.run_folder import RunFolder
 from ..finetuning.run_step import wants_graph
 from ..methods import Method, make_plan, tune
 from ..methods.tunable import Tunable
-from ..model import backbone_numel, head_names, head_numel
+from ..model import head_names
 from ..model.head import layers_of
 from ..plan import Plan
 from ..plan.figure import sensitivity_figure
@@ -33,6 +33,7 @@ from ..recomputation import blocks_by, recompute_by
 from ..sensitivity import Sensitivity
 from .ade20k import IGNORED
 from .evaluation import evaluate_scenes
+from .facts import accounted_bytes, facts_of, notes_of, trains
 from .job import SegmentationJob
 from .pictures import check_folder, check_names
 from .setting import SegmentationSetting, open_segmentation
@@ -143,6 +144,7 @@ class _Ready:
     plan: Plan | None
     tunable: Tunable
     facts: dict[str, Any]
+    accounted_bytes: int
 
 
 def _made_ready(
@@ -151,10 +153,12 @@ def _made_ready(
     """Plan, tune, and make the folder this run's; a plan that is given is kept."""
     setting, model = run.setting, run.setting.base.model
     method = replace(setting.job.method, head=model.trained_whole)
-    for note in _notes(setting):
+    for note in notes_of(setting):
         run.log.say(note)
     if plan is None and given is None and method.is_sensitivity_aware:
         check_possible(method, model)
+        if setting.job.recipe.recompute is not None:  # told before hours are measured
+            accounted_bytes(setting, model, setting.job.recipe.recompute)
         given = _measured(run, method)
     for name, file in (("plan", plan), ("sensitivity", given)):
         if file is not None and file.head != head_names(model, method.head):
@@ -163,17 +167,18 @@ def _made_ready(
                 f"{', '.join(model.trained_whole)}, got {', '.join(layers_of(file.head)) or 'none'}"
             )
     plan = make_plan(model, method, given) if plan is None else plan
-    facts = _facts(model, plan, method, setting)
+    facts = facts_of(setting, plan, model.trained_whole)
     # what a method draws for its modules is the same whatever was drawn before
     seed_everything(setting.job.recipe.seed)
     tunable = tune(model.to(setting.device), method, plan)
     if setting.job.recipe.recompute is not None:
         recompute_by(tunable.model, setting.job.recipe.recompute)
+    accounted = accounted_bytes(setting, tunable.model)
     run.claim()
     if plan is not None:
         plan.save(run.folder["plan"])
-    run.log.say(_trains(method, tunable, plan, facts))
-    return _Ready(method, plan, tunable, facts)
+    run.log.say(trains(method, tunable, plan, facts))
+    return _Ready(method, plan, tunable, facts, accounted)
 
 
 def _finish(
@@ -221,6 +226,7 @@ def _finish(
         "task_bytes": size,
         "step_ms": sorted(row.step_ms for row in history)[len(history) // 2],
         "seconds": round(run.clock(), 1),
+        "accounted_peak_bytes": ready.accounted_bytes,
         "measured_peak_bytes": measured_bytes(setting.device),
         **machine_of(setting.device),
     }
@@ -300,48 +306,6 @@ def _train(
         report_every=report_every,
     )
     return history, best.best
-
-
-def _facts(
-    model: nn.Module, plan: Plan | None, method: Method, setting: SegmentationSetting
-) -> dict[str, Any]:
-    """What is trained, on what; told from the plain model."""
-    head = method.head
-    assert head is not None
-    return {
-        "unstructured_parameters": None if plan is None else plan.num_unstructured,
-        "structured_parameters": None if plan is None else plan.num_structured,
-        "head": list(head),
-        "head_parameters": head_numel(model, head),
-        "backbone_parameters": backbone_numel(model, head),
-        "budget": None if plan is None else plan.budget,
-        "lr": setting.job.recipe.peak_lr(setting.job.method),
-        "training_images": len(setting.training),
-        "validation_images": 0 if setting.held_out is None else len(setting.held_out),
-    }
-
-
-def _trains(method: Method, tunable: Tunable, plan: Plan | None, facts: dict[str, Any]) -> str:
-    """What the method trains and its share of the model, as a line."""
-    share = 100 * tunable.trained / facts["backbone_parameters"]
-    line = (
-        f"{method.name} trains {tunable.trained:,} parameters, {share:.2f} % of the backbone, and "
-        f"the decoder of {facts['head_parameters']:,}"
-    )
-    return f"{line}; {plan.shortfall}" if plan is not None and plan.shortfall else line
-
-
-def _notes(setting: SegmentationSetting) -> list[str]:
-    """What is as asked for and hardly as meant."""
-    notes = []
-    if setting.base.weight_notes:
-        notes.append(f"weights: {'; '.join(setting.base.weight_notes)}")
-    if setting.job.recipe.batch_size > len(setting.training):
-        notes.append(
-            f"a batch of {setting.job.recipe.batch_size} is more than the "
-            f"{len(setting.training)} training images"
-        )
-    return notes
 
 
 def _draw(

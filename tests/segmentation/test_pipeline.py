@@ -15,6 +15,7 @@ from PIL import Image
 from spt_kernels.errors import BaseModelMismatch, DeltaFormatError
 from spt_kernels.finetuning import Method, ModelSource, SavedRun
 from spt_kernels.finetuning.progress import Silent
+from spt_kernels.memory import estimate_memory
 from spt_kernels.plan import allocate
 from spt_kernels.segmentation import (
     SavedSegmentation,
@@ -26,11 +27,13 @@ from spt_kernels.segmentation import (
     read_ade20k,
     segment,
 )
+from spt_kernels.segmentation.facts import accounted_bytes
 from spt_kernels.segmentation.pictures import palette
 from spt_kernels.segmentation.saved import is_segmentation
 from spt_kernels.segmentation.scenes import read_labels
+from spt_kernels.segmentation.setting import open_segmentation
 from spt_kernels.sensitivity import skewed_sensitivity
-from tests.finetuning.undrawn import leave_pictures_empty
+from tests.finetuning.undrawn import draw_nothing
 
 SHORT = SegmentationRecipe(iterations=7, batch_size=3, drop_path=0.2)
 CPU = torch.device("cpu")
@@ -38,8 +41,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without pictures, which take longer than these runs."""
-    leave_pictures_empty(monkeypatch, pipeline)
+    """Without pictures and accounted memory, which take longer than these runs."""
+    draw_nothing(monkeypatch, pipeline)
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +249,35 @@ def test_what_cannot_be_computed_again_is_refused_before_anything_is_measured(
     with pytest.raises(ValueError, match=r"recompute: .*block@2"):
         segment(own, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["spt-lora", "lora-2"])
+def test_what_only_a_rehearsal_tells_is_told_before_anything_is_measured(
+    name: str, job: SegmentationJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU an attention with dropout is not by the fused kernel that `qkv` keeps results of."""
+    monkeypatch.setattr(pipeline, "accounted_bytes", accounted_bytes)
+    monkeypatch.setattr(pipeline, "measure_on", None)
+    model = replace(job.model, args={**job.model.args, "attn_drop_rate": 0.1})
+    method = job.method if name == "spt-lora" else Method(name)
+    own = replace(job, model=model, method=method, recipe=replace(SHORT, recompute="qkv"))
+    with pytest.raises(ValueError, match=r"^recompute: .*attn: what=\"qkv\" keeps the result of"):
+        segment(own, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_accounted_memory_has_the_loss_of_every_pixel_and_less_of_blocks(
+    job: SegmentationJob,
+) -> None:
+    setting = open_segmentation(job, "cpu")
+    model = setting.base.model
+    whole = accounted_bytes(setting, model)
+    cheap = estimate_memory(
+        model, (3, 3, 32, 32), loss_fn=lambda heads, _: sum(h.mean() for h in heads), device="cpu"
+    )
+    one_log_probability_of_each_class = SHORT.batch_size * 3 * 32 * 32 * 4
+    assert whole - cheap.peak_bytes > one_log_probability_of_each_class
+    assert whole - accounted_bytes(setting, model, "block") > 0.05 * whole
 
 
 def test_more_than_a_finished_run_had(job: SegmentationJob, tmp_path: Path) -> None:
