@@ -58,8 +58,8 @@ class Killed(BaseException):
 class Dying(Silent):
     """Dies at the n-th step of a stage."""
 
-    def __init__(self, stage: str, steps: int) -> None:
-        self.stage, self.steps, self.now = stage, steps, ""
+    def __init__(self, stage: str, steps: int, of: type[BaseException] = Killed) -> None:
+        self.stage, self.steps, self.of, self.now = stage, steps, of, ""
 
     def start(self, stage: str, total: int) -> None:
         self.now, self.done = stage, 0
@@ -67,7 +67,7 @@ class Dying(Silent):
     def advance(self, steps: int = 1, note: str = "") -> None:
         self.done += steps
         if self.now == self.stage and self.done >= self.steps:
-            raise Killed
+            raise self.of
 
 
 @pytest.mark.parametrize("name", ["spt-lora", "lora-2"])
@@ -237,6 +237,17 @@ def test_what_is_computed_again_gives_the_same_file_and_may_change_on_the_way(
     ).read_bytes()
     assert result["miou"] == whole["miou"]
     assert (whole["recompute"], result["recompute"]) == (None, "block")
+
+
+def test_a_run_that_met_the_end_of_the_memory_in_its_first_step_goes_on_in_less(
+    job: SegmentationJob, tmp_path: Path
+) -> None:
+    job, folder = replace(job, method=Method("lora-2")), tmp_path / "run"
+    with pytest.raises(torch.OutOfMemoryError):
+        segment(job, folder, progress=Dying("training", 1, torch.OutOfMemoryError))
+    assert {path.name for path in folder.iterdir()} == {"config.json", "log.txt"}
+    less = replace(job, recipe=replace(SHORT, recompute="block"))
+    assert segment(less, folder, resume=True)["recompute"] == "block"
 
 
 def test_what_cannot_be_computed_again_is_refused_before_anything_is_measured(
