@@ -75,7 +75,8 @@ def segment(
         output: a folder, which must be empty or absent unless `resume` or `force`.
         resume: go on with the run in `output`. One that is finished is returned as it is, unless
             the job has more iterations than it and its patience has not ended it: then it goes on
-            to these. What is computed again (the recipe's `recompute`) may be other than it was.
+            to these. It is not tested once more: that is `spt-kernels evaluate`. What is computed
+            again (the recipe's `recompute`) may be other than it was.
         force: overwrite the run in `output`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that read scenes; 0 reads in this one.
@@ -112,6 +113,7 @@ def segment(
             if resume:
                 finished = finished_in(folder, job, "iterations")
                 if finished is not None:
+                    _check_tested(folder, finished, multi_scale, save_predictions)
                     log.say("this run is finished; `evaluate` tests it once more")
                     return finished
                 clock.spent = spent_in(folder)
@@ -134,6 +136,20 @@ def segment(
         if events is not None:
             events.close(history[-1].iteration, {"mIoU/test": result["miou"]})
         return result
+
+
+def _check_tested(
+    folder: RunFolder, result: dict[str, Any], multi_scale: bool, save_predictions: Path | None
+) -> None:
+    """Refuse a test that a finished run has not had; one that is asked for again is fine."""
+    lacking = {}
+    if multi_scale and result.get("miou_multi_scale") is None:
+        lacking["multi_scale"] = "--multi-scale"
+    if save_predictions is not None and not any(save_predictions.glob("*-overlay.png")):
+        lacking["save_predictions"] = f"--save-predictions {save_predictions}"
+    if lacking:
+        how = f"spt-kernels evaluate {folder.path} {' '.join(lacking.values())}"
+        raise ValueError(f"{', '.join(lacking)}: the run is finished; `{how}` tests it so")
 
 
 @dataclass(frozen=True)

@@ -293,7 +293,17 @@ def test_the_accounted_memory_has_the_loss_of_every_pixel_and_less_of_blocks(
 
 def test_more_than_a_finished_run_had(job: SegmentationJob, tmp_path: Path) -> None:
     job = replace(job, method=Method("linear"), recipe=replace(SHORT, warmup_iterations=1))
-    segment(replace(job, recipe=replace(job.recipe, iterations=2)), tmp_path / "run")
+    short, labels = replace(job, recipe=replace(job.recipe, iterations=2)), tmp_path / "labels"
+    segment(short, tmp_path / "run")
+    for how, words in (
+        (
+            {"multi_scale": True},
+            r"^multi_scale: .* `spt-kernels evaluate .*run --multi-scale` tests",
+        ),
+        ({"save_predictions": labels}, r"^save_predictions: .*run --save-predictions .*labels`"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            segment(short, tmp_path / "run", resume=True, **how)
     assert segment(job, tmp_path / "run", resume=True)["iterations"] == 7
     with pytest.raises(ValueError, match=r"holds another job \(recipe: seed was 0, is 1\)"):
         segment(replace(job, recipe=replace(job.recipe, seed=1)), tmp_path / "run", resume=True)
@@ -305,7 +315,9 @@ def test_predicted_labels_are_read_as_the_true_ones_are(
     job: SegmentationJob, tmp_path: Path
 ) -> None:
     """A palette and an overlay are for people; the values are ADE20K's."""
-    result = segment(job, tmp_path / "run", save_predictions=tmp_path / "labels", multi_scale=True)
+    how: dict[str, Any] = {"save_predictions": tmp_path / "labels", "multi_scale": True}
+    result = segment(job, tmp_path / "run", **how)
+    assert segment(job, tmp_path / "run", resume=True, **how) == result, "the same command again"
     assert 0 <= result["miou_multi_scale"] <= 1
     scenes, right, all_ = read_ade20k(job.data, "validation"), 0, 0
     for path, annotation in zip(scenes.paths, scenes.annotations, strict=True):
