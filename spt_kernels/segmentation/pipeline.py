@@ -31,13 +31,14 @@ from ..plan import Plan
 from ..plan.figure import sensitivity_figure
 from ..recomputation import blocks_by, recompute_by
 from ..sensitivity import Sensitivity
+from ..sensitivity.per_sample.batches import NoSamples
 from .ade20k import IGNORED
 from .evaluation import evaluate_scenes
 from .facts import accounted_bytes, facts_of, notes_of, trains
 from .job import SegmentationJob
 from .pictures import check_folder, check_names
 from .setting import SegmentationSetting, open_segmentation
-from .training import REPORT_EVERY, IterationFigures, train_segmentation
+from .training import NO_LABEL, REPORT_EVERY, IterationFigures, train_segmentation
 
 
 def segment(
@@ -256,15 +257,18 @@ def _measured(run: Run[SegmentationSetting], method: Method) -> Sensitivity:
 
     def measure() -> Sensitivity:
         model = setting.base.model.to(setting.device)
-        measured = measure_on(
-            model,
-            setting.crops(),
-            nn.CrossEntropyLoss(ignore_index=IGNORED),
-            min(method.samples, len(setting.training)),
-            method,
-            setting.job.recipe.seed,
-            run.log,
-        )
+        try:
+            measured = measure_on(
+                model,
+                setting.crops(),
+                nn.CrossEntropyLoss(ignore_index=IGNORED),
+                min(method.samples, len(setting.training)),
+                method,
+                setting.job.recipe.seed,
+                run.log,
+            )
+        except NoSamples as reason:
+            raise ValueError(NO_LABEL) from reason
         model.to("cpu")
         return measured
 

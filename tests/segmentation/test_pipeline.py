@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -355,11 +356,40 @@ def test_a_start_that_fails_leaves_nothing(job: SegmentationJob, tmp_path: Path)
     for bad, complaint in (
         (replace(job, data=str(tmp_path / "none")), "^data: no such folder"),
         (replace(job, stride=40), "^stride: expected 1 to the 32"),
+        (replace(job, size=7), "^size: expected at least the 8 × 8 pixels of a patch, got 7"),
         (replace(job, method=Method("spt-lora-structured", 10)), "^budget: the smallest LoRA"),
     ):
         with pytest.raises(ValueError, match=complaint):
             segment(bad, tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["spt-lora", "linear"])
+def test_scenes_without_a_label_are_refused(
+    name: str, job: SegmentationJob, tmp_path: Path
+) -> None:
+    bare = shutil.copytree(job.data, tmp_path / "scenes")
+    for path in (bare / "annotations" / "training").iterdir():
+        Image.new("L", (48, 40), 0).save(path)
+    method = job.method if name == "spt-lora" else Method(name)
+    own, folder = replace(job, data=str(bare), method=method), tmp_path / "run"
+    with pytest.raises(ValueError, match=r"^data: no training image that was looked at has a label"):
+        segment(own, folder, report_every=2)  # all six scenes are seen after these
+    assert not folder.exists()
+
+
+def test_a_report_without_a_label_is_no_reason_to_end_a_run_that_had_some(
+    job: SegmentationJob, tmp_path: Path
+) -> None:
+    scarce = shutil.copytree(job.data, tmp_path / "scenes")
+    unlabelled = sorted((scarce / "annotations" / "training").iterdir())[1:]
+    for path in unlabelled:
+        Image.new("L", (48, 40), 0).save(path)
+    recipe = SegmentationRecipe(iterations=18, batch_size=1)
+    own = replace(job, data=str(scarce), method=Method("linear"), recipe=recipe)
+    segment(own, tmp_path / "run", report_every=1)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert sum(row["train_loss"] > 0 for row in rows) == 3, "one scene of six, three times"
 
 
 def test_the_learning_rate_falls_by_a_polynomial() -> None:
