@@ -352,6 +352,16 @@ def test_what_cannot_be_is_refused(
         replace(job, **changes)
 
 
+def test_what_is_counted_is_a_whole_number(job: SegmentationJob) -> None:
+    for whole, names in (
+        (SHORT, ("iterations", "batch_size", "warmup_iterations", "val_every", "patience", "seed")),
+        (job, ("size", "stride", "channels")),
+    ):
+        for name in names:
+            with pytest.raises(TypeError, match=f"^{name}: expected a whole number, got 4.0"):
+                replace(whole, **{name: 4.0})
+
+
 def test_a_start_that_fails_leaves_nothing(job: SegmentationJob, tmp_path: Path) -> None:
     for bad, complaint in (
         (replace(job, data=str(tmp_path / "none")), "^data: no such folder"),
@@ -373,7 +383,9 @@ def test_scenes_without_a_label_are_refused(
         Image.new("L", (48, 40), 0).save(path)
     method = job.method if name == "spt-lora" else Method(name)
     own, folder = replace(job, data=str(bare), method=method), tmp_path / "run"
-    with pytest.raises(ValueError, match=r"^data: no training image that was looked at has a label"):
+    with pytest.raises(
+        ValueError, match=r"^data: no training image that was looked at has a label"
+    ):
         segment(own, folder, report_every=2)  # all six scenes are seen after these
     assert not folder.exists()
 
