@@ -22,6 +22,7 @@ def test_from_scenes_to_scores(
     start = ["segment", *model, "-d", "scenes", *small, "-b", "1500", "--rank", "2", "-q"]
     result = json_of([*start, "-o", "run"], capsys)
     assert result["trained_parameters"] <= 1500
+    assert result["accounted_peak_bytes"] > 4 * result["backbone_parameters"]
     assert "task.safetensors" in result["written"]
     again = ["evaluate", "run", "-q", "--save-predictions", "labels", "--multi-scale"]
     seen = json_of(again, capsys)
@@ -33,6 +34,7 @@ def test_from_scenes_to_scores(
     assert "ground, disc, bar" in shown
     text = output_of(["segment", "--resume", "-o", "run", "-q"], capsys)
     assert "mIoU" in text
+    assert "peak memory, accounted" in text
     assert "disc" in output_of(["evaluate", "run/task.safetensors", "-d", "scenes"], capsys)
     photos = [str(tmp_path / "scenes" / "images" / split) for split in ("training", "validation")]
     seen = json_of(["predict", "run", *photos, "--save-predictions", "new", "-q"], capsys)

@@ -15,8 +15,6 @@ from PIL import Image
 
 from spt_kernels.errors import BaseModelMismatch, DeltaFormatError
 from spt_kernels.finetuning import Method, ModelSource, SavedRun
-from spt_kernels.finetuning.progress import Silent
-from spt_kernels.memory import estimate_memory
 from spt_kernels.plan import allocate
 from spt_kernels.segmentation import (
     SavedSegmentation,
@@ -28,15 +26,15 @@ from spt_kernels.segmentation import (
     read_ade20k,
     segment,
 )
-from spt_kernels.segmentation.facts import accounted_bytes
 from spt_kernels.segmentation.pictures import palette
 from spt_kernels.segmentation.saved import is_segmentation
 from spt_kernels.segmentation.scenes import read_labels
-from spt_kernels.segmentation.setting import open_segmentation
 from spt_kernels.sensitivity import skewed_sensitivity
+from tests.finetuning.killed import Killed
 from tests.finetuning.undrawn import draw_nothing
 
-SHORT = SegmentationRecipe(iterations=7, batch_size=3, drop_path=0.2)
+from .short_runs import SHORT, Dying
+
 CPU = torch.device("cpu")
 
 
@@ -44,31 +42,6 @@ CPU = torch.device("cpu")
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without pictures and accounted memory, which take longer than these runs."""
     draw_nothing(monkeypatch, pipeline)
-
-
-@pytest.fixture(scope="module")
-def job(data: Path, backbone: ModelSource) -> SegmentationJob:
-    method = Method("spt-lora", 1500, 2, 5)
-    return SegmentationJob(backbone, str(data), method, SHORT, size=32, channels=8)
-
-
-class Killed(BaseException):
-    """As a signal, it is nothing that the code knows of."""
-
-
-class Dying(Silent):
-    """Dies at the n-th step of a stage."""
-
-    def __init__(self, stage: str, steps: int, of: type[BaseException] = Killed) -> None:
-        self.stage, self.steps, self.of, self.now = stage, steps, of, ""
-
-    def start(self, stage: str, total: int) -> None:
-        self.now, self.done = stage, 0
-
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        self.done += steps
-        if self.now == self.stage and self.done >= self.steps:
-            raise self.of
 
 
 @pytest.mark.parametrize("name", ["spt-lora", "lora-2"])
@@ -216,80 +189,6 @@ def test_commands_that_are_for_images_say_so(job: SegmentationJob, tmp_path: Pat
     assert not is_segmentation(tmp_path / "none")
     with pytest.raises(ValueError, match="labels pixels, not images"):
         SavedRun.find(tmp_path / "run")
-
-
-@pytest.mark.parametrize("name", ["spt-lora", "full"])
-def test_what_is_computed_again_gives_the_same_file_and_may_change_on_the_way(
-    name: str, job: SegmentationJob, tmp_path: Path
-) -> None:
-    if name != "spt-lora":
-        job = replace(job, method=Method(name))
-    folder = tmp_path / "run"
-    options: dict[str, Any] = {"report_every": 2, "checkpoint_seconds": 0, "resume": True}
-    whole = segment(job, tmp_path / "whole", report_every=2)
-    for line, steps in (("mlp", 3), ("block@0,qkv@1", 5), (None, 7)):
-        job = replace(job, recipe=replace(SHORT, recompute=line))
-        with pytest.raises(Killed):
-            segment(job, folder, progress=Dying("training", steps), **options)
-    job = replace(job, recipe=replace(SHORT, recompute="block"))
-    result = segment(job, folder, **options)
-    assert (folder / result["file"]).read_bytes() == (
-        tmp_path / "whole" / result["file"]
-    ).read_bytes()
-    assert result["miou"] == whole["miou"]
-    assert (whole["recompute"], result["recompute"]) == (None, "block")
-
-
-def test_a_run_that_met_the_end_of_the_memory_in_its_first_step_goes_on_in_less(
-    job: SegmentationJob, tmp_path: Path
-) -> None:
-    job, folder = replace(job, method=Method("lora-2")), tmp_path / "run"
-    with pytest.raises(torch.OutOfMemoryError):
-        segment(job, folder, progress=Dying("training", 1, torch.OutOfMemoryError))
-    assert {path.name for path in folder.iterdir()} == {"config.json", "log.txt"}
-    less = replace(job, recipe=replace(SHORT, recompute="block"))
-    assert segment(less, folder, resume=True)["recompute"] == "block"
-
-
-def test_what_cannot_be_computed_again_is_refused_before_anything_is_measured(
-    job: SegmentationJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pipeline, "measure_on", None)
-    with pytest.raises(ValueError, match="recompute: expected mlp, qkv, attention, block"):
-        replace(SHORT, recompute="mpl")
-    own = replace(job, recipe=replace(SHORT, recompute="block@2"))
-    with pytest.raises(ValueError, match=r"recompute: .*block@2"):
-        segment(own, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("name", ["spt-lora", "lora-2"])
-def test_what_only_a_rehearsal_tells_is_told_before_anything_is_measured(
-    name: str, job: SegmentationJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a CPU an attention with dropout is not by the fused kernel that `qkv` keeps results of."""
-    monkeypatch.setattr(pipeline, "accounted_bytes", accounted_bytes)
-    monkeypatch.setattr(pipeline, "measure_on", None)
-    model = replace(job.model, args={**job.model.args, "attn_drop_rate": 0.1})
-    method = job.method if name == "spt-lora" else Method(name)
-    own = replace(job, model=model, method=method, recipe=replace(SHORT, recompute="qkv"))
-    with pytest.raises(ValueError, match=r"^recompute: .*attn: what=\"qkv\" keeps the result of"):
-        segment(own, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_the_accounted_memory_has_the_loss_of_every_pixel_and_less_of_blocks(
-    job: SegmentationJob,
-) -> None:
-    setting = open_segmentation(job, "cpu")
-    model = setting.base.model
-    whole = accounted_bytes(setting, model)
-    cheap = estimate_memory(
-        model, (3, 3, 32, 32), loss_fn=lambda heads, _: sum(h.mean() for h in heads), device="cpu"
-    )
-    one_log_probability_of_each_class = SHORT.batch_size * 3 * 32 * 32 * 4
-    assert whole - cheap.peak_bytes > one_log_probability_of_each_class
-    assert whole - accounted_bytes(setting, model, "block") > 0.05 * whole
 
 
 def test_more_than_a_finished_run_had(job: SegmentationJob, tmp_path: Path) -> None:
