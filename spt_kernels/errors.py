@@ -1,4 +1,4 @@
-"""The exceptions that callers may want to catch by name."""
+"""The exceptions that callers may want to catch by name, and what is known of others."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ class OtherProcessFailed(RuntimeError):
 
 class MissingExtra(ImportError):
     """A package is not installed that one of this package's extras brings."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is PyTorch's `OutOfMemoryError`; told by name, so that torch need not be there."""
+    return type(error).__name__ == "OutOfMemoryError"
 
 
 @contextlib.contextmanager

@@ -10,7 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from ..errors import BaseModelMismatch, DeltaFormatError, MissingExtra, OtherProcessFailed
+from ..errors import (
+    BaseModelMismatch,
+    DeltaFormatError,
+    MissingExtra,
+    OtherProcessFailed,
+    is_out_of_memory,
+)
 from . import (
     bench,
     benchmark,
@@ -107,7 +113,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         return _complain(_one_line(error), USER_ERROR)
     except RuntimeError as error:
-        if state["debug"] or type(error).__name__ != "OutOfMemoryError":
+        if state["debug"] or not is_out_of_memory(error):
             raise
         return _complain(_out_of_memory(state.get("command", "")), USER_ERROR)
 
@@ -163,8 +169,14 @@ def _complain(message: str, code: int) -> int:
 
 
 def _out_of_memory(command: str) -> str:
-    if command == "finetune":  # which can go on with the same batch
+    # some can go on with the same batch
+    if command == "finetune":
         return "out of memory: try --memory SIZE, --resume goes on with it, or --amp bf16"
+    if command == "segment":
+        return (
+            "out of memory: try --recompute block, --resume goes on with it, or --force with a "
+            "smaller --batch-size or --amp bf16"
+        )
     return "out of memory: try a smaller --batch-size, or --amp bf16"
 
 

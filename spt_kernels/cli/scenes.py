@@ -80,9 +80,10 @@ def evaluate_scenes(
     from ..finetuning.device import pick_device
     from ..segmentation import evaluation
     from ..segmentation.ade20k import read_ade20k
-    from ..segmentation.pictures import check_folder
+    from ..segmentation.pictures import check_folder, check_names
 
-    check_folder(pixels.save_predictions, force=force)
+    labels = pixels.save_predictions
+    check_folder(labels, force=force)
     root = data or saved.data
     if root is None:
         raise ValueError("--data: name the folder of the scenes")
@@ -93,6 +94,8 @@ def evaluate_scenes(
             f"--data: expected scenes of the model's {len(own)} classes, {own[0]}, {own[1]}, …, "
             f"got {len(scenes.classes)}, {scenes.classes[0]}, {scenes.classes[1]}, …"
         )
+    if labels is not None:
+        check_names(scenes.paths, labels, besides=scenes.annotations, argument="save_predictions")
     device = pick_device(machine.device)
     model = saved.load().to(device)
     with terminal.progress() as progress:
@@ -104,12 +107,12 @@ def evaluate_scenes(
             device,
             multi_scale=pixels.multi_scale,
             amp=amp,
-            save_to=pixels.save_predictions,
+            save_to=labels,
             progress=progress,
         )
     parts = [_table(scores), facts(_lines(scores))]
-    if pixels.save_predictions is not None:
-        parts.append(f"label maps in {pixels.save_predictions}")
+    if labels is not None:
+        parts.append(f"label maps in {labels}")
     terminal.show(scores.to_json(), *parts)
 
 
@@ -124,24 +127,27 @@ def label_scenes(
     force: bool,
 ) -> None:
     """Load the model of a segmentation run, write label maps of images, show what is on them."""
-    from ..segmentation.pictures import check_folder
+    from ..finetuning.prediction import find_images
+    from ..segmentation.pictures import check_folder, check_names
     from ..segmentation.prediction import label_images
 
-    if pixels.save_predictions is None:
+    labels = pixels.save_predictions
+    if labels is None:
         raise ValueError("--save-predictions: name the folder for the label maps")
-    check_folder(pixels.save_predictions, force=force)
+    check_folder(labels, force=force)
+    check_names(find_images(images), labels, argument="save_predictions")
     with terminal.progress() as progress:
         seen = label_images(
             saved,
             images,
-            pixels.save_predictions,
+            labels,
             multi_scale=pixels.multi_scale,
             amp=amp,
             device=machine.device,
             progress=progress,
         )
     value = {"images": [{"image": str(own.image), "shares": own.shares} for own in seen]}
-    terminal.show(value, _seen_table(seen), f"label maps in {pixels.save_predictions}")
+    terminal.show(value, _seen_table(seen), f"label maps in {labels}")
 
 
 def _lines(scores: SegmentationScores) -> list[tuple[str, str]]:

@@ -312,6 +312,8 @@ def _lines(result: dict[str, Any], output: Path) -> list[tuple[str, str]]:
         ("pixel accuracy", percent(result["pixel_accuracy"])),
         ("step", f"{result['step_ms']:.0f} ms"),
     ]
+    if "accounted_peak_bytes" in result:  # likewise
+        lines.append(("peak memory, accounted", size(result["accounted_peak_bytes"])))
     if result["measured_peak_bytes"] is not None:
         lines.append(("peak memory, measured", size(result["measured_peak_bytes"])))
     return [*lines, (result["file"], f"{size(result['task_bytes'])}, in {output}")]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import is_out_of_memory
 from ..files.atomic import write_atomically
 
 FILES = {
@@ -107,14 +108,16 @@ class RunFolder:
         """A start that fails within leaves nothing in the way of the next one.
 
         What was there before stays, and so does a measured sensitivity. A run that has an epoch
-        behind it, or is interrupted, can be resumed and stays as well.
+        behind it, is interrupted, or has met the end of the memory, in less of which it can go on,
+        can be resumed and stays as well.
         """
         was_there = self["config"].is_file()
         try:
             yield
-        except Exception:  # any at all: it goes on to the caller as it is
+        except Exception as error:  # any at all: it goes on to the caller as it is
             has_begun = self["metrics"].is_file() or self["supernet"].is_file()
-            if not was_there and not has_begun:
+            goes_on = has_begun or (is_out_of_memory(error) and self["config"].is_file())
+            if not was_there and not goes_on:
                 self._remove(set(FILES.values()) - _OF_NO_RUN)
                 with contextlib.suppress(OSError):  # there is something in it
                     for folder in self.made:

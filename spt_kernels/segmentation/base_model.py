@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from ..errors import needed
-from ..finetuning.models import ModelSource, build
+from ..finetuning.models import ModelSource, build, build_empty
 from .setr import Setr
 
 with needed("building models by name"):
@@ -54,7 +55,8 @@ def build_setr(
         drop_path: stochastic depth of the backbone.
 
     Raises:
-        ValueError: as `build`, or it is no plain vision transformer for images of three colours.
+        ValueError: as `build`, or it is no plain vision transformer for images of three colours, or
+            `size` is less than one of its patches.
     """
     plain = {"dynamic_img_size": True, "img_size": size}
     sized = replace(source, args={**plain, **source.args})
@@ -66,7 +68,11 @@ def build_setr(
                 f"model: expected a plain vision transformer of timm, which takes images of any "
                 f"size, as vit_base_patch16_224, got {source.name}"
             ) from error
+        if "img_size" not in source.args:  # or weights are said to be of another model
+            _check_size(build_empty(sized, 0)[0], size)
         raise
+    if "img_size" not in source.args:
+        _check_size(base.model, size)
     config = timm.data.resolve_model_data_config(base.model)
     if config["input_size"][0] != 3 or getattr(base.model, "in_chans", 3) != 3:
         raise ValueError(f"model: expected one that takes images of 3 colours, got {source.name}")
@@ -74,3 +80,13 @@ def build_setr(
     model = Setr(base.model, num_classes, channels=channels, auxiliary=auxiliary)
     mean, std = tuple(config["mean"]), tuple(config["std"])
     return SegmentationModel(model.eval(), mean, std, base.weight_notes)
+
+
+def _check_size(backbone: nn.Module, size: int) -> None:
+    """Refuse squares that have not one whole patch: there is no position to embed."""
+    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
+    if isinstance(patch, tuple) and size < max(patch):
+        rows, columns = patch
+        raise ValueError(
+            f"size: expected at least the {rows} × {columns} pixels of a patch, got {size}"
+        )

@@ -14,7 +14,7 @@ from ..finetuning.progress import Progress, Silent
 from .ade20k import LabelledScenes
 from .form import SceneForm
 from .iou import PixelCounts
-from .pictures import save_prediction
+from .pictures import check_names, save_prediction
 from .scenes import read_scene
 from .slide import RATIOS, in_precision, label_map
 
@@ -75,12 +75,16 @@ def evaluate_scenes(
         ratios: see there.
         amp: `"none"` or `"bf16"`.
         save_to: a folder for the predicted label maps, `<image>.png`, and these laid over the
-            images, `<image>-overlay.png`: those of several scales where they are looked at.
+            images, `<image>-overlay.png`: those of several scales where they are looked at. Older
+            files of these names are replaced.
         progress: told of every scene.
 
     Raises:
-        ValueError: a scene cannot be read.
+        ValueError: a scene cannot be read; or, before any is, what is written would have one name
+            twice, or that of an image or a label map of `scenes`.
     """
+    if save_to is not None:
+        check_names(scenes.paths, save_to, besides=scenes.annotations)
     progress = progress or Silent()
     n_classes = len(scenes.classes)
     single, multi = PixelCounts(n_classes), PixelCounts(n_classes) if multi_scale else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,42 @@ def check_folder(folder: Path | None, *, force: bool) -> None:
         raise ValueError(
             f"save_predictions: {folder} is not empty (`force` overwrites what is called alike)"
         )
+
+
+def check_names(
+    images: Sequence[Path],
+    folder: Path,
+    *,
+    besides: Iterable[Path] = (),
+    argument: str = "save_to",
+) -> None:
+    """Refuse to write two pictures into one file, or one over a file that is read.
+
+    Args:
+        images: whose label maps `save_prediction` is to write.
+        folder: into this one.
+        besides: other files that must stay, as the true label maps.
+        argument: what to call the folder in the message.
+
+    Raises:
+        ValueError: two images, or an image and the overlay of another, have one name there; or an
+            image, or a file of `besides`, is there under such a name.
+    """
+    by_name: dict[str, Path] = {}
+    for image in images:
+        for name in _names(image.stem):
+            if (other := by_name.setdefault(name, image)) != image:
+                raise ValueError(
+                    f"images: {other} and {image} would both be written as {name}: rename one, or "
+                    "write them to different folders"
+                )
+    there = {own for name in by_name if (own := _identity(folder / name)) is not None}
+    for path in (*images, *besides) if there else ():
+        if _identity(path) in there:
+            raise ValueError(
+                f"{argument}: {path} is read, and a predicted label map would be written over it: "
+                f"name another folder than {folder}"
+            )
 
 
 def palette(num_classes: int) -> list[tuple[int, int, int]]:
@@ -87,8 +125,22 @@ def save_prediction(
 ) -> None:
     """Write both into `folder`, which is made: `<name>.png` and `<name>-overlay.png`."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_label_map(folder / f"{name}.png", labels, num_classes)
-    save_overlay(folder / f"{name}-overlay.png", image, labels, num_classes)
+    label_map, overlay = (folder / own for own in _names(name))
+    save_label_map(label_map, labels, num_classes)
+    save_overlay(overlay, image, labels, num_classes)
+
+
+def _names(stem: str) -> tuple[str, str]:
+    """The files of an image's label map and its overlay."""
+    return f"{stem}.png", f"{stem}-overlay.png"
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file it is, by whatever name; `None` if there is none."""
+    with contextlib.suppress(OSError):
+        own = path.stat()
+        return own.st_dev, own.st_ino
+    return None
 
 
 def _write(path: Path, picture: Image.Image) -> None:

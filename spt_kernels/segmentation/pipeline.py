@@ -25,18 +25,20 @@ from ..finetuning.run_folder import RunFolder
 from ..finetuning.run_step import wants_graph
 from ..methods import Method, make_plan, tune
 from ..methods.tunable import Tunable
-from ..model import backbone_numel, head_names, head_numel
+from ..model import head_names
 from ..model.head import layers_of
 from ..plan import Plan
 from ..plan.figure import sensitivity_figure
 from ..recomputation import blocks_by, recompute_by
 from ..sensitivity import Sensitivity
+from ..sensitivity.per_sample.batches import NoSamples
 from .ade20k import IGNORED
 from .evaluation import evaluate_scenes
+from .facts import accounted_bytes, facts_of, notes_of, trains
 from .job import SegmentationJob
-from .pictures import check_folder
+from .pictures import check_folder, check_names
 from .setting import SegmentationSetting, open_segmentation
-from .training import REPORT_EVERY, IterationFigures, train_segmentation
+from .training import NO_LABEL, REPORT_EVERY, IterationFigures, train_segmentation
 
 
 def segment(
@@ -74,7 +76,8 @@ def segment(
         output: a folder, which must be empty or absent unless `resume` or `force`.
         resume: go on with the run in `output`. One that is finished is returned as it is, unless
             the job has more iterations than it and its patience has not ended it: then it goes on
-            to these. What is computed again (the recipe's `recompute`) may be other than it was.
+            to these. It is not tested once more: that is `spt-kernels evaluate`. What is computed
+            again (the recipe's `recompute`) may be other than it was.
         force: overwrite the run in `output`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that read scenes; 0 reads in this one.
@@ -82,7 +85,7 @@ def segment(
         graph: whether training steps run as CUDA graphs; `None` lets them on a card where they can.
         multi_scale: test at several scales and mirrored as well.
         save_predictions: a folder for the predicted label maps of the validation images, which must
-            be empty or absent as well.
+            be empty or absent as well; a file of the scenes is never overwritten.
         progress: told how far it is; what it is told is in `log.txt` as well.
         on_report: called with the figures of each report that this call trains, when it is over,
             for any tracker of experiments. What it raises ends the run, which can be resumed.
@@ -111,10 +114,18 @@ def segment(
             if resume:
                 finished = finished_in(folder, job, "iterations")
                 if finished is not None:
+                    _check_tested(folder, finished, multi_scale, save_predictions)
                     log.say("this run is finished; `evaluate` tests it once more")
                     return finished
                 clock.spent = spent_in(folder)
             setting = open_segmentation(job, device, workers)
+            if save_predictions is not None:
+                check_names(
+                    setting.validation.paths,
+                    save_predictions,
+                    besides=setting.files(),
+                    argument="save_predictions",
+                )
             wants_graph(graph, setting.device)  # or refuses
             if job.recipe.recompute is not None:
                 blocks_by(setting.base.model, job.recipe.recompute)  # likewise
@@ -128,6 +139,20 @@ def segment(
         return result
 
 
+def _check_tested(
+    folder: RunFolder, result: dict[str, Any], multi_scale: bool, save_predictions: Path | None
+) -> None:
+    """Refuse a test that a finished run has not had; one that is asked for again is fine."""
+    lacking = {}
+    if multi_scale and result.get("miou_multi_scale") is None:
+        lacking["multi_scale"] = "--multi-scale"
+    if save_predictions is not None and not any(save_predictions.glob("*-overlay.png")):
+        lacking["save_predictions"] = f"--save-predictions {save_predictions}"
+    if lacking:
+        how = f"spt-kernels evaluate {folder.path} {' '.join(lacking.values())}"
+        raise ValueError(f"{', '.join(lacking)}: the run is finished; `{how}` tests it so")
+
+
 @dataclass(frozen=True)
 class _Ready:
     """A model ready to train, and what was told of it before."""
@@ -136,6 +161,7 @@ class _Ready:
     plan: Plan | None
     tunable: Tunable
     facts: dict[str, Any]
+    accounted_bytes: int
 
 
 def _made_ready(
@@ -144,10 +170,12 @@ def _made_ready(
     """Plan, tune, and make the folder this run's; a plan that is given is kept."""
     setting, model = run.setting, run.setting.base.model
     method = replace(setting.job.method, head=model.trained_whole)
-    for note in _notes(setting):
+    for note in notes_of(setting):
         run.log.say(note)
     if plan is None and given is None and method.is_sensitivity_aware:
         check_possible(method, model)
+        if setting.job.recipe.recompute is not None:  # told before hours are measured
+            accounted_bytes(setting, model, setting.job.recipe.recompute)
         given = _measured(run, method)
     for name, file in (("plan", plan), ("sensitivity", given)):
         if file is not None and file.head != head_names(model, method.head):
@@ -156,17 +184,18 @@ def _made_ready(
                 f"{', '.join(model.trained_whole)}, got {', '.join(layers_of(file.head)) or 'none'}"
             )
     plan = make_plan(model, method, given) if plan is None else plan
-    facts = _facts(model, plan, method, setting)
+    facts = facts_of(setting, plan, model.trained_whole)
     # what a method draws for its modules is the same whatever was drawn before
     seed_everything(setting.job.recipe.seed)
     tunable = tune(model.to(setting.device), method, plan)
     if setting.job.recipe.recompute is not None:
         recompute_by(tunable.model, setting.job.recipe.recompute)
+    accounted = accounted_bytes(setting, tunable.model)
     run.claim()
     if plan is not None:
         plan.save(run.folder["plan"])
-    run.log.say(_trains(method, tunable, plan, facts))
-    return _Ready(method, plan, tunable, facts)
+    run.log.say(trains(method, tunable, plan, facts))
+    return _Ready(method, plan, tunable, facts, accounted)
 
 
 def _finish(
@@ -214,6 +243,7 @@ def _finish(
         "task_bytes": size,
         "step_ms": sorted(row.step_ms for row in history)[len(history) // 2],
         "seconds": round(run.clock(), 1),
+        "accounted_peak_bytes": ready.accounted_bytes,
         "measured_peak_bytes": measured_bytes(setting.device),
         **machine_of(setting.device),
     }
@@ -227,15 +257,18 @@ def _measured(run: Run[SegmentationSetting], method: Method) -> Sensitivity:
 
     def measure() -> Sensitivity:
         model = setting.base.model.to(setting.device)
-        measured = measure_on(
-            model,
-            setting.crops(),
-            nn.CrossEntropyLoss(ignore_index=IGNORED),
-            min(method.samples, len(setting.training)),
-            method,
-            setting.job.recipe.seed,
-            run.log,
-        )
+        try:
+            measured = measure_on(
+                model,
+                setting.crops(),
+                nn.CrossEntropyLoss(ignore_index=IGNORED),
+                min(method.samples, len(setting.training)),
+                method,
+                setting.job.recipe.seed,
+                run.log,
+            )
+        except NoSamples as reason:
+            raise ValueError(NO_LABEL) from reason
         model.to("cpu")
         return measured
 
@@ -293,48 +326,6 @@ def _train(
         report_every=report_every,
     )
     return history, best.best
-
-
-def _facts(
-    model: nn.Module, plan: Plan | None, method: Method, setting: SegmentationSetting
-) -> dict[str, Any]:
-    """What is trained, on what; told from the plain model."""
-    head = method.head
-    assert head is not None
-    return {
-        "unstructured_parameters": None if plan is None else plan.num_unstructured,
-        "structured_parameters": None if plan is None else plan.num_structured,
-        "head": list(head),
-        "head_parameters": head_numel(model, head),
-        "backbone_parameters": backbone_numel(model, head),
-        "budget": None if plan is None else plan.budget,
-        "lr": setting.job.recipe.peak_lr(setting.job.method),
-        "training_images": len(setting.training),
-        "validation_images": 0 if setting.held_out is None else len(setting.held_out),
-    }
-
-
-def _trains(method: Method, tunable: Tunable, plan: Plan | None, facts: dict[str, Any]) -> str:
-    """What the method trains and its share of the model, as a line."""
-    share = 100 * tunable.trained / facts["backbone_parameters"]
-    line = (
-        f"{method.name} trains {tunable.trained:,} parameters, {share:.2f} % of the backbone, and "
-        f"the decoder of {facts['head_parameters']:,}"
-    )
-    return f"{line}; {plan.shortfall}" if plan is not None and plan.shortfall else line
-
-
-def _notes(setting: SegmentationSetting) -> list[str]:
-    """What is as asked for and hardly as meant."""
-    notes = []
-    if setting.base.weight_notes:
-        notes.append(f"weights: {'; '.join(setting.base.weight_notes)}")
-    if setting.job.recipe.batch_size > len(setting.training):
-        notes.append(
-            f"a batch of {setting.job.recipe.batch_size} is more than the "
-            f"{len(setting.training)} training images"
-        )
-    return notes
 
 
 def _draw(

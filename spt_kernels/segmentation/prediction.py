@@ -10,7 +10,7 @@ from pathlib import Path
 from ..finetuning.device import pick_device
 from ..finetuning.prediction import find_images
 from ..finetuning.progress import Progress, Silent
-from .pictures import save_prediction
+from .pictures import check_names, save_prediction
 from .saved import SavedSegmentation
 from .scenes import read_image
 from .slide import RATIOS, in_precision, label_map
@@ -46,7 +46,7 @@ def label_images(
         saved: the model.
         images: files, and folders of them.
         save_to: a folder for `<image>.png`, whose values are 1 more than the class, and
-            `<image>-overlay.png`.
+            `<image>-overlay.png`; older files of these names are replaced.
         multi_scale: look at `ratios` of the usual size and the mirror images as well.
         ratios: see there.
         amp: `"none"` or `"bf16"`.
@@ -54,17 +54,13 @@ def label_images(
         progress: told of every image.
 
     Raises:
-        ValueError: there are no images, one cannot be read, two are called alike, or as
-            `SavedSegmentation.load`.
+        ValueError: there are no images, one cannot be read, what is written would have one name
+            twice, or that of an image that is read; or as `SavedSegmentation.load`.
     """
     progress = progress or Silent()
     place, folder = pick_device(device), Path(save_to)
     paths = find_images(images)
-    by_name: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in by_name:
-            raise ValueError(f"images: {by_name[path.stem]} and {path} are called alike")
-        by_name[path.stem] = path
+    check_names(paths, folder)
     model = in_precision(saved.load().to(place), place, amp)
     form, classes = saved.told.form, saved.told.classes
     looks = {"ratios": ratios, "flip": True} if multi_scale else {}

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..finetuning.recipe import PRECISIONS, default_lr
-from ..methods.method import Method, check_one_of, check_positive, check_within
+from ..methods.method import Method, check_number, check_one_of, check_positive, check_within
 from ..recomputation.words import RecomputeWords
 
 _LONGEST_WARMUP = 1500  # iterations
@@ -56,6 +56,9 @@ class SegmentationRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size", "warmup_iterations", "val_every", "patience"):
+            check_number(name, getattr(self, name), int)
+        check_number("seed", self.seed, int)
         for name in ("iterations", "batch_size", "lr", "power", "clip_grad"):
             check_positive(name, getattr(self, name))
         for name in ("val_every", "patience"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,6 +55,11 @@ class SegmentationSetting:
             seed=recipe.seed,
             workers=self.workers,
         )
+
+    def files(self) -> list[Path]:
+        """All images and label maps."""
+        every = [s for s in (self.training, self.held_out, self.validation) if s is not None]
+        return [path for scenes in every for path in (*scenes.paths, *scenes.annotations)]
 
     def evidence(self, method: Method) -> dict[str, Any]:
         """All that a measured sensitivity depends on."""

@@ -21,6 +21,9 @@ from .loss import PixelLoss
 from .recipe import SegmentationRecipe
 
 REPORT_EVERY = 50  # iterations
+NO_LABEL = (
+    "data: no training image that was looked at has a label: in a label map 0 and 255 are no class"
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ def train_segmentation(
 
     Raises:
         FloatingPointError: the loss is not finite.
-        ValueError: `graph` is asked for and cannot be.
+        ValueError: `graph` is asked for and cannot be; or no pixel has a label in the first 50
+            iterations, or in as many as look at every scene once, or in all there are.
     """
     progress = progress or Silent()
     capturable = wants_graph(graph, batches.device)
@@ -117,6 +121,7 @@ def train_segmentation(
     progress.advance(done)
     model.train()
     stream = batches.between(done, recipe.iterations)
+    one_pass = -(-len(batches.scenes) // batches.batch_size)  # iterations
     last_saved = time.monotonic()
     while done < recipe.iterations and not best.is_over(recipe.patience):
         # to the next report, or look, or to the end
@@ -134,6 +139,10 @@ def train_segmentation(
             raise FloatingPointError(
                 f"the loss is {mean_loss} by iteration {done}: try a lower learning rate"
             )
+        # a decoder that has learnt nothing has a loss of zero where nothing has a label alone
+        is_unlabelled = mean_loss == 0 and not any(row.train_loss for row in history)
+        if is_unlabelled and done >= min(REPORT_EVERY, recipe.iterations, one_pass):
+            raise ValueError(NO_LABEL)
         step_ms = 1e3 * (time.perf_counter() - started) / count
         figures = IterationFigures(done, mean_loss, lr * recipe.lr_factor(done - 1), step_ms)
         is_last = done == recipe.iterations

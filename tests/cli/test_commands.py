@@ -448,6 +448,18 @@ def test_what_befalls_a_run_is_told_in_one_line(
     assert streams.err.strip().count("\n") == 0  # after ^C the line starts afresh
 
 
+def test_a_run_on_scenes_without_memory_is_told_how_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("spt_kernels.segmentation.pipeline.segment", fail)
+    start = ["segment", "-m", "vit_tiny_patch16_224", "--method", "full", "-d", "scenes"]
+    words = "out of memory: try --recompute block, --resume goes on with it, or --force with a"
+    assert words in complaint_of([*start, "-o", str(tmp_path / "run")], capsys)
+
+
 def test_our_own_mistakes_keep_their_traceback(
     tuned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ def test_from_scenes_to_scores(
     start = ["segment", *model, "-d", "scenes", *small, "-b", "1500", "--rank", "2", "-q"]
     result = json_of([*start, "-o", "run"], capsys)
     assert result["trained_parameters"] <= 1500
+    assert result["accounted_peak_bytes"] > 4 * result["backbone_parameters"]
     assert "task.safetensors" in result["written"]
     again = ["evaluate", "run", "-q", "--save-predictions", "labels", "--multi-scale"]
     seen = json_of(again, capsys)
@@ -33,6 +34,7 @@ def test_from_scenes_to_scores(
     assert "ground, disc, bar" in shown
     text = output_of(["segment", "--resume", "-o", "run", "-q"], capsys)
     assert "mIoU" in text
+    assert "peak memory, accounted" in text
     assert "disc" in output_of(["evaluate", "run/task.safetensors", "-d", "scenes"], capsys)
     photos = [str(tmp_path / "scenes" / "images" / split) for split in ("training", "validation")]
     seen = json_of(["predict", "run", *photos, "--save-predictions", "new", "-q"], capsys)
@@ -51,6 +53,29 @@ def test_from_scenes_to_scores(
         (
             ["predict", "run", *photos, "--save-predictions", "scenes/annotations/training"],
             "--save-predictions: scenes/annotations/training is not empty",
+        ),
+        (
+            ["evaluate", "run", "--save-predictions", "scenes/annotations/validation", "--force"],
+            "annotations/validation/ADE_valid_00000001.png is read, and a predicted label map",
+        ),
+        (
+            ["predict", "run", "new", "--save-predictions", "new", "--force"],
+            "would both be written as ADE_train_00000001-overlay.png",
+        ),
+        (
+            [
+                "predict",
+                "run",
+                "new/ADE_train_00000001.png",
+                "--save-predictions",
+                "new",
+                "--force",
+            ],
+            "--save-predictions: new/ADE_train_00000001.png is read",
+        ),
+        (
+            [*start, "-o", "x", "--save-predictions", "scenes/annotations/validation", "--force"],
+            "annotations/validation/ADE_valid_00000001.png is read, and a predicted label map",
         ),
         (["evaluate", "run", "-m", "vit_tiny_patch16_224"], "--model: the file of a model that"),
         (

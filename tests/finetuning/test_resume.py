@@ -207,6 +207,26 @@ def test_a_failure_before_the_first_epoch_is_over_leaves_no_folder(
     run(replace(job, recipe=replace(SHORT, epochs=1)), tmp_path / "run")
 
 
+def test_the_end_of_the_memory_before_the_first_epoch_is_over_leaves_a_run_to_go_on_with(
+    tmp_path: Path, task: ImageSource, base: ModelSource
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    folder, recipe = tmp_path / "run", replace(SHORT, epochs=1)
+    job = FinetuneJob(base, task, Method("lora", rank=2), recipe)
+    left = {}
+    for place in ("open_setting", "train"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"spt_kernels.finetuning.pipeline.{place}", fail)
+            with pytest.raises(torch.OutOfMemoryError):
+                run(job, folder)
+        left[place] = {path.name for path in folder.glob("*")}
+    assert left == {"open_setting": set(), "train": {"config.json", "log.txt", "plan.safetensors"}}
+    less = replace(job, recipe=replace(recipe, micro_batch=3))
+    assert run(less, folder, resume=True)["micro_batch"] == 3
+
+
 def test_a_finished_run_is_made_longer(place: Path, task: ImageSource, base: ModelSource) -> None:
     folder = place / "longer"
     job = FinetuneJob(base, task, Method("lora", rank=2), replace(SHORT, epochs=2))

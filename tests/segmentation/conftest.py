@@ -1,4 +1,4 @@
-"""What these tests share: one thread, as the models are too small for two; scenes and a base."""
+"""What these tests share: one thread, as the models are too small for two; scenes, base, job."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from spt_kernels.finetuning import Method
 from spt_kernels.finetuning.demo import one_thread
 from spt_kernels.finetuning.models import ModelSource
+from spt_kernels.segmentation import SegmentationJob
 
 from .scenes_on_disk import write_backbone, write_scenes
+from .short_runs import SHORT
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -27,3 +30,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="package")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
     return write_backbone(tmp_path_factory.mktemp("base") / "vit.safetensors")
+
+
+@pytest.fixture(scope="package")
+def job(data: Path, backbone: ModelSource) -> SegmentationJob:
+    method = Method("spt-lora", 1500, 2, 5)
+    return SegmentationJob(backbone, str(data), method, SHORT, size=32, channels=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from PIL import Image
 
 from spt_kernels.errors import BaseModelMismatch, DeltaFormatError
 from spt_kernels.finetuning import Method, ModelSource, SavedRun
-from spt_kernels.finetuning.progress import Silent
 from spt_kernels.plan import allocate
 from spt_kernels.segmentation import (
     SavedSegmentation,
@@ -30,41 +30,18 @@ from spt_kernels.segmentation.pictures import palette
 from spt_kernels.segmentation.saved import is_segmentation
 from spt_kernels.segmentation.scenes import read_labels
 from spt_kernels.sensitivity import skewed_sensitivity
-from tests.finetuning.undrawn import leave_pictures_empty
+from tests.finetuning.killed import Killed
+from tests.finetuning.undrawn import draw_nothing
 
-SHORT = SegmentationRecipe(iterations=7, batch_size=3, drop_path=0.2)
+from .short_runs import SHORT, Dying
+
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without pictures, which take longer than these runs."""
-    leave_pictures_empty(monkeypatch, pipeline)
-
-
-@pytest.fixture(scope="module")
-def job(data: Path, backbone: ModelSource) -> SegmentationJob:
-    method = Method("spt-lora", 1500, 2, 5)
-    return SegmentationJob(backbone, str(data), method, SHORT, size=32, channels=8)
-
-
-class Killed(BaseException):
-    """As a signal, it is nothing that the code knows of."""
-
-
-class Dying(Silent):
-    """Dies at the n-th step of a stage."""
-
-    def __init__(self, stage: str, steps: int) -> None:
-        self.stage, self.steps, self.now = stage, steps, ""
-
-    def start(self, stage: str, total: int) -> None:
-        self.now, self.done = stage, 0
-
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        self.done += steps
-        if self.now == self.stage and self.done >= self.steps:
-            raise Killed
+    """Without pictures and accounted memory, which take longer than these runs."""
+    draw_nothing(monkeypatch, pipeline)
 
 
 @pytest.mark.parametrize("name", ["spt-lora", "lora-2"])
@@ -214,43 +191,19 @@ def test_commands_that_are_for_images_say_so(job: SegmentationJob, tmp_path: Pat
         SavedRun.find(tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["spt-lora", "full"])
-def test_what_is_computed_again_gives_the_same_file_and_may_change_on_the_way(
-    name: str, job: SegmentationJob, tmp_path: Path
-) -> None:
-    if name != "spt-lora":
-        job = replace(job, method=Method(name))
-    folder = tmp_path / "run"
-    options: dict[str, Any] = {"report_every": 2, "checkpoint_seconds": 0, "resume": True}
-    whole = segment(job, tmp_path / "whole", report_every=2)
-    for line, steps in (("mlp", 3), ("block@0,qkv@1", 5), (None, 7)):
-        job = replace(job, recipe=replace(SHORT, recompute=line))
-        with pytest.raises(Killed):
-            segment(job, folder, progress=Dying("training", steps), **options)
-    job = replace(job, recipe=replace(SHORT, recompute="block"))
-    result = segment(job, folder, **options)
-    assert (folder / result["file"]).read_bytes() == (
-        tmp_path / "whole" / result["file"]
-    ).read_bytes()
-    assert result["miou"] == whole["miou"]
-    assert (whole["recompute"], result["recompute"]) == (None, "block")
-
-
-def test_what_cannot_be_computed_again_is_refused_before_anything_is_measured(
-    job: SegmentationJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pipeline, "measure_on", None)
-    with pytest.raises(ValueError, match="recompute: expected mlp, qkv, attention, block"):
-        replace(SHORT, recompute="mpl")
-    own = replace(job, recipe=replace(SHORT, recompute="block@2"))
-    with pytest.raises(ValueError, match=r"recompute: .*block@2"):
-        segment(own, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_more_than_a_finished_run_had(job: SegmentationJob, tmp_path: Path) -> None:
     job = replace(job, method=Method("linear"), recipe=replace(SHORT, warmup_iterations=1))
-    segment(replace(job, recipe=replace(job.recipe, iterations=2)), tmp_path / "run")
+    short, labels = replace(job, recipe=replace(job.recipe, iterations=2)), tmp_path / "labels"
+    segment(short, tmp_path / "run")
+    for how, words in (
+        (
+            {"multi_scale": True},
+            r"^multi_scale: .* `spt-kernels evaluate .*run --multi-scale` tests",
+        ),
+        ({"save_predictions": labels}, r"^save_predictions: .*run --save-predictions .*labels`"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            segment(short, tmp_path / "run", resume=True, **how)
     assert segment(job, tmp_path / "run", resume=True)["iterations"] == 7
     with pytest.raises(ValueError, match=r"holds another job \(recipe: seed was 0, is 1\)"):
         segment(replace(job, recipe=replace(job.recipe, seed=1)), tmp_path / "run", resume=True)
@@ -262,7 +215,9 @@ def test_predicted_labels_are_read_as_the_true_ones_are(
     job: SegmentationJob, tmp_path: Path
 ) -> None:
     """A palette and an overlay are for people; the values are ADE20K's."""
-    result = segment(job, tmp_path / "run", save_predictions=tmp_path / "labels", multi_scale=True)
+    how: dict[str, Any] = {"save_predictions": tmp_path / "labels", "multi_scale": True}
+    result = segment(job, tmp_path / "run", **how)
+    assert segment(job, tmp_path / "run", resume=True, **how) == result, "the same command again"
     assert 0 <= result["miou_multi_scale"] <= 1
     scenes, right, all_ = read_ade20k(job.data, "validation"), 0, 0
     for path, annotation in zip(scenes.paths, scenes.annotations, strict=True):
@@ -296,15 +251,56 @@ def test_what_cannot_be_is_refused(
         replace(job, **changes)
 
 
+def test_what_is_counted_is_a_whole_number(job: SegmentationJob) -> None:
+    for whole, names in (
+        (SHORT, ("iterations", "batch_size", "warmup_iterations", "val_every", "patience", "seed")),
+        (job, ("size", "stride", "channels")),
+    ):
+        for name in names:
+            with pytest.raises(TypeError, match=f"^{name}: expected a whole number, got 4.0"):
+                replace(whole, **{name: 4.0})
+
+
 def test_a_start_that_fails_leaves_nothing(job: SegmentationJob, tmp_path: Path) -> None:
     for bad, complaint in (
         (replace(job, data=str(tmp_path / "none")), "^data: no such folder"),
         (replace(job, stride=40), "^stride: expected 1 to the 32"),
+        (replace(job, size=7), "^size: expected at least the 8 × 8 pixels of a patch, got 7"),
         (replace(job, method=Method("spt-lora-structured", 10)), "^budget: the smallest LoRA"),
     ):
         with pytest.raises(ValueError, match=complaint):
             segment(bad, tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["spt-lora", "linear"])
+def test_scenes_without_a_label_are_refused(
+    name: str, job: SegmentationJob, tmp_path: Path
+) -> None:
+    bare = shutil.copytree(job.data, tmp_path / "scenes")
+    for path in (bare / "annotations" / "training").iterdir():
+        Image.new("L", (48, 40), 0).save(path)
+    method = job.method if name == "spt-lora" else Method(name)
+    own, folder = replace(job, data=str(bare), method=method), tmp_path / "run"
+    with pytest.raises(
+        ValueError, match=r"^data: no training image that was looked at has a label"
+    ):
+        segment(own, folder, report_every=2)  # all six scenes are seen after these
+    assert not folder.exists()
+
+
+def test_a_report_without_a_label_is_no_reason_to_end_a_run_that_had_some(
+    job: SegmentationJob, tmp_path: Path
+) -> None:
+    scarce = shutil.copytree(job.data, tmp_path / "scenes")
+    unlabelled = sorted((scarce / "annotations" / "training").iterdir())[1:]
+    for path in unlabelled:
+        Image.new("L", (48, 40), 0).save(path)
+    recipe = SegmentationRecipe(iterations=18, batch_size=1)
+    own = replace(job, data=str(scarce), method=Method("linear"), recipe=recipe)
+    segment(own, tmp_path / "run", report_every=1)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert sum(row["train_loss"] > 0 for row in rows) == 3, "one scene of six, three times"
 
 
 def test_the_learning_rate_falls_by_a_polynomial() -> None:

@@ -21,7 +21,7 @@ from spt_kernels.segmentation import (
 )
 from spt_kernels.segmentation.ade20k import hold_out, read_ade20k
 from spt_kernels.segmentation.setting import open_segmentation
-from tests.finetuning.undrawn import leave_pictures_empty
+from tests.finetuning.undrawn import draw_nothing
 
 # steps too small to change anything but the running statistics of the decoder's norms
 STILL = SegmentationRecipe(
@@ -31,8 +31,8 @@ STILL = SegmentationRecipe(
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without pictures, which take longer than these runs."""
-    leave_pictures_empty(monkeypatch, pipeline)
+    """Without pictures and accounted memory, which take longer than these runs."""
+    draw_nothing(monkeypatch, pipeline)
 
 
 @pytest.fixture(scope="module")
