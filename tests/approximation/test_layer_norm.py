@@ -109,6 +109,22 @@ def test_a_tuned_layer_behind_rebuilds_its_input_from_what_is_kept(
             assert float((own - exact).norm()) < (0.02 if autocast else 0.002) * float(exact.norm())
 
 
+def test_the_mask_of_a_layer_behind_leaves_what_is_kept_as_it_is() -> None:
+    module, x = norm(elementwise_affine=False), tokens(4).requires_grad_()
+    layer = LoraLinear(nn.Linear(WIDTH, 8), LoraSpec(2, ((0, 8),), WIDTH, 1.0, 0.5))
+    nn.init.normal_(layer.lora_b)
+    grads = []
+    for choice in (None, "from-output"):
+        approximate(module, layer_norm=choice)
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.float16):  # in which the norm's output is kept, too
+            y = layer(module(x))
+        assert y.grad_fn.saved_input.kind == ("layer_norm" if choice is None else "function")
+        grads.append(torch.autograd.grad(y.float().square().sum(), [x, layer.lora_a]))
+    for exact, own in zip(*grads, strict=True):
+        assert float((own - exact).norm()) < 0.01 * float(exact.norm())
+
+
 def test_edited_output_is_kept_by_the_layer_behind() -> None:
     module, x = approximate(norm(), layer_norm="from-output"), tokens(4).requires_grad_()
     layer = SparseDeltaLinear(nn.Linear(WIDTH, 8), torch.tensor([0, 1]))
