@@ -67,10 +67,10 @@ class LayerNormFromOutput(torch.autograd.Function):
 
 
 def _rebuild_output(node: Any, dtype: torch.dtype) -> Tensor:
-    """What the norm gave, for a layer behind that did not keep it."""
+    """What the norm gave, for a layer behind that did not keep it and may write into this."""
     normalized, _, weight, bias = node.saved_tensors
     if weight is None:
-        return normalized.to(dtype)  # type: ignore[no-any-return]
+        return normalized.to(dtype, copy=True)  # type: ignore[no-any-return]
     y = normalized * weight if bias is None else torch.addcmul(bias, normalized, weight)
     return y.to(dtype)  # type: ignore[no-any-return]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,14 @@ class DeltaHolder(SavedDeltas):
                 if state.name == name:
                     tag(value, self)  # type: ignore[arg-type]
                     state.is_sharded |= is_sharded(value)
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        """Refuse copies of `nn.DataParallel`, whose parameters are plain attributes of each."""
+        where = self.__dict__.get("_spt_name", "") or type(self).__name__
+        raise RuntimeError(
+            f"{where} is tuned, and nn.DataParallel's copies of it would not find their deltas: "
+            "use DistributedDataParallel, a process for each GPU, or merge the task first"
+        )
 
     def hold_delta(self, local: str, index: Tensor | CheckedIndex, name: str = "index") -> None:
         """Freeze a parameter but for the positions in `index`, where a zero delta is added.

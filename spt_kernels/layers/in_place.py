@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .delta_holder import DeltaHolder
+from .late_optimizer import mark_dropped
 from .saved_deltas import gather
 from .sparse_delta import WrittenState, restore_deltas, untag, write_deltas
 from .tuned_class import change_class, plain_again, plain_class, taken_out, tuned_class
@@ -43,7 +44,7 @@ def tune_in_place(
 def untune(module: nn.Module) -> None:
     """Make a tuned module plain again: the same object, its parameters as they are written now."""
     assert isinstance(module, DeltaHolder)
-    _part(module)
+    mark_dropped(_part(module), module)
     plain_again(module, module.added_names())
 
 
@@ -123,10 +124,15 @@ def put_back(module: Any, aside: SetAside) -> None:
             delta.write()
 
 
-def _part(module: DeltaHolder) -> None:
-    """Give parameters their own format back, and let none lead to a module that is plain."""
+def _part(module: DeltaHolder) -> list[nn.Parameter]:
+    """Give parameters their own format back, and let none lead to a module that is plain.
+
+    Returns:
+        What was trained in it, which an optimizer may have still.
+    """
     module._leave_row_major()
-    added = [module._parameters.get(name) for name in module.added_names()]
+    held = [module._parameters.get(name) for name in module.added_names()]
+    added = [parameter for parameter in held if parameter is not None]
     for parameter in (*added, *(delta.target for delta in module.sparse_deltas().values())):
-        if parameter is not None:  # an optimizer may have it still
-            untag(parameter)
+        untag(parameter)
+    return added

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,6 +17,11 @@ from .position_index import CheckedIndex, checked_index
 from .sparse_delta import SparseDelta, tag
 from .sync_norm import follow_conversions
 from .tuned_class import plain_class, share_contents, tuned_class
+
+# The norms whose forwards run in this thread, the innermost first: a norm, its parameters connected
+# to their deltas, and the norms around it. Another thread may call the same norm meanwhile.
+_Running = tuple[nn.Module, dict[str, Any], "_Running | None"]
+_RUNNING: ContextVar[_Running | None] = ContextVar("spt_running_norms", default=None)
 
 
 class SparseDeltaNorm(DeltaHolder):
@@ -71,8 +77,12 @@ class SparseDeltaNorm(DeltaHolder):
         def read(module: DeltaHolder) -> Tensor | None:
             if torch.compiler.is_compiling():
                 return attached(module, name)
-            now = module.__dict__.get("_spt_connected")
-            return module._parameters[name] if now is None else now[name]  # type: ignore[no-any-return]
+            running = _RUNNING.get()
+            while running is not None:
+                norm, connected, running = running
+                if norm is module:
+                    return connected[name]  # type: ignore[no-any-return]
+            return module._parameters[name]
 
         return property(read)
 
@@ -82,13 +92,12 @@ class SparseDeltaNorm(DeltaHolder):
         if torch.compiler.is_compiling():
             return forward(*inputs, **named)
         self.write_stale_deltas()
-        own = self.__dict__
-        outer = own.get("_spt_connected")
-        own["_spt_connected"] = {local: attached(self, local) for local in type(self)._spt_reads}  # type: ignore[attr-defined]
+        connected = {local: attached(self, local) for local in type(self)._spt_reads}  # type: ignore[attr-defined]
+        token = _RUNNING.set((self, connected, _RUNNING.get()))
         try:
             return forward(*inputs, **named)
         finally:
-            own["_spt_connected"] = outer
+            _RUNNING.reset(token)
 
     def extra_repr(self) -> str:
         """Of the plain norm, and the numbers of trained entries."""

@@ -173,7 +173,7 @@ def _rebuilt(x: Tensor, node: Any, dtype: torch.dtype) -> SavedInput | None:
     if x._version != 0 or dtype not in _REBUILDABLE or x.dtype not in _REBUILDABLE:
         return None
     source = {"gelu": _OF_GELU, "layer_norm": _OF_LAYER_NORM}.get(kind)
-    is_readable = source is None or source.is_readable(node)  # a function of ours always is
+    is_readable = _is_function_readable(node) if source is None else source.is_readable(node)
     return SavedInput(kind, dtype, node, steps) if is_readable else None
 
 
@@ -299,6 +299,21 @@ def _kept_by(node_type: Hashable) -> tuple[_Kept, ...]:
     names = [name.removeprefix(prefix) for name in dir(node_type) if name.startswith(prefix)]
     names.sort(key=lambda name: not name.startswith(("out", "result")))
     return tuple(_Kept(name) for name in names if hasattr(node_type, f"_saved_{name}"))
+
+
+def _is_function_readable(node: Any) -> bool:
+    """Whether a backward may read what a function saved, beside the function's own reading of it.
+
+    A checkpoint that holds the function alone, and not the layer, gives each tensor once.
+    """
+    try:
+        every = node._raw_saved_tensors
+    except RuntimeError:  # freed by a backward
+        return False
+    return all(
+        raw is None or not _may_have_hooks(raw) or getattr(raw, "unpack_hook", None) is unpack
+        for raw in every
+    )
 
 
 def _may_have_hooks(raw: Any) -> bool:

@@ -24,6 +24,7 @@ _BLOCK = re.compile(
     r"(?:(?:blocks|layers?|stages?|resblocks|h)\d*\.\d+|encoder_layer_\d+|features\.\d+\.\d+)$"
 )
 _TRANSPOSED = "transformers.pytorch_utils.Conv1D"
+_FUSED_PARTS = ("linear1", "linear2", "norm1", "norm2")
 _READ_BY_ATTENTION = nn.modules.linear.NonDynamicallyQuantizableLinear
 _NORM_NAME = re.compile(r"norm|(?:^|[._])(?:bn|ln)\d*(?:$|[._])", re.IGNORECASE)
 
@@ -116,13 +117,7 @@ def describe(model: nn.Module) -> dict[str, ParameterInfo]:
         for local, parameter in module._parameters.items()
         if parameter is not None
     }
-    # At inference torch's encoder layer may hand the weights of its MLP to one fused call
-    fused_mlp = {
-        id(weight)
-        for module in model.modules()
-        if isinstance(module, nn.TransformerEncoderLayer)
-        for weight in (module.linear1.weight, module.linear2.weight)
-    }
+    fused = {id(p) for module in fused_parts(model) for p in module._parameters.values()}
     result = {}
     for name, parameter in model.named_parameters():
         module, local = owners[id(parameter)]
@@ -132,13 +127,22 @@ def describe(model: nn.Module) -> dict[str, ParameterInfo]:
             kind: Kind = "linear" if is_matrix else "other"
         else:
             kind = _kind(module, local, parameter.ndim, parameter.is_floating_point())
-        if kind == "linear" and id(parameter) in fused_mlp:
+        if kind == "linear" and id(parameter) in fused:
             kind = "functional"
         groups = module.groups if kind == "conv2d" and isinstance(module, nn.Conv2d) else 1
-        fused = isinstance(module, nn.Linear)
-        rows = _row_blocks(name, shape, fused)
+        rows = _row_blocks(name, shape, isinstance(module, nn.Linear))
         result[name] = ParameterInfo(kind, shape, rows, groups, _block(name))
     return result
+
+
+def fused_parts(model: nn.Module) -> set[nn.Module]:
+    """The layers and norms that torch's encoder layers hand to one fused call in eval mode.
+
+    That reads their parameters and calls none of them, unless it sees that one needs a gradient.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer)]
+    found = (m._modules.get(name) for m in layers for name in _FUSED_PARTS)
+    return {part for part in found if part is not None}
 
 
 def blocks_among(info: Mapping[str, ParameterInfo]) -> tuple[str, ...]:

@@ -103,6 +103,7 @@ class OffloadedAdamW(torch.optim.AdamW):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As any optimizer does; the state of the parameters is made at once."""
+        _refuse_amsgrad([param_group])
         super().add_param_group(param_group)
         self._put_on_host(self.param_groups[-1])
 
@@ -111,7 +112,8 @@ class OffloadedAdamW(torch.optim.AdamW):
         return {**super().__getstate__(), "_piece_bytes": self._piece_bytes}  # type: ignore[no-untyped-call]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Put on the host what was loaded."""
+        """Put on the host what was loaded; what is refused leaves all as it is."""
+        _refuse_amsgrad(state["param_groups"])
         super().__setstate__(state)
         self._pieces, self._sides = [], {}
         for group in self.param_groups:
@@ -184,8 +186,6 @@ class OffloadedAdamW(torch.optim.AdamW):
 
     def _put_on_host(self, group: dict[str, Any]) -> None:
         """Make the state of a group's parameters, or take that which there is, piece by piece."""
-        if group["amsgrad"]:
-            raise ValueError("amsgrad: expected False, OffloadedAdamW keeps two means alone")
         for params in self._portions(group["params"]):
             device = params[0].device
             if device not in self._sides:
@@ -235,3 +235,8 @@ class OffloadedAdamW(torch.optim.AdamW):
                     f"OffloadedAdamW was made when its parameters were on {home}, and they are on "
                     f"{piece.params[0].device}: make it after they are moved"
                 )
+
+
+def _refuse_amsgrad(groups: Iterable[dict[str, Any]]) -> None:
+    if any(group.get("amsgrad") for group in groups):
+        raise ValueError("amsgrad: expected False, OffloadedAdamW keeps two means alone")

@@ -28,6 +28,7 @@ from ..layers import (
 )
 from ..layers.position_index import CheckedIndex, checked_index
 from ..model import is_pointwise
+from ..model.parameter_info import fused_parts
 from ..model.plain_layer import runs_as_conv2d, runs_as_linear
 from ..model.quantized import is_quantized, matrix_of, quantized_matrices
 from ..plan import AdapterSpec, LoraSpec, Plan
@@ -42,7 +43,8 @@ class Place:
         module: as it is.
         positions: local parameter name -> positions, on the parameter's device, checked.
         spec: of the structured module on its weight, if any.
-        reads_itself: whether the model reads its weight itself, as BEiT and Swin V2 do.
+        reads_itself: whether the model reads its parameters itself, as BEiT, Swin V2 and, in eval
+            mode, torch's encoder layer do.
     """
 
     name: str
@@ -113,12 +115,13 @@ def places_of(
         coarse: those of 16 bits that are trained whole, which is done where they are read.
     """
     read = {name.rpartition(".")[0] for name in coarse}
-    modules = dict(model.named_modules())
+    modules, fused = dict(model.named_modules()), fused_parts(model)
     found: dict[str, Place] = {}
     for name, positions in plan.unstructured.items():
         module_name, _, local = name.rpartition(".")
-        is_read = module_name in read or _reads_itself(plan, module_name)
-        new = Place(module_name, modules[module_name], reads_itself=is_read)
+        module = modules[module_name]
+        is_read = module_name in read or module in fused or _reads_itself(plan, module_name)
+        new = Place(module_name, module, reads_itself=is_read)
         place = found.setdefault(module_name, new)
         on_device = positions.to(parameters[name].device)
         if is_read and is_quantized(parameters[name]):
@@ -134,12 +137,15 @@ def places_of(
         module_name, _, local = name.rpartition(".")
         module = modules[module_name]
         is_matrix = is_linear(module) or (runs_as_conv2d(module) and is_pointwise(module))
-        if local != "weight" or not is_matrix or "forward" in vars(module):
+        is_fused = module in fused
+        if local != "weight" or is_fused or not is_matrix or "forward" in vars(module):
             own = " with a forward of its own" if "forward" in vars(module) else ""
+            own = " that nn.TransformerEncoderLayer reads in eval mode" if is_fused else own
             raise ValueError(
                 f"{name} cannot take a LoRA or an Adapter: expected the weight of a plain "
                 f"nn.Linear or 1×1 nn.Conv2d, got a {type(module).__name__}{own}; leave it out "
-                "with exclude=... in measure_sensitivity"
+                "with exclude=... in measure_sensitivity, or give Sensitivity.from_tensors "
+                "info=describe(model)"
             )
         place = found.get(module_name, Place(module_name, module))
         found[module_name] = replace(place, spec=spec)

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import BaseModelMismatch
 from ..layers import freeze_layer, tuned_modules, untune
-from ..layers.late_optimizer import mark_frozen
+from ..layers.late_optimizer import mark_frozen, unmark_frozen
 from ..model import HeadSource, head_names
 from ..model.buffers import copied, persistent_buffers
 from ..model.check import check_head_is_float, check_trainable_itself
@@ -120,6 +120,8 @@ def apply_to_known(model: nn.Module, plan: Plan, digests: Mapping[str, str]) -> 
     if places or coarse:  # where a head of 32 bits alone is trained, any optimizer trains it
         frozen = {name: p for name, p in parameters.items() if name in coarse or name not in head}
         mark_frozen(frozen.values(), model)
+    else:
+        unmark_frozen(parameters.values())
     return model
 
 

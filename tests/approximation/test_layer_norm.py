@@ -9,6 +9,7 @@ import timm.layers
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from spt_kernels import LoraLinear, LoraSpec, SparseDeltaLinear, SparseDeltaNorm, approximate
 from spt_kernels.approximation.layer_norm import is_layer_norm
@@ -36,7 +37,8 @@ def norm(**how: bool) -> nn.LayerNorm:
 def test_output_is_exact_and_gradients_are_off_by_what_16_bits_lose(
     shape: tuple[int, ...], how: dict[str, bool]
 ) -> None:
-    module, x, grad = norm(**how), tokens(*shape), torch.randn(*shape, WIDTH)
+    module, x = norm(**how), tokens(*shape)
+    grad = torch.randn(*shape, WIDTH, generator=torch.Generator().manual_seed(1))
     plain = module(x)
     wide = x.double().requires_grad_()
     affine = [p.detach().double().requires_grad_() for p in module.parameters()]
@@ -107,6 +109,51 @@ def test_a_tuned_layer_behind_rebuilds_its_input_from_what_is_kept(
             grads.append(torch.autograd.grad(y.float().square().sum(), [x, *trained]))
         for exact, own in zip(*grads, strict=True):
             assert float((own - exact).norm()) < (0.02 if autocast else 0.002) * float(exact.norm())
+
+
+def test_the_mask_of_a_layer_behind_leaves_what_is_kept_as_it_is() -> None:
+    torch.manual_seed(0)
+    module, x = norm(elementwise_affine=False), tokens(4).requires_grad_()
+    layer = LoraLinear(nn.Linear(WIDTH, 8), LoraSpec(2, ((0, 8),), WIDTH, 1.0, 0.5))
+    nn.init.normal_(layer.lora_b)
+    grads = []
+    for choice in (None, "from-output"):
+        approximate(module, layer_norm=choice)
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.float16):  # in which the norm's output is kept, too
+            y = layer(module(x))
+        assert y.grad_fn.saved_input.kind == ("layer_norm" if choice is None else "function")
+        grads.append(torch.autograd.grad(y.float().square().sum(), [x, layer.lora_a]))
+    for exact, own in zip(*grads, strict=True):
+        assert float((own - exact).norm()) < 0.01 * float(exact.norm())
+
+
+def test_a_layer_behind_a_checkpoint_keeps_its_input() -> None:
+    torch.manual_seed(0)
+    module, x = norm(), tokens(4).requires_grad_()
+    layer = SparseDeltaLinear(nn.Linear(WIDTH, 8), torch.arange(0, 8 * WIDTH, 3))
+    runs, grads = [], []
+
+    def block(x: Tensor) -> Tensor:
+        runs.append(x)
+        return module(x * 1.5)
+
+    for choice in (None, "from-output"):
+        approximate(module, layer_norm=choice)
+        y = layer(checkpoint(block, x, use_reentrant=False))
+        assert y.grad_fn.saved_input.kind == "columns"
+        grads.append(torch.autograd.grad(y.square().sum(), [x, layer.delta]))
+    assert len(runs) == 2 * 2  # forward and recomputation
+    for exact, own in zip(*grads, strict=True):
+        assert float((own - exact).norm()) < 0.002 * float(exact.norm())
+
+
+def test_a_forward_over_a_graph_that_is_gone_still_runs() -> None:
+    module, x = approximate(norm(), layer_norm="from-output"), tokens(4).requires_grad_()
+    layer = SparseDeltaLinear(nn.Linear(WIDTH, 8), torch.tensor([0, 1]))
+    y = module(x)
+    y.sum().backward()
+    assert layer(y).grad_fn.saved_input.kind == "columns"
 
 
 def test_edited_output_is_kept_by_the_layer_behind() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -187,3 +189,46 @@ def test_within_a_failing_forward_and_after_it() -> None:
     with pytest.raises(ValueError, match="expected 4D input"):
         norm(torch.randn(2, 8))
     assert isinstance(norm.weight, nn.Parameter)
+
+
+class WaitingNorm(nn.Module):
+    """Lets others run before it reads its weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor, meanwhile: Callable[[], object]) -> Tensor:
+        meanwhile()
+        return F.normalize(x, dim=-1) * self.weight
+
+
+def test_two_threads_in_one_norm() -> None:
+    norm = SparseDeltaNorm(WaitingNorm(8), torch.tensor([2, 5]))
+    x, in_other, in_this = torch.randn(3, 8), threading.Event(), threading.Event()
+
+    def wait_for_this() -> None:
+        in_other.set()
+        assert in_this.wait(10)
+
+    other = threading.Thread(target=lambda: norm(x, wait_for_this))
+
+    def let_other_return() -> None:
+        in_this.set()
+        other.join(10)
+        assert not other.is_alive()
+
+    other.start()
+    assert in_other.wait(10)
+    norm(x, let_other_return).sum().backward()
+    truth = F.normalize(x, dim=-1).sum(0)[[2, 5]]
+    torch.testing.assert_close(norm.weight_delta.grad, truth)
+    assert isinstance(norm.weight, nn.Parameter)
+
+
+def test_a_norm_within_a_norm() -> None:
+    outer, inner = (SparseDeltaNorm(WaitingNorm(8), torch.tensor([n])) for n in (2, 5))
+    x, read = torch.randn(3, 8), []
+    outer(x, lambda: inner(x, lambda: read.extend([outer.weight, inner.weight])))
+    assert all(weight.grad_fn is not None for weight in read)
+    assert isinstance(inner.weight, nn.Parameter)

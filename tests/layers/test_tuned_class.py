@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from spt_kernels.layers import (
     SparseDeltaConv2d,
     SparseDeltaLinear,
     SparseDeltaNorm,
+    attach_parameter,
     sparse_deltas,
 )
 from spt_kernels.model import describe
@@ -238,6 +240,27 @@ def test_a_state_dict_from_when_the_base_layer_was_a_submodule() -> None:
     other, _ = tuned(lambda: nn.Linear(8, 6), SPECS["lora"])
     other.load_state_dict(old)
     assert torch.equal(other["layer"](x), expected)
+
+
+@pytest.mark.parametrize("kind", ["delta", "lora", "norm", "attached"])
+def test_copies_of_nn_data_parallel_are_refused(kind: str, monkeypatch: Any) -> None:
+    replicate: Any = importlib.import_module("torch.nn.parallel.replicate")
+
+    def copies(tensors: list[Tensor], devices: list[int], detach: bool = False) -> Any:
+        return [list(tensors) for _ in devices]  # there may be no two cards
+
+    monkeypatch.setattr(replicate, "_broadcast_coalesced_reshape", copies)
+    model: Any = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
+    assert len(replicate.replicate(model, [0, 1])) == 2
+    if kind == "attached":
+        attach_parameter(model[0], "bias", torch.tensor([1]))
+    elif kind == "lora":
+        model[0] = LoraLinear(model[0], LoraSpec(1, ((0, 3),), 4))
+    else:
+        name = {"delta": "0.weight", "norm": "1.weight"}[kind]
+        apply(model, Plan({name: torch.tensor([1])}, {}, describe(model)))
+    with pytest.raises(RuntimeError, match=r"nn\.DataParallel.* use DistributedDataParallel"):
+        replicate.replicate(model, [0, 1])
 
 
 def test_no_subclass_can_be_made_of_a_final_class() -> None:

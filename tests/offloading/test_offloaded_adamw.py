@@ -150,14 +150,22 @@ def test_arguments(how: dict[str, Any], error: type[Exception], message: str) ->
         spt.OffloadedAdamW([nn.Parameter(torch.ones(2))], **how)
 
 
-def test_gradients_and_states_that_it_does_not_take() -> None:
+def test_sparse_gradients_are_refused() -> None:
     table = nn.Embedding(4, 2, sparse=True)
     optimizer = spt.OffloadedAdamW(table.parameters())
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match=r"needs dense gradients, got torch\.sparse_coo"):
         optimizer.step()
-    weight = nn.Parameter(torch.ones(2))
+
+
+def test_what_is_refused_leaves_it_training() -> None:
+    weight, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+    optimizer, theirs = spt.OffloadedAdamW([weight]), torch.optim.AdamW([weight], amsgrad=True)
     with pytest.raises(ValueError, match="amsgrad: expected False"):
-        spt.OffloadedAdamW([weight]).load_state_dict(
-            torch.optim.AdamW([weight], amsgrad=True).state_dict()
-        )
+        optimizer.load_state_dict(theirs.state_dict())
+    with pytest.raises(ValueError, match="amsgrad: expected False"):
+        optimizer.add_param_group({"params": [other], "amsgrad": True})
+    assert len(optimizer.param_groups) == 1
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    assert bool((weight < 1).all())

@@ -41,7 +41,7 @@ from spt_kernels.layers import (
     sparse_deltas,
     tuned_modules,
 )
-from spt_kernels.model import describe, head_names
+from spt_kernels.model import describe, guess, head_names
 from spt_kernels.task.base_model import BaseModel
 from spt_kernels.tuning import replace_module
 from tests.models import tiny_batch, tiny_convnext, tiny_swin, tiny_vit
@@ -512,6 +512,48 @@ def test_a_lora_on_a_layer_with_a_forward_of_its_own() -> None:
     plain(x).square().sum().backward()
     truth = plain[0].weight.grad.flatten()[index]
     torch.testing.assert_close(sparse_deltas(model)["0.weight"].delta.grad, truth)
+
+
+class Encodes(nn.Module):
+    """In eval mode one fused call has all parameters of torch's layer, where none needs a grad."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x).mean(1))
+
+
+@pytest.mark.parametrize("name", ["norm1.weight", "norm2.bias", "linear1.bias", "linear2.weight"])
+def test_entries_of_an_encoder_layer_of_torch_train_in_eval_mode(name: str) -> None:
+    torch.manual_seed(0)
+    model = Encodes().eval()
+    plain, name = copy.deepcopy(model), f"layer.{name}"
+    index = torch.tensor([1, 4])
+    apply(model, Plan({name: index}, {}, {name: guess(name, model.get_parameter(name).shape)}))
+    x = torch.randn(3, 5, 8)
+    model(x).square().sum().backward()
+    plain(x).square().sum().backward()
+    truth = plain.get_parameter(name).grad.flatten()[index]
+    torch.testing.assert_close(sparse_deltas(model)[name].delta.grad, truth)
+
+
+def test_a_lora_on_the_mlp_of_an_encoder_layer_of_torch() -> None:
+    model = Encodes()
+    before = state_of(model)
+    scores = {"layer.linear1.weight": torch.rand(16, 8)}
+    guessed = Sensitivity.from_tensors(scores, num_samples=1, head="head")
+    plan = allocate(guessed, 24, structured="lora", rank=1)
+    assert plan.structured
+    with pytest.raises(ValueError, match=r"layer\.linear1\.weight cannot take .* in eval mode"):
+        apply(model, plan)
+    assert_untouched(model, before)
+    told = Sensitivity.from_tensors(scores, num_samples=1, info=describe(model), head="head")
+    plan = allocate(told, 24, structured="lora", rank=1)
+    assert not plan.structured
+    apply(model, plan)
 
 
 def test_a_model_that_is_a_single_layer() -> None:
