@@ -77,15 +77,20 @@ class SparseDeltaConv2d(ConvWithDeltas):
 
     def forward(self, input: Tensor) -> Tensor:
         """What the plain convolution returns."""
-        if not torch.compiler.is_compiling():
+        weight: Any
+        if torch.compiler.is_compiling():
+            weight, bias = self.weight, self.bias
+        else:
             self.write_stale_deltas()
-        if not (torch.is_grad_enabled() and self.has_gradients()):
+            weight, bias = self._own_parameters()
+        is_whole = weight.requires_grad or (bias is not None and bias.requires_grad)
+        if not (torch.is_grad_enabled() and (is_whole or self.has_gradients())):
             return frozen_conv2d(self, input)
         input, geometry = _padded(self, input), geometry_of(self)
         unbatched = input.dim() == 3
         batch = input.unsqueeze(0) if unbatched else input
         deltas = self.trained_tensors()
-        y = TunedConv2d.apply(batch, self.weight, self.bias, *deltas, geometry, None, None, None)
+        y = TunedConv2d.apply(batch, weight, bias, *deltas, geometry, None, None, None)
         return y.squeeze(0) if unbatched else y
 
 

@@ -149,7 +149,8 @@ class DeltaHolder(SavedDeltas):
             original = fn(delta.original)
             self.__dict__[original_name] = original.zero_() if delta.whole else original
             if delta_name in self.__dict__:
-                values = delta.delta.detach().to(self.__dict__[index_name].device)
+                # not moved: nothing is in it, and from `meta` nothing can be
+                values = torch.empty_like(delta.delta, device=self.__dict__[index_name].device)
                 self.__dict__[delta_name] = nn.Parameter(values, requires_grad=False)
         after = self.sparse_deltas()
         if any(after[local].index.device != d.index.device for local, d in before.items()):

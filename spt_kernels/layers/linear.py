@@ -93,10 +93,12 @@ class SparseDeltaLinear(LinearWithDeltas):
         else:
             self.write_stale_deltas()
             weight, bias = self._own_parameters()
-        if not (torch.is_grad_enabled() and self.has_gradients()):
+        # what was made trainable after it was tuned
+        is_whole = weight.requires_grad or (bias is not None and bias.requires_grad)
+        if not (torch.is_grad_enabled() and (is_whole or self.has_gradients())):
             return frozen_linear(input, weight, bias)
         delta, pattern, bias_delta, bias_index = self.trained_tensors()
-        if bias_delta is None and pattern is not None:
+        if bias_delta is None and pattern is not None and not is_whole:
             return SparseLinear.apply(input, weight, bias, delta, pattern)
         deltas = (delta, pattern, bias_delta, bias_index)
         return TunedLinear.apply(input, weight, bias, *deltas, None, None, None)

@@ -16,7 +16,7 @@ from .row_ranges import groups_of
 from .structured import StructuredConv2d, StructuredLayer, StructuredLinear, add_to_rows
 from .traced_dropout import draw_words
 from .traced_lora import LoraTrace, TracedLora, lora_update
-from .tuned_linear import LoraCall, TunedLinear, linear_with_lora
+from .tuned_linear import LoraCall, TunedLinear, linear_with_lora, without_autocast
 
 if TYPE_CHECKING:
     from ..plan import LoraSpec
@@ -47,12 +47,17 @@ class LoraLayer(StructuredLayer):
         self._move_and_tag(self.weight.device)
 
     def update(self) -> Tensor:
-        """`scale · B_i A_i` in its rows, zeros elsewhere: `[out, in]`, fp32; what merging adds."""
+        """`scale · B_i A_i` in its rows, zeros elsewhere, which merging adds.
+
+        `[out, in]`, fp32, autocast or not; fp64 on a weight in fp64.
+        """
         own = self.__dict__
-        total = self.lora_a.new_zeros(logical_shape(self.weight)[:2])
-        with torch.no_grad():
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        total = self.lora_a.new_zeros(logical_shape(self.weight)[:2], dtype=wide)
+        with torch.no_grad(), without_autocast(total.device):
+            low, up = self.lora_a.to(wide), self.lora_b.to(wide)
             for rows, rows_of_b, part in own["_spt_ranges"]:
-                total[rows] = own["_spt_spec"].scale * (self.lora_b[rows_of_b] @ self.lora_a[part])
+                total[rows] = own["_spt_spec"].scale * (up[rows_of_b] @ low[part])
         return total
 
     def needed_share(self) -> float:

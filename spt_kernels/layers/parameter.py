@@ -12,6 +12,7 @@ from .delta_holder import DeltaHolder
 from .frozen_layers import FrozenConv2d, FrozenLinear
 from .in_place import tune_in_place, untune
 from .position_index import CheckedIndex
+from .sparse_delta import check_trained_whole
 
 
 class AttachDelta(torch.autograd.Function):
@@ -58,7 +59,11 @@ def attached(holder: DeltaHolder, local: str) -> Tensor | None:
     delta = holder._parameters[state.name]
     assert target is not None
     assert delta is not None
-    if not (torch.is_grad_enabled() and delta.requires_grad):
+    if not torch.is_grad_enabled():
+        return target
+    if target.requires_grad and state.index_name is not None:
+        check_trained_whole((True, delta))
+    if not delta.requires_grad:
         return target
     if state.index_name is None:
         return AttachWhole.apply(target, delta)

@@ -21,7 +21,7 @@ from .first_order import first_derivative_only
 from .linear import LinearWithDeltas
 from .lora import LoraLinear
 from .position_index import CheckedIndex
-from .sparse_delta import tag
+from .sparse_delta import check_trained_whole, tag
 from .sparse_gradient import DeltaPattern
 from .tuned_class import share_contents
 from .tuned_linear import LoraCall, add_lora, is_cast, keep_for_gradients, tuned_gradients
@@ -45,6 +45,8 @@ class QuantizedLinear(torch.autograd.Function):
         lora: LoraCall | None,
     ) -> Tensor:
         """`[..., out]`, in the dtype of the quantizer's own product."""
+        if ctx.needs_input_grad[2]:
+            check_trained_whole((True, bias_delta))
         y, inner = _output(x, matrix, bias, delta, pattern, lora_a, lora_b, lora)
         # the gradient of the input needs base + delta: the base it finds in the layer
         keep_for_gradients(

@@ -277,6 +277,37 @@ def owner_of(parameter: Tensor) -> Owner | None:
     return owner if isinstance(owner, Owner) else None  # it may be plain again
 
 
+def check_trained_whole(*parameters: tuple[bool, Tensor | None]) -> None:
+    """Refuse to train all of a parameter that has a sparse delta: the next write would undo it.
+
+    Args:
+        parameters: of each, whether it requires a gradient itself, and its delta if it has one.
+
+    Raises:
+        RuntimeError: one does and has.
+    """
+    for is_trained, delta in parameters:
+        if is_trained and delta is not None:
+            raise RuntimeError(
+                f"{_target_name(delta)} has a sparse delta and requires a gradient itself: the "
+                "next write of base + delta would undo what it was trained to there; "
+                "requires_grad_(False) on it, or leave it out of the plan"
+            )
+
+
+def _target_name(delta: Tensor) -> str:
+    """The name of the parameter that a delta belongs to, as far as it is known."""
+    owner = owner_of(delta)
+    if owner is None:
+        return "a parameter"
+    local = next((n for n, d in owner.sparse_deltas().items() if d.delta is delta), "parameter")
+    return f"{_name_of(owner)}.{local}"
+
+
+def _name_of(owner: Owner) -> str:
+    return owner.__dict__.get("_spt_name", "") or type(owner).__name__
+
+
 def tag(parameter: Tensor, owner: Owner, *, anew: bool = False) -> None:
     """Let `owner_of` find the module from its parameter; `anew` if it has another's already."""
     current = None if anew else owner_of(parameter)
@@ -342,9 +373,9 @@ def _check_resharded(parameter: Tensor) -> None:
     owner = owner_of(parameter)
     if owner is not None and all(own is not parameter for own in owner._parameters.values()):
         raise RuntimeError(
-            f"{owner.__dict__.get('_spt_name', '') or type(owner).__name__} has its parameters "
-            "gathered, as FSDP leaves them after a forward without a backward, so that its deltas "
-            "cannot be written: call reshard() on the modules of fully_shard before the step"
+            f"{_name_of(owner)} has its parameters gathered, as FSDP leaves them after a forward "
+            "without a backward, so that its deltas cannot be written: call reshard() on the "
+            "modules of fully_shard before the step"
         )
 
 
@@ -359,10 +390,10 @@ def _check_called(parameters: list[Tensor]) -> None:
 
 
 def _never_called(owner: Owner) -> str:
-    where = owner.__dict__.get("_spt_name", "") or type(owner).__name__
     return (
-        f"{where} is tuned, but the model never calls it (it reads the weight of the layer itself, "
-        "as BEiT and Swin V2 do with `qkv`), so that it would never train: measure_sensitivity "
-        "notices that and says so in Sensitivity.info, from which allocate and apply know what to "
-        "do; in a plan made otherwise, set the kind of its weight to 'functional' or leave it out"
+        f"{_name_of(owner)} is tuned, but the model never calls it (it reads the weight of the "
+        "layer itself, as BEiT and Swin V2 do with `qkv`), so that it would never train: "
+        "measure_sensitivity notices that and says so in Sensitivity.info, from which allocate and "
+        "apply know what to do; in a plan made otherwise, set the kind of its weight to "
+        "'functional' or leave it out"
     )

@@ -69,6 +69,9 @@ class SparseDeltaLayer(DeltaHolder):
 
     def needed_share(self) -> float:
         """Share of the input's features that a backward needs for what is trained here, 0 to 1."""
+        weight = self._parameters.get("weight")
+        if weight is not None and weight.requires_grad:  # made trainable after it was tuned
+            return 1.0
         delta, pattern = self._parameters.get(self._main_delta), self.__dict__.get("_spt_pattern")
         if delta is None or not delta.requires_grad:
             return 0.0

@@ -12,6 +12,7 @@ from torch import Tensor
 from .first_order import first_derivative_only
 from .pointwise_lora import PointwiseLora
 from .saved_input import SavedInput, Tensors
+from .sparse_delta import check_trained_whole
 from .sparse_gradient import DeltaPattern, sparse_gradient
 from .traced import made_again
 from .tuned_linear import wide_dtype, without_autocast
@@ -90,6 +91,8 @@ def _members(groups: Tensor, size: int) -> Tensor:
 class TunedConv2d(torch.autograd.Function):
     """`F.conv2d` on a weight that holds base + delta, plus a LoRA; gradients of what is trained.
 
+    What that may be is as in `TunedLinear`.
+
     Patchwise convolutions (1×1, patch embeddings) sample the gradient of the delta as a Linear
     does. Of depthwise and other grouped ones, the weight gradient of the groups with trained
     entries is made, sampled and dropped, and only their channels of the input are kept; of a full
@@ -113,20 +116,24 @@ class TunedConv2d(torch.autograd.Function):
     ) -> Tensor:
         """`[batch, out, height, width]`, in the dtype that autocast gives to `F.conv2d`."""
         how = ConvGeometry(*geometry)
+        needs_x, needs_weight, needs_bias, needs_delta, needs_bias_delta, needs_a, needs_b = _needs(
+            ctx
+        )
+        if needs_weight or needs_bias:
+            check_trained_whole((needs_weight, delta), (needs_bias, bias_delta))
         y = F.conv2d(x, weight, bias, how.stride, how.padding, how.dilation, how.groups)
-        needs_x, needs_delta, needs_bias_delta, needs_a, needs_b = _needs(ctx)
         inner: Tensor | None = None
         if lora is not None and lora_a is not None and lora_b is not None:
             inner = lora.add_to(y, x, lora_a, lora_b, how.stride)
         saved: SavedInput | None = None
         kept: Tensors = ()
-        if needs_delta or needs_a:
-            is_some = isinstance(pattern, TouchedGroups) and not needs_a
+        if needs_delta or needs_a or needs_weight:
+            is_some = isinstance(pattern, TouchedGroups) and not (needs_a or needs_weight)
             channels = pattern.inputs if is_some else None  # type: ignore[union-attr]
             saved, kept = SavedInput.of(x, y.dtype, channels, dim=1)
         reads_lora = lora is not None and (needs_x or needs_a)
         ctx.save_for_backward(
-            weight if needs_x or (needs_delta and not how.is_patchwise) else None,
+            weight if needs_x or needs_weight or (needs_delta and not how.is_patchwise) else None,
             bias_index if needs_bias_delta else None,
             lora_a if reads_lora else None,
             lora_b if reads_lora else None,
@@ -140,14 +147,16 @@ class TunedConv2d(torch.autograd.Function):
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the input, the deltas and the LoRA."""
+        """Gradients of all that is trained."""
         weight, bias_index, lora_a, lora_b, inner, *kept = ctx.saved_tensors
-        needs_x, needs_delta, needs_bias_delta, needs_a, needs_b = _needs(ctx)
+        needs_x, needs_weight, needs_bias, needs_delta, needs_bias_delta, needs_a, needs_b = _needs(
+            ctx
+        )
         how: ConvGeometry = ctx.geometry
         lora: PointwiseLora | None = ctx.lora
         x: Any = None
         grad_inner: Any = None
-        grad_x = grad_delta = grad_bias_delta = grad_a = grad_b = None
+        grad_x = grad_weight = grad_bias = grad_delta = grad_bias_delta = grad_a = grad_b = None
         with without_autocast(gy.device):
             if weight is not None and weight.dtype is not gy.dtype:
                 weight = made_again(weight.to(gy.dtype))
@@ -156,6 +165,10 @@ class TunedConv2d(torch.autograd.Function):
                 grad_bias_delta = total.index_select(0, bias_index)
             if ctx.saved_input is not None:
                 x = ctx.saved_input.rebuild(tuple(kept))
+            if needs_weight:
+                grad_weight = _convolution_backward(gy, x, weight, how, (False, True))[1]
+            if needs_bias:
+                grad_bias = gy.sum((0, 2, 3), dtype=wide_dtype(gy))
             if needs_delta:
                 if how.is_patchwise:
                     flat = gy.permute(0, 2, 3, 1).reshape(-1, gy.shape[1])
@@ -177,12 +190,13 @@ class TunedConv2d(torch.autograd.Function):
                     lora.add_grad_of_x(grad_x, grad_inner, lora_a, how.stride)
                 grad_x = grad_x.to(ctx.x_dtype)
         of_deltas = grad_delta, None, grad_bias_delta, None
-        return grad_x, None, None, *of_deltas, None, grad_a, grad_b, None
+        return grad_x, grad_weight, grad_bias, *of_deltas, None, grad_a, grad_b, None
 
 
 def _needs(ctx: Any) -> tuple[bool, ...]:
-    """Whether gradients of the input, both deltas and both factors of the LoRA are wanted."""
-    return tuple(ctx.needs_input_grad[i] for i in (0, 3, 5, 8, 9))
+    """Whether gradients of input, weight, bias, both deltas and both factors are wanted."""
+    needs: tuple[bool, ...] = ctx.needs_input_grad
+    return *needs[:4], needs[5], *needs[8:10]
 
 
 def _grad_of_groups(

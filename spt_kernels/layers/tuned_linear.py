@@ -14,6 +14,7 @@ from ..ops.dropout import dropout, dropout_
 from .first_order import first_derivative_only
 from .row_ranges import RangeGroup
 from .saved_input import SavedInput, Tensors
+from .sparse_delta import check_trained_whole
 from .sparse_gradient import DeltaPattern, sparse_gradient
 from .traced import made_again
 
@@ -69,7 +70,11 @@ class LoraCall(NamedTuple):
 
 
 class TunedLinear(torch.autograd.Function):
-    """`F.linear` on a weight that holds base + delta, plus a LoRA; gradients of what is trained."""
+    """`F.linear` on a weight that holds base + delta, plus a LoRA; gradients of what is trained.
+
+    That is the deltas and the LoRA, and what was made trainable after the layer was tuned: all of a
+    weight or bias that has no delta.
+    """
 
     @staticmethod
     def forward(
@@ -87,6 +92,9 @@ class TunedLinear(torch.autograd.Function):
     ) -> Tensor:
         """`[..., out]`; the dtype is that which autocast, if it is on, gives to `F.linear`."""
         inner: Tensor | None = None
+        needs = ctx.needs_input_grad
+        if needs[1] or needs[2]:
+            check_trained_whole((needs[1], delta), (needs[2], bias_delta))
         if lora is None:
             y = F.linear(x, weight, bias)
         else:
@@ -102,7 +110,7 @@ class TunedLinear(torch.autograd.Function):
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the input, the deltas and the LoRA; never one of the whole weight."""
+        """Gradients of all that is trained; one of the whole weight only where it is asked for."""
         return tuned_gradients(ctx, grad_output)
 
 
@@ -134,11 +142,13 @@ def keep_for_gradients(
         inner: its bottleneck.
         lora: what it is.
     """
-    needs_x, _, _, needs_delta, _, needs_bias_delta, _, needs_a, needs_b, _ = ctx.needs_input_grad
+    needs_x, needs_weight, _, needs_delta, _, needs_bias_delta, _, needs_a, needs_b, _ = (
+        ctx.needs_input_grad
+    )
     recipe: SavedInput | None = None
     to_save: Tensors = (weight if needs_x else None,)  # each, and each None, costs the host
-    if needs_delta or needs_a:
-        columns = None if needs_a or pattern is None else pattern.columns
+    if needs_delta or needs_a or needs_weight:
+        columns = None if pattern is None or needs_a or needs_weight else pattern.columns
         recipe, kept = SavedInput.of(x, dtype, columns)
         to_save += kept
     if lora is not None:
@@ -162,7 +172,9 @@ def tuned_gradients(
         grad_output: `[..., out]`.
         made: makes the weight of what was kept in its place, once the rest is done.
     """
-    needs_x, _, _, needs_delta, _, needs_bias_delta, _, needs_a, needs_b, _ = ctx.needs_input_grad
+    needs_x, needs_weight, needs_bias, needs_delta, _, needs_bias_delta, _, needs_a, needs_b, _ = (
+        ctx.needs_input_grad
+    )
     lora: LoraCall | None
     pattern, lora, in_features, x_dtype = ctx.how
     recipe: Any = ctx.saved_input
@@ -178,11 +190,15 @@ def tuned_gradients(
     weight, *kept = saved
     x: Any = None
     grad_inner: Any = None
-    grad_x = grad_delta = grad_bias_delta = grad_a = grad_b = None
+    grad_x = grad_weight = grad_bias = grad_delta = grad_bias_delta = grad_a = grad_b = None
     gy = grad_output.reshape(-1, grad_output.shape[-1])  # [tokens, out]
     with without_autocast(grad_output.device):
         if recipe is not None:
             x = recipe.rebuild(kept)
+        if needs_weight:
+            grad_weight = gy.t() @ x.reshape(-1, in_features)
+        if needs_bias:
+            grad_bias = gy.sum(0, dtype=wide_dtype(gy))
         if needs_delta:
             some = recipe.kind == "columns"
             grad_delta = sparse_gradient(gy, x, pattern.compacted if some else pattern.whole)
@@ -203,7 +219,7 @@ def tuned_gradients(
             flat = grad_of_x(gy, weight, grad_inner, lora_a, lora)
             grad_x = cast(flat.view(*grad_output.shape[:-1], in_features), x_dtype)
     return (
-        *(grad_x, None, None, grad_delta, None),
+        *(grad_x, grad_weight, grad_bias, grad_delta, None),
         *(grad_bias_delta, None, grad_a, grad_b, None),
     )
 

@@ -224,11 +224,11 @@ def _head(task: Task) -> dict[str, Tensor]:
 
 
 def fold(layer: LoraLayer, weight: Tensor) -> None:
-    """`weight[rows] += scale · B A`, in fp32 and rounded once; other rows keep their bits."""
+    """`weight[rows] += scale · B A`, rounded once from fp32 or fp64; other rows keep their bits."""
     update = LoraLayer.update(layer).view_as(weight)
     for start, stop in layer.__dict__["_spt_spec"].rows:
         rows = weight[start:stop]
-        rows.copy_(rows.float() + update[start:stop])
+        rows.copy_(rows + update[start:stop])  # the sum is of the wider of both dtypes
 
 
 def _change_tuning(model: nn.Module, **changes: Any) -> None:

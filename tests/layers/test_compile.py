@@ -17,7 +17,7 @@ from torch._inductor.compile_fx import compile_fx
 
 import spt_kernels as spt
 from spt_kernels import AdapterSpec, LoraSpec, Plan, apply
-from spt_kernels.layers import SparseDeltaConv2d, SparseDeltaLinear, sparse_deltas
+from spt_kernels.layers import LoraLinear, SparseDeltaConv2d, SparseDeltaLinear, sparse_deltas
 from spt_kernels.model import describe, head_names
 from spt_kernels.sensitivity import skewed_sensitivity
 from tests.models import tiny_batch, tiny_convnext, tiny_swin, tiny_vit
@@ -87,6 +87,24 @@ def test_convolutions() -> None:
         torch.testing.assert_close(actual[name], value, msg=name)
     assert len(expected) == 3
     assert F.gelu(x).shape == x.shape
+
+
+def test_what_is_trained_besides() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        SparseDeltaConv2d(nn.Conv2d(3, 8, 4, 4), torch.arange(0, 384, 7)),
+        nn.Flatten(2),
+        SparseDeltaLinear(nn.Linear(16, 6), torch.arange(0, 96, 5)),
+        LoraLinear(nn.Linear(6, 6), LoraSpec(2, ((1, 4),), 6, 1.0, 0.0)),
+    )
+    for name in ("0.bias", "2.bias", "3.weight", "3.bias"):
+        model.get_parameter(name).requires_grad_(True)
+    x = torch.randn(2, 3, 16, 16)
+    expected = gradients(model, model, x)
+    actual = gradients(model, torch.compile(model, fullgraph=True, backend="aot_eager"), x)
+    assert len(expected) == 8
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_a_delta_dense_enough_for_blocks_of_the_dense_product() -> None:

@@ -256,6 +256,17 @@ def test_update_is_what_merging_adds() -> None:
     torch.testing.assert_close(merged, layer(x))
 
 
+def test_update_is_as_exact_as_the_weight_and_knows_no_autocast() -> None:
+    layer, wide = lora(((0, 2), (4, 6))), lora(((0, 2), (4, 6)), dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        within = layer.update()
+    assert torch.equal(within, layer.update())
+    assert within.dtype == torch.float32
+    x = tokens(4, 8, dtype=torch.float64)
+    merged = F.linear(x, wide.weight + wide.update(), wide.bias)
+    torch.testing.assert_close(merged, wide(x), rtol=1e-13, atol=1e-13)
+
+
 def test_moved_copied_pickled_and_loaded() -> None:
     layer, x = lora(((0, 2), (4, 6)), base=sparse_linear()), tokens(4, 8)
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):

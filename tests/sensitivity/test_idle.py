@@ -105,3 +105,33 @@ def test_what_wakes_in_a_later_batch_is_exact_from_then_on() -> None:
     woken = {"experts.1.weight", "experts.1.bias", "scales.1"}
     assert woken == set(sensitivity.fallback)
     assert_exact(sensitivity, model, batches)
+
+
+class Mixture(nn.Module):
+    """Each sample goes through one of four experts, the last of which is never chosen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.gate, self.score = nn.Linear(768, 8), nn.Linear(8, 4), nn.Linear(8, 5)
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = (x[:, 0, 0, 0] * 3).long()
+        x = self.body(x.flatten(1)).tanh()
+        gates = self.gate(x).softmax(1)
+        y = torch.zeros_like(x)
+        for i in chosen.unique().tolist():
+            [rows] = torch.where(chosen == i)
+            y = y.index_put((rows,), self.experts[i](x[rows]) * gates[rows, i, None])
+        return self.score(y)
+
+
+def test_what_later_samples_use_of_a_model_measured_one_by_one_is_exact() -> None:
+    torch.manual_seed(0)
+    model, images = Mixture(), IMAGES.repeat(2, 1, 1, 1)
+    images[:, 0, 0, 0] = torch.tensor([0.1, 0.4, 0.2, 0.3, 0.8, 0.9, 0.5, 0.1])
+    batches = [(images[:4], LABELS), (images[4:], LABELS.flip(0))]
+    sensitivity = spt.measure_sensitivity(model, batches, progress=False)
+    assert set(sensitivity.idle) == {"experts.3.weight", "experts.3.bias"}
+    assert all(sensitivity[f"experts.{i}.weight"].any() for i in range(3))
+    assert_exact(sensitivity, model, batches)

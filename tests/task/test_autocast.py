@@ -48,6 +48,21 @@ CHANGES: dict[str, Change] = {
 }
 
 
+def test_merging_within_autocast_is_merging(file: Path) -> None:
+    model, twin = (spt.load_delta(tiny_vit(), file) for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        spt.merge(model)
+    expected = dict(spt.merge(twin).named_parameters())
+    assert all(torch.equal(p, expected[name]) for name, p in model.named_parameters())
+
+
+def test_a_model_in_double_precision_is_merged_in_it(file: Path) -> None:
+    model, images = spt.load_delta(tiny_vit(), file).double(), IMAGES.double()
+    with torch.no_grad():
+        before, after = model(images), spt.merge(model)(images)
+    torch.testing.assert_close(after, before, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_task_that_goes_leaves_no_casts_behind(name: str, file: Path) -> None:
     model = spt.load_delta(tiny_vit(), file)

@@ -111,6 +111,9 @@ def probe(
         expanded = _expandable(model, loss, pair, interception, possible, truth, tolerance)
         one_by_one = [name for name in used if name not in expanded]
     interception.unrecognized.clear()
+    if not observed and not expanded:
+        # No batch is run in which a later use would be noticed; to ask for all costs no more
+        one_by_one = list(parameters)
     measured = {*observed, *expanded, *one_by_one}
     idle = tuple(name for name in parameters if name not in measured)
     return Methods(
