@@ -100,7 +100,7 @@ class Fitting:
         self._batch, self._card, self._captured = batch, card, captured
         self._state_on_host = state_on_host
         self._probe = max(1, batch // 8)
-        self._trials = Trials(model, image_shape, plan, **how)
+        self._trials = Trials(model, image_shape, batch, plan, **how)
         self._levels: list[str] | None = None
 
     def fastest(

@@ -50,7 +50,8 @@ def test_what_is_told_is_what_a_step_takes(fitting: Fitting) -> None:
     found = fitting.fastest(peaks[len(peaks) // 3])
     assert found.recompute, "a card whose host decides computes again rather than in parts"
     blocks = blocks_by(tiny_vit(), found.recompute)
-    estimate = estimate_memory(tiny_vit(), (found.micro_batch, *SHAPE), recompute=blocks, **HOW)
+    how = {"micro_batch": found.micro_batch, "recompute": blocks, **HOW}
+    estimate = estimate_memory(tiny_vit(), (BATCH, *SHAPE), **how)
     assert estimate.peak_bytes == found.peak_bytes
     assert found.options[-2:] == ("--recompute", found.recompute)
 
@@ -62,6 +63,8 @@ def test_where_arithmetic_decides_nothing_is_computed_again() -> None:
     assert (found.recompute, found.parts) == ("", 2)
     assert found.options == ("--micro-batch", "3")
     assert found.seconds == pytest.approx(whole.seconds, rel=0.05)
+    estimate = estimate_memory(tiny_vit(), (BATCH, *SHAPE), micro_batch=3, **HOW)
+    assert estimate.peak_bytes == found.peak_bytes
 
 
 def test_some_blocks_alone_are_computed_again() -> None:
