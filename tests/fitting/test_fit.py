@@ -87,6 +87,34 @@ def test_models_without_blocks_or_with_an_mlp_alone() -> None:
     assert set(convnext.levels()) <= {"", "mlp", "block"}
 
 
+def test_a_norm_that_refuses_one_image() -> None:
+    widened = [nn.Unflatten(1, (8, 1)), nn.Linear(1, 256), nn.GELU(), nn.Linear(256, 1)]
+    model = nn.Sequential(nn.BatchNorm1d(8), *widened, nn.Flatten())
+
+    def peak_of(batch: int, images: int) -> int:
+        estimate = estimate_memory(model, (batch, 8), micro_batch=images, device="cpu")
+        return estimate.peak_bytes
+
+    for batch, sizes in ((8, [8, 2]), (5, [5, 3]), (3, [3])):  # in twos, 5 and 3 leave one over
+        fitting = Fitting(model, (8,), batch, device="cpu")
+        assert [way.micro_batch for way in fitting.ways()] == sizes
+        least = peak_of(batch, sizes[-1])
+        assert (fitting.least().micro_batch, fitting.least().peak_bytes) == (sizes[-1], least)
+        assert fitting.fastest(least).micro_batch == sizes[-1]
+        assert fitting.fastest(least - 1) is None
+    with pytest.raises(ValueError, match=r"cannot take \(1, 8\).*more than 1 value per channel"):
+        Fitting(model, (8,), 1, device="cpu").least()
+
+
+def test_parts_take_more_where_gradients_are_most() -> None:
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 5))
+    fitting = Fitting(model, (64,), 4, device="cpu")
+    whole, single = (fitting._way(images, "").peak_bytes for images in (4, 1))
+    assert whole < single
+    assert (fitting.least().parts, fitting.least().peak_bytes) == (1, whole)
+    assert fitting.fastest(whole - 1) is None
+
+
 @pytest.mark.parametrize("batch", [0, -1, True, 2.0])
 def test_a_batch_that_is_none(batch: object) -> None:
     with pytest.raises(ValueError, match="batch must be a whole number of at least 1"):
