@@ -18,6 +18,7 @@ from .written import check_picture
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ..finetuning.models import ModelSource
     from ..fitting import Fitted
     from ..methods import Method
     from .memory_rows import Row
@@ -159,7 +160,7 @@ def run(
 
         save_picture(frontier_figure(drawn, limit, title=f"{batch}, {card.name}"), output)
     order = sorted(best, key=lambda own: float("inf") if own in too_large else best[own].seconds)
-    besides = [] if what.offload is None else ["--offload", what.offload]
+    besides = _besides(source, what)
     told = {own: _to_json(*own, best[own], besides) for own in order}
     value = {
         "model": source.name,
@@ -182,6 +183,25 @@ def run(
     if output is not None:
         parts += ["", f"written to {output}"]
     terminal.show(value, *parts)
+
+
+def _besides(source: ModelSource, what: FittingOptions) -> list[str]:
+    """Options of finetune for a step like those that were rehearsed, whichever way is taken."""
+    from ..finetuning.models import sized_for
+
+    besides: list[str] = []
+    # of one size, so that finetune must build it so; not each such model tells what its images have
+    if sized_for(source, what.num_classes, what.image_size) != source:
+        besides += ["--model-arg", f"img_size={what.image_size}"]
+    given = {
+        "--image-size": what.image_size,
+        "--budget": what.budget,
+        "--rank": what.rank,
+        "--offload": what.offload,
+    }
+    for option, value in given.items():
+        besides += [] if value is None else [option, str(value)]
+    return besides
 
 
 def _card(name: str | None) -> Any:

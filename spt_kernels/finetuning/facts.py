@@ -81,9 +81,10 @@ def _parts_of(plan: Plan) -> list[str]:
 
 def accounted_bytes(setting: Setting, recipe: Recipe, tunable: Tunable) -> int:
     """The peak of a training step, of one process where several share it."""
-    images = recipe.images_at_once(setting.processes.size)
+    shape = recipe.share_of(setting.processes.size), *setting.form.image_shape
     how = accounted_how(recipe, setting.device)
-    return estimate_memory(tunable.model, (images, *setting.form.image_shape), **how).peak_bytes
+    estimate = estimate_memory(tunable.model, shape, micro_batch=recipe.micro_batch, **how)
+    return estimate.peak_bytes
 
 
 def accounted_how(recipe: Recipe, device: torch.device) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def fitted_recipe(setting: Setting, model: nn.Module) -> tuple[Recipe, str]:
     fitting = Fitting(
         model,
         setting.form.image_shape,
-        -(-recipe.batch_size // setting.processes.size),
+        recipe.share_of(setting.processes.size),
         card=card_of(),
         captured=setting.device.type == "cuda" and setting.processes.size == 1 and not away,
         state_on_host=away.state,
@@ -105,7 +105,8 @@ def fitted_recipe(setting: Setting, model: nn.Module) -> tuple[Recipe, str]:
 def samples_at_once(setting: Setting) -> int:
     """How many samples a measurement takes at a time: of a batch what its memory allows.
 
-    A measurement keeps what a step of full tuning keeps; its scores take the place of gradients.
+    A measurement keeps what a step of full tuning keeps; its scores take the place of gradients,
+    which all samples are added to.
     """
     recipe = setting.job.recipe
     if recipe.memory_bytes is None:
@@ -117,6 +118,7 @@ def samples_at_once(setting: Setting) -> int:
         limit,
         method="full",
         optimizer="none",
+        accumulate=2,
         device=accounted_device(setting.device),
     )
     if not found:

@@ -112,10 +112,13 @@ class Recipe:
                 "memory_bytes: decides what micro_batch and recompute are; leave these out"
             )
 
-    def images_at_once(self, processes: int = 1) -> int:
-        """Images to a forward and backward, at most, where so many processes share a batch."""
-        share = -(-self.batch_size // processes)
-        return min(share, self.micro_batch or share)
+    def images_at_once(self) -> int:
+        """Images to a forward and backward, at most."""
+        return min(self.batch_size, self.micro_batch or self.batch_size)
+
+    def share_of(self, processes: int) -> int:
+        """Images of a batch for one of so many processes, at most."""
+        return -(-self.batch_size // processes)
 
     def peak_lr(self, method: Method) -> float:
         """The learning rate at the end of the warm-up."""

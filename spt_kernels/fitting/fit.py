@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..memory.fit import last_within
+from ..memory.fit import last_within, smallest_batch
 from ..plan import Plan
 from ..recomputation import RecomputeWords
 from ..recomputation.conditions import NotRecomputable
@@ -99,8 +100,7 @@ class Fitting:
             raise ValueError(f"batch must be a whole number of at least 1, got {batch!r}")
         self._batch, self._card, self._captured = batch, card, captured
         self._state_on_host = state_on_host
-        self._probe = max(1, batch // 8)
-        self._trials = Trials(model, image_shape, plan, **how)
+        self._trials = Trials(model, image_shape, batch, plan, **how)
         self._levels: list[str] | None = None
 
     def fastest(
@@ -109,8 +109,9 @@ class Fitting:
         """The way that takes the least time with a peak of at most `limit_bytes`, or None.
 
         Of ways that take as long, the one that computes less again and has larger parts. A way is a
-        number of equal parts of the batch, and one level of recomputation for all blocks or, where
-        that is not needed for all, for the first blocks and a lower one for the rest.
+        number of equal parts of the batch, none smaller than the model takes, and one level of
+        recomputation for all blocks or, where that is not needed for all, for the first blocks and
+        a lower one for the rest.
 
         Args:
             limit_bytes: that the accounted peak may have.
@@ -124,14 +125,16 @@ class Fitting:
             if best is not None and self._way(self._batch, level).seconds > best.seconds:
                 continue
             on_trial()
-            images = self._largest(level, limit_bytes)
+            images = self._in_parts(self._largest(level, limit_bytes))
             if images:
-                best = _faster(best, self._way(self._in_parts(images), level))
+                best = _faster(best, self._way(images, level))
             if images == self._batch:
                 break  # what computes more again need not be looked at
         for lower, higher in itertools.pairwise(self.levels()):
             for parts in range(1, 1 + (self._batch if best is None else best.parts)):
                 images = -(-self._batch // parts)
+                if not self._are_parts(images):
+                    continue
                 guess_seconds = self._guessed_mixture(images, lower, higher, limit_bytes)
                 if best is not None and guess_seconds >= _CLEARLY * best.seconds:
                     continue
@@ -142,18 +145,22 @@ class Fitting:
         return best
 
     def least(self) -> Fitted:
-        """The way with the lowest peak: one image at a time, as much computed again as can be."""
-        return min((self._way(1, level) for level in self.levels()), key=lambda way: way.peak_bytes)
+        """The way with the lowest peak: as much computed again as can be, for the fewest images.
+
+        Or for all of them, where gradients that stay from part to part are most of what there is.
+        """
+        sizes = self._fewest, self._batch
+        ways = (self._way(*way) for way in itertools.product(sizes, self.levels()))
+        return min(ways, key=lambda way: way.peak_bytes)
 
     def ways(self) -> Iterator[Fitted]:
         """Whole batches, quarters, sixteenths, … by every level: what a picture shows."""
         for level in self.levels():
             images = self._batch
-            while True:
+            yield self._way(images, level)
+            while images > self._fewest:
+                images = max(self._in_parts(-(-images // 4)), self._fewest)
                 yield self._way(images, level)
-                if images == 1:
-                    break
-                images = -(-images // 4)
 
     def levels(self) -> list[str]:
         """The levels that this model can compute by, each of less memory than those before."""
@@ -173,6 +180,21 @@ class Fitting:
             if peak < least:
                 least = peak
                 yield level
+
+    @functools.cached_property
+    def _smallest(self) -> int:
+        """The fewest images that the model takes."""
+        return smallest_batch(lambda images: self._trials.of(images).estimate.peak_bytes)
+
+    @functools.cached_property
+    def _fewest(self) -> int:
+        """The fewest images at a time that the batch can be had in."""
+        return next(filter(self._are_parts, range(1, self._batch + 1)))
+
+    @property
+    def _probe(self) -> int:
+        """Images at a time by which levels are compared."""
+        return max(self._smallest, self._batch // 8)
 
     def _largest(self, level: str, limit_bytes: int) -> int:
         """The most images of the batch that fit at a time; 0 for none."""
@@ -253,9 +275,18 @@ class Fitting:
     def _parts(self, images: int) -> int:
         return -(-self._batch // images)
 
+    def _are_parts(self, images: int) -> bool:
+        """Whether the model takes so many at a time, and what is left over for the last part."""
+        return min(images, self._batch % images or images) >= self._smallest
+
     def _in_parts(self, images: int) -> int:
-        """As many parts as at most so many images at a time make, but of one size."""
-        return -(-self._batch // self._parts(images))
+        """As many parts as at most so many images at a time make, but of one size; 0 for none."""
+        while images:
+            even = -(-self._batch // self._parts(images))
+            if self._are_parts(even):
+                return even
+            images = even - 1
+        return 0
 
 
 @dataclass(frozen=True)

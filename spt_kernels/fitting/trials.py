@@ -31,11 +31,12 @@ class Trial:
 
 
 class Trials:
-    """Rehearses a step when it is first asked about.
+    """Rehearses a step on a batch, or on a part of it, when it is first asked about.
 
     Args:
         model: plain or tuned already; not changed.
         image_shape: as for `largest_batch`.
+        batch: images of an update.
         plan: as for `estimate_memory`, and so is `how`.
     """
 
@@ -43,16 +44,18 @@ class Trials:
         self,
         model: nn.Module,
         image_shape: Sequence[int] | Mapping[str, Tensor],
+        batch: int,
         plan: Plan | None = None,
         **how: Any,
     ) -> None:
-        self._batches = BatchesOf(image_shape, how.get("loss_fn"))
-        self._rehearsal = Rehearsal(model, plan, image_shape=self._batches.input, **how)
+        batches = BatchesOf(image_shape, how.get("loss_fn"))
+        self._batch = batches.of(batch)
+        self._rehearsal = Rehearsal(model, plan, image_shape=batches.input, **how)
         self._known: dict[tuple[int, str], Trial] = {}
         self.parts = self._rehearsal.parts()
 
     def of(self, images: int, recompute: str = "") -> Trial:
-        """The trial of so many images at a time.
+        """The trial of so many images of the batch at a time.
 
         Raises:
             ValueError: the model cannot take so many, or has no such part.
@@ -61,6 +64,7 @@ class Trials:
         asked = images, recompute
         if asked not in self._known:
             self._rehearsal.recompute(recompute)
-            estimate, work = self._rehearsal.with_work(self._batches.of(images))
+            self._rehearsal.take_at_a_time(images)
+            estimate, work = self._rehearsal.with_work(self._batch)
             self._known[asked] = Trial(images, recompute, estimate, work)
         return self._known[asked]

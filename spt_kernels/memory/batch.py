@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,16 +27,20 @@ def batch_form(
     if isinstance(batch_shape, Mapping):
         batch = check_batch("batch_shape", batch_shape, loss_fn)
         return {name: torch.empty_like(t, device="meta") for name, t in batch.items()}
+    return _sizes("batch_shape", batch_shape)
+
+
+def _sizes(name: str, value: Iterable[int]) -> tuple[int, ...]:
+    """The sizes that the argument of this name holds; errors are those of `batch_form`."""
     try:
-        shape = tuple(operator.index(size) for size in batch_shape)
+        sizes = tuple(operator.index(size) for size in value)
     except TypeError:
         raise TypeError(
-            "batch_shape must be a sequence of whole numbers, or a mapping to tensors, got "
-            f"{batch_shape!r}"
+            f"{name} must be a sequence of whole numbers, or a mapping to tensors, got {value!r}"
         ) from None
-    if not shape or min(shape) < 1:
-        raise ValueError(f"batch_shape must hold sizes of at least 1, got {shape}")
-    return shape
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"{name} must hold sizes of at least 1, got {sizes}")
+    return sizes
 
 
 class BatchesOf:
@@ -49,7 +53,7 @@ class BatchesOf:
 
     Raises:
         TypeError: it is neither whole numbers nor a mapping to tensors.
-        ValueError: tensors that are no batch for `loss_fn`.
+        ValueError: a size below 1, or tensors that are no batch for `loss_fn`.
     """
 
     def __init__(
@@ -59,13 +63,7 @@ class BatchesOf:
         if isinstance(image_shape, Mapping):
             self._sample = check_batch("image_shape", image_shape, loss_fn)
         else:
-            try:
-                self._sample = tuple(operator.index(size) for size in image_shape)
-            except TypeError:
-                raise TypeError(
-                    "image_shape must be a sequence of whole numbers, or a mapping to tensors, got "
-                    f"{image_shape!r}"
-                ) from None
+            self._sample = _sizes("image_shape", image_shape)
         self.input = input_of(self.of(1), loss_fn)
 
     def of(self, size: int) -> BatchForm:

@@ -33,6 +33,7 @@ class MemoryEstimate:
         fetched_bytes: what of it is copied to the device in one step.
         made_up_scores: whether what is trained was chosen by scores that nobody measured.
         num_head: of `num_trainable`, the head's; of an MLP head those of its last layer.
+        micro_batch: samples to a forward and backward where these are fewer than the batch has.
         backbone_numel: parameters of the plain model without its head. Of a model that is tuned
             already both are told by names, and no part of whether two estimates are equal.
     """
@@ -50,6 +51,7 @@ class MemoryEstimate:
     offload: str = "nothing"
     host_bytes: int = 0
     fetched_bytes: int = 0
+    micro_batch: int | None = None
     num_head: int = field(default=0, compare=False)
     backbone_numel: int = field(default=0, compare=False)
 
@@ -70,6 +72,8 @@ class MemoryEstimate:
         """A text table of the peak by category, in MiB."""
         step = "training step" if self.training else "inference"
         shape = " × ".join(map(str, self.batch_shape))
+        if self.micro_batch is not None:
+            shape += f", {self.micro_batch} at a time"
         lines = [f"{self.method}, {step} on {shape}, {self.dtype} (accounted, not measured)"]
         rows = [*self.by_category.items(), ("peak", self.peak_bytes)]
         lines += [f"{name:<12}{count / 2**20:>12,.2f} MiB" for name, count in rows]
@@ -80,6 +84,7 @@ class MemoryEstimate:
         return {
             "method": self.method,
             "batch_shape": list(self.batch_shape),
+            "micro_batch": self.micro_batch,
             "dtype": self.dtype,
             "device": self.device,
             "checkpointing": self.checkpointing,

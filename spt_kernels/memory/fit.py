@@ -122,16 +122,21 @@ class PeakByBatch:
 def last_within(
     peak_of: Callable[[int], int], limit: int, seen: Mapping[int, int]
 ) -> tuple[int, int]:
-    """`last_below` for a model: a norm over the batch may refuse one image alone."""
+    """`last_below` for a model, by whose `smallest_batch` it ends."""
+    return last_below(peak_of, limit, seen, lambda: smallest_batch(peak_of))
 
-    def smallest() -> int:
-        with contextlib.suppress(ValueError):
-            peak_of(1)
-            return 1
-        peak_of(2)
-        return 2
 
-    return last_below(peak_of, limit, seen, smallest)
+def smallest_batch(peak_of: Callable[[int], int]) -> int:
+    """1, or 2 for a model that refuses one image alone, as a norm over the batch does.
+
+    Raises:
+        ValueError: it cannot take two either.
+    """
+    with contextlib.suppress(ValueError):
+        peak_of(1)
+        return 1
+    peak_of(2)
+    return 2
 
 
 def last_below(

@@ -57,6 +57,8 @@ def estimate_memory(
     device: str = "cuda",
     offload: str = "nothing",
     keep_bytes: int = 0,
+    micro_batch: int | None = None,
+    accumulate: int = 1,
 ) -> MemoryEstimate:
     """Account for the peak memory of a training step (or of inference) without running one.
 
@@ -98,6 +100,11 @@ def estimate_memory(
         offload: what of the frozen weights is on the host, as `offload` has it: `"frozen"`,
             `"forward-only"` or `"nothing"`.
         keep_bytes: of these, what stays on the device nevertheless.
+        micro_batch: samples to a forward and backward, as `TrainingStep` has it; None for all of
+            the batch. Of several parts the last is accounted for, taken to be a full one: it finds
+            the gradients of those before it, and the inputs of the whole batch are there.
+        accumulate: batches to an update, as `TrainingStep` has it. Of several the last one finds
+            the gradients of those before it.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -121,6 +128,8 @@ def estimate_memory(
         device=device,
         offload=offload,
         keep_bytes=keep_bytes,
+        micro_batch=micro_batch,
+        accumulate=accumulate,
         image_shape=input_of(form, loss_fn),
     ).at(form)
 
@@ -225,8 +234,9 @@ class Rehearsal:
             ValueError: the model does not call its blocks once each, one after the other.
         """
         form, counter = self._form(batch_shape), WorkCounter()
-        if self._optimizer is not None and not self._optimizer.state:
-            self._observed(form, contextlib.nullcontext())  # its state is there from then on
+        lacks_state = self._optimizer is not None and not self._optimizer.state
+        if lacks_state or self._lacks_gradients(form):
+            self._observed(form, contextlib.nullcontext())  # what is lacking is left behind
         watch = BlockWatch(self._twin, tuple(self.parts()), self._ledger, counter)
         with watch:
             estimate = self._observed(form, counter)
@@ -242,6 +252,14 @@ class Rehearsal:
             ValueError: no such line, or a block that the model has not.
         """
         return recompute_by(self._twin, line) if line else recompute_parts(self._twin, ())
+
+    def take_at_a_time(self, micro_batch: int | None) -> None:
+        """From here on the batches that are rehearsed come in parts, as `estimate_memory` has it.
+
+        Raises:
+            ValueError: it is no whole number of at least 1.
+        """
+        self._step = replace(self._step, micro_batch=micro_batch)
 
     def parts(self) -> dict[str, tuple[str, ...]]:
         """The blocks of the model that is rehearsed, and what of each can be computed again."""
@@ -259,6 +277,7 @@ class Rehearsal:
             by_category=by_category,
             method=self._label,
             batch_shape=shape_of(form),
+            micro_batch=step.micro_batch if step.is_in_parts(shape_of(form)[0]) else None,
             dtype=step.dtype,
             training=step.training,
             num_trainable=self._counts.trained,
@@ -275,19 +294,36 @@ class Rehearsal:
     def _run(self, form: BatchForm, watched: AbstractContextManager[object]) -> int:
         """Take steps, the last of them watched; bytes that it fetched from the host."""
         step, ledger = self._step, self._ledger
-        self._twin.zero_grad(set_to_none=True)
+        adds_gradients = step.adds_gradients(shape_of(form)[0])
+        # the gradients of a step before this one are like those of a part before it
+        steps = max(self._steps, 2) if self._lacks_gradients(form) else self._steps
+        if not adds_gradients:
+            self._twin.zero_grad(set_to_none=True)
         with self._fakes, ledger:
             batch = empty_batch(form, step.weight_dtype)
             ledger.mark(tree_iter(batch), "activations")
-            for left in reversed(range(self._steps)):
+            part = step.part_of(batch)
+            for left in reversed(range(steps)):
                 before = self._fetched_bytes()
                 with watched if left == 0 else contextlib.nullcontext():
                     if step.training:
-                        step.train(self._twin, batch, self._optimizer, ledger)
+                        step.train(
+                            self._twin,
+                            part,
+                            self._optimizer,
+                            ledger,
+                            adds_gradients=adds_gradients,
+                        )
                     else:
-                        step.infer(self._twin, batch)
+                        step.infer(self._twin, part)
             self._steps = 1
         return self._fetched_bytes() - before
+
+    def _lacks_gradients(self, form: BatchForm) -> bool:
+        """Whether a step is to add to gradients, and some are not there yet."""
+        if not self._step.adds_gradients(shape_of(form)[0]):
+            return False
+        return any(p.requires_grad and p.grad is None for p in self._twin.parameters())
 
     def _fetched_bytes(self) -> int:
         return sum(held.fetched_bytes for held in self._on_host)

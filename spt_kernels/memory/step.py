@@ -38,6 +38,8 @@ class Step:
     device: str = "cuda"
     offload: str = "nothing"
     keep_bytes: int = 0
+    micro_batch: int | None = None
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -54,6 +56,14 @@ class Step:
         for name in ("training", "checkpointing"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for name in ("accumulate",) if self.micro_batch is None else ("accumulate", "micro_batch"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if not self.training and (self.micro_batch, self.accumulate) != (None, 1):
+            raise ValueError(
+                "micro_batch, accumulate: are for training: inference sums up no gradients"
+            )
         if self.checkpointing and not self.training:
             raise ValueError(
                 "checkpointing=True is for training: inference keeps nothing that it could "
@@ -69,6 +79,22 @@ class Step:
     def weight_dtype(self) -> torch.dtype | None:
         """What the weights are cast to, None for nothing."""
         return torch.bfloat16 if self.dtype == "bf16" else None
+
+    def is_in_parts(self, samples: int) -> bool:
+        """Whether a batch of so many is more than is taken at a time."""
+        return self.micro_batch is not None and self.micro_batch < samples
+
+    def adds_gradients(self, samples: int) -> bool:
+        """Whether the last backward before the update finds gradients, and adds its own to them."""
+        return self.accumulate > 1 or self.is_in_parts(samples)
+
+    def part_of(self, batch: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        """The samples of a batch that are taken at a time, as views of it."""
+        if self.micro_batch is None:
+            return batch
+        if isinstance(batch, Tensor):
+            return batch[: self.micro_batch]
+        return {name: tensor[: self.micro_batch] for name, tensor in batch.items()}
 
     def offload_weights(self, model: nn.Module) -> list[StreamedBlock]:
         """Put weights on the host as is asked for; the blocks that they are of."""
@@ -104,10 +130,16 @@ class Step:
         batch: Tensor | dict[str, Tensor],
         optimizer: torch.optim.Optimizer | None,
         ledger: Ledger,
+        *,
+        adds_gradients: bool = False,
     ) -> None:
-        """Forward, backward and optimizer step, told to the ledger part by part."""
+        """Forward, backward and optimizer step, told to the ledger one by one.
+
+        Gradients that are there are dropped before, or added to.
+        """
         model.train()
-        model.zero_grad(set_to_none=True)
+        if not adds_gradients:
+            model.zero_grad(set_to_none=True)
         ledger.begin_forward()
         with self._autocast():
             loss, _held = self._loss(model, batch)  # as a loop does through the backward

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
+from spt_kernels.cli.app import run
+from spt_kernels.cli.fit import FittingOptions, _besides
+from spt_kernels.finetuning import ModelSource
 from tests.cli.test_commands import complaint_of, output_of
+from tests.finetuning.pictures_on_disk import write_task, write_weights
+from tests.finetuning.undrawn import draw_nothing
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
 MODEL = ["-m", "vit_tiny_patch16_224"]
@@ -54,6 +60,35 @@ def test_weights_on_the_host(capsys: pytest.CaptureFixture[str]) -> None:
     assert away["options"] == ["--offload", "frozen"]
     weights = 4 * 4 * (3 * 24**2 + 24**2 + 2 * 24 * 96)  # bytes; fetched in both directions
     assert away["modelled_step_ms"] >= round(1e3 * 2 * weights * 3 / 4 / 25e9, 2)
+
+
+def test_finetune_takes_the_command_that_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_nothing(monkeypatch)
+    # built for 224 pixels: finetune takes no other size of it unless it builds it so
+    pairs = [word for word in MODEL[2:] if word != "--model-arg" and "img_size" not in word]
+    model = [*MODEL[:2], *(word for pair in pairs for word in ("--model-arg", pair))]
+    asked = ["--method", "spt-lora", "--budget", "900", "--rank", "1", "--image-size", "16"]
+    batch = ["--batch", "8", "--dtype", "fp32", "--gib", "1", "--reserve", "0"]
+    text = output_of(["fit", *model, *asked, *batch, "--num-classes", "5", "-q"], capsys)
+    [line] = [line for line in text.splitlines() if "spt-kernels finetune" in line]
+    program, *words, dots = shlex.split(line)
+    assert (program, dots) == ("spt-kernels", "…")
+    write_task(tmp_path / "data")
+    write_weights(tmp_path / "base.safetensors")
+    place = ["-d", str(tmp_path / "data"), "-o", str(tmp_path / "run")]
+    more = ["-w", str(tmp_path / "base.safetensors"), "--epochs", "1", "-q"]
+    assert run([*words, *place, *more]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["preprocessing"]["size"] == 16
+    method = config["job"]["method"]
+    assert (method["name"], method["budget"], method["rank"]) == ("spt-lora", 900, 1)
+
+
+def test_a_convnet_is_not_built_for_a_size() -> None:
+    options = _besides(ModelSource("test_convnext"), FittingOptions(image_size=32))
+    assert options == ["--image-size", "32"]
 
 
 def test_what_does_not_fit_tells_the_least(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from spt_kernels.finetuning import (
     finetune,
     pipeline,
 )
-from spt_kernels.finetuning.facts import accounted_how
+from spt_kernels.finetuning.facts import accounted_bytes, accounted_how
 from spt_kernels.finetuning.models import build
 from spt_kernels.finetuning.setting import open_setting
 from spt_kernels.memory import estimate_memory
@@ -56,6 +56,18 @@ def test_a_run_stays_within_its_memory(place: Path, task: ImageSource, base: Mod
     plain = finetune(replace(job, recipe=said), place / "said")
     assert plain["accounted_peak_bytes"] == result["accounted_peak_bytes"]
     assert plain["train_loss"] == pytest.approx(result["train_loss"], rel=1e-5)
+
+
+def test_what_a_run_in_parts_takes_is_accounted_with_its_gradients(
+    task: ImageSource, base: ModelSource
+) -> None:
+    recipe = replace(RECIPE, micro_batch=2)
+    setting = open_setting(FinetuneJob(base, task, Method("full"), recipe))
+    tunable = methods["full"](setting.base.model)
+    estimate = estimate_memory(tunable.model, (8, 3, 16, 16), micro_batch=2, device="cpu")
+    assert accounted_bytes(setting, recipe, tunable) == estimate.peak_bytes
+    without = estimate_memory(tunable.model, (2, 3, 16, 16), device="cpu")
+    assert estimate.peak_bytes > without.peak_bytes
 
 
 @pytest.mark.parametrize(

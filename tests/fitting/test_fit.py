@@ -50,7 +50,8 @@ def test_what_is_told_is_what_a_step_takes(fitting: Fitting) -> None:
     found = fitting.fastest(peaks[len(peaks) // 3])
     assert found.recompute, "a card whose host decides computes again rather than in parts"
     blocks = blocks_by(tiny_vit(), found.recompute)
-    estimate = estimate_memory(tiny_vit(), (found.micro_batch, *SHAPE), recompute=blocks, **HOW)
+    how = {"micro_batch": found.micro_batch, "recompute": blocks, **HOW}
+    estimate = estimate_memory(tiny_vit(), (BATCH, *SHAPE), **how)
     assert estimate.peak_bytes == found.peak_bytes
     assert found.options[-2:] == ("--recompute", found.recompute)
 
@@ -62,6 +63,8 @@ def test_where_arithmetic_decides_nothing_is_computed_again() -> None:
     assert (found.recompute, found.parts) == ("", 2)
     assert found.options == ("--micro-batch", "3")
     assert found.seconds == pytest.approx(whole.seconds, rel=0.05)
+    estimate = estimate_memory(tiny_vit(), (BATCH, *SHAPE), micro_batch=3, **HOW)
+    assert estimate.peak_bytes == found.peak_bytes
 
 
 def test_some_blocks_alone_are_computed_again() -> None:
@@ -82,6 +85,34 @@ def test_models_without_blocks_or_with_an_mlp_alone() -> None:
     assert fitting.fastest(2**40).parts == 1
     convnext = Fitting(tiny_convnext(), (3, 32, 32), 4, method="linear")
     assert set(convnext.levels()) <= {"", "mlp", "block"}
+
+
+def test_a_norm_that_refuses_one_image() -> None:
+    widened = [nn.Unflatten(1, (8, 1)), nn.Linear(1, 256), nn.GELU(), nn.Linear(256, 1)]
+    model = nn.Sequential(nn.BatchNorm1d(8), *widened, nn.Flatten())
+
+    def peak_of(batch: int, images: int) -> int:
+        estimate = estimate_memory(model, (batch, 8), micro_batch=images, device="cpu")
+        return estimate.peak_bytes
+
+    for batch, sizes in ((8, [8, 2]), (5, [5, 3]), (3, [3])):  # in twos, 5 and 3 leave one over
+        fitting = Fitting(model, (8,), batch, device="cpu")
+        assert [way.micro_batch for way in fitting.ways()] == sizes
+        least = peak_of(batch, sizes[-1])
+        assert (fitting.least().micro_batch, fitting.least().peak_bytes) == (sizes[-1], least)
+        assert fitting.fastest(least).micro_batch == sizes[-1]
+        assert fitting.fastest(least - 1) is None
+    with pytest.raises(ValueError, match=r"cannot take \(1, 8\).*more than 1 value per channel"):
+        Fitting(model, (8,), 1, device="cpu").least()
+
+
+def test_parts_take_more_where_gradients_are_most() -> None:
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 5))
+    fitting = Fitting(model, (64,), 4, device="cpu")
+    whole, single = (fitting._way(images, "").peak_bytes for images in (4, 1))
+    assert whole < single
+    assert (fitting.least().parts, fitting.least().peak_bytes) == (1, whole)
+    assert fitting.fastest(whole - 1) is None
 
 
 @pytest.mark.parametrize("batch", [0, -1, True, 2.0])

@@ -14,7 +14,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from spt_kernels import memory
-from spt_kernels.memory import DTYPES, MemoryEstimate
+from spt_kernels.memory import DTYPES, MemoryEstimate, Rehearsal
 from spt_kernels.memory.ledger import CATEGORIES
 from spt_kernels.methods.peft_shira import let_fakes_run
 from spt_kernels.model import candidate_names, describe, head_names
@@ -100,6 +100,43 @@ def test_methods_are_ordered_as_what_they_train(model) -> None:
         # two fp32 moments, and a step counter for each trained tensor
         state = estimate.by_category["optimizer"] - 8 * estimate.num_trainable
         assert 0 < state <= 4 * len(list(model().parameters()))
+
+
+def test_gradients_of_batches_and_parts_before_are_there_in_the_forward() -> None:
+    # so large a batch that the peak is at the first step of the backward
+    (n, width), weights = (4096, WIDTHS[0]), sum(MATRICES)
+    once, again = (
+        estimate_memory(mlp(), (n, width), loss_fn=total, accumulate=batches) for batches in (1, 2)
+    )
+    assert once.by_category["gradients"] < weights
+    assert again.by_category["gradients"] == weights
+    parts = estimate_memory(mlp(), (3 * n, width), loss_fn=total, micro_batch=n)
+    assert parts.peak_bytes == again.peak_bytes + 2 * n * width * 4, "inputs of all parts are there"
+    assert (parts.batch_shape, parts.micro_batch) == ((3 * n, width), n)
+    assert f"{3 * n} × {width}, {n} at a time, fp32" in parts.summary()
+    # what comes whole is no part
+    assert estimate_memory(mlp(), (n, width), loss_fn=total, micro_batch=n) == once
+
+
+def test_a_rehearsal_changes_how_much_it_takes_at_a_time() -> None:
+    rehearsal = Rehearsal(mlp(), image_shape=WIDTHS[:1], loss_fn=total, device="cpu")
+    for size in (8, 3, None, 2):
+        rehearsal.take_at_a_time(size)
+        alone = estimate_memory(mlp(), (8, WIDTHS[0]), loss_fn=total, micro_batch=size)
+        assert rehearsal.at((8, WIDTHS[0])) == alone
+    with pytest.raises(ValueError, match="micro_batch must be a whole number"):
+        rehearsal.take_at_a_time(0)
+
+
+def test_blocks_of_a_part_keep_what_those_of_a_batch_keep() -> None:
+    model, how = tiny_vit(), {"image_shape": (3, 16, 16), "optimizer": "none", "device": "cpu"}
+    parts = Rehearsal(model, micro_batch=4, **how)
+    found, blocks = parts.in_blocks((16, 3, 16, 16))  # the very first: there are no gradients yet
+    assert found.by_category["gradients"] == found.by_category["weights"]
+    _, (first, last) = Rehearsal(model, **how).in_blocks((4, 3, 16, 16))
+    # what follows the last block has its gradients by then, where they were not there before
+    behind = sum(p.nbytes for module in (model.norm, model.head) for p in module.parameters())
+    assert [block.kept_bytes for block in blocks] == [first.kept_bytes, last.kept_bytes - behind]
 
 
 def test_requires_grad_is_respected_without_a_method() -> None:
@@ -411,6 +448,9 @@ def test_the_summary_names_everything() -> None:
         ({"checkpointing": True}, "set_grad_checkpointing"),
         ({"checkpointing": True, "training": False}, "is for training"),
         ({"method": "linear"}, "nothing to train"),
+        ({"micro_batch": 0}, "micro_batch must be a whole number of at least 1, got 0"),
+        ({"accumulate": 1.5}, "accumulate must be a whole number of at least 1, got 1.5"),
+        ({"micro_batch": 1, "training": False}, "are for training"),
         ({"offload": "all"}, "offload must be one of frozen, forward-only, nothing, got 'all'"),
         ({"offload": "frozen"}, "offload: expected blocks with frozen matrices of their own"),
         ({"offload": "frozen", "keep_bytes": -1}, "keep_bytes must be at least 0"),

@@ -26,6 +26,7 @@ from spt_kernels.optim import SparseAdamW, param_groups
 from spt_kernels.plan import allocate
 from spt_kernels.recomputation import recompute
 from spt_kernels.sensitivity import skewed_sensitivity
+from spt_kernels.step import TrainingStep
 from spt_kernels.tuning import apply
 from tests.models import tiny_convnext, tiny_swin, tiny_vit
 
@@ -71,6 +72,7 @@ class Step:
     recompute: str | tuple[str, ...] = "nothing"
     offload: str = "nothing"
     approximation: str | None = None
+    micro_batch: int | None = None
 
     def model(self) -> nn.Module:
         model = self.make()
@@ -99,6 +101,7 @@ class Step:
             training=self.training,
             checkpointing=self.checkpointing,
             offload=self.offload,
+            micro_batch=self.micro_batch,
             device="cpu",
         ).peak_bytes
 
@@ -146,6 +149,10 @@ STEPS = {
     "swin-autocast": Step(tiny_swin, (16, 3, 32, 32), dtype="bf16-autocast"),
     "swin-entries": Step(tiny_swin, (16, 3, 32, 32), None, optimizer=sparse),
     "convnext-lora-autocast": Step(tiny_convnext, (16, 3, 64, 64), "lora", "bf16-autocast"),
+    "vit-in-parts": Step(lambda: tiny_vit(width=96), (24, 3, 16, 16), micro_batch=4),
+    "vit-adapter-in-parts-autocast": Step(
+        tiny_vit, (96, 3, 16, 16), "adapter", "bf16-autocast", recompute="mlp", micro_batch=32
+    ),
     "resnet": Step(tiny_resnet, (16, 3, 64, 64)),
     "resnet-autocast-inference": Step(
         tiny_resnet, (16, 3, 64, 64), dtype="bf16-autocast", training=False
@@ -170,7 +177,15 @@ def allocated_peak(step: Step, folder: Path) -> tuple[int, nn.Module]:
     if step.dtype == "bf16":
         images = images.bfloat16()
 
+    autocast = torch.bfloat16 if step.dtype == "bf16-autocast" else None
+    in_parts = TrainingStep(
+        model, F.cross_entropy, optimizer, autocast=autocast, micro_batch=step.micro_batch
+    )
+
     def run() -> None:
+        if step.micro_batch is not None:
+            in_parts(images, target)
+            return
         model.zero_grad(set_to_none=True)
         with (
             torch.set_grad_enabled(step.training),
