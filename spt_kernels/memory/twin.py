@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_iter
 
 from ..layers import sparse_deltas
@@ -133,7 +134,7 @@ def _tensors_within(value: Any) -> Iterator[Tensor]:
 
 def _empty_like(tensor: Tensor, fakes: FakeTensorMode, dtype: torch.dtype | None = None) -> Tensor:
     # what the mode makes of `torch.empty_strided` on a CPU, without asking it for each
-    meta = torch.empty_strided(
-        tensor.shape, tensor.stride(), dtype=dtype or tensor.dtype, device="meta"
-    )
-    return FakeTensor(fakes, meta, _CPU)
+    dtype = dtype or tensor.dtype
+    with no_dispatch():  # nor any other mode
+        meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="meta")
+        return FakeTensor(fakes, meta, _CPU)
