@@ -171,7 +171,9 @@ def _complain(message: str, code: int) -> int:
 def _out_of_memory(command: str) -> str:
     # some can go on with the same batch
     if command == "finetune":
-        return "out of memory: try --memory SIZE, --resume goes on with it, or --amp bf16"
+        return (
+            "out of memory: try --memory SIZE, --resume goes on with it, or --force with --amp bf16"
+        )
     if command == "segment":
         return (
             "out of memory: try --recompute block, --resume goes on with it, or --force with a "
