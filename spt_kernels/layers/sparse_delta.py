@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from ..distributed.sharded import is_sharded
 from ..ops.write_delta import write_delta
 from .late_optimizer import check_made_after
+from .never_called import check_called
 from .sharded_delta import local_deltas
 
 _TAG = "_spt_owner"
@@ -363,7 +364,7 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         else:
             stale.append(delta)
     write_deltas(stale)
-    _check_called(parameters)
+    _check_reached(parameters)
     if all(owner_of(p) is None for p in parameters if p.requires_grad):
         check_made_after(parameters)
 
@@ -379,21 +380,14 @@ def _check_resharded(parameter: Tensor) -> None:
         )
 
 
-def _check_called(parameters: list[Tensor]) -> None:
+def _check_reached(parameters: list[Tensor]) -> None:
     """Refuse to train on when a tuned layer cannot be reached by any gradient."""
     if all(p.grad is None for p in parameters):
         return  # a step without a backward before it tells nothing
+    without = []
     for parameter in parameters:
         owner = owner_of(parameter) if parameter.grad is None and parameter.requires_grad else None
         if owner is not None and not owner.spt_was_called:
-            raise RuntimeError(_never_called(owner))
-
-
-def _never_called(owner: Owner) -> str:
-    return (
-        f"{_name_of(owner)} is tuned, but the model never calls it (it reads the weight of the "
-        "layer itself, as BEiT and Swin V2 do with `qkv`), so that it would never train: "
-        "measure_sensitivity notices that and says so in Sensitivity.info, from which allocate and "
-        "apply know what to do; in a plan made otherwise, set the kind of its weight to "
-        "'functional' or leave it out"
-    )
+            without.append(owner)
+    if without:
+        check_called(without, filter(None, map(owner_of, parameters)))
