@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from .. import __version__
 from ..memory import estimate_memory
@@ -26,12 +27,8 @@ def facts_of(
     """What is trained, on what; told from the plain model, whose head is as `head_names` has it."""
     model = setting.base.model
     return {
-        "unstructured_parameters": None if plan is None else plan.num_unstructured,
-        "structured_parameters": None if plan is None else plan.num_structured,
+        **parameters_of(model, plan, head),
         "head": layers_of(head_names(model, head)),
-        "head_parameters": head_numel(model, head),
-        "backbone_parameters": backbone_numel(model, head),
-        "budget": None if plan is None else plan.budget,
         "lr": setting.job.recipe.peak_lr(setting.job.method),
         "drop_path": setting.base.drop_path,
         "images": {
@@ -39,6 +36,19 @@ def facts_of(
             for name in ("train", "val", "test")
             if (images := getattr(setting.splits, name)) is not None
         },
+    }
+
+
+def parameters_of(
+    model: nn.Module, plan: Plan | None, head: str | tuple[str, ...] | None
+) -> dict[str, Any]:
+    """How many parameters a plain model has, and a plan trains of them."""
+    return {
+        "unstructured_parameters": None if plan is None else plan.num_unstructured,
+        "structured_parameters": None if plan is None else plan.num_structured,
+        "head_parameters": head_numel(model, head),
+        "backbone_parameters": backbone_numel(model, head),
+        "budget": None if plan is None else plan.budget,
     }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .position_index import CheckedIndex
 from .sparse_gradient import DeltaPattern
-from .sparse_layer import SparseDeltaLayer
+from .sparse_layer import SparseDeltaLayer, is_trained_whole
 from .tuned_class import share_contents
 from .tuned_conv import ConvGeometry, TouchedGroups, TunedConv2d
 
@@ -83,7 +83,7 @@ class SparseDeltaConv2d(ConvWithDeltas):
         else:
             self.write_stale_deltas()
             weight, bias = self._own_parameters()
-        is_whole = weight.requires_grad or (bias is not None and bias.requires_grad)
+        is_whole = is_trained_whole(weight, bias)
         if not (torch.is_grad_enabled() and (is_whole or self.has_gradients())):
             return frozen_conv2d(self, input)
         input, geometry = _padded(self, input), geometry_of(self)
@@ -98,7 +98,7 @@ def frozen_conv2d(conv: nn.Conv2d, input: Tensor) -> Tensor:
     """What a convolution returns of which nothing is trained, and its backward reads no input."""
     x, geometry = _padded(conv, input), geometry_of(conv)
     weight, bias = conv.weight, conv.bias
-    is_trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+    is_trained = is_trained_whole(weight, bias)
     has_backward = torch.is_grad_enabled() and x.requires_grad and not is_trained
     if torch.compiler.is_compiling() or not has_backward or x.dim() != 4:
         return F.conv2d(x, weight, bias, *geometry[1:])

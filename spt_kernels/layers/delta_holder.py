@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..distributed.sharded import is_sharded
 from ..model.quantized import is_quantized
 from .keep_fp32 import keeping_fp32
+from .name_in_model import told_as
 from .position_index import CheckedIndex, checked_index
 from .saved_deltas import SavedDeltas, gather
 from .sparse_delta import tag
@@ -62,10 +63,9 @@ class DeltaHolder(SavedDeltas):
 
     def _replicate_for_data_parallel(self) -> NoReturn:
         """Refuse copies of `nn.DataParallel`, whose parameters are plain attributes of each."""
-        where = self.__dict__.get("_spt_name", "") or type(self).__name__
         raise RuntimeError(
-            f"{where} is tuned, and nn.DataParallel's copies of it would not find their deltas: "
-            "use DistributedDataParallel, a process for each GPU, or merge the task first"
+            f"{told_as(self)} is tuned, and nn.DataParallel's copies of it would not find their "
+            "deltas: use DistributedDataParallel, a process for each GPU, or merge the task first"
         )
 
     def hold_delta(self, local: str, index: Tensor | CheckedIndex, name: str = "index") -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .position_index import CheckedIndex
 from .sparse_gradient import DeltaPattern
-from .sparse_layer import SparseDeltaLayer
+from .sparse_layer import SparseDeltaLayer, is_trained_whole
 from .sparse_linear import SparseLinear
 from .tuned_class import share_contents
 from .tuned_linear import TunedLinear, is_cast
@@ -94,7 +94,7 @@ class SparseDeltaLinear(LinearWithDeltas):
             self.write_stale_deltas()
             weight, bias = self._own_parameters()
         # what was made trainable after it was tuned
-        is_whole = weight.requires_grad or (bias is not None and bias.requires_grad)
+        is_whole = is_trained_whole(weight, bias)
         if not (torch.is_grad_enabled() and (is_whole or self.has_gradients())):
             return frozen_linear(input, weight, bias)
         delta, pattern, bias_delta, bias_index = self.trained_tensors()
@@ -110,7 +110,7 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Autocast remembers casts of parameters that require a gradient alone: of a frozen one autograd
     would keep that of each call.
     """
-    is_trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+    is_trained = is_trained_whole(weight, bias)
     has_backward = torch.is_grad_enabled() and x.requires_grad and not is_trained
     if not (has_backward and is_cast(x, weight)):
         return F.linear(x, weight, bias)

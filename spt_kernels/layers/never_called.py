@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from .name_in_model import name_in_model, told_as
+
 _NUMBER = re.compile(r"\d+")
 
 
@@ -34,14 +36,14 @@ def check_called(without: Iterable[nn.Module], tuned: Iterable[Any]) -> None:
 
 def _kind_of(layer: nn.Module) -> str:
     """Its name in the model with a mark for each number; empty for a layer that has none."""
-    return _NUMBER.sub("#", vars(layer).get("_spt_name", ""))
+    return _NUMBER.sub("#", name_in_model(layer))
 
 
 def _never_called(layer: nn.Module) -> str:
-    where = vars(layer).get("_spt_name", "") or type(layer).__name__
     return (
-        f"{where} is tuned, but the model never calls it (it reads the weight of the layer itself, "
-        "as BEiT and Swin V2 do with `qkv`), so that it would never train: measure_sensitivity "
-        "notices that and says so in Sensitivity.info, from which allocate and apply know what to "
-        "do; in a plan made otherwise, set the kind of its weight to 'functional' or leave it out"
+        f"{told_as(layer)} is tuned, but the model never calls it (it reads the weight of the "
+        "layer itself, as BEiT and Swin V2 do with `qkv`), so that it would never train: "
+        "measure_sensitivity notices that and says so in Sensitivity.info, from which allocate and "
+        "apply know what to do; in a plan made otherwise, set the kind of its weight to "
+        "'functional' or leave it out"
     )

@@ -20,6 +20,7 @@ from .adapter import AdapterLinear
 from .first_order import first_derivative_only
 from .linear import LinearWithDeltas
 from .lora import LoraLinear
+from .name_in_model import told_as
 from .position_index import CheckedIndex
 from .sparse_delta import check_trained_whole, tag
 from .sparse_gradient import DeltaPattern
@@ -125,9 +126,8 @@ class QuantizedLayer(LinearWithDeltas):
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse shards, and follow a delta that becomes another tensor."""
         if isinstance(value, nn.Parameter) and is_sharded(value):
-            where = self.__dict__.get("_spt_name", "") or type(self).__name__
             raise ValueError(
-                f"{where} has a quantized weight and cannot be sharded: train it under "
+                f"{told_as(self)} has a quantized weight and cannot be sharded: train it under "
                 "DistributedDataParallel"
             )
         super().__setattr__(name, value)

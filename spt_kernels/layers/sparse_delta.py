@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from ..distributed.sharded import is_sharded
 from ..ops.write_delta import write_delta
 from .late_optimizer import check_made_after
+from .name_in_model import told_as
 from .never_called import check_called
 from .sharded_delta import local_deltas
 
@@ -302,11 +303,7 @@ def _target_name(delta: Tensor) -> str:
     if owner is None:
         return "a parameter"
     local = next((n for n, d in owner.sparse_deltas().items() if d.delta is delta), "parameter")
-    return f"{_name_of(owner)}.{local}"
-
-
-def _name_of(owner: Owner) -> str:
-    return owner.__dict__.get("_spt_name", "") or type(owner).__name__
+    return f"{told_as(owner)}.{local}"
 
 
 def tag(parameter: Tensor, owner: Owner, *, anew: bool = False) -> None:
@@ -374,7 +371,7 @@ def _check_resharded(parameter: Tensor) -> None:
     owner = owner_of(parameter)
     if owner is not None and all(own is not parameter for own in owner._parameters.values()):
         raise RuntimeError(
-            f"{_name_of(owner)} has its parameters gathered, as FSDP leaves them after a forward "
+            f"{told_as(owner)} has its parameters gathered, as FSDP leaves them after a forward "
             "without a backward, so that its deltas cannot be written: call reshard() on the "
             "modules of fully_shard before the step"
         )

@@ -93,3 +93,8 @@ class SparseDeltaLayer(DeltaHolder):
         names = {"weight": "nnz", "bias": "bias_nnz"}
         trained = [f"{names[local]}={held[local]}" for local in names if local in held]
         return ", ".join([super().extra_repr(), *trained])
+
+
+def is_trained_whole(weight: Any, bias: Any) -> bool:
+    """Whether a weight or a bias requires a gradient itself, as what was made trainable does."""
+    return weight.requires_grad or (bias is not None and bias.requires_grad)

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..finetuning.facts import accounted_device
+from ..finetuning.facts import accounted_device, parameters_of
 from ..memory import estimate_memory
 from ..methods import Method
 from ..methods.tunable import Tunable
-from ..model import backbone_numel, head_numel
 from ..plan import Plan
 from ..recomputation import blocks_by
 from ..recomputation.conditions import NotRecomputable
@@ -23,14 +22,9 @@ def facts_of(
     setting: SegmentationSetting, plan: Plan | None, head: tuple[str, ...]
 ) -> dict[str, Any]:
     """What is trained, on what; told from the plain model."""
-    model = setting.base.model
     return {
-        "unstructured_parameters": None if plan is None else plan.num_unstructured,
-        "structured_parameters": None if plan is None else plan.num_structured,
+        **parameters_of(setting.base.model, plan, head),
         "head": list(head),
-        "head_parameters": head_numel(model, head),
-        "backbone_parameters": backbone_numel(model, head),
-        "budget": None if plan is None else plan.budget,
         "lr": setting.job.recipe.peak_lr(setting.job.method),
         "training_images": len(setting.training),
         "validation_images": 0 if setting.held_out is None else len(setting.held_out),

@@ -10,7 +10,8 @@ import pytest
 from spt_kernels.finetuning import Method
 from spt_kernels.finetuning.demo import one_thread
 from spt_kernels.finetuning.models import ModelSource
-from spt_kernels.segmentation import SegmentationJob
+from spt_kernels.segmentation import SegmentationJob, pipeline
+from tests.finetuning.undrawn import draw_nothing
 
 from .scenes_on_disk import write_backbone, write_scenes
 from .short_runs import SHORT
@@ -20,6 +21,12 @@ from .short_runs import SHORT
 def on_one_thread() -> Iterator[None]:
     with one_thread():
         yield
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pictures and accounted memory, which take longer than runs of a few iterations."""
+    draw_nothing(monkeypatch, pipeline)
 
 
 @pytest.fixture(scope="package")

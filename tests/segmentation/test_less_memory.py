@@ -15,15 +15,10 @@ from spt_kernels.segmentation import SegmentationJob, pipeline, segment
 from spt_kernels.segmentation.facts import accounted_bytes
 from spt_kernels.segmentation.setting import open_segmentation
 from tests.finetuning.killed import Killed
-from tests.finetuning.undrawn import draw_nothing
 
 from .short_runs import SHORT, Dying
 
-
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without pictures and accounted memory, which take longer than these runs."""
-    draw_nothing(monkeypatch, pipeline)
+pytestmark = pytest.mark.usefixtures("quickly")
 
 
 @pytest.mark.parametrize("name", ["spt-lora", "full"])

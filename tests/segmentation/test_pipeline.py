@@ -31,17 +31,13 @@ from spt_kernels.segmentation.saved import is_segmentation
 from spt_kernels.segmentation.scenes import read_labels
 from spt_kernels.sensitivity import skewed_sensitivity
 from tests.finetuning.killed import Killed
-from tests.finetuning.undrawn import draw_nothing
 
 from .short_runs import SHORT, Dying
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without pictures and accounted memory, which take longer than these runs."""
-    draw_nothing(monkeypatch, pipeline)
+pytestmark = pytest.mark.usefixtures("quickly")
 
 
 @pytest.mark.parametrize("name", ["spt-lora", "lora-2"])

@@ -16,12 +16,10 @@ from spt_kernels.segmentation import (
     SegmentationJob,
     SegmentationRecipe,
     evaluate_scenes,
-    pipeline,
     segment,
 )
 from spt_kernels.segmentation.ade20k import hold_out, read_ade20k
 from spt_kernels.segmentation.setting import open_segmentation
-from tests.finetuning.undrawn import draw_nothing
 
 # steps too small to change anything but the running statistics of the decoder's norms
 STILL = SegmentationRecipe(
@@ -29,10 +27,7 @@ STILL = SegmentationRecipe(
 )
 
 
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without pictures and accounted memory, which take longer than these runs."""
-    draw_nothing(monkeypatch, pipeline)
+pytestmark = pytest.mark.usefixtures("quickly")
 
 
 @pytest.fixture(scope="module")
