@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -28,10 +29,10 @@ class TrainingStep:
         scaler: multiplies the loss and skips updates that overflowed; None without.
         clip_grad: largest norm of the gradient of all that the optimizer trains, None for any.
         accumulate: batches to an update, whose losses are averaged.
-        micro_batch: samples to a forward and backward, None for all of a batch. The gradients of
-            the parts are summed; the loss must be a mean over samples, which come first in every
-            tensor: one over words, of sentences that are not equally long, weighs these otherwise.
-            Norms over the batch see a part.
+        micro_batch: samples to a forward and backward, None for all of a batch. Samples come first
+            in every tensor. The gradients of the parts are summed; norms over the batch see a part.
+        weigh: how many things the loss of a part is a mean over, called as the step is. None for
+            one of each sample; of words, it counts those with a label. Parts of none are left out.
     """
 
     def __init__(
@@ -45,10 +46,11 @@ class TrainingStep:
         clip_grad: float | None = None,
         accumulate: int = 1,
         micro_batch: int | None = None,
+        weigh: Callable[..., Tensor | float] | None = None,
     ) -> None:
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
         self.autocast, self.clip_grad, self.accumulate = autocast, clip_grad, accumulate
-        self.micro_batch = micro_batch
+        self.micro_batch, self.weigh = micro_batch, weigh
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._batches = 0
 
@@ -68,7 +70,8 @@ class TrainingStep:
 
         Raises:
             TypeError: no batch, or one both in order and by name.
-            ValueError: no labels for `loss_fn`, or by name what `micro_batch` cannot part.
+            ValueError: no labels for `loss_fn`, by name what `micro_batch` cannot part, or weights
+                that `weigh` cannot mean.
         """
         tensors = tensors_of_batch(batch, named)
         samples, most = len(tensors[0]), self.micro_batch
@@ -77,10 +80,29 @@ class TrainingStep:
         if named:
             check_batch("batch", named, self.loss_fn)
         losses: list[Tensor] = []
-        for part in zip(*(tensor.split(most) for tensor in tensors), strict=True):
-            share = len(part[0]) / samples
-            losses.append(share * self._backward_of_part(part, named, self.accumulate / share))
+        parts = list(zip(*(tensor.split(most) for tensor in tensors), strict=True))
+        for part, share in zip(parts, self._shares(parts, named), strict=True):
+            if share:
+                losses.append(share * self._backward_of_part(part, named, self.accumulate / share))
         return torch.stack(losses).sum()
+
+    def _shares(self, parts: list[tuple[Tensor, ...]], names: Mapping[str, Any]) -> list[float]:
+        """What each part weighs of the whole."""
+        weights = [float(len(part[0])) for part in parts]
+        if self.weigh is not None:
+            told = [
+                self.weigh(**dict(zip(names, part, strict=True))) if names else self.weigh(*part)
+                for part in parts
+            ]
+            # one wait for the device, not one a part
+            weights = torch.stack([torch.as_tensor(n).double().reshape(()) for n in told]).tolist()
+        whole = sum(weights)
+        if not 0 < whole < math.inf or min(weights) < 0:
+            raise ValueError(
+                "weigh: expected of each part how many things its loss is a mean over, not all 0, "
+                f"got {weights}"
+            )
+        return [weight / whole for weight in weights]
 
     def _backward_of_part(
         self, part: tuple[Tensor, ...], names: Iterable[str], divisor: float

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import spt_kernels as spt
 from spt_kernels.step import TrainingStep, capture_step
 from tests.card.pretend import pretended_card
-from tests.mappings import of_logits, reader, sentences
+from tests.mappings import N_WORDS, of_logits, reader, sentences
 
 from .runs import adamw
 
@@ -81,6 +81,67 @@ def test_parts_of_a_batch_add_up_to_it() -> None:
     for whole, parted in zip(*grads, strict=True):
         assert whole is not None
         torch.testing.assert_close(whole, parted)
+
+
+def words_to_learn(**batch: Tensor) -> Tensor:
+    return (batch["labels"] != -100).sum()
+
+
+def texts_of_many_lengths() -> Batch:
+    """Five texts, of which the third and fourth, a part of two, have nothing to learn."""
+    batch = sentences(5, length=7)
+    labels = batch["input_ids"].clone()
+    for text, learned in enumerate((7, 2, 0, 0, 1)):
+        labels[text, learned:] = -100
+    return {**batch, "labels": labels}
+
+
+class Tagger(nn.Module):
+    """A word's label from the word: the mean over what has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.score = nn.Embedding(N_WORDS, 8), nn.Linear(8, N_WORDS)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Any]:
+        logits = self.score(self.words(input_ids))
+        return {"loss": F.cross_entropy(logits.flatten(0, 1), labels.flatten())}
+
+
+def test_parts_are_weighed_by_their_words() -> None:
+    torch.manual_seed(0)
+    model, batch = Tagger(), texts_of_many_lengths()
+    grads: dict[str, list[Tensor]] = {}
+    for name, how in {
+        "whole": {},
+        "by words": {"micro_batch": 2, "weigh": words_to_learn},
+        "by texts": {"micro_batch": 3},
+    }.items():
+        model.zero_grad()
+        loss = TrainingStep(model, None, adamw(model), **how).backward(**batch)
+        grads[name] = [loss, *(p.grad.clone() for p in model.parameters())]  # type: ignore[union-attr]
+    for whole, by_words, by_texts in zip(*grads.values(), strict=True):
+        torch.testing.assert_close(by_words, whole)
+        assert not torch.allclose(by_texts, whole, rtol=1e-2)
+
+
+def test_parts_of_a_batch_in_order_are_weighed() -> None:
+    torch.manual_seed(0)
+    model, words = nn.Linear(3, 2), torch.tensor([0, 1, -100, -100, -100, 1])
+    x = torch.randn(6, 3)
+    step = TrainingStep(
+        model, F.cross_entropy, adamw(model), micro_batch=2, weigh=lambda _, y: int((y >= 0).sum())
+    )
+    torch.testing.assert_close(step.backward(x, words), F.cross_entropy(model(x), words).detach())
+
+
+@pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
+def test_weights_that_mean_nothing_are_refused(weight: float) -> None:
+    model = reader()
+    step = TrainingStep(model, None, adamw(model), micro_batch=2, weigh=lambda **_: weight)
+    with pytest.raises(ValueError, match=r"weigh: expected of each part how many things"):
+        step.backward(**sentences(5))
+    assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.usefixtures("card")
