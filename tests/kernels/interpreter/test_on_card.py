@@ -24,11 +24,7 @@ def test_training(tmp_path: Path, kind: str | None) -> None:
         trained = {name: p.detach().cpu() for name, p in model.named_parameters()}
         spt.load_delta(base.to("cuda"), tmp_path / "cpu")  # fingerprints agree across devices
     for name, parameter in on_cpu.named_parameters():
-        if parameter.numel() == 0:
-            continue
-        # Adam divides by a gradient's own size: where that is rounding, a step may have any sign
-        close = torch.isclose(trained[name], parameter, atol=1e-5).float().mean()
-        assert close > 0.98, (name, float(close))
+        torch.testing.assert_close(trained[name], parameter, rtol=1e-5, atol=1e-5, msg=name)
 
 
 def test_sensitivity_and_allocation() -> None:
