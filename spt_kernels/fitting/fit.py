@@ -130,13 +130,15 @@ class Fitting:
                 best = _faster(best, self._way(images, level))
             if images == self._batch:
                 break  # what computes more again need not be looked at
+        if best is None:
+            return None  # what lies between two levels takes at most two hundredths less than both
         for lower, higher in itertools.pairwise(self.levels()):
-            for parts in range(1, 1 + (self._batch if best is None else best.parts)):
+            for parts in range(1, 1 + best.parts):
                 images = -(-self._batch // parts)
                 if not self._are_parts(images):
                     continue
                 guess_seconds = self._guessed_mixture(images, lower, higher, limit_bytes)
-                if best is not None and guess_seconds >= _CLEARLY * best.seconds:
+                if guess_seconds >= _CLEARLY * best.seconds:
                     continue
                 on_trial()
                 mixed = self._mixed(images, lower, higher, limit_bytes)
