@@ -58,8 +58,11 @@ class PreparedStep:
         self._trained = [member.param for member in members]
         self._state, of_model = _state_tensors(members), _model_tensors(entries)
         self._ids = list(map(id, (*self._state, *of_model)))
-        self._gone: list[object] = []  # references to tensors of the model that are no more
-        self._of_model = [weakref.ref(tensor, self._gone.append) for tensor in of_model]
+        # references to memory of the model that is no more; those to a tensor itself would keep
+        # `torch.utils.swap_tensors` from it
+        self._gone: list[object] = []
+        storages = [tensor.untyped_storage() for tensor in of_model]
+        self._of_model = [weakref.ref(storage, self._gone.append) for storage in storages]
         self._addresses = list(map(address_of, (*self._trained, *self._state, *of_model)))
 
     @classmethod
