@@ -11,7 +11,7 @@ import functools
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,13 @@ _LEFT = "_spt_left_to_hook"
 
 
 class Owner(nn.Module):
-    """A module that holds trained parameters of its own."""
+    """A module that holds trained parameters of its own.
+
+    Attributes:
+        spt_trains_where_read: whether reads of its parameters train, and not calls of it alone.
+    """
+
+    spt_trains_where_read: ClassVar[bool] = False
 
     @property
     def spt_was_called(self) -> bool:
@@ -378,7 +384,7 @@ def _check_resharded(parameter: Tensor) -> None:
 
 
 def _check_reached(parameters: list[Tensor]) -> None:
-    """Refuse to train on when a tuned layer cannot be reached by any gradient."""
+    """Refuse to train on when the model reads what a tuned layer has, and never calls the layer."""
     if all(p.grad is None for p in parameters):
         return  # a step without a backward before it tells nothing
     without = []
