@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,17 @@ def test_on_a_card(tmp_path: Path) -> None:
     assert isinstance(mixed, torch.Tensor)
     for i, kind in enumerate((*KINDS, KINDS[0])):
         torch.testing.assert_close(mixed[i].cpu(), alone[kind][i], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["lora", "adapter", "unstructured"])
+def test_a_model_with_a_task_in_use_is_copied_and_pickled(kind: str, tmp_path: Path) -> None:
+    bank = spt.TaskBank(plain("vit"))
+    bank.load("task", saved(tmp_path, "vit", kind))
+    x = images("vit", 3)
+    with torch.inference_mode():
+        model = bank.use("task")
+        expected = model(x)
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(twin(x), expected)
+        bank.use(None)
+        assert torch.equal(twin(x), expected)

@@ -248,6 +248,26 @@ def test_copies_are_adapters_of_their_own() -> None:
             assert torch.equal(output(twin), output(tiny_vit()))
 
 
+@pytest.mark.parametrize("on", ["default", "other"])
+def test_several_adapters_go_through_a_pickle(on: str) -> None:
+    model = train(wrapped())
+    model.add_adapter("other", SptConfig(plan=plan(600, None)))
+    model.set_adapter("other")
+    train(model)
+    model.set_adapter(on)
+    expected = output(model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(output(twin), expected)
+        for name in ("default", "other"):
+            twin.set_adapter(name)
+            model.set_adapter(name)
+            assert torch.equal(output(twin), output(model))
+            step(twin, spt.SparseAdamW(spt.param_groups(twin), lr=1e-2))
+            assert not torch.equal(output(twin), output(model))
+        model.set_adapter(on)
+    assert torch.equal(output(model), expected)
+
+
 def test_a_task_dropped_behind_its_back_is_noticed() -> None:
     model = wrapped()
     spt.unload(model.get_base_model())
