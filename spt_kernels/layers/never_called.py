@@ -39,7 +39,8 @@ def check_called(without: Iterable[Any], tuned: Iterable[Any]) -> None:
         if getattr(layer, _READ, False):
             raise RuntimeError(_never_called(layer))
         if not hasattr(type(layer), _KIND):
-            layer.__class__ = _watched(type(layer))
+            own_class: Any = type(layer)
+            layer.__class__ = _watched(own_class)
 
 
 @functools.cache
