@@ -169,6 +169,13 @@ class SparseDelta:
         """
         restore_deltas([self])
 
+    def base(self) -> Tensor:
+        """A copy of `target` with its base values; of one that keeps none, as it is."""
+        copy = self.target.detach().clone()
+        if not (self.whole or self.beside):
+            copy.view(-1).index_copy_(0, self.index.long(), self.original)
+        return copy
+
     def mark_written(self) -> None:
         """Declare, as an optimizer that has just written `target` itself, that it is up to date."""
         self.written.record(self.delta, by_optimizer=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed.sharded import is_sharded
-from ..layers import sparse_deltas, tuned_modules
+from ..layers import SparseDelta, sparse_deltas, tuned_modules
 from ..model.digest import digests_of
 from ..model.quantized import inner_tensors, is_quantized, logical_shape, quantization
 
@@ -144,6 +144,7 @@ def _before_loading(
     deltas = sparse_deltas(model).values()
     positions = {id(delta.target): delta.index for delta in deltas}
     whole = {id(delta.target) for delta in deltas if delta.whole}  # trained, all of it
+    bases = _without_base_values(model, state_dict, prefix)
     for name, own in model.named_parameters():
         loaded = state_dict.get(prefix + name)
         if own.requires_grad or id(own) in whole or not isinstance(loaded, Tensor):
@@ -153,10 +154,24 @@ def _before_loading(
         if own.is_meta or not _is_rounded(loaded, own, positions.get(id(own))):
             model.__dict__[_ARRIVES] = True
             return
-        kept[prefix + name] = own.detach()
+        kept[prefix + name] = bases[id(own)].base() if id(own) in bases else own.detach()
     state_dict.update(kept)
     for name, module in tuned_modules(model).items():
         _keep_constants(module, state_dict, f"{prefix}{name}." if name else prefix)
+
+
+def _without_base_values(
+    model: nn.Module, state_dict: Mapping[str, Any], prefix: str
+) -> dict[int, SparseDelta]:
+    """Deltas by the ids of their targets, of which a state dict has but values of the base."""
+    found: dict[int, SparseDelta] = {}
+    for name, module in tuned_modules(model).items():
+        holder: Any = module
+        for local, delta in holder.sparse_deltas().items():
+            original = ".".join(filter(None, (name, holder.delta_local_names(local)[2])))
+            if not (delta.whole or delta.beside) and prefix + original not in state_dict:
+                found[id(delta.target)] = delta
+    return found
 
 
 def _after_loading(model: nn.Module, _keys: Any) -> None:
