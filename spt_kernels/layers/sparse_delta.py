@@ -25,6 +25,8 @@ from .name_in_model import told_as
 from .never_called import check_called
 from .sharded_delta import local_deltas
 
+Memory = tuple[weakref.ref[Any], int]  # a storage, and where in it a tensor begins
+
 _TAG = "_spt_owner"
 _LEFT = "_spt_left_to_hook"
 
@@ -68,11 +70,15 @@ class WrittenState:
     def __init__(self, name: str = "", index_name: str | None = None) -> None:
         self.name = name  # of the delta in its module
         self.index_name = index_name  # of its positions; None where they are all
-        self.state: tuple[int, int] | None = None
+        self.state: tuple[int, Memory] | None = None
         self.by_optimizer = False
         self.is_away = False  # the target is offloaded: whoever fetches it writes the delta
         self.is_sharded = False
         self.local: Any = None  # see `sharded_delta`
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # versions and memory mean nothing in another process or copy
+        return WrittenState, (self.name, self.index_name)
 
     def matches(self, delta: Tensor) -> bool:
         """Whether nothing has changed the delta since `record`."""
@@ -84,30 +90,37 @@ class WrittenState:
             self.state = _state_of(delta)
         self.by_optimizer = by_optimizer
 
-    def record_version(self, delta: Tensor, storage: int) -> None:
+    def record_version(self, delta: Tensor, memory: Memory) -> None:
         """`record`, in less time, for a delta in whose storage nothing but the values has changed.
 
         Args:
             delta: what the target holds.
-            storage: from `storage_of`, when the delta's memory was where it is now.
+            memory: from `memory_of`, when the delta's memory was where it is now.
         """
         if self.state is not None:
-            self.state = delta._version, storage
+            self.state = delta._version, memory
 
     def forget(self) -> None:
         """Treat the target as out of date."""
         self.state = None
 
 
-def _state_of(delta: Tensor) -> tuple[int, int]:
-    # The storage is part of it because assigning to `.data` leaves the version as it was
+def _state_of(delta: Tensor) -> tuple[int, Memory]:
+    # The memory is part of it because assigning to `.data` leaves the version as it was
     version = -1 if delta.is_inference() else delta._version
-    return version, storage_of(delta)
+    return version, memory_of(delta)
 
 
-def storage_of(tensor: Tensor) -> int:
-    """What tells the memory of one tensor from that of another."""
-    return tensor.untyped_storage()._cdata
+def memory_of(tensor: Tensor) -> Memory:
+    """What tells the memory of one tensor from that of another, be it where that was once."""
+    try:
+        storage = tensor.untyped_storage()
+    except NotImplementedError as error:
+        raise RuntimeError(
+            "what a tuned layer trains was given by a transform of torch.func (grad, vmap), which "
+            "the layer cannot follow: take gradients by torch.autograd"
+        ) from error
+    return weakref.ref(storage), tensor.storage_offset()
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..layers.sparse_delta import DeltaSlot, delta_of, leave_to_hook, slot_of, storage_of
+from ..layers.sparse_delta import DeltaSlot, delta_of, leave_to_hook, memory_of, slot_of
 from .adamw_step import Member, fits_fused, leave, step_rest, unscale
 from .planned_entries import Groups, PlannedEntries, plan_entries, rounding
 
@@ -48,7 +48,7 @@ class PreparedStep:
         self._entries = [member.param for member in entries]
         self._sizes = [param.numel() for param in self._entries]
         self._written = [
-            (member.param, storage_of(member.param), delta.written)
+            (member.param, memory_of(member.param), delta.written)
             for member in entries
             if (delta := member.written_delta) is not None
         ]
@@ -109,8 +109,8 @@ class PreparedStep:
         self._planned.step(groups, grads, grad_scale, found_inf)
         # what a graph may have saved, which is to be told; nobody differentiates the state
         torch.autograd.graph.increment_version([*self._trained, *of_model[::3]])
-        for param, storage, written in self._written:
-            written.record_version(param, storage)
+        for param, memory, written in self._written:
+            written.record_version(param, memory)
         for _, _, written in stale:
             written.forget()
         unscale(rest, grad_scale)

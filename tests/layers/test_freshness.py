@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spt_kernels.layers import SparseDeltaLinear, delta_of, restore_deltas, write_deltas
@@ -16,6 +16,37 @@ from .truth import INDEX, sparse_linear, tokens
 
 def holds(layer: SparseDeltaLinear) -> bool:
     return torch.equal(layer.weight.view(-1)[INDEX], layer.original + layer.delta)
+
+
+def test_memory_that_comes_and_goes_is_told_apart() -> None:
+    layer = sparse_linear()
+    for _ in range(30):
+        for _ in range(2):  # the second may come to lie where the one before the last was
+            layer.delta.data = torch.randn(len(INDEX))
+        layer(tokens(3, 8))
+        assert holds(layer)
+
+
+def test_parts_of_one_tensor_are_told_apart() -> None:
+    layer, population = sparse_linear(), torch.randn(3, len(INDEX))
+    for values in population:
+        layer.delta.data = values
+        layer(tokens(3, 8))
+        assert holds(layer)
+
+
+def test_transforms_of_torch_func_are_refused_by_name() -> None:
+    layer, x = sparse_linear(), tokens(3, 8)
+
+    def loss(delta: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, {"delta": delta}, x).sum()
+
+    values = torch.randn(len(INDEX), requires_grad=True)
+    loss(values).backward()
+    with pytest.raises(RuntimeError, match=r"given by a transform of torch\.func"):
+        torch.func.grad(loss)(values.detach())
+    layer(tokens(3, 8))
+    assert holds(layer)
 
 
 class WritesThroughData(Optimizer):
