@@ -10,8 +10,9 @@ from torch import nn
 
 from .name_in_model import told_as
 from .row_major import format_of, put_into
-from .sparse_delta import Owner, SparseDelta, WrittenState, owner_of, tag, write_deltas
+from .sparse_delta import Owner, SparseDelta, owner_of, tag, write_deltas
 from .tuned_class import Shown, plain_twin
+from .written_state import WrittenState
 
 
 class HeldDeltas(Owner):

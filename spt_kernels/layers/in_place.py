@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .delta_holder import DeltaHolder
 from .late_optimizer import mark_dropped
 from .saved_deltas import gather
-from .sparse_delta import WrittenState, restore_deltas, untag, write_deltas
+from .sparse_delta import restore_deltas, untag, write_deltas
 from .tuned_class import (
     change_class,
     made_again,
@@ -22,6 +22,7 @@ from .tuned_class import (
     taken_out,
     tuned_class,
 )
+from .written_state import WrittenState
 
 
 def tune_in_place(

@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_iter
 
 from ..layers import SparseDelta, plain_class
 from ..layers.delta_holder import DeltaHolder
-from ..layers.sparse_delta import WrittenState, write_into
+from ..layers.sparse_delta import write_into
+from ..layers.written_state import WrittenState
 from .pinned_tensors import PinnedTensors
 from .schedule import Schedule
 
