@@ -64,10 +64,11 @@ class SparseDelta:
     Of a quantized matrix nothing is written into: the delta is `beside` it, an ordinary parameter
     that the layer adds the product with. All else is told of the others here.
 
-    `target` follows `delta` by itself when a `torch.optim.Optimizer` steps, and when the delta is
-    changed in place or gets new `.data`. It cannot follow an optimizer that is no such class and
-    writes into `delta.data`, which leaves no trace: call `write`, or `write_deltas` on the values
-    of `sparse_deltas(model)`, after each of its steps.
+    `target` follows `delta` by itself when a `torch.optim.Optimizer` steps, and by the next eager
+    forward when the delta is changed in place or gets new `.data`. It cannot follow what writes
+    into `delta.data`, which leaves no trace, as an optimizer that is no such class does, or an
+    average that is copied to a model by `parameter.data.copy_`; and compiled forwards do not look.
+    Then call `write`, or `write_deltas` on the values of `sparse_deltas(model)`.
 
     Attributes:
         target: the tensor, frozen; holds base + delta at `index` and base values elsewhere.
