@@ -147,6 +147,12 @@ def blocks_on_host(model: nn.Module) -> list[StreamedBlock]:
     return found
 
 
+def is_streamed(model: nn.Module) -> bool:
+    """Whether weights of a model are on the host, be it by itself or what is around it."""
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    return any(isinstance(getattr(hook, "__self__", None), StreamedBlock) for hook in hooks)
+
+
 @contextlib.contextmanager
 def brought_back(model: nn.Module) -> Iterator[None]:
     """Within it all weights of a model are on its device; they are offloaded anew afterwards.
