@@ -319,6 +319,7 @@ def test_moved_and_cast_it_keeps_its_delta_in_fp32() -> None:
     assert layer.weight.dtype == layer.bias.dtype == torch.bfloat16
     assert isinstance(layer.weight, RowScaled)
     assert layer(torch.randn(2, IN, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert layer.to("meta").weight.levels.is_meta
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
