@@ -29,6 +29,12 @@ class _WithStructured:
         add_structured(own, input, output, (own.__dict__[_GROUP],), 1)
         return output
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Be copied and pickled with what is on it: its class cannot be found by its name."""
+        inherited = getattr(super(), "__getstate__", None)  # absent from `object` before 3.11
+        state = dict(self.__dict__) if inherited is None else inherited()
+        return _empty, (type(self).__mro__[2],), state
+
 
 def put_on(module: nn.Module, group: StructuredGroup) -> None:
     """Let a plain layer run with the part of one task."""
@@ -47,6 +53,10 @@ def plain_again(module: nn.Module) -> None:
     if is_put_on(module):
         module.__class__ = type(module).__mro__[2]
     module.__dict__.pop(_GROUP, None)
+
+
+def _empty(plain: Any) -> Any:
+    return object.__new__(_class_of(plain))
 
 
 @functools.cache

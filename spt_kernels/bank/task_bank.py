@@ -208,9 +208,16 @@ class TaskBank:
             DeltaFormatError, BaseModelMismatch, OSError: it was dropped, and its file is no longer
                 what it was; the model and all other tasks are as before.
             ValueError: the model was changed behind the bank.
+
+        Any other error on the way, as the end of a card's memory, leaves the base in use.
         """
         with self._lock:
-            self._switch.to(None if name is None else self._residents.take(name))
+            try:
+                self._switch.to(None if name is None else self._residents.take(name))
+            except BaseException:
+                if self._switch.task is None:  # half of a task is none: the base is left
+                    self._in_use = None
+                raise
             self._in_use = name
             self._residents.drop_beyond_limits(self._needed())
             return self.model

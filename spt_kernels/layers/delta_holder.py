@@ -141,7 +141,10 @@ class DeltaHolder(SavedDeltas):
         fresh = {local: d.is_fresh for local, d in before.items()}
         dtypes = {local: d.target.dtype for local, d in before.items()}
         self._leave_row_major()
+        tags = [(p, _tags_of(p)) for p in self._parameters.values() if p is not None]
         super()._apply(keeping_fp32(fn, [d.delta for d in before.values()]), recurse)  # type: ignore[arg-type]
+        for parameter, told in tags:  # which goes where `torch.utils.swap_tensors` has put the rest
+            vars(parameter).update(told)
         self._make_row_major(before)
         for local, delta in before.items():
             delta_name, index_name, original_name = self.delta_local_names(local)
@@ -163,6 +166,10 @@ class DeltaHolder(SavedDeltas):
             elif delta.target.device.type != "meta":
                 delta.write()
         return self
+
+
+def _tags_of(parameter: Tensor) -> dict[str, Any]:
+    return {name: value for name, value in vars(parameter).items() if name.startswith("_spt_")}
 
 
 def _moved(index: Tensor, result: Tensor) -> Tensor:

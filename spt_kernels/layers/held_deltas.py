@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from .name_in_model import told_as
 from .row_major import format_of, put_into
-from .sparse_delta import Owner, SparseDelta, WrittenState, owner_of, tag, write_deltas
+from .sparse_delta import Owner, SparseDelta, owner_of, tag, write_deltas
 from .tuned_class import Shown, plain_twin
+from .written_state import WrittenState
 
 
 class HeldDeltas(Owner):
@@ -29,6 +31,12 @@ class HeldDeltas(Owner):
         found = {}
         every = (*self._spt_states, *self._spt_empty_names, *self._spt_beside_names)
         for local in dict.fromkeys(every):
+            if self._parameters.get(local) is None:
+                raise ValueError(
+                    f"{told_as(self)}.{local} is gone, as weight_norm, spectral_norm and pruning "
+                    "put others in its place: undo that, and do it before measure_sensitivity or "
+                    "once the task is merged"
+                )
             delta_name, index_name, original_name = self.delta_local_names(local)
             written, of_none = self._spt_states.get(local), local in self._spt_empty_names
             delta = self.__dict__[delta_name] if of_none else self._parameters[delta_name]

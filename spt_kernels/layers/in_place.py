@@ -12,8 +12,17 @@ from torch import Tensor, nn
 from .delta_holder import DeltaHolder
 from .late_optimizer import mark_dropped
 from .saved_deltas import gather
-from .sparse_delta import WrittenState, restore_deltas, untag, write_deltas
-from .tuned_class import change_class, plain_again, plain_class, taken_out, tuned_class
+from .sparse_delta import restore_deltas, untag, write_deltas
+from .tuned_class import (
+    change_class,
+    made_again,
+    made_from,
+    plain_again,
+    plain_class,
+    taken_out,
+    tuned_class,
+)
+from .written_state import WrittenState
 
 
 def tune_in_place(
@@ -64,6 +73,15 @@ class SetAside:
     attributes: dict[str, Any]
     parameters: dict[str, nn.Parameter]
     written: dict[str, tuple[Tensor, WrittenState]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a class made at run time cannot be found again by its name
+        made_of: Any = made_from(self.tuned_class)
+        return _set_aside_of, (made_of, self.attributes, self.parameters, self.written)
+
+
+def _set_aside_of(made_of: Any, *rest: Any) -> SetAside:
+    return SetAside(made_again(made_of), *rest)
 
 
 @torch.no_grad()

@@ -54,6 +54,9 @@ class SparseDeltaLinear(LinearWithDeltas):
     that has been changed through its `.data` since a GELU or LayerNorm made it gives the gradient
     of what it was: change it under `torch.no_grad()`.
 
+    A delta that is changed by hand is in `weight` by the next forward, unless that is compiled, or
+    `delta.data` was written into, which leaves no trace: `layer.sparse_deltas()["weight"].write()`.
+
     Attributes:
         weight: frozen, `[out, in]`, holds base + delta.
         bias: frozen, `[out]`, likewise; or None.

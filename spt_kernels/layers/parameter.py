@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -73,6 +74,8 @@ def attached(holder: DeltaHolder, local: str) -> Tensor | None:
 class AttachedParameters(DeltaHolder):
     """A module that reads its parameters as it always did, and each read finds the sparse delta."""
 
+    spt_trains_where_read = True
+
     @staticmethod
     def reader(name: str) -> property:
         """Connects the parameter to its delta, wherever the code that reads it may be."""
@@ -87,6 +90,14 @@ class AttachedParameters(DeltaHolder):
             return attached(module, name)
 
         return property(read)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AttachedParameters:
+        self.take_in_edits()
+        super()._apply(fn, recurse)
+        unread: dict[str, int] = self.__dict__.get("_spt_unread", {})
+        for local in unread:  # the version that a tensor had elsewhere tells nothing
+            unread[local] = self._parameters[f"{local}_fp32"]._version  # type: ignore[union-attr]
+        return self
 
     def take_in_edits(self) -> None:
         """Let count what is written into a parameter that is trained whole before its first step.

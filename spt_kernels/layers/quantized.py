@@ -149,15 +149,26 @@ class QuantizedLayer(LinearWithDeltas):
         lora_a, lora_b, lora = of_lora or (None, None, None)
         if not torch.is_grad_enabled():
             return _output(x, matrix, bias, delta, pattern, lora_a, lora_b, lora)[0]
+        self._check_not_trained(matrix)
         y: Tensor = QuantizedLinear.apply(
             *(x, matrix, bias, delta, pattern, bias_delta, bias_index, lora_a, lora_b, lora)
         )
         return y
 
+    def _check_not_trained(self, matrix: QuantizedMatrix) -> None:
+        """Refuse to train quantized values: no step of an optimizer could be written into them."""
+        if matrix.weight.requires_grad:
+            raise RuntimeError(
+                f"{told_as(self)}.weight is quantized and requires a gradient, which nothing makes "
+                "for it: requires_grad_(False) on it, or spt.dequantize(model) to train its floats"
+            )
+
     def _traced_weight(self) -> Tensor:
         """Base + delta in code for a compiler, which decides itself what is made again."""
         delta, pattern, _, _ = self.trained_tensors()
         matrix, index = matrix_in(self), None if pattern is None else pattern.whole.index
+        if torch.is_grad_enabled():
+            self._check_not_trained(matrix)
         return dense(matrix, matrix.dtype, delta, index)
 
 

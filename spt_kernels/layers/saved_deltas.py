@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..distributed.sharded import is_sharded
 from ..model.quantized import logical_numel
@@ -65,6 +65,7 @@ class SavedDeltas(HeldDeltas):
                     constant.copy_(loaded)
             elif strict:
                 missing_keys.append(prefix + name)
+        self._follow_from_meta()
         self._make_row_major(self._spt_states)  # parameters may just have been assigned
         self._index_changed()
         deltas = self.sparse_deltas()
@@ -91,6 +92,18 @@ class SavedDeltas(HeldDeltas):
                 delta.written.record(delta.delta)
             else:
                 delta.write()
+
+    def _follow_from_meta(self) -> None:
+        """Put deltas without positions, which no state dict has, where their targets are by now."""
+        for local in self._spt_empty_names:
+            target = self._parameters[local]
+            for name in self.delta_local_names(local):
+                held = self.__dict__[name]
+                if held.is_meta and target is not None and not target.is_meta:
+                    empty = torch.empty_like(held, device=target.device)
+                    is_delta = isinstance(held, nn.Parameter)
+                    made = nn.Parameter(empty, requires_grad=False) if is_delta else empty
+                    self.__dict__[name] = made
 
     def _problems_of_constants(self, state_dict: Mapping[str, Any], prefix: str) -> list[str]:
         """What is wrong with the positions and originals in a state dict."""

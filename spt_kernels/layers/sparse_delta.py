@@ -11,7 +11,7 @@ import functools
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,20 @@ from .late_optimizer import check_made_after
 from .name_in_model import told_as
 from .never_called import check_called
 from .sharded_delta import local_deltas
+from .written_state import WrittenState
 
 _TAG = "_spt_owner"
 _LEFT = "_spt_left_to_hook"
 
 
 class Owner(nn.Module):
-    """A module that holds trained parameters of its own."""
+    """A module that holds trained parameters of its own.
+
+    Attributes:
+        spt_trains_where_read: whether reads of its parameters train, and not calls of it alone.
+    """
+
+    spt_trains_where_read: ClassVar[bool] = False
 
     @property
     def spt_was_called(self) -> bool:
@@ -50,60 +57,6 @@ class DeltaOwner(Protocol):
         ...
 
 
-class WrittenState:
-    """Which state of a delta its target holds; mutable, and shared by all views of that delta.
-
-    Of what FSDP has sharded it does not tell: shards are written after each step, and what a
-    forward sees is gathered from them.
-    """
-
-    __slots__ = ("by_optimizer", "index_name", "is_away", "is_sharded", "local", "name", "state")
-
-    def __init__(self, name: str = "", index_name: str | None = None) -> None:
-        self.name = name  # of the delta in its module
-        self.index_name = index_name  # of its positions; None where they are all
-        self.state: tuple[int, int] | None = None
-        self.by_optimizer = False
-        self.is_away = False  # the target is offloaded: whoever fetches it writes the delta
-        self.is_sharded = False
-        self.local: Any = None  # see `sharded_delta`
-
-    def matches(self, delta: Tensor) -> bool:
-        """Whether nothing has changed the delta since `record`."""
-        return self.is_sharded or (self.state is not None and self.state == _state_of(delta))
-
-    def record(self, delta: Tensor, *, by_optimizer: bool = False) -> None:
-        """Remember that the target holds this state of the delta."""
-        if not self.is_sharded:
-            self.state = _state_of(delta)
-        self.by_optimizer = by_optimizer
-
-    def record_version(self, delta: Tensor, storage: int) -> None:
-        """`record`, in less time, for a delta in whose storage nothing but the values has changed.
-
-        Args:
-            delta: what the target holds.
-            storage: from `storage_of`, when the delta's memory was where it is now.
-        """
-        if self.state is not None:
-            self.state = delta._version, storage
-
-    def forget(self) -> None:
-        """Treat the target as out of date."""
-        self.state = None
-
-
-def _state_of(delta: Tensor) -> tuple[int, int]:
-    # The storage is part of it because assigning to `.data` leaves the version as it was
-    version = -1 if delta.is_inference() else delta._version
-    return version, storage_of(delta)
-
-
-def storage_of(tensor: Tensor) -> int:
-    """What tells the memory of one tensor from that of another."""
-    return tensor.untyped_storage()._cdata
-
-
 @dataclass(frozen=True, eq=False)
 class SparseDelta:
     """The trained entries of one frozen tensor.
@@ -111,10 +64,11 @@ class SparseDelta:
     Of a quantized matrix nothing is written into: the delta is `beside` it, an ordinary parameter
     that the layer adds the product with. All else is told of the others here.
 
-    `target` follows `delta` by itself when a `torch.optim.Optimizer` steps, and when the delta is
-    changed in place or gets new `.data`. It cannot follow an optimizer that is no such class and
-    writes into `delta.data`, which leaves no trace: call `write`, or `write_deltas` on the values
-    of `sparse_deltas(model)`, after each of its steps.
+    `target` follows `delta` by itself when a `torch.optim.Optimizer` steps, and by the next eager
+    forward when the delta is changed in place or gets new `.data`. It cannot follow what writes
+    into `delta.data`, which leaves no trace, as an optimizer that is no such class does, or an
+    average that is copied to a model by `parameter.data.copy_`; and compiled forwards do not look.
+    Then call `write`, or `write_deltas` on the values of `sparse_deltas(model)`.
 
     Attributes:
         target: the tensor, frozen; holds base + delta at `index` and base values elsewhere.
@@ -162,6 +116,13 @@ class SparseDelta:
         What is trained whole keeps none, and is left as it is.
         """
         restore_deltas([self])
+
+    def base(self) -> Tensor:
+        """A copy of `target` with its base values; of one that keeps none, as it is."""
+        copy = self.target.detach().clone()
+        if not (self.whole or self.beside):
+            copy.view(-1).index_copy_(0, self.index.long(), self.original)
+        return copy
 
     def mark_written(self) -> None:
         """Declare, as an optimizer that has just written `target` itself, that it is up to date."""
@@ -378,7 +339,7 @@ def _check_resharded(parameter: Tensor) -> None:
 
 
 def _check_reached(parameters: list[Tensor]) -> None:
-    """Refuse to train on when a tuned layer cannot be reached by any gradient."""
+    """Refuse to train on when the model reads what a tuned layer has, and never calls the layer."""
     if all(p.grad is None for p in parameters):
         return  # a step without a backward before it tells nothing
     without = []

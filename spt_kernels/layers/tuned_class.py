@@ -117,6 +117,17 @@ def taken_out(module: nn.Module, added: Iterable[str]) -> tuple[dict[str, Any], 
     return attributes, {name: parameters.pop(name) for name in names if name in parameters}
 
 
+def made_from(cls: Any) -> Any:
+    """What `made_again` makes a tuned class of, in another process too."""
+    cls = getattr(cls, "_spt_kind", cls)  # of a layer that is watched
+    return getattr(cls, "_spt_made_of", cls)
+
+
+def made_again(made_of: Any) -> type[nn.Module]:
+    """The class that `made_from` was given."""
+    return _made(*made_of) if isinstance(made_of, tuple) else made_of
+
+
 @functools.cache
 def _made(tuner: Any, plain: Any, reads: tuple[str, ...], prefixed: bool) -> type[nn.Module]:
     if tuner._plain_class is plain and not reads and not prefixed:

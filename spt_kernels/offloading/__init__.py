@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .offloading import Offload as Offload
     from .offloading import blocks_on_host as blocks_on_host
     from .offloading import brought_back as brought_back
+    from .offloading import is_streamed as is_streamed
     from .offloading import offload as offload
     from .offloading import why_not_offloaded as why_not_offloaded
     from .words import WHAT as WHAT
@@ -24,6 +25,7 @@ _HOME = {
     "OffloadedAdamW": "offloaded_adamw",
     "blocks_on_host": "offloading",
     "brought_back": "offloading",
+    "is_streamed": "offloading",
     "offload": "offloading",
     "why_not_offloaded": "offloading",
 }
@@ -35,6 +37,7 @@ __all__ = [
     "OffloadedAdamW",
     "blocks_on_host",
     "brought_back",
+    "is_streamed",
     "offload",
     "why_not_offloaded",
 ]

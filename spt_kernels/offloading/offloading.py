@@ -115,7 +115,7 @@ def offload(
     try:
         for name, matrices in choice.streamed.items():
             module = model.get_submodule(name)
-            blocks.append(StreamedBlock(name, module, matrices, home, schedule, side))
+            blocks.append(StreamedBlock(name, module, matrices, home, schedule, side, model))
         _move_rest(model, former, blocks, home)
         write_deltas(delta for block in former for _, delta in block.deltas())
     except BaseException:
@@ -147,13 +147,33 @@ def blocks_on_host(model: nn.Module) -> list[StreamedBlock]:
     return found
 
 
+def is_streamed(model: nn.Module) -> bool:
+    """Whether weights of a model are on the host, be it by itself or what is around it."""
+    return next(_streamed_within(model), None) is not None
+
+
+def _streamed_within(model: nn.Module) -> Iterator[StreamedBlock]:
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            block = getattr(hook, "__self__", None)
+            if isinstance(block, StreamedBlock):
+                yield block
+
+
+def _offloaded(model: nn.Module) -> list[nn.Module]:
+    """What is offloaded in a model, the model itself, and what is around it."""
+    within = [module for module in model.modules() if "spt_offload" in vars(module)]
+    around = (block.root() for block in _streamed_within(model))
+    return list(dict.fromkeys([*within, *(root for root in around if root is not None)]))
+
+
 @contextlib.contextmanager
 def brought_back(model: nn.Module) -> Iterator[None]:
     """Within it all weights of a model are on its device; they are offloaded anew afterwards.
 
     Where nothing is left that could be, as once all is trainable again, they stay.
     """
-    held = [(m, vars(m)["spt_offload"]) for m in model.modules() if "spt_offload" in vars(m)]
+    held = [(module, vars(module)["spt_offload"]) for module in _offloaded(model)]
     for module, _ in held:
         _bring_back(module)
     try:

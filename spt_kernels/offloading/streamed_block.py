@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
@@ -11,7 +12,8 @@ from torch.utils._pytree import tree_iter
 
 from ..layers import SparseDelta, plain_class
 from ..layers.delta_holder import DeltaHolder
-from ..layers.sparse_delta import WrittenState, write_into
+from ..layers.sparse_delta import write_into
+from ..layers.written_state import WrittenState
 from .pinned_tensors import PinnedTensors
 from .schedule import Schedule
 
@@ -100,6 +102,7 @@ class StreamedBlock:
         device: where the block computes.
         schedule: of the model.
         side: the stream to copy on, None on a CPU.
+        root: what was offloaded, which has the block.
     """
 
     def __init__(
@@ -109,9 +112,11 @@ class StreamedBlock:
         matrices: list[Matrix],
         device: torch.device,
         schedule: Schedule,
-        side: Any = None,
+        side: Any,
+        root: nn.Module,
     ) -> None:
         self.name, self.matrices = name, matrices
+        self.root = weakref.ref(root)
         self.has_backward = False  # of the last forward
         self.device, self._side, self._schedule = device, side, schedule
         self._running: list[Call] = []  # forwards, the innermost last

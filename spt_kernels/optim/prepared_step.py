@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..layers.sparse_delta import DeltaSlot, delta_of, leave_to_hook, slot_of, storage_of
+from ..layers.sparse_delta import DeltaSlot, delta_of, leave_to_hook, slot_of
+from ..layers.written_state import memory_of
 from .adamw_step import Member, fits_fused, leave, step_rest, unscale
 from .planned_entries import Groups, PlannedEntries, plan_entries, rounding
 
@@ -48,7 +49,7 @@ class PreparedStep:
         self._entries = [member.param for member in entries]
         self._sizes = [param.numel() for param in self._entries]
         self._written = [
-            (member.param, storage_of(member.param), delta.written)
+            (member.param, memory_of(member.param), delta.written)
             for member in entries
             if (delta := member.written_delta) is not None
         ]
@@ -58,8 +59,11 @@ class PreparedStep:
         self._trained = [member.param for member in members]
         self._state, of_model = _state_tensors(members), _model_tensors(entries)
         self._ids = list(map(id, (*self._state, *of_model)))
-        self._gone: list[object] = []  # references to tensors of the model that are no more
-        self._of_model = [weakref.ref(tensor, self._gone.append) for tensor in of_model]
+        # references to memory of the model that is no more; those to a tensor itself would keep
+        # `torch.utils.swap_tensors` from it
+        self._gone: list[object] = []
+        storages = [tensor.untyped_storage() for tensor in of_model]
+        self._of_model = [weakref.ref(storage, self._gone.append) for storage in storages]
         self._addresses = list(map(address_of, (*self._trained, *self._state, *of_model)))
 
     @classmethod
@@ -106,8 +110,8 @@ class PreparedStep:
         self._planned.step(groups, grads, grad_scale, found_inf)
         # what a graph may have saved, which is to be told; nobody differentiates the state
         torch.autograd.graph.increment_version([*self._trained, *of_model[::3]])
-        for param, storage, written in self._written:
-            written.record_version(param, storage)
+        for param, memory, written in self._written:
+            written.record_version(param, memory)
         for _, _, written in stale:
             written.forget()
         unscale(rest, grad_scale)

@@ -9,6 +9,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..offloading import is_streamed
 from ..task.base_model import BaseModel
 from ..task.intact import dense_names
 from ..task.set_aside import (
@@ -46,10 +47,11 @@ class SptAdapters(nn.Module, BaseTunerLayer):
         """Let the model hold the task of an adapter, or none.
 
         Raises:
-            ValueError: the model is no longer as it was tuned; it is as it was.
+            ValueError: the model is no longer as it was tuned, or is offloaded; it is as it was.
         """
         if name == self.on_model:
             return
+        _check_here(model)
         self.unmerge(model)
         if self.on_model is not None:
             self.aside[self.on_model] = take_aside(model)
@@ -76,12 +78,14 @@ class SptAdapters(nn.Module, BaseTunerLayer):
     def merge_on(self, model: nn.Module) -> None:
         """Fold the task that the model holds into its weights until `unmerge`."""
         assert self.on_model is not None
+        _check_here(model)
         self._merged = merge_aside(model)
         self.merged_adapters = [self.on_model]
 
     def unmerge(self, model: nn.Module) -> None:  # type: ignore[override]  # of a model, not a layer
         """Undo `merge_on`, to the bit, where it was done."""
         if self._merged is not None:
+            _check_here(model)
             unmerge(model, self._merged)
             self._merged, self.merged_adapters = None, []
 
@@ -97,6 +101,15 @@ class SptAdapters(nn.Module, BaseTunerLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Deltas are sparse, and of no low rank."""
         return False
+
+
+def _check_here(model: nn.Module) -> None:
+    """Refuse to exchange weights that are on the host just now."""
+    if is_streamed(model):
+        raise ValueError(
+            "cannot switch, merge or drop adapters: the model is offloaded: bring its weights back "
+            "with spt.offload(model, 'nothing')"
+        )
 
 
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -92,14 +92,16 @@ class Frame(Recording):
 
     def _packed(self, tensor: Tensor) -> Any:
         tensor = alone(tensor)
+        if not self._slots:  # offloaded weights are fetched after this was made
+            self._known |= {p.untyped_storage()._cdata for p in self._conditions.parameters}
         storage, geometry = tensor.untyped_storage(), Geometry.of(tensor)
         address, version = storage._cdata, tensor._version
         self._places.append((address, geometry.offset))
         self._slots.append(None)
         if address in self._known:
-            return (
-                Kept(tensor, self.name) if self._outer is None else Elsewhere(tensor, self._outer)
-            )
+            if self._outer is None:
+                return Kept(tensor, self.name)
+            return Elsewhere(tensor, self._outer, is_read_often=True)  # by whom it is rebuilt for
         if self._is_entry(storage, version):
             assert self._call.entry is not None
             return View(self._call.entry, geometry)

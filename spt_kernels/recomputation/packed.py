@@ -45,16 +45,34 @@ class Kept:
 
 
 class Elsewhere:
-    """A tensor that other saved-tensor hooks, which were in use around the region, keep."""
+    """A tensor that other saved-tensor hooks, which were in use around the region, keep.
 
-    __slots__ = ("_packed", "_unpack")
+    Args:
+        tensor: to be kept.
+        hooks: that keep it, and may give it back but once, as those of torch's checkpoints do.
+        is_read_often: whether to hold on to what they have given back.
+    """
 
-    def __init__(self, tensor: Tensor, hooks: tuple[Callable[..., Any], Callable[..., Any]]):
+    __slots__ = ("_is_read_often", "_packed", "_tensor", "_unpack")
+
+    def __init__(
+        self,
+        tensor: Tensor,
+        hooks: tuple[Callable[..., Any], Callable[..., Any]],
+        *,
+        is_read_often: bool = False,
+    ) -> None:
         self._packed, self._unpack = hooks[0](tensor), hooks[1]
+        self._is_read_often = is_read_often
+        self._tensor: Tensor | None = None
 
     def read(self) -> Tensor:
         """What they give back."""
+        if self._tensor is not None:
+            return self._tensor
         tensor: Tensor = self._unpack(self._packed)
+        if self._is_read_often:
+            self._tensor = tensor
         return tensor
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distributed.sharded import is_sharded
 from ..layers import write_deltas
 from ..model.quantized import is_quantized
 from ..tuning import FrozenBase
@@ -120,9 +121,8 @@ def _sources(
 
 
 def _may_be(source: Tensor, own: Tensor, base: Fingerprint) -> bool:
-    if is_quantized(
-        source
-    ):  # whose copies are told by its inner tensors, and which is never edited
+    # copies of what is quantized are told by its inner tensors, and are never edited
+    if is_quantized(source) or is_sharded(source):
         return False
     dtype = str(source.dtype).removeprefix("torch.")
     is_like = dtype == base.dtype and tuple(source.shape) == base.shape

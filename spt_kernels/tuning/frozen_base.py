@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..distributed.sharded import is_sharded
-from ..layers import sparse_deltas, tuned_modules
+from ..layers import SparseDelta, sparse_deltas, tuned_modules
 from ..model.digest import digests_of
 from ..model.quantized import inner_tensors, is_quantized, logical_shape, quantization
 
@@ -40,6 +39,28 @@ class FrozenTensor(NamedTuple):
     quantization: str = ""
 
 
+class Source:
+    """A parameter by its place in a module, which is held weakly.
+
+    A weak reference to the parameter itself would keep `torch.utils.swap_tensors` from it.
+    """
+
+    __slots__ = ("_local", "_module")
+
+    def __init__(self, module: nn.Module, local: str) -> None:
+        self._module, self._local = weakref.ref(module), local
+
+    def __call__(self) -> Tensor | None:
+        """What is there now; None once the module is gone."""
+        module = self._module()
+        return None if module is None else module._parameters.get(self._local)
+
+    def copied(self, memo: dict[int, Any]) -> Source | None:
+        """The same place in a copy that is being made of the module, if there is one."""
+        copy = memo.get(id(self._module()))
+        return Source(copy, self._local) if isinstance(copy, nn.Module) else None
+
+
 @dataclass(frozen=True, eq=False)
 class FrozenBase:
     """The frozen parameters of a model as `apply` found them.
@@ -52,11 +73,12 @@ class FrozenBase:
     """
 
     tensors: Mapping[str, FrozenTensor]
-    sources: Mapping[str, tuple[weakref.ref[Tensor], ...]] = field(default_factory=dict)
+    sources: Mapping[str, tuple[Source, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls,
+        model: nn.Module,
         parameters: Mapping[str, Tensor],
         changed: Mapping[str, tuple[Tensor, Tensor]] | None = None,
         known: Mapping[str, str] | None = None,
@@ -64,6 +86,7 @@ class FrozenBase:
         """Remember parameters.
 
         Args:
+            model: that has them.
             parameters: name -> parameter.
             changed: name -> positions at which the base has other values, int32, and those.
             known: name -> fingerprint of its values in the base, where that was just taken.
@@ -77,33 +100,20 @@ class FrozenBase:
             name: FrozenTensor(p.dtype, logical_shape(p), digests[name], quantization(p))
             for name, p in parameters.items()
         }
-        return cls(tensors, {n: (weakref.ref(p),) for n, p in parameters.items() if _may_refer(p)})
-
-    def held_by(self, parameters: Mapping[str, Tensor]) -> FrozenBase:
-        """The same base, of a model that has these parameters, or some of them, by now."""
-        sources = dict(self.sources)
-        for name in parameters.keys() & self.tensors.keys():
-            if not _may_refer(parameters[name]):
-                continue
-            alive = [r for r in sources.get(name, ()) if _is_other(r(), parameters[name])]
-            sources[name] = (weakref.ref(parameters[name]), *alive)
-        return FrozenBase(self.tensors, sources)
+        modules = dict(model.named_modules(remove_duplicate=False))
+        places = ((name, *name.rpartition(".")[::2]) for name in parameters)
+        return cls(tensors, {name: (Source(modules[m], local),) for name, m, local in places})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenBase:
-        own = {name: refs[0]() for name, refs in self.sources.items()}
-        copies = {name: memo.get(id(p)) for name, p in own.items() if p is not None}
-        return self.held_by({n: copy for n, copy in copies.items() if isinstance(copy, Tensor)})
+        sources = {}
+        for name, places in self.sources.items():
+            alive = [place for place in places if place() is not None]
+            copy = alive[0].copied(memo) if alive else None
+            sources[name] = tuple(alive) if copy is None else (copy, *alive)
+        return FrozenBase(self.tensors, sources)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FrozenBase, (self.tensors,)  # another process has no model to look at
-
-
-def _may_refer(parameter: Tensor) -> bool:
-    return not (is_quantized(parameter) and is_traceable_wrapper_subclass(parameter))
-
-
-def _is_other(source: Tensor | None, own: Tensor) -> bool:
-    return source is not None and source is not own
 
 
 def watch_state_dicts(model: nn.Module) -> None:
@@ -134,6 +144,7 @@ def _before_loading(
     deltas = sparse_deltas(model).values()
     positions = {id(delta.target): delta.index for delta in deltas}
     whole = {id(delta.target) for delta in deltas if delta.whole}  # trained, all of it
+    bases = _without_base_values(model, state_dict, prefix)
     for name, own in model.named_parameters():
         loaded = state_dict.get(prefix + name)
         if own.requires_grad or id(own) in whole or not isinstance(loaded, Tensor):
@@ -143,10 +154,24 @@ def _before_loading(
         if own.is_meta or not _is_rounded(loaded, own, positions.get(id(own))):
             model.__dict__[_ARRIVES] = True
             return
-        kept[prefix + name] = own.detach()
+        kept[prefix + name] = bases[id(own)].base() if id(own) in bases else own.detach()
     state_dict.update(kept)
     for name, module in tuned_modules(model).items():
         _keep_constants(module, state_dict, f"{prefix}{name}." if name else prefix)
+
+
+def _without_base_values(
+    model: nn.Module, state_dict: Mapping[str, Any], prefix: str
+) -> dict[int, SparseDelta]:
+    """Deltas by the ids of their targets, of which a state dict has but values of the base."""
+    found: dict[int, SparseDelta] = {}
+    for name, module in tuned_modules(model).items():
+        holder: Any = module
+        for local, delta in holder.sparse_deltas().items():
+            original = ".".join(filter(None, (name, holder.delta_local_names(local)[2])))
+            if not (delta.whole or delta.beside) and prefix + original not in state_dict:
+                found[id(delta.target)] = delta
+    return found
 
 
 def _after_loading(model: nn.Module, _keys: Any) -> None:
@@ -154,16 +179,14 @@ def _after_loading(model: nn.Module, _keys: Any) -> None:
     tuning: Any = model.spt_tuning
     if tuning.frozen is None:
         return
-    parameters = dict(model.named_parameters())
     if arrived:
+        parameters = dict(model.named_parameters())
         frozen = {n: parameters[n] for n in tuning.frozen.tensors if n in parameters}
         deltas = {n: d for n, d in sparse_deltas(model).items() if n in frozen}
         inside = {name: d for name, d in deltas.items() if not d.beside}
         changed = {name: (d.index, d.original.detach()) for name, d in inside.items()}
-        base = FrozenBase.of(frozen, changed)
-    else:
-        base = tuning.frozen.held_by(parameters)  # some may be other objects now
-    model.spt_tuning = replace(tuning, frozen=base)
+        base = FrozenBase.of(model, frozen, changed)
+        model.spt_tuning = replace(tuning, frozen=base)
 
 
 def _keep_constants(holder: Any, state_dict: dict[str, Any], prefix: str) -> None:

@@ -56,9 +56,10 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     becomes a subclass of its own. Linear, Conv2d and norm modules find their deltas when they are
     called; any other parameter (a token, a table, a layer scale, the weight of a layer with a
     forward of its own, or of one that the model was seen to read instead of calling the layer) is
-    trained wherever it is read. Linears and convolutions that the plan leaves as they are become
-    `FrozenLinear` and `FrozenConv2d`, for which autograd keeps no more than the gradient of their
-    input reads. Everything is checked before the model is touched.
+    trained wherever it is read; while gradients are recorded its attribute is a view, so that flags
+    and values are set on what `named_parameters` gives. Linears and convolutions that the plan
+    leaves as they are become `FrozenLinear` and `FrozenConv2d`, for which autograd keeps no more
+    than the gradient of their input reads. Everything is checked before the model is touched.
 
     Args:
         model: plain, as the plan's sensitivity was measured on; on any device, in fp32, bf16 or
@@ -94,7 +95,7 @@ def apply_to_known(model: nn.Module, plan: Plan, digests: Mapping[str, str]) -> 
     check_places(every, places, head)
 
     base_buffers = copied(persistent_buffers(model))
-    frozen_base = _remember({n: p for n, p in parameters.items() if n not in head}, digests)
+    frozen_base = _remember(model, {n: p for n, p in parameters.items() if n not in head}, digests)
     before = {name: parameter.requires_grad for name, parameter in parameters.items()}
     try:
         for place in places:
@@ -126,12 +127,12 @@ def apply_to_known(model: nn.Module, plan: Plan, digests: Mapping[str, str]) -> 
 
 
 def _remember(
-    parameters: Mapping[str, nn.Parameter], digests: Mapping[str, str]
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], digests: Mapping[str, str]
 ) -> FrozenBase | None:
     if any(isinstance(p, FakeTensor) for p in parameters.values()):
         return None  # a rehearsal on tensors without values
     told = {n: p for n, p in parameters.items() if p.element_size() <= 8}  # not complex128
-    return FrozenBase.of(told, known={n: digests[n] for n in told.keys() & digests})
+    return FrozenBase.of(model, told, known={n: digests[n] for n in told.keys() & digests})
 
 
 def _head_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,40 @@ def test_on_a_card(tmp_path: Path) -> None:
     assert isinstance(mixed, torch.Tensor)
     for i, kind in enumerate((*KINDS, KINDS[0])):
         torch.testing.assert_close(mixed[i].cpu(), alone[kind][i], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["lora", "adapter", "unstructured"])
+def test_a_model_with_a_task_in_use_is_copied_and_pickled(kind: str, tmp_path: Path) -> None:
+    bank = spt.TaskBank(plain("vit"))
+    bank.load("task", saved(tmp_path, "vit", kind))
+    x = images("vit", 3)
+    with torch.inference_mode():
+        model = bank.use("task")
+        expected = model(x)
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(twin(x), expected)
+        bank.use(None)
+        assert torch.equal(twin(x), expected)
+
+
+def test_a_switch_that_fails_half_way_leaves_the_base_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank, x = spt.TaskBank(plain("vit")), images("vit", 3)
+    for kind in ("lora", "adapter"):
+        bank.load(kind, saved(tmp_path, "vit", kind))
+    with torch.inference_mode():
+        of_base = bank.model(x)
+        expected = bank.use("lora")(x)
+
+        def out_of_memory(*_: object) -> None:
+            raise torch.cuda.OutOfMemoryError("there is none")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("spt_kernels.bank.switch.put_on", out_of_memory)
+            with pytest.raises(torch.cuda.OutOfMemoryError):
+                bank.use("adapter")
+        assert bank.in_use is None
+        assert torch.equal(bank.model(x), of_base)
+        bank.remove("adapter")
+        assert torch.equal(bank.use("lora")(x), expected)

@@ -137,16 +137,22 @@ def test_meta_device() -> None:
     assert layer.delta.is_meta
 
 
-def test_an_empty_delta_comes_back_from_the_meta_device() -> None:
+@pytest.mark.parametrize("assign", [False, True], ids=["to_empty", "assigned"])
+def test_an_empty_delta_comes_back_from_the_meta_device(assign: bool) -> None:
     torch.manual_seed(0)
     nothing = torch.empty(0, dtype=torch.int64)
     layer = SparseDeltaLinear(nn.Linear(8, 6), nothing, BIAS_INDEX)
     x, state = tokens(3, 8), {n: t.clone() for n, t in layer.state_dict().items()}
     expected = layer(x)
-    layer.to("meta").to_empty(device="cpu")
-    layer.load_state_dict(state)
+    layer.to("meta")
+    if not assign:
+        layer.to_empty(device="cpu")
+    layer.load_state_dict(state, assign=assign)
     assert torch.equal(layer(x), expected)
-    assert (layer.delta.shape, layer.delta.device.type) == ((0,), "cpu")
+    for held in (layer.delta, layer.index, layer.original):
+        assert (held.shape, held.device.type) == ((0,), "cpu")
+    layer(x).sum().backward()
+    assert layer.bias_delta.grad is not None
 
 
 @pytest.mark.parametrize("swap", [False, True], ids=["set_data", "swap_tensors"])

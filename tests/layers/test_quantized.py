@@ -319,6 +319,21 @@ def test_moved_and_cast_it_keeps_its_delta_in_fp32() -> None:
     assert layer.weight.dtype == layer.bias.dtype == torch.bfloat16
     assert isinstance(layer.weight, RowScaled)
     assert layer(torch.randn(2, IN, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert layer.to("meta").weight.levels.is_meta
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("kind", ["delta", "empty", "lora", "adapter"])
+def test_a_quantized_weight_that_is_made_trainable_is_refused(kind: str, compiled: bool) -> None:
+    layer = tuned_layer(kind)
+    run = torch.compile(layer, backend="aot_eager") if compiled else layer
+    layer.weight.requires_grad_(True)
+    with pytest.raises(RuntimeError, match=r"weight is quantized and requires a gradient"):
+        run(torch.randn(3, IN))
+    with torch.no_grad():
+        run(torch.randn(3, IN))
+    layer.weight.requires_grad_(False)
+    run(torch.randn(3, IN)).sum().backward()
 
 
 def test_untuned_it_is_the_plain_layer() -> None:

@@ -412,6 +412,31 @@ def test_a_task_is_saved_loaded_merged_and_dropped(tmp_path: Path) -> None:
     assert_same(([], values_of(model)), ([], values_of(other)))
 
 
+@pytest.mark.parametrize("verb", ["save_delta", "load_delta", "merge", "unload"])
+def test_verbs_on_what_is_within_an_offloaded_module(verb: str, tmp_path: Path) -> None:
+    found = []
+    for offloaded in (False, True):
+        model = tuned("spt-lora")
+        train(model, steps=2)
+        path = tmp_path / str(offloaded)
+        spt.save_delta(model, path)
+        around = nn.Sequential(model)
+        if offloaded:
+            spt.offload(around)
+        if verb == "save_delta":
+            spt.save_delta(model, path)
+        elif verb == "load_delta":
+            train(model, steps=1)
+            spt.load_delta(model, path)
+        else:
+            getattr(spt, verb)(model)
+        assert bool(blocks_on_host(around)) == (offloaded and verb in ("save_delta", "load_delta"))
+        spt.offload(around, "nothing")
+        found.append((path.read_bytes(), ([], values_of(model))))
+    assert found[0][0] == found[1][0]
+    assert_same(found[1][1], found[0][1])
+
+
 def test_what_a_method_has_trained_is_saved_and_folded_in(tmp_path: Path) -> None:
     made = []
     for n in range(2):

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,53 @@ def test_copies_are_adapters_of_their_own() -> None:
         assert not torch.equal(output(twin), tuned)
         with twin.disable_adapter():
             assert torch.equal(output(twin), output(tiny_vit()))
+
+
+@pytest.mark.parametrize("is_merged", [False, True], ids=["tuned", "merged"])
+def test_adapters_of_an_offloaded_model_stay_where_they_are(is_merged: bool) -> None:
+    model = train(wrapped())
+    model.add_adapter("other", SptConfig(plan=plan(600, None)))
+    if is_merged:
+        model.merge_adapter()
+    expected = output(model)
+    spt.offload(model)
+    refused: list[Callable[[], object]] = [
+        lambda: model.set_adapter("other"),
+        lambda: model.disable_adapter().__enter__(),
+        lambda: model.add_adapter("third", SptConfig(plan=plan(600, None))),
+        model.unload,
+        *([model.unmerge_adapter] if is_merged else [model.merge_adapter]),
+    ]
+    for change in refused:
+        with pytest.raises(ValueError, match="the model is offloaded: bring its weights back"):
+            change()
+        assert torch.equal(output(model), expected)
+    spt.offload(model, "nothing")
+    model.set_adapter("other")
+    model.set_adapter("default")
+    assert torch.allclose(output(model), expected, atol=1e-6)
+    with model.disable_adapter():
+        assert torch.equal(output(model), output(tiny_vit()))
+
+
+@pytest.mark.parametrize("on", ["default", "other"])
+def test_several_adapters_go_through_a_pickle(on: str) -> None:
+    model = train(wrapped())
+    model.add_adapter("other", SptConfig(plan=plan(600, None)))
+    model.set_adapter("other")
+    train(model)
+    model.set_adapter(on)
+    expected = output(model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(output(twin), expected)
+        for name in ("default", "other"):
+            twin.set_adapter(name)
+            model.set_adapter(name)
+            assert torch.equal(output(twin), output(model))
+            step(twin, spt.SparseAdamW(spt.param_groups(twin), lr=1e-2))
+            assert not torch.equal(output(twin), output(model))
+        model.set_adapter(on)
+    assert torch.equal(output(model), expected)
 
 
 def test_a_task_dropped_behind_its_back_is_noticed() -> None:

@@ -266,6 +266,22 @@ def test_within_checkpoints_of_torch(reentrant: bool) -> None:
         )
 
 
+@pytest.mark.parametrize("offloaded", [False, True], ids=["here", "offloaded"])
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("kind", ["lora", "adapter", None])
+def test_a_tuned_block_within_a_checkpoint(
+    kind: str | None, reentrant: bool, offloaded: bool
+) -> None:
+    model = tuned(tiny_vit(), kind, dropout=0.2 if kind == "lora" else 0.0)
+    for n, block in enumerate(model.blocks):
+        model.blocks[n] = Wrapped(block, reentrant)
+    plain = take_step(model, BATCH)
+    recompute(model, "block")
+    if offloaded:
+        spt.offload(model)
+    assert take_step(model, BATCH).is_same_as(plain)
+
+
 def test_around_checkpoints_of_torch_and_under_offloading() -> None:
     model = tiny_vit().train()
     plain = take_step(model, BATCH)

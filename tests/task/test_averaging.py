@@ -314,6 +314,21 @@ def test_an_averaged_state_dict_leaves_the_base_as_it_is(kind: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("assign", [True, False], ids=["assign", "copy"])
+@pytest.mark.parametrize("kind", ["unstructured", "lora", "adapter"])
+def test_the_weights_of_the_plain_base_leave_the_task_as_it_is(
+    kind: str, assign: bool, tmp_path: Path
+) -> None:
+    path, model = tmp_path / "task.safetensors", tuned("vit", kind)
+    expected = predict(model, "vit")
+    plain = {n: t for n, t in tiny_vit().state_dict().items() if not n.startswith("head")}
+    model.load_state_dict(plain, strict=False, assign=assign)
+    assert torch.equal(predict(model, "vit"), expected)
+    spt.save_delta(model, path)
+    assert torch.equal(predict(spt.load_delta(tiny_vit(), path), "vit"), expected)
+    assert_same_picture(spt.unload(model), picture(tiny_vit()))
+
+
+@pytest.mark.parametrize("assign", [True, False], ids=["assign", "copy"])
 def test_a_checkpoint_brings_its_own_base(assign: bool, tmp_path: Path) -> None:
     """As for a model that is built without weights, because all of them are in the checkpoint."""
     path, model = tmp_path / "task.safetensors", tuned("vit", "lora")

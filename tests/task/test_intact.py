@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import spt_kernels as spt
 from tests.task.test_delta import (
@@ -103,6 +104,22 @@ def test_every_verb_tells_it_and_changes_nothing(case: str, another: Path) -> No
             call(model, another)
         assert_same_picture(model, before)
     assert not another.with_name("mine").exists()
+
+
+@pytest.mark.parametrize("how", ["weight_norm", "spectral_norm", "pruning"])
+def test_a_tuned_layer_that_was_reparametrised(how: str, tmp_path: Path) -> None:
+    model = tuned("vit", "unstructured")
+    layer = model.get_submodule(PLANNED)
+    if how == "pruning":
+        prune.random_unstructured(layer, "weight", 0.5)
+    else:
+        getattr(nn.utils.parametrizations, how)(layer)
+    message = rf"{PLANNED}\.weight is gone, as weight_norm, spectral_norm and pruning put others"
+    with torch.no_grad():
+        layer.delta.add_(1.0)
+    for use in (lambda: predict(model, "vit"), lambda: spt.save_delta(model, tmp_path / "task")):
+        with pytest.raises(ValueError, match=message):
+            use()
 
 
 @pytest.mark.parametrize("kind", KINDS)
