@@ -45,8 +45,7 @@ def train_and_save(
     model = copy.deepcopy(base).to(device)
     torch.manual_seed(2)  # of the structured modules, then of LoRA's dropout
     spt.apply(model, spt.allocate(skewed_sensitivity(base), BUDGET, kind))
-    # Adam divides a gradient by its own size: what is rounding alone, as that of the bias of k, must
-    # stay rounding
+    # Adam divides a gradient by its own size: what is rounding alone, as of k's bias, must stay so
     optimizer = spt.SparseAdamW(spt.param_groups(model), lr=1e-3, eps=1e-4)
     images, target = (part.to(device) for part in make_batch())
     model.train()

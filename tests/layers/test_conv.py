@@ -91,7 +91,8 @@ def test_any_geometry(seed: int) -> None:
     assert torch.equal(y, plain_y)
     assert_within_budget(gx, plain_gx, exact_gx)
     entries = [m.weight.grad.flatten()[index] for m in (plain, exact)]
-    assert_within_budget(layer.delta.grad, entries[0], entries[1])
+    few = 4.0 if len(index) < 16 else 1.0
+    assert_within_budget(layer.delta.grad, entries[0], entries[1], roundings=few)
     if bias_index is not None:
         assert_within_budget(layer.bias_delta.grad, plain.bias.grad, exact.bias.grad)
 
