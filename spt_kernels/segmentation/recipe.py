@@ -6,7 +6,14 @@ import math
 from dataclasses import dataclass
 
 from ..finetuning.recipe import PRECISIONS, default_lr
-from ..methods.method import Method, check_number, check_one_of, check_positive, check_within
+from ..methods.method import (
+    Method,
+    check_none_is_lacking,
+    check_number,
+    check_one_of,
+    check_positive,
+    check_within,
+)
 from ..recomputation.words import RecomputeWords
 
 _LONGEST_WARMUP = 1500  # iterations
@@ -35,7 +42,8 @@ class SegmentationRecipe:
             best before them; `None` for never.
         amp: `"none"` or `"bf16"` autocast.
         recompute: what of the backbone the backward computes again to need less memory, to the same
-            bits: in the words of `RecomputeWords`, as `"mlp"`. `None` is nothing.
+            bits: in the words of `RecomputeWords`, as `"mlp"`. `None` is nothing;
+            `"nothing"` becomes that.
         seed: of the head's initial values, data order, dropout and augmentation.
     """
 
@@ -56,6 +64,7 @@ class SegmentationRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_none_is_lacking(self)
         for name in ("iterations", "batch_size", "warmup_iterations", "val_every", "patience"):
             check_number(name, getattr(self, name), int)
         check_number("seed", self.seed, int)
@@ -80,8 +89,9 @@ class SegmentationRecipe:
                 f"got {self.warmup_iterations}"
             )
         check_one_of("amp", self.amp, PRECISIONS)
-        if self.recompute is not None:
-            RecomputeWords.parse(self.recompute)  # or it says what is expected
+        # or it says what is expected
+        if self.recompute is not None and not RecomputeWords.parse(self.recompute).words:
+            object.__setattr__(self, "recompute", None)
 
     def peak_lr(self, method: Method) -> float:
         """The learning rate at the end of the warm-up."""

@@ -277,7 +277,7 @@ def test_all_that_saves_memory_together(
     assert (first["micro_batch"], first["offload"]) == (None, "frozen")
     resume = ["finetune", "--resume", "-o", str(folder), "--epochs", "2", "-q"]
     result = json_of([*resume, "--micro-batch", "3", "--offload", "nothing"], capsys)
-    assert (result["epochs"], result["micro_batch"], result["offload"]) == (2, 3, "nothing")
+    assert (result["epochs"], result["micro_batch"], result["offload"]) == (2, 3, None)
     file = folder / "task.safetensors"
     shown = json_of(["inspect", str(file)], capsys)
     assert "blocks.1" in json.dumps(shown)
