@@ -76,6 +76,12 @@ class StepOptions(SizeOptions):
         str | None,
         described("Step", "--from-block B", f"Of spt-*, sensitive-*: {FROM_BLOCK_HELP}"),
     ] = None
+    micro_batch: Annotated[
+        int | None,
+        described(
+            "Step", "--micro-batch N", "Images at a time, the gradients summed [all of the batch]."
+        ),
+    ] = None
     checkpointing: Annotated[
         bool, described("Step", "--checkpointing", "Recompute blocks in the backward.")
     ] = False
@@ -110,14 +116,19 @@ class StepOptions(SizeOptions):
         """The arguments of `estimate_memory` that all rows have in common."""
         return {
             "dtype": self.dtype,
+            "micro_batch": self.micro_batch,
             "checkpointing": self.checkpointing,
             "optimizer": self.optimizer,
             "device": self.device,
             "training": self.training,
         }
 
-    def check_recompute(self) -> None:
-        """Refuse to compute again what no backward asks for."""
+    def check_parts(self) -> None:
+        """Refuse parts of a batch of nothing, and what a forward alone does not do."""
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"--micro-batch: expected at least 1, got {self.micro_batch}")
+        if self.micro_batch is not None and self.inference:
+            raise ValueError("--micro-batch: inference sums up no gradients; leave it out")
         if self.recompute is not None and self.inference:
             raise ValueError("--recompute: inference has no backward; leave it out")
 
@@ -190,7 +201,7 @@ def run(
     from ..finetuning.models import build_empty
 
     approximations, away = parse_approximation(step.approximate), step.away()
-    step.check_recompute()
+    step.check_parts()
     base, image_shape = build_empty(source, step.num_classes, step.image_size)
     if step.recompute is not None:
         from ..recomputation import recompute_by
@@ -284,6 +295,8 @@ def _reason(error: BaseException) -> str:
 
 def _described(estimate: MemoryEstimate, optimizer: str) -> str:
     shape = " × ".join(map(str, estimate.batch_shape))
+    at_once = estimate.micro_batch
+    shape += f", {at_once} at a time" if at_once is not None else ""
     parts = [shape, estimate.dtype, estimate.device]
     parts += [optimizer] if estimate.training else ["inference"]
     return ", ".join(parts + ["checkpointing"] * estimate.checkpointing)
