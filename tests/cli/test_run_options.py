@@ -115,6 +115,10 @@ OF_FINETUNE = {
         ["--method", "noah", "--val-share", "0"],
         "--val-share: method 'noah' searches by validation images, and there are none",
     ),
+    "no one to look at": (
+        ["--val-share", "0", "--val-every", "2"],
+        "--val-every: there are no validation images to look at; give some, or hold out a share",
+    ),
     "no such block": (["--from-block", "9"], "from-block: expected a block from 0 (blocks.0) to 1"),
     "no block": (["--method", "linear", "--from-block", "1"], "--from-block: method 'linear' has"),
     "no search": (["--generations", "3"], "--generations: method 'spt-lora' has none; leave it"),
