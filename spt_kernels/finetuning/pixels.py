@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +19,10 @@ from .image_mode import in_eight_bits
 from .images import LabelledImages
 from .kept_part import AUGMENTATIONS, FITS, kept_part
 from .progress import Progress, Silent
+from .readable import MANY, check_readable, loaded
 
 with needed("reading images"):
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageFile, ImageOps
 
 CACHE_BYTES = 4 << 30  # decoded images up to this size are kept in memory
 
@@ -87,19 +90,43 @@ def decode(path: Path, form: Preprocessing, generator: torch.Generator | None = 
     Raises:
         ValueError: the file is not an image, damaged, or of a mode that `in_eight_bits` refuses.
     """
-    try:
-        with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file)
-            image = in_eight_bits(upright, file, "RGB" if len(form.mean) == 3 else "L")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"{path}: cannot read the image ({reason})") from error
+    with _opened(path) as file:
+        upright = ImageOps.exif_transpose(file)
+        image = in_eight_bits(upright, file, _mode_of(form))
     box, mirror = kept_part(image.size, form.fit, form.crop_pct, form.augment, generator)
     resized = image.resize((form.size, form.size), _FILTERS[form.interpolation], box=box)
     if mirror:
         resized = ImageOps.mirror(resized)
     flat = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8)
     return flat.view(form.size, form.size, len(form.mean)).permute(2, 0, 1).contiguous()
+
+
+def _tried(form: Preprocessing, path: Path) -> None:
+    """Read an image as `decode` does, in the least time, for its errors alone."""
+    with _opened(path) as file:
+        file.draft(None, (1, 1))  # of a JPEG all is read, and an eighth of each side worked out
+        in_eight_bits(ImageOps.exif_transpose(file), file, _mode_of(form))
+
+
+def _glanced_at(path: Path) -> None:
+    """Open an image, for the errors of that alone."""
+    with _opened(path):
+        pass
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """An image file; what goes wrong with it within comes as an error that names it."""
+    try:
+        with Image.open(path) as file:
+            yield file
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(f"{path}: cannot read the image ({reason})") from error
+
+
+def _mode_of(form: Preprocessing) -> str:
+    return "RGB" if len(form.mean) == 3 else "L"
 
 
 class PixelSet(Dataset[tuple[Tensor, int]]):
@@ -150,15 +177,24 @@ class PixelSet(Dataset[tuple[Tensor, int]]):
             return self
         progress = progress or Silent()
         keep = self.form.augment == "none" and self._num_bytes <= CACHE_BYTES
-        if not keep and workers == 0 and len(self) > 10_000:
+        if not keep and workers == 0 and len(self) > MANY:
             return self  # a bad file among very many is found when its turn comes
         progress.start("reading images", len(self))
         parts = []
-        for pixels, _ in DataLoader(self, batch_size=64, num_workers=workers):
+        for pixels, _ in loaded(DataLoader(self, batch_size=64, num_workers=workers)):
             parts += [pixels] if keep else []
             progress.advance(len(pixels))
         self._pixels = torch.cat(parts) if keep else None
         return self
+
+    def check(self, workers: int, progress: Progress) -> None:
+        """Read every image once, or of very many how it begins, and keep none.
+
+        Raises:
+            ValueError: one cannot be read.
+        """
+        read = functools.partial(_tried, self.form)
+        check_readable(self.paths, read, _glanced_at, workers, progress, "checking images")
 
     @property
     def _num_bytes(self) -> int:
@@ -218,9 +254,9 @@ class Batches:
             # the loader draws a seed for its workers: from its own generator, not from the model's
             generator=torch.Generator().manual_seed(0),
         )
-        loaded = iter(loader)
+        every = loaded(loader)
         for share in shares:
-            pixels, labels = next(loaded) if share else self._nothing()
+            pixels, labels = next(every) if share else self._nothing()
             images = pixels.to(self.device, non_blocking=True).float()
             yield (
                 images.sub_(self._mean).div_(self._std),
