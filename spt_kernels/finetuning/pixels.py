@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..distributed import Processes
 from ..errors import needed
 from ..methods.method import check_one_of
+from .device import generator_of
 from .image_mode import in_eight_bits
 from .images import LabelledImages
 from .kept_part import AUGMENTATIONS, FITS, kept_part
@@ -166,9 +167,7 @@ class PixelSet(Dataset[tuple[Tensor, int]]):
         generator = None
         if self.form.augment != "none":
             # by image and epoch, so that neither workers nor a resume change what comes
-            generator = torch.Generator().manual_seed(
-                (self.seed * 1_000_003 + self.epoch) * 1_000_003 + index
-            )
+            generator = generator_of((self.seed * 1_000_003 + self.epoch) * 1_000_003 + index)
         return decode(self.paths[index], self.form, generator), label
 
     def preload(self, workers: int = 0, progress: Progress | None = None) -> PixelSet:
@@ -278,5 +277,5 @@ class Batches:
         """The order of the images in epoch `number`."""
         if self.shuffle_seed is None:
             return list(range(len(self.pixels)))
-        generator = torch.Generator().manual_seed(self.shuffle_seed * 1_000_003 + number)
+        generator = generator_of(self.shuffle_seed * 1_000_003 + number)
         return torch.randperm(len(self.pixels), generator=generator).tolist()

@@ -12,6 +12,7 @@ from ..methods.method import (
     check_number,
     check_one_of,
     check_positive,
+    check_seed,
     check_within,
 )
 from ..offloading.words import OffloadWords
@@ -90,11 +91,12 @@ class Recipe:
     def __post_init__(self) -> None:
         check_none_is_lacking(self)
         whole = ("epochs", "batch_size", "val_every", "patience", "micro_batch")
-        for name in (*whole, "seed"):
+        for name in whole:
             check_number(name, getattr(self, name), int)
+        check_seed(self.seed)
         for name in (*whole, "lr", "clip_grad", "memory_bytes"):
             check_positive(name, getattr(self, name))
-        for name in ("weight_decay", "warmup_epochs", "seed"):
+        for name in ("weight_decay", "warmup_epochs"):
             value = getattr(self, name)
             if value is not None and not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name}: expected zero or more, got {value}")

@@ -290,6 +290,13 @@ def check_number(name: str, value: Any, *kinds: type) -> None:
         raise TypeError(f"{name}: expected {wanted}, got {value!r}")
 
 
+def check_seed(value: Any) -> None:
+    """Refuse what no generator can begin with."""
+    check_number("seed", value, int)
+    if not 0 <= value < 2**63:
+        raise ValueError(f"seed: expected zero or more, and less than 2^63, got {value}")
+
+
 def check_positive(name: str, value: Any) -> None:
     """Refuse zero, less, and what is not finite."""
     if value is not None and not (value > 0 and math.isfinite(value)):

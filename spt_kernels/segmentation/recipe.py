@@ -12,6 +12,7 @@ from ..methods.method import (
     check_number,
     check_one_of,
     check_positive,
+    check_seed,
     check_within,
 )
 from ..recomputation.words import RecomputeWords
@@ -67,7 +68,7 @@ class SegmentationRecipe:
         check_none_is_lacking(self)
         for name in ("iterations", "batch_size", "warmup_iterations", "val_every", "patience"):
             check_number(name, getattr(self, name), int)
-        check_number("seed", self.seed, int)
+        check_seed(self.seed)
         for name in ("iterations", "batch_size", "lr", "power", "clip_grad"):
             check_positive(name, getattr(self, name))
         for name in ("val_every", "patience"):
@@ -77,7 +78,7 @@ class SegmentationRecipe:
                 f"patience: expected at least val_every ({self.val_every}) iterations, "
                 f"got {self.patience}"
             )
-        for name in ("weight_decay", "warmup_iterations", "auxiliary_weight", "seed"):
+        for name in ("weight_decay", "warmup_iterations", "auxiliary_weight"):
             value = getattr(self, name)
             if value is not None and not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name}: expected zero or more, got {value}")

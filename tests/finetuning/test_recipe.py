@@ -72,6 +72,7 @@ def test_the_learning_rate_ends_at_its_floor() -> None:
         {"clip_grad": 0.0},
         {"amp": "fp8"},
         {"seed": -1},
+        {"seed": 2**63},
         {"schedule": "cosine"},
     ],
     ids=str,
