@@ -150,7 +150,7 @@ def _as_typed(message: str, context: typer.Context) -> str:
     message = re.sub("`([a-z_]+)`", lambda name: own.get(name[1], name[0]), message)
     if "model_arg" in own:
         message = message.replace("the model argument ", f"{own['model_arg']} ")
-    named = re.match(r"[a-z_]+(, [a-z_]+)*(?=: |=)", message)
+    named = re.match(r"[a-z_]+(, [a-z_]+)*(?=: |=| must )", message)
     if named is None:
         return message
     names = named[0].split(", ")

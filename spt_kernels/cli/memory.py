@@ -124,7 +124,16 @@ class StepOptions(SizeOptions):
         }
 
     def check_parts(self) -> None:
-        """Refuse parts of a batch of nothing, and what a forward alone does not do."""
+        """Refuse parts of a batch of nothing, and what a forward alone does not do or have."""
+        if self.inference and self.method is None and self.plan is None:
+            of_methods = {
+                "--budget": self.budget,
+                "--rank": self.rank,
+                "--from-block": self.from_block,
+            }
+            for option, value in of_methods.items():
+                if value is not None:
+                    raise ValueError(f"{option}: inference is of the plain model; name a --method")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"--micro-batch: expected at least 1, got {self.micro_batch}")
         if self.micro_batch is not None and self.inference:
@@ -173,6 +182,8 @@ class FitOptions:
             named = [0.0]
         if self.fits is not None and not (named and all(0 < gib < 2**30 for gib in named)):
             raise ValueError(f"--fits: expected GiB as 24 or 8,12,24, got {self.fits!r}")
+        if self.reserve and self.fits is None:
+            raise ValueError("--reserve: is kept free of what --fits names; leave it out, or both")
         if not 0 <= self.reserve < min(named, default=float("inf")):
             raise ValueError(
                 f"--reserve: expected GiB from 0 to less than --fits, got {self.reserve:g}"

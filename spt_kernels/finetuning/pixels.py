@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,14 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+
+def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse what would make of every image NaN, or nothing; `ValueError`."""
+    if not all(math.isfinite(value) for value in mean):
+        raise ValueError(f"mean: expected finite values, got {tuple(mean)}")
+    if not all(0 < value < math.inf for value in std):
+        raise ValueError(f"std: expected values above zero, got {tuple(std)}")
 
 
 @dataclass(frozen=True)
@@ -68,8 +77,7 @@ class Preprocessing:
             raise ValueError(
                 f"mean, std: expected 3 values each (1 for grey), got {self.mean} and {self.std}"
             )
-        if not all(value > 0 for value in self.std):
-            raise ValueError(f"std: expected values above zero, got {self.std}")
+        check_normalisation(self.mean, self.std)
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct: expected more than 0 and at most 1, got {self.crop_pct}")
         for name, value, allowed in (

@@ -102,6 +102,11 @@ def test_a_batch_in_parts_is_accounted(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--reserve", "1"], "--reserve: is kept free of what --fits names"),
+        (["--inference", "--budget", "0.1"], "--budget: inference is of the plain model; name a"),
+        (["--inference", "--from-block", "1"], "--from-block: inference is of the plain model"),
+        (["--dtype", "fp16"], "--dtype must be one of fp32, bf16-autocast, bf16, got 'fp16'"),
+        (["--optimizer", "lion"], "--optimizer must be 'adamw', 'sgd', 'none' or a function"),
         (["--micro-batch", "0"], "--micro-batch: expected at least 1, got 0"),
         (["--micro-batch", "2", "--inference"], "--micro-batch: inference sums up no gradients"),
         (

@@ -132,6 +132,8 @@ def test_loading_does_not_touch_the_generators(tmp_path: Path) -> None:
         {"crop_pct": 0.0},
         {"crop_pct": 1.1},
         {"std": (0.5, 0.0, 0.5)},
+        {"std": (0.5, float("inf"), 0.5)},
+        {"mean": (0.5, float("nan"), 0.5)},
         {"mean": (0.5,)},
         {"fit": "x"},
         {"augment": "x"},
