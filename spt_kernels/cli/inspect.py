@@ -49,6 +49,8 @@ def run(
     ] = None,
 ) -> None:
     """Find out what it is and show it."""
+    if tensors < 0:
+        raise ValueError(f"--tensors: expected 0 or more, got {tensors}")
     source = model.source()
     if (file is None) == (source is None):
         raise ValueError("inspect: name a file or folder, or a --model, one of them")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -202,6 +203,36 @@ def test_files_are_overwritten_by_force_alone(
     )
     memory = ["memory", *job[:-4], "--method", "linear", "--batch", "1", "-o", str(picture)]
     assert "is there already; --force" in complaint_of(memory, capsys)
+
+
+def test_what_a_command_reads_is_never_overwritten(
+    place: Path, job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, base = tmp_path / "run", tmp_path / "base.safetensors"
+    shutil.copy(place / "base.safetensors", base)
+    own = [str(base) if part.endswith("base.safetensors") else part for part in job]
+    train = ["finetune", *own, "--method", "linear", "--epochs", "1", "-q", "-o", str(folder)]
+    assert run([*train, "--json"]) == 0
+    before = {path: path.read_bytes() for path in (folder / "task.safetensors", base)}
+    (tmp_path / "link.safetensors").symlink_to(base)
+    for output, what in (
+        (folder / "task.safetensors", "task"),
+        (base, "base weights"),
+        (tmp_path / "link.safetensors", "base weights"),
+    ):
+        merge = ["merge", str(folder), "-o", str(output), "--force"]
+        assert f"--output: {output} is the {what}, which is read" in complaint_of(merge, capsys)
+    measure = ["sensitivity", *own, "-o", str(base), "--force"]
+    assert f"--output: {base} is the base weights" in complaint_of(measure, capsys)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder that nobody writes to")
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(
+    job: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["sensitivity", *job, "-o", "/proc/a.sensitivity"]
+    assert "--output: cannot write to /proc (" in complaint_of(arguments, capsys)
 
 
 def test_a_plan_decides_in_every_command(
