@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from spt_kernels.cli import evaluate
 from spt_kernels.cli.app import run
+from spt_kernels.finetuning.accuracy import Accuracy
+from spt_kernels.finetuning.images import LabelledImages
 from tests.finetuning.pictures_on_disk import TINY, write_images, write_task, write_weights
 
 from .test_commands import complaint_of, json_of, output_of
@@ -192,3 +195,18 @@ def test_runs_are_compared(place: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "RUN: no such folder" in complaint_of(["compare", str(tmp_path / "none")], capsys)
     bad = ["compare", str(one), "-o", str(tmp_path / "x.txt")]
     assert "--output: expected a picture" in complaint_of(bad, capsys)
+
+
+def test_what_is_taken_for_what_takes_no_square_of_the_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 100,000 classes that was 80 GB, and of 1,000 a million places to look through."""
+    monkeypatch.delattr(Accuracy, "confusion")
+    n = 100_000
+    labels, chosen = (5, 5, 5, 5, 5, 5, 7), (9, 2, 9, 3, 5, 1, 7)
+    counts = ([0] * n, [0] * n)
+    counts[0][5], counts[0][7], counts[1][5], counts[1][7] = 1, 1, 6, 1
+    seen = Accuracy(2, 7, 0.0, tuple(counts[0]), tuple(counts[1]), chosen, labels)
+    shown = evaluate._table(seen, LabelledImages((), (), tuple(f"c{i}" for i in range(n))))
+    told = {row[0]: row[3].replace("\ue000", " ") for row in shown.rows if row[3]}
+    assert told == {"c5": "c9 2, c1 1, c2 1, …"}
