@@ -118,7 +118,7 @@ def _task(_: Terminal, file: Path, limit: int) -> Shown:
 
 def _told(file: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """The metadata of a file as JSON and as facts."""
-    from ..finetuning.description import KEYS, Description, metadata_of
+    from ..finetuning.description import KEYS, SEGMENTATION, Description, metadata_of
 
     told = dict(metadata_of(file))
     known = Description.from_json(told)
@@ -129,7 +129,9 @@ def _told(file: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         lines.append((f"{len(known.classes)} classes", _names(known.classes)))
     if known.form is not None:
         form = known.form
-        lines.append(("images", f"{form.size} × {form.size}, {form.fit}, {form.interpolation}"))
+        # a scene is neither squashed nor cropped, but seen in windows
+        how = "windows of scenes" if SEGMENTATION in told else form.fit
+        lines.append(("images", f"{form.size} × {form.size}, {how}, {form.interpolation}"))
     lines += [(name, unbroken(json.dumps(told[name]))) for name in told if name not in KEYS]
     return told, lines
 

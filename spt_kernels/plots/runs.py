@@ -12,6 +12,7 @@ from typing import Any
 
 from ..benchmarks.cell import read_choice
 from ..benchmarks.shared_sensitivity import SHARED
+from ..finetuning.description import SEGMENTATION
 from ..finetuning.run_folder import RunFolder
 
 # Of a method, what makes it another point of a table; what may be chosen for each task is not here
@@ -120,6 +121,8 @@ def read_runs(paths: Iterable[str | os.PathLike[str]], methods: Collection[str] 
         try:
             if config is None or (methods and config["job"]["method"]["name"] not in methods):
                 continue
+            if config.get("kind") == SEGMENTATION:
+                raise ValueError(f"files: {folder} holds a run that labels pixels, not images")
             if result is None:
                 unfinished.append(str(folder))
             else:

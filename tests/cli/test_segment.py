@@ -32,6 +32,8 @@ def test_from_scenes_to_scores(
     shown = output_of(["inspect", "run"], capsys)
     assert "mIoU" in shown
     assert "ground, disc, bar" in shown
+    file = output_of(["inspect", "run/task.safetensors"], capsys)
+    assert "32 × 32, windows of scenes, bilinear" in " ".join(file.split())
     text = output_of(["segment", "--resume", "-o", "run", "-q"], capsys)
     assert "mIoU" in text
     assert "peak memory, accounted" in text
@@ -83,6 +85,7 @@ def test_from_scenes_to_scores(
             "--output: run holds a run of segment, not of finetune; spt-kernels segment --resume",
         ),
         (["compare", "run"], "none is finished: run (it labels pixels)"),
+        (["plot", "budget", "run"], "FILES: run holds a run that labels pixels, not images"),
         (
             ["segment", *model, "-d", "scenes", "-o", "x", "--method", "mlp-2"],
             "--method: 'mlp-2' is for classification alone; expected one of full, linear, bias,",
