@@ -275,9 +275,11 @@ def _folder(path: Path) -> Shown:
     from ..finetuning.run_folder import FILES, RunFolder
 
     folder = RunFolder(path)
-    config, result = folder.read_json("config"), folder.read_json("result")
+    config, result = folder.read_config(), folder.read_json("result")
     if config is None:
-        raise ValueError(f"{path}: no run in this folder ({FILES['config']} is not there)")
+        raise ValueError(
+            f"{path}: no run in this folder ({FILES['config']} is not there, or another's)"
+        )
     job = config["job"]
     labels_pixels = "data" in job  # a run of `segment`
     command = "segment" if labels_pixels else "finetune"

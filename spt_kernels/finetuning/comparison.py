@@ -93,7 +93,7 @@ def compare_runs(folders: Iterable[str | os.PathLike[str]]) -> Comparison:
     runs: list[tuple[RunFolder, dict[str, Any], dict[str, Any]]] = []
     missing: dict[str, str] = {}
     for folder in _run_folders(folders):
-        config, result = folder.read_json("config"), folder.read_json("result")
+        config, result = folder.read_config(), folder.read_json("result")
         assert config is not None
         if result is None:
             missing[str(folder.path)] = "it is not finished"
@@ -126,11 +126,13 @@ def _run_folders(folders: Iterable[str | os.PathLike[str]]) -> list[RunFolder]:
             raise ValueError(f"runs: no such folder: {path}")
         inside = sorted(p for p in path.iterdir() if p.is_dir())
         own = [RunFolder(p) for p in (path, *inside)]
-        own = [folder for folder in own if folder["config"].is_file()]
+        own = [folder for folder in own if folder.read_config() is not None]
         if own and own[0].path == path:
             own = own[:1]
         if not own:
-            raise ValueError(f"runs: {path} holds no run ({FILES['config']} is not there)")
+            raise ValueError(
+                f"runs: {path} holds no run ({FILES['config']} is not there, or another's)"
+            )
         found |= {folder.path.resolve(): folder for folder in own}
     if not found:
         raise ValueError("runs: expected at least one folder, got none")

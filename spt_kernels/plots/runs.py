@@ -117,7 +117,7 @@ def read_runs(paths: Iterable[str | os.PathLike[str]], methods: Collection[str] 
     images: dict[str, list[str]] = {}  # by name, which ones there are
     runs, unfinished = [], []
     for folder in folders.values():
-        config, result = (RunFolder(folder).read_json(name) for name in ("config", "result"))
+        config, result = RunFolder(folder).read_config(), RunFolder(folder).read_json("result")
         try:
             if config is None or (methods and config["job"]["method"]["name"] not in methods):
                 continue
