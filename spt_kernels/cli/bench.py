@@ -113,7 +113,7 @@ def run(
         image_size=size.image_size,
         step=step,
     )
-    _measure(terminal, setting, split_names(methods), output, resume)
+    _measure(terminal, setting, split_names(methods, "--methods"), output, resume)
     return 0
 
 

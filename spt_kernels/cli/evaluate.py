@@ -97,7 +97,7 @@ def run(
     from ..finetuning.evaluation import evaluate_saved, images_of
 
     saved = model.find(task)
-    images = images_of(saved, data, test_list, split_names(classes))
+    images = images_of(saved, data, test_list, split_names(classes, "--classes"))
     if not saved.classes and not classes:
         names = ", ".join(images.classes)
         terminal.note(f"the model does not tell its classes; taken for them, in order: {names}")

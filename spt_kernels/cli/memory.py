@@ -257,7 +257,7 @@ def _ask(
     from ..sensitivity import skewed_sensitivity
     from .memory_rows import Row, answer, methods_of, row_of, row_of_plan
 
-    names = split_names(step.method)
+    names = split_names(step.method, "--method")
     block = parse_block(step.from_block)
     uncalled = functools.cache(lambda: uncalled_of(base, image_shape))
     scores = functools.cache(lambda: skewed_sensitivity(base, uncalled()))

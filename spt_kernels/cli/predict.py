@@ -85,7 +85,7 @@ def run(
             saved,
             images,
             top=top,
-            classes=split_names(classes),
+            classes=split_names(classes, "--classes"),
             form=form.overrides(),
             device=machine.device,
             workers=machine.workers,
