@@ -160,7 +160,7 @@ class StepOptions(SizeOptions):
             "{} computed again": self.recompute,
             "{} on the host": self.offload,
         }
-        return [words.format(what) for words, what in told.items() if what is not None]
+        return [w.format(what) for w, what in told.items() if what not in (None, "nothing")]
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def run(
         estimates = {name: found.estimate for name, found in answers.items()}
         save_picture(memory_figure(estimates, title=title), output)
     value: dict[str, Any] = {"model": source.name, "optimizer_name": step.optimizer}
-    value |= {n: told for n in _LESS if (told := getattr(step, n)) is not None}
+    value |= {n: told for n in _LESS if (told := getattr(step, n)) not in (None, "nothing")}
     values = {name: found.to_json() for name, found in answers.items()}
     value |= {"methods": values, "missing": missing}
     parts = _parts(answers, missing, title, terminal.out.width, fit.reserve)

@@ -53,7 +53,7 @@ class Recipe:
             thousandth of the peak, and the cosine runs over all epochs, so that the warm-up ends a
             little below the peak.
         approximate: what of the backward is approximate, for less memory: the words of
-            `parse_approximation`, as `"gelu-2bit"`. `None` is nothing.
+            `parse_approximation`, as `"gelu-2bit"`. `None` is nothing; `"nothing"` becomes that.
         micro_batch: images to a forward and backward; the gradients of a batch's parts are summed.
             `None` is all of a batch. Norms over the batch see a part of it.
         recompute: what the backward computes again to need less memory, to the same bits: in the
@@ -115,7 +115,7 @@ class Recipe:
             )
         check_one_of("amp", self.amp, PRECISIONS)
         check_one_of("schedule", self.schedule, SCHEDULES)
-        parse_approximation(self.approximate)  # or it says what is expected
+        rough = parse_approximation(self.approximate)  # or it says what is expected
         again, away = self.recompute, OffloadWords.parse(self.offload)  # likewise
         is_nothing = again is None or not RecomputeWords.parse(again).words
         if self.memory_bytes is not None and (self.micro_batch, again) != (None, None):
@@ -123,8 +123,9 @@ class Recipe:
                 "memory_bytes: decides what micro_batch and recompute are; leave these out"
             )
         # one word for it, whether it was left out or said
-        for name, is_none in (("recompute", is_nothing), ("offload", not away)):
-            if is_none:
+        given = {"approximate": rough, "recompute": not is_nothing, "offload": away}
+        for name, is_given in given.items():
+            if not is_given:
                 object.__setattr__(self, name, None)
 
     def images_at_once(self) -> int:

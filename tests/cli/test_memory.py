@@ -23,6 +23,9 @@ MODEL = ["-m", "vit_tiny_patch16_224", "--num-classes", "7"]
 MODEL += [part for key, value in TINY.items() for part in ("--model-arg", f"{key}={value}")]
 
 
+LESS = ("approximate", "recompute", "offload")
+
+
 def model():
     return timm.create_model("vit_tiny_patch16_224", num_classes=7, **TINY)
 
@@ -78,6 +81,9 @@ def test_what_is_on_the_host_or_computed_again_is_accounted(
     assert found["host_bytes"] >= 8 * found["num_trainable"] > 2 * found["optimizer"]
     again = estimate_memory(model(), shape(8), method="full", recompute="block")
     assert found["activations"] <= again.by_category["activations"]
+    nothing = [part for what in LESS for part in (f"--{what}", "nothing")]
+    assert app.run(["memory", *MODEL, "--method", "bias", *nothing]) == 0
+    assert "cuda, adamw, bias\n" in capsys.readouterr().out, "nothing is done"
     assert app.run(["memory", *MODEL, "--method", "bias", "--recompute", "mlp@0"]) == 0
     assert "adamw, mlp@0 computed again, bias" in capsys.readouterr().out
 

@@ -103,7 +103,7 @@ def test_none_stands_for_nothing_where_there_is_no_such_thing(own: Any) -> None:
 
 def test_nothing_that_is_said_is_nothing_that_is_not() -> None:
     for said, left_out in (
-        (Recipe(recompute="nothing", offload="nothing"), Recipe()),
+        (Recipe(recompute="nothing", offload="nothing", approximate="nothing"), Recipe()),
         (SegmentationRecipe(recompute=" nothing "), SegmentationRecipe()),
     ):
         assert said == left_out
