@@ -7,6 +7,8 @@ from dataclasses import dataclass
 GELU_BITS = {"2bit": 2, "8bit": 8}
 LAYER_NORM = "from-output"
 
+_NOTHING = "nothing"
+
 # as `--approximate` has them -> an argument of `approximate`, and its value
 _WORDS = {
     **{f"gelu-{bits}": ("gelu", bits) for bits in GELU_BITS},
@@ -61,13 +63,14 @@ def parse_approximation(text: str | None) -> dict[str, str]:
     """`gelu-2bit`, `gelu-8bit,layer-norm-from-output` as arguments of `approximate`.
 
     Args:
-        text: one or two of the words, parted by a comma; None is no approximation.
+        text: one or two of the words, parted by a comma; None and "nothing" are no approximation.
 
     Raises:
         ValueError: a word is none of these, or two contradict each other.
     """
     found: dict[str, str] = {}
-    for word in [] if text is None else text.split(","):
+    is_nothing = text is None or text.strip() == _NOTHING
+    for word in [] if text is None or is_nothing else text.split(","):
         argument, value = _WORDS.get(word.strip(), ("", ""))
         if not argument or argument in found:
             raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 from ..finetuning.job import FinetuneJob, Key, flat, plain
 from ..finetuning.models import ModelSource
 from ..finetuning.recipe import Recipe
-from ..finetuning.splits import ImageSource
+from ..finetuning.splits import ImageSource, may_have_validation
 from ..methods import Method
 from .candidates import Options, candidates_of, checked, with_options
 from .task import BenchmarkTask
@@ -84,11 +84,16 @@ class BenchmarkSetting:
         return next(method for method in self.methods if method.name == name)
 
     def check_images(self, task: BenchmarkTask) -> None:
-        """Look whether a task has images to test with.
+        """Look whether a task has images to test with, and to know a better epoch by.
 
         Raises:
             ValueError: it has none.
         """
+        if self.recipe.patience is not None and not may_have_validation(task.final):
+            raise ValueError(
+                f"patience: what is reported of {task.name} is trained on all images, and there "
+                "are none to know a better epoch by; leave it out"
+            )
         if not _has_test(task.final):
             raise ValueError(f"tasks: {task.name} has no test images in {task.final.root}")
 

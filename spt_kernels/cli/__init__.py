@@ -18,4 +18,7 @@ def main() -> None:
     except MissingExtra as error:
         print(f"spt-kernels: {error}", file=sys.stderr)
         sys.exit(2)
+    if getattr(sys.stdout, "errors", None) == "strict":
+        # a result is not lost to a sign that the terminal or the file has not
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     sys.exit(run())

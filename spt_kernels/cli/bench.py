@@ -44,6 +44,7 @@ names; empty, it leaves the shipped rates.
 
 TABLE, TUNE = "table7", "tune"
 OF_TUNE = {"what", "device", "as_json", "quiet", "debug"}
+OF_COMPARE = {"compare", "what", "as_json", "quiet", "debug"}
 GOT_WORSE = 1  # exit code of a comparison
 
 
@@ -82,6 +83,8 @@ def run(
 ) -> int:
     """Measure the rows and show them beside the paper's, or compare two results, or tune."""
     if compare is not None:
+        for name in named_of(context, context.params.keys() - OF_COMPARE):
+            raise ValueError(f"--{name.replace('_', '-')}: goes with {TABLE}, not with --compare")
         return _compare(terminal, *compare)
     if what == TUNE:
         for name in named_of(context, context.params.keys() - OF_TUNE):
@@ -110,7 +113,7 @@ def run(
         image_size=size.image_size,
         step=step,
     )
-    _measure(terminal, setting, split_names(methods), output, resume)
+    _measure(terminal, setting, split_names(methods, "--methods"), output, resume)
     return 0
 
 

@@ -137,7 +137,15 @@ def _setting(
     assert which.root is not None
     suite, tasks = _tasks(what, which.root, which.names())
     from ..benchmarks import BenchmarkSetting
+    from ..finetuning.splits import may_have_validation
 
+    is_chosen = bool(choices) or any(method.is_searched for method in every)
+    shown = [task.choose if is_chosen else task.final for task in tasks]
+    if recipe.val_every is not None and not any(map(may_have_validation, shown)):
+        raise ValueError(
+            "--val-every: these runs have no validation images to look at, as nothing is chosen "
+            "(--choose); leave it out"
+        )
     shape = {**preset.form, **form.overrides(), **recipe.overrides()}
     return BenchmarkSetting(suite, source, tasks, every, seeds, how, shape, choices)
 

@@ -38,7 +38,7 @@ class TaskOptions:
 
     def names(self) -> tuple[str, ...]:
         """The tasks that were named; empty for all."""
-        return split_names(self.tasks)
+        return split_names(self.tasks, "--tasks")
 
     def values(self) -> dict[str, tuple[Any, ...]]:
         """Option -> values to choose among."""
@@ -67,7 +67,7 @@ class MethodsOptions(MethodOptions):
         Raises:
             ValueError: an unknown method, or an option that none of them reads.
         """
-        names = split_names(self.method) or (Method.name,)
+        names = split_names(self.method, "--methods") or (Method.name,)
         given = self.given()
         for name in given:
             if name != "head" and not any(name in entry_of(own).options for own in names):

@@ -18,6 +18,7 @@ from .launched import check_alone
 from .options import OutputOptions
 from .terminal import Terminal
 
+_CALLED = {"save_to": "save_predictions"}  # what functions call an option otherwise
 _WIDEST = 100  # columns of help; lines that are longer are hard to read
 
 
@@ -145,10 +146,11 @@ def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
 def _as_typed(message: str, context: typer.Context) -> str:
     """An error message that names options as they are typed: in front, and in backticks."""
     own = {p.name: _flag_of(p) for p in context.command.params}
+    own |= {name: own[option] for name, option in _CALLED.items() if option in own}
     message = re.sub("`([a-z_]+)`", lambda name: own.get(name[1], name[0]), message)
     if "model_arg" in own:
         message = message.replace("the model argument ", f"{own['model_arg']} ")
-    named = re.match(r"[a-z_]+(, [a-z_]+)*(?=: |=)", message)
+    named = re.match(r"[a-z_]+(, [a-z_]+)*(?=: |=| must )", message)
     if named is None:
         return message
     names = named[0].split(", ")

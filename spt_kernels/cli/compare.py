@@ -69,6 +69,11 @@ def _parts(made: Comparison) -> list[Any]:
     if any(way.standard_error is not None for way in made.ways):
         notes.insert(0, "Accuracies are means ± their standard error over the runs.")
     notes += [
+        f"{way.name}: {len(way.accuracies)} of its {len(way.runs)} runs have {made.images} images"
+        for way in made.ways
+        if way.accuracies and len(way.accuracies) < len(way.runs)
+    ]
+    notes += [
         f"Not the same in all runs: {name}: {'; '.join(values)}"
         for name, values in made.unlike.items()
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,7 +97,7 @@ def run(
     from ..finetuning.evaluation import evaluate_saved, images_of
 
     saved = model.find(task)
-    images = images_of(saved, data, test_list, split_names(classes))
+    images = images_of(saved, data, test_list, split_names(classes, "--classes"))
     if not saved.classes and not classes:
         names = ", ".join(images.classes)
         terminal.note(f"the model does not tell its classes; taken for them, in order: {names}")
@@ -114,10 +116,11 @@ def run(
         from ..finetuning.confusion import confusion_figure
 
         save_picture(confusion_figure(seen.confusion(), images.classes), confusion)
-    parts = [_table(seen, images)]
-    if confusion is not None:
-        parts.append(f"written to {confusion}")
-    terminal.show(_value(seen, images, is_known=bool(saved.classes)), *parts)
+    if terminal.as_json:
+        terminal.show(_value(seen, images, is_known=bool(saved.classes)))
+        return
+    written = [] if confusion is None else [f"written to {confusion}"]
+    terminal.show({}, _table(seen, images), *written)
 
 
 def _value(seen: Accuracy, images: LabelledImages, is_known: bool) -> dict[str, Any]:
@@ -138,10 +141,15 @@ def _value(seen: Accuracy, images: LabelledImages, is_known: bool) -> dict[str, 
 
 
 def _table(seen: Accuracy, images: LabelledImages) -> Any:
+    # not the square of the classes, which may be very many
+    wrong: dict[int, Counter[int]] = defaultdict(Counter)
+    for label, chosen in zip(seen.labels, seen.predictions, strict=True):
+        if chosen != label:
+            wrong[label][chosen] += 1
     rows = [
-        (name, percent(share), count(total), _taken_for(row, label, images.classes))
-        for label, (name, share, total, row) in enumerate(
-            zip(images.classes, seen.by_class, seen.total_by_class, seen.confusion(), strict=True)
+        (name, percent(share), count(total), _taken_for(wrong.get(label, {}), images.classes))
+        for label, (name, share, total) in enumerate(
+            zip(images.classes, seen.by_class, seen.total_by_class, strict=True)
         )
     ]
     rows.append(("mean of the classes", percent(seen.class_mean), "", ""))
@@ -149,8 +157,8 @@ def _table(seen: Accuracy, images: LabelledImages) -> Any:
     return table(("class", "accuracy", "images", "taken for"), rows, has_prose=True)
 
 
-def _taken_for(row: list[int], label: int, names: tuple[str, ...]) -> str:
+def _taken_for(wrong: Mapping[int, int], names: tuple[str, ...]) -> str:
     """The classes that most of the wrong answers were, with how many."""
-    wrong = sorted((i for i, n in enumerate(row) if n and i != label), key=lambda i: -row[i])
-    parts = [unbroken(f"{names[i]} {row[i]:,}") for i in wrong[:3]]
-    return ", ".join([*parts, "…"] if len(wrong) > 3 else parts)
+    most = sorted(wrong, key=lambda label: (-wrong[label], label))
+    parts = [unbroken(f"{names[label]} {wrong[label]:,}") for label in most[:3]]
+    return ", ".join([*parts, "…"] if len(most) > 3 else parts)

@@ -147,6 +147,7 @@ def _job(
     form: FormOptions,
 ) -> FinetuneJob:
     from ..finetuning.job import FinetuneJob
+    from ..finetuning.splits import may_have_validation
 
     # method and recipe first: they are checked without a look at any file
     preset = recipe.preset()
@@ -158,9 +159,15 @@ def _job(
     source = model.source()
     if source is None:
         raise ValueError("--model: name a timm architecture")
+    shown = images.source()
+    if recipe.val_every is not None and not may_have_validation(shown):
+        raise ValueError(
+            "--val-every: there are no validation images to look at; give some, or hold out a "
+            "share of the training images (--val-share)"
+        )
     return FinetuneJob(
         source,
-        images.source(),
+        shown,
         method,
         how,
         {**preset.form, **form.overrides(), **recipe.overrides()},

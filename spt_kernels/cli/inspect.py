@@ -49,6 +49,8 @@ def run(
     ] = None,
 ) -> None:
     """Find out what it is and show it."""
+    if tensors < 0:
+        raise ValueError(f"--tensors: expected 0 or more, got {tensors}")
     source = model.source()
     if (file is None) == (source is None):
         raise ValueError("inspect: name a file or folder, or a --model, one of them")
@@ -116,7 +118,7 @@ def _task(_: Terminal, file: Path, limit: int) -> Shown:
 
 def _told(file: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """The metadata of a file as JSON and as facts."""
-    from ..finetuning.description import KEYS, Description, metadata_of
+    from ..finetuning.description import KEYS, SEGMENTATION, Description, metadata_of
 
     told = dict(metadata_of(file))
     known = Description.from_json(told)
@@ -127,7 +129,9 @@ def _told(file: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         lines.append((f"{len(known.classes)} classes", _names(known.classes)))
     if known.form is not None:
         form = known.form
-        lines.append(("images", f"{form.size} × {form.size}, {form.fit}, {form.interpolation}"))
+        # a scene is neither squashed nor cropped, but seen in windows
+        how = "windows of scenes" if SEGMENTATION in told else form.fit
+        lines.append(("images", f"{form.size} × {form.size}, {how}, {form.interpolation}"))
     lines += [(name, unbroken(json.dumps(told[name]))) for name in told if name not in KEYS]
     return told, lines
 
@@ -271,9 +275,11 @@ def _folder(path: Path) -> Shown:
     from ..finetuning.run_folder import FILES, RunFolder
 
     folder = RunFolder(path)
-    config, result = folder.read_json("config"), folder.read_json("result")
+    config, result = folder.read_config(), folder.read_json("result")
     if config is None:
-        raise ValueError(f"{path}: no run in this folder ({FILES['config']} is not there)")
+        raise ValueError(
+            f"{path}: no run in this folder ({FILES['config']} is not there, or another's)"
+        )
     job = config["job"]
     labels_pixels = "data" in job  # a run of `segment`
     command = "segment" if labels_pixels else "finetune"

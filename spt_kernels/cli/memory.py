@@ -76,6 +76,12 @@ class StepOptions(SizeOptions):
         str | None,
         described("Step", "--from-block B", f"Of spt-*, sensitive-*: {FROM_BLOCK_HELP}"),
     ] = None
+    micro_batch: Annotated[
+        int | None,
+        described(
+            "Step", "--micro-batch N", "Images at a time, the gradients summed [all of the batch]."
+        ),
+    ] = None
     checkpointing: Annotated[
         bool, described("Step", "--checkpointing", "Recompute blocks in the backward.")
     ] = False
@@ -110,14 +116,28 @@ class StepOptions(SizeOptions):
         """The arguments of `estimate_memory` that all rows have in common."""
         return {
             "dtype": self.dtype,
+            "micro_batch": self.micro_batch,
             "checkpointing": self.checkpointing,
             "optimizer": self.optimizer,
             "device": self.device,
             "training": self.training,
         }
 
-    def check_recompute(self) -> None:
-        """Refuse to compute again what no backward asks for."""
+    def check_parts(self) -> None:
+        """Refuse parts of a batch of nothing, and what a forward alone does not do or have."""
+        if self.inference and self.method is None and self.plan is None:
+            of_methods = {
+                "--budget": self.budget,
+                "--rank": self.rank,
+                "--from-block": self.from_block,
+            }
+            for option, value in of_methods.items():
+                if value is not None:
+                    raise ValueError(f"{option}: inference is of the plain model; name a --method")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"--micro-batch: expected at least 1, got {self.micro_batch}")
+        if self.micro_batch is not None and self.inference:
+            raise ValueError("--micro-batch: inference sums up no gradients; leave it out")
         if self.recompute is not None and self.inference:
             raise ValueError("--recompute: inference has no backward; leave it out")
 
@@ -140,7 +160,7 @@ class StepOptions(SizeOptions):
             "{} computed again": self.recompute,
             "{} on the host": self.offload,
         }
-        return [words.format(what) for words, what in told.items() if what is not None]
+        return [w.format(what) for w, what in told.items() if what not in (None, "nothing")]
 
 
 @dataclass(frozen=True)
@@ -162,6 +182,8 @@ class FitOptions:
             named = [0.0]
         if self.fits is not None and not (named and all(0 < gib < 2**30 for gib in named)):
             raise ValueError(f"--fits: expected GiB as 24 or 8,12,24, got {self.fits!r}")
+        if self.reserve and self.fits is None:
+            raise ValueError("--reserve: is kept free of what --fits names; leave it out, or both")
         if not 0 <= self.reserve < min(named, default=float("inf")):
             raise ValueError(
                 f"--reserve: expected GiB from 0 to less than --fits, got {self.reserve:g}"
@@ -190,7 +212,7 @@ def run(
     from ..finetuning.models import build_empty
 
     approximations, away = parse_approximation(step.approximate), step.away()
-    step.check_recompute()
+    step.check_parts()
     base, image_shape = build_empty(source, step.num_classes, step.image_size)
     if step.recompute is not None:
         from ..recomputation import recompute_by
@@ -211,7 +233,7 @@ def run(
         estimates = {name: found.estimate for name, found in answers.items()}
         save_picture(memory_figure(estimates, title=title), output)
     value: dict[str, Any] = {"model": source.name, "optimizer_name": step.optimizer}
-    value |= {n: told for n in _LESS if (told := getattr(step, n)) is not None}
+    value |= {n: told for n in _LESS if (told := getattr(step, n)) not in (None, "nothing")}
     values = {name: found.to_json() for name, found in answers.items()}
     value |= {"methods": values, "missing": missing}
     parts = _parts(answers, missing, title, terminal.out.width, fit.reserve)
@@ -235,7 +257,7 @@ def _ask(
     from ..sensitivity import skewed_sensitivity
     from .memory_rows import Row, answer, methods_of, row_of, row_of_plan
 
-    names = split_names(step.method)
+    names = split_names(step.method, "--method")
     block = parse_block(step.from_block)
     uncalled = functools.cache(lambda: uncalled_of(base, image_shape))
     scores = functools.cache(lambda: skewed_sensitivity(base, uncalled()))
@@ -284,6 +306,8 @@ def _reason(error: BaseException) -> str:
 
 def _described(estimate: MemoryEstimate, optimizer: str) -> str:
     shape = " × ".join(map(str, estimate.batch_shape))
+    at_once = estimate.micro_batch
+    shape += f", {at_once} at a time" if at_once is not None else ""
     parts = [shape, estimate.dtype, estimate.device]
     parts += [optimizer] if estimate.training else ["inference"]
     return ", ".join(parts + ["checkpointing"] * estimate.checkpointing)

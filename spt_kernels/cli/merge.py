@@ -11,7 +11,7 @@ from .options import described
 from .saved_options import SavedOptions
 from .scenes import find_segmentation
 from .terminal import Terminal, count, facts, size, unbroken
-from .written import check_file
+from .written import check_file, check_spared
 
 HELP = """Fold a task into its base model: one plain state dict.
 
@@ -49,6 +49,7 @@ def run(
         raise ValueError(f"--output: {error}") from error
     check_file("--output", output, force=force)
     saved = find_segmentation(context, model, task, ()) or model.find(task)
+    check_spared("--output", output, task=saved.path, base_weights=saved.model.weights)
     state = saved.merged().state_dict()
     n_bytes = write_merged(output, state, saved.description().to_json())
     value = {

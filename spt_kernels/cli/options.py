@@ -209,7 +209,7 @@ class ImageOptions:
         more: dict[str, Any] = {} if self.val_share is None else {"val_share": self.val_share}
         return ImageSource(
             str(self.data.resolve()),
-            classes=split_names(self.classes),
+            classes=split_names(self.classes, "--classes"),
             train_images=self.train_images,
             layout=self.layout,
             **lists,
@@ -298,10 +298,17 @@ class MachineOptions:
             raise ValueError(f"--workers: expected 0 or more processes, got {self.workers}")
 
 
-def split_names(text: str | None) -> tuple[str, ...]:
-    """`a,b` as `("a", "b")`; a name that holds a comma stands in double quotes."""
+def split_names(text: str | None, flag: str | None = None) -> tuple[str, ...]:
+    """`a,b` as `("a", "b")`; a name that holds a comma stands in double quotes.
+
+    Raises:
+        ValueError: of an option, by its `flag`, that is given with no name, as `"$NAMES"` may be.
+    """
     rows = list(csv.reader([text or ""], skipinitialspace=True))
-    return tuple(name.strip() for row in rows for name in row if name.strip())
+    names = tuple(name.strip() for row in rows for name in row if name.strip())
+    if flag is not None and text is not None and not names:
+        raise ValueError(f"{flag}: expected names with commas between, got {text!r}")
+    return names
 
 
 def _parse_args(pairs: list[str]) -> dict[str, Any]:

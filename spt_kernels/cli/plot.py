@@ -213,5 +213,5 @@ def _write(made: Any, draw: Callable[[], Any], output: Path | None, csv: Path | 
     if output is not None:
         save_picture(draw(), output)
     if csv is not None:
-        write_atomically(csv, csv_of(made).encode())
+        write_atomically(csv, csv_of(made).encode(errors="surrogateescape"))
     return [str(path) for path in (output, csv) if path is not None]

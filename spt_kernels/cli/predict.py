@@ -85,7 +85,7 @@ def run(
             saved,
             images,
             top=top,
-            classes=split_names(classes),
+            classes=split_names(classes, "--classes"),
             form=form.overrides(),
             device=machine.device,
             workers=machine.workers,
@@ -94,7 +94,7 @@ def run(
         )
     parts = [_table(seen)]
     if csv is not None:
-        write_atomically(csv, as_csv(seen).encode())
+        write_atomically(csv, as_csv(seen).encode(errors="surrogateescape"))
         parts.append(f"written to {csv}")
     terminal.show(_value(seen), *parts)
 

@@ -80,7 +80,7 @@ def evaluate_scenes(
     from ..finetuning.device import pick_device
     from ..segmentation import evaluation
     from ..segmentation.ade20k import read_ade20k
-    from ..segmentation.pictures import check_folder, check_names
+    from ..segmentation.pictures import check_folder
 
     labels = pixels.save_predictions
     check_folder(labels, force=force)
@@ -94,8 +94,6 @@ def evaluate_scenes(
             f"--data: expected scenes of the model's {len(own)} classes, {own[0]}, {own[1]}, …, "
             f"got {len(scenes.classes)}, {scenes.classes[0]}, {scenes.classes[1]}, …"
         )
-    if labels is not None:
-        check_names(scenes.paths, labels, besides=scenes.annotations, argument="save_predictions")
     device = pick_device(machine.device)
     model = saved.load().to(device)
     with terminal.progress() as progress:
@@ -108,6 +106,7 @@ def evaluate_scenes(
             multi_scale=pixels.multi_scale,
             amp=amp,
             save_to=labels,
+            workers=machine.workers,
             progress=progress,
         )
     parts = [_table(scores), facts(_lines(scores))]
@@ -127,15 +126,13 @@ def label_scenes(
     force: bool,
 ) -> None:
     """Load the model of a segmentation run, write label maps of images, show what is on them."""
-    from ..finetuning.prediction import find_images
-    from ..segmentation.pictures import check_folder, check_names
+    from ..segmentation.pictures import check_folder
     from ..segmentation.prediction import label_images
 
     labels = pixels.save_predictions
     if labels is None:
         raise ValueError("--save-predictions: name the folder for the label maps")
     check_folder(labels, force=force)
-    check_names(find_images(images), labels, argument="save_predictions")
     with terminal.progress() as progress:
         seen = label_images(
             saved,
@@ -144,6 +141,7 @@ def label_scenes(
             multi_scale=pixels.multi_scale,
             amp=amp,
             device=machine.device,
+            workers=machine.workers,
             progress=progress,
         )
     value = {"images": [{"image": str(own.image), "shares": own.shares} for own in seen]}

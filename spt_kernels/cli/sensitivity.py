@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from .options import FormOptions, ImageOptions, MachineOptions, ModelOptions, described
 from .terminal import Terminal, count, facts, percent, size, table
 from .training_options import HEAD_HELP, parse_head
-from .written import check_file
+from .written import check_file, check_spared
 
 HELP = """Measure how sensitive a task is to each parameter.
 
@@ -53,6 +53,7 @@ def run(
     source = model.source()
     if source is None:
         raise ValueError("--model: name a timm architecture")
+    check_spared("--output", output, base_weights=source.weights)
     job = FinetuneJob(
         source,
         images.source(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..files.atomic import try_folder
 from ..files.picture import check_can_draw, kind_of_picture
 
 
@@ -27,6 +28,12 @@ def check_file(option: str, path: Path | None, *, force: bool) -> None:
         raise ValueError(f"{option}: expected a file, got the folder {path}")
     if path.exists() and not force:
         raise ValueError(f"{option}: {path} is there already; --force overwrites it")
+    try:
+        try_folder(folder)
+    except OSError as error:
+        raise ValueError(
+            f"{option}: cannot write to {folder} ({error.strerror or error})"
+        ) from error
 
 
 def check_picture(option: str, path: Path | None, *, force: bool) -> None:
@@ -44,6 +51,20 @@ def check_picture(option: str, path: Path | None, *, force: bool) -> None:
     except ValueError as error:
         raise ValueError(f"{option}: {error}") from error
     check_file(option, path, force=force)
+
+
+def check_spared(option: str, path: Path, **read: str | Path | None) -> None:
+    """Refuse a file that is read, and would be lost, `--force` or not.
+
+    Args:
+        option: as on the command line.
+        path: what it names.
+        read: files by what they are.
+    """
+    for name, other in read.items():
+        if other is not None and path.exists() and Path(other).exists() and path.samefile(other):
+            what = name.replace("_", " ")
+            raise ValueError(f"{option}: {path} is the {what}, which is read; name another file")
 
 
 def check_apart(**paths: Path | None) -> None:

@@ -46,6 +46,18 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     _sync_folder(target.parent)
 
 
+def try_folder(folder: Path) -> None:
+    """See whether `write_atomically` could write into a folder, and leave nothing there.
+
+    Raises:
+        OSError: it could not, or the folder is missing.
+    """
+    probe = folder / f".{secrets.token_hex(8)}.tmp"
+    with open(probe, "xb"):
+        pass
+    probe.unlink()
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut, where the system can."""
     if os.name != "posix":

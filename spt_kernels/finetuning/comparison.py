@@ -92,13 +92,16 @@ def compare_runs(folders: Iterable[str | os.PathLike[str]]) -> Comparison:
     """
     runs: list[tuple[RunFolder, dict[str, Any], dict[str, Any]]] = []
     missing: dict[str, str] = {}
+    seen: dict[str, str] = {}  # a run's job, seed and all, and its folder
     for folder in _run_folders(folders):
-        config, result = folder.read_json("config"), folder.read_json("result")
+        config, result = folder.read_config(), folder.read_json("result")
         assert config is not None
         if result is None:
             missing[str(folder.path)] = "it is not finished"
         elif config.get("kind") == SEGMENTATION:
             missing[str(folder.path)] = "it labels pixels"
+        elif (other := seen.setdefault(_key(config["job"]), str(folder.path))) != str(folder.path):
+            missing[str(folder.path)] = f"it is of the same job and seed as {other}"
         else:
             runs.append((folder, config["job"], result))
     if not runs:
@@ -110,7 +113,7 @@ def compare_runs(folders: Iterable[str | os.PathLike[str]]) -> Comparison:
     peak = "measured" if is_measured else "accounted"
     grouped: dict[str, list[tuple[RunFolder, dict[str, Any], dict[str, Any]]]] = {}
     for run in runs:
-        grouped.setdefault(json.dumps(_without_seed(run[1]), sort_keys=True), []).append(run)
+        grouped.setdefault(_key(_without_seed(run[1])), []).append(run)
     names = _names([_without_seed(group[0][1]) for group in grouped.values()])
     ways = tuple(
         _way(name, group, images.removesuffix("idation"), peak)
@@ -126,11 +129,13 @@ def _run_folders(folders: Iterable[str | os.PathLike[str]]) -> list[RunFolder]:
             raise ValueError(f"runs: no such folder: {path}")
         inside = sorted(p for p in path.iterdir() if p.is_dir())
         own = [RunFolder(p) for p in (path, *inside)]
-        own = [folder for folder in own if folder["config"].is_file()]
+        own = [folder for folder in own if folder.read_config() is not None]
         if own and own[0].path == path:
             own = own[:1]
         if not own:
-            raise ValueError(f"runs: {path} holds no run ({FILES['config']} is not there)")
+            raise ValueError(
+                f"runs: {path} holds no run ({FILES['config']} is not there, or another's)"
+            )
         found |= {folder.path.resolve(): folder for folder in own}
     if not found:
         raise ValueError("runs: expected at least one folder, got none")
@@ -154,6 +159,10 @@ def _way(
         seconds=statistics.fmean(result["seconds"] for result in results),
         peak_bytes=max(result[f"{peak}_peak_bytes"] for result in results),
     )
+
+
+def _key(job: Mapping[str, Any]) -> str:
+    return json.dumps(job, sort_keys=True)
 
 
 def _without_seed(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def generator_of(number: int) -> torch.Generator:
+    """A generator whose numbers hang on `number` alone, however large that is."""
+    return torch.Generator().manual_seed(number % 2**64)
+
+
 def seed_share(seed: int, epoch: int, rank: int) -> None:
     """Seed what a process draws in an epoch of which it has a share, such as its dropout.
 

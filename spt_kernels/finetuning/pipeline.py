@@ -189,6 +189,7 @@ def _started(
     if job.recipe.patience is not None and setting.splits.val is None:
         raise ValueError("patience: there are no validation images to know a better epoch by")
     images = setting.training_batches(log)  # a bad one is found here
+    setting.check_readable(log)  # or there, and not after the training
     return setting, images, prepare
 
 

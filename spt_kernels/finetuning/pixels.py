@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +16,15 @@ from torch.utils.data import DataLoader, Dataset
 from ..distributed import Processes
 from ..errors import needed
 from ..methods.method import check_one_of
+from .device import generator_of
 from .image_mode import in_eight_bits
 from .images import LabelledImages
 from .kept_part import AUGMENTATIONS, FITS, kept_part
 from .progress import Progress, Silent
+from .readable import MANY, check_readable, loaded
 
 with needed("reading images"):
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageFile, ImageOps
 
 CACHE_BYTES = 4 << 30  # decoded images up to this size are kept in memory
 
@@ -29,6 +34,14 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+
+def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse what would make of every image NaN, or nothing; `ValueError`."""
+    if not all(math.isfinite(value) for value in mean):
+        raise ValueError(f"mean: expected finite values, got {tuple(mean)}")
+    if not all(0 < value < math.inf for value in std):
+        raise ValueError(f"std: expected values above zero, got {tuple(std)}")
 
 
 @dataclass(frozen=True)
@@ -64,8 +77,7 @@ class Preprocessing:
             raise ValueError(
                 f"mean, std: expected 3 values each (1 for grey), got {self.mean} and {self.std}"
             )
-        if not all(value > 0 for value in self.std):
-            raise ValueError(f"std: expected values above zero, got {self.std}")
+        check_normalisation(self.mean, self.std)
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct: expected more than 0 and at most 1, got {self.crop_pct}")
         for name, value, allowed in (
@@ -87,19 +99,43 @@ def decode(path: Path, form: Preprocessing, generator: torch.Generator | None = 
     Raises:
         ValueError: the file is not an image, damaged, or of a mode that `in_eight_bits` refuses.
     """
-    try:
-        with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file)
-            image = in_eight_bits(upright, file, "RGB" if len(form.mean) == 3 else "L")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"{path}: cannot read the image ({reason})") from error
+    with _opened(path) as file:
+        upright = ImageOps.exif_transpose(file)
+        image = in_eight_bits(upright, file, _mode_of(form))
     box, mirror = kept_part(image.size, form.fit, form.crop_pct, form.augment, generator)
     resized = image.resize((form.size, form.size), _FILTERS[form.interpolation], box=box)
     if mirror:
         resized = ImageOps.mirror(resized)
     flat = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8)
     return flat.view(form.size, form.size, len(form.mean)).permute(2, 0, 1).contiguous()
+
+
+def _tried(form: Preprocessing, path: Path) -> None:
+    """Read an image as `decode` does, in the least time, for its errors alone."""
+    with _opened(path) as file:
+        file.draft(None, (1, 1))  # of a JPEG all is read, and an eighth of each side worked out
+        in_eight_bits(ImageOps.exif_transpose(file), file, _mode_of(form))
+
+
+def _glanced_at(path: Path) -> None:
+    """Open an image, for the errors of that alone."""
+    with _opened(path):
+        pass
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """An image file; what goes wrong with it within comes as an error that names it."""
+    try:
+        with Image.open(path) as file:
+            yield file
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(f"{path}: cannot read the image ({reason})") from error
+
+
+def _mode_of(form: Preprocessing) -> str:
+    return "RGB" if len(form.mean) == 3 else "L"
 
 
 class PixelSet(Dataset[tuple[Tensor, int]]):
@@ -139,9 +175,7 @@ class PixelSet(Dataset[tuple[Tensor, int]]):
         generator = None
         if self.form.augment != "none":
             # by image and epoch, so that neither workers nor a resume change what comes
-            generator = torch.Generator().manual_seed(
-                (self.seed * 1_000_003 + self.epoch) * 1_000_003 + index
-            )
+            generator = generator_of((self.seed * 1_000_003 + self.epoch) * 1_000_003 + index)
         return decode(self.paths[index], self.form, generator), label
 
     def preload(self, workers: int = 0, progress: Progress | None = None) -> PixelSet:
@@ -150,15 +184,24 @@ class PixelSet(Dataset[tuple[Tensor, int]]):
             return self
         progress = progress or Silent()
         keep = self.form.augment == "none" and self._num_bytes <= CACHE_BYTES
-        if not keep and workers == 0 and len(self) > 10_000:
+        if not keep and workers == 0 and len(self) > MANY:
             return self  # a bad file among very many is found when its turn comes
         progress.start("reading images", len(self))
         parts = []
-        for pixels, _ in DataLoader(self, batch_size=64, num_workers=workers):
+        for pixels, _ in loaded(DataLoader(self, batch_size=64, num_workers=workers)):
             parts += [pixels] if keep else []
             progress.advance(len(pixels))
         self._pixels = torch.cat(parts) if keep else None
         return self
+
+    def check(self, workers: int, progress: Progress) -> None:
+        """Read every image once, or of very many how it begins, and keep none.
+
+        Raises:
+            ValueError: one cannot be read.
+        """
+        read = functools.partial(_tried, self.form)
+        check_readable(self.paths, read, _glanced_at, workers, progress, "checking images")
 
     @property
     def _num_bytes(self) -> int:
@@ -218,9 +261,9 @@ class Batches:
             # the loader draws a seed for its workers: from its own generator, not from the model's
             generator=torch.Generator().manual_seed(0),
         )
-        loaded = iter(loader)
+        every = loaded(loader)
         for share in shares:
-            pixels, labels = next(loaded) if share else self._nothing()
+            pixels, labels = next(every) if share else self._nothing()
             images = pixels.to(self.device, non_blocking=True).float()
             yield (
                 images.sub_(self._mean).div_(self._std),
@@ -242,5 +285,5 @@ class Batches:
         """The order of the images in epoch `number`."""
         if self.shuffle_seed is None:
             return list(range(len(self.pixels)))
-        generator = torch.Generator().manual_seed(self.shuffle_seed * 1_000_003 + number)
+        generator = generator_of(self.shuffle_seed * 1_000_003 + number)
         return torch.randperm(len(self.pixels), generator=generator).tolist()

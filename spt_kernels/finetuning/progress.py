@@ -70,7 +70,8 @@ class Logged:
     def _write(self) -> None:
         if self._path is None or not self._lines:
             return
-        with open(self._path, "a", encoding="utf-8") as file:
+        # a file or class may be called by bytes that are no UTF-8
+        with open(self._path, "a", encoding="utf-8", errors="surrogateescape") as file:
             file.writelines(self._lines)
         self._lines.clear()
 

@@ -6,7 +6,15 @@ import math
 from dataclasses import dataclass
 
 from ..approximation.choice import parse_approximation
-from ..methods.method import Method, check_number, check_one_of, check_positive, check_within
+from ..methods.method import (
+    Method,
+    check_none_is_lacking,
+    check_number,
+    check_one_of,
+    check_positive,
+    check_seed,
+    check_within,
+)
 from ..offloading.words import OffloadWords
 from ..recomputation.words import RecomputeWords
 
@@ -45,15 +53,17 @@ class Recipe:
             thousandth of the peak, and the cosine runs over all epochs, so that the warm-up ends a
             little below the peak.
         approximate: what of the backward is approximate, for less memory: the words of
-            `parse_approximation`, as `"gelu-2bit"`. `None` is nothing.
+            `parse_approximation`, as `"gelu-2bit"`. `None` is nothing; `"nothing"` becomes that.
         micro_batch: images to a forward and backward; the gradients of a batch's parts are summed.
             `None` is all of a batch. Norms over the batch see a part of it.
         recompute: what the backward computes again to need less memory, to the same bits: in the
-            words of `RecomputeWords`, as `"mlp"` or `"block@0-5,mlp@6-11"`. `None` is nothing.
+            words of `RecomputeWords`, as `"mlp"` or `"block@0-5,mlp@6-11"`. `None` is nothing;
+            `"nothing"` becomes that.
         memory_bytes: of the card. What `micro_batch` and `recompute` say is then chosen so that a
             step fits and takes the least time; so many samples are measured at a time as fit, too.
         offload: what is on the host and comes to the device when it is used, to the same bits: in
-            the words of `OffloadWords`, as `"frozen"` or `"state"`. `None` is nothing.
+            the words of `OffloadWords`, as `"frozen"` or `"state"`. `None` is nothing; `"nothing"`
+            becomes that.
         preset: the name of the preset that the values started from; of no effect by itself.
     """
 
@@ -79,12 +89,14 @@ class Recipe:
     preset: str | None = None
 
     def __post_init__(self) -> None:
+        check_none_is_lacking(self)
         whole = ("epochs", "batch_size", "val_every", "patience", "micro_batch")
-        for name in (*whole, "seed"):
+        for name in whole:
             check_number(name, getattr(self, name), int)
+        check_seed(self.seed)
         for name in (*whole, "lr", "clip_grad", "memory_bytes"):
             check_positive(name, getattr(self, name))
-        for name in ("weight_decay", "warmup_epochs", "seed"):
+        for name in ("weight_decay", "warmup_epochs"):
             value = getattr(self, name)
             if value is not None and not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name}: expected zero or more, got {value}")
@@ -103,14 +115,18 @@ class Recipe:
             )
         check_one_of("amp", self.amp, PRECISIONS)
         check_one_of("schedule", self.schedule, SCHEDULES)
-        parse_approximation(self.approximate)  # or it says what is expected
-        if self.recompute is not None:
-            RecomputeWords.parse(self.recompute)  # or it says what is expected
-        OffloadWords.parse(self.offload)  # likewise
-        if self.memory_bytes is not None and (self.micro_batch, self.recompute) != (None, None):
+        rough = parse_approximation(self.approximate)  # or it says what is expected
+        again, away = self.recompute, OffloadWords.parse(self.offload)  # likewise
+        is_nothing = again is None or not RecomputeWords.parse(again).words
+        if self.memory_bytes is not None and (self.micro_batch, again) != (None, None):
             raise ValueError(
                 "memory_bytes: decides what micro_batch and recompute are; leave these out"
             )
+        # one word for it, whether it was left out or said
+        given = {"approximate": rough, "recompute": not is_nothing, "offload": away}
+        for name, is_given in given.items():
+            if not is_given:
+                object.__setattr__(self, name, None)
 
     def images_at_once(self) -> int:
         """Images to a forward and backward, at most."""

@@ -120,7 +120,9 @@ def config_in(folder: RunFolder, command: str) -> dict[str, Any] | None:
     Raises:
         ValueError: the run is of another command, which is named.
     """
-    config = folder.read_json("config")
+    config = folder.read_config()
+    if config is None and folder["config"].is_file():
+        raise ValueError(f"output: {folder['config']} is of another program, and of no run")
     if config is None:
         return None
     own = _COMMANDS.get(config.get("kind"), "another command")

@@ -159,6 +159,17 @@ class RunFolder:
             raise ValueError(f"{self[name]}: expected a JSON object")
         return value
 
+    def read_config(self) -> dict[str, Any] | None:
+        """What its run is of; `None` without a run.
+
+        A `config.json` may be another program's, as that of a model of transformers.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        config = self.read_json("config")
+        return config if config is not None and isinstance(config.get("job"), dict) else None
+
     def write_lines(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write a file of JSON lines, whole or not at all."""
         text = "".join(json.dumps(row) + "\n" for row in rows)

@@ -177,7 +177,7 @@ def saved_file(path: Path) -> Path:
 def _job_beside(path: Path, told: Description) -> FinetuneJob | None:
     """The job of the run whose folder the file is in; not that of another run's folder."""
     folder = RunFolder(path.parent)
-    config = folder.read_json("config")
+    config = folder.read_config()
     if config is None:
         return None
     own = _in_config(folder)
@@ -188,7 +188,7 @@ def _job_beside(path: Path, told: Description) -> FinetuneJob | None:
 
 def _in_config(folder: RunFolder) -> Description:
     """What the `config.json` of a run tells."""
-    config = folder.read_json("config")
+    config = folder.read_config()
     assert config is not None
     job = FinetuneJob.from_json(config["job"])
     form = form_of(config["preprocessing"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass, field, replace
 
@@ -43,6 +44,18 @@ class Setting:
         if images is None:
             return None
         return self._read(images, replace(self.form, augment="none"), None, progress)
+
+    def check_readable(self, progress: Progress) -> None:
+        """Read the validation and test images once; each process its share of them.
+
+        Raises:
+            ValueError: one cannot be read.
+        """
+        every = [s for s in (self.splits.val, self.splits.test) if s is not None]
+        if every:
+            images = functools.reduce(LabelledImages.joined, every)
+            own = range(self.processes.rank, len(images), self.processes.size)
+            PixelSet(images.take(own), self.form).check(self.workers, progress)
 
     def _read(
         self,

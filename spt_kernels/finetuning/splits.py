@@ -111,6 +111,23 @@ def read_splits(source: ImageSource, seed: int = 0) -> Splits:
     return Splits(train, val, test, is_held_out and val is not None)
 
 
+def may_have_validation(source: ImageSource) -> bool:
+    """Whether there may be validation images of `source`, told before its images are read.
+
+    Raises:
+        ValueError: as `read_layout`.
+    """
+    if source.train_on_val:
+        return False
+    if source.val_share > 0:
+        return True
+    if source.layout is not None:
+        return read_layout(source.layout, source.root)[1] is not None
+    if source.train_list is not None:
+        return source.val_list is not None
+    return any((Path(source.root) / name).is_dir() for name in VAL_FOLDERS)
+
+
 def read_evaluation_images(
     root: str | os.PathLike[str],
     classes: tuple[str, ...] | None,

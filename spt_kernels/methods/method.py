@@ -29,6 +29,9 @@ _NOTHING: frozenset[str] = frozenset()
 _ENTRIES = frozenset({"entries"})
 _LORA, _ADAPTER = frozenset({"lora"}), frozenset({"adapter"})
 
+# by the type of a field's default
+_EXPECTED = {int: "a whole number", float: "a number", str: "a word"}
+
 PLACEMENT = "placement"  # the rule of plans whose modules or prompts go where scores crowd
 
 
@@ -136,6 +139,7 @@ class Method:
 
     def __post_init__(self) -> None:
         options = self.entry.options
+        check_none_is_lacking(self)
         if self.head is not None and not isinstance(self.head, str):
             object.__setattr__(self, "head", _patterns(self.head))
         if self.architecture is not None and not isinstance(self.architecture, NoahArchitecture):
@@ -271,11 +275,26 @@ def _patterns(head: Any) -> tuple[str, ...]:
     return patterns
 
 
+def check_none_is_lacking(own: Any) -> None:
+    """Refuse None for a field of a dataclass whose default is a number or a word; `TypeError`."""
+    for f in fields(own):
+        wanted = _EXPECTED.get(type(f.default))
+        if wanted is not None and getattr(own, f.name) is None:
+            raise TypeError(f"{f.name}: expected {wanted}, as {f.default!r}, got None")
+
+
 def check_number(name: str, value: Any, *kinds: type) -> None:
-    """Refuse what is no number of one of these kinds, a truth value above all."""
+    """Refuse what is no number of one of these kinds, a truth value above all; None is fine."""
     if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
         wanted = "a number" if float in kinds else "a whole number"
         raise TypeError(f"{name}: expected {wanted}, got {value!r}")
+
+
+def check_seed(value: Any) -> None:
+    """Refuse what no generator can begin with."""
+    check_number("seed", value, int)
+    if not 0 <= value < 2**63:
+        raise ValueError(f"seed: expected zero or more, and less than 2^63, got {value}")
 
 
 def check_positive(name: str, value: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..benchmarks.cell import read_choice
 from ..benchmarks.shared_sensitivity import SHARED
+from ..finetuning.description import SEGMENTATION
 from ..finetuning.run_folder import RunFolder
 
 # Of a method, what makes it another point of a table; what may be chosen for each task is not here
@@ -116,10 +117,12 @@ def read_runs(paths: Iterable[str | os.PathLike[str]], methods: Collection[str] 
     images: dict[str, list[str]] = {}  # by name, which ones there are
     runs, unfinished = [], []
     for folder in folders.values():
-        config, result = (RunFolder(folder).read_json(name) for name in ("config", "result"))
+        config, result = RunFolder(folder).read_config(), RunFolder(folder).read_json("result")
         try:
             if config is None or (methods and config["job"]["method"]["name"] not in methods):
                 continue
+            if config.get("kind") == SEGMENTATION:
+                raise ValueError(f"files: {folder} holds a run that labels pixels, not images")
             if result is None:
                 unfinished.append(str(folder))
             else:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..finetuning.device import generator_of
 from .ade20k import LabelledScenes
 from .augmentation import augmented
 from .form import SceneForm
@@ -29,7 +30,7 @@ class CropSet(Dataset[tuple[Tensor, Tensor]]):
         """Which scene comes at a position."""
         number, place = divmod(position, len(self.scenes))
         if number != self._pass:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+            generator = generator_of(self.seed * 1_000_003 + number)
             self._order = torch.randperm(len(self.scenes), generator=generator).tolist()
             self._pass = number
         return self._order[place]
@@ -38,7 +39,7 @@ class CropSet(Dataset[tuple[Tensor, Tensor]]):
         index = self.scene_at(position)
         path, annotation = self.scenes.paths[index], self.scenes.annotations[index]
         image, labels = read_scene(path, annotation, len(self.scenes.classes))
-        generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_000_007 + position)
+        generator = generator_of((self.seed + 1) * 1_000_000_007 + position)
         return augmented(image, labels, self.form, generator)
 
 

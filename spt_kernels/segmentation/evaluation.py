@@ -15,7 +15,7 @@ from .ade20k import LabelledScenes
 from .form import SceneForm
 from .iou import PixelCounts
 from .pictures import check_names, save_prediction
-from .scenes import read_scene
+from .reading import scenes_of
 from .slide import RATIOS, in_precision, label_map
 
 
@@ -62,6 +62,7 @@ def evaluate_scenes(
     ratios: Sequence[float] = RATIOS,
     amp: str = "none",
     save_to: Path | None = None,
+    workers: int = 0,
     progress: Progress | None = None,
 ) -> SegmentationScores:
     """Label scenes by sliding windows, in their own size, and count what is right.
@@ -77,6 +78,7 @@ def evaluate_scenes(
         save_to: a folder for the predicted label maps, `<image>.png`, and these laid over the
             images, `<image>-overlay.png`: those of several scales where they are looked at. Older
             files of these names are replaced.
+        workers: processes that read scenes; 0 reads in this one.
         progress: told of every scene.
 
     Raises:
@@ -92,8 +94,7 @@ def evaluate_scenes(
     was_training = model.training
     model.eval()
     try:
-        for path, annotation in zip(scenes.paths, scenes.annotations, strict=True):
-            image, labels = read_scene(path, annotation, n_classes)
+        for path, (image, labels) in zip(scenes.paths, scenes_of(scenes, workers), strict=True):
             truth = torch.from_numpy(labels)
             predicted = label_map(scores_of, image, form, device).cpu()
             single.add(truth, predicted)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..finetuning.pixels import check_normalisation
+
 
 @dataclass(frozen=True)
 class SceneForm:
@@ -29,8 +31,7 @@ class SceneForm:
             value = getattr(self, name)
             if len(value) != 3:
                 raise ValueError(f"{name}: expected 3 values, got {value}")
-        if not all(value > 0 for value in self.std):
-            raise ValueError(f"std: expected values above zero, got {self.std}")
+        check_normalisation(self.mean, self.std)
         if self.size < 1:
             raise ValueError(f"size: expected more than zero, got {self.size}")
         if not 0 < self.stride <= self.size:

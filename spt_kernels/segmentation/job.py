@@ -10,7 +10,7 @@ from ..finetuning.given_plan import check_given, load_plan, method_of
 from ..finetuning.job import check_pretrained, flat, plain
 from ..finetuning.models import ModelSource
 from ..methods import Method
-from ..methods.method import check_number, check_positive
+from ..methods.method import check_none_is_lacking, check_number, check_positive
 from .recipe import SegmentationRecipe
 from .suited import check_suited
 
@@ -61,6 +61,7 @@ class SegmentationJob:
         check_given(self)
         if self.method.head is not None:
             raise ValueError("head: it is the decoder, which is trained whole; leave it out")
+        check_none_is_lacking(self)
         for name in ("size", "stride", "channels"):
             check_number(name, getattr(self, name), int)
         for name in ("size", "channels"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import needed
-from ..files.atomic import write_atomically
+from ..files.atomic import try_folder, write_atomically
 
 with needed("drawing label maps"):
     from PIL import Image
@@ -27,16 +27,28 @@ def check_folder(folder: Path | None, *, force: bool) -> None:
         force: whether what is called alike is overwritten.
 
     Raises:
-        ValueError: it is a file, or not empty.
+        ValueError: it is a file, or not empty, or cannot be written to.
     """
-    if folder is None or not folder.exists():
+    if folder is None:
         return
-    if not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise ValueError(f"save_predictions: expected a folder, got the file {folder}")
-    if not force and any(folder.iterdir()):
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        if not force and folder.exists() and any(folder.iterdir()):
+            raise ValueError(
+                f"save_predictions: {folder} is not empty (`force` overwrites what is called alike)"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        try_folder(folder)
+    except OSError as error:
         raise ValueError(
-            f"save_predictions: {folder} is not empty (`force` overwrites what is called alike)"
-        )
+            f"save_predictions: cannot write to {folder} ({error.strerror or error})"
+        ) from error
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):  # it was not made, or has something in it by now
+                path.rmdir()
 
 
 def check_names(

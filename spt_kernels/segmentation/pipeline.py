@@ -172,10 +172,13 @@ def _made_ready(
     method = replace(setting.job.method, head=model.trained_whole)
     for note in notes_of(setting):
         run.log.say(note)
-    if plan is None and given is None and method.is_sensitivity_aware:
+    is_measured = plan is None and given is None and method.is_sensitivity_aware
+    if is_measured:
         check_possible(method, model)
         if setting.job.recipe.recompute is not None:  # told before hours are measured
             accounted_bytes(setting, model, setting.job.recipe.recompute)
+    setting.check_readable(run.log)  # some of it is read after the training alone
+    if is_measured:
         given = _measured(run, method)
     for name, file in (("plan", plan), ("sensitivity", given)):
         if file is not None and file.head != head_names(model, method.head):
@@ -223,6 +226,7 @@ def _finish(
         multi_scale=multi_scale,
         amp=job.recipe.amp,
         save_to=save_predictions,
+        workers=setting.workers,
         progress=run.log,
     )
     _draw(folder, job, ready.plan, history)
@@ -299,7 +303,12 @@ def _train(
     def look() -> float:
         assert held_out is not None
         scores = evaluate_scenes(
-            tunable.model, held_out, setting.form, setting.device, amp=recipe.amp
+            tunable.model,
+            held_out,
+            setting.form,
+            setting.device,
+            amp=recipe.amp,
+            workers=setting.workers,
         )
         miou = scores.single.mean_iou
         if miou is None:

@@ -11,8 +11,8 @@ from ..finetuning.device import pick_device
 from ..finetuning.prediction import find_images
 from ..finetuning.progress import Progress, Silent
 from .pictures import check_names, save_prediction
+from .reading import images_of
 from .saved import SavedSegmentation
-from .scenes import read_image
 from .slide import RATIOS, in_precision, label_map
 
 
@@ -38,6 +38,7 @@ def label_images(
     ratios: Sequence[float] = RATIOS,
     amp: str = "none",
     device: str = "auto",
+    workers: int = 0,
     progress: Progress | None = None,
 ) -> list[LabelledImage]:
     """Write label maps of images, in their own size.
@@ -51,6 +52,7 @@ def label_images(
         ratios: see there.
         amp: `"none"` or `"bf16"`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        workers: processes that read images; 0 reads in this one.
         progress: told of every image.
 
     Raises:
@@ -66,8 +68,7 @@ def label_images(
     looks = {"ratios": ratios, "flip": True} if multi_scale else {}
     progress.start("labelling", len(paths))
     found = []
-    for path in paths:
-        image = read_image(path)
+    for path, image in zip(paths, images_of(paths, workers), strict=True):
         labels = label_map(model, image, form, place, **looks).cpu()  # type: ignore[arg-type]
         save_prediction(folder, path.stem, image, labels.numpy(), len(classes))
         counts = labels.flatten().bincount(minlength=len(classes)).tolist()

@@ -6,7 +6,15 @@ import math
 from dataclasses import dataclass
 
 from ..finetuning.recipe import PRECISIONS, default_lr
-from ..methods.method import Method, check_number, check_one_of, check_positive, check_within
+from ..methods.method import (
+    Method,
+    check_none_is_lacking,
+    check_number,
+    check_one_of,
+    check_positive,
+    check_seed,
+    check_within,
+)
 from ..recomputation.words import RecomputeWords
 
 _LONGEST_WARMUP = 1500  # iterations
@@ -35,7 +43,8 @@ class SegmentationRecipe:
             best before them; `None` for never.
         amp: `"none"` or `"bf16"` autocast.
         recompute: what of the backbone the backward computes again to need less memory, to the same
-            bits: in the words of `RecomputeWords`, as `"mlp"`. `None` is nothing.
+            bits: in the words of `RecomputeWords`, as `"mlp"`. `None` is nothing;
+            `"nothing"` becomes that.
         seed: of the head's initial values, data order, dropout and augmentation.
     """
 
@@ -56,9 +65,10 @@ class SegmentationRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_none_is_lacking(self)
         for name in ("iterations", "batch_size", "warmup_iterations", "val_every", "patience"):
             check_number(name, getattr(self, name), int)
-        check_number("seed", self.seed, int)
+        check_seed(self.seed)
         for name in ("iterations", "batch_size", "lr", "power", "clip_grad"):
             check_positive(name, getattr(self, name))
         for name in ("val_every", "patience"):
@@ -68,7 +78,7 @@ class SegmentationRecipe:
                 f"patience: expected at least val_every ({self.val_every}) iterations, "
                 f"got {self.patience}"
             )
-        for name in ("weight_decay", "warmup_iterations", "auxiliary_weight", "seed"):
+        for name in ("weight_decay", "warmup_iterations", "auxiliary_weight"):
             value = getattr(self, name)
             if value is not None and not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name}: expected zero or more, got {value}")
@@ -80,8 +90,9 @@ class SegmentationRecipe:
                 f"got {self.warmup_iterations}"
             )
         check_one_of("amp", self.amp, PRECISIONS)
-        if self.recompute is not None:
-            RecomputeWords.parse(self.recompute)  # or it says what is expected
+        # or it says what is expected
+        if self.recompute is not None and not RecomputeWords.parse(self.recompute).words:
+            object.__setattr__(self, "recompute", None)
 
     def peak_lr(self, method: Method) -> float:
         """The learning rate at the end of the warm-up."""

@@ -63,7 +63,7 @@ class SavedSegmentation:
                     f"weights: {path} is a whole model, which needs no other; leave it out"
                 )
             found = found.on(replace(found.model, weights=os.fspath(weights)))
-        config = RunFolder(path.parent).read_json("config") or {}
+        config = RunFolder(path.parent).read_config() or {}
         is_own = config.get("kind") == KIND and config.get("classes") == list(found.told.classes)
         return replace(found, data=config["job"]["data"]) if is_own else found
 
@@ -158,7 +158,7 @@ def is_segmentation(path: str | os.PathLike[str]) -> bool:
     """Whether a run folder, or a file of one, is of a model that labels pixels."""
     path = Path(path)
     if path.is_dir():
-        config = RunFolder(path).read_json("config")
+        config = RunFolder(path).read_config()
         return config is not None and config.get("kind") == KIND
     try:
         return path.is_file() and KIND in metadata_of(path)

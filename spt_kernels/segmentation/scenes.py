@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from .ade20k import IGNORED
 from .form import SceneForm
 
 with needed("reading images"):
-    from PIL import Image
+    from PIL import Image, ImageFile
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -25,11 +27,8 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         ValueError: it is no image, or damaged.
     """
-    try:
-        with Image.open(path) as file:
-            return in_eight_bits(file, file, "RGB")
-    except _UNREADABLE as error:
-        raise ValueError(f"{path}: cannot read the image ({_reason(error)})") from error
+    with _opened(path, "image") as file:
+        return in_eight_bits(file, file, "RGB")
 
 
 def read_labels(path: Path, num_classes: int) -> np.ndarray:
@@ -40,11 +39,8 @@ def read_labels(path: Path, num_classes: int) -> np.ndarray:
     Raises:
         ValueError: it is no picture of one channel, or has a class that is not among them.
     """
-    try:
-        with Image.open(path) as file:
-            mode, values = file.mode, np.asarray(file)
-    except _UNREADABLE as error:
-        raise ValueError(f"{path}: cannot read the label map ({_reason(error)})") from error
+    with _opened(path, "label map") as file:
+        mode, values = file.mode, np.asarray(file)
     if values.ndim != 2:
         raise ValueError(f"{path}: expected a label map of one channel, got mode {mode}")
     values = values.astype(np.int64)
@@ -64,12 +60,22 @@ def read_scene(path: Path, annotation: Path, num_classes: int) -> tuple[Image.Im
         ValueError: as `read_image` and `read_labels`, or they are of different sizes.
     """
     image, labels = read_image(path), read_labels(annotation, num_classes)
-    if image.size != labels.shape[::-1]:
-        (width, height), (rows, columns) = image.size, labels.shape
-        raise ValueError(
-            f"{annotation}: expected the {width} × {height} of its image, got {columns} × {rows}"
-        )
+    rows, columns = labels.shape
+    _check_sizes(annotation, image.size, (columns, rows))
     return image, labels
+
+
+def glance_at_scene(path: Path, annotation: Path) -> None:
+    """Look how an image and its label map begin.
+
+    Raises:
+        ValueError: one of them is no image, or they are of different sizes.
+    """
+    with _opened(path, "image") as file:
+        width, height = file.size
+    with _opened(annotation, "label map") as file:
+        columns, rows = file.size
+    _check_sizes(annotation, (width, height), (columns, rows))
 
 
 def as_pixels(image: Image.Image) -> Tensor:
@@ -85,5 +91,20 @@ def normalised(pixels: Tensor, form: SceneForm) -> Tensor:
     return pixels.float().sub_(mean).div_(std)
 
 
-def _reason(error: BaseException) -> object:
-    return "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
+@contextlib.contextmanager
+def _opened(path: Path, what: str) -> Iterator[ImageFile.ImageFile]:
+    """A picture's file; what goes wrong with it within comes as an error that names it."""
+    try:
+        with Image.open(path) as file:
+            yield file
+    except _UNREADABLE as error:
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(f"{path}: cannot read the {what} ({reason})") from error
+
+
+def _check_sizes(annotation: Path, image: tuple[int, int], labels: tuple[int, int]) -> None:
+    if image != labels:
+        (width, height), (columns, rows) = image, labels
+        raise ValueError(
+            f"{annotation}: expected the {width} × {height} of its image, got {columns} × {rows}"
+        )

@@ -11,6 +11,7 @@ import torch
 from .. import __version__
 from ..finetuning.device import pick_device
 from ..finetuning.measured import dated, evidence_of
+from ..finetuning.progress import Progress
 from ..methods import Method
 from .ade20k import LabelledScenes, hold_out, read_ade20k
 from .base_model import SegmentationModel, build_setr
@@ -18,6 +19,7 @@ from .crops import CropBatches
 from .description import KIND, SegmentationDescription
 from .form import SceneForm
 from .job import SegmentationJob
+from .reading import check_scenes
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,16 @@ class SegmentationSetting:
         """All images and label maps."""
         every = [s for s in (self.training, self.held_out, self.validation) if s is not None]
         return [path for scenes in every for path in (*scenes.paths, *scenes.annotations)]
+
+    def check_readable(self, progress: Progress) -> None:
+        """Read every scene once, or of very many how its files begin.
+
+        Raises:
+            ValueError: one cannot be read.
+        """
+        every = [s for s in (self.validation, self.held_out, self.training) if s is not None]
+        for scenes in every:
+            check_scenes(scenes, self.workers, progress)
 
     def evidence(self, method: Method) -> dict[str, Any]:
         """All that a measured sensitivity depends on."""

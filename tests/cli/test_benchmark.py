@@ -108,6 +108,12 @@ def test_options_are_of_the_methods_that_read_them(place: Path) -> None:
         (["--devices", "cuda:99"], "device: cuda:99 is not here"),
         (["elsewhere"], "FOLDER: goes with table"),
         (["--ray", "auto"], "--devices: the cluster decides"),
+        (["--val-every", "2"], "--val-every: these runs have no validation images to look at"),
+        (["--patience", "3"], "--patience: what is reported of blues is trained on all images"),
+        (
+            ["--patience", "3", "--choose", "lr=1e-3,1e-2"],
+            "--patience: what is reported of blues is trained on all images",
+        ),
     ],
 )
 def test_mistakes_are_named_before_anything_is_run(

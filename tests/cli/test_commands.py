@@ -103,6 +103,22 @@ def test_the_module_can_be_run() -> None:
     assert done.stdout.strip() == spt_kernels.__version__
 
 
+def test_options_that_would_not_be_read_are_refused(
+    place: Path, model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = str(place / "base.safetensors")
+    train = [*model, "-d", str(place / "data"), "-o", str(place / "none")]
+    for arguments, words in (
+        (["finetune", *train, "--classes", ""], "--classes: expected names with commas between"),
+        (["predict", base, base, *model[:-2], "--classes", ","], "--classes: expected names"),
+        (["memory", "-m", "resnet10t", "--method", ","], "--method: expected names with commas"),
+        (["inspect", base, "--tensors", "-1"], "--tensors: expected 0 or more, got -1"),
+        (["bench", "--compare", "a", "b", "--rounds", "3"], "--rounds: goes with table7, not with"),
+        (["bench", "--compare", "a", "b", "-o", "c"], "--output: goes with table7, not with"),
+    ):
+        assert words in complaint_of(arguments, capsys)
+
+
 def test_trained_values_are_shown_and_checked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

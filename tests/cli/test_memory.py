@@ -23,6 +23,9 @@ MODEL = ["-m", "vit_tiny_patch16_224", "--num-classes", "7"]
 MODEL += [part for key, value in TINY.items() for part in ("--model-arg", f"{key}={value}")]
 
 
+LESS = ("approximate", "recompute", "offload")
+
+
 def model():
     return timm.create_model("vit_tiny_patch16_224", num_classes=7, **TINY)
 
@@ -78,13 +81,40 @@ def test_what_is_on_the_host_or_computed_again_is_accounted(
     assert found["host_bytes"] >= 8 * found["num_trainable"] > 2 * found["optimizer"]
     again = estimate_memory(model(), shape(8), method="full", recompute="block")
     assert found["activations"] <= again.by_category["activations"]
+    nothing = [part for what in LESS for part in (f"--{what}", "nothing")]
+    assert app.run(["memory", *MODEL, "--method", "bias", *nothing]) == 0
+    assert "cuda, adamw, bias\n" in capsys.readouterr().out, "nothing is done"
     assert app.run(["memory", *MODEL, "--method", "bias", "--recompute", "mlp@0"]) == 0
     assert "adamw, mlp@0 computed again, bias" in capsys.readouterr().out
+
+
+def test_a_batch_in_parts_is_accounted(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--batch", "64", "--method", "full"]
+    whole, parts = (one_of([*arguments, *more], capsys) for more in ([], ["--micro-batch", "8"]))
+    expected = estimate_memory(model(), shape(64), method="full", micro_batch=8)
+    assert (parts["peak_bytes"], parts["micro_batch"]) == (expected.peak_bytes, 8)
+    assert parts["peak_bytes"] < whole["peak_bytes"]
+    assert whole["micro_batch"] is None
+    assert one_of([*arguments, "--micro-batch", "64"], capsys) == whole, "all of it is one part"
+    fits = ["--micro-batch", "8", "--fits", "0.01"]
+    [found] = one_of([*arguments, *fits], capsys)["fits"]
+    for images, is_within in ((found["batch"], True), (found["batch"] + 1, False)):
+        own = estimate_memory(model(), shape(images), method="full", micro_batch=8)
+        assert (own.peak_bytes <= found["limit_bytes"]) is is_within
+    assert app.run(["memory", *MODEL, *arguments, "--micro-batch", "8", "-q"]) == 0
+    assert "64 × 3 × 16 × 16, 8 at a time, fp32, cuda, adamw" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--reserve", "1"], "--reserve: is kept free of what --fits names"),
+        (["--inference", "--budget", "0.1"], "--budget: inference is of the plain model; name a"),
+        (["--inference", "--from-block", "1"], "--from-block: inference is of the plain model"),
+        (["--dtype", "fp16"], "--dtype must be one of fp32, bf16-autocast, bf16, got 'fp16'"),
+        (["--optimizer", "lion"], "--optimizer must be 'adamw', 'sgd', 'none' or a function"),
+        (["--micro-batch", "0"], "--micro-batch: expected at least 1, got 0"),
+        (["--micro-batch", "2", "--inference"], "--micro-batch: inference sums up no gradients"),
         (
             ["--offload", "state", "--optimizer", "sgd"],
             "--offload: state is that of adamw, got",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,6 +116,10 @@ OF_FINETUNE = {
         ["--method", "noah", "--val-share", "0"],
         "--val-share: method 'noah' searches by validation images, and there are none",
     ),
+    "no one to look at": (
+        ["--val-share", "0", "--val-every", "2"],
+        "--val-every: there are no validation images to look at; give some, or hold out a share",
+    ),
     "no such block": (["--from-block", "9"], "from-block: expected a block from 0 (blocks.0) to 1"),
     "no block": (["--method", "linear", "--from-block", "1"], "--from-block: method 'linear' has"),
     "no search": (["--generations", "3"], "--generations: method 'spt-lora' has none; leave it"),
@@ -200,6 +205,36 @@ def test_files_are_overwritten_by_force_alone(
     assert "is there already; --force" in complaint_of(memory, capsys)
 
 
+def test_what_a_command_reads_is_never_overwritten(
+    place: Path, job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, base = tmp_path / "run", tmp_path / "base.safetensors"
+    shutil.copy(place / "base.safetensors", base)
+    own = [str(base) if part.endswith("base.safetensors") else part for part in job]
+    train = ["finetune", *own, "--method", "linear", "--epochs", "1", "-q", "-o", str(folder)]
+    assert run([*train, "--json"]) == 0
+    before = {path: path.read_bytes() for path in (folder / "task.safetensors", base)}
+    (tmp_path / "link.safetensors").symlink_to(base)
+    for output, what in (
+        (folder / "task.safetensors", "task"),
+        (base, "base weights"),
+        (tmp_path / "link.safetensors", "base weights"),
+    ):
+        merge = ["merge", str(folder), "-o", str(output), "--force"]
+        assert f"--output: {output} is the {what}, which is read" in complaint_of(merge, capsys)
+    measure = ["sensitivity", *own, "-o", str(base), "--force"]
+    assert f"--output: {base} is the base weights" in complaint_of(measure, capsys)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder that nobody writes to")
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(
+    job: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["sensitivity", *job, "-o", "/proc/a.sensitivity"]
+    assert "--output: cannot write to /proc (" in complaint_of(arguments, capsys)
+
+
 def test_a_plan_decides_in_every_command(
     measured: Path, job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,7 +312,7 @@ def test_all_that_saves_memory_together(
     assert (first["micro_batch"], first["offload"]) == (None, "frozen")
     resume = ["finetune", "--resume", "-o", str(folder), "--epochs", "2", "-q"]
     result = json_of([*resume, "--micro-batch", "3", "--offload", "nothing"], capsys)
-    assert (result["epochs"], result["micro_batch"], result["offload"]) == (2, 3, "nothing")
+    assert (result["epochs"], result["micro_batch"], result["offload"]) == (2, 3, None)
     file = folder / "task.safetensors"
     shown = json_of(["inspect", str(file)], capsys)
     assert "blocks.1" in json.dumps(shown)

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from spt_kernels.cli import evaluate
 from spt_kernels.cli.app import run
+from spt_kernels.finetuning.accuracy import Accuracy
+from spt_kernels.finetuning.images import LabelledImages
 from tests.finetuning.pictures_on_disk import TINY, write_images, write_task, write_weights
 
 from .test_commands import complaint_of, json_of, output_of
@@ -192,3 +195,40 @@ def test_runs_are_compared(place: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "RUN: no such folder" in complaint_of(["compare", str(tmp_path / "none")], capsys)
     bad = ["compare", str(one), "-o", str(tmp_path / "x.txt")]
     assert "--output: expected a picture" in complaint_of(bad, capsys)
+
+
+def test_what_is_taken_for_what_takes_no_square_of_the_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 100,000 classes that was 80 GB, and of 1,000 a million places to look through."""
+    monkeypatch.delattr(Accuracy, "confusion")
+    n = 100_000
+    labels, chosen = (5, 5, 5, 5, 5, 5, 7), (9, 2, 9, 3, 5, 1, 7)
+    counts = ([0] * n, [0] * n)
+    counts[0][5], counts[0][7], counts[1][5], counts[1][7] = 1, 1, 6, 1
+    seen = Accuracy(2, 7, 0.0, tuple(counts[0]), tuple(counts[1]), chosen, labels)
+    shown = evaluate._table(seen, LabelledImages((), (), tuple(f"c{i}" for i in range(n))))
+    told = {row[0]: row[3].replace("\ue000", " ") for row in shown.rows if row[3]}
+    assert told == {"c5": "c9 2, c1 1, c2 1, …"}
+
+
+def test_a_config_of_another_program_is_of_no_run(
+    place: Path, task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of transformers has one, too, and a task file may lie beside it."""
+    config = tmp_path / "config.json"
+    config.write_text('{"architectures": ["ViTForImageClassification"]}')
+    data = ["-d", str(place / "data"), "-q"]
+    of_run = json_of(["evaluate", task, *data], capsys)
+    beside = shutil.copy(task, tmp_path / "task.safetensors")
+    for file in (str(beside), str(tmp_path)):
+        assert json_of(["evaluate", file, *data], capsys) == of_run
+    folder, words = str(tmp_path), "(config.json is not there, or another's)"
+    assert f"no run in this folder {words}" in complaint_of(["inspect", folder], capsys)
+    assert f"holds no run {words}" in complaint_of(["compare", folder], capsys)
+    assert "expected a finished run, found none" in complaint_of(["plot", "budget", folder], capsys)
+    model = ["-m", "vit_tiny_patch16_224", *SHAPE, "-w", str(place / "base.safetensors")]
+    for job in ([], [*model, *data]):
+        resume = ["finetune", "--resume", "-o", folder, *job]
+        assert "config.json is of another program, and of no run" in complaint_of(resume, capsys)
+    assert "ViTForImageClassification" in config.read_text()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from spt_kernels.segmentation import pictures
 from tests.cli.test_commands import complaint_of, json_of, output_of
 from tests.segmentation.scenes_on_disk import TINY, write_backbone, write_scenes
 
@@ -32,6 +34,8 @@ def test_from_scenes_to_scores(
     shown = output_of(["inspect", "run"], capsys)
     assert "mIoU" in shown
     assert "ground, disc, bar" in shown
+    file = output_of(["inspect", "run/task.safetensors"], capsys)
+    assert "32 × 32, windows of scenes, bilinear" in " ".join(file.split())
     text = output_of(["segment", "--resume", "-o", "run", "-q"], capsys)
     assert "mIoU" in text
     assert "peak memory, accounted" in text
@@ -41,6 +45,14 @@ def test_from_scenes_to_scores(
     assert len(seen["images"]) == 6
     assert all(sum(own["shares"].values()) == pytest.approx(1) for own in seen["images"])
     assert len(list((tmp_path / "new").iterdir())) == 12
+    asked: Counter[str] = Counter()
+    identity = pictures._identity
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "_identity", lambda p: asked.update([str(p)]) or identity(p))
+        json_of(["evaluate", "run", "--save-predictions", "once", "-q"], capsys)
+        json_of(["predict", "run", photos[0], "--save-predictions", "once-more", "-q"], capsys)
+    assert len(asked) == 12
+    assert set(asked.values()) == {1}, "names are looked at once"
     assert json_of(["merge", "run", "-o", "merged.safetensors"], capsys)["num_classes"] == 3
     merged = json_of(["evaluate", "merged.safetensors", "-d", "scenes", "-q"], capsys)
     assert merged["pixel_accuracy"] == pytest.approx(result["pixel_accuracy"], abs=0.01)
@@ -83,6 +95,7 @@ def test_from_scenes_to_scores(
             "--output: run holds a run of segment, not of finetune; spt-kernels segment --resume",
         ),
         (["compare", "run"], "none is finished: run (it labels pixels)"),
+        (["plot", "budget", "run"], "FILES: run holds a run that labels pixels, not images"),
         (
             ["segment", *model, "-d", "scenes", "-o", "x", "--method", "mlp-2"],
             "--method: 'mlp-2' is for classification alone; expected one of full, linear, bias,",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from spt_kernels.cli import app
 from spt_kernels.finetuning import compare_runs, comparison_figure
 
 JOB: dict[str, Any] = {
@@ -139,3 +140,21 @@ def test_the_picture_holds_every_row(tmp_path: Path) -> None:
     (rings,) = [c for c in accuracy.collections if len(c.get_offsets()) == 2]
     assert [x for x, _ in rings.get_offsets()] == [50, 60]
     figure.savefig(tmp_path / "x.png")
+
+
+def test_the_same_job_and_seed_counts_once(tmp_path: Path) -> None:
+    """A copy of a run is no other seed: with it the standard error was 0."""
+    first = run(tmp_path / "a", {})
+    copy, other = run(tmp_path / "copy", {}), run(tmp_path / "b", {}, recipe={"seed": 1})
+    made = compare_runs([first, copy, other])
+    [way] = made.ways
+    assert way.runs == (str(first), str(other))
+    assert made.missing == {str(copy): f"it is of the same job and seed as {first}"}
+
+
+def test_a_mean_over_some_of_the_runs_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path / "a", {}), run(tmp_path / "b", {"test_accuracy": None}, recipe={"seed": 1})
+    assert app.run(["compare", str(tmp_path)]) == 0
+    assert "spt-lora: 1 of its 2 runs have test images" in capsys.readouterr().out

@@ -95,6 +95,19 @@ def test_neither_workers_nor_memory_change_what_comes(tmp_path: Path) -> None:
         assert torch.equal(passes[0], passes[2])
 
 
+def test_a_seed_may_be_a_date(tmp_path: Path) -> None:
+    """Times the numbers of the epoch and the image it is more than 64 bits have room for."""
+    write_images(tmp_path, {"a": 4})
+    passes = []
+    for seed in (20261129, 20261130, 2**63 - 1):
+        pixels = PixelSet(read_folder(tmp_path), form(augment="crop-flip"), seed=seed)
+        batches = Batches(pixels, 4, CPU, shuffle_seed=seed)
+        (images, _), (again, _) = (next(batches.epoch(1)) for _ in range(2))
+        assert torch.equal(images, again)
+        passes.append(images)
+    assert not torch.equal(passes[0], passes[1])
+
+
 def test_augmentation_changes_with_the_epoch_alone(tmp_path: Path) -> None:
     write_images(tmp_path, {"a": 4})
     pixels = PixelSet(read_folder(tmp_path), form(augment="crop-flip"))
@@ -119,6 +132,8 @@ def test_loading_does_not_touch_the_generators(tmp_path: Path) -> None:
         {"crop_pct": 0.0},
         {"crop_pct": 1.1},
         {"std": (0.5, 0.0, 0.5)},
+        {"std": (0.5, float("inf"), 0.5)},
+        {"mean": (0.5, float("nan"), 0.5)},
         {"mean": (0.5,)},
         {"fit": "x"},
         {"augment": "x"},

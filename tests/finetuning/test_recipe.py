@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from timm.scheduler import CosineLRScheduler
 
 from spt_kernels.finetuning.recipe import Recipe
 from spt_kernels.methods import METHODS, Method
+from spt_kernels.segmentation import SegmentationRecipe
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -69,6 +72,7 @@ def test_the_learning_rate_ends_at_its_floor() -> None:
         {"clip_grad": 0.0},
         {"amp": "fp8"},
         {"seed": -1},
+        {"seed": 2**63},
         {"schedule": "cosine"},
     ],
     ids=str,
@@ -82,6 +86,29 @@ def test_an_impossible_recipe_is_refused_by_name(change: dict) -> None:
 def test_numbers_that_are_counted_are_whole(name: str) -> None:
     with pytest.raises(TypeError, match=f"{name}: expected a whole number, got 2.5"):
         Recipe(**{name: 2.5})
+
+
+@pytest.mark.parametrize("own", [Recipe(), Method(), SegmentationRecipe()], ids=type)
+def test_none_stands_for_nothing_where_there_is_no_such_thing(own: Any) -> None:
+    """It went through the checks, and failed somewhere in the run."""
+    for f in fields(own):
+        if f.name == "name":  # which is refused as any other that there is not
+            continue
+        if f.default is not None:
+            with pytest.raises((TypeError, ValueError), match=f"^{f.name}: expected .* None"):
+                replace(own, **{f.name: None})
+        else:
+            assert getattr(replace(own, **{f.name: None}), f.name) is None
+
+
+def test_nothing_that_is_said_is_nothing_that_is_not() -> None:
+    for said, left_out in (
+        (Recipe(recompute="nothing", offload="nothing", approximate="nothing"), Recipe()),
+        (SegmentationRecipe(recompute=" nothing "), SegmentationRecipe()),
+    ):
+        assert said == left_out
+    with pytest.raises(ValueError, match=r"^memory_bytes: decides what micro_batch and recompute"):
+        Recipe(memory_bytes=2**33, recompute="nothing")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from spt_kernels.segmentation import (
     label_images,
     read_ade20k,
 )
+from spt_kernels.segmentation.pictures import check_folder
 
 NO_MODEL: Any = None  # what is refused before the model is asked for anything
 FORM = SceneForm((0.5,) * 3, (0.5,) * 3, 32, 21)
@@ -38,6 +39,20 @@ def files_in(folder: Path) -> dict[Path, bytes]:
 @pytest.fixture
 def scenes(data: Path, tmp_path: Path) -> LabelledScenes:
     return read_ade20k(shutil.copytree(data, tmp_path / "scenes"), "validation")
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(tmp_path: Path) -> None:
+    """It was found out when the first label map was there."""
+    file = tmp_path / "file"
+    file.touch()
+    places = [file / "labels", file / "labels" / "of" / "val"]
+    places += [Path("/proc/labels")] if Path("/proc/self").is_dir() else []
+    for place in places:
+        with pytest.raises(ValueError, match=rf"^save_predictions: cannot write to {place} \("):
+            check_folder(place, force=True)
+    check_folder(tmp_path / "new" / "labels", force=False)
+    check_folder(tmp_path, force=True)
+    assert list(tmp_path.iterdir()) == [file], "nothing is left behind"
 
 
 def test_a_photograph_is_not_replaced_by_its_label_map(tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""Scenes one after the other, by as many processes as are to read them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import needed
+from ..finetuning.progress import Progress
+from ..finetuning.readable import check_readable, loaded
+from .ade20k import LabelledScenes
+from .scenes import glance_at_scene, read_image, read_scene
+
+with needed("reading images"):
+    from PIL import Image
+
+F = TypeVar("F")
+T = TypeVar("T")
+
+
+def scenes_of(scenes: LabelledScenes, workers: int = 0) -> Iterator[tuple[Image.Image, np.ndarray]]:
+    """Each image with its label map, in order; errors as `read_scene`."""
+    return _in_order(_pairs(scenes), functools.partial(_scene, len(scenes.classes)), workers)
+
+
+def images_of(paths: Sequence[Path], workers: int = 0) -> Iterator[Image.Image]:
+    """Each image, in order; errors as `read_image`."""
+    return _in_order(paths, read_image, workers)
+
+
+def check_scenes(scenes: LabelledScenes, workers: int, progress: Progress) -> None:
+    """Read every scene once, or of very many how its files begin, and keep none.
+
+    Raises:
+        ValueError: as `read_scene`.
+    """
+    read = functools.partial(_scene, len(scenes.classes))
+    check_readable(_pairs(scenes), read, _glanced_at, workers, progress, "checking scenes")
+
+
+def _pairs(scenes: LabelledScenes) -> list[tuple[Path, Path]]:
+    return list(zip(scenes.paths, scenes.annotations, strict=True))
+
+
+def _scene(num_classes: int, pair: tuple[Path, Path]) -> tuple[Image.Image, np.ndarray]:
+    return read_scene(*pair, num_classes)
+
+
+def _glanced_at(pair: tuple[Path, Path]) -> None:
+    glance_at_scene(*pair)
+
+
+class _Read(Dataset[T], Generic[F, T]):
+    """What is read of each file when it is asked for."""
+
+    def __init__(self, files: Sequence[F], read: Callable[[F], T]) -> None:
+        self._files, self._read = files, read
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, number: int) -> T:
+        return self._read(self._files[number])
+
+
+def _in_order(files: Sequence[F], read: Callable[[F], T], workers: int) -> Iterator[T]:
+    loader = DataLoader(
+        _Read(files, read),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        # the loader draws a seed for its workers: from its own generator, not from the model's
+        generator=torch.Generator().manual_seed(0),
+    )
+    return loaded(loader)
+
+
+def _as_it_is(what: T) -> T:
+    return what

@@ -1,0 +1,91 @@
+"""Scenes that cannot be read are named before the work; workers change nothing of what is read."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spt_kernels.finetuning import readable
+from spt_kernels.finetuning.progress import Silent
+from spt_kernels.methods import Method
+from spt_kernels.segmentation import SegmentationJob, read_ade20k, segment
+from spt_kernels.segmentation.reading import check_scenes, images_of, scenes_of
+from tests.finetuning.test_readable import Stages
+
+pytestmark = pytest.mark.usefixtures("quickly")
+
+
+@pytest.mark.parametrize(
+    ("file", "what"),
+    [
+        ("images/training/ADE_train_00000003.jpg", "the image"),
+        ("annotations/training/ADE_train_00000003.png", "the label map"),
+        ("images/validation/ADE_valid_00000003.jpg", "the image"),
+        ("annotations/validation/ADE_valid_00000003.png", "the label map"),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_file_ends_a_run_before_it_begins(
+    file: str, what: str, workers: int, job: SegmentationJob, tmp_path: Path
+) -> None:
+    """One of a validation image was found after the last iteration."""
+    root = shutil.copytree(job.data, tmp_path / "scenes")
+    bad = root / file
+    bad.write_bytes(bad.read_bytes()[:60])
+    own, stages = replace(job, data=str(root), val_share=0.2), Stages()
+    with pytest.raises(ValueError, match=rf"^{bad}: cannot read {what} \([^\n]*\)$"):
+        segment(own, tmp_path / "run", workers=workers, progress=stages)
+    assert set(stages.begun) == {"checking scenes"}
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_label_that_there_is_not_ends_a_run_before_it_begins(
+    job: SegmentationJob, tmp_path: Path
+) -> None:
+    root = shutil.copytree(job.data, tmp_path / "scenes")
+    bad = root / "annotations" / "validation" / "ADE_valid_00000002.png"
+    Image.new("L", (48, 40), 9).save(bad)
+    own = replace(job, data=str(root), method=Method("linear"))
+    with pytest.raises(ValueError, match=rf"^{bad}: expected labels of 0 to 3, got 9"):
+        segment(own, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_of_very_many_scenes_the_beginning_is_looked_at(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes = read_ade20k(shutil.copytree(data, tmp_path / "scenes"), "validation")
+    bad = scenes.annotations[1]
+    monkeypatch.setattr(readable, "MANY", 2)
+    Image.new("L", (48, 40), 9).save(bad)  # which shows when it is read
+    check_scenes(scenes, 0, Silent())
+    for size, message in (((40, 48), "expected the 48 × 40 of its image, got 40 × 48"), (None, "")):
+        if size is None:
+            bad.write_bytes(b"")
+        else:
+            Image.new("L", size).save(bad)
+        with pytest.raises(ValueError, match=message or "cannot read the label map"):
+            check_scenes(scenes, 0, Silent())
+
+
+def test_workers_read_the_same_and_draw_nothing(data: Path) -> None:
+    scenes = read_ade20k(data, "training")
+    before = torch.get_rng_state()
+    for workers in (0, 1):
+        check_scenes(scenes, workers, Silent())
+        pictures = list(images_of(scenes.paths, workers))
+        for picture, path, (image, labels), truth in zip(
+            pictures, scenes.paths, scenes_of(scenes, workers), scenes.annotations, strict=True
+        ):
+            with Image.open(path) as file:
+                assert np.array_equal(np.asarray(file), np.asarray(image))
+                assert np.array_equal(np.asarray(file), np.asarray(picture))
+            with Image.open(truth) as file:
+                assert np.array_equal(np.asarray(file), np.where(labels == 255, 0, labels + 1))
+    assert torch.equal(before, torch.get_rng_state())
