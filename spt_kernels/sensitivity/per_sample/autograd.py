@@ -44,7 +44,8 @@ def sample_gradients(
                 continue
             gradients = gradients_of(own * loss_scale, list(parameters.values()))
             yield {
-                name: None if gradient is None else gradient / loss_scale
+                # of a table with sparse gradients a word that comes twice may have two rows
+                name: None if gradient is None else gradient.to_dense() / loss_scale
                 for name, gradient in zip(parameters, gradients, strict=True)
             }
 

@@ -281,7 +281,7 @@ def _agrees(
 
 def _typical(truth: list[dict[str, Tensor | None]]) -> float:
     """The root mean square of the largest gradients: rounding leaves some of it where is none."""
-    gradients = [g for sample in truth for g in sample.values() if g is not None]
+    gradients = [g for sample in truth for g in sample.values() if g is not None and g.numel()]
     return max((float(g.norm()) / g.numel() ** 0.5 for g in gradients), default=0.0)
 
 

@@ -291,6 +291,8 @@ def _channel_axis(x: Any, vector: Any) -> int | None:
     """The dimension of `x`, from its end, along which `vector` has one number each."""
     if not isinstance(x, Tensor) or not isinstance(vector, Tensor) or vector.ndim >= x.ndim + 1:
         return None
+    if x.is_complex() or vector.is_complex():
+        return None  # the gradient of a real factor takes both parts of the other
     axes = [axis for axis in range(-vector.ndim, 0) if vector.shape[axis] != 1]
     if len(axes) != 1 or axes[0] == -x.ndim or x.shape[axes[0]] != vector.numel():
         return None
