@@ -114,6 +114,27 @@ def test_batches_made_in_inference_mode() -> None:
     assert_exact(measure(model, inputs, labels), model, inputs)
 
 
+class Mapped(nn.Module):
+    """A part of it is written for one sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layer = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.vmap(lambda own: self.norm(self.layer(own).tanh()).mean(0))(self.first(x))
+        return self.head(x)
+
+
+def test_parts_that_are_mapped_over_samples() -> None:
+    torch.manual_seed(0)
+    model, inputs = Mapped(), torch.randn(4, 6, 8)
+    found = measure(model, inputs)
+    assert {name.split(".")[0] for name in found.fallback} == {"layer", "norm"}
+    assert_exact(found, model, inputs)
+
+
 class Bags(nn.Module):
     """Sums of words, whose table gets a sparse gradient and is measured by plain autograd."""
 

@@ -158,6 +158,8 @@ class Interception:
             found = [value for value in found if id(value) not in self._replaced]
         if not found:
             return func(*args, **kwargs)
+        if torch._C._are_functorch_transforms_active():  # as in `torch.vmap`: what rows are is lost
+            return self._give_up(found, _run_frozen(func, args, kwargs, found))
         if recognize is None:
             output = self._same_numbers(func, args, kwargs)
             if output is not None:
