@@ -133,6 +133,7 @@ def allocate_each(
     if isinstance(budgets, str) or not isinstance(budgets, Iterable):
         raise TypeError(f"budgets must be a sequence of budgets, got {budgets!r}: see allocate")
     _check_options(structured, rank, rule, scale, dropout)
+    rank, scale, dropout = int(rank), float(scale), float(dropout)  # numpy's, which no file holds
     counts = [_as_count(budget, sensitivity.backbone_numel) for budget in budgets]
     segments = _segments(sensitivity, structured, rank, rule)
     group = _group_of(sensitivity)
