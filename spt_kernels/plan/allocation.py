@@ -279,7 +279,7 @@ def _assign(
             block = sensitivity.info[segment.name].row_blocks[segment.block]
             rows.setdefault(segment.name, []).append((block.start, block.stop))
         else:
-            whole = torch.arange(segment.offset, segment.offset + segment.numel)
+            whole = torch.arange(segment.offset, segment.offset + segment.numel, device="cpu")
             parts.setdefault(segment.name, []).append(whole)
     specs = {
         name: module_spec(kind, rank, ranges, sensitivity.info[name].shape[1], scale, dropout)
