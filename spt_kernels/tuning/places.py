@@ -201,16 +201,16 @@ def check_places(
             own = identity_of(parameter)
             if times[own] > 1:
                 other, same = next((n, p) for n, p in every if identity_of(p) == own and n != name)
-                advice = (
-                    f"tied weights cannot be tuned by a plan, only trained whole, with "
-                    f"head=[{name!r}] in measure_sensitivity"
-                )
                 if same is not parameter:
-                    advice = (
-                        "what is written into one changes the other; give each its own memory, or "
-                        "make them one parameter again, as tie_weights() of transformers does"
+                    raise ValueError(
+                        f"{name} is shared with {other}: two parameters lie in one memory; give "
+                        "each its own, or make them one parameter again, as tie_weights() of "
+                        "transformers does"
                     )
-                raise ValueError(f"{name} is shared with {other}: {advice}")
+                raise ValueError(
+                    f"{name} is shared with {other}: tied weights cannot be tuned by a plan, only "
+                    f"trained whole, with head=[{name!r}] in measure_sensitivity"
+                )
             if name in head:
                 raise ValueError(f"{name} is part of the head, which is trained as a whole")
             if local not in place.positions:

@@ -423,7 +423,7 @@ def _with_a_transposed_weight() -> nn.Module:
         (_with_a_shared_weight, r"fc1\.weight is shared with blocks\.1\.mlp\.fc1\.weight"),
         (
             _with_two_weights_in_one_memory,
-            r"blocks\.0\.mlp\.fc1\.weight is shared with blocks\.1.*each its own memory",
+            r"blocks\.0\.mlp\.fc1\.weight is shared with blocks\.1.*lie in one memory",
         ),
         (_with_a_transposed_weight, r"blocks\.0\.mlp\.fc1\.weight must be contiguous"),
     ],
