@@ -128,7 +128,7 @@ def _read_tensors(header: Mapping[str, Any], data: memoryview) -> dict[str, Tens
             block = bytearray(data[begin:end])
             tensors[name] = torch.frombuffer(block, dtype=_DTYPES[dtype]).reshape(shape)
         else:
-            tensors[name] = torch.empty(shape, dtype=_DTYPES[dtype])
+            tensors[name] = torch.empty(shape, dtype=_DTYPES[dtype], device="cpu")
         position = end
     if position != len(data):
         raise ValueError(f"expected {position} bytes of tensors, got {len(data)}")

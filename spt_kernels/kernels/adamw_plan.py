@@ -117,7 +117,8 @@ class AdamWPlan:
         device, n = params[0].device, len(params)
         table, n_programs = entry_table(params, exp_avgs, exp_avg_sqs, targets, indices, originals)
         counters = torch.tensor(
-            [[s.data_ptr(), *row] for s, *row in zip(steps, groups, entry_ids, strict=True)]
+            [[s.data_ptr(), *row] for s, *row in zip(steps, groups, entry_ids, strict=True)],
+            device="cpu",
         )  # [entries, 3]
         self._table, self._counters = (upload(t, device) for t in (table, counters))
         # [entries, 10], made anew by the first launch of each step for the second

@@ -91,7 +91,7 @@ def address_table(
         words = [word.data_ptr() if isinstance(word, Tensor) else word for word in row]
         table.append([n_programs, numel, *words])
         n_programs += -(-numel // block)  # `triton.cdiv` takes as long as the rest of the row
-    return torch.tensor(table, dtype=torch.int64), n_programs
+    return torch.tensor(table, dtype=torch.int64, device="cpu"), n_programs
 
 
 def upload(table: Tensor, device: torch.device) -> Tensor:
@@ -118,9 +118,9 @@ class SmallTable:
         """
         there = self._there
         if there.is_cuda and torch.cuda.is_current_stream_capturing():
-            return upload_as_arguments(torch.tensor(words), there.device)
+            return upload_as_arguments(torch.tensor(words, device="cpu"), there.device)
         if words != self._words:
-            here = torch.tensor(words)
+            here = torch.tensor(words, device="cpu")
             there.copy_(here.pin_memory() if there.is_cuda else here, non_blocking=True)
             self._words = words
         return there
@@ -145,7 +145,7 @@ def upload_as_arguments(table: Tensor, device: torch.device) -> Tensor:
 def load_for_capture(device: torch.device) -> None:
     """Load what `upload_as_arguments` launches: no graph can hold the first launch of a kernel."""
     with torch.cuda.device(device):
-        upload_as_arguments(torch.zeros(1, dtype=torch.int64), device)
+        upload_as_arguments(torch.zeros(1, dtype=torch.int64, device="cpu"), device)
 
 
 def shipped_variants() -> list[Variant]:

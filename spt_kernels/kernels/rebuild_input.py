@@ -119,8 +119,8 @@ def _layer_norm_launch(
     all the rest of a layer's backward.
     """
     n_rows, n_cols, _ = sizes
-    is_aligned = not any(tensor.data_ptr() % 16 for tensor in tensors)
-    key = (tensors[0].device, is_aligned, sizes, constants, *(t.dtype for t in tensors))
+    aligned = tuple(tensor.data_ptr() % 16 == 0 for tensor in tensors)  # of each its own
+    key = (tensors[0].device, aligned, sizes, constants, *(t.dtype for t in tensors))
     launch = _LAYER_NORM_LAUNCHES.get(key)
     if launch is None:
         n_programs = triton.cdiv(n_rows, _ROWS) * triton.cdiv(n_cols, _COLS)

@@ -145,7 +145,7 @@ def by_tiles(grad_output: Tensor, input: Tensor, plan: TilePlan) -> Tensor:
     launch = LAUNCHES[plan.block, plan.width, is_fp32, capability]
     n_tiles, nnz = len(plan.tiles), plan.order.numel()
     splits, tokens_per_split = split_tokens(len(input), n_tiles, launch, input.device)
-    partial = torch.empty(splits, nnz, device=input.device)  # fp32
+    partial = torch.empty(splits, nnz, dtype=torch.float32, device=input.device)
     tile_kernel[(n_tiles * splits,)](
         partial,
         left,

@@ -145,7 +145,7 @@ def sparse_adamw(
         return
     device = params[0].device
     table = upload(table, device)
-    grad_addresses = upload(torch.tensor([grad.data_ptr() for grad in grads]), device)
+    grad_addresses = upload(torch.tensor([grad.data_ptr() for grad in grads], device="cpu"), device)
     numbers = numbers_of(hyper)
     if numbers.device.type == "cpu":
         numbers = upload(numbers, device)

@@ -79,7 +79,7 @@ def sparse_weight_grad(
     """See `spt_kernels.ops.sparse_weight_grad.sparse_weight_grad`; a plan allows tiles."""
     nnz = index.numel()
     if nnz == 0 or len(input) == 0:
-        return torch.zeros(nnz, device=input.device)
+        return torch.zeros(nnz, dtype=torch.float32, device=input.device)
     way = _way(plan, nnz, grad_output.shape[1], input)
     if way is Way.DENSE:
         if plan is not None and grad_output.shape[1] * input.shape[1] <= _DENSE_NUMEL:
@@ -112,7 +112,7 @@ def by_vectors(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
     nnz = index.numel()
     entry_blocks = triton.cdiv(nnz, _ENTRIES)
     splits, tokens_per_split = split_tokens(len(input), entry_blocks, LAUNCH, input.device)
-    partial = torch.empty(splits, nnz, device=input.device)  # fp32
+    partial = torch.empty(splits, nnz, dtype=torch.float32, device=input.device)
     vector_kernel[(entry_blocks * splits,)](
         partial,
         grad_output,
@@ -142,7 +142,7 @@ def by_dense_blocks(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor
     rows = index // n_columns
     in_range = (index >= 0) & (rows < n_rows)
     # a position outside of the weight shows, as by vectors
-    result = torch.full(index.shape, float("nan"), device=input.device)  # [nnz] fp32
+    result = torch.full_like(index, float("nan"), dtype=torch.float32)  # [nnz]
     rows_per_block = max(1, _DENSE_BLOCK_NUMEL // n_columns)
     for first in range(0, n_rows, rows_per_block):
         block = _product(grad_output[:, first : first + rows_per_block].T, input).flatten()

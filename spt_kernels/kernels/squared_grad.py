@@ -214,7 +214,8 @@ def accumulate_squared_grad(
     at_once = tile.programs_per_sm * multiprocessors_of(score.device)
     split = _Split.of(tile.count(n_out, n_in), at_once, n_samples)
     in_parts = split.rest * split.parts
-    parts = torch.empty(in_parts * tile.out * tile.cols, device=score.device)
+    n_cells = in_parts * tile.out * tile.cols
+    parts = torch.empty(n_cells, dtype=torch.float32, device=score.device)
     matrix_kernel[(split.whole + in_parts,)](
         score,
         parts if in_parts else score,

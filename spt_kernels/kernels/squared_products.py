@@ -53,7 +53,8 @@ def by_products(score: Tensor, grad_output: Tensor, input: Tensor, scale: float)
     """See `spt_kernels.ops.squared_grad.accumulate_squared_grad`; of fp32."""
     n_samples, (n_out, n_in) = grad_output.shape[0], score.shape
     at_once = max(1, min(n_samples, _PRODUCT_BYTES // (4 * score.numel())))
-    products = torch.empty(at_once, n_out, n_in, device=score.device)
+    shape = at_once, n_out, n_in
+    products = torch.empty(*shape, dtype=torch.float32, device=score.device)
     grid = (triton.cdiv(n_out, _BLOCK_OUT) * triton.cdiv(n_in, _BLOCK_IN),)
     for first in range(0, n_samples, at_once):
         some = slice(first, first + at_once)

@@ -90,7 +90,7 @@ class Pieces:
             words += (n_filters, numel, n_groups, tensor.data_ptr(), is_bf16, cap)
             n_filters += -(-numel // (CUT.tile * CUT.filtered))
             n_groups += -(-numel // (CUT.tile * CUT.grouped))
-        table = torch.tensor(words, dtype=torch.int64).view(-1, WORDS.value)
+        table = torch.tensor(words, dtype=torch.int64, device="cpu").view(-1, WORDS.value)
         return cls(CUT, upload(table, tensors[0].device), numels, n_filters, n_groups)
 
     def read_by(self, kept: Candidates | None) -> dict[str, Any]:

@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .structured import StructuredConv2d, StructuredLayer, StructuredLinear, add_to_rows, rows_of
+from .structured import (
+    NEW,
+    StructuredConv2d,
+    StructuredLayer,
+    StructuredLinear,
+    add_to_rows,
+    rows_of,
+)
 from .traced_adapter import FrozenBase, TracedAdapter
 
 if TYPE_CHECKING:
@@ -32,14 +39,15 @@ class AdapterLayer(StructuredLayer):
         """Put an Adapter on this module, which has the contents of its base layer."""
         self._freeze_for(spec)
         n_rows = sum(stop - start for start, stop in spec.rows)
-        self.down_weight = nn.Parameter(torch.empty(spec.rank, n_rows))
-        self.down_bias = nn.Parameter(torch.empty(len(spec.rows) * spec.rank))
-        self.up_weight = nn.Parameter(torch.zeros(n_rows, spec.rank))
-        self.up_bias = nn.Parameter(torch.zeros(n_rows))
+        self.down_weight = nn.Parameter(torch.empty(spec.rank, n_rows, **NEW))
+        self.down_bias = nn.Parameter(torch.empty(len(spec.rows) * spec.rank, **NEW))
+        self.up_weight = nn.Parameter(torch.zeros(n_rows, spec.rank, **NEW))
+        self.up_bias = nn.Parameter(torch.zeros(n_rows, **NEW))
         with torch.no_grad():
             for _, columns, part in self.__dict__["_spt_ranges"]:
                 width = columns.stop - columns.start
-                down = torch.empty(spec.rank, width)  # as nn.Linear starts: its fan-in is the width
+                # as nn.Linear starts: its fan-in is the width
+                down = torch.empty(spec.rank, width, **NEW)
                 self.down_weight[:, columns] = nn.init.kaiming_uniform_(down, a=math.sqrt(5))
                 self.down_bias[part].uniform_(-1 / math.sqrt(width), 1 / math.sqrt(width))
         self._move_and_tag(self.weight.device)

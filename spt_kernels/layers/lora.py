@@ -13,7 +13,7 @@ from ..model.quantized import logical_shape
 from .mask_keys import draw_seed
 from .pointwise_lora import PointwiseLora
 from .row_ranges import groups_of
-from .structured import StructuredConv2d, StructuredLayer, StructuredLinear, add_to_rows
+from .structured import NEW, StructuredConv2d, StructuredLayer, StructuredLinear, add_to_rows
 from .traced_dropout import draw_words
 from .traced_lora import LoraTrace, TracedLora, lora_update
 from .tuned_linear import LoraCall, TunedLinear, linear_with_lora, without_autocast
@@ -40,8 +40,9 @@ class LoraLayer(StructuredLayer):
         ranges = self.__dict__["_spt_ranges"]
         self.__dict__["_spt_plain_call"] = LoraCall(groups_of(ranges), spec.scale)
         n_ranges, n_rows = len(spec.rows), sum(stop - start for start, stop in spec.rows)
-        self.lora_a = nn.Parameter(torch.empty(n_ranges * spec.rank, logical_shape(self.weight)[1]))
-        self.lora_b = nn.Parameter(torch.zeros(n_rows, spec.rank))
+        n_columns = logical_shape(self.weight)[1]
+        self.lora_a = nn.Parameter(torch.empty(n_ranges * spec.rank, n_columns, **NEW))
+        self.lora_b = nn.Parameter(torch.zeros(n_rows, spec.rank, **NEW))
         for down in self.lora_a.data.split(spec.rank):
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
         self._move_and_tag(self.weight.device)

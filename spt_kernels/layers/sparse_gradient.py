@@ -60,7 +60,7 @@ def sparse_gradient(grad_output: Tensor, input: Tensor, pattern: SparsePattern) 
     if grad_output.dtype == torch.float64:
         # The op serves the dtypes that are trained in; float64 models exist to check gradients with
         return (grad_output.t() @ flat).flatten().index_select(0, pattern.index)
-    if may_launch(flat) and type(grad_output) is Tensor:
+    if may_launch(flat) and type(grad_output) is Tensor and not grad_output.is_neg():
         return launch(grad_output, flat, pattern)
     return sparse_weight_grad(grad_output, flat, pattern)
 

@@ -19,6 +19,9 @@ from .sparse_layer import SparseDeltaLayer
 from .tuned_class import Shown, share_contents
 from .tuned_conv import TunedConv2d
 
+# Where and in what new parameters are drawn, whatever torch's defaults are
+NEW: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+
 
 class StructuredLayer(SparseDeltaLayer):
     """A frozen layer with a small trained module on it; subclasses add parameters and forward.

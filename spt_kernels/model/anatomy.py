@@ -11,6 +11,7 @@ from .head import HeadPatterns, config_entry, head_names, is_timm
 from .parameter_info import blocks_among, describe
 from .quantized import logical_numel
 from .reparametrised import check_own_weights
+from .tied import identity_of
 
 _TUNABLE_KINDS = frozenset({"linear", "pointwise", "functional", "conv2d", "norm", "bias"})
 _STEM_ATTRIBUTES = frozenset(
@@ -126,9 +127,9 @@ def possible_names(
 
 def _shared_names(model: nn.Module) -> set[str]:
     """Names of the parameters that occur more than once in the model."""
-    names: dict[int, list[str]] = {}
+    names: dict[object, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+        names.setdefault(identity_of(parameter), []).append(name)
     return {name for same in names.values() if len(same) > 1 for name in same}
 
 

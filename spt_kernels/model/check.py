@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..distributed.sharded import is_sharded
 from .parameter_info import ParameterInfo
@@ -80,6 +80,21 @@ def check_are_matrices(wanted: Mapping[str, ParameterInfo], quantized: Mapping[s
             raise ValueError(
                 f"{name} is quantized to {quantized[name]} and is no weight of a Linear, so that "
                 "nothing can be trained beside it: leave it out of include"
+            )
+
+
+def check_are_real(wanted: Iterable[str], parameters: Mapping[str, Tensor]) -> None:
+    """Raise `ValueError` where what is wanted has no squared gradient as a number in fp32.
+
+    Args:
+        wanted: names of what is to be measured.
+        parameters: of the model, by name.
+    """
+    for name in wanted:
+        if not (parameters[name].is_floating_point() or is_quantized(parameters[name])):
+            raise ValueError(
+                f"{name} is of {parameters[name].dtype}, and only floating parameters can be "
+                "measured and tuned: leave it out of include"
             )
 
 

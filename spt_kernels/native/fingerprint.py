@@ -23,7 +23,7 @@ def fingerprint(
         check(f"tensors[{i}]", tensor, (tensor.dtype,))
         check(f"indices[{i}]", index, (torch.int32,))
         check(f"originals[{i}]", original, (tensor.dtype,), index.numel())
-    found = torch.empty(len(tensors), 2, dtype=torch.int64)
+    found = torch.empty(len(tensors), 2, dtype=torch.int64, device="cpu")
     module().fingerprint(
         [t.data_ptr() for t in tensors],
         [t.numel() for t in tensors],

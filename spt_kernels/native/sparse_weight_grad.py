@@ -34,7 +34,7 @@ def sparse_weight_grad(grad_output: Tensor, input: Tensor, index: Tensor) -> Ten
 def launch(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
     """`sparse_weight_grad` of what is known to have its layouts, dtypes and lengths."""
     (tokens, n_out), n_in, nnz = grad_output.shape, input.shape[1], index.shape[0]
-    grad = torch.empty(nnz, dtype=torch.float32)
+    grad = torch.empty(nnz, dtype=torch.float32, device="cpu")
     module().sparse_weight_grad(
         (tokens, n_out, n_in),
         (grad_output.data_ptr(), DTYPE_NUMBERS[grad_output.dtype], grad_output.stride(0), n_out),

@@ -38,6 +38,9 @@ def _select(tensors: Sequence[Tensor], k: int, caps: Sequence[int]) -> tuple[lis
         k,
         torch.get_num_threads(),
     )
-    positions = [torch.empty(n, dtype=torch.int64) for n in selection.counts()]  # [n] sorted
+    # wherever the default device is: C++ writes to these addresses
+    positions = [  # [n] sorted
+        torch.empty(n, dtype=torch.int64, device="cpu") for n in selection.counts()
+    ]
     selection.write([p.data_ptr() for p in positions])
     return positions, selection.bytes_read()

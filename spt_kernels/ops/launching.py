@@ -12,6 +12,7 @@ from torch import Tensor
 def may_launch(tensor: Tensor) -> bool:
     """Whether a tensor is what it seems, and nobody listens: no fake, no subclass, no compiler.
 
+    Nor a view of the opposite, as the imaginary part of a conjugate is: its memory has other signs.
     The registered ops are for those; each costs a second dispatch and a guard, more than all that
     an autograd function does else.
     """
@@ -19,6 +20,7 @@ def may_launch(tensor: Tensor) -> bool:
         not torch.compiler.is_compiling()  # first: what traces stops here
         and type(tensor) is Tensor
         and (tensor.is_cpu or tensor.is_cuda)
+        and not tensor.is_neg()
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
     )

@@ -164,7 +164,7 @@ def _layer_norm_on_cpu(
     else:
         if native.available():
             shape = input.shape
-            output = torch.empty(shape, dtype=dtype)
+            output = torch.empty(shape, dtype=dtype, device="cpu")
             n_rows, n_columns = mean.numel(), shape[-normalized_ndim:].numel()
             native.launch_rebuild_layer_norm(
                 input, mean, rstd, weight, bias, output, n_rows, n_columns

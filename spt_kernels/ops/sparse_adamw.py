@@ -126,7 +126,7 @@ def _hyper(entries: list[AdamWEntry], ids: list[int], device: torch.device) -> T
         )
         for e, entry_id in zip(entries, ids, strict=True)
     ]
-    hyper = torch.tensor(rows, dtype=torch.float64)  # [entries, 8]
+    hyper = torch.tensor(rows, dtype=torch.float64, device="cpu")  # [entries, 8]
     if not on_host:
         from ..kernels.address_table import upload
 

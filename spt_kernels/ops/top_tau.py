@@ -11,6 +11,7 @@ from .. import native
 from ..reference import top_tau as reference
 
 _DTYPES = (torch.float32, torch.bfloat16)
+_INT64_MAX = 2**63 - 1  # more than any tensor has, and all that an op can be given
 
 torch.library.define("spt::top_tau", "(Tensor[] tensors, int k, SymInt[] caps) -> Tensor[]")
 
@@ -52,7 +53,10 @@ def top_tau(
         return []
     scores = [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors]
     scores = [score if score.is_contiguous() else score.contiguous() for score in scores]
-    capped = [score.numel() for score in scores] if caps is None else list(caps)
+    most = [score.numel() for score in scores]
+    capped = most if caps is None else [min(cap, _INT64_MAX) for cap in caps]
+    if k > _INT64_MAX:
+        _explain([score.view(-1) for score in scores], k, capped, calls)
     try:
         return list(torch.ops.spt.top_tau(scores, k, capped))
     except ValueError:

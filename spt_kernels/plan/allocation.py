@@ -133,6 +133,7 @@ def allocate_each(
     if isinstance(budgets, str) or not isinstance(budgets, Iterable):
         raise TypeError(f"budgets must be a sequence of budgets, got {budgets!r}: see allocate")
     _check_options(structured, rank, rule, scale, dropout)
+    rank, scale, dropout = int(rank), float(scale), float(dropout)  # numpy's, which no file holds
     counts = [_as_count(budget, sensitivity.backbone_numel) for budget in budgets]
     segments = _segments(sensitivity, structured, rank, rule)
     group = _group_of(sensitivity)
@@ -278,7 +279,7 @@ def _assign(
             block = sensitivity.info[segment.name].row_blocks[segment.block]
             rows.setdefault(segment.name, []).append((block.start, block.stop))
         else:
-            whole = torch.arange(segment.offset, segment.offset + segment.numel)
+            whole = torch.arange(segment.offset, segment.offset + segment.numel, device="cpu")
             parts.setdefault(segment.name, []).append(whole)
     specs = {
         name: module_spec(kind, rank, ranges, sensitivity.info[name].shape[1], scale, dropout)

@@ -28,7 +28,7 @@ def captured(segments: Sequence[Segment], selected: Selected, group: Any) -> flo
         here = positions.to(segment.scores.device) - segment.first
         here = here[(here >= 0) & (here < segment.scores.numel())]
         own.append(_highest(segment.scores[here], segment.threshold).cpu())
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device="cpu")
     for segment, *parts in zip(segments, *Processes.of(group).gather(own), strict=True):
         total += _highest(torch.cat(parts), segment.threshold).sum(dtype=torch.float64)
     return float(total)

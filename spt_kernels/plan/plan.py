@@ -144,7 +144,7 @@ class Plan:
             for block, selected in zip(info.row_blocks, counts, strict=True):
                 unstructured = structured = 0
                 if positions is not None:
-                    ends = torch.tensor([block.start * row_numel, block.stop * row_numel])
+                    ends = positions.new_tensor([block.start * row_numel, block.stop * row_numel])
                     first, last = torch.searchsorted(positions, ends).tolist()
                     unstructured = last - first
                 if spec is not None:
@@ -266,7 +266,7 @@ def _check(plan: Plan) -> None:
         _check_positions(name, positions, plan.info[name].numel)
     for name, spec in plan.structured.items():
         _check_spec(name, spec, plan.info[name])
-        positions = plan.unstructured.get(name, torch.empty(0, dtype=torch.int64))
+        positions = plan.unstructured.get(name, torch.empty(0, dtype=torch.int64, device="cpu"))
         row = positions // plan.info[name].shape[1]
         if any(bool(((row >= start) & (row < stop)).any()) for start, stop in spec.rows):
             raise ValueError(f"unstructured[{name!r}] has positions in rows that are structured")

@@ -26,7 +26,7 @@ def fingerprint(
 ) -> Tensor:
     """See `spt_kernels.ops.fingerprint.fingerprint`."""
     found = [_of_one(*row) for row in zip(tensors, indices, originals, strict=True)]
-    return torch.stack(found) if found else torch.empty(0, 2, dtype=torch.int64)
+    return torch.stack(found) if found else torch.empty(0, 2, dtype=torch.int64, device="cpu")
 
 
 def _of_one(tensor: Tensor, index: Tensor, original: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def sparse_adamw(
 
 def random_bits(n: int, seed: int, step: int, entry_id: int, device: torch.device) -> Tensor:
     """32 random bits for each value of an entry, int64 `[n]`, the same in every backend."""
-    stream = _mix(torch.tensor((seed ^ (step * 0x9E3779B9)) & _UINT32))
+    stream = _mix(torch.tensor((seed ^ (step * 0x9E3779B9)) & _UINT32, device="cpu"))
     stream ^= (entry_id * 0x85EBCA6B) & _UINT32
     return _mix(stream.to(device) ^ torch.arange(n, device=device))
 

@@ -17,7 +17,7 @@ def sparse_weight_grad(grad_output: Tensor, input: Tensor, index: Tensor) -> Ten
     is never in memory.
     """
     n_in = input.shape[1]
-    result = torch.zeros(index.shape, device=input.device)  # [nnz] fp32
+    result = torch.zeros_like(index, dtype=torch.float32)  # [nnz]
     rows, row_ranks = torch.unique(index // n_in, return_inverse=True)
     columns, column_ranks = torch.unique(index % n_in, return_inverse=True)
     block_rows = max(1, _BLOCK_NUMEL // max(1, len(columns)))

@@ -13,9 +13,9 @@ def top_tau(tensors: Sequence[Tensor], k: int, caps: Sequence[int]) -> list[Tens
     values = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
     if not (values.isfinite() & (values >= 0)).all():
         raise ValueError("scores must be finite and not negative")
-    owner = torch.cat([torch.full((tensor.numel(),), m) for m, tensor in enumerate(tensors)])
-    position = torch.cat([torch.arange(tensor.numel()) for tensor in tensors])
-    owner, position = owner.to(values.device), position.to(values.device)
+    sizes = torch.tensor([tensor.numel() for tensor in tensors], device=values.device)
+    owner = torch.repeat_interleave(sizes)
+    position = torch.cat([torch.arange(int(n), device=values.device) for n in sizes])
 
     # a stable sort leaves ties in the order (tensor, position)
     values, order = values.sort(descending=True, stable=True)

@@ -23,7 +23,12 @@ from ..model import (
     possible_names,
     vocabulary_names,
 )
-from ..model.check import check_are_matrices, check_head_is_float, check_trainable_itself
+from ..model.check import (
+    check_are_matrices,
+    check_are_real,
+    check_head_is_float,
+    check_trainable_itself,
+)
 from ..model.quantized import logical_numel, quantized_names
 from .per_sample.batches import Samples
 from .per_sample.counted import on_first_counted
@@ -182,6 +187,7 @@ def _measure(
                 raise ValueError(f"head: {head!r} leaves nothing to measure")
         info, tokens, linears = _described(model, names)
         check_are_matrices(info, quantized)
+        check_are_real(names, parameters)
         scores, n_measured, methods = measure(
             model,
             loss,

@@ -56,6 +56,25 @@ def test_a_recorded_backward_computes_on_other_inputs_too() -> None:
     torch.testing.assert_close(recorded(other, other_grad), gradient(other, other_grad))
 
 
+@pytest.mark.parametrize("after_norm", [False, True], ids=["plain", "norm"])
+@pytest.mark.parametrize("which", ["input", "gradient"])
+def test_views_of_the_opposite_count_with_their_signs(which: str, after_norm: bool) -> None:
+    own = layer()
+
+    def gradient(x: Tensor, grad_output: Tensor) -> Tensor:
+        if after_norm:
+            x = F.layer_norm(x.requires_grad_(), (24,))  # made again from the view
+        return torch.autograd.grad(own(x), own.delta, grad_output)[0]
+
+    x, grad = torch.randn(1200, 24), torch.randn(1200, 20)  # too many for torch's own product
+    views = [
+        torch._neg_view(t) if name == which else t for t, name in ((x, "input"), (grad, "gradient"))
+    ]
+    assert any(view.is_neg() for view in views)
+    expected = gradient(*(view.clone() for view in views))
+    torch.testing.assert_close(gradient(*views), expected)
+
+
 @pytest.mark.parametrize("make", [F.gelu, lambda x: F.layer_norm(x, (24,))], ids=["gelu", "norm"])
 def test_shapes_alone_suffice(make: Callable[[Tensor], Tensor]) -> None:
     own = LoraLinear(nn.Linear(24, 20), LoraSpec(2, ((0, 20),), 24, dropout=0.5)).to("meta")

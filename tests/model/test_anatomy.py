@@ -213,9 +213,11 @@ def test_json_of_something_else_is_an_error(change) -> None:
         ParameterInfo.from_json(value)
 
 
-def test_shared_parameters_are_candidates_only_when_asked_for() -> None:
+@pytest.mark.parametrize("are_objects", [True, False], ids=["one-object", "one-memory"])
+def test_shared_parameters_are_candidates_only_when_asked_for(are_objects: bool) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4, bias=False))
-    model[2].weight = model[0].weight
+    shared = model[0].weight
+    model[2].weight = shared if are_objects else nn.Parameter(shared.detach())
     assert candidate_names(model) == ["0.bias", "1.weight", "1.bias"]
     assert candidate_names(model, include=["0.weight"])[0] == "0.weight"
 

@@ -235,6 +235,8 @@ def test_too_few_positive_scores() -> None:
         top_tau(tensors, 5)
     with pytest.raises(ValueError, match="k is 4, but only 3 positive scores can be counted"):
         top_tau(tensors, 4, [9, 2])
+    with pytest.raises(ValueError, match=f"k is {10**30}, but only 3 positive scores"):
+        top_tau(tensors, 10**30, [10**30, 2])
     with pytest.raises(ValueError, match="k is 1, but tensors is empty"):
         top_tau([], 1)
 

@@ -333,6 +333,7 @@ def test_scores_are_not_copied_nor_changed() -> None:
         ({"budget": True}, TypeError, "budget must be"),
         ({"budget": "10"}, TypeError, "budget must be"),
         ({"budget": 10**6, "structured": None}, ValueError, "at most 444 parameters"),
+        ({"budget": 10**30, "structured": None}, ValueError, "at most 444 parameters"),
         ({"structured": "prefix"}, ValueError, "structured must be"),
         ({"rank": 0}, ValueError, "rank must be at least 1"),
         ({"rank": 2.0}, TypeError, "rank must be an int"),
@@ -406,6 +407,16 @@ def test_save_and_load(tmp_path: Path) -> None:
     first, second = ((tmp_path / n).read_bytes() for n in ("plan.safetensors", "again.safetensors"))
     assert first == second
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.safetensors", "plan.safetensors"]
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    scores = Sensitivity.from_tensors({"fc.weight": torch.rand(12, 8)}, num_samples=1)
+    plan = allocate(
+        scores, np.int64(20), rank=np.int64(1), scale=np.float32(0.5), dropout=np.float32(0.25)
+    )
+    assert plan.structured
+    plan.save(tmp_path / "plan")
+    assert_same(plan, Plan.load(tmp_path / "plan"))
 
 
 def test_copies_are_equal() -> None:

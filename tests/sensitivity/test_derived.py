@@ -159,6 +159,37 @@ def test_what_is_made_of_parameters_that_are_not_measured_does_not_matter() -> N
     assert_exact(sensitivity, model, batches)
 
 
+class Gated(nn.Module):
+    """A number for each sample, times one that is made of a parameter, and a row beside others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.gate, self.head = nn.Linear(8, 8), nn.Linear(8, 1), nn.Linear(8, 5)
+        self.logit_scale = nn.Parameter(torch.tensor(0.3))
+        self.token, self.places = (
+            nn.Parameter(torch.randn(1, 1, 8)),
+            nn.Parameter(torch.randn(3, 8)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x.flatten(2)[..., :8]).tanh()
+        gate = self.gate(x.mean(1)).sigmoid() * self.logit_scale.exp()
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        x = x + torch.cat([self.places[:1] * 2, self.places])[None]
+        return self.head(x.mean(1) * gate)
+
+
+@pytest.mark.parametrize("sizes", [(4, 1), (1, 1)], ids=str)
+def test_a_batch_of_one_is_exact(sizes: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = Gated()
+    images, labels = tiny_batch(sum(sizes), size=4)
+    batches = list(zip(images.split(sizes), labels.split(sizes), strict=True))
+    found = spt.measure_sensitivity(model, batches, include=["*"], head=(), progress=False)
+    assert not found.fallback
+    assert_exact(found, model, batches)
+
+
 def test_some_samples_at_a_time_give_the_same(monkeypatch) -> None:
     model, batches = model_and_batches("standardized", [5])
     at_once = spt.measure_sensitivity(model, batches, progress=False)

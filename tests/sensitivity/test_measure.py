@@ -353,6 +353,24 @@ def test_a_half_precision_model_is_near() -> None:
     assert error <= 0.1 * sum(float(score.norm()) for score in truth.values())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_a_norm_without_an_eps_has_the_one_that_torch_takes(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.RMSNorm(16), nn.Linear(16, 5))
+    for parameter in model[0].parameters():  # to be small beside an eps of the dtype's own
+        parameter.data *= 0.05
+    model = model.to(dtype)
+    batches = [(images.to(dtype), labels) for images, labels in batches_of([4], size=2)]
+    batches = [(images[:, :2].flatten(1), labels) for images, labels in batches]
+
+    found = measure(model, batches, include=["*"])
+
+    assert not found.fallback
+    plain = squared_gradients(model, batches, list(found), dtype=dtype)
+    for name, score in found.items():
+        torch.testing.assert_close(score, plain[name].float(), rtol=0.05, atol=1e-4, msg=name)
+
+
 def test_a_float64_model_is_measured_in_fp32() -> None:
     model, batches = tiny_vit(), batches_of([3])
     doubles = [(images.double(), labels) for images, labels in batches]

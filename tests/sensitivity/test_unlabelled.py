@@ -109,13 +109,16 @@ def through_matmul(loss_fn: Callable[..., Tensor]) -> tuple[nn.Module, Callable[
     return Product(), loss_fn
 
 
+@pytest.mark.parametrize("exclude", [(), ("first.*", "last.*")], ids=["beside-others", "alone"])
 @pytest.mark.parametrize("loss", ["cross_entropy", "function", "constant"])
-def test_what_is_measured_one_by_one_leaves_them_out_too(loss: str) -> None:
+def test_what_is_measured_one_by_one_leaves_them_out_too(
+    loss: str, exclude: tuple[str, ...]
+) -> None:
     loss_fn, ignored = LOSSES[loss]
     images, masks = pictures(ignored=ignored, void=(3,))
     model, loss_fn = through_matmul(loss_fn)
     sensitivity = spt.measure_sensitivity(
-        model, [(images, masks)], loss_fn, include=["mix"], progress=False
+        model, [(images, masks)], loss_fn, include=["mix"], exclude=exclude, progress=False
     )
     assert sensitivity.fallback == ("mix",)
     assert sensitivity.num_samples == 5

@@ -405,6 +405,14 @@ def _with_a_shared_weight() -> nn.Module:
     return model
 
 
+def _with_two_weights_in_one_memory() -> nn.Module:
+    """As tied weights are after a checkpoint that holds them twice was assigned."""
+    state = _with_a_shared_weight().state_dict()
+    model = tiny_vit()
+    model.load_state_dict(state, assign=True)
+    return model
+
+
 def _with_a_transposed_weight() -> nn.Module:
     model = tiny_vit()
     fc1 = model.blocks[0].mlp.fc1
@@ -416,9 +424,13 @@ def _with_a_transposed_weight() -> nn.Module:
     ("make", "message"),
     [
         (_with_a_shared_weight, r"fc1\.weight is shared with blocks\.1\.mlp\.fc1\.weight"),
+        (
+            _with_two_weights_in_one_memory,
+            r"blocks\.0\.mlp\.fc1\.weight is shared with blocks\.1.*lie in one memory",
+        ),
         (_with_a_transposed_weight, r"blocks\.0\.mlp\.fc1\.weight must be contiguous"),
     ],
-    ids=["shared", "strided"],
+    ids=["shared", "one-memory", "strided"],
 )
 def test_weights_that_cannot_be_tuned(make: Callable[[], nn.Module], message: str) -> None:
     model = make()

@@ -131,6 +131,7 @@ class Accumulator:
         if torch.float64 in (of_all.grad_output.dtype, getattr(of_all.input, "dtype", None)):
             of_all = _in_fp32(of_all)  # as scores are
         launches = may_launch(of_all.grad_output)
+        launches &= of_all.input is None or not of_all.input.is_neg()
         add_matrix, add_vector = _LAUNCHERS if launches else _OPS
         shifts = None if shift is None else self._rows_of(shift)
         if kind == "vector":

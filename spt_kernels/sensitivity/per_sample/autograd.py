@@ -24,8 +24,9 @@ def sample_gradients(
 ) -> Iterator[dict[str, Tensor | None] | None]:
     """Yield, sample by sample, the gradient of its own loss by parameter; None where unused.
 
-    Nothing is had of a sample whose loss is undefined: None in place of all gradients. See
-    `Methods.input_needs_grad`; checkpoints that ask for that want a whole backward pass as well.
+    Nothing is had of a sample whose loss is undefined or a constant: None in place of all
+    gradients. See `Methods.input_needs_grad`; checkpoints that ask for that want a whole backward
+    pass as well.
     """
     gradients_of = _by_backward if input_needs_grad else _by_grad
     with _requiring_grad(parameters):
@@ -39,12 +40,13 @@ def sample_gradients(
             if loss.is_undefined(own, outputs, sample.target, 1, 0):
                 yield None
                 continue
-            if not own.requires_grad:
-                yield dict.fromkeys(parameters)
+            if not own.requires_grad:  # a constant, or of a sample that comes by none of them
+                yield None if has_graph(outputs) else dict.fromkeys(parameters)
                 continue
             gradients = gradients_of(own * loss_scale, list(parameters.values()))
             yield {
-                name: None if gradient is None else gradient / loss_scale
+                # of a table with sparse gradients a word that comes twice may have two rows
+                name: None if gradient is None else gradient.to_dense() / loss_scale
                 for name, gradient in zip(parameters, gradients, strict=True)
             }
 
@@ -81,6 +83,11 @@ def requiring_grad(value: Any) -> Any:
     """A floating tensor as a leaf of its own that requires a gradient; anything else as it is."""
     floats = isinstance(value, Tensor) and value.is_floating_point()
     return value.detach().clone().requires_grad_(True) if floats else value
+
+
+def has_graph(tree: Any) -> bool:
+    """Whether a gradient could come to anything through one of its tensors."""
+    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves(tree))
 
 
 def _by_grad(loss: Tensor, parameters: list[Tensor]) -> Sequence[Tensor | None]:

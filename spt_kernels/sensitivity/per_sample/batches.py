@@ -192,6 +192,9 @@ def _size(input: Any, target: Any, index: int) -> int:
 
 def _moved(tree: Any, device: torch.device) -> Any:
     def move(value: Any) -> Any:
-        return value.detach().to(device) if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            return value
+        moved = value.detach().to(device)
+        return moved.clone() if moved.is_inference() else moved  # or no backward could keep it
 
     return pytree.tree_map(move, tree)

@@ -211,9 +211,11 @@ class Derivations:
     def _is_constant(self, tensor: Tensor, samples: int, is_lookup: bool) -> bool:
         if is_lookup and not tensor.is_floating_point():
             return True
+        if tensor.requires_grad:
+            return False  # of a batch of one a sample's own number has the shape of a constant
         if tensor.numel() == 1 or (tensor.shape[0] == 1 and samples > 1):
             return True
-        if tensor.ndim == 1 and not tensor.requires_grad:
+        if tensor.ndim == 1:
             return True  # of channels, such as a gain that is not measured
         # a copy for each sample in no memory is as good as a sample's
         is_copied = tensor.shape[0] > 1 and tensor.stride(0) == 0

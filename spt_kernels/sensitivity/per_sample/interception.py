@@ -158,6 +158,8 @@ class Interception:
             found = [value for value in found if id(value) not in self._replaced]
         if not found:
             return func(*args, **kwargs)
+        if torch._C._are_functorch_transforms_active():  # as in `torch.vmap`: what rows are is lost
+            return self._give_up(found, _run_frozen(func, args, kwargs, found))
         if recognize is None:
             output = self._same_numbers(func, args, kwargs)
             if output is not None:
@@ -279,10 +281,14 @@ class Interception:
     def _give_up(self, parameters: list[Tensor], output: Any) -> Any:
         outputs = output if isinstance(output, (tuple, list)) else (output,)
         has_grad = torch.is_grad_enabled()  # without, none flows through this call
-        if has_grad and any(isinstance(o, Tensor) and o.is_floating_point() for o in outputs):
+        if has_grad and any(isinstance(o, Tensor) and _has_gradients(o) for o in outputs):
             for parameter in parameters:
                 self.unrecognized.update(piece.name for piece in pieces_of(parameter))
         return output
+
+
+def _has_gradients(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
 
 
 def _replaced(value: Any, by: Mapping[int, Tensor]) -> Any:

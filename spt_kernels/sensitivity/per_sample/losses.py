@@ -28,6 +28,13 @@ def samples_of(tree: Any, batch: int, start: int, stop: int) -> Any:
     return pytree.tree_map(cut, tree)
 
 
+def copy_of(tree: Any) -> Any:
+    """Tensors that a model may edit in place, while others are given the same numbers later on."""
+    if isinstance(tree, Tensor):
+        return tree.clone()
+    return pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, tree)
+
+
 class PerSampleLoss:
     """Sums `loss_fn` over samples, calling it on one sample at a time.
 
@@ -48,7 +55,7 @@ class PerSampleLoss:
 
     def outputs(self, model: nn.Module, input: Any, batch: int) -> Any:
         """What the loss reads of a forward pass over so many samples, with one row for each."""
-        return call(model, input)
+        return call(model, copy_of(input))
 
     def parts(self, model: nn.Module, pair: Any) -> bool:
         """Whether each sample's loss is had from a forward pass over several."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ...model.call import loss_in
-from .losses import LossFunction, PerSampleLoss, samples_of
+from .losses import LossFunction, PerSampleLoss, copy_of, samples_of
 
 # functions of `(input, target)` that reduce over rows of a batch, or over tokens of it
 _LOSSES = frozenset(
@@ -98,7 +98,7 @@ class OwnLoss(PerSampleLoss):
         """What the loss is made of, with one row for each sample."""
         recorder = _Recorder()
         with recorder:
-            output = model(**input)
+            output = model(**copy_of(input))
         loss = loss_in(output)
         rows = recorder.rows_of(loss, batch)
         if rows is None and batch == 1:
@@ -137,12 +137,12 @@ class OwnLoss(PerSampleLoss):
         tolerance = _tolerance(model)
         recorder = _Recorder()
         with recorder:
-            loss = loss_in(model(**pair))
+            loss = loss_in(model(**copy_of(pair)))
         rows = recorder.rows_of(loss, 2)
         if rows is None:
             return False
         for sample in range(2):
-            alone = loss_in(model(**samples_of(pair, 2, sample, sample + 1)))
+            alone = loss_in(model(**copy_of(samples_of(pair, 2, sample, sample + 1))))
             own = samples_of(rows, 2, sample, sample + 1).loss()
             if not torch.allclose(own, alone, rtol=tolerance, atol=0.0, equal_nan=True):
                 return False

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .autograd import requiring_grad, sample_gradients
+from .autograd import has_graph, requiring_grad, sample_gradients
 from .batches import Batch, two_samples
 from .calls import Calls
 from .interception import Arrival, Interception
@@ -196,7 +195,7 @@ def _watch(
     leaves = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.requires_grad]
     with interception.watching(records, _SAMPLES, receive, on_use=calls.note_use):
         outputs = loss.outputs(model, inputs, _SAMPLES)
-        if not _needs_grad(outputs):
+        if not has_graph(outputs):
             return True  # every use was out of sight
         losses = loss.of_each(outputs, pair.target, _SAMPLES)
         if losses is None:
@@ -281,9 +280,5 @@ def _agrees(
 
 def _typical(truth: list[dict[str, Tensor | None]]) -> float:
     """The root mean square of the largest gradients: rounding leaves some of it where is none."""
-    gradients = [g for sample in truth for g in sample.values() if g is not None]
+    gradients = [g for sample in truth for g in sample.values() if g is not None and g.numel()]
     return max((float(g.norm()) / g.numel() ** 0.5 for g in gradients), default=0.0)
-
-
-def _needs_grad(tree: Any) -> bool:
-    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves(tree))

@@ -180,9 +180,14 @@ def rms_norm(
 ) -> Use | None:
     """`F.rms_norm`."""
     shape = tuple(normalized_shape)
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    if eps is not None:
+        return _norm_over_last(
+            input, len(shape), weight, None, lambda x: F.rms_norm(x.float(), shape, None, eps)
+        )
+    # which eps torch then takes is a matter of its version and of both dtypes
+    ones = None if weight is None else torch.ones_like(weight.detach())
     return _norm_over_last(
-        input, len(shape), weight, None, lambda x: F.rms_norm(x, shape, None, eps)
+        input, len(shape), weight, None, lambda x: F.rms_norm(x, shape, ones, None).float()
     )
 
 
@@ -231,7 +236,7 @@ def _norm_over_last(
         return None
 
     def rule(samples: int, grad_output: Tensor, input: Tensor | None = None) -> Factors:
-        normalized = None if input is None else _joined_last(normalize(input.float()), n_dims)
+        normalized = None if input is None else _joined_last(normalize(input), n_dims)
         return _last(samples, _joined_last(grad_output, n_dims), normalized)
 
     return _norm(input, weight, bias, rule)
@@ -286,6 +291,8 @@ def _channel_axis(x: Any, vector: Any) -> int | None:
     """The dimension of `x`, from its end, along which `vector` has one number each."""
     if not isinstance(x, Tensor) or not isinstance(vector, Tensor) or vector.ndim >= x.ndim + 1:
         return None
+    if x.is_complex() or vector.is_complex():
+        return None  # the gradient of a real factor takes both parts of the other
     axes = [axis for axis in range(-vector.ndim, 0) if vector.shape[axis] != 1]
     if len(axes) != 1 or axes[0] == -x.ndim or x.shape[axes[0]] != vector.numel():
         return None

@@ -93,3 +93,18 @@ def test_layers_alike_share_a_prepared_launch() -> None:
         launch(4, 16, torch.float32, first=1),  # an address that vectors of 16 bytes do not fit
     ):
         assert other is not one
+
+
+def test_a_prepared_launch_is_of_tensors_that_are_aligned_alike() -> None:
+    def launch(*odd: int) -> object:
+        """With tensors at addresses that vectors of 16 bytes do not fit, by their places."""
+        sizes = (64, 4, 4, 16, 16, 64)
+        flat = [torch.zeros(n + 1)[int(i in odd) :][:n] for i, n in enumerate(sizes)]
+        tensors = (flat[0].view(4, 16), *flat[1:5], flat[5].view(4, 16))
+        return kernels._layer_norm_launch(tensors, (4, 16, 16), (True, True, 16, 16))
+
+    weight, bias = launch(3), launch(4)
+    # that of one would read the other's by vectors
+    assert len({id(made) for made in (launch(), weight, bias, launch(3, 4))}) == 4
+    assert launch(3) is weight
+    assert launch(4) is bias
