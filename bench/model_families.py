@@ -11,6 +11,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -84,6 +85,8 @@ def walked(family: str, limit_s: float) -> dict[str, Any]:
     except EOFError:  # no more will come
         process.join()
         row["reason"] = f"the process ended with {process.exitcode}"
+        if process.exitcode == -signal.SIGKILL:
+            row["reason"] += ", as at the end of the machine's memory"
     process.kill()
     process.join()
     if row["reason"] is None:

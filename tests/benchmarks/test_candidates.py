@@ -97,8 +97,9 @@ def test_the_best_on_validation_images_is_run_for_every_seed(
         assert json.loads((folder / f"seed{seed}" / "result.json").read_text())["lr"] == best
     assert dict(table.rows[0].chosen) == {"blues": {"lr": best}}
     assert f"linear, chosen on validation images: lr {best} on blues" in notes(table)
-    # both candidates are told before any test image is opened, then each run opens each once
-    assert [n for _, n in reading.lines] == [0, 0, 12, 24]
+    # both candidates are told before any test image is opened; then each run opens each twice, to
+    # know before the training that it can be read, and to test
+    assert [n for _, n in reading.lines] == [0, 0, 24, 48]
     assert [line.partition(":")[0] for line, _ in reading.lines] == [
         "1/4  blues, linear with lr=0.0001",
         "2/4  blues, linear with lr=0.03",
