@@ -141,7 +141,7 @@ def test_host_of_a_step_on_a_card(benchmark: Any, monkeypatch: pytest.MonkeyPatc
     layers = sparse_layers(shapes, 48 * 4, torch.float32, torch.device("cpu"))
     monkeypatch.setattr(adamw_plan, "prepared_launch", lambda *_, **__: lambda *_: None)
     monkeypatch.setattr(planned_entries, "_OnCpu", planned_entries._OnCuda)
-    monkeypatch.setattr(planned_entries._OnCuda, "_current", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(planned_entries, "on_card", lambda _: contextlib.nullcontext())
     sparse = spt.SparseAdamW(halves(layers), lr=1e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(sparse, lambda step: 0.999**step)
 
