@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from ..distributed import Processes
 from ..errors import needed
 from ..methods.method import check_one_of
 from .device import generator_of
+from .image_file import opened
 from .image_mode import in_eight_bits
 from .images import LabelledImages
 from .kept_part import AUGMENTATIONS, FITS, kept_part
@@ -24,7 +24,7 @@ from .progress import Progress, Silent
 from .readable import MANY, check_readable, loaded
 
 with needed("reading images"):
-    from PIL import Image, ImageFile, ImageOps
+    from PIL import Image, ImageOps
 
 CACHE_BYTES = 4 << 30  # decoded images up to this size are kept in memory
 
@@ -99,7 +99,7 @@ def decode(path: Path, form: Preprocessing, generator: torch.Generator | None = 
     Raises:
         ValueError: the file is not an image, damaged, or of a mode that `in_eight_bits` refuses.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         upright = ImageOps.exif_transpose(file)
         image = in_eight_bits(upright, file, _mode_of(form))
     box, mirror = kept_part(image.size, form.fit, form.crop_pct, form.augment, generator)
@@ -112,26 +112,15 @@ def decode(path: Path, form: Preprocessing, generator: torch.Generator | None = 
 
 def _tried(form: Preprocessing, path: Path) -> None:
     """Read an image as `decode` does, in the least time, for its errors alone."""
-    with _opened(path) as file:
+    with opened(path) as file:
         file.draft(None, (1, 1))  # of a JPEG all is read, and an eighth of each side worked out
         in_eight_bits(ImageOps.exif_transpose(file), file, _mode_of(form))
 
 
 def _glanced_at(path: Path) -> None:
     """Open an image, for the errors of that alone."""
-    with _opened(path):
+    with opened(path):
         pass
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """An image file; what goes wrong with it within comes as an error that names it."""
-    try:
-        with Image.open(path) as file:
-            yield file
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"{path}: cannot read the image ({reason})") from error
 
 
 def _mode_of(form: Preprocessing) -> str:

@@ -1,7 +1,8 @@
-"""That every file which is to be read can be, found out before the work."""
+"""Files one after the other, read by as many processes as are to; whether all can be read."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -36,29 +37,48 @@ def check_readable(
     """
     try_one = glance if len(files) > MANY and workers == 0 else read
     progress.start(stage, len(files))
+    for _ in read_in_order(files, functools.partial(_tried, try_one), workers):
+        progress.advance()
+
+
+def read_in_order(files: Sequence[F], read: Callable[[F], T], workers: int = 0) -> Iterator[T]:
+    """What is read of each file, in order; errors as `read`'s, whichever process has it.
+
+    Args:
+        files: what there is.
+        read: of one.
+        workers: processes that read; 0 reads in this one.
+    """
     loader = DataLoader(
-        _Tried(files, try_one),
-        batch_size=16,
+        _Read(files, read),
+        batch_size=None,
+        collate_fn=_as_it_is,
         num_workers=workers,
         # the loader draws a seed for its workers: from its own generator, not from the model's
         generator=torch.Generator().manual_seed(0),
     )
-    for numbers in loaded(loader):
-        progress.advance(len(numbers))
+    return loaded(loader)
 
 
-class _Tried(Dataset[int], Generic[F]):
-    """Files that are read when they are asked for; what comes is their number."""
+def _tried(read: Callable[[F], object], file: F) -> None:
+    read(file)
 
-    def __init__(self, files: Sequence[F], try_one: Callable[[F], object]) -> None:
-        self._files, self._try_one = files, try_one
+
+def _as_it_is(what: T) -> T:
+    return what
+
+
+class _Read(Dataset[T], Generic[F, T]):
+    """What is read of each file when it is asked for."""
+
+    def __init__(self, files: Sequence[F], read: Callable[[F], T]) -> None:
+        self._files, self._read = files, read
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, number: int) -> int:
-        self._try_one(self._files[number])
-        return number
+    def __getitem__(self, number: int) -> T:
+        return self._read(self._files[number])
 
 
 def loaded(loader: DataLoader[T]) -> Iterator[Any]:

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 
 from ..errors import needed
 from ..finetuning.progress import Progress
-from ..finetuning.readable import check_readable, loaded
+from ..finetuning.readable import check_readable, read_in_order
 from .ade20k import LabelledScenes
 from .scenes import glance_at_scene, read_image, read_scene
 
 with needed("reading images"):
     from PIL import Image
 
-F = TypeVar("F")
-T = TypeVar("T")
-
 
 def scenes_of(scenes: LabelledScenes, workers: int = 0) -> Iterator[tuple[Image.Image, np.ndarray]]:
     """Each image with its label map, in order; errors as `read_scene`."""
-    return _in_order(_pairs(scenes), functools.partial(_scene, len(scenes.classes)), workers)
+    return read_in_order(_pairs(scenes), functools.partial(_scene, len(scenes.classes)), workers)
 
 
 def images_of(paths: Sequence[Path], workers: int = 0) -> Iterator[Image.Image]:
     """Each image, in order; errors as `read_image`."""
-    return _in_order(paths, read_image, workers)
+    return read_in_order(paths, read_image, workers)
 
 
 def check_scenes(scenes: LabelledScenes, workers: int, progress: Progress) -> None:
@@ -54,32 +48,3 @@ def _scene(num_classes: int, pair: tuple[Path, Path]) -> tuple[Image.Image, np.n
 
 def _glanced_at(pair: tuple[Path, Path]) -> None:
     glance_at_scene(*pair)
-
-
-class _Read(Dataset[T], Generic[F, T]):
-    """What is read of each file when it is asked for."""
-
-    def __init__(self, files: Sequence[F], read: Callable[[F], T]) -> None:
-        self._files, self._read = files, read
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, number: int) -> T:
-        return self._read(self._files[number])
-
-
-def _in_order(files: Sequence[F], read: Callable[[F], T], workers: int) -> Iterator[T]:
-    loader = DataLoader(
-        _Read(files, read),
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        # the loader draws a seed for its workers: from its own generator, not from the model's
-        generator=torch.Generator().manual_seed(0),
-    )
-    return loaded(loader)
-
-
-def _as_it_is(what: T) -> T:
-    return what

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +9,15 @@ import torch
 from torch import Tensor
 
 from ..errors import needed
+from ..finetuning.image_file import opened
 from ..finetuning.image_mode import in_eight_bits
 from .ade20k import IGNORED
 from .form import SceneForm
 
 with needed("reading images"):
-    from PIL import Image, ImageFile
+    from PIL import Image
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_NO_LABELS = "{path}: cannot read the label map ({reason})"
 
 
 def read_image(path: Path) -> Image.Image:
@@ -27,7 +26,7 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         ValueError: it is no image, or damaged.
     """
-    with _opened(path, "image") as file:
+    with opened(path) as file:
         return in_eight_bits(file, file, "RGB")
 
 
@@ -39,7 +38,7 @@ def read_labels(path: Path, num_classes: int) -> np.ndarray:
     Raises:
         ValueError: it is no picture of one channel, or has a class that is not among them.
     """
-    with _opened(path, "label map") as file:
+    with opened(path, _NO_LABELS) as file:
         mode, values = file.mode, np.asarray(file)
     if values.ndim != 2:
         raise ValueError(f"{path}: expected a label map of one channel, got mode {mode}")
@@ -71,9 +70,9 @@ def glance_at_scene(path: Path, annotation: Path) -> None:
     Raises:
         ValueError: one of them is no image, or they are of different sizes.
     """
-    with _opened(path, "image") as file:
+    with opened(path) as file:
         width, height = file.size
-    with _opened(annotation, "label map") as file:
+    with opened(annotation, _NO_LABELS) as file:
         columns, rows = file.size
     _check_sizes(annotation, (width, height), (columns, rows))
 
@@ -89,17 +88,6 @@ def normalised(pixels: Tensor, form: SceneForm) -> Tensor:
     mean = torch.tensor(form.mean, device=pixels.device).view(1, -1, 1, 1) * 255
     std = torch.tensor(form.std, device=pixels.device).view(1, -1, 1, 1) * 255
     return pixels.float().sub_(mean).div_(std)
-
-
-@contextlib.contextmanager
-def _opened(path: Path, what: str) -> Iterator[ImageFile.ImageFile]:
-    """A picture's file; what goes wrong with it within comes as an error that names it."""
-    try:
-        with Image.open(path) as file:
-            yield file
-    except _UNREADABLE as error:
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"{path}: cannot read the {what} ({reason})") from error
 
 
 def _check_sizes(annotation: Path, image: tuple[int, int], labels: tuple[int, int]) -> None:
