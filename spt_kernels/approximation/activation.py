@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers.first_order import first_derivative_only
+from ..layers.plain_backward import plain_backward
 from ..layers.sparse_layer import SparseDeltaLayer
 from ..ops.encode_derivative import (
     FUNCTIONS,
@@ -38,7 +38,7 @@ class EncodedActivation(torch.autograd.Function):
         return y
 
     @staticmethod
-    @first_derivative_only
+    @plain_backward
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient that came in, times the levels of the codes."""
         (codes,) = ctx.saved_tensors

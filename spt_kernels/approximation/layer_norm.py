@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers.first_order import first_derivative_only
 from ..layers.norm import affine_of
+from ..layers.plain_backward import plain_backward
 from ..layers.tuned_class import plain_class
-from ..layers.tuned_linear import without_autocast
 from ..ops.launching import may_launch
 from ..ops.rebuild_input import launch_layer_norm, rebuild_layer_norm
 from .stand_in import StandIn
@@ -49,20 +48,19 @@ class LayerNormFromOutput(torch.autograd.Function):
         return y
 
     @staticmethod
-    @first_derivative_only
+    @plain_backward
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the input, the weight and the bias."""
         normalized, rstd, weight, bias = ctx.saved_tensors
         needs_x, _, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        with without_autocast(grad_output.device):
-            # x̂ is its own normalized form: with mean 0 and std 1 torch's kernel does the rest
-            grad_x, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
-                *(grad_output, normalized.to(grad_output.dtype), ctx.shape),
-                *(torch.zeros_like(rstd), torch.ones_like(rstd), weight, bias),
-                [needs_x, needs_weight, needs_bias],
-            )
-            if needs_x:
-                grad_x.mul_(rstd)
+        # x̂ is its own normalized form: with mean 0 and std 1 torch's kernel does the rest
+        grad_x, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
+            *(grad_output, normalized.to(grad_output.dtype), ctx.shape),
+            *(torch.zeros_like(rstd), torch.ones_like(rstd), weight, bias),
+            [needs_x, needs_weight, needs_bias],
+        )
+        if needs_x:
+            grad_x.mul_(rstd)
         return grad_x, None, grad_weight, grad_bias, None
 
 

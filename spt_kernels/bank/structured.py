@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers.autocast import without_autocast
 from ..layers.row_ranges import Ranges
-from ..layers.tuned_linear import without_autocast
 from ..plan import AdapterSpec, LoraSpec
 from .banked_task import StructuredPart
 

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..model.quantized import logical_shape
+from .autocast import without_autocast
 from .mask_keys import draw_seed
 from .pointwise_lora import PointwiseLora
 from .row_ranges import groups_of
 from .structured import NEW, StructuredConv2d, StructuredLayer, StructuredLinear, add_to_rows
 from .traced_dropout import draw_words
 from .traced_lora import LoraTrace, TracedLora, lora_update
-from .tuned_linear import LoraCall, TunedLinear, linear_with_lora, without_autocast
+from .tuned_linear import LoraCall, TunedLinear, linear_with_lora
 
 if TYPE_CHECKING:
     from ..plan import LoraSpec

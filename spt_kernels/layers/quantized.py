@@ -17,15 +17,16 @@ from ..distributed.sharded import is_sharded
 from ..model.quantized import QuantizedMatrix, is_quantized, matrix_in
 from ..ops.add_sparse_rows import add_sparse_rows
 from .adapter import AdapterLinear
-from .first_order import first_derivative_only
+from .autocast import is_cast
 from .linear import LinearWithDeltas
 from .lora import LoraLinear
 from .name_in_model import told_as
+from .plain_backward import plain_backward
 from .position_index import CheckedIndex
 from .sparse_delta import check_trained_whole, tag
 from .sparse_gradient import DeltaPattern
 from .tuned_class import share_contents
-from .tuned_linear import LoraCall, add_lora, is_cast, keep_for_gradients, tuned_gradients
+from .tuned_linear import LoraCall, add_lora, keep_for_gradients, tuned_gradients
 
 
 class QuantizedLinear(torch.autograd.Function):
@@ -58,7 +59,7 @@ class QuantizedLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @first_derivative_only
+    @plain_backward
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the input, the deltas and the LoRA."""
         index = None if ctx.how[0] is None else ctx.how[0].whole.index

@@ -6,6 +6,8 @@ use, which torch keeps for each thread: the forward and the backward need share 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -43,14 +45,15 @@ class Recording:
         return False
 
 
+# The hooks of saved tensors that are asked first, as torch has them; None without any
+hooks_in_use: Callable[[], Any] = functools.partial(
+    torch._C._autograd._top_saved_tensors_default_hooks, False
+)
+
+
 def recording_in_use() -> Recording | None:
     """The recording that what is saved now goes to; None where other hooks are in use, or none."""
     return recording_of(hooks_in_use())
-
-
-def hooks_in_use() -> Any:
-    """The hooks of saved tensors that are asked first, as torch has them; None without any."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
 def recording_of(hooks: Any) -> Recording | None:

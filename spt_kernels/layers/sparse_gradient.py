@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops.launching import may_launch
+from ..ops.launching import is_plain
 from ..ops.sparse_weight_grad import SparsePattern, launch, sparse_weight_grad
 
 
@@ -53,15 +53,32 @@ def sparse_gradient(grad_output: Tensor, input: Tensor, pattern: SparsePattern) 
         input: `[..., in]` in the same dtype, as wide as the pattern says.
         pattern: the entries.
     """
-    flat = input.reshape(-1, input.shape[-1])
-    if torch.compiler.is_compiling() and _gives_fp32(grad_output):
+    if not torch.compiler.is_compiling():
+        return eager_sparse_gradient(grad_output, input, pattern)
+    flat = input.reshape(-1, pattern.in_features)
+    if _gives_fp32(grad_output):
         # what a compiler knows needs no host: of 16 bits the whole product costs a card little more
         return wide_product(grad_output.t(), flat).flatten().index_select(0, pattern.index)
+    return _by_the_op(grad_output, flat, pattern)
+
+
+def eager_sparse_gradient(grad_output: Tensor, input: Tensor, pattern: SparsePattern) -> Tensor:
+    """`sparse_gradient` for those who know that nothing is compiled here."""
+    flat = input.reshape(-1, pattern.in_features)
+    if (
+        is_plain(flat)
+        and type(grad_output) is Tensor
+        and grad_output.dtype is not torch.float64
+        and not grad_output.is_neg()
+    ):
+        return launch(grad_output, flat, pattern)
+    return _by_the_op(grad_output, flat, pattern)
+
+
+def _by_the_op(grad_output: Tensor, flat: Tensor, pattern: SparsePattern) -> Tensor:
     if grad_output.dtype == torch.float64:
         # The op serves the dtypes that are trained in; float64 models exist to check gradients with
         return (grad_output.t() @ flat).flatten().index_select(0, pattern.index)
-    if may_launch(flat) and type(grad_output) is Tensor and not grad_output.is_neg():
-        return launch(grad_output, flat, pattern)
     return sparse_weight_grad(grad_output, flat, pattern)
 
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .first_order import first_derivative_only
+from .autocast import wide_dtype, without_autocast
+from .plain_backward import plain_backward
 from .sparse_gradient import wide_product
 from .traced import made_again, thin_product
-from .tuned_linear import wide_dtype, without_autocast
 
 
 class FrozenBase(NamedTuple):
@@ -54,22 +54,21 @@ class TracedAdapter(torch.autograd.Function):
             return thin_product(F.gelu(low), up.to(low.dtype).t()) + up_bias.to(low.dtype)
 
     @staticmethod
-    @first_derivative_only
+    @plain_backward
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of `y` and of the four parameters."""
         x, down, up, low, weight, bias = ctx.saved_tensors
         dtype = grad_output.dtype
         gy, low = grad_output.flatten(0, -2), low.flatten(0, -2)
-        with without_autocast(gy.device):
-            wide = wide_dtype(gy)
-            grad_up = wide_product(gy.t(), F.gelu(low))
-            grad_up_bias = gy.sum(0, dtype=wide)
-            g = torch.ops.aten.gelu_backward(gy @ up.to(dtype), low)  # [tokens, rank]
-            total = g.sum(0, dtype=wide)
-            inner = wide_product(g.t(), made_again(x.to(dtype).flatten(0, -2)))  # [rank, in]
-            grad_down = inner @ weight[ctx.rows].to(wide).t()
-            if bias is not None:
-                grad_down = grad_down + total[:, None] * bias[ctx.rows].to(wide)
-            grad_y = thin_product(g, down.to(dtype)).view(grad_output.shape)
+        wide = wide_dtype(gy)
+        grad_up = wide_product(gy.t(), F.gelu(low))
+        grad_up_bias = gy.sum(0, dtype=wide)
+        g = torch.ops.aten.gelu_backward(gy @ up.to(dtype), low)  # [tokens, rank]
+        total = g.sum(0, dtype=wide)
+        inner = wide_product(g.t(), made_again(x.to(dtype).flatten(0, -2)))  # [rank, in]
+        grad_down = inner @ weight[ctx.rows].to(wide).t()
+        if bias is not None:
+            grad_down = grad_down + total[:, None] * bias[ctx.rows].to(wide)
+        grad_y = thin_product(g, down.to(dtype)).view(grad_output.shape)
         grads = grad_down.to(down.dtype), total.to(down.dtype), grad_up.to(up.dtype)
         return grad_y, None, *grads, grad_up_bias.to(up.dtype), None

@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .first_order import first_derivative_only
+from .plain_backward import plain_backward
 from .row_ranges import Ranges
 from .sparse_gradient import wide_product
 from .traced import made_again, thin_product
 from .traced_dropout import dropped
-from .tuned_linear import without_autocast
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class TracedLora(torch.autograd.Function):
         return update
 
     @staticmethod
-    @first_derivative_only
+    @plain_backward
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the input and of both factors."""
         x, lora_a, lora_b, words, inner = ctx.saved_tensors
@@ -99,14 +98,13 @@ class TracedLora(torch.autograd.Function):
         dtype = grad_output.dtype
         gy = grad_output.flatten(0, -2)  # [tokens, rows]
         grad_x = None
-        with without_autocast(gy.device):
-            grad_b = lora.gathered(wide_product(gy.t(), inner.flatten(0, -2)))
-            grad_inner = gy @ lora.spread((lora_b * lora.factor).to(dtype))
-            flat = dropped(x, lora.dropout, words).to(dtype).flatten(0, -2)
-            grad_a = wide_product(grad_inner.t(), made_again(flat))
-            if ctx.needs_input_grad[0]:
-                grad = thin_product(grad_inner, lora_a.to(dtype)).view(x.shape)
-                grad_x = dropped(grad, lora.dropout, words).to(x.dtype)
+        grad_b = lora.gathered(wide_product(gy.t(), inner.flatten(0, -2)))
+        grad_inner = gy @ lora.spread((lora_b * lora.factor).to(dtype))
+        flat = dropped(x, lora.dropout, words).to(dtype).flatten(0, -2)
+        grad_a = wide_product(grad_inner.t(), made_again(flat))
+        if ctx.needs_input_grad[0]:
+            grad = thin_product(grad_inner, lora_a.to(dtype)).view(x.shape)
+            grad_x = dropped(grad, lora.dropout, words).to(x.dtype)
         return grad_x, grad_a.to(lora_a.dtype), grad_b.to(lora_b.dtype), None, None
 
 

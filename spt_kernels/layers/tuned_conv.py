@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .first_order import first_derivative_only
+from .autocast import wide_dtype
+from .plain_backward import plain_backward
 from .pointwise_lora import PointwiseLora
 from .saved_input import SavedInput, Tensors
 from .sparse_delta import check_trained_whole
 from .sparse_gradient import DeltaPattern, sparse_gradient
 from .traced import made_again
-from .tuned_linear import wide_dtype, without_autocast
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class TunedConv2d(torch.autograd.Function):
         return y
 
     @staticmethod
-    @first_derivative_only
+    @plain_backward
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of all that is trained."""
         weight, bias_index, lora_a, lora_b, inner, *kept = ctx.saved_tensors
@@ -157,38 +157,37 @@ class TunedConv2d(torch.autograd.Function):
         x: Any = None
         grad_inner: Any = None
         grad_x = grad_weight = grad_bias = grad_delta = grad_bias_delta = grad_a = grad_b = None
-        with without_autocast(gy.device):
-            if weight is not None and weight.dtype is not gy.dtype:
-                weight = made_again(weight.to(gy.dtype))
-            if needs_bias_delta:
-                total = gy.sum((0, 2, 3), dtype=wide_dtype(gy))
-                grad_bias_delta = total.index_select(0, bias_index)
-            if ctx.saved_input is not None:
-                x = ctx.saved_input.rebuild(tuple(kept))
-            if needs_weight:
-                grad_weight = _convolution_backward(gy, x, weight, how, (False, True))[1]
-            if needs_bias:
-                grad_bias = gy.sum((0, 2, 3), dtype=wide_dtype(gy))
-            if needs_delta:
-                if how.is_patchwise:
-                    flat = gy.permute(0, 2, 3, 1).reshape(-1, gy.shape[1])
-                    grad_delta = sparse_gradient(flat, how.patches(x), ctx.pattern.whole)
-                else:
-                    grad_delta = _grad_of_groups(gy, x, weight, ctx.pattern, how)
+        if weight is not None and weight.dtype is not gy.dtype:
+            weight = made_again(weight.to(gy.dtype))
+        if needs_bias_delta:
+            total = gy.sum((0, 2, 3), dtype=wide_dtype(gy))
+            grad_bias_delta = total.index_select(0, bias_index)
+        if ctx.saved_input is not None:
+            x = ctx.saved_input.rebuild(tuple(kept))
+        if needs_weight:
+            grad_weight = _convolution_backward(gy, x, weight, how, (False, True))[1]
+        if needs_bias:
+            grad_bias = gy.sum((0, 2, 3), dtype=wide_dtype(gy))
+        if needs_delta:
+            if how.is_patchwise:
+                flat = gy.permute(0, 2, 3, 1).reshape(-1, gy.shape[1])
+                grad_delta = sparse_gradient(flat, how.patches(x), ctx.pattern.whole)
+            else:
+                grad_delta = _grad_of_groups(gy, x, weight, ctx.pattern, how)
+        if lora is not None:
+            if needs_b:
+                grad_b = lora.grad_of_b(gy, inner)
+            if needs_x or needs_a:
+                grad_inner = lora.grad_of_inner(gy, lora_b)
+            if needs_a:
+                grad_a = lora.grad_of_a(grad_inner, x, how.stride)
+        del x  # before the gradient of the same size is made
+        if needs_x:
+            like = gy.new_empty(1).expand(ctx.x_shape)
+            grad_x = _convolution_backward(gy, like, weight, how, (True, False))[0]
             if lora is not None:
-                if needs_b:
-                    grad_b = lora.grad_of_b(gy, inner)
-                if needs_x or needs_a:
-                    grad_inner = lora.grad_of_inner(gy, lora_b)
-                if needs_a:
-                    grad_a = lora.grad_of_a(grad_inner, x, how.stride)
-            del x  # before the gradient of the same size is made
-            if needs_x:
-                like = gy.new_empty(1).expand(ctx.x_shape)
-                grad_x = _convolution_backward(gy, like, weight, how, (True, False))[0]
-                if lora is not None:
-                    lora.add_grad_of_x(grad_x, grad_inner, lora_a, how.stride)
-                grad_x = grad_x.to(ctx.x_dtype)
+                lora.add_grad_of_x(grad_x, grad_inner, lora_a, how.stride)
+            grad_x = grad_x.to(ctx.x_dtype)
         of_deltas = grad_delta, None, grad_bias_delta, None
         return grad_x, grad_weight, grad_bias, *of_deltas, None, grad_a, grad_b, None
 

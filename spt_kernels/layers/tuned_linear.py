@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops.dropout import dropout, dropout_
-from .first_order import first_derivative_only
+from .autocast import cast, is_cast, wide_dtype, without_autocast
+from .plain_backward import plain_backward
 from .row_ranges import RangeGroup
 from .saved_input import SavedInput, Tensors
 from .sparse_delta import check_trained_whole
@@ -21,14 +21,6 @@ from .traced import made_again
 # The input with elements dropped is made in pieces of this size: at the moment when a forward needs
 # most, a whole copy of it would be the largest tensor about
 _DROPPED_ELEMENTS = 2**23
-
-# Asked for once: `torch.compile` of torch 2.11 cannot trace the question
-_AUTOCAST_KINDS = frozenset(
-    kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)
-)
-
-
-_AS_IT_IS: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 
 
 class LoraCall(NamedTuple):
@@ -108,7 +100,7 @@ class TunedLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @first_derivative_only
+    @plain_backward
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of all that is trained; one of the whole weight only where it is asked for."""
         return tuned_gradients(ctx, grad_output)
@@ -192,32 +184,31 @@ def tuned_gradients(
     grad_inner: Any = None
     grad_x = grad_weight = grad_bias = grad_delta = grad_bias_delta = grad_a = grad_b = None
     gy = grad_output.reshape(-1, grad_output.shape[-1])  # [tokens, out]
-    with without_autocast(grad_output.device):
-        if recipe is not None:
-            x = recipe.rebuild(kept)
-        if needs_weight:
-            grad_weight = gy.t() @ x.reshape(-1, in_features)
-        if needs_bias:
-            grad_bias = gy.sum(0, dtype=wide_dtype(gy))
-        if needs_delta:
-            some = recipe.kind == "columns"
-            grad_delta = sparse_gradient(gy, x, pattern.compacted if some else pattern.whole)
-        if needs_bias_delta:
-            grad_bias_delta = _grad_of_bias(gy, bias_index)
-        if lora is not None:
-            if needs_b:
-                grad_b = _grad_of_b(gy, inner, lora)
-            if needs_x or needs_a:
-                grad_inner = _grad_of_inner(gy, lora_b, lora)  # [tokens, ranges · rank]
-            if needs_a:
-                # into what was rebuilt, but not into another's tensor
-                x = lora.dropped(x) if recipe.kind == "tensor" else lora.drop_(x)
-                grad_a = grad_inner.t() @ x.reshape(-1, in_features)
-        del x  # before the gradient of the same size is made
-        if needs_x:
-            weight = weight if made is None else made(weight)
-            flat = grad_of_x(gy, weight, grad_inner, lora_a, lora)
-            grad_x = cast(flat.view(*grad_output.shape[:-1], in_features), x_dtype)
+    if recipe is not None:
+        x = recipe.rebuild(kept)
+    if needs_weight:
+        grad_weight = gy.t() @ x.reshape(-1, in_features)
+    if needs_bias:
+        grad_bias = gy.sum(0, dtype=wide_dtype(gy))
+    if needs_delta:
+        some = recipe.kind == "columns"
+        grad_delta = sparse_gradient(gy, x, pattern.compacted if some else pattern.whole)
+    if needs_bias_delta:
+        grad_bias_delta = _grad_of_bias(gy, bias_index)
+    if lora is not None:
+        if needs_b:
+            grad_b = _grad_of_b(gy, inner, lora)
+        if needs_x or needs_a:
+            grad_inner = _grad_of_inner(gy, lora_b, lora)  # [tokens, ranges · rank]
+        if needs_a:
+            # into what was rebuilt, but not into another's tensor
+            x = lora.dropped(x) if recipe.kind == "tensor" else lora.drop_(x)
+            grad_a = grad_inner.t() @ x.reshape(-1, in_features)
+    del x  # before the gradient of the same size is made
+    if needs_x:
+        weight = weight if made is None else made(weight)
+        flat = grad_of_x(gy, weight, grad_inner, lora_a, lora)
+        grad_x = cast(flat.view(*grad_output.shape[:-1], in_features), x_dtype)
     return (
         *(grad_x, grad_weight, grad_bias, grad_delta, None),
         *(grad_bias_delta, None, grad_a, grad_b, None),
@@ -239,34 +230,6 @@ def linear_with_lora(
         x = x.to(torch.get_autocast_dtype(x.device.type))
     y = F.linear(x, weight, bias).contiguous()
     return y, add_lora(y, x, lora_a, lora_b, lora)
-
-
-def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor.to(dtype)`, which to ask for costs as much as to do where there is nothing to do."""
-    return tensor if tensor.dtype is dtype else tensor.to(dtype)
-
-
-def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """A backward may be called under autocast, which must not change dtypes a second time."""
-    kind = device.type
-    if kind in _AUTOCAST_KINDS and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return _AS_IT_IS
-
-
-def is_cast(x: Tensor, factor: Tensor) -> bool:
-    """Whether autocast makes another tensor of a factor of a product with `x`."""
-    kind = x.device.type
-    if torch.compiler.is_compiling() or kind not in _AUTOCAST_KINDS:
-        return False
-    if not torch.is_autocast_enabled(kind):
-        return False
-    return factor.dtype not in (torch.get_autocast_dtype(kind), torch.float64)
-
-
-def wide_dtype(tensor: Tensor) -> torch.dtype:
-    """In which a sum over tokens is taken."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def add_lora(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, lora: LoraCall) -> Tensor:

@@ -16,9 +16,13 @@ def may_launch(tensor: Tensor) -> bool:
     The registered ops are for those; each costs a second dispatch and a guard, more than all that
     an autograd function does else.
     """
+    return not torch.compiler.is_compiling() and is_plain(tensor)  # first: what traces stops here
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """`may_launch` for those who know that nothing is compiled here."""
     return (
-        not torch.compiler.is_compiling()  # first: what traces stops here
-        and type(tensor) is Tensor
+        type(tensor) is Tensor
         and (tensor.is_cpu or tensor.is_cuda)
         and not tensor.is_neg()
         and torch._C._len_torch_dispatch_stack() == 0

@@ -124,16 +124,29 @@ def launch_layer_norm(
     normalized_ndim: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """`rebuild_layer_norm` of tensors of known dtypes and one device, a CPU's or a card's."""
-    n_rows = input.shape[:-normalized_ndim].numel()
-    if mean.numel() != n_rows:  # the public function says what does not fit
-        return rebuild_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
-    if input.is_cpu:
-        return _layer_norm_on_cpu(input, mean, rstd, weight, bias, normalized_ndim, dtype)
-    from ..kernels import rebuild_input as kernels
+    """`rebuild_layer_norm` of what one LayerNorm keeps, on a CPU or a card."""
+    if not input.is_cpu:
+        from ..kernels import rebuild_input as kernels
 
-    with on_card(input.device):
-        return kernels.rebuild_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
+        with on_card(input.device):
+            return kernels.rebuild_layer_norm(
+                input, mean, rstd, weight, bias, normalized_ndim, dtype
+            )
+    if (
+        input.dtype is mean.dtype is rstd.dtype is torch.float32
+        and (weight is None or (weight.dtype is torch.float32 and weight.is_contiguous()))
+        and (bias is None or (bias.dtype is torch.float32 and bias.is_contiguous()))
+        and (n_rows := mean.numel())
+        and input.is_contiguous()
+        and mean.is_contiguous()
+        and rstd.is_contiguous()
+        and native.available()
+    ):
+        output = torch.empty_like(input, dtype=dtype)
+        n_columns = input.numel() // n_rows
+        native.launch_rebuild_layer_norm(input, mean, rstd, weight, bias, output, n_rows, n_columns)
+        return output
+    return reference.rebuild_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
 
 
 def launch_gelu(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
@@ -148,7 +161,7 @@ def launch_gelu(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
         return kernels.rebuild_gelu(input, approximate, dtype)
 
 
-def _layer_norm_on_cpu(
+def layer_norm_of_the_op(
     input: Tensor,
     mean: Tensor,
     rstd: Tensor,
@@ -157,24 +170,15 @@ def _layer_norm_on_cpu(
     normalized_ndim: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    tensors = (input, mean, rstd) if weight is None else (input, mean, rstd, weight)
-    for tensor in tensors if bias is None else (*tensors, bias):
-        if tensor.dtype is not torch.float32 or not tensor.is_contiguous():
-            break
-    else:
-        if native.available():
-            shape = input.shape
-            output = torch.empty(shape, dtype=dtype, device="cpu")
-            n_rows, n_columns = mean.numel(), shape[-normalized_ndim:].numel()
-            native.launch_rebuild_layer_norm(
-                input, mean, rstd, weight, bias, output, n_rows, n_columns
-            )
-            return output
-    return reference.rebuild_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
+    """The same for those who call `torch.ops.spt` themselves."""
+    if mean.numel() != input.shape[:-normalized_ndim].numel():
+        # the public function says what does not fit
+        return rebuild_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
+    return launch_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
 
 
 for _device in ("cpu", "cuda"):
-    torch.library.register_kernel("spt::rebuild_layer_norm", _device, launch_layer_norm)
+    torch.library.register_kernel("spt::rebuild_layer_norm", _device, layer_norm_of_the_op)
     torch.library.register_kernel("spt::rebuild_gelu", _device, launch_gelu)
 
 

@@ -188,16 +188,18 @@ def sparse_weight_grad(grad_output: Tensor, input: Tensor, index: Tensor | Spars
 
 def launch(grad_output: Tensor, input: Tensor, pattern: SparsePattern) -> Tensor:
     """`sparse_weight_grad` of matrices of one dtype and device, a CPU's or a card's."""
-    if input.shape != (len(grad_output), pattern.in_features):
+    tokens, width = input.shape
+    if width != pattern.in_features or tokens != grad_output.shape[0]:
         return sparse_weight_grad(grad_output, input, pattern)  # which says what does not fit
+    index = pattern.index
     if not input.is_cpu:
-        return _launch_on_card(grad_output, input, pattern.index, pattern._tile_plan)
-    index, plan, block = pattern.index, pattern._plan, pattern._block
-    n_products = input.shape[0] * pattern.out_features * pattern.in_features
+        return _launch_on_card(grad_output, input, index, pattern._tile_plan)
+    n_products = tokens * pattern.out_features * width
     if n_products <= _SMALL_PRODUCT and input.dtype is torch.float32:
         return torch.mm(grad_output.t(), input).view(-1).index_select(0, index)
+    plan, block = pattern._plan, pattern._block
     # one that is dense enough for another way than the first has a plan
-    are_rows = grad_output.stride(1) == input.stride(1) == 1 and input.shape[0]
+    are_rows = grad_output.stride(1) == input.stride(1) == 1 and tokens
     if plan or not are_rows or not native.available():
         return _cpu(grad_output, input, index, plan, block)
     return native.launch_sparse_weight_grad(grad_output, input, index)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spt_kernels.ops.rebuild_input import launch_layer_norm, rebuild_gelu, rebuild_layer_norm
+from spt_kernels.ops.rebuild_input import layer_norm_of_the_op, rebuild_gelu, rebuild_layer_norm
 
 from ..tolerance import assert_within_budget
 
@@ -196,4 +196,4 @@ def test_statistics_of_other_rows_never_reach_a_card() -> None:
     input, weight = torch.empty(4, 8, device="meta"), torch.empty(8, device="meta")
     mean = torch.empty(3, 1, device="meta")
     with pytest.raises(ValueError, match="mean: expected 4 values, one per row, got 3"):
-        launch_layer_norm(input, mean, mean, weight, weight, 1, torch.float32)
+        layer_norm_of_the_op(input, mean, mean, weight, weight, 1, torch.float32)

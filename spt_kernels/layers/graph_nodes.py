@@ -1,0 +1,156 @@
+"""What nodes of the autograd graph are and keep, by their types: one lookup tells it of each.
+
+A layer asks where its input comes from in every step, and on a fast card a step takes as long as
+its host does.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+from .recording import unpack
+
+_RESHAPES = frozenset({"ViewBackward0", "ReshapeAliasBackward0"})
+_MOVES = frozenset({"PermuteBackward0", "TransposeBackward0"}) | _RESHAPES
+# Nodes that may lie between a tensor and the node whose output it shares its storage with
+_VIEWS = frozenset(
+    {"AliasBackward0", "AsStridedBackward0", "ExpandBackward0", "SelectBackward0"}
+    | {"SliceBackward0", "SplitBackward0", "SqueezeBackward0", "SqueezeBackward1"}
+    | {"TBackward0", "UnbindBackward0", "UnsafeViewBackward0", "UnsqueezeBackward0"}
+    | _MOVES
+)
+_RAW = "_raw_saved_"
+
+# What unpacks a tensor that a node keeps (torch's `SavedTensor`); None where it lies there itself
+hook_of = attrgetter("unpack_hook")
+# Of a graph that a backward has freed, or of which something was edited in place since, nothing can
+# be read, but the forward, as with a plain layer, must still run. Before 2.11 (2.9 for one) torch
+# does not tell of hooks, and then nothing is rebuilt; nor has None any.
+UNREADABLE = (RuntimeError, AttributeError)
+
+
+class Kept:
+    """One of the things that nodes of a type keep, by its name without prefix."""
+
+    __slots__ = ("_raw", "_saved")
+
+    def __init__(self, name: str) -> None:
+        self._raw, self._saved = attrgetter(f"{_RAW}{name}"), attrgetter(f"_saved_{name}")
+
+    def is_readable(self, node: Any) -> bool:
+        """Whether a backward may read it, without more than its being recorded."""
+        try:
+            hook = hook_of(self._raw(node))
+            return self._saved(node) is not None if hook is None else hook is unpack
+        except UNREADABLE:
+            return False
+
+    def read(self, node: Any) -> tuple[Any] | None:
+        """What it is; None when it cannot be had without side effects."""
+        try:
+            raw = self._raw(node)
+            is_packed = raw is not None and hook_of(raw) is not None
+            return None if is_packed else (self._saved(node),)
+        except UNREADABLE:
+            return None
+
+
+class NodeType:
+    """What is so of all nodes of one type.
+
+    Attributes:
+        name: of the type.
+        source: what gives the output of a GELU or LayerNorm again; None for all others.
+        is_function: an autograd function in Python, which may have the means to do so as well.
+        is_reshape: the output is the input in another shape.
+        is_move: it is that, or a permutation.
+        is_view: it may share its storage with the input.
+        kept: what such nodes keep, results first.
+    """
+
+    __slots__ = ("is_function", "is_move", "is_reshape", "is_view", "kept", "name", "source")
+
+    def __init__(self, node_type: type) -> None:
+        self.name = node_type.__name__
+        self.source = _SOURCES.get(self.name)
+        self.is_function = issubclass(node_type, BackwardCFunction)
+        self.is_reshape = self.name in _RESHAPES
+        self.is_move, self.is_view = self.name in _MOVES, self.name in _VIEWS
+        names = [name.removeprefix(_RAW) for name in dir(node_type) if name.startswith(_RAW)]
+        names.sort(key=lambda name: not name.startswith(("out", "result")))
+        self.kept = tuple(Kept(name) for name in names if hasattr(node_type, f"_saved_{name}"))
+
+
+# what one node saves was saved at one time, under the same hooks, and is freed at one time
+_SOURCES = {"GeluBackward0": Kept("self"), "NativeLayerNormBackward0": Kept("input")}
+
+
+class _NodeTypes(dict[type, NodeType]):
+    """By the type of a node; those of functions in Python, which may be made anew, are not held."""
+
+    def __missing__(self, node_type: type) -> NodeType:
+        if issubclass(node_type, BackwardCFunction):
+            return _FUNCTION
+        found = self[node_type] = NodeType(node_type)
+        return found
+
+
+NODE_TYPES = _NodeTypes()
+_FUNCTION = NodeType(BackwardCFunction)
+
+
+def way_to(node: Any) -> tuple[tuple[Any, ...], tuple[NodeType, ...], int, bool]:
+    """Where a tensor that is a view comes from.
+
+    Args:
+        node: its own.
+
+    Returns:
+        The way: that node and those below it, up to the first that is no view. Their types. Of
+        which output of the last one the tensor is a view. Whether all before it are moves.
+    """
+    found = NODE_TYPES[type(node)]
+    way, types, output, is_moved_alone = [node], [found], 0, True
+    while found.is_view:
+        below, output_below = node.next_functions[0]
+        if below is None:
+            break
+        is_moved_alone = is_moved_alone and found.is_move
+        node, output, found = below, output_below, NODE_TYPES[type(below)]
+        way.append(node)
+        types.append(found)
+    return tuple(way), tuple(types), output, is_moved_alone
+
+
+def is_kept(x: Tensor, way: tuple[Any, ...], types: tuple[NodeType, ...]) -> bool:
+    """Whether a node on the way of `x` keeps it for its own backward, so that saving it is free."""
+    if types not in _PLACES:
+        # not to be remembered of nodes that could not be read
+        for node, node_type in zip(way, types, strict=True):
+            if any(kept.read(node) is None for kept in node_type.kept):
+                return False
+        _PLACES[types] = _place(x, way, types)
+    place = _PLACES[types]
+    return place is not None and _shares_storage(x, place[1].read(way[place[0]]))
+
+
+# Which node of a way keeps an activation: a matter of the types on it
+_PLACES: dict[tuple[NodeType, ...], tuple[int, Kept] | None] = {}
+
+
+def _place(x: Tensor, way: tuple[Any, ...], types: tuple[NodeType, ...]) -> tuple[int, Kept] | None:
+    for depth, node in enumerate(way):
+        for kept in types[depth].kept:
+            if _shares_storage(x, kept.read(node)):
+                return depth, kept
+    return None
+
+
+def _shares_storage(x: Tensor, saved: tuple[Any] | None) -> bool:
+    tensor = None if saved is None else saved[0]
+    return isinstance(tensor, Tensor) and torch._C._is_alias_of(tensor, x)

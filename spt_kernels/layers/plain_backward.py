@@ -1,0 +1,63 @@
+"""How the backward of an autograd function is run: without a record, and without autocast."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .autocast import without_autocast
+
+Backward = Callable[..., tuple[Tensor | None, ...]]
+
+
+def plain_backward(backward: Backward) -> Backward:
+    """Run a backward in the dtypes of its forward, and fail if its results are differentiated.
+
+    Autocast, under which some call `backward`, must not change dtypes a second time. Nothing is
+    recorded; torch's `once_differentiable` says nothing when only the saved tensors, and not the
+    gradient that came in, depend on what is differentiated: a gradient penalty would lose terms in
+    silence.
+    """
+
+    @functools.wraps(backward)
+    def wrapper(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # unlike in an ordinary backward
+            return _guarded(backward, ctx, grad, *others)
+        if torch._C._is_any_autocast_enabled():
+            with without_autocast(grad.device):
+                return backward(ctx, grad, *others)
+        return backward(ctx, grad, *others)
+
+    return wrapper
+
+
+def _guarded(backward: Backward, ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients, which know that they cannot be differentiated."""
+    with torch.no_grad(), without_autocast(grad_outputs[0].device):
+        grads = backward(ctx, *grad_outputs)
+    if torch.compiler.is_compiling():
+        return grads
+    present = [grad for grad in grads if grad is not None]
+    if not present:
+        return grads
+    anchor = torch.empty(0, device=present[0].device, requires_grad=True)
+    guarded = iter(_FirstDerivative.apply(anchor, *present))
+    return tuple(None if grad is None else next(guarded) for grad in grads)
+
+
+class _FirstDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, *grads: Tensor) -> tuple[Tensor, ...]:
+        return tuple(grad.view_as(grad) for grad in grads)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        raise RuntimeError(
+            "a layer tuned or approximated by spt_kernels has first derivatives only: its backward "
+            "cannot be differentiated again (create_graph=True, gradient penalties): use the plain "
+            "layer"
+        )
