@@ -11,13 +11,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..model.quantized import logical_shape
 from .autocast import without_autocast
+from .lora_call import LoraCall
+from .low_rank_linear import LowRankLinear
 from .mask_keys import draw_seed
 from .pointwise_lora import PointwiseLora
-from .row_ranges import groups_of
+from .sparse_layer import is_trained_whole
 from .structured import NEW, StructuredConv2d, StructuredLayer, StructuredLinear, add_to_rows
 from .traced_dropout import draw_words
 from .traced_lora import LoraTrace, TracedLora, lora_update
-from .tuned_linear import LoraCall, TunedLinear, linear_with_lora
+from .tuned_linear import TunedLinear, linear_with_lora
 
 if TYPE_CHECKING:
     from ..plan import LoraSpec
@@ -39,7 +41,7 @@ class LoraLayer(StructuredLayer):
         """Put a LoRA on this module, which has the contents of its base layer."""
         self._freeze_for(spec)
         ranges = self.__dict__["_spt_ranges"]
-        self.__dict__["_spt_plain_call"] = LoraCall(groups_of(ranges), spec.scale)
+        self.__dict__["_spt_plain_call"] = LoraCall.on(ranges, spec.scale)
         n_ranges, n_rows = len(spec.rows), sum(stop - start for start, stop in spec.rows)
         n_columns = logical_shape(self.weight)[1]
         self.lora_a = nn.Parameter(torch.empty(n_ranges * spec.rank, n_columns, **NEW))
@@ -126,6 +128,9 @@ class LoraLinear(LoraLayer, StructuredLinear):
         lora_a, lora_b = parameters["lora_a"], parameters["lora_b"]
         if not torch.is_grad_enabled():
             return linear_with_lora(input, weight, bias, lora_a, lora_b, call)[0]
+        is_alone = not (self.has_gradients() or is_trained_whole(weight, bias))
+        if is_alone and lora_a.requires_grad and lora_b.requires_grad:
+            return LowRankLinear.apply(input, weight, bias, lora_a, lora_b, call)
         deltas = self.trained_tensors()
         return TunedLinear.apply(input, weight, bias, *deltas, lora_a, lora_b, call)
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .autocast import cast, without_autocast
+from .lora_call import LoraCall
 from .row_ranges import Ranges
-from .tuned_linear import LoraCall
 
 # What is as large as an input or an output is made some samples at a time
 _ELEMENTS_AT_ONCE = 2**23

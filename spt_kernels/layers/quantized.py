@@ -20,13 +20,14 @@ from .adapter import AdapterLinear
 from .autocast import is_cast
 from .linear import LinearWithDeltas
 from .lora import LoraLinear
+from .lora_call import LoraCall
 from .name_in_model import told_as
 from .plain_backward import plain_backward
 from .position_index import CheckedIndex
 from .sparse_delta import check_trained_whole, tag
 from .sparse_gradient import DeltaPattern
 from .tuned_class import share_contents
-from .tuned_linear import LoraCall, add_lora, keep_for_gradients, tuned_gradients
+from .tuned_linear import keep_for_gradients, tuned_gradients
 
 
 class QuantizedLinear(torch.autograd.Function):
@@ -99,7 +100,7 @@ def _output(
         _add_delta(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]).to(y.dtype), delta, pattern)
     if lora is None or lora_a is None or lora_b is None:
         return y, None
-    return y, add_lora(y, x, lora_a, lora_b, lora)
+    return y, lora.add_to(y, x, lora_a, lora_b)
 
 
 def _under_autocast(x: Tensor, factor: Tensor) -> Tensor:

@@ -3,62 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.dropout import dropout, dropout_
-from .autocast import cast, is_cast, wide_dtype, without_autocast
+from .autocast import cast, is_cast, wide_dtype
+from .lora_call import LoraCall
 from .plain_backward import plain_backward
-from .row_ranges import RangeGroup
 from .saved_input import SavedInput, Tensors
 from .sparse_delta import check_trained_whole
 from .sparse_gradient import DeltaPattern, sparse_gradient
 from .traced import made_again
-
-# The input with elements dropped is made in pieces of this size: at the moment when a forward needs
-# most, a whole copy of it would be the largest tensor about
-_DROPPED_ELEMENTS = 2**23
-
-
-class LoraCall(NamedTuple):
-    """One forward of a LoRA: what it is, and which elements of its input are dropped.
-
-    Attributes:
-        groups: of `groups_of`.
-        scale: factor of the update.
-        dropout: probability of dropping an element; 0 outside training.
-        seed: which elements, or the key of it in memory; forward and backward both make the mask
-            from it.
-    """
-
-    groups: tuple[RangeGroup, ...]
-    scale: float
-    dropout: float = 0.0
-    seed: int | Tensor = 0
-
-    def dropped(self, x: Tensor, first: int = 0) -> Tensor:
-        """`x` with zeros for the elements that this call drops, of which the first is `first`."""
-        return x if self.dropout == 0.0 else dropout(x, self.dropout, self.seed, first)
-
-    def drop_(self, x: Tensor) -> Tensor:
-        """`dropped`, in place where that can be."""
-        if self.dropout == 0.0 or not x.is_contiguous():
-            return self.dropped(x)
-        return dropout_(x, self.dropout, self.seed)
-
-    @property
-    def only_range(self) -> RangeGroup | None:
-        """The one range that it is on: plain matrix products serve it, for fewer views."""
-        group = self.groups[0]
-        return group if len(self.groups) == 1 and group.n_ranges == 1 else None
-
-    @property
-    def kept_scale(self) -> float:
-        """What makes up for the dropped elements."""
-        return 0.0 if self.dropout >= 1.0 else 1.0 / (1.0 - self.dropout)
 
 
 class TunedLinear(torch.autograd.Function):
@@ -197,17 +154,17 @@ def tuned_gradients(
         grad_bias_delta = _grad_of_bias(gy, bias_index)
     if lora is not None:
         if needs_b:
-            grad_b = _grad_of_b(gy, inner, lora)
+            grad_b = lora.grad_of_b(gy, inner)
         if needs_x or needs_a:
-            grad_inner = _grad_of_inner(gy, lora_b, lora)  # [tokens, ranges · rank]
+            grad_inner = lora.grad_of_inner(gy, lora_b)  # [tokens, ranges · rank]
         if needs_a:
             # into what was rebuilt, but not into another's tensor
-            x = lora.dropped(x) if recipe.kind == "tensor" else lora.drop_(x)
-            grad_a = grad_inner.t() @ x.reshape(-1, in_features)
+            grad_a = lora.grad_of_a(grad_inner, x, may_write=recipe.kind != "tensor")
     del x  # before the gradient of the same size is made
     if needs_x:
         weight = weight if made is None else made(weight)
-        flat = grad_of_x(gy, weight, grad_inner, lora_a, lora)
+        weight = weight if weight.dtype is gy.dtype else made_again(weight.to(gy.dtype))
+        flat = gy @ weight if lora is None else lora.grad_of_x(gy, weight, grad_inner, lora_a)
         grad_x = cast(flat.view(*grad_output.shape[:-1], in_features), x_dtype)
     return (
         *(grad_x, grad_weight, grad_bias, grad_delta, None),
@@ -229,103 +186,10 @@ def linear_with_lora(
     if is_cast(x, x):  # once for both products
         x = x.to(torch.get_autocast_dtype(x.device.type))
     y = F.linear(x, weight, bias).contiguous()
-    return y, add_lora(y, x, lora_a, lora_b, lora)
-
-
-def add_lora(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, lora: LoraCall) -> Tensor:
-    """Add `scale · B A dropout(x)` into `y`; returns the bottleneck `[tokens, ranges · rank]`."""
-    dtype = y.dtype
-    flat, low = y.view(-1, y.shape[-1]), cast(lora_b, dtype)  # [tokens, out]
-    with without_autocast(y.device):
-        inner = _bottleneck(cast(x, dtype), cast(lora_a, dtype), lora)
-        only = lora.only_range
-        if only is not None:
-            only.of_outputs_alone(flat).addmm_(inner, low.t(), alpha=lora.scale)
-            return inner
-        for group in lora.groups:
-            outputs, part = group.of_outputs(flat), group.of_bottleneck(inner)
-            up = group.of_rows(low).transpose(1, 2)
-            if _is_onednns(flat):
-                outputs.add_(_bmm(part, up), alpha=lora.scale)
-            else:
-                outputs.baddbmm_(part, up, alpha=lora.scale)
-    return inner
-
-
-def _bottleneck(x: Tensor, lora_a: Tensor, lora: LoraCall) -> Tensor:
-    flat = x.reshape(-1, x.shape[-1])  # [tokens, in]
-    if lora.dropout == 0.0:
-        return flat @ lora_a.t()
-    step = max(1, _DROPPED_ELEMENTS // flat.shape[1])
-    if len(flat) <= step:
-        return (lora.dropped(flat) @ lora_a.t()).mul_(lora.kept_scale)
-    inner = flat.new_empty(flat.shape[0], lora_a.shape[0])
-    for start in range(0, flat.shape[0], step):
-        some = lora.dropped(flat[start : start + step], start * flat.shape[1])
-        torch.mm(some, lora_a.t(), out=inner[start : start + step])
-    return inner.mul_(lora.kept_scale)
+    return y, lora.add_to(y, x, lora_a, lora_b)
 
 
 def _grad_of_bias(gy: Tensor, index: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # a sum can be fused with what chooses its columns
         return gy.index_select(1, index).sum(0, dtype=wide_dtype(gy))
     return gy.sum(0, dtype=wide_dtype(gy)).index_select(0, index)
-
-
-def _grad_of_b(gy: Tensor, inner: Tensor, lora: LoraCall) -> Tensor:
-    # the thin factor on the left: the transpose of this takes a CPU several times as long
-    only = lora.only_range
-    if only is not None:
-        grad = (inner.t() @ only.of_outputs_alone(gy)).t().contiguous()
-        return _scaled(grad, lora.scale)
-    parts = []
-    for group in lora.groups:
-        low = group.of_bottleneck(inner).transpose(1, 2)
-        parts.append(_bmm(low, group.of_outputs(gy)).transpose(1, 2).flatten(0, 1))
-    grad = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
-    return _scaled(grad, lora.scale)  # [rows of all ranges, rank]
-
-
-def _grad_of_inner(gy: Tensor, lora_b: Tensor, lora: LoraCall) -> Tensor:
-    low = cast(lora_b, gy.dtype)
-    factor = lora.scale * (lora.kept_scale if lora.dropout else 1.0)
-    only = lora.only_range
-    if only is not None:
-        return _scaled(only.of_outputs_alone(gy) @ low, factor)
-    rank, n_ranges = low.shape[1], sum(group.n_ranges for group in lora.groups)
-    grad = gy.new_empty(gy.shape[0], n_ranges * rank)
-    for group in lora.groups:
-        _bmm(group.of_outputs(gy), group.of_rows(low), out=group.of_bottleneck(grad))
-    return _scaled(grad, factor)
-
-
-def _is_onednns(tensor: Tensor) -> bool:
-    """Whether oneDNN multiplies it: of batches one within another torch turns it off for good."""
-    return tensor.is_cpu and tensor.element_size() == 2
-
-
-def _bmm(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    if not _is_onednns(left):
-        return torch.bmm(left, right, out=out)
-    product = torch.bmm(left.contiguous(), right.contiguous())
-    return product if out is None else out.copy_(product)
-
-
-def _scaled(tensor: Tensor, factor: float) -> Tensor:
-    """A product of ours times `factor`, in place."""
-    return tensor if factor == 1.0 else tensor.mul_(factor)
-
-
-def grad_of_x(
-    gy: Tensor,
-    weight: Tensor,
-    grad_inner: Tensor | None = None,
-    lora_a: Tensor | None = None,
-    lora: LoraCall | None = None,
-) -> Tensor:
-    """`[tokens, in]`, in one buffer: the LoRA's part with its dropout first, then the base's."""
-    weight = weight if weight.dtype is gy.dtype else made_again(weight.to(gy.dtype))
-    if grad_inner is None or lora_a is None or lora is None:
-        return gy @ weight
-    grad = lora.drop_(grad_inner @ cast(lora_a, gy.dtype))
-    return grad.addmm_(gy, weight)
