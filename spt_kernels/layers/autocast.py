@@ -26,7 +26,7 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
 
 def is_cast(x: Tensor, factor: Tensor) -> bool:
     """Whether autocast makes another tensor of a factor of a product with `x`."""
-    if torch.compiler.is_compiling() or not torch._C._is_any_autocast_enabled():
+    if not torch._C._is_any_autocast_enabled() or torch.compiler.is_compiling():
         return False
     kind = x.device.type
     if kind not in _KINDS or not torch.is_autocast_enabled(kind):

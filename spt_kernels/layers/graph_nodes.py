@@ -153,4 +153,4 @@ def _place(x: Tensor, way: tuple[Any, ...], types: tuple[NodeType, ...]) -> tupl
 
 def _shares_storage(x: Tensor, saved: tuple[Any] | None) -> bool:
     tensor = None if saved is None else saved[0]
-    return isinstance(tensor, Tensor) and torch._C._is_alias_of(tensor, x)
+    return isinstance(tensor, Tensor) and torch._C._is_alias_of(tensor, x)  # type: ignore[attr-defined]

@@ -70,19 +70,28 @@ class LoraCall(NamedTuple):
         Returns:
             `[tokens, ranges · rank]`, A dropout(x) in the dtype of `y`.
         """
-        with without_autocast(y.device):
-            dtype, flat = y.dtype, y.view(-1, y.shape[-1])  # [tokens, out]
-            inner, up = self._bottleneck(cast(x, dtype), cast(lora_a, dtype)), cast(lora_b, dtype)
-            if self.only is not None:
-                self.only.of_outputs_alone(flat).addmm_(inner, up.t(), alpha=self.scale)
-                return inner
-            for group in self.groups:
-                outputs, part = group.of_outputs(flat), group.of_bottleneck(inner)
-                rows = group.of_rows(up).transpose(1, 2)
-                if _is_onednns(flat):
-                    outputs.add_(_bmm(part, rows), alpha=self.scale)
-                else:
-                    outputs.baddbmm_(part, rows, alpha=self.scale)
+        dtype = y.dtype
+        if lora_a.dtype is not dtype or lora_b.dtype is not dtype:
+            lora_a, lora_b = lora_a.to(dtype), lora_b.to(dtype)
+        if x.dtype is not dtype:
+            x = x.to(dtype)
+        if torch._C._is_any_autocast_enabled():
+            with without_autocast(y.device):
+                return self._add_to(y, x, lora_a, lora_b)
+        return self._add_to(y, x, lora_a, lora_b)
+
+    def _add_to(self, y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor) -> Tensor:
+        flat, inner = y.view(-1, y.shape[-1]), self._bottleneck(x, lora_a)  # [tokens, out]
+        if self.only is not None:
+            self.only.of_outputs_alone(flat).addmm_(inner, lora_b.t(), alpha=self.scale)
+            return inner
+        for group in self.groups:
+            outputs, part = group.of_outputs(flat), group.of_bottleneck(inner)
+            up = group.of_rows(lora_b).transpose(1, 2)
+            if _is_onednns(flat):
+                outputs.add_(_bmm(part, up), alpha=self.scale)
+            else:
+                outputs.baddbmm_(part, up, alpha=self.scale)
         return inner
 
     def _bottleneck(self, x: Tensor, lora_a: Tensor) -> Tensor:

@@ -38,10 +38,11 @@ class WrittenState:
             return self.is_sharded
         version, (storage, offset) = self.state
         try:  # the comparison below in a third of its time: every layer asks in every forward
+            is_where_it_was = delta.untyped_storage() is storage()
             return (
                 delta._version == version
-                and delta.untyped_storage() is storage()
-                and delta.storage_offset() == offset
+                and is_where_it_was
+                and int(delta.storage_offset()) == offset
             )
         except (RuntimeError, NotImplementedError):
             return self.state == _state_of(delta)
