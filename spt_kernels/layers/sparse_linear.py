@@ -54,7 +54,7 @@ class SparseLinear(torch.autograd.Function):
             return None, None, None, grad_delta, None
         if weight.dtype is not gy.dtype:
             weight = weight.to(gy.dtype)
-        grad_x = grad_output @ weight
+        grad_x = torch.mm(gy, weight).view(*grad_output.shape[:-1], pattern.whole.in_features)
         if grad_x.dtype is not x_dtype:
             grad_x = grad_x.to(x_dtype)
         return grad_x, None, None, grad_delta, None
