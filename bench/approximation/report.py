@@ -70,14 +70,22 @@ def accuracy_table() -> str:
             yield f"{_spread(list(own.values()))} ({len(own)})" if own else ""
         yield "" if way == EXACT else _mean_and_error(differences)
 
-    last = list(runs.values())[-1]
+    commits: dict[tuple[str, ...], list[str]] = {}  # of each machine and its versions
+    for run in runs.values():
+        commits.setdefault((run.machine, *map(" ".join, run.versions.items())), []).append(
+            run.commit
+        )
+    where = "; ".join(
+        f"{len(of_one)} on {', '.join(told)}, commits {', '.join(dict.fromkeys(of_one))}"
+        for told, of_one in commits.items()
+    )
     titles = [f"{_TITLES[task]}, %" for task in tasks]
     rows = [(way, *cells(way)) for way in WAYS if way in ways]
     return (
         f"{markdown(('', *titles, 'minus exact, points'), rows)}\n\n"
         f"Mean ± standard deviation of `{CONTENDER}` after {EPOCHS} epochs, in brackets over how "
-        "many seeds; the differences are of pairs of one task and seed, with their standard error; "
-        f"{_machine(last.machine, last.versions, last.commit)}."
+        "many seeds; the differences are of pairs of one task and seed, with their standard error. "
+        f"{len(runs)} runs, one thread each: {where}."
     )
 
 
