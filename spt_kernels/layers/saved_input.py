@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
-from ..ops.launching import may_launch
+from ..ops.launching import is_plain
 from ..ops.rebuild_input import launch_gelu, launch_layer_norm, rebuild_gelu, rebuild_layer_norm
 from .graph_nodes import NODE_TYPES, UNREADABLE, hook_of, is_kept, way_to
 from .recording import Recording, hooks_in_use, recording_of, unpack
@@ -110,7 +110,7 @@ class SavedInput(NamedTuple):
 
 def _layer_norm_again(node: Any, dtype: torch.dtype) -> Tensor:
     source = node._saved_input
-    make: Any = launch_layer_norm if may_launch(source) else rebuild_layer_norm
+    make: Any = launch_layer_norm if is_plain(source) else rebuild_layer_norm
     return make(  # type: ignore[no-any-return]
         source,
         node._saved_result1,
@@ -126,7 +126,7 @@ def _gelu_again(node: Any, dtype: torch.dtype) -> Tensor:
     source, approximate = node._saved_self, node._saved_approximate
     if source.dtype is dtype:
         return F.gelu(source, approximate=approximate)  # the very call of the forward
-    make = launch_gelu if may_launch(source) else rebuild_gelu
+    make = launch_gelu if is_plain(source) else rebuild_gelu
     return make(source, approximate, dtype)
 
 

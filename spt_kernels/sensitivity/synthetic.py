@@ -19,8 +19,8 @@ from ..model import (
     head_names,
     is_pointwise,
 )
+from .per_sample.call_names import INERT_CALLS, call_name
 from .per_sample.calls import Calls
-from .per_sample.interception import INERT_CALLS, call_name
 from .scores import Sensitivity
 
 # Standard deviations of log sensitivity as measured on a small pre-trained ViT and photographs of

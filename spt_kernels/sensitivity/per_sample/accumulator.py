@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...ops import squared_grad
-from ...ops.launching import may_launch
+from ...ops.launching import is_plain
 from .embedding import add_squared_lookups
 from .interception import Arrival
 from .uses import Factors, Role, whole
@@ -130,7 +130,7 @@ class Accumulator:
             return
         if torch.float64 in (of_all.grad_output.dtype, getattr(of_all.input, "dtype", None)):
             of_all = _in_fp32(of_all)  # as scores are
-        launches = may_launch(of_all.grad_output)
+        launches = is_plain(of_all.grad_output)
         launches &= of_all.input is None or not of_all.input.is_neg()
         add_matrix, add_vector = _LAUNCHERS if launches else _OPS
         shifts = None if shift is None else self._rows_of(shift)

@@ -12,10 +12,12 @@ from torch.nn import functional as F
 
 from . import uses
 from .attention import attention
+from .call_names import INERT_CALLS, call_name
 from .convolution import conv2d
 from .derived import Derivations, Meeting, derivation_of, note_made_by
 from .embedding import embedding
 from .remaking import Productions
+from .selection import Selections
 from .stand_in import quantized_linear
 from .uses import Factors, Role, Use
 from .watched import Piece, Watcher, pieces_of, watched_in
@@ -36,13 +38,6 @@ _RECOGNIZED: dict[Any, Callable[..., Use | None]] = {
 }
 _MULTIPLY = frozenset({torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__})
 _ADD = frozenset({torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__})
-# what only looks at a tensor, or lets no gradient through
-INERT_CALLS = frozenset(
-    {"shape", "size", "dim", "ndim", "numel", "nelement", "stride", "storage_offset"}
-    | {"dtype", "device", "layout", "is_cuda", "is_cpu", "is_floating_point", "is_complex"}
-    | {"is_contiguous", "is_nested", "is_sparse", "is_quantized", "element_size", "data_ptr"}
-    | {"requires_grad", "is_leaf", "grad", "grad_fn", "detach", "data", "__len__", "__hash__"}
-)
 # what gives the same numbers in another dtype or, for a vector, with more dimensions of size 1
 _CASTS = frozenset(
     {Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.to, Tensor.type_as, Tensor.type}
@@ -125,16 +120,19 @@ class Interception:
             receive: takes what each use brings in the backward pass.
             derived: names of those to follow through what the model makes of them alone; None: all.
             replaced: what to compute with in place of some parameters, by name.
-            on_use: is told of each parameter that is used, in whatever way.
+            on_use: is told of each parameter that is used, in whatever way. Such uses are found as
+                well that can be observed in this batch and not in every one.
         """
         replaced = replaced or {}
         watched = {name: self._parameters[name] for name in (*names, *replaced)}
         self._samples, self._receive, self._on_use = samples, receive, on_use
         self._derived = self._parameters.keys() if derived is None else derived
+        self._selections = None if on_use is None else Selections()
         self._replaced = {id(watched[name]): by for name, by in replaced.items()}
         with (
             self._watcher.watching(watched, self.unrecognized.add),
             self._productions.noting(find=on_use is not None),
+            self._selections or contextlib.nullcontext(),
         ):
             self._is_watching = True
             try:
@@ -158,7 +156,9 @@ class Interception:
             found = [value for value in found if id(value) not in self._replaced]
         if not found:
             return func(*args, **kwargs)
-        if torch._C._are_functorch_transforms_active():  # as in `torch.vmap`: what rows are is lost
+        # as in `torch.vmap`: what rows are is lost; where they are chosen: it is another each time
+        is_lost = torch._C._are_functorch_transforms_active()
+        if is_lost or (self._selections and self._selections.hold_any((*args, *kwargs.values()))):
             return self._give_up(found, _run_frozen(func, args, kwargs, found))
         if recognize is None:
             output = self._same_numbers(func, args, kwargs)
@@ -364,10 +364,3 @@ class _Observer(torch.autograd.Function):
         if grad_output is not None:
             ctx.receive(grad_output, *saved)
         return (None, grad_output, None) + (None,) * len(saved)
-
-
-def call_name(func: Any) -> str:
-    """What a call goes by; a property's getter by the property."""
-    name = getattr(func, "__name__", "")
-    # the getter of a property is an anonymous `__get__` of the property's descriptor
-    return getattr(func.__self__, "__name__", name) if name == "__get__" else name
