@@ -86,6 +86,11 @@ def measure_sensitivity(
     The model is left as it was: mode, `requires_grad`, gradients, buffers, hooks. Its dropout, when
     `train` is set, draws from the global random state; nothing else does.
 
+    Memory is that of a forward and backward pass which computes no gradients of parameters, and of
+    the scores, 4 bytes a number, which are there from the first measured batch on. What is measured
+    one sample at a time has its gradients one parameter after the other; that of all at a time is
+    there only where reentrant checkpoints bring gradients in parts.
+
     With a `group` its processes share the work: each calls this with the same model and arguments
     and with `batches` of its own, as a DataLoader with a `DistributedSampler` gives them, measures
     its share of the samples, and gets the scores of all. They are summed in the order of ranks, so

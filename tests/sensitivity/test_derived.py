@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spt_kernels as spt
-from spt_kernels.sensitivity.per_sample import uses
+from spt_kernels.sensitivity.per_sample import probe, uses
 from tests.models import _spread, tiny_batch
 
 from .per_sample_truth import assert_exact, squared_gradients
@@ -263,3 +263,24 @@ def test_what_a_forward_caches_is_forgotten_before_the_next() -> None:
     assert not sensitivity.fallback
     model.keeps = False
     assert_exact(sensitivity, model, batches)
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_the_gradient_of_either_sample_is_checked(
+    wrong: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch, changed = probe._watch, []
+
+    def watch_wrongly(*args: object) -> dict[str, Tensor]:
+        gradients, samples = watch(*args), args[-1]
+        if samples[0] == wrong:
+            changed.extend(gradients)
+            gradients = {name: 1.01 * gradient for name, gradient in gradients.items()}
+        return gradients
+
+    monkeypatch.setattr(probe, "_watch", watch_wrongly)
+    model, batch = Standardized(), tiny_batch(3, size=16)
+    sensitivity = spt.measure_sensitivity(model, [batch], num_samples=3)
+    assert changed
+    assert set(changed) & set(sensitivity) == set(sensitivity.fallback)
+    assert_exact(sensitivity, model, [batch])

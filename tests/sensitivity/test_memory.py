@@ -1,4 +1,4 @@
-"""Activations that are made again in the backward pass: the same numbers, in less memory."""
+"""What a measurement keeps: activations that are made again, and gradients as they come alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import spt_kernels as spt
+from spt_kernels.memory.ledger import Ledger
 from spt_kernels.sensitivity.per_sample import remaking
 from tests.models import tiny_batch, tiny_vit
 
@@ -129,3 +132,76 @@ def test_edited_activations_are_exact(edit: str) -> None:
     generator = torch.Generator().manual_seed(0)
     batch = (torch.randn(6, 12, generator=generator), torch.arange(6) % 5)
     assert_exact(spt.measure_sensitivity(model, [batch], num_samples=6), model, [batch])
+
+
+DEPTH, WIDTH = 16, 96
+PRODUCT = "bi,oi->bo"  # which is no call that is seen
+
+
+class Deep(nn.Module):
+    """Many matrices and tiny activations: what there is of its size, there is of its gradients."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.way = way
+        self.stem = nn.Linear(8, WIDTH)
+        self.weights = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(DEPTH))
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> object:
+        x = self.stem(x)
+        for layer in self.weights:
+            x = self.apply_to(layer, x).tanh()
+        x = self.head(x)
+        # two terms: no share of a sample's in the loss of a batch
+        return x if labels is None else {"loss": F.cross_entropy(x, labels) + (x**2).mean()}
+
+    def apply_to(self, layer: nn.Module, x: Tensor) -> Tensor:
+        if self.way == "out of sight":
+            return torch.einsum(PRODUCT, x, layer.weight)
+        if self.way == "derived":
+            return F.linear(x, layer.weight - layer.weight.mean(1, keepdim=True))
+        if self.way == "reentrant":
+            return checkpoint(
+                lambda x: torch.einsum(PRODUCT, x, layer.weight), x, use_reentrant=True
+            )
+        return layer(x)
+
+
+def peak_bytes(model: nn.Module, run: Callable[[], object]) -> int:
+    """Most bytes alive at a time while `run` runs, besides the parameters of `model`."""
+    ledger = Ledger(Tensor)
+    ledger.follow((), elsewhere=model.parameters(), category="weights")
+    with ledger:
+        run()
+    return max(ledger.curve(0))
+
+
+# ways, and how often the memory of all matrices there is besides the scores
+BESIDES = {
+    "in sight": 0,
+    "out of sight": 0,
+    "alone": 0,
+    "derived": 1,  # what the model makes of its parameters
+    "reentrant": 1,  # such checkpoints bring gradients in parts
+}
+
+
+@pytest.mark.parametrize("way", BESIDES)
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_beside_the_scores_there_is_one_gradient_at_a_time(way: str) -> None:
+    model = Deep(way)
+    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(2, 8, generator=generator), torch.arange(2)
+    batch = {"x": x, "labels": labels} if way == "alone" else (x, labels)
+    found: list[spt.Sensitivity] = []
+    peak = peak_bytes(
+        model, lambda: found.append(spt.measure_sensitivity(model, [batch], num_samples=2))
+    )
+    [sensitivity] = found
+    matrix = 4 * WIDTH**2
+    assert sum(score.nbytes for score in sensitivity.values()) == DEPTH * matrix
+    assert len(sensitivity.fallback) == (0 if way in ("in sight", "derived") else DEPTH)
+    # activations, and of one parameter the gradients of both samples on the way to their squares
+    assert peak < (1 + BESIDES[way]) * DEPTH * matrix + 8 * matrix

@@ -280,8 +280,10 @@ class Interception:
 
     def _give_up(self, parameters: list[Tensor], output: Any) -> Any:
         outputs = output if isinstance(output, (tuple, list)) else (output,)
-        has_grad = torch.is_grad_enabled()  # without, none flows through this call
-        if has_grad and any(isinstance(o, Tensor) and _has_gradients(o) for o in outputs):
+        if any(isinstance(o, Tensor) and _has_gradients(o) for o in outputs):
+            if not torch.is_grad_enabled():  # none flows through this call
+                self.used_without_grad = True
+                return output
             for parameter in parameters:
                 self.unrecognized.update(piece.name for piece in pieces_of(parameter))
         return output

@@ -51,12 +51,7 @@ def measure(
     """
     all_parameters = dict(model.named_parameters())
     parameters = {name: all_parameters[name] for name in names}
-    scores = {
-        name: torch.zeros_like(
-            parameter, dtype=torch.float32, memory_format=torch.contiguous_format
-        )
-        for name, parameter in parameters.items()
-    }
+    scores: dict[str, Tensor] = {}
     dtypes = _compute_dtypes(parameters)
     loss_scale = _FP16_LOSS_SCALE if torch.float16 in dtypes else 1.0
     tolerance = 0.1 if dtypes & set(_LOW_PRECISION) else 1e-3
@@ -86,6 +81,8 @@ def measure(
                 )
             batch = next(samples)
             _tell(methods, parameters)
+            # from here on: the probe has what the scores take to itself
+            scores |= {name: _zeros_like(parameter) for name, parameter in parameters.items()}
             accumulator = Accumulator(scores, methods.n_uses, 1 / loss_scale)
             one_by_one = {name: parameters[name] for name in methods.one_by_one}
             sleepers = _Sleepers(methods.asleep, accumulator)
@@ -141,6 +138,10 @@ def forked_random_state(parameters: Iterable[Tensor]) -> Iterator[None]:
     devices = sorted({p.device for p in parameters if p.is_cuda}, key=str)
     with torch.random.fork_rng(devices=devices):
         yield
+
+
+def _zeros_like(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
 
 
 class _Sleepers:

@@ -2,21 +2,23 @@
 
 Observers assume that a model keeps its samples apart and in order: row by row, or k rows for each.
 Both are checked rather than believed: with the loss of one sample alone, no gradient may arrive at
-rows of the other.
+rows of the other. No more is in memory at a time than one sample's gradient of what is derived.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .autograd import has_graph, requiring_grad, sample_gradients
+from .autograd import has_graph, requiring_grad, take_gradients
 from .batches import Batch, two_samples
 from .calls import Calls
+from .comparison import Comparison
 from .interception import Arrival, Interception
 from .losses import PerSampleLoss
 from .methods import Methods
@@ -34,8 +36,7 @@ class _Record:
     kinds: set[str] = field(default_factory=set)
     crosses: bool = False  # gradient at rows of the other sample
     arrives: bool = False  # gradient at rows of its own
-    # by sample, of what is made of the parameter alone
-    gradients: dict[int, Tensor] = field(default_factory=dict)
+    derived: bool = False  # it arrives at what is made of the parameter alone
 
 
 def probe(
@@ -72,9 +73,10 @@ def probe(
     calls = Calls(layers)
     if not loss.parts(model, pair.input):
         return _all_one_by_one(model, loss, batch, parameters, interception, calls, loss_scale)
-    with calls.following():
-        if not _watch(model, loss, pair, interception, records, calls):
-            return None
+    watch = partial(_watch, model, loss, pair, interception, records, calls)
+    gradients = watch(range(_SAMPLES))
+    if gradients is None:
+        return None
     unrecognized = interception.unrecognized.copy()
 
     observed = {
@@ -85,29 +87,34 @@ def probe(
         and len(record.kinds) == 1
         and name not in unrecognized
     }
-    derived = {name for name in observed if records[name].gradients}
+    derived = {name for name in observed if records[name].derived}
     uncertain = {n: p for n, p in parameters.items() if n not in observed or n in derived}
     expanded: list[str] = []
     one_by_one: list[str] = []
     if uncertain:
         # plain autograd tells which of the others matter at all, and the truth about tokens
-        needs_grad = interception.used_without_grad
-        gradients = sample_gradients(model, loss, pair, uncertain, loss_scale, needs_grad)
-        truth = [sample for sample in gradients if sample is not None]
-        slack = tolerance**2 * _typical(truth)
+        comparison = _compare(
+            model,
+            loss,
+            pair,
+            uncertain,
+            lambda own: watch([own]) if own and derived else gradients,
+            frozenset(tokens),
+            loss_scale,
+            interception.used_without_grad,
+        )
+        if comparison is None:
+            return None
+        slack = tolerance**2 * comparison.typical()
         for name in list(derived):
-            if not _agrees(records[name].gradients, name, truth, tolerance, slack):
+            if not comparison.agrees(name, tolerance, slack):
                 derived.remove(name)
                 del observed[name]
-        used = [
-            name
-            for name in uncertain
-            if name not in derived and any(sample[name] is not None for sample in truth)
-        ]
+        used = [name for name in uncertain if name in comparison.used and name not in derived]
         if not used and not observed:
             raise _independent(loss)
         possible = {name: parameters[name] for name in tokens if name in used}
-        expanded = _expandable(model, loss, pair, interception, possible, truth, tolerance)
+        expanded = _expandable(model, loss, pair, interception, possible, comparison, tolerance)
         one_by_one = [name for name in used if name not in expanded]
     interception.unrecognized.clear()
     if not observed and not expanded:
@@ -143,10 +150,13 @@ def _all_one_by_one(
         loss.outputs(model, one.input, 1)
     interception.unrecognized.clear()
     needs_grad = interception.used_without_grad
-    [gradients] = sample_gradients(model, loss, one, parameters, loss_scale, needs_grad)
-    if gradients is None:
+    used: set[str] = set()
+
+    def note(_: int, name: str, gradient: Tensor) -> None:
+        used.add(name)
+
+    if not take_gradients(model, loss, one, parameters, loss_scale, needs_grad, note):
         return None
-    used = tuple(name for name, gradient in gradients.items() if gradient is not None)
     if not used:
         raise _independent(loss)
     # another sample may depend on others, as where each token has its experts: all are asked for
@@ -167,13 +177,16 @@ def _watch(
     interception: Interception,
     records: Mapping[str, _Record],
     calls: Calls,
-) -> bool:
-    """Run both samples forward and the loss of each backward, and record what arrives.
+    samples: Sequence[int],
+) -> dict[str, Tensor] | None:
+    """Run both samples forward and the loss of some backward, and record what arrives.
 
     Returns:
-        Whether both samples count.
+        The gradients of the first of `samples` by parameter, where it comes through what is made of
+        that alone; None where one of the two samples does not count.
     """
     own = 0
+    gradients: dict[str, Tensor] = {}
     n_arrivals: dict[str, int] = {}
 
     def receive(arrival: Arrival) -> None:
@@ -186,25 +199,27 @@ def _watch(
             record.kinds.add(role.kind)
             record.arrives |= arrives
             record.crosses |= crosses
-            if role.derived and arrives:
+            record.derived |= role.derived and arrives
+            if role.derived and arrives and own == samples[0]:
                 [gradient] = arrival.factors(piece, role, own, own + 1).grad_output
-                before = record.gradients.get(own)
-                record.gradients[own] = gradient if before is None else before + gradient
+                before = gradients.get(piece.name)
+                gradients[piece.name] = gradient if before is None else before + gradient
 
     inputs = pytree.tree_map(requiring_grad, pair.input)
     leaves = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.requires_grad]
-    with interception.watching(records, _SAMPLES, receive, on_use=calls.note_use):
+    watching = interception.watching(records, _SAMPLES, receive, on_use=calls.note_use)
+    with calls.following(), watching:
         outputs = loss.outputs(model, inputs, _SAMPLES)
         if not has_graph(outputs):
-            return True  # every use was out of sight
+            return gradients  # every use was out of sight
         losses = loss.of_each(outputs, pair.target, _SAMPLES)
         if losses is None:
-            return False
-        for own in range(_SAMPLES):
+            return None
+        for own in samples:
             if not torch.isfinite(losses[own]):
                 raise ValueError(f"the loss is {losses[own].item()} in batch {pair.index}")
             n_arrivals = dict.fromkeys(records, 0)
-            losses[own].backward(retain_graph=own == 0)
+            losses[own].backward(retain_graph=own != samples[-1])
             if any(x.grad is not None and _crosses(x.grad, own) for x in leaves):
                 raise ValueError(
                     "the loss of one sample depends on the other samples of its batch (a BatchNorm "
@@ -213,7 +228,52 @@ def _watch(
                 )
             for x in leaves:
                 x.grad = None
-    return True
+    return gradients
+
+
+def _compare(
+    model: nn.Module,
+    loss: PerSampleLoss,
+    pair: Batch,
+    parameters: Mapping[str, Tensor],
+    observed_of: Callable[[int], dict[str, Tensor] | None],
+    kept: Collection[str],
+    loss_scale: float,
+    needs_grad: bool,
+) -> Comparison | None:
+    """Hold what was observed of each sample against what plain autograd gives.
+
+    Args:
+        model: of which `parameters` are frozen.
+        loss: of each sample.
+        pair: the two samples.
+        parameters: those to ask autograd for.
+        observed_of: gives a sample's gradients by name, which are let go as they are compared, or
+            None where it does not count.
+        kept: names of those whose gradients the comparison keeps.
+        loss_scale: factor on the loss in backward passes.
+        needs_grad: see `Methods.input_needs_grad`.
+
+    Returns:
+        The comparison, without samples that do not count alone; None where `observed_of` has none.
+    """
+    comparison = Comparison(kept)
+    for own in range(_SAMPLES):
+        observed = observed_of(own)
+        if observed is None:
+            return None
+
+        def take(
+            _: int, name: str, gradient: Tensor, own: int = own, found: dict[str, Tensor] = observed
+        ) -> None:
+            comparison.take(own, name, gradient, found.pop(name, None))
+
+        alone = pair.samples(own, own + 1)
+        if take_gradients(model, loss, alone, parameters, loss_scale, needs_grad, take):
+            for name, gradient in observed.items():
+                comparison.take(own, name, None, gradient)
+        observed.clear()
+    return comparison
 
 
 def _crosses(grad: Tensor, own: int) -> bool:
@@ -230,7 +290,7 @@ def _expandable(
     pair: Batch,
     interception: Interception,
     tokens: Mapping[str, Tensor],
-    truth: list[dict[str, Tensor | None]],
+    true: Comparison,
     tolerance: float,
 ) -> list[str]:
     """Names of the tokens whose expansion gives the gradients that plain autograd gives."""
@@ -243,12 +303,11 @@ def _expandable(
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
             return []  # the model needs the shape as it is: it ran above, so this is the reason
         loss.total(outputs, pair.target, _SAMPLES)[0].backward()
-    return [
-        name
-        for name, leaf in leaves.items()
-        if leaf.grad is not None
-        and _agrees(dict(enumerate(leaf.grad[:, None])), name, truth, tolerance)
-    ]
+    comparison = Comparison()
+    for name, leaf in leaves.items():
+        for own, gradient in enumerate([] if leaf.grad is None else leaf.grad[:, None]):
+            comparison.take(own, name, true.kept.get((own, name)), gradient)
+    return [name for name in leaves if comparison.agrees(name, tolerance)]
 
 
 def expand(tokens: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
@@ -257,28 +316,3 @@ def expand(tokens: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
         name: token.detach().expand(batch, *token.shape[1:]).requires_grad_(True)
         for name, token in tokens.items()
     }
-
-
-def _agrees(
-    gradients: Mapping[int, Tensor],
-    name: str,
-    truth: list[dict[str, Tensor | None]],
-    tolerance: float,
-    slack: float = 0.0,
-) -> bool:
-    """Whether gradients by sample are those that plain autograd gives, but for `slack` in each."""
-    expected = [sample[name] for sample in truth]
-    like = next((g for g in (*gradients.values(), *expected) if g is not None), None)
-    if like is None:
-        return False
-    zeros = torch.zeros_like(like)
-    mine = torch.stack([gradients.get(i, zeros) for i in range(len(truth))])
-    theirs = torch.stack([zeros if g is None else g for g in expected])
-    allowed = tolerance * theirs.norm() + slack * theirs.numel() ** 0.5
-    return bool((mine - theirs).norm() <= allowed)
-
-
-def _typical(truth: list[dict[str, Tensor | None]]) -> float:
-    """The root mean square of the largest gradients: rounding leaves some of it where is none."""
-    gradients = [g for sample in truth for g in sample.values() if g is not None and g.numel()]
-    return max((float(g.norm()) / g.numel() ** 0.5 for g in gradients), default=0.0)
