@@ -44,7 +44,8 @@ class Recipe:
         clip_grad: largest norm of the gradient, `None` for any.
         val_every: epochs between two looks at the validation images.
         patience: training ends early when so many epochs have not been better on the validation
-            images than the best before them; `None` for never.
+            images than the best before them; `None` for never. Where it is spent with the last
+            epoch, the run is a whole one, and one that is made longer ends there.
         amp: `"none"` or `"bf16"` autocast.
         seed: of the head's initial values, data order, dropout and augmentation.
         schedule: `"step"` changes the learning rate with each step, and the cosine begins where the

@@ -103,3 +103,14 @@ def test_what_lies_beside_the_cells_of_a_benchmark(tmp_path: Path) -> None:
     (output / "benchmark.json").write_text("{")
     with pytest.raises(ValueError, match=r"benchmark\.json: not JSON"):
         benchmark_table(output)
+
+
+@pytest.mark.parametrize("command", ["finetune", "segment"])
+def test_a_bare_resume_of_a_job_of_another_version(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    kind = {"segment": {"kind": "segmentation"}}.get(command, {})
+    job = {**JOB.to_json(), "model": {"of another version": 1}}
+    (tmp_path / "config.json").write_text(json.dumps({"job": job, **kind}))
+    said = complaint_of([command, "--resume", "-o", str(tmp_path)], capsys)
+    assert "config.json: the job in it is not of this version" in said
