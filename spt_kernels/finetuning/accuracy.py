@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -53,8 +54,19 @@ class Accuracy:
         known = [share for share in self.by_class if share is not None]
         return sum(known) / len(known)
 
+    def taken_for(self) -> list[tuple[int, int, int]]:
+        """Class, the class that it was taken for, and of how many images; the most images first."""
+        pairs = Counter(zip(self.labels, self.predictions, strict=True))
+        return sorted(
+            ((label, chosen, count) for (label, chosen), count in pairs.items()),
+            key=lambda row: (-row[2], row[0], row[1]),
+        )
+
     def confusion(self) -> list[list[int]]:
-        """How many images of each class (row) were taken for each class (column)."""
+        """How many images of each class (row) were taken for each class (column).
+
+        The square of the classes; of very many, `taken_for` says as much in less.
+        """
         n_classes = len(self.total_by_class)
         pairs = torch.tensor(self.labels) * n_classes + torch.tensor(self.predictions)
         counts = pairs.bincount(minlength=n_classes**2).view(n_classes, n_classes)

@@ -115,3 +115,4 @@ def test_accuracy_by_class_and_confusion() -> None:
     assert seen.by_class == (0.75, 0.5, None)
     assert seen.class_mean == 0.625
     assert seen.confusion() == [[3, 1, 0], [0, 1, 1], [0, 0, 0]]
+    assert seen.taken_for() == [(0, 0, 3), (0, 1, 1), (1, 1, 1), (1, 2, 1)]
