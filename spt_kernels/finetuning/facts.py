@@ -91,7 +91,7 @@ def _parts_of(plan: Plan) -> list[str]:
 
 def accounted_bytes(setting: Setting, recipe: Recipe, tunable: Tunable) -> int:
     """The peak of a training step, of one process where several share it."""
-    shape = recipe.share_of(setting.processes.size), *setting.form.image_shape
+    shape = setting.images_in_a_step, *setting.form.image_shape
     how = accounted_how(recipe, setting.device)
     estimate = estimate_memory(tunable.model, shape, micro_batch=recipe.micro_batch, **how)
     return estimate.peak_bytes

@@ -133,9 +133,15 @@ class Recipe:
         """Images to a forward and backward, at most."""
         return min(self.batch_size, self.micro_batch or self.batch_size)
 
-    def share_of(self, processes: int) -> int:
-        """Images of a batch for one of so many processes, at most."""
-        return -(-self.batch_size // processes)
+    def share_of(self, processes: int, n_images: int | None = None) -> int:
+        """Images of a batch for one of so many processes, at most; a batch has no more than all.
+
+        Args:
+            processes: that share each batch.
+            n_images: how many there are to train on; `None` for enough.
+        """
+        batch = self.batch_size if n_images is None else min(self.batch_size, n_images)
+        return -(-batch // processes)
 
     def peak_lr(self, method: Method) -> float:
         """The learning rate at the end of the warm-up."""
