@@ -16,8 +16,10 @@ from ..model import backbone_numel, head_names, head_numel
 from ..model.head import layers_of
 from ..offloading import OffloadWords
 from ..plan import LoraSpec, Plan
+from .images import LabelledImages
 from .job import plain
 from .recipe import Recipe
+from .same_images import CLASSES, IMAGES, told_of_images
 from .setting import Setting
 
 
@@ -138,8 +140,17 @@ def config_of(setting: Setting) -> dict[str, Any]:
     """All that it takes to build the run's model and to go on with the run."""
     return {
         "job": setting.job.to_json(),
-        "classes": list(setting.splits.train.classes),
+        CLASSES: list(setting.splits.train.classes),
+        IMAGES: told_of_images(*map(_named, (setting.splits.train, setting.splits.val))),
         "preprocessing": plain(asdict(setting.form)),
         "head_is_new": setting.base.head_is_new,
         "version": __version__,
     }
+
+
+def _named(images: LabelledImages | None) -> list[tuple[str, str, int]]:
+    """The images of a split, by what does not change where their folder is moved."""
+    if images is None:
+        return []
+    rows = zip(images.paths, images.labels, strict=True)
+    return [(path.parent.name, path.name, label) for path, label in rows]

@@ -39,6 +39,7 @@ from .recipe import Recipe
 from .run import Clock, Run, finished_in, spent_in
 from .run_folder import RunFolder
 from .run_step import wants_graph
+from .same_images import check_as_begun
 from .setting import Setting, check_same_images, open_setting
 from .shared_folder import opened
 from .training import EpochFigures, check_goes_on, check_sharable, median_step_ms, train
@@ -137,8 +138,7 @@ def finetune(
             )
             ready = _made_ready(setting, prepare(run, images))
             if resume:
-                left = folder["state" if folder["state"].is_file() else "checkpoint"]
-                check_goes_on(ready.tunable.model, ready.recipe, left)
+                check_goes_on(ready.tunable.model, ready.recipe, folder.left)
             run.claim()
             if ready.plan is not None:
                 ready.plan.save(folder["plan"])
@@ -179,6 +179,9 @@ def _started(
     if finished is not None:
         return finished
     setting = open_setting(job, device, workers, processes)
+    begun = folder.read_config() if resume else None
+    if begun is not None:
+        check_as_begun(begun, config_of(setting))
     wants_graph(graph, setting.device)  # or refuses
     check_memory(setting)
     check_offload(setting, graph)

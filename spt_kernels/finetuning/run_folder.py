@@ -66,6 +66,11 @@ class RunFolder:
         return self.path / FILES[name]
 
     @property
+    def left(self) -> Path:
+        """What a run goes on from: its state, where it is over, or its checkpoint."""
+        return self["state" if self["state"].is_file() else "checkpoint"]
+
+    @property
     def events(self) -> Path:
         """The folder of what TensorBoard reads."""
         return self.path / EVENTS

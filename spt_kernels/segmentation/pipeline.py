@@ -11,7 +11,7 @@ from torch import nn
 
 from ..files.picture import check_can_draw, save_picture
 from ..finetuning.best import BestSoFar, save_best
-from ..finetuning.checkpoint import Best
+from ..finetuning.checkpoint import Best, Checkpoint
 from ..finetuning.curves import training_curves_figure
 from ..finetuning.device import reproducible, seed_everything
 from ..finetuning.events import EventFiles, check_can_write_events
@@ -23,6 +23,7 @@ from ..finetuning.progress import Logged, Progress, Silent
 from ..finetuning.run import Clock, Run, finished_in, spent_in
 from ..finetuning.run_folder import RunFolder
 from ..finetuning.run_step import wants_graph
+from ..finetuning.same_images import check_as_begun
 from ..methods import Method, make_plan, tune
 from ..methods.tunable import Tunable
 from ..model import head_names
@@ -119,6 +120,9 @@ def segment(
                     return finished
                 clock.spent = spent_in(folder)
             setting = open_segmentation(job, device, workers)
+            begun = folder.read_config() if resume else None
+            if begun is not None:
+                check_as_begun(begun, setting.config())
             if save_predictions is not None:
                 check_names(
                     setting.validation.paths,
@@ -194,6 +198,8 @@ def _made_ready(
     if setting.job.recipe.recompute is not None:
         recompute_by(tunable.model, setting.job.recipe.recompute)
     accounted = accounted_bytes(setting, tunable.model)
+    if not run.folder.replaces:
+        Checkpoint.begun(run.folder.left, tunable.model)  # or refuses
     run.claim()
     if plan is not None:
         plan.save(run.folder["plan"])
