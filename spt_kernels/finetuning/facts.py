@@ -19,7 +19,7 @@ from ..plan import LoraSpec, Plan
 from .images import LabelledImages
 from .job import plain
 from .recipe import Recipe
-from .same_images import CLASSES, IMAGES, told_of_images
+from .same_inputs import CLASSES, IMAGES, WEIGHTS, told_of_images, told_of_weights
 from .setting import Setting
 
 
@@ -142,6 +142,7 @@ def config_of(setting: Setting) -> dict[str, Any]:
         "job": setting.job.to_json(),
         CLASSES: list(setting.splits.train.classes),
         IMAGES: told_of_images(*map(_named, (setting.splits.train, setting.splits.val))),
+        WEIGHTS: told_of_weights(setting.job.model.weights),
         "preprocessing": plain(asdict(setting.form)),
         "head_is_new": setting.base.head_is_new,
         "version": __version__,

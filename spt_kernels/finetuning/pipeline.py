@@ -39,7 +39,7 @@ from .recipe import Recipe
 from .run import Clock, Run, finished_in, spent_in
 from .run_folder import RunFolder
 from .run_step import wants_graph
-from .same_images import check_as_begun
+from .same_inputs import check_as_begun
 from .setting import Setting, check_same_images, open_setting
 from .shared_folder import opened
 from .training import EpochFigures, check_goes_on, check_sharable, median_step_ms, train
@@ -123,13 +123,15 @@ def finetune(
                 return start
             setting, images, prepare = start
             check_same_images(setting)
+            config = config_of(setting)
             if resume:
+                processes.together(lambda: check_as_begun(folder.read_config() or {}, config))
                 clock.spent = spent_in(folder)
             for note in setting.notes():
                 log.say(note)
             run = Run(
                 setting,
-                config_of(setting),
+                config,
                 folder,
                 clock,
                 log,
@@ -179,9 +181,6 @@ def _started(
     if finished is not None:
         return finished
     setting = open_setting(job, device, workers, processes)
-    begun = folder.read_config() if resume else None
-    if begun is not None:
-        check_as_begun(begun, config_of(setting))
     wants_graph(graph, setting.device)  # or refuses
     check_memory(setting)
     check_offload(setting, graph)

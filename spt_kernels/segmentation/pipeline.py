@@ -23,7 +23,7 @@ from ..finetuning.progress import Logged, Progress, Silent
 from ..finetuning.run import Clock, Run, finished_in, spent_in
 from ..finetuning.run_folder import RunFolder
 from ..finetuning.run_step import wants_graph
-from ..finetuning.same_images import check_as_begun
+from ..finetuning.same_inputs import check_as_begun
 from ..methods import Method, make_plan, tune
 from ..methods.tunable import Tunable
 from ..model import head_names
@@ -120,9 +120,9 @@ def segment(
                     return finished
                 clock.spent = spent_in(folder)
             setting = open_segmentation(job, device, workers)
-            begun = folder.read_config() if resume else None
-            if begun is not None:
-                check_as_begun(begun, setting.config())
+            config = setting.config()
+            if resume:
+                check_as_begun(folder.read_config() or {}, config)
             if save_predictions is not None:
                 check_names(
                     setting.validation.paths,
@@ -133,7 +133,7 @@ def segment(
             wants_graph(graph, setting.device)  # or refuses
             if job.recipe.recompute is not None:
                 blocks_by(setting.base.model, job.recipe.recompute)  # likewise
-            run = Run(setting, setting.config(), folder, clock, log, checkpoint_seconds)
+            run = Run(setting, config, folder, clock, log, checkpoint_seconds)
             ready = _made_ready(run, plan, given)
             events = EventFiles(folder.events, run.config) if tensorboard else None
             history, best = _train(run, ready.tunable, graph, report_every, on_report, events)

@@ -12,7 +12,7 @@ from .. import __version__
 from ..finetuning.device import pick_device
 from ..finetuning.measured import dated, evidence_of
 from ..finetuning.progress import Progress
-from ..finetuning.same_images import IMAGES, told_of_images
+from ..finetuning.same_inputs import IMAGES, WEIGHTS, told_of_images, told_of_weights
 from ..methods import Method
 from .ade20k import LabelledScenes, hold_out, read_ade20k
 from .base_model import SegmentationModel, build_setr
@@ -104,7 +104,8 @@ class SegmentationSetting:
         """All that it takes to build the run's model and to go on with the run."""
         told = {"job": self.job.to_json(), **self.description().to_json()}
         images = told_of_images(*map(_named, (self.training, self.held_out)))
-        return {"kind": KIND, **told, IMAGES: images, "version": __version__}
+        inputs = {IMAGES: images, WEIGHTS: told_of_weights(self.job.model.weights)}
+        return {"kind": KIND, **told, **inputs, "version": __version__}
 
 
 def _named(scenes: LabelledScenes | None) -> list[str]:

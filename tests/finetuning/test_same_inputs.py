@@ -1,4 +1,4 @@
-"""A run goes on with the images that it began with, from a state that can be read."""
+"""A run goes on with the images and weights that it began with, from a state that can be read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from spt_kernels.finetuning import FinetuneJob, ImageSource, Method, ModelSource, Recipe, finetune
 
@@ -25,7 +26,9 @@ RECIPE = Recipe(epochs=1, batch_size=8)
 def begun(tmp_path: Path, base: ModelSource) -> tuple[FinetuneJob, Path, dict[str, Any]]:
     """A finished run, to be made longer, of images of its own."""
     data = write_task(tmp_path / "photos", train=5, test=1)
-    job = FinetuneJob(base, ImageSource(str(data)), Method("linear"), RECIPE)
+    weights = shutil.copy(str(base.weights), tmp_path / "base.safetensors")
+    own = replace(base, weights=str(weights))
+    job = FinetuneJob(own, ImageSource(str(data)), Method("linear"), RECIPE)
     result = finetune(job, tmp_path / "run")
     return replace(job, recipe=replace(RECIPE, epochs=2)), tmp_path / "run", result
 
@@ -84,10 +87,26 @@ def test_images_that_are_only_looked_at_may_be_others(begun: Any, tmp_path: Path
     assert finetune(job, folder, resume=True)["epochs"] == 2
 
 
+def test_other_weights_under_the_same_name_are_refused(
+    begun: Any, tmp_path: Path, base: ModelSource
+) -> None:
+    job, folder, _ = begun
+    before = state_of(folder)
+    tensors = load_file(tmp_path / "base.safetensors")
+    tensors["blocks.0.mlp.fc1.bias"] += 1.0
+    save_file(tensors, tmp_path / "base.safetensors")
+    with pytest.raises(ValueError, match="weights: the run began with other values in this file"):
+        finetune(job, folder, resume=True)
+    assert state_of(folder) == before
+    shutil.copy(str(base.weights), tmp_path / "base.safetensors")
+    assert finetune(job, folder, resume=True)["epochs"] == 2
+
+
 def test_a_run_of_an_older_version_tells_its_classes_alone(begun: Any, tmp_path: Path) -> None:
     job, folder, _ = begun
     config = json.loads((folder / "config.json").read_text())
     assert config.pop("images")["training"] == 12
+    assert config.pop("weights")["bytes"] == (tmp_path / "base.safetensors").stat().st_size
     (folder / "config.json").write_text(json.dumps(config))
     one_more(tmp_path / "photos")
     assert finetune(job, folder, resume=True)["epochs"] == 2
