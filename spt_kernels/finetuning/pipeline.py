@@ -30,7 +30,7 @@ from .events import EventFiles, check_can_write_events
 from .facts import accounted_bytes, config_of, facts_of, machine_of, measured_bytes, trains
 from .fitted import check_memory, check_offload, fitted_recipe
 from .given_plan import settled
-from .head import with_head
+from .head import check_head, with_head
 from .job import FinetuneJob
 from .pixels import Batches
 from .preparation import Decision, preparation_of
@@ -187,6 +187,8 @@ def _started(
     if job.recipe.recompute is not None:
         blocks_by(setting.base.model, job.recipe.recompute)  # or refuses
     method = with_head(job.method, setting.base.model, setting.form)
+    decided = given if plan is None else plan
+    check_head(setting.base.model, method, decided, len(setting.splits.train.classes))
     prepare = preparation_of(setting, method, plan, given)
     if job.recipe.patience is not None and setting.splits.val is None:
         raise ValueError("patience: there are no validation images to know a better epoch by")
