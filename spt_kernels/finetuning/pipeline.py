@@ -36,7 +36,7 @@ from .pixels import Batches
 from .preparation import Decision, preparation_of
 from .progress import Logged, Progress, Silent
 from .recipe import Recipe
-from .run import Clock, Run, finished_in, spent_in
+from .run import Clock, Run, check_weights_stay, finished_in, spent_in
 from .run_folder import RunFolder
 from .run_step import wants_graph
 from .same_inputs import check_as_begun
@@ -176,6 +176,7 @@ def _started(
     processes: Processes,
 ) -> _Start | dict[str, Any]:
     """What there is before anything is computed; or the result of a run that is finished."""
+    check_weights_stay(folder, job.model.weights)
     job, plan, given = settled(job, folder, resume=resume)
     finished = finished_in(folder, job, "epochs") if resume else None
     if finished is not None:

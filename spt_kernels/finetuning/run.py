@@ -68,7 +68,8 @@ class Run(Generic[S]):
         if self.is_claimed:
             return
         if self.folder.replaces:
-            self.folder.clear(but_measured=self.keeps_measured)
+            given = self.config["job"]["sensitivity"]  # which may be the earlier run's
+            self.folder.clear(but_measured=self.keeps_measured, but=given)
         self.folder.write_json("config", self.config)
         if self.folder["state"].is_file():  # the run is made longer
             os.replace(self.folder["state"], self.folder["checkpoint"])
@@ -116,6 +117,15 @@ def finished_in(folder: RunFolder, job: Any, counted: str) -> dict[str, Any] | N
             f"{FILES['state']} it cannot go on to {wanted:,}"
         )
     return None
+
+
+def check_weights_stay(folder: RunFolder, weights: str | None) -> None:
+    """Refuse base weights that go with the run that is to be overwritten; `ValueError`."""
+    if folder.replaces and folder.name_of(weights):
+        raise ValueError(
+            f"weights: {weights} is of the run that is to be overwritten, and what is tuned from "
+            "it would be of no use without: take another output"
+        )
 
 
 def config_in(folder: RunFolder, command: str) -> JsonObject | None:

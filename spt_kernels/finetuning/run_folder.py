@@ -132,13 +132,15 @@ class RunFolder:
                         folder.rmdir()
             raise
 
-    def clear(self, *, but_measured: bool = False) -> None:
+    def clear(self, *, but_measured: bool = False, but: str | None = None) -> None:
         """Remove the files of an earlier run; files of any other name stay.
 
         Args:
             but_measured: keep a measured sensitivity.
+            but: a file to keep, if it is one of them.
         """
-        self._remove(set(FILES.values()) - (_OF_NO_RUN if but_measured else set()))
+        kept = _OF_NO_RUN if but_measured else set()
+        self._remove(set(FILES.values()) - kept - {self.name_of(but)})
         shutil.rmtree(self.events, ignore_errors=True)
 
     def _remove(self, names: set[str]) -> None:
@@ -150,6 +152,11 @@ class RunFolder:
         """Names of the files that are there, and of the folder of events."""
         files = [file for file in FILES.values() if (self.path / file).is_file()]
         return [*files, f"{EVENTS}/"] if self.events.is_dir() else files
+
+    def name_of(self, path: str | None) -> str:
+        """The name that a file has as one of a run's in this folder; empty if it is none."""
+        there = (name for name in FILES.values() if _is_same(self.path / name, path))
+        return next(there, "")
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, whole or not at all."""
@@ -198,3 +205,7 @@ class RunFolder:
     def read_lines(self, name: str) -> list[JsonObject]:
         """Read a file of JSON lines; errors as `read_json`."""
         return read_objects(self[name])
+
+
+def _is_same(own: Path, path: str | None) -> bool:
+    return path is not None and own.is_file() and Path(path).is_file() and own.samefile(path)

@@ -20,7 +20,7 @@ from ..finetuning.given_plan import settled
 from ..finetuning.measured import measure_on, measured_once
 from ..finetuning.possible import check_possible
 from ..finetuning.progress import Logged, Progress, Silent
-from ..finetuning.run import Clock, Run, finished_in, spent_in
+from ..finetuning.run import Clock, Run, check_weights_stay, finished_in, spent_in
 from ..finetuning.run_folder import RunFolder
 from ..finetuning.run_step import wants_graph
 from ..finetuning.same_inputs import check_as_begun
@@ -111,6 +111,7 @@ def segment(
     folder = RunFolder.open(output, resume=resume, force=force)
     with reproducible():
         with folder.starting():
+            check_weights_stay(folder, job.model.weights)
             job, plan, given = settled(job, folder, resume=resume)
             if resume:
                 finished = finished_in(folder, job, "iterations")
