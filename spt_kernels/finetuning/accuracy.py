@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ def evaluate(
 
     Raises:
         ValueError: there are no batches.
+        FloatingPointError: scores are NaN, of which none is the highest.
     """
     was_training = model.training
     model.eval()
@@ -117,6 +119,14 @@ def evaluate(
     return _accuracy_on((processes or Processes()).gather(own))
 
 
+def no_scores(where: str) -> FloatingPointError:
+    """What to raise where scores are NaN, so that none is the highest."""
+    return FloatingPointError(
+        f"the model's scores are nan on {where}: its training has diverged, or it overflows in "
+        "this precision"
+    )
+
+
 _NONE = torch.empty(0, dtype=torch.int64)
 
 
@@ -135,6 +145,8 @@ def _accuracy_on(parts: list[_Seen]) -> Accuracy:
     n_images = sum(len(part.labels) for part in parts)
     if not n_images:
         raise ValueError("batches: expected at least one, got none")
+    if math.isnan(loss):
+        raise no_scores(f"some of {n_images:,} images")
     labels, chosen = torch.empty(2, n_images, dtype=torch.int64)
     for rank, part in enumerate(parts):
         chosen[rank :: len(parts)], labels[rank :: len(parts)] = part.predicted, part.labels

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import needed
+from ..finetuning.accuracy import no_scores
 from ..finetuning.device import autocast
 from .form import SceneForm
 from .scenes import as_pixels, normalised
@@ -54,6 +55,9 @@ def slide_scores(
 
     Returns:
         `[B, classes, height, width]`, fp32.
+
+    Raises:
+        FloatingPointError: scores are NaN, of which none is the highest.
     """
     if not 0 < stride <= size:
         raise ValueError(f"stride: expected 1 to the {size} pixels of a window, got {stride}")
@@ -76,6 +80,8 @@ def slide_scores(
             total[..., top : top + rows, left : left + columns] += own
             count[..., top : top + rows, left : left + columns] += 1
     assert total is not None
+    if total.isnan().any():
+        raise no_scores("a part of an image")
     return total / count
 
 

@@ -133,3 +133,11 @@ def test_a_large_image_is_labelled_in_little_memory(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(slide, "_AT_ONCE", at_once)
         assert torch.equal(label_map(model, image, form, CPU), whole)
         assert scaled == parts
+
+
+def test_scores_that_are_no_numbers_are_an_error() -> None:
+    image = Image.fromarray(np.zeros((20, 20, 3), dtype=np.uint8))
+    form = SceneForm((0.5,) * 3, (0.5,) * 3, 16, 10)
+    for looks in ({}, {"ratios": (0.5, 1.0), "flip": True}):
+        with pytest.raises(FloatingPointError, match="scores are nan on a part of an image"):
+            label_map(lambda images: images * torch.nan, image, form, CPU, **looks)
