@@ -95,7 +95,8 @@ def set_aside(module: nn.Module, undo: ExitStack | None = None) -> SetAside:
 
     Args:
         module: tuned.
-        undo: of a larger exchange: takes the way back, which needs no memory.
+        undo: of a larger exchange: takes the way back, which needs no memory but that of one weight
+            in channels-last format.
     """
     assert isinstance(module, DeltaHolder)
     kind: Any = type(module)
@@ -127,7 +128,8 @@ def put_back(module: Any, aside: SetAside, undo: ExitStack | None = None) -> Non
     Args:
         module: plain.
         aside: of the same module.
-        undo: of a larger exchange: takes the way back, which needs no memory.
+        undo: of a larger exchange: takes the way back, which needs no memory but that of one weight
+            in channels-last format.
     """
     own = module._parameters
     device = next(p.device for p in own.values() if p is not None)

@@ -38,7 +38,7 @@ from .evaluation import evaluate_scenes
 from .facts import accounted_bytes, facts_of, notes_of, trains
 from .job import SegmentationJob
 from .pictures import check_folder, check_names
-from .setting import SegmentationSetting, open_segmentation
+from .setting import SegmentationSetting, no_label_held_out, open_segmentation
 from .training import NO_LABEL, REPORT_EVERY, IterationFigures, train_segmentation
 
 
@@ -319,9 +319,7 @@ def _train(
         )
         miou = scores.single.mean_iou
         if miou is None:
-            raise ValueError(
-                f"val_share: no pixel of the {len(held_out)} images that are held out has a label"
-            )
+            raise ValueError(no_label_held_out(held_out))
         return miou
 
     # afresh, so that training is the same whether sensitivities were measured or found on disk
