@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..files.atomic import write_atomically
+from ..files.json_file import read_object
 from ..finetuning.device import pick_device
 from ..finetuning.job import FinetuneJob
 from ..finetuning.pipeline import finetune
@@ -299,8 +300,7 @@ def _read_choice(output: Path, cell: Cell) -> dict[str, Any] | None:
 def read_choice(folder: Path) -> dict[str, Any] | None:
     """What was chosen for the runs in a folder of seeds, and among what; `None` if nothing was."""
     path = folder / CHOICE
-    made: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
-    return made
+    return read_object(path) if path.is_file() else None
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.atomic import write_atomically
+from ..files.json_file import read_object
 from ..finetuning.progress import Progress
 from .candidates import Options, candidates_of, named
 from .cell import Cell, CellResult, Place, is_chosen, run_candidate, run_cell, tidy
@@ -122,7 +123,7 @@ def read_setting(output: str | os.PathLike[str]) -> BenchmarkSetting:
     if not path.is_file():
         raise ValueError(f"output: no benchmark in {output} ({SETTING} is not there)")
     try:
-        return BenchmarkSetting.from_json(json.loads(path.read_text()))
+        return BenchmarkSetting.from_json(read_object(path).plain())
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"output: {path} is not of this version ({error!r})") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files.json_file import read_object
 from ..finetuning.standard_error import standard_error
 from .cell import Cell, CellResult
 from .piece import Piece, cells_of, read_setting
@@ -170,7 +170,7 @@ def benchmark_table(output: str | os.PathLike[str]) -> BenchmarkTable:
     for cell in cells:
         path = output / cell.folder / FAILED
         if cell not in results and path.is_file():
-            failed[Piece(cell).name] = str(json.loads(path.read_text())["reason"])
+            failed[Piece(cell).name] = str(read_object(path)["reason"])
     return BenchmarkTable(
         setting.suite,
         setting.model.name,

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from csv import writer as csv_writer
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..files.atomic import write_atomically
 from .options import MachineOptions, described, split_names
 from .saved_options import BatchOptions, SavedFormOptions, SavedOptions
 from .scenes import PixelOptions, evaluate_scenes, find_segmentation
 from .terminal import Terminal, count, percent, table, unbroken
-from .written import check_picture
+from .written import check_apart, check_file, check_picture
 
 if TYPE_CHECKING:
     from ..finetuning.accuracy import Accuracy
@@ -35,7 +38,10 @@ its model and its classes; a merged model; who is taken for whom:
   spt-kernels evaluate runs/photos --confusion confusion.png
 
 Classes are matched by name, whatever their order; images of a class that the
-model does not know are refused.
+model does not know are refused. --json has the whole confusion of 100 classes
+at most, and of any the pairs that are confused most; a table of all pairs:
+
+  spt-kernels evaluate runs/photos --csv confusion.csv
 
 Of a model that labels pixels (`spt-kernels segment`), the mIoU; what it takes
 each pixel for is written as label maps:
@@ -43,9 +49,12 @@ each pixel for is written as label maps:
   spt-kernels evaluate runs/ade --multi-scale --save-predictions labels
 """
 
+_MOST_CLASSES = 100  # whose square is printed as JSON: of 1,000 it is a million numbers
+_MOST_PAIRS = 100  # of classes that are confused
+
 # what says something of images, not of the pixels of a scene
 _OF_IMAGES = (
-    *("test_list", "classes", "confusion", "batch_size"),
+    *("test_list", "classes", "confusion", "csv", "batch_size"),
     *(f.name for f in fields(SavedFormOptions)),
 )
 
@@ -84,11 +93,17 @@ def run(
         Path | None,
         described("Output", "--confusion FILE", "Draw which class is taken for which, as a.png."),
     ] = None,
-    force: Annotated[bool, described("Output", "--force", "Overwrite such pictures.")] = False,
+    csv: Annotated[
+        Path | None,
+        described("Output", "--csv FILE", "Write which class is taken for which, how often."),
+    ] = None,
+    force: Annotated[bool, described("Output", "--force", "Overwrite such files.")] = False,
     pixels: PixelOptions,
 ) -> None:
     """Find the run, load it, evaluate it, show the accuracy."""
+    check_apart(confusion=confusion, csv=csv)
     check_picture("--confusion", confusion, force=force)
+    check_file("--csv", csv, force=force)
     how = batch.how()
     scenes = find_segmentation(context, model, task, _OF_IMAGES)
     if scenes is not None:
@@ -116,15 +131,19 @@ def run(
         from ..finetuning.confusion import confusion_figure
 
         save_picture(confusion_figure(seen.confusion(), images.classes), confusion)
+    if csv is not None:
+        write_atomically(csv, _csv(seen, images.classes).encode(errors="surrogateescape"))
     if terminal.as_json:
         terminal.show(_value(seen, images, is_known=bool(saved.classes)))
         return
-    written = [] if confusion is None else [f"written to {confusion}"]
+    written = [f"written to {path}" for path in (confusion, csv) if path is not None]
     terminal.show({}, _table(seen, images), *written)
 
 
 def _value(seen: Accuracy, images: LabelledImages, is_known: bool) -> dict[str, Any]:
     by_class = zip(seen.correct_by_class, seen.total_by_class, seen.by_class, strict=True)
+    names = images.classes
+    wrong = [row for row in seen.taken_for() if row[0] != row[1]]
     return {
         "accuracy": seen.top1,
         "mean_class_accuracy": seen.class_mean,
@@ -134,10 +153,23 @@ def _value(seen: Accuracy, images: LabelledImages, is_known: bool) -> dict[str, 
         "classes_are_the_models": is_known,
         "classes": {
             name: {"correct": right, "total": total, "accuracy": share}
-            for name, (right, total, share) in zip(images.classes, by_class, strict=True)
+            for name, (right, total, share) in zip(names, by_class, strict=True)
         },
-        "confusion": seen.confusion(),
+        "confused": [
+            {"class": names[label], "taken_for": names[chosen], "images": number}
+            for label, chosen, number in wrong[:_MOST_PAIRS]
+        ],
+        "confusion": seen.confusion() if len(names) <= _MOST_CLASSES else None,
     }
+
+
+def _csv(seen: Accuracy, names: tuple[str, ...]) -> str:
+    """A line for each pair of classes that there is an image of, right answers among them."""
+    text = io.StringIO()
+    writer = csv_writer(text, lineterminator="\n")
+    writer.writerow(("class", "taken for", "images"))
+    writer.writerows((names[label], names[chosen], n) for label, chosen, n in seen.taken_for())
+    return text.getvalue()
 
 
 def _table(seen: Accuracy, images: LabelledImages) -> Any:

@@ -181,12 +181,13 @@ def _job_in(folder: Path, recipe: RecipeOptions) -> FinetuneJob:
     from ..finetuning.run import config_in
     from ..finetuning.run_folder import RunFolder
 
-    config = config_in(RunFolder(folder), FinetuneJob.command)
+    found = RunFolder(folder)
+    config = config_in(found, FinetuneJob.command)
     if config is None:
         raise ValueError(
             f"--resume: no run in {folder}; give the model and the images to start one"
         )
-    job = FinetuneJob.from_json(config["job"])
+    job = found.job_of(config, FinetuneJob.from_json)
     return replace(job, recipe=recipe.resumed(job.recipe))
 
 

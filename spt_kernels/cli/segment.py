@@ -281,12 +281,13 @@ def _job_in(folder: Path, recipe: SegmentationRecipeOptions) -> SegmentationJob:
     from ..finetuning.run_folder import RunFolder
     from ..segmentation.job import SegmentationJob
 
-    config = config_in(RunFolder(folder), SegmentationJob.command)
+    found = RunFolder(folder)
+    config = config_in(found, SegmentationJob.command)
     if config is None:
         raise ValueError(
             f"--resume: no run in {folder}; give the model and the scenes to start one"
         )
-    job = SegmentationJob.from_json(config["job"])
+    job = found.job_of(config, SegmentationJob.from_json)
     return replace(job, recipe=replace(job.recipe, **recipe.given()))
 
 

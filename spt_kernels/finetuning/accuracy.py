@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -53,8 +55,19 @@ class Accuracy:
         known = [share for share in self.by_class if share is not None]
         return sum(known) / len(known)
 
+    def taken_for(self) -> list[tuple[int, int, int]]:
+        """Class, the class that it was taken for, and of how many images; the most images first."""
+        pairs = Counter(zip(self.labels, self.predictions, strict=True))
+        return sorted(
+            ((label, chosen, count) for (label, chosen), count in pairs.items()),
+            key=lambda row: (-row[2], row[0], row[1]),
+        )
+
     def confusion(self) -> list[list[int]]:
-        """How many images of each class (row) were taken for each class (column)."""
+        """How many images of each class (row) were taken for each class (column).
+
+        The square of the classes; of very many, `taken_for` says as much in less.
+        """
         n_classes = len(self.total_by_class)
         pairs = torch.tensor(self.labels) * n_classes + torch.tensor(self.predictions)
         counts = pairs.bincount(minlength=n_classes**2).view(n_classes, n_classes)
@@ -82,6 +95,7 @@ def evaluate(
 
     Raises:
         ValueError: there are no batches.
+        FloatingPointError: scores are NaN, of which none is the highest.
     """
     was_training = model.training
     model.eval()
@@ -105,6 +119,14 @@ def evaluate(
     return _accuracy_on((processes or Processes()).gather(own))
 
 
+def no_scores(where: str) -> FloatingPointError:
+    """What to raise where scores are NaN, so that none is the highest."""
+    return FloatingPointError(
+        f"the model's scores are nan on {where}: its training has diverged, or it overflows in "
+        "this precision"
+    )
+
+
 _NONE = torch.empty(0, dtype=torch.int64)
 
 
@@ -123,6 +145,8 @@ def _accuracy_on(parts: list[_Seen]) -> Accuracy:
     n_images = sum(len(part.labels) for part in parts)
     if not n_images:
         raise ValueError("batches: expected at least one, got none")
+    if math.isnan(loss):
+        raise no_scores(f"some of {n_images:,} images")
     labels, chosen = torch.empty(2, n_images, dtype=torch.int64)
     for rank, part in enumerate(parts):
         chosen[rank :: len(parts)], labels[rank :: len(parts)] = part.predicted, part.labels

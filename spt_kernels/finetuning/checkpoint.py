@@ -20,6 +20,8 @@ from ..layers import sparse_deltas
 
 FORMAT_VERSION = 3
 _READABLE = (2, 3)  # 2 is without `images_at_once`
+# what torch raises for files that are cut, changed, or of something else
+_DAMAGE = (RuntimeError, EOFError, LookupError, TypeError, AttributeError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,29 @@ class Checkpoint:
         try:
             values = torch.load(Path(path), map_location="cpu", weights_only=True)
             version = values.pop("format")
-        except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{path}: the checkpoint is damaged ({error})") from error
-        if version not in _READABLE:
+            read = cls(**values) if version in _READABLE else None
+        except _DAMAGE as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise ValueError(f"{path}: the checkpoint is damaged ({reason})") from error
+        if read is None:
             raise ValueError(f"{path}: checkpoint of version {version}, expected {FORMAT_VERSION}")
-        return cls(**values)
+        return read
+
+    @classmethod
+    def begun(cls, path: Path, model: nn.Module) -> Checkpoint | None:
+        """What there is to go on from, which fits a prepared model; `None` where there is nothing.
+
+        Raises:
+            ValueError: it is damaged, of another version, or of another model.
+        """
+        if not path.is_file():
+            return None
+        found = cls.load(path)
+        try:
+            _check_fits(trained_state(model), found.tensors)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return found
 
 
 @dataclass(frozen=True)
@@ -145,12 +165,23 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 def put_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy what `trained_state` gave into a model that is tuned likewise."""
     own = trained_state(model)
-    if differing := sorted(own.keys() ^ tensors.keys()):
-        raise ValueError(f"the checkpoint is of another model: {differing[0]}")
+    _check_fits(own, tensors)
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
     for delta in sparse_deltas(model).values():
         delta.write()
+
+
+def _check_fits(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors of other names or shapes; `ValueError`."""
+    if differing := sorted(own.keys() ^ tensors.keys()):
+        raise ValueError(f"the checkpoint is of another model: {differing[0]}")
+    for name, tensor in own.items():
+        if tensors[name].shape != tensor.shape:
+            raise ValueError(
+                f"the checkpoint is of another model: {name}: expected shape {list(tensor.shape)}, "
+                f"got {list(tensors[name].shape)}"
+            )
 
 
 def _follow(scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:

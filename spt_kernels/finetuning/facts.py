@@ -16,8 +16,10 @@ from ..model import backbone_numel, head_names, head_numel
 from ..model.head import layers_of
 from ..offloading import OffloadWords
 from ..plan import LoraSpec, Plan
+from .images import LabelledImages
 from .job import plain
 from .recipe import Recipe
+from .same_inputs import CLASSES, IMAGES, WEIGHTS, told_of_images, told_of_weights
 from .setting import Setting
 
 
@@ -91,7 +93,7 @@ def _parts_of(plan: Plan) -> list[str]:
 
 def accounted_bytes(setting: Setting, recipe: Recipe, tunable: Tunable) -> int:
     """The peak of a training step, of one process where several share it."""
-    shape = recipe.share_of(setting.processes.size), *setting.form.image_shape
+    shape = setting.images_in_a_step, *setting.form.image_shape
     how = accounted_how(recipe, setting.device)
     estimate = estimate_memory(tunable.model, shape, micro_batch=recipe.micro_batch, **how)
     return estimate.peak_bytes
@@ -138,8 +140,18 @@ def config_of(setting: Setting) -> dict[str, Any]:
     """All that it takes to build the run's model and to go on with the run."""
     return {
         "job": setting.job.to_json(),
-        "classes": list(setting.splits.train.classes),
+        CLASSES: list(setting.splits.train.classes),
+        IMAGES: told_of_images(*map(_named, (setting.splits.train, setting.splits.val))),
+        WEIGHTS: told_of_weights(setting.job.model.weights),
         "preprocessing": plain(asdict(setting.form)),
         "head_is_new": setting.base.head_is_new,
         "version": __version__,
     }
+
+
+def _named(images: LabelledImages | None) -> list[tuple[str, str, int]]:
+    """The images of a split, by what does not change where their folder is moved."""
+    if images is None:
+        return []
+    rows = zip(images.paths, images.labels, strict=True)
+    return [(path.parent.name, path.name, label) for path, label in rows]

@@ -80,7 +80,7 @@ def fitted_recipe(setting: Setting, model: nn.Module) -> tuple[Recipe, str]:
     fitting = Fitting(
         model,
         setting.form.image_shape,
-        recipe.share_of(setting.processes.size),
+        setting.images_in_a_step,
         card=card_of(),
         captured=setting.device.type == "cuda" and setting.processes.size == 1 and not away,
         state_on_host=away.state,

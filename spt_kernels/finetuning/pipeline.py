@@ -30,15 +30,16 @@ from .events import EventFiles, check_can_write_events
 from .facts import accounted_bytes, config_of, facts_of, machine_of, measured_bytes, trains
 from .fitted import check_memory, check_offload, fitted_recipe
 from .given_plan import settled
-from .head import with_head
+from .head import check_head, with_head
 from .job import FinetuneJob
 from .pixels import Batches
 from .preparation import Decision, preparation_of
 from .progress import Logged, Progress, Silent
 from .recipe import Recipe
-from .run import Clock, Run, finished_in, spent_in
+from .run import Clock, Run, check_weights_stay, finished_in, spent_in
 from .run_folder import RunFolder
 from .run_step import wants_graph
+from .same_inputs import check_as_begun
 from .setting import Setting, check_same_images, open_setting
 from .shared_folder import opened
 from .training import EpochFigures, check_goes_on, check_sharable, median_step_ms, train
@@ -122,13 +123,15 @@ def finetune(
                 return start
             setting, images, prepare = start
             check_same_images(setting)
+            config = config_of(setting)
             if resume:
+                processes.together(lambda: check_as_begun(folder.read_config() or {}, config))
                 clock.spent = spent_in(folder)
             for note in setting.notes():
                 log.say(note)
             run = Run(
                 setting,
-                config_of(setting),
+                config,
                 folder,
                 clock,
                 log,
@@ -137,8 +140,7 @@ def finetune(
             )
             ready = _made_ready(setting, prepare(run, images))
             if resume:
-                left = folder["state" if folder["state"].is_file() else "checkpoint"]
-                check_goes_on(ready.tunable.model, ready.recipe, left)
+                check_goes_on(ready.tunable.model, ready.recipe, folder.left)
             run.claim()
             if ready.plan is not None:
                 ready.plan.save(folder["plan"])
@@ -174,6 +176,7 @@ def _started(
     processes: Processes,
 ) -> _Start | dict[str, Any]:
     """What there is before anything is computed; or the result of a run that is finished."""
+    check_weights_stay(folder, job.model.weights)
     job, plan, given = settled(job, folder, resume=resume)
     finished = finished_in(folder, job, "epochs") if resume else None
     if finished is not None:
@@ -185,6 +188,8 @@ def _started(
     if job.recipe.recompute is not None:
         blocks_by(setting.base.model, job.recipe.recompute)  # or refuses
     method = with_head(job.method, setting.base.model, setting.form)
+    decided = given if plan is None else plan
+    check_head(setting.base.model, method, decided, len(setting.splits.train.classes))
     prepare = preparation_of(setting, method, plan, given)
     if job.recipe.patience is not None and setting.splits.val is None:
         raise ValueError("patience: there are no validation images to know a better epoch by")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .accuracy import no_scores
 from .device import autocast, pick_device
 from .evaluation import check_options, inference_form
 from .images import SUFFIXES, LabelledImages
@@ -66,6 +67,7 @@ def predict(
     Raises:
         ValueError: an option is none of these, there is no image or one that cannot be read, or as
             `SavedRun.load`.
+        FloatingPointError: scores are NaN.
     """
     progress = progress or Silent()
     place = pick_device(device)
@@ -84,6 +86,8 @@ def predict(
             with autocast(place, amp):
                 scores = model(batch)
             shares = scores.float().softmax(1).cpu()
+            if shares.isnan().any():
+                raise no_scores("some of the images")
             best.append(shares.sort(dim=1, descending=True, stable=True))
             progress.advance(len(batch))
     shares, places = (torch.cat(part)[:, :top].tolist() for part in zip(*best, strict=True))

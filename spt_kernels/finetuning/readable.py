@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -19,17 +18,17 @@ T = TypeVar("T")
 
 def check_readable(
     files: Sequence[F],
-    read: Callable[[F], object],
-    glance: Callable[[F], object],
+    read: Callable[[F], T],
+    glance: Callable[[F], T],
     workers: int,
     progress: Progress,
     stage: str,
-) -> None:
-    """Read every file once and keep nothing; of very many, without workers, look at each.
+) -> list[T]:
+    """Read every file once, of very many, without workers, look at each; what was made of them.
 
     Args:
         files: what there is.
-        read: raises ValueError where one cannot be read.
+        read: raises ValueError where one cannot be read; what it gives is to be little.
         glance: likewise, by how it begins.
         workers: processes that read; 0 reads in this one.
         progress: told of every file.
@@ -37,8 +36,11 @@ def check_readable(
     """
     try_one = glance if len(files) > MANY and workers == 0 else read
     progress.start(stage, len(files))
-    for _ in read_in_order(files, functools.partial(_tried, try_one), workers):
+    found = []
+    for made in read_in_order(files, try_one, workers):
+        found.append(made)
         progress.advance()
+    return found
 
 
 def read_in_order(files: Sequence[F], read: Callable[[F], T], workers: int = 0) -> Iterator[T]:
@@ -58,10 +60,6 @@ def read_in_order(files: Sequence[F], read: Callable[[F], T], workers: int = 0) 
         generator=torch.Generator().manual_seed(0),
     )
     return loaded(loader)
-
-
-def _tried(read: Callable[[F], object], file: F) -> None:
-    read(file)
 
 
 def _as_it_is(what: T) -> T:

@@ -44,7 +44,8 @@ class Recipe:
         clip_grad: largest norm of the gradient, `None` for any.
         val_every: epochs between two looks at the validation images.
         patience: training ends early when so many epochs have not been better on the validation
-            images than the best before them; `None` for never.
+            images than the best before them; `None` for never. Where it is spent with the last
+            epoch, the run is a whole one, and one that is made longer ends there.
         amp: `"none"` or `"bf16"` autocast.
         seed: of the head's initial values, data order, dropout and augmentation.
         schedule: `"step"` changes the learning rate with each step, and the cosine begins where the
@@ -132,9 +133,15 @@ class Recipe:
         """Images to a forward and backward, at most."""
         return min(self.batch_size, self.micro_batch or self.batch_size)
 
-    def share_of(self, processes: int) -> int:
-        """Images of a batch for one of so many processes, at most."""
-        return -(-self.batch_size // processes)
+    def share_of(self, processes: int, n_images: int | None = None) -> int:
+        """Images of a batch for one of so many processes, at most; a batch has no more than all.
+
+        Args:
+            processes: that share each batch.
+            n_images: how many there are to train on; `None` for enough.
+        """
+        batch = self.batch_size if n_images is None else min(self.batch_size, n_images)
+        return -(-batch // processes)
 
     def peak_lr(self, method: Method) -> float:
         """The learning rate at the end of the warm-up."""

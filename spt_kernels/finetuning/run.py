@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from ..distributed import Processes
+from ..files.json_file import JsonObject
 from .description import SEGMENTATION
 from .progress import Logged
 from .run_folder import FILES, RunFolder
@@ -67,7 +68,8 @@ class Run(Generic[S]):
         if self.is_claimed:
             return
         if self.folder.replaces:
-            self.folder.clear(but_measured=self.keeps_measured)
+            given = self.config["job"]["sensitivity"]  # which may be the earlier run's
+            self.folder.clear(but_measured=self.keeps_measured, but=given)
         self.folder.write_json("config", self.config)
         if self.folder["state"].is_file():  # the run is made longer
             os.replace(self.folder["state"], self.folder["checkpoint"])
@@ -100,12 +102,15 @@ def finished_in(folder: RunFolder, job: Any, counted: str) -> dict[str, Any] | N
     config = config_in(folder, job.command)
     if config is None:
         return None
-    if (difference := job.difference_from(type(job).from_json(config["job"]))) is not None:
+    found = folder.job_of(config, type(job).from_json)
+    if (difference := job.difference_from(found)) is not None:
         raise ValueError(f"output: {folder.path} holds another job ({difference})")
     result = folder.read_json("result")
+    if result is None:
+        return None
     wanted = getattr(job.recipe, counted)
-    if result is None or result[counted] == wanted or result.get("stopped_early"):
-        return result
+    if result[counted] == wanted or result.get("stopped_early"):
+        return result.plain()
     if not (folder["checkpoint"].is_file() or folder["state"].is_file()):
         raise ValueError(
             f"{counted}: the run in {folder.path} ended after {result[counted]:,}, and without its "
@@ -114,7 +119,16 @@ def finished_in(folder: RunFolder, job: Any, counted: str) -> dict[str, Any] | N
     return None
 
 
-def config_in(folder: RunFolder, command: str) -> dict[str, Any] | None:
+def check_weights_stay(folder: RunFolder, weights: str | None) -> None:
+    """Refuse base weights that go with the run that is to be overwritten; `ValueError`."""
+    if folder.replaces and folder.name_of(weights):
+        raise ValueError(
+            f"weights: {weights} is of the run that is to be overwritten, and what is tuned from "
+            "it would be of no use without: take another output"
+        )
+
+
+def config_in(folder: RunFolder, command: str) -> JsonObject | None:
     """What the run of a command in `folder` is of; `None` without a run.
 
     Raises:
@@ -134,5 +148,5 @@ def config_in(folder: RunFolder, command: str) -> dict[str, Any] | None:
 
 def spent_in(folder: RunFolder) -> float:
     """The seconds that the run in `folder` has taken, to its last epoch or its end."""
-    records = (folder.read_json(name) or {} for name in ("seconds", "result"))
-    return max(float(record.get("seconds", 0.0)) for record in records)
+    records = (folder.read_json(name) for name in ("seconds", "result"))
+    return max(0.0 if record is None else float(record.get("seconds", 0.0)) for record in records)

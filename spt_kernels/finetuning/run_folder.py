@@ -6,13 +6,16 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import is_out_of_memory
 from ..files.atomic import write_atomically
+from ..files.json_file import JsonObject, read_object, read_objects
+
+J = TypeVar("J")
 
 FILES = {
     "config": "config.json",
@@ -61,6 +64,11 @@ class RunFolder:
 
     def __getitem__(self, name: str) -> Path:
         return self.path / FILES[name]
+
+    @property
+    def left(self) -> Path:
+        """What a run goes on from: its state, where it is over, or its checkpoint."""
+        return self["state" if self["state"].is_file() else "checkpoint"]
 
     @property
     def events(self) -> Path:
@@ -124,13 +132,15 @@ class RunFolder:
                         folder.rmdir()
             raise
 
-    def clear(self, *, but_measured: bool = False) -> None:
+    def clear(self, *, but_measured: bool = False, but: str | None = None) -> None:
         """Remove the files of an earlier run; files of any other name stay.
 
         Args:
             but_measured: keep a measured sensitivity.
+            but: a file to keep, if it is one of them.
         """
-        self._remove(set(FILES.values()) - (_OF_NO_RUN if but_measured else set()))
+        kept = _OF_NO_RUN if but_measured else set()
+        self._remove(set(FILES.values()) - kept - {self.name_of(but)})
         shutil.rmtree(self.events, ignore_errors=True)
 
     def _remove(self, names: set[str]) -> None:
@@ -143,23 +153,23 @@ class RunFolder:
         files = [file for file in FILES.values() if (self.path / file).is_file()]
         return [*files, f"{EVENTS}/"] if self.events.is_dir() else files
 
+    def name_of(self, path: str | None) -> str:
+        """The name that a file has as one of a run's in this folder; empty if it is none."""
+        there = (name for name in FILES.values() if _is_same(self.path / name, path))
+        return next(there, "")
+
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, whole or not at all."""
         write_atomically(self[name], (json.dumps(value, indent=2) + "\n").encode())
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """Read a JSON file, `None` if it is not there; `ValueError` if it is damaged."""
-        if not self[name].is_file():
-            return None
-        try:
-            value = json.loads(self[name].read_text())
-        except ValueError as error:
-            raise ValueError(f"{self[name]}: not JSON ({error})") from error
-        if not isinstance(value, dict):
-            raise ValueError(f"{self[name]}: expected a JSON object")
-        return value
+    def read_json(self, name: str) -> JsonObject | None:
+        """Read a JSON file, `None` if it is not there; `ValueError` if it is damaged.
 
-    def read_config(self) -> dict[str, Any] | None:
+        So is a name that is asked of what was read and is not in it.
+        """
+        return read_object(self[name]) if self[name].is_file() else None
+
+    def read_config(self) -> JsonObject | None:
         """What its run is of; `None` without a run.
 
         A `config.json` may be another program's, as that of a model of transformers.
@@ -170,11 +180,32 @@ class RunFolder:
         config = self.read_json("config")
         return config if config is not None and isinstance(config.get("job"), dict) else None
 
+    def job_of(self, config: JsonObject, from_json: Callable[[Any], J]) -> J:
+        """The job that the folder's `config` is of.
+
+        Args:
+            config: as it was read.
+            from_json: of the job's class.
+
+        Raises:
+            ValueError: it cannot be read, as one that another version of the package wrote.
+        """
+        try:
+            return from_json(config.plain()["job"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{self['config']}: the job in it is not of this version ({error!r})"
+            ) from error
+
     def write_lines(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write a file of JSON lines, whole or not at all."""
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(self[name], text.encode())
 
-    def read_lines(self, name: str) -> list[dict[str, Any]]:
-        """Read a file of JSON lines."""
-        return [json.loads(line) for line in self[name].read_text().splitlines()]
+    def read_lines(self, name: str) -> list[JsonObject]:
+        """Read a file of JSON lines; errors as `read_json`."""
+        return read_objects(self[name])
+
+
+def _is_same(own: Path, path: str | None) -> bool:
+    return path is not None and own.is_file() and Path(path).is_file() and own.samefile(path)

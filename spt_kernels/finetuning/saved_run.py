@@ -183,15 +183,18 @@ def _job_beside(path: Path, told: Description) -> FinetuneJob | None:
     own = _in_config(folder)
     if told.classes and (own.classes, own.form) != (told.classes, told.form):
         return None
-    return FinetuneJob.from_json(config["job"])
+    return folder.job_of(config, FinetuneJob.from_json)
 
 
 def _in_config(folder: RunFolder) -> Description:
     """What the `config.json` of a run tells."""
     config = folder.read_config()
     assert config is not None
-    job = FinetuneJob.from_json(config["job"])
-    form = form_of(config["preprocessing"])
+    job = folder.job_of(config, FinetuneJob.from_json)
+    try:
+        form = form_of(config["preprocessing"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder['config']}: its preprocessing: {error}") from error
     return Description(job.model, tuple(config["classes"]), form, job.method)
 
 

@@ -58,9 +58,9 @@ def searched_architecture(method: Method, run: Run[Setting], images: Batches) ->
         images: batches of the training images.
     """
     run.claim()  # what was found by a run that is to be overwritten is not ours
-    kept = run.folder.read_json("architecture")
-    if kept is not None:
-        return NoahArchitecture.from_json(kept)
+    kept = run.folder["architecture"]
+    if kept.is_file():
+        return NoahArchitecture.load(kept)
     seed_everything(run.setting.job.recipe.seed)
     model = copy.deepcopy(run.setting.base.model).to(run.setting.device)
     model = supernet(model, method).model

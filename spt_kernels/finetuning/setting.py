@@ -34,6 +34,11 @@ class Setting:
     workers: int
     processes: Processes = field(default_factory=Processes)
 
+    @property
+    def images_in_a_step(self) -> int:
+        """Of the largest batch that comes, for one of the processes."""
+        return self.job.recipe.share_of(self.processes.size, len(self.splits.train))
+
     def training_batches(self, progress: Progress) -> Batches:
         """Batches of the training images, shuffled and augmented by the seed."""
         return self._read(self.splits.train, self.form, self.job.recipe.seed, progress)

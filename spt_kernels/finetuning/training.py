@@ -254,7 +254,7 @@ def check_sharable(model: nn.Module, method: str) -> None:
 
 
 def check_goes_on(model: nn.Module, recipe: Recipe, checkpoint: Path) -> None:
-    """Refuse to go on by parts of a batch of another size where these decide what comes out.
+    """Refuse to go on from what is damaged, or in other parts of a batch where that matters.
 
     Args:
         model: made ready to train.
@@ -262,14 +262,15 @@ def check_goes_on(model: nn.Module, recipe: Recipe, checkpoint: Path) -> None:
         checkpoint: what there is to go on from, if it is there.
 
     Raises:
-        ValueError: a norm of the model takes statistics of the images that come at once, and these
-            were as many as they will not be.
+        ValueError: it cannot be read, or is of another model; or a norm of the model takes
+            statistics of the images that come at once, and these were as many as they will not be.
     """
-    name = _norm_of_batches(model)
-    if name is None or not checkpoint.is_file():
+    begun = Checkpoint.begun(checkpoint, model)
+    if begun is None:
         return
-    was, now = Checkpoint.load(checkpoint).images_at_once, recipe.images_at_once()
-    if was not in (None, now):
+    name = _norm_of_batches(model)
+    was, now = begun.images_at_once, recipe.images_at_once()
+    if name is not None and was not in (None, now):
         raise ValueError(
             f"micro_batch: {name} takes statistics of the images that come at once, which were "
             f"{was} in this run so far, got {now}: micro_batch={was} with recompute goes on with it"

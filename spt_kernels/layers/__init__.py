@@ -1,6 +1,7 @@
 """What a layer becomes while a model is tuned."""
 
 from .adapter import AdapterConv2d, AdapterLayer, AdapterLinear
+from .all_or_nothing import all_or_nothing
 from .conv import SparseDeltaConv2d
 from .frozen_layers import FrozenConv2d, FrozenLinear, freeze_layer
 from .in_place import SetAside, put_back, set_aside, tune_in_place, untune
@@ -31,6 +32,7 @@ __all__ = [
     "SparseDeltaConv2d",
     "SparseDeltaLinear",
     "SparseDeltaNorm",
+    "all_or_nothing",
     "attach_parameter",
     "attach_whole",
     "delta_of",

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .all_or_nothing import all_or_nothing
 from .delta_holder import DeltaHolder
 from .late_optimizer import mark_dropped
 from .saved_deltas import gather
-from .sparse_delta import restore_deltas, untag, write_deltas
+from .sparse_delta import hold_values, restore_deltas, untag, write_deltas
 from .tuned_class import (
     change_class,
     made_again,
@@ -85,10 +87,16 @@ def _set_aside_of(made_of: Any, *rest: Any) -> SetAside:
 
 
 @torch.no_grad()
-def set_aside(module: nn.Module) -> SetAside:
+def set_aside(module: nn.Module, undo: ExitStack | None = None) -> SetAside:
     """Make a tuned module plain, with its base values; `put_back` makes it what it was.
 
-    What is trained whole in fp32 keeps no base values: its parameter is left as it is.
+    What is trained whole in fp32 keeps no base values: its parameter is left as it is. On an error
+    the module is as it was.
+
+    Args:
+        module: tuned.
+        undo: of a larger exchange: takes the way back, which needs no memory but that of one weight
+            in channels-last format.
     """
     assert isinstance(module, DeltaHolder)
     kind: Any = type(module)
@@ -98,28 +106,45 @@ def set_aside(module: nn.Module) -> SetAside:
     written = {n: (gather(d.target, d.index), WrittenState()) for n, d in inside.items()}
     for local, (_, state) in written.items():
         state.record(deltas[local].delta)
-    restore_deltas(deltas.values())
-    _part(module)
-    attributes, parameters = taken_out(module, module.added_names())
-    change_class(module, plain_class(module))
+    formats = dict(vars(module).get("_spt_formats", {}))
+    with all_or_nothing(undo) as steps:
+        steps.callback(hold_values, inside.values(), [values for values, _ in written.values()])
+        restore_deltas(deltas.values())
+        steps.callback(_joined, module, [*inside], formats)
+        _part(module)
+        attributes, parameters = taken_out(module, module.added_names())
+        steps.callback(_tuned, module, kind, attributes, parameters)
+        change_class(module, plain_class(module))
     return SetAside(kind, attributes, parameters, written)
 
 
 @torch.no_grad()
-def put_back(module: Any, aside: SetAside) -> None:
+def put_back(module: Any, aside: SetAside, undo: ExitStack | None = None) -> None:
     """Tune a module as it was tuned before, with the very parameters that it had.
 
-    It may be elsewhere by now, or of another dtype.
+    It may be elsewhere by now, or of another dtype. On an error it is plain as it was, but for
+    whether its parameters require a gradient, and what was set aside can be put back later.
+
+    Args:
+        module: plain.
+        aside: of the same module.
+        undo: of a larger exchange: takes the way back, which needs no memory but that of one weight
+            in channels-last format.
     """
     own = module._parameters
     device = next(p.device for p in own.values() if p is not None)
-    module.__dict__.update(aside.attributes)
-    own.update(aside.parameters)
     for parameter in aside.parameters.values():
         if parameter.device != device:
             parameter.data = parameter.data.to(device)
             parameter.grad = None if parameter.grad is None else parameter.grad.to(device)
-    change_class(module, aside.tuned_class)
+    with all_or_nothing(undo) as steps:
+        _tuned(module, aside.tuned_class, aside.attributes, aside.parameters)
+        steps.callback(_plain, module)
+        _fill(module, aside, device, steps)
+
+
+def _fill(module: Any, aside: SetAside, device: torch.device, undo: ExitStack) -> None:
+    """Bring what a module was tuned by up to what the module is now, and write it."""
     module._make_row_major(aside.written)
     deltas = module.sparse_deltas()
     for local, delta in deltas.items():
@@ -133,13 +158,35 @@ def put_back(module: Any, aside: SetAside) -> None:
     if any(delta.index.device != device for delta in deltas.values()):
         module._index_changed()
     module._tag_all()
+    deltas = module.sparse_deltas()
+    undo.callback(restore_deltas, deltas.values())
     for local, (values, state) in aside.written.items():
-        delta = module.sparse_deltas()[local]
+        delta = deltas[local]
         if state.matches(delta.delta) and values.dtype == delta.target.dtype:
-            delta.target.view(-1)[delta.index.long()] = values.to(device)
-            delta.written.record(delta.delta)
+            hold_values([delta], [values.to(device)])
         else:
             delta.write()
+
+
+def _tuned(module: nn.Module, cls: Any, attributes: Any, parameters: Any) -> None:
+    """Give a plain module a tuned class, and what that has added to it."""
+    module.__dict__.update(attributes)
+    module._parameters.update(parameters)
+    change_class(module, cls)
+
+
+def _plain(module: Any) -> None:
+    """Undo `_tuned`; values stay as they are."""
+    _part(module)
+    plain_again(module, module.added_names())
+
+
+def _joined(module: Any, names: list[str], formats: dict[str, torch.memory_format]) -> None:
+    """Undo `_part`."""
+    module._make_row_major(names)
+    if formats:
+        module.__dict__["_spt_formats"] = formats
+    module._tag_all()
 
 
 def _part(module: DeltaHolder) -> list[nn.Parameter]:

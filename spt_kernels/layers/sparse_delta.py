@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
@@ -152,6 +152,20 @@ def restore_deltas(deltas: Iterable[SparseDelta]) -> None:
     _write(chosen, restore=True)
     for d in chosen:
         d.written.forget()
+
+
+@torch.no_grad()
+def hold_values(deltas: Iterable[SparseDelta], values: Iterable[Tensor]) -> None:
+    """Write what targets once held into them, to the bit, as what they hold of their deltas.
+
+    Args:
+        deltas: none of them beside its target.
+        values: for each its `[nnz]` values, in the dtype and on the device of its target.
+    """
+    pairs = list(zip(deltas, values, strict=True))
+    _write([replace(d, original=held) for d, held in pairs], restore=True)
+    for d, _ in pairs:
+        d.written.record(d.delta)
 
 
 @torch.no_grad()

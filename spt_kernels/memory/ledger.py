@@ -95,7 +95,7 @@ class Ledger(CallMode):
     def bytes_alive(self) -> dict[str, int]:
         """Bytes by category at this moment."""
         self._follow()
-        return self._totals(self._events)
+        return self._at(len(self._events))
 
     def moment(self) -> int:
         """Now, for `peak_of_step` to begin at."""
@@ -104,41 +104,56 @@ class Ledger(CallMode):
 
     def curve(self, since: int) -> list[int]:
         """All bytes alive at the moment `since`, and after each event from then on."""
-        changes = [sign * self._sizes[entry] for entry, sign in self._events]
-        return list(itertools.accumulate(changes[since:], initial=sum(changes[:since])))
+        changes = [sign * self._sizes[entry] for entry, sign in self._events[since:]]
+        return list(itertools.accumulate(changes, initial=sum(self._at(since).values())))
 
     def peak(self) -> dict[str, int]:
         """Bytes by category at the first moment when most bytes were alive."""
-        return self._highest(self._events, 0)
+        return self._highest(dict.fromkeys(CATEGORIES, 0), self._events)
 
     def peak_of_step(self, since: int) -> dict[str, int]:
         """The same, from the moment `since` on, of a step in the midst of training.
 
         What the step leaves behind, as the optimizer's state, was there before a later one: it
-        counts as if it had been there from `since` on. Gradients do not, as they are dropped.
+        counts as if it had been there from `since` on. Gradients do not, as they are dropped. What
+        was before `since` is not gone through again, as one ledger books many steps.
         """
         self._follow()
-        left = {entry for entry, _ in self._live.values()}
-        left |= {entry for _, _, entry in self._followed.values() if entry is not None}
+        left = self._alive()
         left -= {entry for entry in left if self._categories.get(entry) == "gradients"}
-        before, after = self._events[:since], self._events[since:]
+        after = self._events[since:]
         lasting = [(entry, +1) for entry, _ in after if entry in left]
         passing = [event for event in after if event[0] not in left]
-        return self._highest([*before, *lasting, *passing], since)
+        return self._highest(self._at(since), [*lasting, *passing])
 
-    def _highest(self, events: list[tuple[int, int]], since: int) -> dict[str, int]:
-        live = highest = 0
-        at = 0
-        for position, (entry, sign) in enumerate(events):
+    def _highest(self, before: dict[str, int], events: list[tuple[int, int]]) -> dict[str, int]:
+        """Bytes by category after that of the events at which most are alive; none without any."""
+        live, highest, at = sum(before.values()), 0, 0
+        for position, (entry, sign) in enumerate(events, 1):
             live += sign * self._sizes[entry]
-            if live > highest and position >= since:
-                highest, at = live, position + 1
-        return self._totals(events[:at])
+            if live > highest:
+                highest, at = live, position
+        totals = before if at else dict.fromkeys(CATEGORIES, 0)
+        return self._changed(totals, events[:at], +1)
 
-    def _totals(self, events: list[tuple[int, int]]) -> dict[str, int]:
-        totals = dict.fromkeys(CATEGORIES, 0)
+    def _at(self, moment: int) -> dict[str, int]:
+        """Bytes by category at a moment: what is alive now, less what has come since."""
+        now = [(entry, +1) for entry in self._alive()]
+        totals = self._changed(dict.fromkeys(CATEGORIES, 0), now, +1)
+        return self._changed(totals, self._events[moment:], -1)
+
+    def _alive(self) -> set[int]:
+        """The entries of what is booked and not struck off."""
+        followed = {entry for _, _, entry in self._followed.values() if entry is not None}
+        return followed | {entry for entry, _ in self._live.values()}
+
+    def _changed(
+        self, totals: dict[str, int], events: list[tuple[int, int]], factor: int
+    ) -> dict[str, int]:
+        totals = dict(totals)
         for entry, sign in events:
-            totals[self._categories.get(entry, "temporary")] += sign * self._sizes[entry]
+            category = self._categories.get(entry, "temporary")
+            totals[category] += factor * sign * self._sizes[entry]
         return totals
 
     def _follow(self) -> None:

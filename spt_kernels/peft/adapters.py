@@ -9,6 +9,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..layers import all_or_nothing
 from ..offloading import is_streamed
 from ..task.base_model import BaseModel
 from ..task.intact import dense_names
@@ -46,19 +47,24 @@ class SptAdapters(nn.Module, BaseTunerLayer):
     def put_on(self, model: nn.Module, name: str | None) -> None:
         """Let the model hold the task of an adapter, or none.
 
+        On any error, as where memory runs out, the model holds what it held and none is lost.
+
         Raises:
-            ValueError: the model is no longer as it was tuned, or is offloaded; it is as it was.
+            ValueError: the model is no longer as it was tuned, or is offloaded.
         """
         if name == self.on_model:
             return
         _check_here(model)
-        self.unmerge(model)
-        if self.on_model is not None:
-            self.aside[self.on_model] = take_aside(model)
-            self.on_model = None
-        if name is not None:
-            put_task_back(model, self.aside.pop(name))
-            self.on_model = name
+        aside = dict(self.aside)
+        with all_or_nothing() as undo:
+            if self._merged is not None:
+                unmerge(model, self._merged, undo)
+            if self.on_model is not None:
+                aside[self.on_model] = take_aside(model, undo)
+            if name is not None:
+                put_task_back(model, aside.pop(name), undo)
+        self._merged, self.merged_adapters = None, []
+        self.on_model, self.aside = name, aside
 
     @contextmanager
     def holding(self, model: nn.Module, name: str | None) -> Iterator[None]:

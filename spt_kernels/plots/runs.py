@@ -127,7 +127,7 @@ def read_runs(paths: Iterable[str | os.PathLike[str]], methods: Collection[str] 
                 unfinished.append(str(folder))
             else:
                 runs.append(_run(folder, config["job"], result, images))
-        except (KeyError, TypeError) as error:
+        except TypeError as error:
             raise ValueError(
                 f"files: {folder} holds no run that can be read ({error!r})"
             ) from error

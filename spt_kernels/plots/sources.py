@@ -94,8 +94,8 @@ def load_selection(path: str | os.PathLike[str], budget: int | float | None = No
 def _tasks_in(path: Path, kind: str, methods: Collection[str], notes: list[str]) -> dict[str, Path]:
     found: dict[str, list[tuple[tuple[bool, bool], Path, Path]]] = {}
     for folder in run_folders(path):
-        config = RunFolder(folder).read_json("config") or {}
-        method = config.get("job", {}).get("method", {}).get("name")
+        config = RunFolder(folder).read_config()
+        method = None if config is None else config["job"]["method"]["name"]
         chosen = method is None or (method in methods if methods else _is_aware(method))
         file = _kept(folder, kind) if chosen else None
         if file is not None:
@@ -144,7 +144,7 @@ def _kept(folder: Path, kind: str) -> Path | None:
     own = RunFolder(folder)
     if own[kind].is_file():
         return own[kind]
-    config = own.read_json("config") if kind == "sensitivity" else None
+    config = own.read_config() if kind == "sensitivity" else None
     if config is None or not is_of_a_benchmark(folder.resolve()):
         return None
     job = config["job"]

@@ -13,7 +13,7 @@ from ..finetuning.images import SUFFIXES
 
 IGNORED = 255  # of a pixel that has no class
 _NUM_CLASSES = 150
-_NAMES = "objectInfo150.txt"
+NAMES = "objectInfo150.txt"
 _MOST_CLASSES = 255  # a label map has eight bits, and one value means none
 
 
@@ -97,7 +97,15 @@ def read_ade20k(root: str | os.PathLike[str], split: str) -> LabelledScenes:
     if lacking:
         others = f" (nor have {len(lacking) - 1} more)" if len(lacking) > 1 else ""
         raise ValueError(f"data: {lacking[0]} has no label map {maps.name}/…png{others} in {maps}")
-    return LabelledScenes(tuple(paths), tuple(annotations), _classes(root / _NAMES))
+    return LabelledScenes(tuple(paths), tuple(annotations), _classes(root / NAMES))
+
+
+def maps_without_image(root: str | os.PathLike[str], split: str) -> list[str]:
+    """Names of the label maps of a split that are left out, as there is no image to them."""
+    images, maps = Path(root, "images", split), Path(root, "annotations", split)
+    stems = {path.stem for path in images.iterdir() if _is_image(path)}
+    every = (path for path in maps.glob("*.png") if not path.name.startswith("."))
+    return sorted(path.name for path in every if path.stem not in stems)
 
 
 def _classes(path: Path) -> tuple[str, ...]:

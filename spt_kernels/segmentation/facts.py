@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ..methods.tunable import Tunable
 from ..plan import Plan
 from ..recomputation import blocks_by
 from ..recomputation.conditions import NotRecomputable
+from .ade20k import NAMES, maps_without_image
 from .loss import PixelLoss
 from .setting import SegmentationSetting
 
@@ -50,6 +52,18 @@ def notes_of(setting: SegmentationSetting) -> list[str]:
         notes.append(
             f"a batch of {setting.job.recipe.batch_size} is more than the "
             f"{len(setting.training)} training images"
+        )
+    data = Path(setting.job.data)
+    for split in ("training", "validation"):
+        if lone := maps_without_image(data, split):
+            notes.append(
+                f"label maps in annotations/{split} without an image are left out: {len(lone):,}, "
+                f"as {lone[0]}"
+            )
+    if not (data / NAMES).is_file():
+        notes.append(
+            f"there is no {NAMES} to name the classes: they are ADE20K's "
+            f"{len(setting.training.classes)}, by number"
         )
     return notes
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..files.picture import check_can_draw, save_picture
 from ..finetuning.best import BestSoFar, save_best
-from ..finetuning.checkpoint import Best
+from ..finetuning.checkpoint import Best, Checkpoint
 from ..finetuning.curves import training_curves_figure
 from ..finetuning.device import reproducible, seed_everything
 from ..finetuning.events import EventFiles, check_can_write_events
@@ -20,9 +20,10 @@ from ..finetuning.given_plan import settled
 from ..finetuning.measured import measure_on, measured_once
 from ..finetuning.possible import check_possible
 from ..finetuning.progress import Logged, Progress, Silent
-from ..finetuning.run import Clock, Run, finished_in, spent_in
+from ..finetuning.run import Clock, Run, check_weights_stay, finished_in, spent_in
 from ..finetuning.run_folder import RunFolder
 from ..finetuning.run_step import wants_graph
+from ..finetuning.same_inputs import check_as_begun
 from ..methods import Method, make_plan, tune
 from ..methods.tunable import Tunable
 from ..model import head_names
@@ -37,7 +38,7 @@ from .evaluation import evaluate_scenes
 from .facts import accounted_bytes, facts_of, notes_of, trains
 from .job import SegmentationJob
 from .pictures import check_folder, check_names
-from .setting import SegmentationSetting, open_segmentation
+from .setting import SegmentationSetting, no_label_held_out, open_segmentation
 from .training import NO_LABEL, REPORT_EVERY, IterationFigures, train_segmentation
 
 
@@ -110,6 +111,7 @@ def segment(
     folder = RunFolder.open(output, resume=resume, force=force)
     with reproducible():
         with folder.starting():
+            check_weights_stay(folder, job.model.weights)
             job, plan, given = settled(job, folder, resume=resume)
             if resume:
                 finished = finished_in(folder, job, "iterations")
@@ -119,6 +121,9 @@ def segment(
                     return finished
                 clock.spent = spent_in(folder)
             setting = open_segmentation(job, device, workers)
+            config = setting.config()
+            if resume:
+                check_as_begun(folder.read_config() or {}, config)
             if save_predictions is not None:
                 check_names(
                     setting.validation.paths,
@@ -129,7 +134,7 @@ def segment(
             wants_graph(graph, setting.device)  # or refuses
             if job.recipe.recompute is not None:
                 blocks_by(setting.base.model, job.recipe.recompute)  # likewise
-            run = Run(setting, setting.config(), folder, clock, log, checkpoint_seconds)
+            run = Run(setting, config, folder, clock, log, checkpoint_seconds)
             ready = _made_ready(run, plan, given)
             events = EventFiles(folder.events, run.config) if tensorboard else None
             history, best = _train(run, ready.tunable, graph, report_every, on_report, events)
@@ -194,6 +199,8 @@ def _made_ready(
     if setting.job.recipe.recompute is not None:
         recompute_by(tunable.model, setting.job.recipe.recompute)
     accounted = accounted_bytes(setting, tunable.model)
+    if not run.folder.replaces:
+        Checkpoint.begun(run.folder.left, tunable.model)  # or refuses
     run.claim()
     if plan is not None:
         plan.save(run.folder["plan"])
@@ -312,9 +319,7 @@ def _train(
         )
         miou = scores.single.mean_iou
         if miou is None:
-            raise ValueError(
-                f"val_share: no pixel of the {len(held_out)} images that are held out has a label"
-            )
+            raise ValueError(no_label_held_out(held_out))
         return miou
 
     # afresh, so that training is the same whether sensitivities were measured or found on disk

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import needed
 from ..finetuning.progress import Progress
 from ..finetuning.readable import check_readable, read_in_order
-from .ade20k import LabelledScenes
+from .ade20k import IGNORED, LabelledScenes
 from .scenes import glance_at_scene, read_image, read_scene
 
 with needed("reading images"):
@@ -28,14 +28,18 @@ def images_of(paths: Sequence[Path], workers: int = 0) -> Iterator[Image.Image]:
     return read_in_order(paths, read_image, workers)
 
 
-def check_scenes(scenes: LabelledScenes, workers: int, progress: Progress) -> None:
+def check_scenes(scenes: LabelledScenes, workers: int, progress: Progress) -> bool:
     """Read every scene once, or of very many how its files begin, and keep none.
+
+    Returns:
+        Whether a pixel of them may have a label: of very many nobody has looked.
 
     Raises:
         ValueError: as `read_scene`.
     """
-    read = functools.partial(_scene, len(scenes.classes))
-    check_readable(_pairs(scenes), read, _glanced_at, workers, progress, "checking scenes")
+    read = functools.partial(_is_labelled, len(scenes.classes))
+    pairs = _pairs(scenes)
+    return any(check_readable(pairs, read, _glanced_at, workers, progress, "checking scenes"))
 
 
 def _pairs(scenes: LabelledScenes) -> list[tuple[Path, Path]]:
@@ -46,5 +50,11 @@ def _scene(num_classes: int, pair: tuple[Path, Path]) -> tuple[Image.Image, np.n
     return read_scene(*pair, num_classes)
 
 
-def _glanced_at(pair: tuple[Path, Path]) -> None:
+def _is_labelled(num_classes: int, pair: tuple[Path, Path]) -> bool:
+    _, labels = read_scene(*pair, num_classes)
+    return bool((labels != IGNORED).any())
+
+
+def _glanced_at(pair: tuple[Path, Path]) -> bool:
     glance_at_scene(*pair)
+    return True

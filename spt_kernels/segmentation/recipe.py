@@ -40,7 +40,8 @@ class SegmentationRecipe:
         clip_grad: largest norm of the gradient, `None` for any.
         val_every: iterations between two looks at the scenes that are held out, if any are.
         patience: training ends early when so many iterations have not been better on these than the
-            best before them; `None` for never.
+            best before them; `None` for never. Where it is spent with the last one, the run is a
+            whole one, and one that is made longer ends there.
         amp: `"none"` or `"bf16"` autocast.
         recompute: what of the backbone the backward computes again to need less memory, to the same
             bits: in the words of `RecomputeWords`, as `"mlp"`. `None` is nothing;

@@ -63,8 +63,10 @@ class SavedSegmentation:
                     f"weights: {path} is a whole model, which needs no other; leave it out"
                 )
             found = found.on(replace(found.model, weights=os.fspath(weights)))
-        config = RunFolder(path.parent).read_config() or {}
-        is_own = config.get("kind") == KIND and config.get("classes") == list(found.told.classes)
+        config = RunFolder(path.parent).read_config()
+        if config is None or config.get("kind") != KIND:
+            return found
+        is_own = config.get("classes") == list(found.told.classes)
         return replace(found, data=config["job"]["data"]) if is_own else found
 
     def on(self, model: ModelSource) -> SavedSegmentation:

@@ -12,6 +12,7 @@ from .. import __version__
 from ..finetuning.device import pick_device
 from ..finetuning.measured import dated, evidence_of
 from ..finetuning.progress import Progress
+from ..finetuning.same_inputs import IMAGES, WEIGHTS, told_of_images, told_of_weights
 from ..methods import Method
 from .ade20k import LabelledScenes, hold_out, read_ade20k
 from .base_model import SegmentationModel, build_setr
@@ -67,11 +68,13 @@ class SegmentationSetting:
         """Read every scene once, or of very many how its files begin.
 
         Raises:
-            ValueError: one cannot be read.
+            ValueError: one cannot be read, or of those that are held out none has a label.
         """
-        every = [s for s in (self.validation, self.held_out, self.training) if s is not None]
-        for scenes in every:
-            check_scenes(scenes, self.workers, progress)
+        if not check_scenes(self.validation, self.workers, progress):
+            progress.say("no pixel of the validation images has a label: there will be no mIoU")
+        if self.held_out is not None and not check_scenes(self.held_out, self.workers, progress):
+            raise ValueError(no_label_held_out(self.held_out))
+        check_scenes(self.training, self.workers, progress)
 
     def evidence(self, method: Method) -> dict[str, Any]:
         """All that a measured sensitivity depends on."""
@@ -102,7 +105,18 @@ class SegmentationSetting:
     def config(self) -> dict[str, Any]:
         """All that it takes to build the run's model and to go on with the run."""
         told = {"job": self.job.to_json(), **self.description().to_json()}
-        return {"kind": KIND, **told, "version": __version__}
+        images = told_of_images(*map(_named, (self.training, self.held_out)))
+        inputs = {IMAGES: images, WEIGHTS: told_of_weights(self.job.model.weights)}
+        return {"kind": KIND, **told, **inputs, "version": __version__}
+
+
+def no_label_held_out(scenes: LabelledScenes) -> str:
+    """Why nothing can be chosen by the scenes that are held out."""
+    return f"val_share: no pixel of the {len(scenes)} images that are held out has a label"
+
+
+def _named(scenes: LabelledScenes | None) -> list[str]:
+    return [] if scenes is None else [path.name for path in scenes.paths]
 
 
 def open_segmentation(

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import needed
+from ..finetuning.accuracy import no_scores
 from ..finetuning.device import autocast
 from .form import SceneForm
 from .scenes import as_pixels, normalised
@@ -17,6 +18,7 @@ with needed("reading images"):
     from PIL import Image
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of multi-scale inference, as SETR's
+_AT_ONCE = 1 << 26  # scores of an image, 256 MiB
 Model = Callable[[Tensor], Tensor]
 
 
@@ -53,6 +55,9 @@ def slide_scores(
 
     Returns:
         `[B, classes, height, width]`, fp32.
+
+    Raises:
+        FloatingPointError: scores are NaN, of which none is the highest.
     """
     if not 0 < stride <= size:
         raise ValueError(f"stride: expected 1 to the {size} pixels of a window, got {stride}")
@@ -75,6 +80,8 @@ def slide_scores(
             total[..., top : top + rows, left : left + columns] += own
             count[..., top : top + rows, left : left + columns] += 1
     assert total is not None
+    if total.isnan().any():
+        raise no_scores("a part of an image")
     return total / count
 
 
@@ -114,11 +121,34 @@ def label_map(
             seen = pixels.flip(-1) if mirrored else pixels
             scores = slide_scores(model, seen, form.size, form.stride)
             scores = scores.flip(-1) if mirrored else scores
-            scores = F.interpolate(
-                scores, size=(image.height, image.width), mode="bilinear", align_corners=False
-            )
-            # of one look, scores are in the order of their probabilities
-            shares = scores if is_one else scores.softmax(1)
+            if is_one:  # scores are in the order of their probabilities
+                return _highest(scores, image.height, image.width)[0]
+            shares = _resized(scores, image.height, image.width).softmax(1)
             total = shares if total is None else total.add_(shares)
     assert total is not None
     return total[0].argmax(0)
+
+
+def _highest(scores: Tensor, height: int, width: int) -> Tensor:
+    """The class with the highest score at each pixel, of scores `[B, classes, …]` in another size.
+
+    Of a photograph of 12 megapixels and 150 classes the scores are 7 GB: so few classes as fit are
+    looked at together, among equals the first.
+    """
+    parts = min(scores.shape[1], -(-scores.shape[1] * height * width // _AT_ONCE))
+    highest: Tensor | None = None
+    first = 0
+    for some in scores.tensor_split(parts, 1):
+        values, places = _resized(some, height, width).max(1)
+        if highest is None:
+            highest, chosen = values, places
+        else:
+            is_higher = values > highest
+            highest = torch.where(is_higher, values, highest)
+            chosen = torch.where(is_higher, places + first, chosen)
+        first += some.shape[1]
+    return chosen
+
+
+def _resized(scores: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)

@@ -86,6 +86,16 @@ def test_the_confusion_is_told_and_drawn(
     assert [row[i] for i, row in enumerate(value["confusion"])] == [
         one["correct"] for one in value["classes"].values()
     ]
+    out = tmp_path / "pairs.csv"
+    text = output_of([*arguments, "--csv", str(out)], capsys)
+    assert text.splitlines()[-1] == f"written to {out}"
+    names = list(value["classes"])
+    for row in csv.DictReader(out.open()):
+        label, chosen = names.index(row["class"]), names.index(row["taken for"])
+        assert value["confusion"][label][chosen] == int(row["images"])
+        value["confusion"][label][chosen] = 0
+    assert not any(map(any, value["confusion"]))
+    assert "--csv: " in complaint_of([*arguments, "--csv", str(out)], capsys)
     for name, words in (("x.txt", "expected a picture"), ("no/x.png", "no such folder")):
         bad = [*arguments, "--confusion", str(tmp_path / name)]
         assert f"--confusion: {words}" in complaint_of(bad, capsys)
@@ -207,9 +217,17 @@ def test_what_is_taken_for_what_takes_no_square_of_the_classes(
     counts = ([0] * n, [0] * n)
     counts[0][5], counts[0][7], counts[1][5], counts[1][7] = 1, 1, 6, 1
     seen = Accuracy(2, 7, 0.0, tuple(counts[0]), tuple(counts[1]), chosen, labels)
-    shown = evaluate._table(seen, LabelledImages((), (), tuple(f"c{i}" for i in range(n))))
+    images = LabelledImages((), (), tuple(f"c{i}" for i in range(n)))
+    shown = evaluate._table(seen, images)
     told = {row[0]: row[3].replace("\ue000", " ") for row in shown.rows if row[3]}
     assert told == {"c5": "c9 2, c1 1, c2 1, …"}
+    value = evaluate._value(seen, images, is_known=True)
+    assert value["confusion"] is None
+    assert value["confused"][0] == {"class": "c5", "taken_for": "c9", "images": 2}
+    assert [one["taken_for"] for one in value["confused"]] == ["c9", "c1", "c2", "c3"]
+    rows = evaluate._csv(seen, images.classes).splitlines()
+    assert rows[:2] == ["class,taken for,images", "c5,c9,2"]
+    assert {"c5,c5,1", "c7,c7,1"} < set(rows)
 
 
 def test_a_config_of_another_program_is_of_no_run(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from spt_kernels.finetuning import FinetuneJob, ImageSource, ModelSource, SavedRun, images_of
-from spt_kernels.finetuning.accuracy import Accuracy
+from spt_kernels.finetuning.accuracy import Accuracy, evaluate
 from spt_kernels.finetuning.images import LabelledImages
 
 from .pictures_on_disk import write_images
@@ -109,9 +111,22 @@ def test_a_model_that_does_not_tell_goes_by_place(data: Path) -> None:
         images_of(model_of(()), data / "more")
 
 
+def test_scores_that_are_no_numbers_have_no_accuracy() -> None:
+    class Nan(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.where(images.sum((1, 2, 3))[:, None] > 0, torch.nan, torch.eye(3)[:1])
+
+    batches = [(torch.zeros(2, 3, 2, 2), torch.tensor([0, 1]))]
+    assert evaluate(Nan(), batches).correct == 1
+    batches.append((torch.ones(1, 3, 2, 2), torch.tensor([0])))
+    with pytest.raises(FloatingPointError, match="scores are nan on some of 3 images"):
+        evaluate(Nan(), batches)
+
+
 def test_accuracy_by_class_and_confusion() -> None:
     labels, predictions = (0, 0, 0, 0, 1, 1), (0, 0, 0, 1, 2, 1)
     seen = Accuracy(4, 6, 1.0, (3, 1, 0), (4, 2, 0), predictions, labels)
     assert seen.by_class == (0.75, 0.5, None)
     assert seen.class_mean == 0.625
     assert seen.confusion() == [[3, 1, 0], [0, 1, 1], [0, 0, 0]]
+    assert seen.taken_for() == [(0, 0, 3), (0, 1, 1), (1, 1, 1), (1, 2, 1)]

@@ -70,6 +70,26 @@ def test_what_a_run_in_parts_takes_is_accounted_with_its_gradients(
     assert estimate.peak_bytes > without.peak_bytes
 
 
+def test_a_batch_is_accounted_with_the_images_that_there_are(
+    place: Path, task: ImageSource, base: ModelSource
+) -> None:
+    recipe = replace(RECIPE, batch_size=64)
+    job = FinetuneJob(base, task, Method("full"), recipe)
+    setting = open_setting(job)
+    count = len(setting.splits.train)
+    assert count < 64
+    tunable = methods["full"](setting.base.model)
+    peaks = [
+        estimate_memory(tunable.model, (images, 3, 16, 16), device="cpu").peak_bytes
+        for images in (count, 64)
+    ]
+    assert accounted_bytes(setting, recipe, tunable) == peaks[0]
+    tight = replace(recipe, memory_bytes=sum(peaks) // 2)
+    result = finetune(replace(job, recipe=tight), place / "few")
+    assert (result["micro_batch"], result["recompute"]) == (None, None)
+    assert result["accounted_peak_bytes"] == peaks[0]
+
+
 @pytest.mark.parametrize(
     ("method", "change", "message"),
     [

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from spt_kernels.finetuning import Description, Prediction, Preprocessing, SavedRun, predict
@@ -108,3 +109,14 @@ def test_csv_can_be_read_again() -> None:
         ("2", "z", 0.25),
         ("1", "z", 1.0),
     ]
+
+
+def test_probabilities_that_are_no_numbers_are_an_error(place: Path, tmp_path: Path) -> None:
+    with safe_open(place / "model.safetensors", "pt") as file:
+        metadata = file.metadata()
+    state = load_file(place / "model.safetensors")
+    state["head.bias"][1] = torch.nan
+    save_file(state, tmp_path / "nan.safetensors", metadata)
+    saved = SavedRun.find(tmp_path / "nan.safetensors")
+    with pytest.raises(FloatingPointError, match="scores are nan on some of the images"):
+        predict(saved, [place / "images"])

@@ -59,6 +59,23 @@ def test_patience_counts_from_the_best_and_not_between_looks(
     assert (result["epochs"], result["stopped_early"]) == (3, False)
 
 
+def test_a_patience_that_is_spent_with_the_last_epoch_leaves_a_whole_run(
+    tmp_path: Path, task: ImageSource, base: ModelSource
+) -> None:
+    job, folder = job_of(task, base, replace(STILL, epochs=3)), tmp_path / "run"
+    result = finetune(job, folder)
+    assert (result["epochs"], result["best_epoch"], result["stopped_early"]) == (3, 1, False)
+    assert "stopped" not in (folder / "log.txt").read_text()
+    heard: list[Any] = []
+    longer = replace(job, recipe=replace(job.recipe, epochs=20))
+    again = finetune(longer, folder, resume=True, on_epoch=heard.append)
+    assert (again["epochs"], again["stopped_early"], heard) == (3, True, [])
+    assert (again["test_accuracy"], again["best_file"]) == (
+        result["test_accuracy"],
+        result["best_file"],
+    )
+
+
 def test_a_run_that_was_killed_at_its_early_end_is_over(
     tmp_path: Path, task: ImageSource, base: ModelSource
 ) -> None:

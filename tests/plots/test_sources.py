@@ -159,5 +159,5 @@ def test_runs_of_other_images_are_other_tasks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a finished run of method full, found none"):
         read_runs([tmp_path], ["full"])
     (tmp_path / "a" / "result.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds no run that can be read"):
+    with pytest.raises(ValueError, match=r"result\.json: expected 'method' in it, got nothing"):
         read_runs([tmp_path])

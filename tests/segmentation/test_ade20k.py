@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from spt_kernels.segmentation import IGNORED, read_ade20k
+from spt_kernels.segmentation import IGNORED, SegmentationJob, read_ade20k
+from spt_kernels.segmentation.facts import notes_of
 from spt_kernels.segmentation.scenes import read_labels, read_scene
+from spt_kernels.segmentation.setting import open_segmentation
 
-from .scenes_on_disk import CLASSES
+from .scenes_on_disk import CLASSES, write_scenes
 
 
 @pytest.fixture
@@ -97,3 +100,19 @@ def test_what_is_wrong_with_a_scene_is_said(tmp_path: Path) -> None:
     image.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot read the image"):
         read_scene(image, labels, 3)
+
+
+def test_what_is_left_out_is_noted(job: SegmentationJob, tmp_path: Path) -> None:
+    data = write_scenes(tmp_path / "data")
+    job = replace(job, data=str(data), val_share=0.3)
+    ordinary = notes_of(open_segmentation(job, "cpu"))
+    assert not any("label map" in note or "classes" in note for note in ordinary)
+    for number in (1, 2):
+        (data / "images" / "training" / f"ADE_train_0000000{number}.jpg").unlink()
+    (data / "objectInfo150.txt").unlink()
+    assert notes_of(open_segmentation(job, "cpu")) == [
+        *ordinary,
+        "label maps in annotations/training without an image are left out: 2, as "
+        "ADE_train_00000001.png",
+        "there is no objectInfo150.txt to name the classes: they are ADE20K's 150, by number",
+    ]

@@ -15,6 +15,7 @@ from spt_kernels.finetuning import readable
 from spt_kernels.finetuning.progress import Silent
 from spt_kernels.methods import Method
 from spt_kernels.segmentation import SegmentationJob, read_ade20k, segment
+from spt_kernels.segmentation.ade20k import hold_out
 from spt_kernels.segmentation.reading import check_scenes, images_of, scenes_of
 from tests.finetuning.test_readable import Stages
 
@@ -89,3 +90,41 @@ def test_workers_read_the_same_and_draw_nothing(data: Path) -> None:
             with Image.open(truth) as file:
                 assert np.array_equal(np.asarray(file), np.where(labels == 255, 0, labels + 1))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def unlabelled(maps: Path) -> None:
+    for path in maps.iterdir():
+        Image.new("L", (48, 40), 0).save(path)
+
+
+def test_held_out_scenes_without_a_label_end_a_run_before_it_begins(
+    job: SegmentationJob, tmp_path: Path
+) -> None:
+    """It was found at the first look, after thousands of iterations."""
+    root = shutil.copytree(job.data, tmp_path / "scenes")
+    own = replace(job, data=str(root), method=Method("linear"), val_share=0.3)
+    _, held_out = hold_out(read_ade20k(root, "training"), 0.3, job.recipe.seed)
+    assert held_out is not None
+    for path in held_out.annotations:
+        Image.new("L", (48, 40), 255).save(path)
+    stages = Stages()
+    with pytest.raises(ValueError, match="val_share: no pixel of the 2 images that are held out"):
+        segment(own, tmp_path / "run", progress=stages)
+    assert set(stages.begun) == {"checking scenes"}
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_test_without_a_label_is_said_before_the_training(
+    job: SegmentationJob, tmp_path: Path
+) -> None:
+    root = shutil.copytree(job.data, tmp_path / "scenes")
+    unlabelled(root / "annotations" / "validation")
+    own = replace(job, data=str(root), method=Method("linear"))
+    result = segment(own, tmp_path / "run")
+    assert result["miou"] is None
+    said = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    places = [
+        next(i for i, line in enumerate(said) if words in line)
+        for words in ("no pixel of the validation images has a label", "linear trains")
+    ]
+    assert places == sorted(places)

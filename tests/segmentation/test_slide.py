@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from spt_kernels.segmentation import SceneForm, label_map, slide_scores
+from spt_kernels.segmentation import SceneForm, label_map, slide, slide_scores
 from spt_kernels.segmentation.slide import window_starts
 
 CPU = torch.device("cpu")
@@ -102,3 +104,40 @@ def test_a_label_map_is_as_large_as_its_image() -> None:
     assert form.scaled(10, 100) == (6, 64), "a long image is no longer than four windows"
     with pytest.raises(ValueError, match=r"^ratios: expected at least one"):
         label_map(Around(), image_of(9, 9), form, CPU, ratios=())
+
+
+def test_a_large_image_is_labelled_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    weights = torch.randn(7, 3, 3, 3)
+    weights[4] = weights[1]  # equals, of which the first counts
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    form = SceneForm((0.5,) * 3, (0.5,) * 3, 16, 10)
+
+    def model(images: Tensor) -> Tensor:
+        return F.conv2d(images, weights, padding=1)
+
+    whole = label_map(model, image, form, CPU)
+    assert 1 in whole
+    assert 4 not in whole
+    scaled: list[int] = []
+    interpolate = F.interpolate
+
+    def watched(*args: Any, **named: Any) -> Tensor:
+        made = interpolate(*args, **named)
+        scaled.append(made.shape[1])
+        return made
+
+    monkeypatch.setattr(F, "interpolate", watched)
+    for at_once, parts in ((50 * 70 * 7, [7]), (50 * 70 * 3, [3, 2, 2]), (1, [1] * 7)):
+        scaled.clear()
+        monkeypatch.setattr(slide, "_AT_ONCE", at_once)
+        assert torch.equal(label_map(model, image, form, CPU), whole)
+        assert scaled == parts
+
+
+def test_scores_that_are_no_numbers_are_an_error() -> None:
+    image = Image.fromarray(np.zeros((20, 20, 3), dtype=np.uint8))
+    form = SceneForm((0.5,) * 3, (0.5,) * 3, 16, 10)
+    for looks in ({}, {"ratios": (0.5, 1.0), "flip": True}):
+        with pytest.raises(FloatingPointError, match="scores are nan on a part of an image"):
+            label_map(lambda images: images * torch.nan, image, form, CPU, **looks)

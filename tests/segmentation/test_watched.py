@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from spt_kernels.finetuning import Method, ModelSource
+from spt_kernels.finetuning.best import BestSoFar
 from spt_kernels.segmentation import (
     SavedSegmentation,
     SegmentationJob,
@@ -54,6 +55,27 @@ def test_it_ends_when_iterations_are_no_better(job: SegmentationJob, tmp_path: P
     reports = {at for at in range(1, result["iterations"] + 1) if at % 3 == 0}
     assert {row["iteration"] for row in rows} == reports | set(looks)
     assert segment(job, folder, resume=True) == result
+
+
+def test_a_patience_that_is_spent_with_the_last_iteration_leaves_a_whole_run(
+    job: SegmentationJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the first look is the best
+    monkeypatch.setattr(BestSoFar, "look", _first_is_best(BestSoFar.look))
+    job, folder = replace(job, recipe=replace(STILL, iterations=6)), tmp_path / "run"
+    result = segment(job, folder)
+    told = ("iterations", "best_iteration", "stopped_early")
+    assert [result[name] for name in told] == [6, 2, False]
+    assert "stopped" not in (folder / "log.txt").read_text()
+    heard: list[Any] = []
+    longer = replace(job, recipe=replace(job.recipe, iterations=20))
+    again = segment(longer, folder, resume=True, on_report=heard.append)
+    assert [again[name] for name in told] == [6, 2, True]
+    assert (heard, again["miou"]) == ([], result["miou"])
+
+
+def _first_is_best(look: Any) -> Any:
+    return lambda self, done, rank, model: look(self, done, (-done,), model)
 
 
 def test_the_best_is_kept_beside_the_last_also_when_killed(

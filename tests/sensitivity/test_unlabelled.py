@@ -148,6 +148,24 @@ def test_another_sample_is_drawn_in_the_place_of_each(loss: str) -> None:
     assert_exact(sensitivity, model, [(images[3:5], masks[3:5])], loss_fn)
 
 
+@pytest.mark.parametrize("loss", ["module", "function", "constant"])
+@pytest.mark.parametrize("void", [(0, 1, 3), (0,), (1, 4)], ids=str)
+def test_what_is_cut_off_a_batch_is_drawn_first(loss: str, void: tuple[int, ...]) -> None:
+    loss_fn, ignored = LOSSES[loss]
+    images, masks = pictures(ignored=ignored, void=void)
+    model, drawn = segmenter(), []
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for start in (0, 5):
+            drawn.append(start)
+            yield images[start : start + 5], masks[start : start + 5]
+
+    sensitivity = spt.measure_sensitivity(model, batches(), loss_fn, 2, progress=False)
+    valid = [i for i in range(6) if i not in void][:2]
+    assert (sensitivity.num_samples, drawn) == (2, [0])
+    assert_exact(sensitivity, model, [(images[valid], masks[valid])], loss_fn)
+
+
 def test_labels_of_images_may_be_ignored_as_well() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, CLASSES))
     images, labels = pictures(ignored=0)[0], torch.tensor([0, 1, -100, 2, -100, 1])

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import spt_kernels as spt
-from spt_kernels.task.set_aside import put_task_back, take_aside
+from spt_kernels.task.set_aside import merge_aside, put_task_back, take_aside, unmerge
 from tests.models import tiny_batch, tiny_vit
+from tests.short_memory import allocations, running_out
 
 
 class Net(nn.Module):
@@ -150,3 +151,67 @@ def test_what_cannot_be_undone_is_refused() -> None:
     with pytest.raises(ValueError, match=r"cannot take the task off: .*patch_embed\.proj\.weight"):
         take_aside(model)
     assert same(state(model), before)
+
+
+def everything(model: nn.Module) -> tuple[Any, ...]:
+    """What of a model may not change where an exchange is given up."""
+    parameters = dict(model.named_parameters())
+    return (
+        {n: (id(p), p.stride(), p.requires_grad, id(p.grad)) for n, p in parameters.items()},
+        [type(module) for module in model.modules()],
+        [id(module) for module in model.modules()],
+        (len(model._load_state_dict_pre_hooks), len(model._load_state_dict_post_hooks)),
+        (getattr(model, "num_classes", None), hasattr(model, "spt_tuning")),
+    )
+
+
+def tuned_by_file(tmp_path: Any) -> nn.Module:
+    """Tuned, with a head of another number of classes in the place of the model's own."""
+    sensitivity = spt.measure_sensitivity(tiny_vit(), [(X, LABELS)], num_samples=2)
+    model = spt.apply(tiny_vit(), spt.allocate(sensitivity, 300, None))
+    spt.save_delta(model, tmp_path / "task")
+    other = tiny_vit(num_classes=3)
+    for name, p in tiny_vit().named_parameters():
+        if not name.startswith("head."):
+            other.get_parameter(name).data.copy_(p)
+    return spt.load_delta(other, tmp_path / "task")
+
+
+@pytest.mark.parametrize("kind", [*MAKERS, "other head"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_where_memory_runs_out_all_is_as_it_was(
+    kind: str, dtype: torch.dtype, tmp_path: Any
+) -> None:
+    model = tuned_by_file(tmp_path) if kind == "other head" else tuned(kind, dtype)[1]
+    made: list[Any] = [take_aside(model)]
+    steps: list[tuple[Any, Any]] = [
+        (lambda: put_task_back(model, made[0]), lambda: made.__setitem__(0, take_aside(model))),
+        (lambda: made.__setitem__(0, take_aside(model)), lambda: put_task_back(model, made[0])),
+    ]
+    if kind in ("lora", "single entries", "net"):
+        there = (lambda: made.__setitem__(0, merge_aside(model)), lambda: unmerge(model, made[0]))
+        steps += [there, (there[1], there[0])]
+    for place, (step, back) in enumerate(steps):
+        count = allocations(step)
+        assert count > 0
+        back()
+        before, weights, now = everything(model), state(model), made[0]
+        for refused in range(count):
+            # the way back of the net makes a row-major copy of a weight in channels-last format
+            with running_out(range(refused, refused + 1 if kind == "net" else count * 9)):
+                step()
+            assert everything(model) == before, refused
+            assert same(state(model), weights), refused
+            assert made[0] is now
+        step()
+        if place in (1, 2):  # the next one begins where this one does
+            back()
+
+
+def test_what_was_trained_whole_and_is_not_written_yet_comes_back() -> None:
+    _, model, _ = tuned("single entries", torch.bfloat16)
+    with torch.no_grad():
+        model.head.bias_fp32.add_(1.0)
+    values = model.head.bias_fp32.detach().to(torch.bfloat16)
+    put_task_back(model, take_aside(model))
+    assert torch.equal(model.head.bias, values)

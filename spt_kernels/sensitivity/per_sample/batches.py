@@ -68,8 +68,8 @@ def two_samples(batch: Batch) -> Batch:
 class Samples:
     """Yields batches of `wanted` samples in all, or of all there are; the last one is cut.
 
-    A sample that has no label counts as none: it is left out, and another one drawn in its place.
-    No batch is drawn beyond the last one needed.
+    A sample that has no label counts as none: it is left out, and another one drawn in its place,
+    first of all what was cut off. No batch is drawn beyond the last one needed.
 
     Args:
         batches: of `(input, target)`.
@@ -104,6 +104,7 @@ class Samples:
         self._n_unlabelled = 0
         self._has_yielded = False
         self._put_back: Batch | None = None
+        self._cut_off: Batch | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -118,15 +119,20 @@ class Samples:
             batch, self._put_back = self._put_back, None
             return batch
         while self._remaining:
-            is_in_vain = not self._has_yielded and self._n_unlabelled >= self.patience
-            index, item = (None, None) if is_in_vain else next(self._batches, (None, None))
-            if index is None:
-                break
-            part = self._labelled_part(index, item)
-            if part is not None:
-                self._remaining -= part.size
+            drawn, self._cut_off = self._cut_off, None
+            if drawn is None:
+                is_in_vain = not self._has_yielded and self._n_unlabelled >= self.patience
+                index, item = (None, None) if is_in_vain else next(self._batches, (None, None))
+                if index is None:
+                    break
+                drawn = self._labelled_part(index, item)
+            if drawn is not None:
+                if drawn.size > self._remaining:
+                    self._cut_off = drawn.samples(self._remaining, drawn.size)
+                    drawn = drawn.samples(0, self._remaining)
+                self._remaining -= drawn.size
                 self._has_yielded = True
-                return part
+                return drawn.on(self._device)
         if not self._has_yielded:
             if self._n_unlabelled:
                 raise NoSamples(
@@ -154,9 +160,7 @@ class Samples:
             if not labelled:
                 return None
             batch = batch.keep(labelled)
-        if batch.size > self._remaining:
-            batch = batch.samples(0, self._remaining)
-        return batch.on(self._device)
+        return batch
 
 
 def _pair(item: Any, index: int) -> tuple[Any, Any]:
