@@ -12,12 +12,20 @@ from torch import Tensor
 _KINDS = frozenset(
     kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)
 )
+_IS_MAC = torch.backends.mps.is_built()
 _AS_IT_IS: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+
+
+def is_any_autocast_on() -> bool:
+    """Whether autocast is on for some device, told in a quarter of what asking for one takes."""
+    if torch._C._is_any_autocast_enabled():
+        return True
+    return _IS_MAC and torch.is_autocast_enabled("mps")  # which torch leaves out above
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """For what has cast its tensors itself: autocast must not change dtypes a second time."""
-    if torch._C._is_any_autocast_enabled():  # a quarter of what to ask for a device costs
+    if is_any_autocast_on():
         kind = device.type
         if kind in _KINDS and torch.is_autocast_enabled(kind):
             return torch.autocast(kind, enabled=False)
@@ -26,7 +34,7 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
 
 def is_cast(x: Tensor, factor: Tensor) -> bool:
     """Whether autocast makes another tensor of a factor of a product with `x`."""
-    if not torch._C._is_any_autocast_enabled() or torch.compiler.is_compiling():
+    if not is_any_autocast_on() or torch.compiler.is_compiling():
         return False
     kind = x.device.type
     if kind not in _KINDS or not torch.is_autocast_enabled(kind):

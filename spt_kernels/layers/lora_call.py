@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops.dropout import dropout, dropout_
-from .autocast import cast, without_autocast
+from .autocast import cast, is_any_autocast_on, without_autocast
 from .row_ranges import RangeGroup, Ranges, groups_of
 
 # The input with elements dropped is made in pieces of this size: at the moment when a forward needs
@@ -23,25 +23,26 @@ class LoraCall(NamedTuple):
 
     Attributes:
         groups: of `groups_of`.
-        only: the one range that it is on: plain matrix products serve it, for fewer views.
         scale: factor of the update.
         dropout: probability of dropping an element; 0 outside training.
         seed: which elements, or the key of it in memory; forward and backward both make the mask
             from it.
+        only: the one range that it is on: plain matrix products serve it, for fewer views. The last
+            field, which a pickled layer of before 0.7.2 does without.
     """
 
     groups: tuple[RangeGroup, ...]
-    only: RangeGroup | None
     scale: float
     dropout: float = 0.0
     seed: int | Tensor = 0
+    only: RangeGroup | None = None
 
     @classmethod
     def on(cls, ranges: Ranges, scale: float) -> LoraCall:
         """A call without dropout of the LoRA on these ranges."""
         groups = groups_of(ranges)
         only = groups[0] if len(groups) == 1 and groups[0].n_ranges == 1 else None
-        return cls(groups, only, scale)
+        return cls(groups, scale, only=only)
 
     def dropped(self, x: Tensor, first: int = 0) -> Tensor:
         """`x` with zeros for the elements that this call drops, of which the first is `first`."""
@@ -75,7 +76,7 @@ class LoraCall(NamedTuple):
             lora_a, lora_b = lora_a.to(dtype), lora_b.to(dtype)
         if x.dtype is not dtype:
             x = x.to(dtype)
-        if torch._C._is_any_autocast_enabled():
+        if is_any_autocast_on():
             with without_autocast(y.device):
                 return self._add_to(y, x, lora_a, lora_b)
         return self._add_to(y, x, lora_a, lora_b)

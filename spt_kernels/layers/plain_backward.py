@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .autocast import without_autocast
+from .autocast import is_any_autocast_on, without_autocast
 
 Backward = Callable[..., tuple[Tensor | None, ...]]
 
@@ -27,7 +27,7 @@ def plain_backward(backward: Backward) -> Backward:
     def wrapper(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # unlike in an ordinary backward
             return _guarded(backward, ctx, grad, *others)
-        if torch._C._is_any_autocast_enabled():
+        if is_any_autocast_on():
             with without_autocast(grad.device):
                 return backward(ctx, grad, *others)
         return backward(ctx, grad, *others)

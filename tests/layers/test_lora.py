@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spt_kernels import LoraSpec
-from spt_kernels.layers import LoraLinear, SparseDeltaLinear, sparse_deltas, tuned_modules
+from spt_kernels.layers import (
+    LoraLinear,
+    SparseDeltaLinear,
+    sparse_deltas,
+    tuned_linear,
+    tuned_modules,
+)
 from tests.tolerance import assert_within_budget
 
 from .truth import INDEX, sparse_linear, tokens
@@ -265,6 +271,20 @@ def test_update_is_as_exact_as_the_weight_and_knows_no_autocast() -> None:
     x = tokens(4, 8, dtype=torch.float64)
     merged = F.linear(x, wide.weight + wide.update(), wide.bias)
     torch.testing.assert_close(merged, wide(x), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("rows", [((0, 6),), ((0, 2), (4, 6))], ids=["whole", "apart"])
+def test_a_layer_that_0_7_1_pickled(rows: tuple[tuple[int, int], ...]) -> None:
+    layer, x = lora(rows), tokens(4, 8)
+    parts = layer.__dict__
+    # pickled by the name of where it was, and by its fields in their order
+    parts["_spt_plain_call"] = tuned_linear.LoraCall(parts["_spt_plain_call"].groups, 1.5, 0.0, 0)
+    y = layer(x)
+    torch.testing.assert_close(y, by_formula(layer, x))
+    trained = layer.lora_a, layer.lora_b
+    actual = torch.autograd.grad(y.sum(), trained)
+    expected = torch.autograd.grad(by_formula(layer, x).sum(), trained)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_moved_copied_pickled_and_loaded() -> None:

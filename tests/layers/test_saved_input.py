@@ -19,6 +19,7 @@ from .truth import INDEX, check_gradients, dense_twin, run_plain, run_sparse, sp
 
 WEIGHT = torch.linspace(0.5, 1.5, 8)
 BIAS = torch.linspace(-0.3, 0.4, 8)
+SPARSE = torch.eye(5).to_sparse()  # which has no storage
 
 
 def layer_norm(x: Tensor) -> Tensor:
@@ -67,6 +68,7 @@ PRODUCERS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "gelu_edited_in_place": (edited_in_place, "columns"),
     "gelu_added_in_place": (lambda x: F.gelu(x).add_(1.0), "columns"),
     "half_of_a_gelu": (lambda x: F.gelu(torch.cat([x, x]))[:4], "columns"),
+    "product_with_sparse": (lambda x: SPARSE.to(x.dtype) @ x[0], "columns"),
     "residual": (lambda x: x + F.gelu(x), "columns"),
     "leaf": (lambda x: x, "columns"),
 }  # fmt: skip

@@ -1,0 +1,22 @@
+"""Whether autocast is on, as torch tells it of every device but the GPU of a Mac."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from spt_kernels.layers import autocast
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "mps", "xpu"])
+def test_is_found_on_and_left(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autocast, "_IS_MAC", True)
+    device = torch.device(kind)
+    assert not autocast.is_any_autocast_on()
+    assert autocast.without_autocast(device) is autocast._AS_IT_IS
+    torch.set_autocast_enabled(kind, True)
+    try:
+        assert autocast.is_any_autocast_on()
+        assert autocast.without_autocast(device) is not autocast._AS_IT_IS
+    finally:
+        torch.set_autocast_enabled(kind, False)
