@@ -282,7 +282,8 @@ class Interception:
         outputs = output if isinstance(output, (tuple, list)) else (output,)
         if any(isinstance(o, Tensor) and _has_gradients(o) for o in outputs):
             if not torch.is_grad_enabled():  # none flows through this call
-                self.used_without_grad = True
+                # of a backward pass it is no use, but a part of the gradient of one
+                self.used_without_grad |= torch._C._current_autograd_node() is None
                 return output
             for parameter in parameters:
                 self.unrecognized.update(piece.name for piece in pieces_of(parameter))
