@@ -15,6 +15,8 @@ from spt_kernels.layers import SparseDeltaLinear
 from spt_kernels.model import describe
 from spt_kernels.plan import LoraSpec, Plan
 
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
+
 
 def tokens(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
@@ -48,6 +50,8 @@ class Bypasses(nn.Module):
 def test_a_layer_that_is_read_and_never_called_is_an_error_at_the_second_step(
     kind: str, compiled: bool
 ) -> None:
+    if compiled and TORCH <= (2, 11):
+        pytest.skip("the compiler of torch 2.11 reads a parameter past its property")
     model = Bypasses()
     spec = {"inner.weight": LoraSpec(2, ((0, 6),), 8)} if kind == "lora" else {}
     index = {"inner.weight": torch.arange(4)} if kind == "sparse" else {}
