@@ -14,7 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from spt_kernels.costs.machine import commit
+from spt_kernels.costs.machine import commit, describe
 from spt_kernels.files.atomic import write_atomically
 from spt_kernels.files.picture import (
     COLOURS,
@@ -51,6 +51,7 @@ from spt_kernels.recomputation import RecomputeWords, recompute
 from .markdown import markdown
 
 CARD = CARDS["H100"]
+IMAGES = 2  # of a step that is timed on a CPU
 SETTINGS = {
     "224, fp32": (224, "fp32"),
     "224, autocast": (224, "bf16-autocast"),
@@ -168,7 +169,7 @@ class Told:
             yield self.row(f"torch, {name}", "", self.rehearsal(model))
 
 
-def measured(images: int = 2, rounds: int = 5) -> dict[str, dict[str, float]]:
+def measured(images: int = IMAGES, rounds: int = 5) -> dict[str, dict[str, float]]:
     """Seconds of a step on this CPU over those of one that computes nothing again, by method.
 
     All ways take turns in every round, and of their ratios within a round the median counts: what
@@ -259,11 +260,18 @@ def table(data: dict[str, Any]) -> str:
         way = f"`{row['what']}`" if row["what"] else row["way"]
         cell = f"{row['peak_bytes'] / 2**20:,.0f} · {1e3 * row['seconds']:.1f}"
         found.setdefault((row["method"], way), {})[row["setting"]] = cell
+    cpu = data.get("on_this_cpu", {}).get("ratios", {})
     rows = [
-        [method, way, *(cells.get(setting, "–") for setting in SETTINGS)]
+        [method, way, *(cells.get(setting, "–") for setting in SETTINGS), _on_cpu(cpu, method, way)]
         for (method, way), cells in found.items()
     ]
-    return markdown(["method", "computed again", *SETTINGS], rows)
+    return markdown(["method", "computed again", *SETTINGS, "a CPU's time"], rows)
+
+
+def _on_cpu(ratios: dict[str, dict[str, float]], method: str, way: str) -> str:
+    """Of a step that computes nothing again, as measured; a dash for what was not."""
+    found = ratios.get(method, {}).get(way.strip("`"))
+    return "–" if found is None else f"{found:.2f}"
 
 
 def frontier(rows: list[Row]) -> list[Row]:
@@ -288,7 +296,9 @@ def main() -> None:
         return
     if arguments.measure:
         data = json.loads(arguments.file.read_text())
-        data["on_this_cpu"] = measured()
+        machine = asdict(describe(torch.device("cpu")))
+        told = {"machine": machine, "commit": commit(), "images": IMAGES}
+        data["on_this_cpu"] = told | {"ratios": measured()}
         write_atomically(arguments.file, json.dumps(data, indent=1).encode() + b"\n")
         return
     if arguments.draw is not None:
