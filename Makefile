@@ -78,6 +78,9 @@ soak: $(VENV)/.test  ## damaged files, kills, odd shapes, endless switches, thre
 report: | $(BIN)/python  ## the README's tables from the committed results
 	$(BIN)/python -m bench.report
 
+# Freed memory is given back: the largest families need it (docs/MEMORY.md, What a measurement takes).
+models: export MALLOC_MMAP_THRESHOLD_ = 65536
+models: export MALLOC_ARENA_MAX = 1
 models: $(VENV)/.bench  ## docs/MODELS.md: which of timm's families work, half an hour on two cores
 	$(BIN)/python -m bench.model_families --again
 
