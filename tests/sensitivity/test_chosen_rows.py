@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -32,6 +32,20 @@ PICKS: dict[str, Pick] = {
     "masked_select": lambda h, mask: h.masked_select(mask[..., None]).view(-1, 8),
     "joined": lambda h, mask: torch.cat([h[mask][:1], h[mask][1:]]),
     "of_places_of_rows": lambda h, mask: h.flatten(0, 1)[repeated(h, mask)],
+}
+
+
+def by_sample(h: Tensor, mask: Tensor, parts: Iterable[Tensor]) -> Tensor:
+    counts = mask.sum(1).tolist()
+    return torch.cat([one[:count] for one, count in zip(parts, counts, strict=True)])
+
+
+PICKS |= {
+    "rows": lambda h, mask: by_sample(h, mask, h),
+    "unbind": lambda h, mask: by_sample(h, mask, h.unbind()),
+    "select": lambda h, mask: by_sample(h, mask, [h.select(0, i) for i in range(len(h))]),
+    "split": lambda h, mask: by_sample(h, mask, [one.squeeze(0).tanh() for one in h.split(1)]),
+    "numbers": lambda h, mask: torch.cat([h[i, :n] for i, n in enumerate(mask.sum(1).tolist())]),
 }
 
 
@@ -140,6 +154,15 @@ def test_a_mask_that_all_samples_share_chooses_no_rows() -> None:
         return h[:, :, torch.arange(8) >= 0]
 
     model = Picking(of_channels, lambda h, mask, rows: rows)
+    batches = [batch(4, 4), batch(2, 6)]
+    found = measure(model, batches)
+    assert_exact(found, model, batches)
+    assert not found.fallback
+
+
+def test_samples_that_are_stacked_again_are_a_batch() -> None:
+    torch.manual_seed(0)
+    model = Picking(lambda h, mask: torch.stack([one * 2 for one in h]), lambda h, mask, rows: rows)
     batches = [batch(4, 4), batch(2, 6)]
     found = measure(model, batches)
     assert_exact(found, model, batches)

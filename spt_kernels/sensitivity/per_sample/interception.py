@@ -127,7 +127,7 @@ class Interception:
         watched = {name: self._parameters[name] for name in (*names, *replaced)}
         self._samples, self._receive, self._on_use = samples, receive, on_use
         self._derived = self._parameters.keys() if derived is None else derived
-        self._selections = None if on_use is None else Selections()
+        self._selections = None if on_use is None else Selections(samples)
         self._replaced = {id(watched[name]): by for name, by in replaced.items()}
         with (
             self._watcher.watching(watched, self.unrecognized.add),

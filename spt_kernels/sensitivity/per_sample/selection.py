@@ -33,47 +33,98 @@ _PUTS_BACK = frozenset(
 )
 
 
+_JOINS = frozenset({"cat", "concat", "concatenate"})
+
+
 class Selections(TorchFunctionMode):
     """Knows, of what a model computes while this is on, the tensors with chosen rows.
 
     Where a mask picks tokens of all samples (`x[mask]`, `x[mask.nonzero()]`), two samples may have
     as many in one batch and not in the next, and the order of the rows does not tell whose they
-    are. What is put back into a tensor with a place for each token is as any other there.
+    are. Nor does it where the model goes from sample to sample and joins what it has of each. What
+    is put back into a tensor with a place for each token is as any other there.
+
+    Args:
+        samples: of the batch that runs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, samples: int) -> None:
         super().__init__()
-        self._by_id: dict[int, weakref.ref[Tensor]] = {}
-
-    def holds(self, tensor: Tensor) -> bool:
-        """Whether a tensor has chosen rows."""
-        found = self._by_id.get(id(tensor))
-        return found is not None and found() is tensor
+        self._samples = samples
+        self._chosen, self._of_one_sample = _Known(), _Known()
 
     def hold_any(self, values: Iterable[Any]) -> bool:
-        """Whether one of these values, or what is in their lists and tuples, is such a tensor."""
-        return bool(self._by_id) and any(map(self.holds, _tensors_in(values)))
+        """Whether one of these values, or what is in their lists and tuples, has chosen rows."""
+        return self._chosen.has_any(values)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run a call, and note what it gives."""
-        kwargs = kwargs or {}
+        kwargs, name = kwargs or {}, call_name(func)
         output = func(*args, **kwargs)
-        name = call_name(func)
-        for made in _tensors_in((output,)):
-            if self._has_chosen_rows(made, name, args, kwargs):
-                self._by_id[id(made)] = weakref.ref(made)
-        return output
+        made = tuple(output) if name == "__iter__" else output
+        for tensor in _tensors_in((made,)):
+            if self._has_chosen_rows(tensor, name, args, kwargs):
+                self._chosen.add(tensor)
+            elif self._is_of_one_sample(tensor, name, args, kwargs):
+                self._of_one_sample.add(tensor)
+        return iter(made) if name == "__iter__" else output
 
     def _has_chosen_rows(self, made: Tensor, name: str, args: Any, kwargs: Any) -> bool:
         if name in _CHOOSES or _chooses(name, args, kwargs):
             return True
+        if name in _JOINS and _dim(args, kwargs) == 0 and self._of_one_sample.has_any(args[:1]):
+            return True
+        return self._chosen.goes_on_in(made, name, args, kwargs)
+
+    def _is_of_one_sample(self, made: Tensor, name: str, args: Any, kwargs: Any) -> bool:
+        source = args[0] if args else None
+        if isinstance(source, Tensor) and source.shape[:1] == (self._samples,):
+            if name == "__iter__" or (name in ("unbind", "select") and not _dim(args, kwargs)):
+                return True
+            if name in ("split", "chunk") and made.shape[:1] == (1,):
+                return True
+            if name == "__getitem__":
+                first = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
+                return isinstance(first, int) and not isinstance(first, bool)
+        return self._of_one_sample.goes_on_in(made, name, args, kwargs)
+
+
+class _Known:
+    """Tensors of one kind, for as long as they are there."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[int, weakref.ref[Tensor]] = {}
+
+    def add(self, tensor: Tensor) -> None:
+        """Let a tensor be one of them."""
+        self._by_id[id(tensor)] = weakref.ref(tensor)
+
+    def has_any(self, values: Iterable[Any]) -> bool:
+        """Whether one of these values, or what is in their lists and tuples, is one."""
+        return bool(self._by_id) and next(self._among(values), None) is not None
+
+    def goes_on_in(self, made: Tensor, name: str, args: Any, kwargs: Any) -> bool:
+        """Whether the rows of what a call has made are those of one that it was given."""
+        if not self._by_id:
+            return False
         given = args[:1] if name in _PUTS_BACK else (*args, *kwargs.values())
-        chosen = [value for value in _tensors_in(given) if self.holds(value)]
         if name in _KEEPS_ROWS or name in _PUTS_BACK:
-            return bool(chosen)
-        return any(made.shape[:1] == value.shape[:1] for value in chosen)
+            return self.has_any(given)
+        return any(made.shape[:1] == value.shape[:1] for value in self._among(given))
+
+    def _among(self, values: Iterable[Any]) -> Iterator[Tensor]:
+        for tensor in _tensors_in(values):
+            found = self._by_id.get(id(tensor))
+            if found is not None and found() is tensor:
+                yield tensor
+
+
+def _dim(args: tuple[Any, ...], kwargs: Any) -> int:
+    """Of a call that takes it after its first argument, or 0."""
+    dim: int = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0))
+    return dim
 
 
 def _chooses(name: str, args: tuple[Any, ...], kwargs: Any) -> bool:
