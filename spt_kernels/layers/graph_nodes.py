@@ -7,7 +7,7 @@ its host does.
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ _VIEWS = frozenset(
     | _MOVES
 )
 _RAW = "_raw_saved_"
+
+Kind = Literal["gelu", "layer_norm", "function"]
 
 # What unpacks a tensor that a node keeps (torch's `SavedTensor`); None where it lies there itself
 hook_of = attrgetter("unpack_hook")
@@ -65,20 +67,24 @@ class NodeType:
 
     Attributes:
         name: of the type.
-        source: what gives the output of a GELU or LayerNorm again; None for all others.
-        is_function: an autograd function in Python, which may have the means to do so as well.
+        kind: of what can have the means to give its output again: a GELU, a LayerNorm, an autograd
+            function in Python; None for all others.
+        source: what a GELU or a LayerNorm has for that.
         is_reshape: the output is the input in another shape.
         is_move: it is that, or a permutation.
         is_view: it may share its storage with the input.
         kept: what such nodes keep, results first.
     """
 
-    __slots__ = ("is_function", "is_move", "is_reshape", "is_view", "kept", "name", "source")
+    __slots__ = ("is_move", "is_reshape", "is_view", "kept", "kind", "name", "source")
 
     def __init__(self, node_type: type) -> None:
         self.name = node_type.__name__
-        self.source = _SOURCES.get(self.name)
-        self.is_function = issubclass(node_type, BackwardCFunction)
+        self.kind: Kind | None
+        self.source: Kept | None
+        self.kind, self.source = _SOURCES.get(self.name, (None, None))
+        if issubclass(node_type, BackwardCFunction):
+            self.kind = "function"
         self.is_reshape = self.name in _RESHAPES
         self.is_move, self.is_view = self.name in _MOVES, self.name in _VIEWS
         names = [name.removeprefix(_RAW) for name in dir(node_type) if name.startswith(_RAW)]
@@ -87,7 +93,10 @@ class NodeType:
 
 
 # what one node saves was saved at one time, under the same hooks, and is freed at one time
-_SOURCES = {"GeluBackward0": Kept("self"), "NativeLayerNormBackward0": Kept("input")}
+_SOURCES: dict[str, tuple[Kind, Kept]] = {
+    "GeluBackward0": ("gelu", Kept("self")),
+    "NativeLayerNormBackward0": ("layer_norm", Kept("input")),
+}
 
 
 class _NodeTypes(dict[type, NodeType]):

@@ -32,7 +32,6 @@ _INSPECTED: tuple[type[Tensor], ...] = (Tensor, torch.nn.Parameter, FakeTensor)
 Tensors = tuple[Tensor | None, ...]
 Kind = Literal["tensor", "columns", "gelu", "layer_norm", "function"]
 Step = tuple[Literal["reshape", "permute"], tuple[int, ...]]
-_KINDS: dict[str, Kind] = {"GeluBackward0": "gelu", "NativeLayerNormBackward0": "layer_norm"}
 
 
 class SavedInput(NamedTuple):
@@ -173,14 +172,13 @@ def _chosen(
         # An edit in place under no_grad leaves the node as it is, and only the version tells of it;
         # outputs after the first are others, such as the mean, which a LayerNorm gives as well
         if is_moved_alone and output == 0 and x._version == 0:
-            producer, source = way[-1], types[-1].source
+            producer, kind, source = way[-1], types[-1].kind, types[-1].source
             if source is None:
-                is_readable = types[-1].is_function and _is_function_readable(producer)
+                is_readable = kind is not None and _is_function_readable(producer)
             else:
                 is_readable = source.is_readable(producer)
             if is_readable and dtype in _REBUILDABLE and x.dtype in _REBUILDABLE:
                 steps = _steps(x) if node_type.is_view else ()
-                kind = _KINDS.get(types[-1].name, "function")
                 return _new(SavedInput, (kind, dtype, producer, steps)), True
         if is_kept(x, way, types) or (recording is not None and recording.holds(x)):
             return _new(SavedInput, ("tensor", dtype, None, ())), True

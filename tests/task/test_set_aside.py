@@ -124,14 +124,20 @@ def test_the_model_may_be_cast_meanwhile() -> None:
     assert plain.modules
 
 
-def test_a_head_of_another_number_of_classes_goes_along(tmp_path: Any) -> None:
+def of_other_classes(task: Any) -> nn.Module:
+    """The base of a task with a head of another number of classes; the task is saved as a file."""
     sensitivity = spt.measure_sensitivity(tiny_vit(), [(X, LABELS)], num_samples=2)
     model = spt.apply(tiny_vit(), spt.allocate(sensitivity, 300, None))
-    spt.save_delta(model, tmp_path / "task")
+    spt.save_delta(model, task)
     other = tiny_vit(num_classes=3)
     for name, p in tiny_vit().named_parameters():
         if not name.startswith("head."):
             other.get_parameter(name).data.copy_(p)
+    return other
+
+
+def test_a_head_of_another_number_of_classes_goes_along(tmp_path: Any) -> None:
+    other = of_other_classes(tmp_path / "task")
     before = state(other)
     spt.load_delta(other, tmp_path / "task")
     head, expected = other.head, other(X)
@@ -167,13 +173,7 @@ def everything(model: nn.Module) -> tuple[Any, ...]:
 
 def tuned_by_file(tmp_path: Any) -> nn.Module:
     """Tuned, with a head of another number of classes in the place of the model's own."""
-    sensitivity = spt.measure_sensitivity(tiny_vit(), [(X, LABELS)], num_samples=2)
-    model = spt.apply(tiny_vit(), spt.allocate(sensitivity, 300, None))
-    spt.save_delta(model, tmp_path / "task")
-    other = tiny_vit(num_classes=3)
-    for name, p in tiny_vit().named_parameters():
-        if not name.startswith("head."):
-            other.get_parameter(name).data.copy_(p)
+    other = of_other_classes(tmp_path / "task")
     return spt.load_delta(other, tmp_path / "task")
 
 
