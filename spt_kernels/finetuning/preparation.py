@@ -61,7 +61,8 @@ def preparation_of(
 def _by_measuring(method: Method, run: Run[Setting], images: Batches) -> Decision:
     """The plan by the sensitivity that was measured into the folder before, or else now."""
     setting = run.setting
-    at_once = samples_at_once(setting)  # by rehearsals, where a memory is given
+    # by rehearsals, where a memory is given
+    at_once = run.processes.together(lambda: samples_at_once(setting))
     measured = measured_once(
         run,
         measured_on(setting, at_once),

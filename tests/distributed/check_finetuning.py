@@ -143,13 +143,18 @@ def check_refusals_come_to_all(place: Path) -> None:
     assert not any(processes.gather((place / "new").exists())), "as if it had not begun"
     write_task(place / f"data-{processes.rank}", train=8 + (processes.rank == last), test=3)
     others = replace(job, images=ImageSource(str(place / f"data-{processes.rank}")))
-    with pytest.raises(ValueError, match=f"process {last} has found other images"):
-        run(others, place / "new")
-    processes.gather(None)
-    with pytest.raises(ValueError, match="CUDA graphs"):
-        run(job, place / "new", graph=True)
-    with pytest.raises((ValueError, OtherProcessFailed), match="searches in one process"):
-        run(replace(job, method=Method("noah")), place / "new")
+    too_fast = replace(job, recipe=replace(RECIPE, lr=1e30))
+    # what is wrong in all is raised in one
+    for own, options, kind, message in (
+        (others, {}, ValueError, f"process {last} has found other images"),
+        (job, {"graph": True}, ValueError, "CUDA graphs"),
+        (job, {"checkpoint_seconds": -1.0}, ValueError, "expected 0 or more, got -1.0"),
+        (replace(job, method=Method("noah")), {}, ValueError, "searches in one process"),
+        (too_fast, {}, FloatingPointError, "the loss is nan in epoch 1"),
+    ):
+        with pytest.raises(kind if processes.is_first else OtherProcessFailed, match=message):
+            run(own, place / "new", **options)
+        processes.gather(None)
 
     def listen(_: Any) -> None:
         raise OSError("the tracker is away")
