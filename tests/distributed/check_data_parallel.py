@@ -253,6 +253,18 @@ def check_what_cannot_be_is_refused(place: Path) -> None:
     model(tiny_batch(2)[0])
     with pytest.raises(RuntimeError, match="call reshard"):
         optimizer.step()
+    early = tuned()
+    optimizers = optimizer_of(early), adamw_of(early)
+    sharded(early)
+    for optimizer in optimizers:
+        with pytest.raises(RuntimeError, match="the optimizer was made before fully_shard"):
+            train(early, optimizer, range(1), share=True)
+    full = states.StateDictOptions(full_state_dict=True, strict=False)
+    state = states.get_model_state_dict(model, options=full)
+    states.set_model_state_dict(model, dict(state), options=full)
+    cut = {name: value for name, value in state.items() if not name.endswith("_original")}
+    with pytest.raises(RuntimeError, match="which broadcast_from_rank0 does not"):
+        states.set_model_state_dict(model, cut, options=full)
     plain = sharded(tiny_vit())
     with pytest.raises(ValueError, match="apply the plan to the model first"):
         spt.apply(plain, made_plan())
