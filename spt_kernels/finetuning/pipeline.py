@@ -21,6 +21,7 @@ from ..plan.figure import sensitivity_figure
 from ..recomputation import blocks_by, recompute_by
 from ..recomputation.conditions import NotRecomputable
 from .accuracy import evaluate
+from .alike import check_alike
 from .best import BestSoFar, save_best
 from .checkpoint import Best
 from .curves import training_curves_figure
@@ -40,7 +41,7 @@ from .run import Clock, Run, check_weights_stay, finished_in, spent_in
 from .run_folder import RunFolder
 from .run_step import wants_graph
 from .same_inputs import check_as_begun
-from .setting import Setting, check_same_images, open_setting
+from .setting import Setting, open_setting
 from .shared_folder import opened
 from .training import EpochFigures, check_goes_on, check_sharable, median_step_ms, train
 
@@ -116,7 +117,7 @@ def finetune(
                 log.say("this run is finished")
                 return start
             setting, images, prepare = start
-            processes.together(lambda: check_same_images(setting))
+            processes.together(lambda: check_alike(setting))
             config = config_of(setting)
             if resume:
                 processes.together(lambda: check_as_begun(folder.read_config() or {}, config))

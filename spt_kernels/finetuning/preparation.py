@@ -55,7 +55,8 @@ def preparation_of(
         check_search(setting, method)
         return partial(_by_searching, method)
     decided = Decision(method, make_plan(model, method, given) if plan is None else plan)
-    return lambda run, images: decided
+    # of the first: a file may be another one elsewhere
+    return lambda run, images: replace(decided, plan=run.processes.from_first(lambda: decided.plan))
 
 
 def _by_measuring(method: Method, run: Run[Setting], images: Batches) -> Decision:
