@@ -290,9 +290,8 @@ class TaskBank:
             joined = found[0] if len(found) == 1 else torch.cat(found)
             if order == sorted(order):
                 return joined
-            back = torch.empty(len(order), dtype=torch.int64)
-            back[order] = torch.arange(len(order))
-            return joined[back.to(joined.device)]
+            back = sorted(range(len(order)), key=order.__getitem__)
+            return joined[back]
 
     def _outputs(
         self,
