@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spt_kernels as spt
+from tests.methods.every import tuned
 from tests.models import tiny_batch, tiny_vit
 
 BATCH = tiny_batch(4)
@@ -63,3 +64,21 @@ def test_a_task(kind: str | None, default: str, tmp_path: Path) -> None:
         found, own_outputs = task(base, kind, tmp_path)
     assert found == plan
     assert torch.equal(own_outputs, outputs)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["adaptformer", "mlp-2", "prompt-deep", "noah", "lora-2", "adapter-2"],
+)
+@pytest.mark.parametrize("default", ["meta", "bfloat16"])
+def test_a_method(name: str, default: str) -> None:
+    bases = tiny_vit(), tiny_vit()
+    torch.manual_seed(0)
+    expected = tuned(name, bases[0]).model.state_dict()
+    with torch.device("meta") if default == "meta" else default_dtype(torch.bfloat16):
+        torch.manual_seed(0)
+        found = tuned(name, bases[1]).model.state_dict()
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert found[key].dtype == tensor.dtype, key
+        assert torch.equal(found[key], tensor), key

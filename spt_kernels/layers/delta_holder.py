@@ -91,18 +91,18 @@ class DeltaHolder(SavedDeltas):
         values = torch.zeros(positions.numel(), dtype=torch.float32, device=target.device)
         # what is empty never gets a gradient, which data parallelism would wait for
         delta = nn.Parameter(values, requires_grad=len(values) > 0)
+        original = values.new_empty(0) if beside else gather(target, positions)
         if len(values):
             self.register_parameter(delta_name, delta)
         else:
             self.__dict__[delta_name] = delta
             self.__dict__["_spt_empty"] = (*self._spt_empty_names, local)
         self.__dict__[index_name] = positions
+        self.__dict__[original_name] = original
         if beside:
             self.__dict__["_spt_beside"] = (*self._spt_beside_names, local)
-            self.__dict__[original_name] = values.new_empty(0)
             self._tag(self.sparse_deltas()[local])
             return
-        self.__dict__[original_name] = gather(target, positions)
         if len(values):
             self._spt_states[local] = self._new_state(local)
         self._make_row_major([local])

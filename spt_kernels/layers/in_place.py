@@ -38,7 +38,7 @@ def tune_in_place(
         tune: called with the module once it has its class.
         reads: see `tuned_class`.
     """
-    before = type(module)
+    before, names = type(module), {*module._parameters}
     flags = [(p, p.requires_grad) for p in module._parameters.values() if p is not None]
     change_class(module, tuned_class(tuner, module, reads))
     try:
@@ -47,6 +47,8 @@ def tune_in_place(
         if before is plain_class(module):
             untune(module)
         module.__class__ = before
+        for name in module._parameters.keys() - names:
+            del module._parameters[name]
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         raise

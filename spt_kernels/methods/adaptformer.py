@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..layers.structured import NEW
 from ..tuning import replace_module
 from .matrices import block_matrices, blocks_of
 from .method import Method
@@ -71,8 +72,8 @@ class ParallelMlp(nn.Module):
         self.base = base
         device = next(base.parameters()).device
         # drawn on the CPU, the same on every device; in fp32 whatever the model is in
-        self.down = nn.Linear(in_features, width)
-        self.up = nn.Linear(width, out_features)
+        self.down = nn.Linear(in_features, width, **NEW)
+        self.up = nn.Linear(width, out_features, **NEW)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)

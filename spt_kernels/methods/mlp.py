@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..layers.structured import NEW
 from ..model import head_names
 from ..tuning import replace_module
 from .method import Method
@@ -60,7 +61,7 @@ class MlpHead(nn.Module):
         width = last.in_features
         layers: list[nn.Module] = []
         for _ in range(hidden):
-            layer = nn.Linear(width, width)
+            layer = nn.Linear(width, width, **NEW)
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
             layers += [layer, nn.ReLU()]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..layers.structured import NEW
 from .prompted import with_prompts, without_prompts
 
 _QUICK_GELU = 1.702
@@ -60,11 +61,11 @@ class SharedModule(nn.Module):
 
     def _drawn(self, rows: int, columns: int, bound: float) -> nn.Parameter:
         """A table of values between plus and minus `bound`, the same on every device."""
-        drawn = torch.empty(rows, columns).uniform_(-bound, bound)
+        drawn = torch.empty(rows, columns, **NEW).uniform_(-bound, bound)
         return nn.Parameter(drawn.to(self._device))
 
     def _zeros(self, *shape: int) -> nn.Parameter:
-        return nn.Parameter(torch.zeros(shape, device=self._device))
+        return nn.Parameter(torch.zeros(shape, dtype=torch.float32, device=self._device))
 
     def _rows(self, table: Tensor) -> Tensor:
         return table if self.size == len(table) else table[: self.size]

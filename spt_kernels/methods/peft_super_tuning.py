@@ -23,7 +23,7 @@ def tune(model: nn.Module, method: Method, plan: Any) -> Tunable:
     library = peft()
     if not hasattr(library, "SupertuningConfig"):
         raise ValueError(f"method: peft {library.__version__} has no Super-Tuning, 0.21 has")
-    matrices = block_matrices(model)
+    matrices = block_matrices(model, method.head)
     share = method.count(backbone_numel(model, method.head)) / sum(
         what.numel for what in matrices.values()
     )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..layers.structured import NEW
 from ..tuning import replace_module
 from .matrices import blocks_of
 from .method import Method
@@ -116,7 +117,7 @@ def drawn_prompts(model: nn.Module, count: int, width: int) -> nn.Parameter:
     weight = getattr(getattr(getattr(model, "patch_embed", None), "proj", None), "weight", None)
     fan_in = weight[0].numel() if isinstance(weight, Tensor) and weight.ndim > 1 else width
     bound = math.sqrt(6 / (fan_in + width))
-    drawn = torch.empty(count, width).uniform_(-bound, bound)
+    drawn = torch.empty(count, width, **NEW).uniform_(-bound, bound)
     return nn.Parameter(drawn.to(next(model.parameters()).device))
 
 

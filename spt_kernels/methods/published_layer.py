@@ -34,7 +34,8 @@ class DiagonalLinear(nn.Module):
         self.weight, self.bias = linear.weight, linear.bias
         self.index: Tensor
         self.register_buffer("index", index.to(linear.weight.device))
-        self.delta = nn.Parameter(torch.zeros(index.numel(), device=linear.weight.device))
+        values = torch.zeros(index.numel(), dtype=torch.float32, device=linear.weight.device)
+        self.delta = nn.Parameter(values)
 
     def forward(self, x: Tensor) -> Tensor:
         """Clone the weight, add the values, multiply."""

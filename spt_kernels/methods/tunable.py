@@ -100,7 +100,11 @@ class Tunable:
             if metadata:
                 document["metadata"] = dict(metadata)
             return checked_file.write(path, "trained", document, self._state())
-        state = {n: t.detach().cpu().contiguous() for n, t in self.model.state_dict().items()}
+        # what is tied is there under each of its names, as whoever loads it expects
+        state = {
+            name: tensor.detach().to("cpu", copy=True).contiguous()
+            for name, tensor in self.model.state_dict().items()
+        }
         # under one key: the order of several would be another at each time
         file = save(state, {IN_MODEL: json.dumps(dict(metadata))} if metadata else None)
         write_atomically(path, file)
@@ -127,6 +131,9 @@ class Tunable:
         else:
             base, tuned_as, tensors = checked_file.read(path, "trained", _parse)
             own = self._state()
+            # before 0.7.3 what is tied was there under other names, too
+            others = self._other_names()
+            tensors = {name: t for name, t in tensors.items() if name not in others}
             for name in self.tuned_as.keys() & tuned_as.keys():
                 told, mine = json.dumps(tuned_as[name]), json.dumps(self.tuned_as[name])
                 if told != mine:
@@ -170,7 +177,13 @@ class Tunable:
     def _state(self) -> dict[str, Tensor]:
         """What training changes: the trained parameters, and running statistics."""
         frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
-        return {name: t for name, t in self.model.state_dict().items() if name not in frozen}
+        left_out = frozen | self._other_names()
+        return {name: t for name, t in self.model.state_dict().items() if name not in left_out}
+
+    def _other_names(self) -> set[str]:
+        """All names but the first of parameters that are tied."""
+        every = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        return every - {name for name, _ in self.model.named_parameters()}
 
 
 def _parse(

@@ -162,6 +162,11 @@ def make_float(model: nn.Module, dtype: torch.dtype | None) -> None:
         if not runs_as_linear(module):
             module.__class__ = nn.Linear
         module._parameters["weight"] = floats[id(matrix.weight)]
+    for module in model.modules():
+        # of transformers, which would write into a saved model that it is quantized
+        quantizer: Any = vars(module).get("hf_quantizer")
+        if quantizer is not None and not quantized_names(module):
+            quantizer.remove_quantization_config(module)
 
 
 def state_of(tensor: Any) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -44,10 +45,15 @@ class SptAdapters(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._merged: MergedTask | None = None
 
-    def put_on(self, model: nn.Module, name: str | None) -> None:
+    def put_on(self, model: nn.Module, name: str | None, undo: ExitStack | None = None) -> None:
         """Let the model hold the task of an adapter, or none.
 
         On any error, as where memory runs out, the model holds what it held and none is lost.
+
+        Args:
+            model: the one that all adapters are of.
+            name: of the adapter.
+            undo: of a larger exchange: takes the way back, which needs no memory.
 
         Raises:
             ValueError: the model is no longer as it was tuned, or is offloaded.
@@ -56,30 +62,45 @@ class SptAdapters(nn.Module, BaseTunerLayer):
             return
         _check_here(model)
         aside = dict(self.aside)
-        with all_or_nothing() as undo:
+        with all_or_nothing(undo) as steps:
+            names = ("on_model", "aside", "_merged", "merged_adapters")
+            steps.callback(vars(self).update, {each: getattr(self, each) for each in names})
             if self._merged is not None:
-                unmerge(model, self._merged, undo)
+                unmerge(model, self._merged, steps)
             if self.on_model is not None:
-                aside[self.on_model] = take_aside(model, undo)
+                aside[self.on_model] = take_aside(model, steps)
             if name is not None:
-                put_task_back(model, aside.pop(name), undo)
+                put_task_back(model, aside.pop(name), steps)
         self._merged, self.merged_adapters = None, []
         self.on_model, self.aside = name, aside
 
     @contextmanager
-    def holding(self, model: nn.Module, name: str | None) -> Iterator[None]:
-        """Let the model hold the task of an adapter, or none, within a `with` block."""
-        before, is_merged = self.on_model, self.merged
-        self.unmerge(model)
-        self.put_on(model, name)
-        try:
+    def showing(self, model: nn.Module, name: str) -> Iterator[None]:
+        """Let the model hold the task of an adapter to be read, and no more, in a `with` block."""
+        with ExitStack() as back:
+            self._turn(model, name, back)
             yield
-        finally:
+
+    @contextmanager
+    def holding(self, model: nn.Module, name: str | None) -> Iterator[None]:
+        """Let the model hold the task of an adapter, or none, to be changed in a `with` block.
+
+        On any error, in the block or after it, the model holds what it held.
+        """
+        before, was_merged = self.on_model, self.merged
+        with all_or_nothing() as undo:
+            self._turn(model, name, undo)
+            yield
             # unless it was dropped or merged for good meanwhile
             known = before in self.aside or before == self.on_model
-            self.put_on(model, before if known else None)
-            if is_merged and known:
+            self.put_on(model, before if known else None, undo)
+            if was_merged and known:
                 self.merge_on(model)
+
+    def _turn(self, model: nn.Module, name: str | None, undo: ExitStack) -> None:
+        if self.merged:
+            self.put_on(model, None, undo)
+        self.put_on(model, name, undo)
 
     def merge_on(self, model: nn.Module) -> None:
         """Fold the task that the model holds into its weights until `unmerge`."""
@@ -94,6 +115,15 @@ class SptAdapters(nn.Module, BaseTunerLayer):
             _check_here(model)
             unmerge(model, self._merged)
             self._merged, self.merged_adapters = None, []
+
+    def freeze(self, name: str) -> None:
+        """Let an adapter that is set aside train nothing once it is put on the model."""
+        aside = self.aside[name]
+        for module in aside.modules.values():
+            for parameter in module.parameters.values():
+                parameter.requires_grad_(False)
+        flags = {**aside.requires_grad, **dict.fromkeys(aside.dense, False)}
+        self.aside[name] = replace(aside, requires_grad=flags)
 
     def drop(self, model: nn.Module, name: str) -> None:
         """Forget an adapter and its task."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import BaseModelMismatch, DeltaFormatError
 from ..model import describe
+from ..model.quantized import logical_shape
+from ..model.tied import identity_of
 from ..plan import Plan
 from ..task.base_model import BaseModel
 from ..task.delta import load_task
@@ -20,7 +22,7 @@ from ..task.file.fingerprint import Fingerprint
 from ..task.file.format import TaskFile
 from .weights import BASE
 
-_KINDS = ("SHIRA", "SUPERTUNING")
+_KINDS = {"SHIRA": "shira_weight", "SUPERTUNING": "supertuning_values"}  # what has the deltas
 
 
 def import_adapter(
@@ -32,7 +34,7 @@ def import_adapter(
     task file, `merge` folds it in, and `get_peft_model(model, SptConfig())` hands it to PEFT.
 
     Args:
-        model: the base model, plain; floating weights.
+        model: the base model, plain.
         source: a folder that PEFT's `save_pretrained` wrote, or the name of one on the hub.
         subfolder: of that.
 
@@ -41,9 +43,11 @@ def import_adapter(
 
     Raises:
         ValueError: there is no such adapter, or it is of another kind, or Super-Tuning's with a
-            LoRA on the same matrices; the model is tuned already.
+            LoRA on the same matrices, or has trained one of several weights that are tied; the
+            model is tuned already.
         DeltaFormatError: its tensors do not fit the model.
-        BaseModelMismatch: the model lacks a layer, or has it in another shape.
+        BaseModelMismatch: the model lacks a layer, or has it in another shape, or with other values
+            than the adapter comes with.
         OSError: a file of it cannot be read.
     """
     if hasattr(model, "spt_tuning"):
@@ -59,12 +63,15 @@ def import_adapter(
         )
     weights = load_peft_weights(os.fspath(source), device="cpu", subfolder=subfolder)
     tensors = {key.removeprefix(BASE): tensor for key, tensor in weights.items()}
-    read = _shira if kind == "SHIRA" else _super_tuning
+    layers = [key.rpartition(".")[0] for key in tensors if key.endswith(f".{_KINDS[kind]}")]
     now = BaseModel.of(model)
+    for layer in layers:
+        _weight(layer, now.parameters)
+    whole = _trained_whole(model, now, tensors, layers)
+    read = _shira if kind == "SHIRA" else _super_tuning
     try:
-        task = _task(model, now, read(tensors, now.parameters, config), tensors, kind)
-    except BaseModelMismatch:
-        raise
+        entries = {f"{layer}.weight": read(layer, tensors, now, config) for layer in layers}
+        task = _task(model, now, entries, whole, kind)
     except KeyError as error:
         raise DeltaFormatError(f"{source}: the adapter lacks the tensor {error}") from error
     except ValueError as error:
@@ -72,56 +79,73 @@ def import_adapter(
     return load_task(model, task, os.fspath(source))
 
 
-# Name of a weight -> its flat positions and the deltas there, in whatever order
-_Entries = dict[str, tuple[Tensor, Tensor]]
+_Entries = tuple[Tensor, Tensor]  # flat positions and the deltas there, in whatever order
 
 
-def _shira(
-    tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], config: Any
-) -> _Entries:
-    found = {}
-    for layer, values in _of_layers(tensors, "shira_weight"):
-        # [2, nnz], rows and columns; of a floating dtype where Windows saved them
-        rows, columns = tensors[f"{layer}.shira_indices"].long()
-        width = _weight(layer, parameters).shape[1]
-        if not bool(((columns >= 0) & (columns < width)).all()):
-            raise ValueError(f"{layer}.shira_indices: columns must lie in [0, {width})")
-        found[f"{layer}.weight"] = rows * width + columns, values
-    return found
+def _shira(layer: str, tensors: Mapping[str, Tensor], now: BaseModel, config: Any) -> _Entries:
+    # [2, nnz], rows and columns; of a floating dtype where Windows saved them
+    rows, columns = tensors[f"{layer}.shira_indices"].long()
+    width = logical_shape(_weight(layer, now.parameters))[1]
+    if not bool(((columns >= 0) & (columns < width)).all()):
+        raise ValueError(f"{layer}.shira_indices: columns must lie in [0, {width})")
+    return rows * width + columns, tensors[f"{layer}.shira_weight"]
 
 
 def _super_tuning(
-    tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], config: Any
+    layer: str, tensors: Mapping[str, Tensor], now: BaseModel, config: Any
 ) -> _Entries:
-    found = {}
-    for layer, values in _of_layers(tensors, "supertuning_values"):
-        positions = tensors.get(f"{layer}.supertuning_indices")
-        if positions is None:  # they are the largest, or smallest, of the base weight
-            magnitudes = _weight(layer, parameters).detach().abs().flatten()
-            positions = torch.topk(magnitudes, len(values), largest=config.select_top).indices
-        found[f"{layer}.weight"] = positions.cpu().long(), values
-    return found
-
-
-def _of_layers(tensors: Mapping[str, Tensor], local: str) -> Iterator[tuple[str, Tensor]]:
-    """Name of a layer and its tensor of a name."""
-    for key, values in tensors.items():
-        layer, _, own = key.rpartition(".")
-        if own == local:
-            yield layer, values
+    values = tensors[f"{layer}.supertuning_values"]
+    positions = tensors.get(f"{layer}.supertuning_indices")
+    if positions is None:  # they are the largest, or smallest, of the base weight
+        magnitudes = _weight(layer, now.parameters).detach().abs().flatten()
+        positions = torch.topk(magnitudes, len(values), largest=config.select_top).indices
+    return positions.cpu().long(), values
 
 
 def _weight(layer: str, parameters: Mapping[str, Tensor]) -> Tensor:
     name = f"{layer}.weight"
-    if name not in parameters or parameters[name].dim() != 2:
+    if name not in parameters or len(logical_shape(parameters[name])) != 2:
         raise BaseModelMismatch(f"source: the model has no matrix {name}, which the adapter trains")
     return parameters[name]
 
 
+def _trained_whole(
+    model: nn.Module, now: BaseModel, tensors: Mapping[str, Tensor], layers: Collection[str]
+) -> dict[str, Tensor]:
+    """Name -> what PEFT has saved of no layer with entries; of tied weights under one name."""
+    found = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in layers}
+    for layer in layers:  # of words PEFT saves the base weight as well
+        for local, parameter in model.get_submodule(layer).named_parameters(recurse=False):
+            base = found.pop(f"{layer}.base_layer.{local}", None)
+            if base is not None and not torch.equal(base.to(parameter), parameter):
+                raise BaseModelMismatch(
+                    f"source: {layer}.{local} has other values than those the adapter was trained "
+                    "on, which it comes with"
+                )
+    tied: dict[object, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        tied.setdefault(identity_of(parameter), []).append(name)
+    for first, *others in tied.values():
+        given = [name for name in (first, *others) if name in found]
+        for other in (first, *others):
+            if given and not (other in found and torch.equal(found[other], found[given[0]])):
+                raise ValueError(
+                    f"source: it has trained {given[0]} apart from {other}, to which the model "
+                    "ties it, so that no task can hold it: merge it by PEFT instead"
+                )
+        for other in others:
+            found.pop(other, None)
+    return found
+
+
 def _task(
-    model: nn.Module, now: BaseModel, entries: _Entries, tensors: Mapping[str, Tensor], kind: str
+    model: nn.Module,
+    now: BaseModel,
+    entries: Mapping[str, _Entries],
+    whole: Mapping[str, Tensor],
+    kind: str,
 ) -> TaskFile:
-    """Entries as a task, with what else the tensors have, which PEFT has trained whole."""
+    """Entries as a task, with what PEFT has trained whole."""
     if not entries:
         raise ValueError("it trains no entries")
     positions, values = {}, {}
@@ -130,8 +154,6 @@ def _task(
             raise ValueError(f"{name} has {len(flat)} positions and {len(deltas)} values")
         order = torch.argsort(flat)
         positions[name], values[name] = flat[order], deltas[order].float()
-    layers = {name.rpartition(".")[0] for name in entries}
-    whole = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in layers}
     dense = {name: tensor for name, tensor in whole.items() if name not in now.buffers}
     info = describe(model)
     plan = Plan(

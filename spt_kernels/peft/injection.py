@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..layers import all_or_nothing
 from ..model.quantized import quantized_names
 from ..plan import Plan
 from ..task.base_model import BaseModel
@@ -16,10 +18,15 @@ from ..tuning import apply
 from .config import SptConfig
 
 
-def tune(model: nn.Module, config: SptConfig) -> None:
-    """Give a plain model the task of a new adapter, or take over what it is tuned by."""
-    is_tuned = hasattr(model, "spt_tuning")
-    if config.plan is None and not is_tuned:
+def tune(model: nn.Module, config: SptConfig, undo: ExitStack) -> None:
+    """Give a plain model the task of a new adapter, or take over what it is tuned by.
+
+    Args:
+        model: on an error it is as it was.
+        config: its plan is completed.
+        undo: of a larger exchange: takes the way back.
+    """
+    if config.plan is None and not hasattr(model, "spt_tuning"):
         raise ValueError(
             "plan: expected a Plan in the SptConfig, got None; one that PeftConfig has read lacks "
             "its plan, SptConfig.from_pretrained reads both"
@@ -30,14 +37,11 @@ def tune(model: nn.Module, config: SptConfig) -> None:
             "tune it without PEFT, spt.apply(model, plan), or take PEFT's own LoRA"
         )
     besides = _modules_to_save(model, config)
-    if isinstance(config.plan, Plan):
-        apply(model, config.plan)
-    try:
+    with all_or_nothing(undo) as steps:
+        if isinstance(config.plan, Plan):
+            apply(model, config.plan)
+            steps.callback(lambda: drop(model, BaseModel.of(model)))
         train_besides(model, besides)
-    except BaseException:
-        if not is_tuned:
-            drop(model, BaseModel.of(model))
-        raise
     config.plan = tuning_of(model).plan
 
 

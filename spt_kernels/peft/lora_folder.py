@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from peft import LoraConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -13,6 +14,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..files.atomic import write_atomically
+from ..model.quantized import logical_shape
+from ..model.tied import identity_of
 from ..plan import LoraSpec
 from ..task.base_model import BaseModel, unwrap
 from ..task.delta import task_of
@@ -41,7 +44,7 @@ def export_lora(
     Raises:
         ValueError: the model is not tuned, has no LoRA, or an Adapter; there are sparse deltas and
             they are not to be left out; what is trained whole is no parameter of a module that PEFT
-            can save alone; `sparse` is something else.
+            can save alone, or is tied to another module's; `sparse` is something else.
         OSError: the folder cannot be written.
     """
     if sparse not in ("refuse", "leave out"):
@@ -65,10 +68,10 @@ def export_lora(
 
     modules, tensors = _saved_whole(bare, task)
     for name, spec in specs.items():
-        weight: Any = bare.get_parameter(f"{name}.weight")
+        shape = logical_shape(bare.get_parameter(f"{name}.weight"))
         parts = task.structured[f"{name}.weight"]
-        down, up = _stacked(spec, parts["lora_a"], parts["lora_b"], len(weight))
-        kernel = (1,) * (weight.dim() - 2)  # of a convolution
+        down, up = _stacked(spec, parts["lora_a"], parts["lora_b"], shape[0])
+        kernel = (1,) * (len(shape) - 2)  # of a convolution
         tensors[f"{name}.lora_A.weight"] = down.reshape(*down.shape, *kernel)
         tensors[f"{name}.lora_B.weight"] = up.reshape(*up.shape, *kernel)
     os.makedirs(folder, exist_ok=True)
@@ -81,13 +84,17 @@ def _config(model: nn.Module, specs: Mapping[str, LoraSpec], modules: list[str])
     ranks = {name: len(spec.rows) * spec.rank for name, spec in specs.items()}
     alphas = {name: spec.scale * ranks[name] for name, spec in specs.items()}  # scaling = alpha / r
     rank, alpha = max(ranks.values()), max(alphas.values())
+    # to PEFT a name stands for all modules whose names end in it
+    endings = {n: [m for m, _ in model.named_modules() if m.endswith(f".{n}")] for n in specs}
+    own = {name: f"^{re.escape(name)}" if endings[name] else name for name in specs}
+    is_exact = specs.keys() >= {other for others in endings.values() for other in others}
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
-        rank_pattern={name: r for name, r in ranks.items() if r != rank},
-        alpha_pattern={name: a for name, a in alphas.items() if a != alpha},
+        rank_pattern={own[name]: r for name, r in ranks.items() if r != rank},
+        alpha_pattern={own[name]: a for name, a in alphas.items() if a != alpha},
         lora_dropout=max(spec.dropout for spec in specs.values()),
-        target_modules=list(specs),
+        target_modules=list(specs) if is_exact else "|".join(map(re.escape, specs)),
         modules_to_save=modules or None,
         base_model_name_or_path=getattr(model, "name_or_path", None) or None,
         inference_mode=True,
@@ -108,6 +115,14 @@ def _stacked(spec: LoraSpec, lora_a: Tensor, lora_b: Tensor, rows: int) -> tuple
 def _saved_whole(model: nn.Module, task: TaskFile) -> tuple[list[str], dict[str, Tensor]]:
     """Modules that PEFT is to save whole, and what is in them."""
     now = BaseModel.of(model)
+    for other, parameter in model.named_parameters(remove_duplicate=False):
+        for name in task.dense.keys() - {other}:
+            if identity_of(parameter) == identity_of(now.parameters[name]):
+                raise ValueError(
+                    f"{name} is trained whole and tied to {other}, of which PEFT would train a "
+                    "copy: merge the task and save the whole model, or save the task by "
+                    "save_pretrained or save_delta"
+                )
     modules = list(dict.fromkeys(name.rpartition(".")[0] for name in task.dense))
     found: dict[str, Tensor] = {}
     for module in modules:

@@ -11,7 +11,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
-from ..layers import LoraLayer
+from ..layers import LoraLayer, all_or_nothing
 from ..task import merge as merge_task
 from ..task.base_model import BaseModel
 from ..task.delta import load_task, task_of
@@ -62,12 +62,18 @@ class SptModel(BaseTuner):
             self.spt = SptAdapters(adapter_name)
         config: Any = self.peft_config[adapter_name]
         is_active = adapter_name in self.active_adapters
-        with self.spt.holding(model, None):
-            tune(model, config)
+        before, was_merged = self.spt.on_model, self.spt.merged
+        with all_or_nothing() as undo:
+            undo.callback(self.peft_config.pop, adapter_name, None)
+            self.spt.put_on(model, None, undo)
+            tune(model, config, undo)
+            undo.callback(setattr, self.spt, "on_model", None)
             self.spt.on_model = adapter_name
             self._set_trainable(is_active and not config.inference_mode)
-        if is_active and not self.spt.disable_adapters:
-            self.spt.put_on(model, adapter_name)
+            if not is_active or self.spt.disable_adapters:
+                self.spt.put_on(model, before, undo)
+                if was_merged:
+                    self.spt.merge_on(model)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Let one adapter be active, and trainable unless `inference_mode`.
@@ -77,12 +83,12 @@ class SptModel(BaseTuner):
                 the same entries of the same weights.
         """
         [name] = self._known([adapter_name] if isinstance(adapter_name, str) else adapter_name)
-        for other in self.active_adapters:
-            if other != name and other in self.peft_config:
-                self.set_requires_grad(other, False)
+        others = [other for other in self.active_adapters if other != name]
         if not self.spt.disable_adapters:
             self.spt.put_on(self.model, name)
         self.active_adapter = self.spt._active_adapter = name
+        for other in self.spt.aside.keys() & others:
+            self.spt.freeze(other)
         self.set_requires_grad(name, not inference_mode)
 
     def set_requires_grad(
@@ -97,16 +103,15 @@ class SptModel(BaseTuner):
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter; where it was the active one, the first of the others becomes so."""
         [name] = self._known([adapter_name])
+        others = [other for other in self.peft_config if other != name]
+        is_active = name in self.active_adapters
+        if is_active and others:
+            self.set_adapter(others[0])
+            warnings.warn(f"{name} was the active adapter, {others[0]} is so now", stacklevel=2)
         self.spt.drop(self.model, name)
         del self.peft_config[name]
-        if name not in self.active_adapters:
-            return
-        if not self.peft_config:
+        if is_active and not others:
             self.active_adapter = self.spt._active_adapter = []
-            return
-        other = next(iter(self.peft_config))
-        warnings.warn(f"{name} was the active adapter, {other} is so now", stacklevel=2)
-        self.set_adapter(other)
 
     def disable_adapter_layers(self) -> None:
         """Make the model the base model, bit for bit, until adapters are enabled again."""
@@ -200,7 +205,7 @@ class SptModel(BaseTuner):
         cls, model: Any, config: Any, adapter_name: str, state_dict: Any, *others: Any, **named: Any
     ) -> dict[str, Tensor]:
         tuner = _tuner_of(model)
-        with tuner.spt.holding(tuner.model, adapter_name):
+        with tuner.spt.showing(tuner.model, adapter_name):
             task = task_of(tuner.model)
         config.plan = task.plan
         return to_tensors(task)
@@ -234,7 +239,7 @@ class SptModel(BaseTuner):
 
     def _is_trained(self, name: str) -> bool:
         """Whether an adapter is anything else than it was when it was made."""
-        with self.spt.holding(self.model, name):
+        with self.spt.showing(self.model, name):
             now = BaseModel.of(self.model)
             base = tuning_of(self.model).base_head
             zero: list[Any] = [d.delta for d in now.deltas.values() if not d.whole]

@@ -6,15 +6,16 @@ Of a parameter `NAME` of the base model these are, below PEFT's `base_model.mode
 * `NAME.spt_lora_a`, `NAME.spt_lora_b`, or `spt_down_weight` and so on of an Adapter.
 * `NAME` itself: the head, what else was trained whole, and buffers that forwards have changed.
 
-`spt_task` is JSON as bytes: the plan that the deltas belong to, and the base values, told by
-fingerprints. The plan itself is the configuration's.
+`spt_task` is JSON as bytes: the plan that the deltas belong to, the base values, told by
+fingerprints, and the names of what is there whole. The plan itself is the configuration's. PEFT
+adds the tables of words that were resized, or that it was asked for, with all that is on them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ def to_tensors(task: TaskFile) -> dict[str, Tensor]:
         "base": {name: task.base[name].to_json() for name in sorted(task.base)},
         "recast": {name: task.recast[name].to_json() for name in sorted(task.recast)},
         "model_name": task.model_name,
+        "whole": sorted({*task.dense, *task.buffers}),
     }
     tensors = {ABOUT: torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)}
     tensors |= {f"{BASE}{name}{_DELTA}": values for name, values in task.values.items()}
@@ -48,14 +50,15 @@ def to_tensors(task: TaskFile) -> dict[str, Tensor]:
 
 
 def from_tensors(
-    tensors: Mapping[str, Tensor], plan: Plan, parameters: Collection[str], adapter: str
+    tensors: Mapping[str, Tensor], plan: Plan, parameters: Mapping[str, Tensor], adapter: str
 ) -> TaskFile:
     """The task that `to_tensors` took apart.
 
     Args:
-        tensors: what it gave.
+        tensors: what it gave. Tables of words that PEFT has added, and that are others than the
+            model's, are taken for trained whole.
         plan: of the adapter that it is loaded into.
-        parameters: names of the base model's parameters; what else is whole is a buffer.
+        parameters: the base model's, by name; what else is whole is a buffer.
         adapter: name of the adapter, for messages.
 
     Raises:
@@ -80,6 +83,10 @@ def from_tensors(
             {name: Fingerprint.from_json(entry) for name, entry in about[key].items()}
             for key in ("base", "recast")
         )
+        for name in own.keys() - about["whole"]:
+            now = None if name in values | structured else parameters.get(name)
+            if now is None or torch.equal(own[name].to(now), now):
+                del own[name]
         dense = {name: tensor for name, tensor in own.items() if name in parameters}
         buffers = {name: tensor for name, tensor in own.items() if name not in parameters}
         return TaskFile(
@@ -113,6 +120,7 @@ def _about(tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
                 f"{where} are of format {about['format']}, newer than {_FORMAT}, which this "
                 "version of spt_kernels reads: upgrade it"
             )
-        return {key: about[key] for key in ("plan", "base", "recast", "model_name")}
+        about.setdefault("whole", [key.removeprefix(BASE) for key in tensors])  # before 0.7.3
+        return {key: about[key] for key in ("plan", "base", "recast", "model_name", "whole")}
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise DeltaFormatError(f"{where}: {ABOUT} is damaged: {error!r}") from error

@@ -78,7 +78,8 @@ def drop_problem(model: nn.Module, now: BaseModel) -> str | None:
 def merge_problem(now: BaseModel) -> str | None:
     """What of a tuned model has no weights to fold into, and why; None if all has."""
     for name in (*now.deltas, *now.structured):
-        quantized = quantization(now.parameters[name])
+        # of what is tied, a delta is known by each name, and the parameter by the first
+        quantized = quantization(now.parameters[name]) if name in now.parameters else ""
         if quantized and now.is_planned(name):
             return (
                 f"{name}: it is quantized to {quantized}, and what was trained beside it would be "

@@ -200,7 +200,7 @@ def merge_aside(model: nn.Module) -> MergedTask:
             "one of other classes; merge it for good"
         )
     write_deltas(delta for delta in now.deltas.values() if not delta.is_fresh)
-    names = {*now.deltas, *now.structured, *dense_names(model, now)}
+    names = now.parameters.keys() & {*now.deltas, *now.structured, *dense_names(model, now)}
     merged = {name: now.parameters[name].detach().clone() for name in names}
     for name, layer in now.structured.items():
         assert isinstance(layer, LoraLayer)

@@ -172,7 +172,8 @@ def drop(model: nn.Module, now: BaseModel, *, merge: bool = False) -> None:
     tuning = tuning_of(model)
     if merge:
         write_deltas(now.deltas.values())
-        for layer in now.structured.values():
+        # the largest first: where there is the memory for it, there is for all others
+        for layer in sorted(now.structured.values(), key=lambda own: -own.weight.numel()):
             assert isinstance(layer, LoraLayer)  # `merge` refuses anything else
             fold(layer, layer.weight)
     else:
@@ -225,10 +226,10 @@ def _head(task: Task) -> dict[str, Tensor]:
 
 def fold(layer: LoraLayer, weight: Tensor) -> None:
     """`weight[rows] += scale · B A`, rounded once from fp32 or fp64; other rows keep their bits."""
-    update = LoraLayer.update(layer).view_as(weight)
+    update = LoraLayer.update(layer).view_as(weight)  # of the wider of both dtypes
     for start, stop in layer.__dict__["_spt_spec"].rows:
-        rows = weight[start:stop]
-        rows.copy_(rows + update[start:stop])  # the sum is of the wider of both dtypes
+        update[start:stop] += weight[start:stop]
+        weight[start:stop] = update[start:stop]
 
 
 def _change_tuning(model: nn.Module, **changes: Any) -> None:

@@ -97,6 +97,7 @@ def apply_to_known(model: nn.Module, plan: Plan, digests: Mapping[str, str]) -> 
     base_buffers = copied(persistent_buffers(model))
     frozen_base = _remember(model, {n: p for n, p in parameters.items() if n not in head}, digests)
     before = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    whole = replace(plan, head=head, head_source=source)
     try:
         for place in places:
             place.tune()
@@ -113,7 +114,6 @@ def apply_to_known(model: nn.Module, plan: Plan, digests: Mapping[str, str]) -> 
         for name, flag in before.items():
             parameters[name].requires_grad_(flag)
         raise
-    whole = replace(plan, head=head, head_source=source)
     model.spt_tuning = Tuning(  # type: ignore[assignment]
         whole, base_head, before, base_buffers=base_buffers, frozen=frozen_base
     )

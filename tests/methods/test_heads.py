@@ -43,6 +43,16 @@ def test_every_method_trains_all_of_it(name: str) -> None:
     assert in_head == HEAD == tunable.in_head
 
 
+@pytest.mark.parametrize("name", ["peft-lora-all", "peft-shira", "peft-super-tuning"])
+def test_what_is_in_a_head_takes_nothing_of_the_budget(name: str) -> None:
+    chosen = replace(method(name), head="blocks.1.mlp.fc2")
+    made = tune(tiny_vit(), chosen, None)
+    assert chosen.budget is not None
+    ours = made.trained / int(chosen.budget)
+    without = tune(tiny_vit(), method(name), None).trained / int(chosen.budget)
+    assert 1 >= ours >= min(without, 0.99)
+
+
 def test_a_sensitivity_of_another_head_is_refused() -> None:
     model = Wrapped()
     scores = skewed_sensitivity(model, head="score")

@@ -14,6 +14,7 @@ from torch import nn
 import spt_kernels as spt
 from spt_kernels.errors import BaseModelMismatch, DeltaFormatError
 from spt_kernels.methods import METHODS, Method, entry_of, make_plan, tune
+from spt_kernels.methods.tunable import Tunable
 from spt_kernels.sensitivity import skewed_sensitivity
 from tests.models import tiny_convnext, tiny_swin, tiny_vit
 
@@ -90,6 +91,34 @@ def test_what_is_saved_comes_back(name: str, tmp_path: Path) -> None:
             again = tiny_vit()
             again.load_state_dict(load_file(file))
             assert torch.equal(again.eval()(images), expected)
+
+
+def tied_vit() -> nn.Module:
+    model = tiny_vit()
+    model.blocks[1].mlp.fc2.weight = model.blocks[0].mlp.fc2.weight
+    return model
+
+
+@pytest.mark.parametrize("name", ["full", "lora-2"])
+def test_what_is_tied_is_saved_and_comes_back(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tunable, fresh = tuned(name, tied_vit()), tuned(name, tied_vit())
+    train(tunable.model, tunable.optimizer(lr=1e-2))
+    tunable.save(tmp_path / "saved")
+    names = load_file(tmp_path / "saved").keys()
+    if name == "full":  # as whoever loads it knows it
+        assert names == tied_vit().state_dict().keys()
+    else:  # what is frozen is of the base, whatever its name
+        assert not any(key.endswith("mlp.fc2.weight") for key in names)
+        with monkeypatch.context() as before:
+            before.setattr(Tunable, "_other_names", lambda self: set())
+            tunable.save(tmp_path / "saved")  # as 0.7.2 did
+        assert len(load_file(tmp_path / "saved")) == len(names) + 1
+    fresh.load(tmp_path / "saved")
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(fresh.model.eval()(images), tunable.model.eval()(images))
 
 
 @pytest.mark.parametrize(

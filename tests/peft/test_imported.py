@@ -92,8 +92,46 @@ def test_other_kinds_are_refused(config: Any, match: str, tmp_path: Path) -> Non
     assert not hasattr(base, "spt_tuning")
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    saved(ShiraConfig(r=2, target_modules=LAYERS), tmp_path)
+def tied() -> Any:
+    model = tiny_vit()
+    model.blocks[1].mlp.fc2.weight = model.blocks[0].mlp.fc2.weight
+    return model
+
+
+def test_what_is_tied_and_was_trained_apart_is_refused(tmp_path: Path) -> None:
+    config = ShiraConfig(r=2, target_modules=LAYERS, modules_to_save=["blocks.0.mlp.fc2"])
+    train(get_peft_model(tied(), config)).save_pretrained(tmp_path)
+    base = tied()
+    with pytest.raises(ValueError, match=r"0\.mlp\.fc2\.weight apart from blocks\.1\.mlp\.fc2\.we"):
+        import_adapter(base, tmp_path)
+    assert torch.equal(output(base), output(tied()))
+    # what comes under both names, and is the same, is tied there as well
+    tensors = load_file(tmp_path / WEIGHTS)
+    weight = tensors["base_model.model.blocks.0.mlp.fc2.weight"]
+    tensors["base_model.model.blocks.1.mlp.fc2.weight"] = weight.clone()
+    save_file(tensors, tmp_path / WEIGHTS)
+    import_adapter(base, tmp_path)
+    assert base.blocks[0].mlp.fc2.weight is base.blocks[1].mlp.fc2.weight
+    assert torch.equal(base.blocks[0].mlp.fc2.weight, weight)
+
+
+def test_base_weights_that_come_along_must_be_the_model_s(tmp_path: Path) -> None:
+    expected = saved(ShiraConfig(r=2, target_modules=LAYERS), tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    weight = tiny_vit().blocks[0].mlp.fc1.weight.detach()
+    name = "base_model.model.blocks.0.mlp.fc1.base_layer.weight"
+    save_file({**tensors, name: weight}, tmp_path / WEIGHTS)
+    torch.testing.assert_close(output(import_adapter(tiny_vit(), tmp_path)), expected)
+    save_file({**tensors, name: weight + 1}, tmp_path / WEIGHTS)
+    with pytest.raises(
+        spt.BaseModelMismatch, match=r"fc1\.weight has other values than those the a"
+    ):
+        import_adapter(tiny_vit(), tmp_path)
+
+
+@pytest.mark.parametrize("kind", [ShiraConfig, SupertuningConfig])
+def test_what_does_not_fit_is_refused(kind: Any, tmp_path: Path) -> None:
+    saved(kind(target_modules=LAYERS, **({"r": 2} if kind is ShiraConfig else {})), tmp_path)
     with pytest.raises(spt.BaseModelMismatch, match=r"no matrix blocks\.1"):
         import_adapter(tiny_vit(depth=1), tmp_path)
     with pytest.raises(ValueError, match="tuned: unload it first"):

@@ -118,11 +118,37 @@ def test_accelerate(tmp_path: Path) -> None:
     assert torch.equal(scores(PeftModel.from_pretrained(vit(), tmp_path)), scores(model))
 
 
-def test_a_language_model_generates(tmp_path: Path) -> None:
-    def llama() -> LlamaForCausalLM:
-        torch.manual_seed(0)
-        return LlamaForCausalLM(LlamaConfig(**SIZES, vocab_size=32, intermediate_size=24)).eval()
+def llama(*, tied: bool = False) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {**SIZES, "vocab_size": 32, "intermediate_size": 24}
+    return LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=tied)).eval()
 
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_tables_of_words_that_peft_adds_belong_to_the_base(tied: bool, tmp_path: Path) -> None:
+    """As it adds them by itself where words were added to the model."""
+    scored = ("v_proj", "lm_head")
+    weights = {n: p.detach().abs() for n, p in llama(tied=tied).named_parameters() if p.ndim == 2}
+    weights = {n: p for n, p in weights.items() if any(name in n for name in scored)}
+    plan = spt.allocate(spt.Sensitivity.from_tensors(weights, num_samples=1), 60, rank=1)
+    model = get_peft_model(llama(tied=tied), SptConfig(plan=plan))
+    assert ("lm_head.weight" in {**plan.structured, **plan.unstructured}) is not tied
+    tokens = torch.arange(8).view(2, 4)
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0).step()
+    model.save_pretrained(tmp_path, save_embedding_layers=True)
+    with torch.no_grad():
+        expected = model(input_ids=tokens).logits
+        same, other = llama(tied=tied), llama(tied=tied)
+        other.model.embed_tokens.weight[3] += 1.0
+        loaded = PeftModel.from_pretrained(same, tmp_path, is_trainable=True)
+        assert torch.equal(loaded(input_ids=tokens).logits, expected)
+        assert loaded.get_nb_trainable_parameters() == model.get_nb_trainable_parameters()
+        again = PeftModel.from_pretrained(other, tmp_path)
+        assert torch.equal(again(input_ids=tokens).logits, expected)
+
+
+def test_a_language_model_generates(tmp_path: Path) -> None:
     weights = {n: p.detach().abs() for n, p in llama().named_parameters() if "layers" in n}
     plan = spt.allocate(spt.Sensitivity.from_tensors(weights, num_samples=1), 400, rank=1)
     model = get_peft_model(llama(), SptConfig(plan=plan, task_type="CAUSAL_LM"))

@@ -206,3 +206,31 @@ def test_a_language_model_of_transformers() -> None:
             optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["int8", "nf4"])
+def test_what_transformers_has_quantized_says_so_no_more_once_it_is_floats(
+    name: str, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    quantizer_named(name)
+    tower = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(**tower, vocab_size=32, intermediate_size=64)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "floats")
+    if name == "nf4":
+        kind = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    else:
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        kind = transformers.TorchAoConfig(Int8WeightOnlyConfig())
+    load = transformers.LlamaForCausalLM.from_pretrained
+    model = load(tmp_path / "floats", quantization_config=kind, device_map="cpu")
+    assert quantized_names(model)
+    spt.dequantize(model, torch.float32).save_pretrained(tmp_path / "again")
+    again = load(tmp_path / "again")
+    for each in (model, again):
+        assert not getattr(each, "is_quantized", False)
+        assert not quantized_names(each)
+    words = torch.arange(6).view(1, 6)
+    assert torch.equal(again(words).logits, model.eval()(words).logits)
+    model.to(torch.bfloat16)  # refused of what is quantized

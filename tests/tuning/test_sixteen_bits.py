@@ -26,6 +26,7 @@ from spt_kernels import (
 from spt_kernels.layers import LoraLinear, delta_of, sparse_deltas
 from spt_kernels.model import describe
 from spt_kernels.task.file.format import read
+from spt_kernels.task.set_aside import merge_aside, unmerge
 from spt_kernels.tuning import train_whole
 from tests.models import tiny_batch, tiny_convnext, tiny_vit
 
@@ -228,6 +229,23 @@ def test_a_head_that_is_read_and_tied(compiled: bool) -> None:
     unload(model)
     assert model.head.weight is model.tied.weight
     assert torch.equal(model.head.weight, plain.head.weight)
+
+
+def test_a_tied_head_is_merged_and_comes_back() -> None:
+    torch.manual_seed(0)
+    model = Cosine().bfloat16()
+    info = {n: what for n, what in describe(model).items() if n.startswith("body")}
+    apply(model, Plan({}, {}, info, head=("head.weight", "head.bias")))
+    x = torch.randn(5, 8, dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.head.weight_fp32.add_(torch.randn(3, 8))
+        expected = model(x)
+        merged = merge_aside(model)
+        assert torch.equal(model(x), expected)
+        unmerge(model, merged)
+        assert torch.equal(model(x), expected)
+        assert torch.equal(merge(model)(x), expected)
+    assert model.head.weight is model.tied.weight
 
 
 def test_what_is_made_trainable_besides(tmp_path: Path) -> None:
