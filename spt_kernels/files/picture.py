@@ -103,9 +103,22 @@ def dress(*every: Axes, letters: float = 8.5) -> None:
         axes.set_axisbelow(True)
 
 
-def put_title(axes: Axes, text: str) -> None:
-    """Name what axes show, above them on the left."""
-    axes.set_title(text, loc="left", fontsize=9, color=INK)
+def shown_name(name: str, most: int = 24) -> str:
+    """A name that somebody gave, as pictures show it: a long one without its middle.
+
+    Args:
+        name: of a class, a task, a folder; a dollar in it begins no formula.
+        most: letters.
+    """
+    if len(name) > most:
+        after = most // 2
+        name = f"{name[: most - 1 - after]}…{name[-after:]}"
+    return name.replace("$", r"\$")
+
+
+def put_title(axes: Axes, text: str, letters: float = 9) -> None:
+    """Name what axes show, above them on the left, in letters of so many points."""
+    axes.set_title(text, loc="left", fontsize=letters, color=INK)
 
 
 def put_heading(figure: Figure, *lines: str) -> None:
