@@ -84,6 +84,13 @@ def test_help_teaches_by_example(name: str, capsys: pytest.CaptureFixture[str]) 
     assert [line for line in text.splitlines() if line.startswith(" spt-kernels ")] == []
 
 
+def test_no_arguments_show_the_help_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    streams = capsys.readouterr()
+    assert "Usage: spt-kernels" in streams.out + streams.err
+    assert "--help shows the options" not in streams.out + streams.err
+
+
 def test_help_comes_without_torch() -> None:
     code = (
         "import sys\n"
@@ -345,6 +352,12 @@ MISTAKES = {
     "not ours": (["inspect", "{data}/train/red/000.png"], "no file of weights"),
     "not a run": (["evaluate", "{data}"], "no task.safetensors"),
     "not a plan": (["plan", "{base}"], "another kind of file"),
+    "a plan of a folder": (["plan", "{data}"], "FILE: expected a file, got the folder {data}"),
+    "no folder of training images": (
+        ["finetune", "-o", "{x}", "{model}", "-d", "{empty}"],
+        "(or give --train-list)",
+    ),
+    "a table of no benchmark": (["benchmark", "table", "{data}"], "spt-kernels: no benchmark in"),
     "not a task": (
         ["merge", "{base}", "-m", "vit_tiny_patch16_224", "-o", "{empty}/m.pt"],
         "{base}",
