@@ -107,9 +107,11 @@ def shown_name(name: str, most: int = 24) -> str:
     """A name that somebody gave, as pictures show it: a long one without its middle.
 
     Args:
-        name: of a class, a task, a folder; a dollar in it begins no formula.
+        name: of a class, a task, a folder; a dollar in it begins no formula, and bytes that are no
+            letters are question marks.
         most: letters.
     """
+    name = name.encode(errors="replace").decode()
     if len(name) > most:
         after = most // 2
         name = f"{name[: most - 1 - after]}…{name[-after:]}"

@@ -12,11 +12,11 @@ from tests.pictures import texts
 
 
 def test_counts_and_shares_of_two_classes(tmp_path: Path) -> None:
-    figure = confusion_figure([[45, 5], [0, 50]], ["cat $1", "dog"])
+    figure = confusion_figure([[45, 5], [0, 50]], ["cat $1", "d\udcffg"])  # of a folder
     assert {"45\n90 %", "5\n10 %", "50\n100 %"} == texts(figure)
     axes = figure.axes[0]
     assert axes.get_title() == "95 of 100 images right, 95.0 %"
-    assert [label.get_text() for label in axes.get_yticklabels()] == [r"cat \$1 (50)", "dog (50)"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [r"cat \$1 (50)", "d?g (50)"]
     figure.savefig(tmp_path / "two.png")
     assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
 
