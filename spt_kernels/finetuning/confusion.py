@@ -18,6 +18,7 @@ _WRONG = ("#fee3cb", "#fdbe85", "#D55E00", "#6b2e00")
 _MOST_WITH_SHARES = 10  # classes; beyond, a cell has room for the count alone
 _MOST_WITH_NUMBERS = 24  # classes; beyond, no number would be read in a cell
 _MOST_WITH_NAMES = 120
+_MOST_WITH_LINES = 300  # lines between cells that are narrower would hide what is in them
 _FEWEST_INCHES, _MOST_INCHES = 3.4, 13.0  # side of the matrix
 _LEAST_SCALE = 20.0  # % at the end of the scale of what is wrong: few errors do not look like many
 _BARS_INCHES = 2.2  # of both scales
@@ -99,10 +100,10 @@ def _draw_cells(axes: Axes, bars: list[Axes], shares: list[list[float]], n: int)
         bar.outline.set_edgecolor(FAINT)
     axes.set_xlim(-0.5, n - 0.5)
     axes.set_ylim(n - 0.5, -0.5)
-    # lines between cells guide the eye from a name to its row
-    edges, width = np.arange(0.5, n - 1), 0.6 if n <= _MOST_WITH_NUMBERS else 0.25
-    axes.hlines(edges, -0.5, n - 0.5, colors=FAINT, linewidths=width)
-    axes.vlines(edges, -0.5, n - 0.5, colors=FAINT, linewidths=width)
+    if n <= _MOST_WITH_LINES:  # which guide the eye from a name to its row
+        edges, width = np.arange(0.5, n - 1), 0.6 if n <= _MOST_WITH_NUMBERS else 0.25
+        axes.hlines(edges, -0.5, n - 0.5, colors=FAINT, linewidths=width)
+        axes.vlines(edges, -0.5, n - 0.5, colors=FAINT, linewidths=width)
     axes.spines[:].set_color(FAINT)
 
 

@@ -50,6 +50,13 @@ def test_of_very_many_classes_some_are_named() -> None:
     assert [label.get_text() for label in labels[:3]] == ["0 (2)", "3 (2)", "6 (2)"]
 
 
+@pytest.mark.parametrize(("n", "kinds"), [(100, 2), (500, 0)])
+def test_lines_do_not_hide_cells_that_are_as_narrow(n: int, kinds: int) -> None:
+    counts = [[int(x == y) for x in range(n)] for y in range(n)]
+    axes = confusion_figure(counts, [str(i) for i in range(n)]).axes[0]
+    assert len(axes.collections) == kinds
+
+
 def test_a_class_without_images_is_blank() -> None:
     figure = confusion_figure([[3, 0], [0, 0]], ["a", "b"])
     assert texts(figure) == {"3\n100 %"}
