@@ -230,6 +230,16 @@ def test_tables_are_for_people(
         assert max(len(line) for line in lines if str(tuned.parent) not in line) <= 80, arguments
 
 
+def test_a_measurement_speaks_of_no_epochs(
+    place: Path, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*model, "-d", str(place / "data"), "--batch-size", "64"]
+    assert run(["sensitivity", *given, "-o", str(tmp_path / "s"), "--samples", "1"]) == 0
+    said = capsys.readouterr().err
+    assert "measuring sensitivity" in said
+    assert "epoch" not in said
+
+
 def test_sensitivity_then_plans_of_several_budgets(
     place: Path, model: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -361,6 +371,10 @@ MISTAKES = {
     "not a task": (
         ["merge", "{base}", "-m", "vit_tiny_patch16_224", "-o", "{empty}/m.pt"],
         "{base}",
+    ),
+    "other base weights that are nowhere": (
+        ["evaluate", "{data}", "-w", "{x}/none"],
+        "--weights: no such file: {x}/none",
     ),
     "weights of a whole model": (["evaluate", "{base}", "{model}"], "is a whole model"),
     "merged as what": (["merge", "{base}", "-o", "{x}/m.ckpt"], "--output: expected a name that"),
