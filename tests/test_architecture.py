@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,9 @@ def test_every_file_says_what_it_owns(path: Path) -> None:
     assert opening, f"{name_of(path)} opens with no docstring"
     assert opening.splitlines()[0].endswith((".", ":")), f"{name_of(path)}: one sentence, please"
     assert path.read_text().count("\n") <= 400, f"{name_of(path)} is asking to be two files"
+
+
+def test_text_is_read_and_written_as_utf_8_in_any_locale() -> None:
+    bare = re.compile(r"\.read_text\(\)|\.write_text\((?!.*encoding=)")
+    files = [path for path in FILES if bare.search(path.read_text("utf-8"))]
+    assert files == []

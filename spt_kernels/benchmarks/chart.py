@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..files.picture import COLOURS, FAINT, INK, dress, new_figure, put_heading, put_title
+from ..files.picture import (
+    COLOURS,
+    FAINT,
+    INK,
+    dress,
+    new_figure,
+    put_heading,
+    put_title,
+    shown_name,
+)
 from .table import BenchmarkTable, Figure
 
 if TYPE_CHECKING:
@@ -35,7 +44,7 @@ def benchmark_figure(table: BenchmarkTable) -> Picture:
     every[0].set_ylim(len(table.rows) - 0.5, -0.5)
     n_seeds = len(table.seeds)
     spread = f", mean ± standard error of {n_seeds} seeds" if n_seeds > 1 else ""
-    put_heading(figure, f"{table.suite}, test accuracy of {table.model} in %{spread}")
+    put_heading(figure, f"{shown_name(table.suite)}, test accuracy of {table.model} in %{spread}")
     return figure
 
 

@@ -121,11 +121,11 @@ def read_setting(output: str | os.PathLike[str]) -> BenchmarkSetting:
     """
     path = Path(output) / SETTING
     if not path.is_file():
-        raise ValueError(f"output: no benchmark in {output} ({SETTING} is not there)")
+        raise ValueError(f"no benchmark in {output} ({SETTING} is not there)")
     try:
         return BenchmarkSetting.from_json(read_object(path).plain())
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"output: {path} is not of this version ({error!r})") from error
+        raise ValueError(f"{path} is not of this version ({error!r})") from error
 
 
 def write_setting(output: Path, setting: BenchmarkSetting) -> None:

@@ -18,7 +18,13 @@ def main() -> None:
     except MissingExtra as error:
         print(f"spt-kernels: {error}", file=sys.stderr)
         sys.exit(2)
-    if getattr(sys.stdout, "errors", None) == "strict":
+    if _may_lack_signs(sys.stdout):
         # a result is not lost to a sign that the terminal or the file has not
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     sys.exit(run())
+
+
+def _may_lack_signs(stream: object) -> bool:
+    """Whether what cannot be encoded is an error there; bytes that are no UTF-8 are kept in it."""
+    errors, encoding = (getattr(stream, name, None) for name in ("errors", "encoding"))
+    return errors == "strict" or (errors == "surrogateescape" and encoding != "utf-8")

@@ -104,7 +104,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if launched()[0]:  # the first process says the same
             time.sleep(_LET_SPEAK_SECONDS)
             return USER_ERROR
-        return _complain(f"{error.format_message()} (--help shows the options)", USER_ERROR)
+        problem = error.format_message()
+        if not problem:  # of no arguments at all, for which the help was shown
+            return USER_ERROR
+        return _complain(f"{problem} (--help shows the options)", USER_ERROR)
     except OtherProcessFailed:
         if state["debug"]:
             raise

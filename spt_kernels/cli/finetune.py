@@ -200,7 +200,7 @@ def _lines(result: dict[str, Any], output: Path) -> list[tuple[str, str]]:
         ("trained parameters", f"{count(trained)} ({parts}{count(result['head_parameters'])})"),
         ("test accuracy", percent(result["test_accuracy"])),
         ("validation accuracy", best_told(result, "val_accuracy", f"epoch {result['best_epoch']}")),
-        ("step", f"{result['step_ms']:.0f} ms"),
+        ("step", f"{result['step_ms']:,.0f} ms"),
         ("peak memory, accounted", size(result["accounted_peak_bytes"])),
     ]
     if result["stopped_early"]:

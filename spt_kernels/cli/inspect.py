@@ -42,7 +42,7 @@ def run(
         Path | None, typer.Argument(help="The file or folder.", metavar="FILE", show_default=False)
     ] = None,
     tensors: Annotated[
-        int, typer.Option("--tensors", help="Rows of the table of tensors.", show_default=True)
+        int, described("Output", "--tensors N", "Rows of the table of tensors [20].")
     ] = 20,
     image_size: Annotated[
         int | None, described("Model", "--image-size N", "Side of its images [the model's own].")

@@ -43,6 +43,8 @@ class SavedOptions:
         """The saved model at `path`, on the base that was named, if any."""
         from ..finetuning.saved_run import SavedRun
 
+        if self.weights is not None and not self.weights.exists():
+            raise ValueError(f"--weights: no such file: {self.weights}")
         if self.model is None and self.weights is not None:
             if self.model_arg or self.pretrained:
                 raise ValueError("--model: name the architecture that the other options are for")

@@ -311,7 +311,7 @@ def _lines(result: dict[str, Any], output: Path) -> list[tuple[str, str]]:
         lines.append(("mIoU, multi-scale", percent(result["miou_multi_scale"])))
     lines += [
         ("pixel accuracy", percent(result["pixel_accuracy"])),
-        ("step", f"{result['step_ms']:.0f} ms"),
+        ("step", f"{result['step_ms']:,.0f} ms"),
     ]
     if "accounted_peak_bytes" in result:  # likewise
         lines.append(("peak memory, accounted", size(result["accounted_peak_bytes"])))

@@ -80,7 +80,7 @@ def _git(root: Path, *arguments: str) -> str:
 def _cpu_name() -> str:
     facts: dict[str, str] = {}
     path = Path("/proc/cpuinfo")
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         key, _, value = line.partition(":")
         facts.setdefault(key.strip(), value.strip())
     if "model name" not in facts:

@@ -42,7 +42,7 @@ def store_rates(path: Path, card: str, rates: CardRates, about: Mapping[str, str
     document: dict[str, Any] = {"format": FORMAT, "cards": {}}
     if path.exists():
         read_rates(path)
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
     document["cards"][card] = {**asdict(rates), "about": dict(about)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, f"{json.dumps(document, indent=1)}\n".encode())

@@ -76,7 +76,7 @@ def read(path: Path) -> dict[str, Any]:
         ValueError: not a file of results.
     """
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: expected JSON results, got {error}") from error
     if not isinstance(found, dict) or "machine" not in found:

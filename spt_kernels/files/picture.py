@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
+import re
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +18,8 @@ from .atomic import write_atomically
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_logger = logging.getLogger("spt_kernels")
 
 # stays apart for colour-blind readers (Okabe and Ito, 2008)
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#777777")
@@ -56,6 +61,8 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 def save_picture(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a picture, whole or not at all; the same figure gives the same bytes.
 
+    Letters that no font at hand has are boxes in it, which is said once.
+
     Args:
         figure: what to write.
         path: ends in `.png`, `.pdf` or `.svg`. The last two are drawn in lines, with their fonts.
@@ -68,8 +75,19 @@ def save_picture(figure: Figure, path: str | os.PathLike[str]) -> None:
     from matplotlib import rc_context
 
     data = io.BytesIO()
-    with rc_context(_WRITING):
+    with rc_context(_WRITING), warnings.catch_warnings(record=True) as seen:
         figure.savefig(data, format=kind, dpi=figure.dpi, metadata=_MOMENT[kind])
+    letters = ""
+    for warning in seen:
+        glyph = re.match(r"Glyph (\d+) .*missing from font", str(warning.message))
+        if glyph:
+            letters += chr(int(glyph[1]))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    if letters:
+        _logger.warning("%s: boxes stand for letters that no font has: %s", path, letters)
     write_atomically(path, data.getvalue())
 
 
@@ -103,9 +121,24 @@ def dress(*every: Axes, letters: float = 8.5) -> None:
         axes.set_axisbelow(True)
 
 
-def put_title(axes: Axes, text: str) -> None:
-    """Name what axes show, above them on the left."""
-    axes.set_title(text, loc="left", fontsize=9, color=INK)
+def shown_name(name: str, most: int = 24) -> str:
+    """A name that somebody gave, as pictures show it: a long one without its middle.
+
+    Args:
+        name: of a class, a task, a folder; a dollar in it begins no formula, and bytes that are no
+            letters are question marks.
+        most: letters.
+    """
+    name = name.encode(errors="replace").decode()
+    if len(name) > most:
+        after = most // 2
+        name = f"{name[: most - 1 - after]}…{name[-after:]}"
+    return name.replace("$", r"\$")
+
+
+def put_title(axes: Axes, text: str, letters: float = 9) -> None:
+    """Name what axes show, above them on the left, in letters of so many points."""
+    axes.set_title(text, loc="left", fontsize=letters, color=INK)
 
 
 def put_heading(figure: Figure, *lines: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..files.picture import COLOURS, FAINT, INK, dress, new_figure, put_title
+from ..files.picture import COLOURS, FAINT, INK, dress, new_figure, put_title, shown_name
 from .comparison import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _GIB, _MIB = 1 << 30, 1 << 20
+_LONGEST = 28  # letters of a line of a name
 
 
 def comparison_figure(comparison: Comparison, *, title: str | None = None) -> Figure:
@@ -24,7 +25,9 @@ def comparison_figure(comparison: Comparison, *, title: str | None = None) -> Fi
         title: above all panels.
     """
     ways = comparison.ways
-    figure = new_figure(1.4 + 0.46 * len(ways))
+    names = [[shown_name(part, _LONGEST) for part in way.name.split(", ")] for way in ways]
+    row_inches = max(0.46, 0.1 + 0.15 * max(map(len, names)))
+    figure = new_figure(1.4 + row_inches * len(ways))
     accuracy, share, peak, time = figure.subplots(1, 4, sharey=True, width_ratios=(2.6, 1, 1, 1))
     rows = range(len(ways))
     for row, way in enumerate(ways):
@@ -58,7 +61,7 @@ def comparison_figure(comparison: Comparison, *, title: str | None = None) -> Fi
     for axes in (share, peak, time):
         axes.tick_params(labelbottom=False, bottom=False, left=False)
         axes.spines["bottom"].set_visible(False)
-    accuracy.set_yticks(rows, [way.name.replace(", ", "\n") for way in ways])
+    accuracy.set_yticks(rows, list(map("\n".join, names)))
     accuracy.set_ylim(len(ways) - 0.5, -0.5)
     accuracy.margins(x=0.08)
     accuracy.grid(axis="x", color=FAINT, linewidth=0.6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..files.picture import FAINT, INK, new_figure
+from ..files.picture import FAINT, INK, new_figure, shown_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ _WRONG = ("#fee3cb", "#fdbe85", "#D55E00", "#6b2e00")
 _MOST_WITH_SHARES = 10  # classes; beyond, a cell has room for the count alone
 _MOST_WITH_NUMBERS = 24  # classes; beyond, no number would be read in a cell
 _MOST_WITH_NAMES = 120
-_LONGEST_NAME = 24
+_MOST_WITH_LINES = 300  # lines between cells that are narrower would hide what is in them
 _FEWEST_INCHES, _MOST_INCHES = 3.4, 13.0  # side of the matrix
 _LEAST_SCALE = 20.0  # % at the end of the scale of what is wrong: few errors do not look like many
 _BARS_INCHES = 2.2  # of both scales
@@ -46,9 +46,9 @@ def confusion_figure(
         raise ValueError("counts: expected at least one image, got none")
     right = sum(counts[i][i] for i in range(n))
     side = min(max(_FEWEST_INCHES, 0.34 * n if n <= _MOST_WITH_NUMBERS else 0.12 * n), _MOST_INCHES)
-    rows = [f"{_short(name)} ({total:,})" for name, total in zip(classes, totals, strict=True)]
+    rows = [f"{shown_name(name)} ({total:,})" for name, total in zip(classes, totals, strict=True)]
     letters = min(9.0, 0.8 * 72 * side / min(n, _MOST_WITH_NAMES))  # points
-    columns = [_short(name) for name in classes]
+    columns = [shown_name(name) for name in classes]
     # in inches: what names and labels take beside the matrix, and below it
     left, below = (0.5 + max(map(len, names)) * 0.6 * letters / 72 for names in (rows, columns))
     below = below if n > 2 else 0.6
@@ -100,10 +100,10 @@ def _draw_cells(axes: Axes, bars: list[Axes], shares: list[list[float]], n: int)
         bar.outline.set_edgecolor(FAINT)
     axes.set_xlim(-0.5, n - 0.5)
     axes.set_ylim(n - 0.5, -0.5)
-    # lines between cells guide the eye from a name to its row
-    edges, width = np.arange(0.5, n - 1), 0.6 if n <= _MOST_WITH_NUMBERS else 0.25
-    axes.hlines(edges, -0.5, n - 0.5, colors=FAINT, linewidths=width)
-    axes.vlines(edges, -0.5, n - 0.5, colors=FAINT, linewidths=width)
+    if n <= _MOST_WITH_LINES:  # which guide the eye from a name to its row
+        edges, width = np.arange(0.5, n - 1), 0.6 if n <= _MOST_WITH_NUMBERS else 0.25
+        axes.hlines(edges, -0.5, n - 0.5, colors=FAINT, linewidths=width)
+        axes.vlines(edges, -0.5, n - 0.5, colors=FAINT, linewidths=width)
     axes.spines[:].set_color(FAINT)
 
 
@@ -138,9 +138,3 @@ def _name_classes(axes: Axes, rows: list[str], columns: list[str], letters: floa
     axes.tick_params(which="major", labelsize=letters, colors=INK, length=0)
     axes.set_xlabel("taken for", fontsize=9, color=INK)
     axes.set_ylabel("class (images)", fontsize=9, color=INK)
-
-
-def _short(name: str) -> str:
-    # "$" would begin a formula
-    name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
-    return name.replace("$", r"\$")

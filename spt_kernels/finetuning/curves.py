@@ -70,7 +70,7 @@ def training_curves_figure(
         dress(axes)
         axes.set_xlabel(unit)
         locator: Any = axes.xaxis.get_major_locator()
-        locator.set_params(integer=True)
+        locator.set_params(integer=True, min_n_ticks=1)  # no halves of a single epoch
         axes.grid(color=FAINT, linewidth=0.6)
     if title is not None:
         put_heading(figure, title)

@@ -18,16 +18,21 @@ from .run_folder import RunFolder
 
 def load_plan(path: str | Path) -> Plan:
     """Read a plan; `ValueError` if there is no such file, and as `Plan.load`."""
-    if not Path(path).is_file():
-        raise ValueError(f"plan: no such file: {path}")
+    _check_is_file("plan", path)
     return Plan.load(path)
 
 
 def load_sensitivity(path: str | Path) -> Sensitivity:
     """Read a sensitivity; `ValueError` if there is no such file, and as `Sensitivity.load`."""
-    if not Path(path).is_file():
-        raise ValueError(f"sensitivity: no such file: {path}")
+    _check_is_file("sensitivity", path)
     return Sensitivity.load(path)
+
+
+def _check_is_file(what: str, path: str | Path) -> None:
+    if Path(path).is_dir():
+        raise ValueError(f"{what}: expected a file, got the folder {path}")
+    if not Path(path).is_file():
+        raise ValueError(f"{what}: no such file: {path}")
 
 
 def method_of(plan: Plan, name: str | None = None) -> Method:

@@ -122,7 +122,7 @@ def finetune(
             if resume:
                 processes.together(lambda: check_as_begun(folder.read_config() or {}, config))
                 clock.spent = spent_in(folder)
-            for note in setting.notes():
+            for note in setting.training_notes():
                 log.say(note)
             run = Run(
                 setting,

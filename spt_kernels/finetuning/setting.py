@@ -80,8 +80,8 @@ class Setting:
         )
 
     def notes(self) -> list[str]:
-        """What is as asked for and hardly as meant."""
-        train, size = self.splits.train, self.job.recipe.batch_size
+        """What of model and images is as asked for and hardly as meant."""
+        train = self.splits.train
         found = []
         if self.base.weight_notes:
             found.append(f"weights: {'; '.join(self.base.weight_notes)}")
@@ -98,12 +98,17 @@ class Setting:
             named = [name for name, own in counts if own == count]
             if named:
                 found.append(f"{what} of {_some(named)}")
-        if size > len(train):
-            found.append(
-                f"a batch of {size} is more than the {len(train)} training images: an epoch is one "
-                "step"
-            )
         return found
+
+    def training_notes(self) -> list[str]:
+        """As `notes`, and what of the recipe is so."""
+        n_images, size = len(self.splits.train), self.job.recipe.batch_size
+        if size <= n_images:
+            return self.notes()
+        small = (
+            f"a batch of {size} is more than the {n_images} training images: an epoch is one step"
+        )
+        return [*self.notes(), small]
 
 
 def open_setting(

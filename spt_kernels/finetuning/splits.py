@@ -239,4 +239,4 @@ def _read(
 def _no_train_folder(root: Path) -> str:
     if not root.is_dir():
         return f"data: no such folder: {root}"
-    return f"data: {root} has no train/ folder with one folder per class (or give a train_list)"
+    return f"data: {root} has no train/ folder with one folder per class (or give `train_list`)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -77,12 +78,17 @@ CARDS: Mapping[str, Card] = {
 
 
 def card_named(name: str) -> Card:
-    """The card of this name, or the one whose name is part of what torch calls it.
+    """The card of this name, or the one whose name is among the words that torch calls it.
 
     Raises:
         ValueError: there is no figure of such a card.
     """
-    known = [card for own, card in CARDS.items() if own.lower() in name.lower()]
+    known = [
+        # but an L40S is no L4, an RTX A1000 no A100
+        card
+        for own, card in CARDS.items()
+        if re.search(rf"\b{own}(ti)?\b", name, re.IGNORECASE)
+    ]
     if not known:
         raise ValueError(f"card: expected one of {', '.join(CARDS)}, got {name!r}")
     return max(known, key=lambda card: len(card.name))

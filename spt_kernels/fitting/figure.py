@@ -64,7 +64,7 @@ def frontier_figure(
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        axis.set_major_formatter(lambda value, _: f"{value:,.4g}")
     axes.set_xlabel("peak memory of a step, GiB (accounted)")
     axes.set_ylabel("time, of the fastest (modelled)")
     axes.grid(color=FAINT, linewidth=0.6)

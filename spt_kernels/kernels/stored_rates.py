@@ -61,7 +61,7 @@ def read_rates(path: Path) -> dict[str, CardRates]:
         ValueError: it is no file of rates, or a damaged one.
     """
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise ValueError(f"expected the format {FORMAT}")
         return {card: _parse(card, value) for card, value in found["cards"].items()}

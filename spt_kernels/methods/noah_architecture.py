@@ -89,7 +89,7 @@ class NoahArchitecture:
         if not Path(path).is_file():
             raise ValueError(f"architecture: no such file: {os.fspath(path)}")
         try:
-            return cls.from_json(json.loads(Path(path).read_text()))
+            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
 

@@ -84,6 +84,13 @@ def test_help_teaches_by_example(name: str, capsys: pytest.CaptureFixture[str]) 
     assert [line for line in text.splitlines() if line.startswith(" spt-kernels ")] == []
 
 
+def test_no_arguments_show_the_help_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    streams = capsys.readouterr()
+    assert "Usage: spt-kernels" in streams.out + streams.err
+    assert "--help shows the options" not in streams.out + streams.err
+
+
 def test_help_comes_without_torch() -> None:
     code = (
         "import sys\n"
@@ -223,6 +230,16 @@ def test_tables_are_for_people(
         assert max(len(line) for line in lines if str(tuned.parent) not in line) <= 80, arguments
 
 
+def test_a_measurement_speaks_of_no_epochs(
+    place: Path, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*model, "-d", str(place / "data"), "--batch-size", "64"]
+    assert run(["sensitivity", *given, "-o", str(tmp_path / "s"), "--samples", "1"]) == 0
+    said = capsys.readouterr().err
+    assert "measuring sensitivity" in said
+    assert "epoch" not in said
+
+
 def test_sensitivity_then_plans_of_several_budgets(
     place: Path, model: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,9 +362,19 @@ MISTAKES = {
     "not ours": (["inspect", "{data}/train/red/000.png"], "no file of weights"),
     "not a run": (["evaluate", "{data}"], "no task.safetensors"),
     "not a plan": (["plan", "{base}"], "another kind of file"),
+    "a plan of a folder": (["plan", "{data}"], "FILE: expected a file, got the folder {data}"),
+    "no folder of training images": (
+        ["finetune", "-o", "{x}", "{model}", "-d", "{empty}"],
+        "(or give --train-list)",
+    ),
+    "a table of no benchmark": (["benchmark", "table", "{data}"], "spt-kernels: no benchmark in"),
     "not a task": (
         ["merge", "{base}", "-m", "vit_tiny_patch16_224", "-o", "{empty}/m.pt"],
         "{base}",
+    ),
+    "other base weights that are nowhere": (
+        ["evaluate", "{data}", "-w", "{x}/none"],
+        "--weights: no such file: {x}/none",
     ),
     "weights of a whole model": (["evaluate", "{base}", "{model}"], "is a whole model"),
     "merged as what": (["merge", "{base}", "-o", "{x}/m.ckpt"], "--output: expected a name that"),

@@ -24,6 +24,7 @@ CAFE = os.fsdecode(b"caf\xe9")  # as an older disk has it
     ("encoding", "command"),
     [
         ("ascii", ["finetune", "--help"]),
+        ("ascii:surrogateescape", ["finetune", "--help"]),  # of the locale C without UTF-8 mode
         ("cp1252", ["memory", "-m", "resnet10t", "--method", "linear", "-q"]),
     ],
 )

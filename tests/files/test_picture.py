@@ -63,6 +63,18 @@ def test_what_cannot_be_written_leaves_what_was_there(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_letters_that_no_font_has_are_told_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    figure = drawn()
+    figure.suptitle("\u86d9, \u86d9 and \u732b")  # of a font that matplotlib does not bring
+    save_picture(figure, tmp_path / "frog.png")
+    [line] = caplog.messages
+    assert line.startswith(f"{tmp_path / 'frog.png'}: boxes stand for letters")
+    assert set(line.rpartition(": ")[2]) == set("\u86d9\u732b")
+    assert not recwarn.list
+
+
 def test_other_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"as a.png, a.pdf or a.svg, got .*a.gif"):
         save_picture(drawn(), tmp_path / "a.gif")

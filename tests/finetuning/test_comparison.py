@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from spt_kernels.cli import app
 from spt_kernels.finetuning import compare_runs, comparison_figure
+from tests.pictures import assert_nothing_is_cut
 
 JOB: dict[str, Any] = {
     "model": {"name": "vit", "args": {}, "weights": "w.safetensors", "pretrained": False},
@@ -140,6 +142,17 @@ def test_the_picture_holds_every_row(tmp_path: Path) -> None:
     (rings,) = [c for c in accuracy.collections if len(c.get_offsets()) == 2]
     assert [x for x, _ in rings.get_offsets()] == [50, 60]
     figure.savefig(tmp_path / "x.png")
+
+
+def test_names_of_many_lines_stay_apart_in_the_picture(tmp_path: Path) -> None:
+    for i in range(3):
+        weights = "/a/folder/of/a/long/name/" + f"for the base weights, {i}/$w.safetensors"
+        args = {"depth": i, "embed_dim": i, "img_size": i, "num_heads": i, "patch_size": i}
+        run(tmp_path / f"{i}", {}, model={"args": args, "weights": weights}, recipe={"epochs": i})
+    figure = comparison_figure(compare_runs([tmp_path]))
+    assert_nothing_is_cut(figure)
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_the_same_job_and_seed_counts_once(tmp_path: Path) -> None:

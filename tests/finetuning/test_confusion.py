@@ -12,11 +12,11 @@ from tests.pictures import texts
 
 
 def test_counts_and_shares_of_two_classes(tmp_path: Path) -> None:
-    figure = confusion_figure([[45, 5], [0, 50]], ["cat $1", "dog"])
+    figure = confusion_figure([[45, 5], [0, 50]], ["cat $1", "d\udcffg"])  # of a folder
     assert {"45\n90 %", "5\n10 %", "50\n100 %"} == texts(figure)
     axes = figure.axes[0]
     assert axes.get_title() == "95 of 100 images right, 95.0 %"
-    assert [label.get_text() for label in axes.get_yticklabels()] == [r"cat \$1 (50)", "dog (50)"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [r"cat \$1 (50)", "d?g (50)"]
     figure.savefig(tmp_path / "two.png")
     assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
 
@@ -48,6 +48,13 @@ def test_of_very_many_classes_some_are_named() -> None:
     counts = [[2 * (x == y) for x in range(n)] for y in range(n)]
     labels = confusion_figure(counts, [str(i) for i in range(n)]).axes[0].get_yticklabels()
     assert [label.get_text() for label in labels[:3]] == ["0 (2)", "3 (2)", "6 (2)"]
+
+
+@pytest.mark.parametrize(("n", "kinds"), [(100, 2), (500, 0)])
+def test_lines_do_not_hide_cells_that_are_as_narrow(n: int, kinds: int) -> None:
+    counts = [[int(x == y) for x in range(n)] for y in range(n)]
+    axes = confusion_figure(counts, [str(i) for i in range(n)]).axes[0]
+    assert len(axes.collections) == kinds
 
 
 def test_a_class_without_images_is_blank() -> None:

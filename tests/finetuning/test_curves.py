@@ -68,3 +68,12 @@ def test_nothing_is_drawn_of_what_no_run_has() -> None:
         training_curves_figure([])
     with pytest.raises(ValueError, match="at least one epoch"):
         training_curves_figure({"spt-lora": []})
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_epochs_are_whole_numbers(epochs: int) -> None:
+    run = [{"epoch": 1 + place, "train_loss": 1.0} for place in range(epochs)]
+    [axes] = training_curves_figure(run).axes
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert ticks == [1 + place for place in range(epochs)]

@@ -93,10 +93,10 @@ def test_few_images_are_told(tmp_path: Path) -> None:
     base = write_weights(tmp_path / "base.safetensors")
     source = ImageSource(str(tmp_path / "data"), val_share=0.0)
     job = FinetuneJob(base, source, Method("linear"), Recipe(batch_size=64))
-    notes = open_setting(job).notes()
+    notes = open_setting(job).training_notes()
     assert "a single training image of green" in notes
     assert any(note.startswith("a batch of 64 is more than the 8 training") for note in notes)
-    assert open_setting(replace(job, recipe=Recipe(batch_size=8))).notes() == [
+    assert open_setting(replace(job, recipe=Recipe(batch_size=8))).training_notes() == [
         "a single training image of green"
     ]
     with pytest.raises(ValueError, match="train_images: expected at least one of each of the 3"):

@@ -59,12 +59,15 @@ def test_a_call_takes_what_is_longest() -> None:
         ("rtx 4090", "RTX 4090"),
         ("NVIDIA H100 80GB HBM3", "H100"),
         ("NVIDIA A100-SXM4-40GB", "A100"),
+        ("NVIDIA GeForce RTX 3070 Ti", "RTX 3070"),
+        ("rtx 3070ti", "RTX 3070"),
     ],
 )
 def test_names(name: str, card: str) -> None:
     assert card_named(name).name == card
 
 
-def test_an_unknown_card() -> None:
-    with pytest.raises(ValueError, match=r"card: expected one of RTX 3060, .*, got 'abacus'"):
-        card_named("abacus")
+@pytest.mark.parametrize("name", ["abacus", "NVIDIA L40S", "NVIDIA RTX A1000 Laptop GPU"])
+def test_an_unknown_card(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"card: expected one of RTX 3060, .*, got '{name}'"):
+        card_named(name)

@@ -133,5 +133,6 @@ def test_the_picture(fitting: Fitting) -> None:
     [axes] = figure.axes
     assert [line.get_label() for line in axes.get_lines()[:2]] == ["spt", "again"]
     assert min(axes.get_lines()[0].get_ydata()) == 1.0
+    assert axes.yaxis.get_major_formatter()(1024, None) == "1,024"
     with pytest.raises(ValueError, match="ways must hold"):
         frontier_figure({})

@@ -248,9 +248,35 @@ def test_structure_is_a_table_and_dots(runs: Path) -> None:
     assert_nothing_is_cut(figure)
 
 
+@pytest.mark.parametrize("name", ["of a long name that somebody gave it", "$\\sum$ of US$ and A$"])
+@pytest.mark.parametrize("columns", [None, 1])
+def test_any_name_is_shown_whole_or_without_its_middle(
+    name: str, columns: int | None, runs: Path
+) -> None:
+    tasks = {f"a task {name}, {place}": own for place, own in enumerate(six().values())}
+    one, *_ = read_runs([runs], ["spt-lora"]).runs
+    alone = accuracy_by_budget([replace(one, task=f"a task {name}")])
+    shares = task_shares(tasks, "block")
+    figures = (
+        shares_figure(shares, columns=columns),
+        shares_figure({f"a panel {name}, {place}": shares for place in range(3)}, columns=columns),
+        overlap_figure(selection_overlap(tasks), columns=columns),
+        pretraining_figure(variance_over_tasks(dict.fromkeys(tasks, tasks)), columns=columns),
+        budget_figure(alone, columns=columns),
+    )
+    for figure in figures:
+        assert_nothing_is_cut(figure)
+    for figure in figures[:2]:
+        assert [label[-3:] for label in key_of(figure)] == [f", {place}" for place in range(6)]
+
+
 def test_a_title_and_a_width_that_a_paper_has() -> None:
     figure = shares_figure(task_shares(six(), "block"), columns=2, title="CIFAR")
     assert figure.get_suptitle() == "CIFAR"
     assert figure.get_size_inches()[0] == 6.9
-    with pytest.raises(ValueError, match="columns: expected 1 or 2, got 3"):
-        shares_figure(task_shares(six(), "block"), columns=3)
+    for draw in (
+        lambda: shares_figure(task_shares(six(), "block"), columns=3),
+        lambda: overlap_figure(selection_overlap(six()), columns=3),
+    ):
+        with pytest.raises(ValueError, match="columns: expected 1 or 2, got 3"):
+            draw()

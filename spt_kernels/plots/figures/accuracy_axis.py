@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...files.picture import INK
+from ...files.picture import INK, shown_name
 from ..accuracy import AccuracyRow, AccuracyTable
 
 
@@ -12,7 +12,7 @@ def accuracy_title(made: AccuracyTable) -> str:
     """What the accuracies are of, with their unit."""
     text = f"{made.images} accuracy, %"
     if len(made.tasks) == 1:
-        return f"{text}\non {made.tasks[0]}"
+        return f"{text}\non {shown_name(made.tasks[0])}"
     return f"mean {text}\nover {len(made.tasks)} tasks"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..accuracy import AccuracyRow, AccuracyTable
 from .accuracy_axis import WHISKERS, accuracy_title, note_handle, seeds_note, whiskers
-from .paper import finish, paper_figure, put_key, series, short_count
+from .paper import finish, key_columns, paper_figure, put_key, series, short_count, width_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,21 +35,23 @@ def budget_figure(
     for row in made.each:
         lines.setdefault(_named(row.family, row), []).append(row)
     note = seeds_note(made)
-    per_row = 2 if columns == 1 else 4
-    key_lines = -(-(len(lines) + bool(note)) // per_row)
+    labels = [_label(name, rows, made.backbone) for name, rows in lines.items()]
+    names = [*labels, *filter(None, [note])]
+    per_row = key_columns(names, width_of(columns), 2 if columns == 1 else 4)
+    key_lines = -(-len(names) // per_row)
     figure = paper_figure(columns, 2.2 + 0.15 * key_lines + 0.2 * bool(title), title)
     axes = figure.add_subplot()
     handles: list[Any] = []
-    for number, (name, rows) in enumerate(lines.items()):
+    for number, (label, rows) in enumerate(zip(labels, lines.values(), strict=True)):
         if not any(_has_a_place(row, made.backbone) for row in rows):
-            handles.append(_draw_level(axes, rows[0], number))
+            handles.append(_draw_level(axes, rows[0], number, label))
             continue
         handles.append(
             axes.errorbar(
                 [row.trained for row in rows],
                 [100 * row.mean for row in rows],
                 yerr=[whiskers(row) or 0.0 for row in rows] if note else None,
-                label=_named(rows[0].method, rows[0]) if _are_one(rows) else name,
+                label=label,
                 **{**series(number), "markersize": 4.0},
                 **WHISKERS,
             )
@@ -66,9 +68,13 @@ def _named(name: str, row: AccuracyRow) -> str:
     return f"{name}, {' and '.join(row.chosen)} chosen" if row.chosen else name
 
 
-def _are_one(rows: Sequence[AccuracyRow]) -> bool:
-    """Whether all are of one method, and not of a family of sizes."""
-    return len({row.method for row in rows}) == 1
+def _label(name: str, rows: Sequence[AccuracyRow], backbone: int) -> str:
+    """What the key calls the line of these rows, or their level: a family, or its one method."""
+    first = rows[0]
+    if not any(_has_a_place(row, backbone) for row in rows):
+        return f"{first.method} ({short_count(first.trained)})" if first.trained else first.method
+    is_one = len({row.method for row in rows}) == 1
+    return _named(first.method, first) if is_one else name
 
 
 def _has_a_place(row: AccuracyRow, backbone: int) -> bool:
@@ -76,10 +82,9 @@ def _has_a_place(row: AccuracyRow, backbone: int) -> bool:
     return 0 < row.trained < backbone / 2
 
 
-def _draw_level(axes: Axes, row: AccuracyRow, number: int) -> Any:
+def _draw_level(axes: Axes, row: AccuracyRow, number: int, label: str) -> Any:
     look = {name: series(number)[name] for name in ("color", "linestyle")}
-    size = f" ({short_count(row.trained)})" if row.trained else ""
-    return axes.axhline(100 * row.mean, label=f"{row.method}{size}", linewidth=0.8, **look)
+    return axes.axhline(100 * row.mean, label=label, linewidth=0.8, **look)
 
 
 def _scale_parameters(axes: Axes, trained: list[float]) -> None:

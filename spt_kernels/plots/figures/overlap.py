@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ...files.picture import COLOURS, INK
+from ...files.picture import COLOURS, INK, shown_name
 from ..overlap import SelectionOverlap
-from .paper import LETTERS, SMALL, WIDTHS, finish, paper_figure
+from .paper import LETTERS, SMALL, finish, paper_figure, width_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ONE_COLUMN = 7  # tasks
+_LEAST_CELL = 0.22  # inches, or two columns are taken
 _BAR = 0.75  # inches beside the matrix
 _LEAST = 2.0  # times chance, at the ends of the scale: what is like chance does not look unlike it
 
@@ -28,13 +29,14 @@ def overlap_figure(
 
     Args:
         made: of `selection_overlap`.
-        columns: of a paper, 1 or 2; by default 1 for up to seven tasks.
+        columns: of a paper, 1 or 2; by default 1 for up to seven tasks whose names are short.
         title: above it.
     """
-    n = len(made.tasks)
-    columns = columns or (1 if n <= _ONE_COLUMN else 2)
-    names = 0.1 + max(map(len, made.tasks)) * 0.6 * SMALL / 72  # inches of the longest name
-    width = WIDTHS[columns]
+    n, tasks = len(made.tasks), [shown_name(task) for task in made.tasks]
+    names = 0.1 + max(map(len, tasks)) * 0.6 * SMALL / 72  # inches of the longest name
+    is_narrow = n <= _ONE_COLUMN and n * _LEAST_CELL <= width_of(1) - names - _BAR
+    columns = columns or (1 if is_narrow else 2)
+    width = width_of(columns)
     side, below = width - names - _BAR, names + 0.2
     height = side + below + 0.05 + 0.25 * bool(title)
     figure = paper_figure(columns, height, title)
@@ -64,8 +66,8 @@ def overlap_figure(
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=min(SMALL, max(letters, 0.75 * cell)))
-    axes.set_xticks(range(n), made.tasks, rotation=90)
-    axes.set_yticks(range(n), made.tasks)
+    axes.set_xticks(range(n), tasks, rotation=90)
+    axes.set_yticks(range(n), tasks)
     axes.set_xlabel("below: shared, %   above: × chance")
     _put_bar(figure, bar, scale)
     return figure

@@ -14,7 +14,16 @@ if TYPE_CHECKING:
 WIDTHS = {1: 3.3, 2: 6.9}  # inches of so many columns
 LETTERS, SMALL = 7.5, 7.0  # points
 _DPI = 300
+LONGEST = 28  # letters of a name in a key, of which panels beside one another may have one each
+_KEY = {"handlelength": 2.2, "columnspacing": 1.2, "handletextpad": 0.5}  # in letters
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def width_of(columns: int) -> float:
+    """Inches of so many columns of a paper; `ValueError` for other than 1 or 2."""
+    if columns not in WIDTHS:
+        raise ValueError(f"columns: expected 1 or 2, got {columns}")
+    return WIDTHS[columns]
 
 
 def paper_figure(columns: int, height: float, title: str | None = None) -> Figure:
@@ -24,9 +33,7 @@ def paper_figure(columns: int, height: float, title: str | None = None) -> Figur
         ValueError: columns other than 1 or 2.
         MissingExtra: matplotlib is not installed.
     """
-    if columns not in WIDTHS:
-        raise ValueError(f"columns: expected 1 or 2, got {columns}")
-    figure = new_figure(height, WIDTHS[columns])
+    figure = new_figure(height, width_of(columns))
     figure.set_dpi(_DPI)
     if title:
         figure.suptitle(title, fontsize=LETTERS + 1, color=INK)
@@ -54,10 +61,29 @@ def finish(*every: Axes, grid: Literal["x", "y", "both"] = "y") -> None:
     """Give axes their lines and letters."""
     dress(*every, letters=SMALL)
     for axes in every:
-        axes.title.set(fontsize=LETTERS, color=INK)
         axes.tick_params(width=0.6, length=2.5)
         axes.spines[:].set_linewidth(0.6)
         axes.grid(axis=grid, color=FAINT, linewidth=0.5)
+
+
+def key_columns(names: Sequence[str], width: float, most: int) -> int:
+    """In how many columns, `most` at most, a key of such names goes into so many inches."""
+    import numpy as np
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    letters = FontProperties(size=SMALL)
+    name_widths = [
+        text_to_path.get_text_width_height_descent(name, letters, ismath=False)[0] for name in names
+    ]
+    mark = SMALL * (_KEY["handlelength"] + _KEY["handletextpad"])
+    between = SMALL * _KEY["columnspacing"]
+    for columns in range(min(most, len(names)), 1, -1):
+        # as a key is filled: column by column
+        widest = [max(part) for part in np.array_split(name_widths, columns)]
+        if sum(widest) + columns * (mark + between) <= 72 * width:
+            return columns
+    return 1
 
 
 def put_key(target: Axes | Figure, handles: Sequence[Any], columns: int) -> None:
@@ -70,10 +96,8 @@ def put_key(target: Axes | Figure, handles: Sequence[Any], columns: int) -> None
         "frameon": False,
         "fontsize": SMALL,
         "labelcolor": INK,
-        "handlelength": 2.2,
-        "columnspacing": 1.2,
-        "handletextpad": 0.5,
         "borderaxespad": 0.3,
+        **_KEY,
     }
     if isinstance(target, Figure):
         target.legend(loc="outside lower center", **look)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...files.picture import INK, LINE_COLOURS, put_title
+from ...files.picture import INK, LINE_COLOURS, put_title, shown_name
 from ..variance import TaskVariance
 from .block_axis import mark_blocks, places_of
-from .paper import finish, paper_figure, put_key, series
+from .paper import LETTERS, LONGEST, finish, key_columns, paper_figure, put_key, series, width_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,10 @@ def pretraining_figure(
     """
     columns = columns or 2
     is_high = columns == 1
-    figure = paper_figure(columns, (3.7 if is_high else 2.1) + 0.2 * bool(title), title)
+    names = [shown_name(name, LONGEST) for name in made.by_block]
+    per_row = key_columns(names, width_of(columns), 3)
+    below = 0.15 * (-(-len(names) // per_row) - 1)  # inches of a key's further lines
+    figure = paper_figure(columns, (3.7 if is_high else 2.1) + below + 0.2 * bool(title), title)
     blocks, operations = figure.subplots(*((2, 1) if is_high else (1, 2)))
     shown = [
         place
@@ -46,13 +49,12 @@ def pretraining_figure(
         operations.tick_params(axis="x", rotation=90)
     for axes in (blocks, operations) if is_high else (blocks,):
         axes.set_ylabel(f"variance over {len(made.tasks)} tasks,\n(% points)²")
-    put_title(blocks, "share of each block")
-    put_title(operations, "share of each operation")
+    put_title(blocks, "share of each block", LETTERS)
+    put_title(operations, "share of each operation", LETTERS)
     for axes in (blocks, operations):
         axes.set_ylim(bottom=0)
-        axes.title.set_fontsize(7.5)
     if len(handles) > 1:
-        put_key(figure, handles, min(len(handles), 3))
+        put_key(figure, handles, per_row)
     return figure
 
 
@@ -66,7 +68,7 @@ def _draw_lines(axes: Axes, made: TaskVariance, shown: Sequence[int]) -> list[An
         for places in (inside, outside):
             line = axes.plot([at[p] for p in places], [own[p] for p in places], **look)
             handles += line if places is inside else []
-        handles[-1].set_label(name)
+        handles[-1].set_label(shown_name(name, LONGEST))
     return handles
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..accuracy import AccuracyRow, AccuracyTable, labels
 from .accuracy_axis import WHISKERS, accuracy_title, note_handle, seeds_note, whiskers
-from .paper import finish, paper_figure, put_key, series
+from .paper import finish, key_columns, paper_figure, put_key, series, width_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +28,9 @@ def samples_figure(
     for label, row in zip(labels(made.each, but=("samples",)), made.each, strict=True):
         lines.setdefault(label, []).append(row)
     note = seeds_note(made)
-    figure = paper_figure(columns or 1, 2.1 + 0.15 * len(lines) + 0.2 * bool(title), title)
+    columns = columns or 1
+    per_row = key_columns([*lines, *filter(None, [note])], width_of(columns), 2)
+    figure = paper_figure(columns, 2.1 + 0.15 * len(lines) + 0.2 * bool(title), title)
     axes = figure.add_subplot()
     handles: list[Any] = []
     for number, (label, rows) in enumerate(lines.items()):
@@ -51,5 +53,5 @@ def samples_figure(
     axes.set_xlabel("samples that sensitivities are measured on")
     axes.set_ylabel(accuracy_title(made))
     axes.margins(x=0.08, y=0.15)
-    put_key(figure, [*handles, *([note_handle(note)] if note else [])], 2)
+    put_key(figure, [*handles, *([note_handle(note)] if note else [])], per_row)
     return figure

@@ -6,10 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...files.picture import put_title
+from ...files.picture import put_title, shown_name
 from ..shares import TaskShares
 from .block_axis import mark_blocks, places_of
-from .paper import finish, paper_figure, put_key, series, short_count
+from .paper import (
+    LETTERS,
+    LONGEST,
+    finish,
+    key_columns,
+    paper_figure,
+    put_key,
+    series,
+    short_count,
+    width_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +54,9 @@ def shares_figure(
     down = -(-len(panels) // across)
     # one key for all where all are of the same tasks, else one below each
     is_shared = len({tuple(panel.tasks) for panel in panels}) == 1
-    per_row = (6 if across > 1 else 3) if is_shared else (2 if across == 3 else 3)
+    most = (6 if across > 1 else 3) if is_shared else (2 if across == 3 else 3)
+    width = width_of(columns) / (1 if is_shared else across)
+    per_row = min(key_columns(panel.names, width, most) for panel in panels)
     key = 0.15 * -(-max(len(panel.tasks) for panel in panels) // per_row)  # inches
     height = key + down * _PANEL if is_shared else down * (key + _PANEL)
     figure = paper_figure(columns, height + 0.2 * bool(title), title)
@@ -70,11 +82,16 @@ class _Panel:
     own: TaskShares
     tasks: list[str]
 
+    @property
+    def names(self) -> list[str]:
+        """Of the tasks, as its key has them."""
+        return [shown_name(task, LONGEST) for task in self.tasks]
+
     def draw(self, axes: Axes, room: int) -> list[Any]:
         """The lines of its tasks, which come back for the key; `room` for names of places."""
         handles = _draw(axes, self.own, self.tasks)
         if self.name:
-            put_title(axes, self.name)
+            put_title(axes, shown_name(self.name, LONGEST), LETTERS)
         finish(axes)
         _name_places(axes, self.own, room)
         return handles
@@ -96,7 +113,7 @@ def _draw(axes: Axes, own: TaskShares, tasks: list[str]) -> list[Any]:
         for numbers in (inside, outside):
             line = axes.plot([at[x] for x in numbers], [percent[x] for x in numbers], **look)
             handles += line if numbers is inside else []
-        handles[-1].set_label(task)
+        handles[-1].set_label(shown_name(task, LONGEST))
     return handles
 
 

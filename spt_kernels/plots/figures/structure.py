@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...files.picture import INK, LINE_COLOURS
+from ...files.picture import INK, LINE_COLOURS, shown_name
 from ...methods.method import entry_of
 from ..accuracy import AccuracyRow, AccuracyTable, labels
 from .accuracy_axis import WHISKERS, seeds_note, whiskers
@@ -45,7 +45,8 @@ def structure_figure(
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("accuracy, %")
-    over = made.tasks[0] if len(made.tasks) == 1 else f"mean over {len(made.tasks)} tasks"
+    n_tasks = len(made.tasks)
+    over = shown_name(made.tasks[0]) if n_tasks == 1 else f"mean over {n_tasks} tasks"
     note = "\n".join(filter(None, (f"{made.images} images, {over}", seeds_note(made))))
     figure.supxlabel(note, fontsize=SMALL, color=INK)
     table.set_yticks(range(len(names)), names)
