@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from ..optim.groups import check_no_amsgrad
 from .pinned_tensors import PinnedTensors
 
 _MEANS = ("exp_avg", "exp_avg_sq")
@@ -103,7 +104,7 @@ class OffloadedAdamW(torch.optim.AdamW):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As any optimizer does; the state of the parameters is made at once."""
-        _refuse_amsgrad([param_group])
+        check_no_amsgrad([param_group], type(self).__name__)
         super().add_param_group(param_group)
         self._put_on_host(self.param_groups[-1])
 
@@ -113,7 +114,7 @@ class OffloadedAdamW(torch.optim.AdamW):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Put on the host what was loaded; what is refused leaves all as it is."""
-        _refuse_amsgrad(state["param_groups"])
+        check_no_amsgrad(state["param_groups"], type(self).__name__)
         super().__setstate__(state)
         self._pieces, self._sides = [], {}
         for group in self.param_groups:
@@ -204,7 +205,7 @@ class OffloadedAdamW(torch.optim.AdamW):
         left = 0
         for param in params:
             left -= 2 * param.nbytes
-            if left < 0 or param.device != portions[-1][-1].device:
+            if not portions or left < 0 or param.device != portions[-1][-1].device:
                 portions.append([])
                 left = self._piece_bytes - 2 * param.nbytes
             portions[-1].append(param)
@@ -235,8 +236,3 @@ class OffloadedAdamW(torch.optim.AdamW):
                     f"OffloadedAdamW was made when its parameters were on {home}, and they are on "
                     f"{piece.params[0].device}: make it after they are moved"
                 )
-
-
-def _refuse_amsgrad(groups: Iterable[dict[str, Any]]) -> None:
-    if any(group.get("amsgrad") for group in groups):
-        raise ValueError("amsgrad: expected False, OffloadedAdamW keeps two means alone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -76,3 +77,9 @@ def check_not_negative(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not float(value) >= 0:
         raise ValueError(f"{name} must be at least 0, got {value}")
+
+
+def check_no_amsgrad(groups: Iterable[dict[str, Any]], kind: str) -> None:
+    """Raise where groups, as from a state dict of torch's, ask an optimizer for a third mean."""
+    if any(group.get("amsgrad") for group in groups):
+        raise ValueError(f"amsgrad: expected False, {kind} keeps two means alone")

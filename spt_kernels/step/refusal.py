@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,8 +19,6 @@ RAGGED = ("error", "eager")
 def check_arguments(
     batch: Any,
     loss_fn: Callable[..., Any] | None,
-    accumulate: int,
-    clip_grad: float | None,
     ragged: str,
 ) -> dict[int | str, Tensor]:
     """The batch by place or by name; raise for an argument that nothing could be made of."""
@@ -39,10 +36,6 @@ def check_arguments(
             "batch: expected tensors, as (images, labels), or a mapping to such, got "
             f"{type(batch).__name__}"
         )
-    if not isinstance(accumulate, int) or accumulate < 1:
-        raise ValueError(f"accumulate: expected a whole number above zero, got {accumulate!r}")
-    if clip_grad is not None and not (clip_grad > 0 and math.isfinite(clip_grad)):
-        raise ValueError(f"clip_grad: expected a number above zero, got {clip_grad}")
     if ragged not in RAGGED:
         raise ValueError(f"ragged: expected one of {', '.join(RAGGED)}, got {ragged!r}")
     return made

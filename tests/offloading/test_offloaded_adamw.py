@@ -126,6 +126,15 @@ def test_parameters_without_gradients_stay() -> None:
     assert_same(([], values_of(model)), ([], values_of(other)))
 
 
+def test_parameters_without_elements_may_come_first() -> None:
+    weights = [nn.Parameter(torch.ones(0, 3)), nn.Parameter(torch.ones(2))]
+    optimizer = spt.OffloadedAdamW(weights, lr=0.5)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert weights[1].tolist() == pytest.approx([0.495, 0.495])
+
+
 def test_it_is_accounted_for() -> None:
     model = tiny_vit(depth=4, width=96)
     usual, less = (
