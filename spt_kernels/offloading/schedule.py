@@ -25,6 +25,10 @@ class Block(Protocol):
         """Give the memory back unless a call needs it."""
         ...
 
+    def end_interrupted(self) -> None:
+        """No forward of this thread is running."""
+        ...
+
 
 class BlockCall(Protocol):
     """One call of a block, whose backward may be running."""
@@ -58,7 +62,11 @@ class Schedule:
 
     def begin_model(self, *_: Any) -> None:
         """A hook before the model: the first block comes while what is before it computes."""
-        if self._order and self._ahead and not in_backward():
+        if in_backward():
+            return
+        for block in self._order:
+            block.end_interrupted()
+        if self._order and self._ahead:
             self._end_leftovers()
             self._fetch_ahead(self._order[:1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
@@ -55,10 +56,10 @@ class Matrix(NamedTuple):
 class Call:
     """One call of a streamed block, from its forward to the end of its backward."""
 
-    __slots__ = ("_block", "in_backward", "kind", "n_inputs", "n_left")
+    __slots__ = ("_block", "in_backward", "kind", "n_inputs", "n_left", "thread")
 
     def __init__(self, block: StreamedBlock, kind: Kind) -> None:
-        self._block, self.kind = block, kind
+        self._block, self.kind, self.thread = block, kind, threading.get_ident()
         self.in_backward = False
         self.n_inputs = self.n_left = 0  # inputs with a gradient, and those whose is still to come
 
@@ -69,6 +70,11 @@ class Call:
 
     def begin_backward(self, *_: Any) -> None:
         """A hook before each node that the backward may enter the block by."""
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{self._block.name} is offloaded and has first derivatives only "
+                "(create_graph=False): bring it back with spt.offload(model, 'nothing')"
+            )
         if not self.in_backward:
             self.in_backward, self.n_left = True, self.n_inputs
             self._block.begin_backward(self)
@@ -193,6 +199,13 @@ class StreamedBlock:
             self._held.remove(call)
             self.give_up()
 
+    def end_interrupted(self) -> None:
+        """Forwards of this thread that Ctrl-C has ended, which passes hooks by, are over."""
+        own = threading.get_ident()
+        for call in [call for call in self._running if call.thread == own]:
+            self._running.remove(call)
+            self.drop(call)
+
     def give_up(self) -> None:
         """Give the memory back unless a call needs it."""
         if not self._held:
@@ -226,7 +239,8 @@ class StreamedBlock:
             host = self._masters.on_host
             pairs = zip(self._is_cast, host, strict=True)
             dtypes = [kind if is_cast else tensor.dtype for is_cast, tensor in pairs]
-            self._pinned[kind] = PinnedTensors(host, dtypes, self.device, self._side)
+            with torch.inference_mode(False):  # whoever evaluates first may train afterwards
+                self._pinned[kind] = PinnedTensors(host, dtypes, self.device, self._side)
             self._versions[kind] = versions
         return self._pinned[kind]
 

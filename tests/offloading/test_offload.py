@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -238,6 +239,18 @@ def test_a_graph_is_gone_through_twice() -> None:
     assert there(model) == []
 
 
+def test_second_derivatives_are_refused() -> None:
+    model = tuned("bias")
+    spt.offload(model)
+    images, labels = tiny_batch()
+    loss = F.cross_entropy(model(images.requires_grad_()), labels)
+    with pytest.raises(
+        RuntimeError, match=r"blocks\.2 is offloaded and has first derivatives only"
+    ):
+        torch.autograd.grad(loss, images, create_graph=True)
+    loss.backward()
+
+
 def test_a_backward_may_begin_within_a_block() -> None:
     found = []
     for is_offloaded in (False, True):
@@ -336,20 +349,32 @@ def test_inference() -> None:
     assert_same(train(model.train(), steps=1), train(other.train(), steps=1))
 
 
-def test_a_forward_that_fails_leaves_nothing_there() -> None:
-    expected = train(tuned("spt-lora"))
+def test_training_may_follow_inference_under_autocast() -> None:
+    model, other = tuned("spt-lora").eval(), tuned("spt-lora").eval()
+    spt.offload(model)
+    with torch.inference_mode():
+        assert torch.equal(*(loss_of(each, 0, autocast=True) for each in (model, other)))
+    found = (train(each.train(), steps=1, autocast=True) for each in (model, other))
+    assert_same(*found)
+
+
+@pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
+def test_a_forward_that_fails_leaves_nothing_there(error: type[BaseException]) -> None:
+    expected = train(tuned("spt-lora"), autocast=True)
     model = tuned("spt-lora")
     spt.offload(model)
 
     def fail(*_: Any) -> None:
-        raise ArithmeticError
+        raise error
 
     hook = model.blocks[1].mlp.register_forward_hook(fail)  # type: ignore[index,union-attr]
-    with pytest.raises(ArithmeticError):
+    with pytest.raises(error):
         loss_of(model, 0)
     hook.remove()
-    assert set(there(model)) <= {"blocks.2"}  # ahead
-    assert_same(train(model), expected)
+    if error is ArithmeticError:
+        assert set(there(model)) <= {"blocks.2"}  # ahead
+    assert_same(train(model, autocast=True), expected)
+    assert there(model) == []
 
 
 def test_a_backward_that_fails_is_over_with_the_next_forward() -> None:
