@@ -164,6 +164,30 @@ def test_a_forward_that_fails_leaves_no_hook_behind(error: type[BaseException]) 
         assert hooks_in_use() is None
 
 
+@pytest.mark.parametrize("following", ["without it", "another", "inference"])
+def test_an_interrupted_forward_is_over_for_all_that_follows(following: str) -> None:
+    model = tiny_vit().train()
+    plain = take_step(model, BATCH)
+    recompute(model, "block")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    handle = model.blocks[1].mlp.fc2.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(BATCH[0])
+    handle.remove()
+    if following == "inference":
+        with torch.no_grad():
+            model(BATCH[0])
+    else:
+        if following == "another":
+            model = tiny_vit().train()
+        recompute(model, "nothing")
+        assert take_step(model, BATCH).is_same_as(plain)
+    assert hooks_in_use() is None
+
+
 @pytest.mark.parametrize("name", ["weight", "bias"])
 def test_a_layer_that_is_edited_before_the_backward_is_an_error(name: str) -> None:
     model = tiny_vit().train()
