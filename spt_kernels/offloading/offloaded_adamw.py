@@ -30,6 +30,23 @@ class Piece(NamedTuple):
         return list(zip(tensors[::2], tensors[1::2], strict=True))
 
 
+class LoadedMean:
+    """A mean of a state dict, hidden from torch, which would put it on the device of its parameter.
+
+    Args:
+        value: of the mean, anywhere.
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Tensor) -> None:
+        self._value = value
+
+    def for_parameter(self, param: Tensor) -> Tensor:
+        """In the dtype that torch would give it."""
+        return self._value.to(param.dtype) if param.is_floating_point() else self._value
+
+
 class OffloadedAdamW(torch.optim.AdamW):
     """`torch.optim.AdamW` whose state is in pinned memory of the host between steps; the same bits.
 
@@ -107,6 +124,14 @@ class OffloadedAdamW(torch.optim.AdamW):
         check_no_amsgrad([param_group], type(self).__name__)
         super().add_param_group(param_group)
         self._put_on_host(self.param_groups[-1])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As any optimizer does; on the device there need be no room for the means meanwhile."""
+        states = {
+            key: {n: LoadedMean(v) if n in _MEANS else v for n, v in state.items()}
+            for key, state in state_dict["state"].items()
+        }
+        super().load_state_dict({**state_dict, "state": states})
 
     def __getstate__(self) -> dict[str, Any]:
         """As any optimizer does."""
@@ -215,12 +240,7 @@ class OffloadedAdamW(torch.optim.AdamW):
         state = self.state[param]
         if not state:
             state["step"] = torch.zeros((), device=param.device if group["fused"] else "cpu")
-        return [
-            state[name]
-            if name in state
-            else torch.zeros_like(param, device="cpu", memory_format=torch.preserve_format)
-            for name in _MEANS
-        ]
+        return [_mean_of(param, state.get(name)) for name in _MEANS]
 
     def _check(self, pieces: list[Piece]) -> None:
         for param in chain.from_iterable(piece.params for piece in pieces):
@@ -236,3 +256,9 @@ class OffloadedAdamW(torch.optim.AdamW):
                     f"OffloadedAdamW was made when its parameters were on {home}, and they are on "
                     f"{piece.params[0].device}: make it after they are moved"
                 )
+
+
+def _mean_of(param: Tensor, held: Tensor | LoadedMean | None) -> Tensor:
+    if held is None:
+        return torch.zeros_like(param, device="cpu", memory_format=torch.preserve_format)
+    return held.for_parameter(param) if isinstance(held, LoadedMean) else held

@@ -100,6 +100,19 @@ def test_state_goes_to_torchs_adamw_and_comes_back() -> None:
             theirs.load_state_dict(saved[0])
 
 
+def test_a_state_is_loaded_past_the_device() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    theirs = torch.optim.AdamW([weight])
+    weight.grad = torch.ones(3)
+    theirs.step()
+    elsewhere = nn.Parameter(torch.ones(3, dtype=torch.bfloat16, device="meta"))
+    optimizer = spt.OffloadedAdamW([elsewhere])
+    optimizer.load_state_dict(theirs.state_dict())  # what were on `meta` once would be lost
+    for name in ("exp_avg", "exp_avg_sq"):
+        found, expected = optimizer.state[elsewhere][name], theirs.state[weight][name]
+        assert torch.equal(found, expected.bfloat16())
+
+
 def test_a_copy_goes_on_by_itself() -> None:
     model = tuned("full")
     optimizer = offloaded(model)
