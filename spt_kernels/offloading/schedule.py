@@ -102,6 +102,12 @@ class Schedule:
         before = reversed(self._order[max(0, place - self._ahead) : place])
         self._fetch_ahead([block for block in before if block.has_backward])
 
+    def end(self) -> None:
+        """Let go of all blocks, which have this: their memory is not to wait for the collector."""
+        self._entered.clear()
+        self._place.clear()
+        self._order, self._fetched, self._resting = [], [], None
+
     def _task(self) -> int:
         """The number of the backward that is running, the end of which is told from then on."""
         task = torch._C._current_graph_task_id()

@@ -252,6 +252,7 @@ class StreamedBlock:
         """Take the hooks away, and give the parameters these values; None: those on the host."""
         self._held.clear()
         self.give_up()
+        self._schedule.end()
         for hook in self._hooks:
             hook.remove()
         for _, delta in self.deltas():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -167,6 +169,27 @@ def test_weights_for_which_there_is_no_room_stay_on_the_host(
         spt.unload(model)
     assert blocks_on_host(model) == blocks
     assert_same(train(model), train(other))
+
+
+def test_memory_of_the_host_goes_without_the_garbage_collector(tmp_path: Path) -> None:
+    model = tuned("spt-lora")
+    spt.offload(model)
+    uses = (lambda: spt.save_delta(model, tmp_path / "task"), lambda: spt.offload(model, "nothing"))
+    gc.collect()
+    gc.disable()
+    try:
+        for use in uses:
+            loss_of(model, 0, autocast=True).backward()
+            held = [
+                weakref.ref(pinned)
+                for block in blocks_on_host(model)
+                for pinned in block._pinned.values()
+            ]
+            assert len(held) == 2 * DEPTH
+            use()
+            assert not any(ref() for ref in held)
+    finally:
+        gc.enable()
 
 
 def test_training_goes_on_after_a_change_of_mind() -> None:
