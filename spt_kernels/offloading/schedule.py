@@ -26,7 +26,7 @@ class Block(Protocol):
         ...
 
     def end_interrupted(self) -> None:
-        """No forward of this thread is running."""
+        """Forwards that Ctrl-C has ended need the values no more."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import sys
 import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_iter
 
 from ..layers import SparseDelta, plain_class
 from ..layers.delta_holder import DeltaHolder
+from ..layers.running import Running
 from ..layers.sparse_delta import write_into
 from ..layers.written_state import WrittenState
 from .pinned_tensors import PinnedTensors
@@ -56,10 +57,11 @@ class Matrix(NamedTuple):
 class Call:
     """One call of a streamed block, from its forward to the end of its backward."""
 
-    __slots__ = ("_block", "in_backward", "kind", "n_inputs", "n_left", "thread")
+    __slots__ = ("_block", "in_backward", "kind", "n_inputs", "n_left", "running")
 
-    def __init__(self, block: StreamedBlock, kind: Kind) -> None:
-        self._block, self.kind, self.thread = block, kind, threading.get_ident()
+    def __init__(self, block: StreamedBlock, kind: Kind, running: Running) -> None:
+        self._block, self.kind = block, kind
+        self.running: Running | None = running  # its forward
         self.in_backward = False
         self.n_inputs = self.n_left = 0  # inputs with a gradient, and those whose is still to come
 
@@ -200,9 +202,8 @@ class StreamedBlock:
             self.give_up()
 
     def end_interrupted(self) -> None:
-        """Forwards of this thread that Ctrl-C has ended, which passes hooks by, are over."""
-        own = threading.get_ident()
-        for call in [call for call in self._running if call.thread == own]:
+        """Forwards that Ctrl-C has ended, which passes hooks by, need the values no more."""
+        for call in [c for c in self._running if c.running is not None and c.running.is_over()]:
             self._running.remove(call)
             self.drop(call)
 
@@ -273,7 +274,7 @@ class StreamedBlock:
                 f"{self.name} is offloaded, which torch.compile cannot trace: bring it back with "
                 "spt.offload(model, 'nothing')"
             )
-        call = Call(self, self._kind_now())
+        call = Call(self, self._kind_now(), Running(sys._getframe(1)))
         self._running.append(call)
         self._hold(call)
         self._schedule.begin_forward(self)
@@ -286,6 +287,7 @@ class StreamedBlock:
         if not self._running:
             return  # another hook has failed before ours
         call = self._running.pop()
+        call.running = None  # which holds on to what is called
         outputs = list(_followed(output))
         for made in outputs:
             made.grad_fn.register_prehook(call.begin_backward)  # type: ignore[union-attr]
@@ -310,6 +312,7 @@ class StreamedBlock:
                 made.grad_fn.register_prehook(self._running[-1].begin_backward)  # type: ignore[union-attr]
 
     def _before_state_dict(self, owner: nn.Module, prefix: str, keep_vars: bool) -> None:
+        self.end_interrupted()  # whose values may be rounded to 16 bits
         for n, delta in self.deltas():
             if self.matrices[n].owner is owner:
                 write_into(delta, self._masters.on_host[n])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import weakref
-from types import FrameType
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..layers.recording import Recording, recording_in_use, unpack
+from ..layers.running import Running
 from .attention import attention_of
 from .call import Call, Hooks, NormCall, tensors_in
 from .conditions import Conditions, NotRecomputable
@@ -81,7 +80,7 @@ class Frame(Recording):
         self._places: list[tuple[int, int]] = []  # likewise, storage and offset
         self._by_storage: dict[int, tuple[weakref.ref[Any], int, Slot]] = {}
         self._notes: list[Any] = []
-        self._caller: FrameType | None = None  # Python's, while the forward runs in it
+        self._running: Running | None = None
         self._is_over = False
 
     # ---- the forward
@@ -142,13 +141,9 @@ class Frame(Recording):
         """Whether something that shares the storage of `x` was saved here, so that `x` is free."""
         return self._saved_in(x.untyped_storage(), x._version) is not None
 
-    def begin(self, caller: FrameType) -> None:
-        """From here on, what this thread saves goes through this frame.
-
-        Args:
-            caller: what is to run the forward.
-        """
-        self._caller = caller
+    def begin(self, running: Running) -> None:
+        """From here on, what this thread saves goes through this frame."""
+        self._running = running
         torch._C._autograd._push_saved_tensors_default_hooks(self.pack, unpack)
 
     def abandon(self) -> None:
@@ -156,14 +151,11 @@ class Frame(Recording):
         torch._C._autograd._pop_saved_tensors_default_hooks()
         self._by_storage.clear()
         self._given.clear()
-        self._entry = self._caller = None
+        self._entry = self._running = None
 
     def is_running(self) -> bool:
-        """Whether this is called from within the forward."""
-        above: FrameType | None = sys._getframe()
-        while above is not None and above is not self._caller:
-            above = above.f_back
-        return above is not None
+        """Whether the forward is."""
+        return self._running is not None and not self._running.is_over()
 
     def end(self, output: Any) -> None:
         """The forward is over: settle what is made again.

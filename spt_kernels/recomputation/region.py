@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
 
 from ..layers.recording import recording_in_use
+from ..layers.running import Running
 from .call import NormCall
 from .frame import Frame, drop_interrupted
 from .packed import unobserved
@@ -62,7 +63,7 @@ class Region:
                 "cannot be drawn again in a CUDA graph: leave this block out of spt.recompute, or "
                 "train it without these"
             )
-        frame.begin(sys._getframe(1))
+        frame.begin(Running(sys._getframe(1)))
 
     def close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After a forward, one that has failed too."""

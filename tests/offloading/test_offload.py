@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -192,6 +193,16 @@ def test_memory_of_the_host_goes_without_the_garbage_collector(tmp_path: Path) -
         gc.enable()
 
 
+def test_a_state_dict_of_several_dtypes_can_be_saved() -> None:
+    model = tuned("linear")
+    model.blocks[0].mlp.bfloat16()  # type: ignore[index,union-attr]
+    spt.offload(model)
+    expected, file = values_of(model), io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    assert_same(([], torch.load(file)), ([], expected))
+
+
 def test_training_goes_on_after_a_change_of_mind() -> None:
     model, other = tuned("spt-unstructured"), tuned("spt-unstructured")
     optimizer, reference = sparse(model), sparse(other)
@@ -379,6 +390,23 @@ def test_training_may_follow_inference_under_autocast() -> None:
         assert torch.equal(*(loss_of(each, 0, autocast=True) for each in (model, other)))
     found = (train(each.train(), steps=1, autocast=True) for each in (model, other))
     assert_same(*found)
+
+
+def test_a_state_dict_has_whole_values_after_ctrl_c() -> None:
+    model = tuned("spt-lora")
+    spt.offload(model)
+    expected, seen = values_of(model), []
+
+    def interrupt(*_: Any) -> None:
+        seen.append(model.blocks[1].state_dict())  # type: ignore[index,union-attr]
+        raise KeyboardInterrupt
+
+    model.blocks[1].mlp.fc2.register_forward_pre_hook(interrupt)  # type: ignore[index,union-attr]
+    with pytest.raises(KeyboardInterrupt):
+        loss_of(model, 0, autocast=True)
+    assert seen[0]["mlp.fc1.weight"].untyped_storage().nbytes()  # it was still running
+    assert_same(([], values_of(model)), ([], expected))
+    assert "blocks.1" not in there(model)
 
 
 @pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])

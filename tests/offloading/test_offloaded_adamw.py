@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from typing import Any
 
@@ -111,6 +112,18 @@ def test_a_state_is_loaded_past_the_device() -> None:
     for name in ("exp_avg", "exp_avg_sq"):
         found, expected = optimizer.state[elsewhere][name], theirs.state[weight][name]
         assert torch.equal(found, expected.bfloat16())
+
+
+def test_a_state_of_several_dtypes_can_be_saved() -> None:
+    weights = [nn.Parameter(torch.ones(3, dtype=d)) for d in (torch.bfloat16, torch.float32)]
+    optimizer, file = spt.OffloadedAdamW(weights), io.BytesIO()
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    for n, state in torch.load(file)["state"].items():
+        assert torch.equal(state["exp_avg"], torch.full_like(weights[n], 0.1))
 
 
 def test_a_copy_goes_on_by_itself() -> None:
