@@ -66,8 +66,8 @@ class Schedule:
             return
         for block in self._order:
             block.end_interrupted()
-        if self._order and self._ahead:
-            self._end_leftovers()
+        self.end_leftovers()
+        if self._ahead:
             self._fetch_ahead(self._order[:1])
 
     def begin_forward(self, block: Block) -> None:
@@ -77,7 +77,6 @@ class Schedule:
             self._order.append(block)
         if in_backward():
             return  # made again for it: what comes next is not known
-        self._end_leftovers(but=block)
         after = self._place[block] + 1
         self._used(block)
         self._fetch_ahead(self._order[after : after + self._ahead])
@@ -124,8 +123,10 @@ class Schedule:
             for block in self._order:
                 block.give_up()
 
-    def _end_leftovers(self, but: Block | None = None) -> None:
-        """Of a backward that has failed, or never came."""
+    def end_leftovers(self, but: Block | None = None) -> None:
+        """Before a forward: nothing is needed of a backward that has failed, or never came."""
+        if in_backward():
+            return
         for task in list(self._entered):
             self._end_backward(task)
         if self._resting is not None and self._resting is not but:

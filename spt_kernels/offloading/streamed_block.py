@@ -274,6 +274,7 @@ class StreamedBlock:
                 f"{self.name} is offloaded, which torch.compile cannot trace: bring it back with "
                 "spt.offload(model, 'nothing')"
             )
+        self._schedule.end_leftovers(but=self)
         call = Call(self, self._kind_now(), Running(sys._getframe(1)))
         self._running.append(call)
         self._hold(call)

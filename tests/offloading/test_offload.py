@@ -428,19 +428,23 @@ def test_a_forward_that_fails_leaves_nothing_there(error: type[BaseException]) -
     assert there(model) == []
 
 
-def test_a_backward_that_fails_is_over_with_the_next_forward() -> None:
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_backward_that_fails_is_over_with_the_next_forward(ahead: int) -> None:
     expected = train(tuned("spt-lora"))
     model = tuned("spt-lora")
-    spt.offload(model)
+    spt.offload(model, ahead=ahead)
 
     def fail(*_: Any) -> None:
         raise ArithmeticError
 
     loss = loss_of(model, 0)
     hook = model.blocks[1].mlp.fc1.register_full_backward_pre_hook(fail)  # type: ignore[index,union-attr]
-    loss = loss_of(model, 0)
-    with pytest.raises(ArithmeticError):
-        loss.backward()
+    for forward in (model, model.forward_features):
+        loss = loss_of(model, 0)
+        with pytest.raises(ArithmeticError):
+            loss.backward()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            forward(tiny_batch()[0])  # type: ignore[operator]
     hook.remove()
     model.zero_grad()
     assert_same(train(model), expected)
