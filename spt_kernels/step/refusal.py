@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..model.call import check_batch
 from ..model.check import check_not_offloaded
+from ..offloading import OffloadedAdamW
 from .training_step import TrainingStep
 
 RAGGED = ("error", "eager")
@@ -98,6 +99,11 @@ def _device_of(model: nn.Module) -> torch.device:
 def _check_optimizer(step: TrainingStep) -> None:
     optimizer = step.optimizer
     kind = type(optimizer).__name__
+    if isinstance(optimizer, OffloadedAdamW):
+        raise ValueError(
+            f"optimizer: {kind} has its state on the host, where no graph finds it: take "
+            "torch.optim.AdamW or SparseAdamW, with capturable=True"
+        )
     for group in optimizer.param_groups:
         # torch's SGD has no such option, and reads the learning rate from the card if fused
         way = "capturable" if "capturable" in group else "fused"
