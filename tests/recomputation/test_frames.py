@@ -8,6 +8,7 @@ import io
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -142,6 +143,21 @@ def test_second_derivatives_are_those_without() -> None:
             again = penalty()
             assert len(again) == len(plain)
             assert all(map(torch.equal, again, plain)), what
+
+
+@pytest.mark.parametrize("what", ["block", ("mlp", "qkv")])
+def test_tensors_that_were_lent_for_a_call_are_lent_again(what: Any) -> None:
+    model = tiny_vit().train()
+    lent = {name: (1.3 * p.detach()).requires_grad_() for name, p in model.named_parameters()}
+
+    def gradients() -> tuple[Tensor, ...]:
+        scores = torch.func.functional_call(model, lent, BATCH[0])
+        return torch.autograd.grad(F.cross_entropy(scores, BATCH[1]), list(lent.values()))
+
+    plain, own = gradients(), dict(model.named_parameters())
+    recompute(model, what)
+    assert all(map(torch.equal, gradients(), plain))
+    assert all(p is own[name] for name, p in model.named_parameters())
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
