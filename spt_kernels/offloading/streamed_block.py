@@ -2,56 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import weakref
 from collections.abc import Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
-from ..layers import SparseDelta, plain_class
-from ..layers.delta_holder import DeltaHolder
+from ..layers import SparseDelta
 from ..layers.running import Running
 from ..layers.sparse_delta import write_into
 from ..layers.written_state import WrittenState
+from .matrix import Matrix
 from .pinned_tensors import PinnedTensors
 from .schedule import Schedule
 
-# Layers whose weight autocast casts at every call, and nothing else reads
-_CAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
 Kind = torch.dtype | None  # in which autocast computes; None without it
-
-
-class Matrix(NamedTuple):
-    """A parameter of a block that is streamed.
-
-    Attributes:
-        name: in the model.
-        owner: the module that has it.
-        local: its name there.
-        parameter: itself.
-    """
-
-    name: str
-    owner: nn.Module
-    local: str
-    parameter: nn.Parameter
-
-    @property
-    def is_cast(self) -> bool:
-        """Whether autocast casts it wherever it is used; to be asked while it has its own dtype."""
-        kind, is_weight = plain_class(self.owner), self.local == "weight"
-        return is_weight and self.parameter.dtype == torch.float32 and kind in _CAST
-
-    @property
-    def delta(self) -> SparseDelta | None:
-        """Its sparse delta, if it has one."""
-        if not isinstance(self.owner, DeltaHolder):
-            return None
-        return self.owner.sparse_deltas().get(self.local)
 
 
 class Call:
@@ -150,7 +119,8 @@ class StreamedBlock:
             if owner is not module:
                 self._hooks.append(owner.register_forward_pre_hook(self._before_owner))
                 self._hooks.append(owner.register_forward_hook(self._after_owner))
-            self._hooks.append(owner.register_state_dict_pre_hook(self._before_state_dict))
+            after = functools.partial(self._after_state_dict)  # torch marks it, as no method can be
+            self._hooks.append(owner.register_state_dict_post_hook(after))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
         """Refuse: the weights of a copy would be on the host, without hooks of its own."""
@@ -312,11 +282,18 @@ class StreamedBlock:
             for made in _followed(output):
                 made.grad_fn.register_prehook(self._running[-1].begin_backward)  # type: ignore[union-attr]
 
-    def _before_state_dict(self, owner: nn.Module, prefix: str, keep_vars: bool) -> None:
-        self.end_interrupted()  # whose values may be rounded to 16 bits
+    def _after_state_dict(
+        self, owner: nn.Module, state: dict[str, Any], prefix: str, _: Any
+    ) -> None:
+        """Whole values, even where those of a call are shown, which are rounded under autocast."""
+        hosts = self._masters.on_host
         for n, delta in self.deltas():
             if self.matrices[n].owner is owner:
-                write_into(delta, self._masters.on_host[n])
+                write_into(delta, hosts[n])
+        for matrix, host in zip(self.matrices, hosts, strict=True):
+            key = prefix + matrix.local
+            if matrix.owner is owner and state.get(key, matrix.parameter) is not matrix.parameter:
+                state[key] = host
 
     def _hold(self, call: Call) -> None:
         """Have the values on the device for a call, until it is dropped."""

@@ -392,21 +392,25 @@ def test_training_may_follow_inference_under_autocast() -> None:
     assert_same(*found)
 
 
-def test_a_state_dict_has_whole_values_after_ctrl_c() -> None:
+@pytest.mark.parametrize("way", ["forward", "backward"])
+def test_a_state_dict_has_whole_values_within_a_call(way: str) -> None:
     model = tuned("spt-lora")
     spt.offload(model)
     expected, seen = values_of(model), []
 
     def interrupt(*_: Any) -> None:
-        seen.append(model.blocks[1].state_dict())  # type: ignore[index,union-attr]
+        seen.append(values_of(model))
         raise KeyboardInterrupt
 
-    model.blocks[1].mlp.fc2.register_forward_pre_hook(interrupt)  # type: ignore[index,union-attr]
+    layer: Any = model.blocks[1].mlp.fc2  # type: ignore[index,union-attr]
+    if way == "forward":
+        layer.register_forward_pre_hook(interrupt)
+    else:
+        layer.register_full_backward_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        loss_of(model, 0, autocast=True)
-    assert seen[0]["mlp.fc1.weight"].untyped_storage().nbytes()  # it was still running
-    assert_same(([], values_of(model)), ([], expected))
-    assert "blocks.1" not in there(model)
+        loss_of(model, 0, autocast=True).backward()
+    for state in (*seen, values_of(model)):  # and after one that was interrupted
+        assert_same(([], state), ([], expected))
 
 
 @pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
