@@ -139,6 +139,17 @@ class TrainingStep:
 
     def update(self) -> None:
         """Clip the gradients and let the optimizer step."""
+        try:
+            self._update()
+        except BaseException:
+            if self.scaler is not None:  # which would take the next gradients for unscaled ones
+                with contextlib.suppress(Exception):
+                    self.scaler.update()
+            raise
+        if self.scaler is not None:
+            self.scaler.update()
+
+    def _update(self) -> None:
         if self.clip_grad is not None:
             if self.scaler is not None:
                 self.scaler.unscale_(self.optimizer)
@@ -148,7 +159,6 @@ class TrainingStep:
             self.optimizer.step()
         else:
             self.scaler.step(self.optimizer)
-            self.scaler.update()
 
 
 def tensors_of_batch(batch: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

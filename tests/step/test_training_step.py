@@ -64,13 +64,23 @@ def test_several_batches_are_one() -> None:
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
 
 
-def test_an_update_that_fails_is_not_the_last() -> None:
-    model, optimizer, twin, twins_own = twins()
+@pytest.mark.parametrize("clip_grad", [None, 0.5])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_an_update_that_fails_is_not_the_last(scaled: bool, clip_grad: float | None) -> None:
+    model, _, twin, _ = twins()
+    optimizer, twins_own = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin))
     step, twins_step = (
-        TrainingStep(each, F.cross_entropy, own, accumulate=2)
+        TrainingStep(
+            each,
+            F.cross_entropy,
+            own,
+            accumulate=2,
+            clip_grad=clip_grad,
+            scaler=torch.amp.GradScaler("cpu", init_scale=64.0, enabled=scaled),
+        )
         for each, own in ((model, optimizer), (twin, twins_own))
     )
-    first, second, *rest = batches(4)
+    first, second, *rest = batches(6)
 
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError
