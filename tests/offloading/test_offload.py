@@ -392,6 +392,18 @@ def test_training_may_follow_inference_under_autocast() -> None:
     assert_same(*found)
 
 
+def test_a_task_may_be_saved_and_loaded_in_inference_mode(tmp_path: Path) -> None:
+    model, other = tuned("spt-lora"), tuned("spt-lora")
+    spt.offload(model)
+    for each in (model, other):
+        train(each, steps=1)
+        with torch.inference_mode():
+            spt.save_delta(each, tmp_path / "task")
+            spt.load_delta(each, tmp_path / "task")
+    assert len(blocks_on_host(model)) == DEPTH
+    assert_same(train(model, steps=1), train(other, steps=1))
+
+
 @pytest.mark.parametrize("way", ["forward", "backward"])
 def test_a_state_dict_has_whole_values_within_a_call(way: str) -> None:
     model = tuned("spt-lora")
