@@ -55,7 +55,7 @@ class PinnedTensors:
         self.buffer = torch.empty(self.nbytes, dtype=torch.uint8, device=device)
         there = dict(zip(sizes, self.buffer.split(list(sizes.values())), strict=True))
         # memory of its own for each dtype: torch.save takes none that holds several
-        here = {dtype: torch.empty(size, dtype=torch.uint8) for dtype, size in sizes.items()}
+        here = {d: torch.empty(n, dtype=torch.uint8, device="cpu") for d, n in sizes.items()}
         if device.type == "cuda":
             here = {dtype: memory.pin_memory() for dtype, memory in here.items()}
         self._pairs = [(there[dtype], here[dtype]) for dtype in sizes]

@@ -74,6 +74,16 @@ def test_other_families(make: Callable[[], nn.Module], autocast: bool) -> None:
     assert_same(train(model, **how), expected)
 
 
+def test_whatever_the_default_device_is() -> None:
+    expected = train(tuned("full"), torchs), train(tuned("spt-lora"), autocast=True)
+    model, other = tuned("full"), tuned("spt-lora")
+    with torch.device("meta"):
+        optimizer = spt.OffloadedAdamW(model.parameters(), lr=1e-2)
+        spt.offload(other)
+    assert_same(train(model, lambda _: optimizer), expected[0])
+    assert_same(train(other, autocast=True), expected[1])
+
+
 def test_blocks_below_all_that_is_trained_are_fetched_once() -> None:
     model = from_block(2)
     made = spt.offload(model, "forward-only")
