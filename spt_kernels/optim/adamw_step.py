@@ -102,7 +102,7 @@ def _state_of(param: Tensor, group: dict[str, Any], optimizer: Optimizer) -> dic
     # as torch's fused AdamW counts them: what is on a card is never waited for
     counted_on = param.device if param.is_cuda or group["capturable"] else torch.device("cpu")
     if state:
-        state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=counted_on)
+        state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(counted_on)
     else:
         state["step"] = torch.zeros((), dtype=torch.float32, device=counted_on)
         state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
