@@ -72,8 +72,22 @@ evidence: $(VENV)/.bench  ## docs/evidence.md: what the paper says, on photograp
 	$(BIN)/python -m bench.evidence.run
 	$(BIN)/python -m bench.evidence.report
 
+# `make soak SANITIZE=1` does the same with a C++ module of its own, under the address and undefined-behaviour
+# sanitizers, whose allocator then watches the whole process. SOAK is given on: SOAK="--nightly --only ops".
+SOAK ?=
+SANITIZED := build/sanitized
+SANITIZERS := -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 soak: $(VENV)/.test  ## damaged files, kills, odd shapes, endless switches, threads: minutes
-	$(BIN)/python -m bench.soak
+ifdef SANITIZE
+	rm -rf $(SANITIZED)
+	CXXFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" $(BIN)/python -m pip install --quiet --no-deps --target $(SANITIZED) .
+	ln -s ../../bench $(SANITIZED)/bench
+	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(for it in asan ubsan stdc++; do $${CXX:-c++} -print-file-name=lib$$it.so; done | xargs)" \
+		../../$(BIN)/python -m bench.soak $(SOAK)
+else
+	$(BIN)/python -m bench.soak $(SOAK)
+endif
 
 report: | $(BIN)/python  ## the README's tables from the committed results
 	$(BIN)/python -m bench.report

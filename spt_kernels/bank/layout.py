@@ -45,8 +45,8 @@ class Layout:
             model: in eval mode.
             like: a batch of the shape, dtype and device that the model takes.
         """
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn((2, *like.shape[1:]), generator=generator)
+        generator = torch.Generator("cpu").manual_seed(0)
+        noise = torch.randn((2, *like.shape[1:]), generator=generator, device="cpu")
         pair = noise.to(like.device, like.dtype)
         modules = {name: m for name, m in model.named_modules() if next(m.children(), None) is None}
         last: set[str] = set()
@@ -85,7 +85,7 @@ def _calls(
 
 
 def _call(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> _Call:
-    nothing = (), torch.empty(0)
+    nothing = (), torch.empty(0, device="cpu")
     if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
         return _Call("it is called with more than a batch", nothing, nothing)
     for tensor in (args[0], output):

@@ -14,6 +14,7 @@ from ..layers.autocast import without_autocast
 from ..ops.add_sparse_rows import add_sparse_rows
 from ..ops.write_delta import write_delta
 from .banked_task import SparsePart
+from .structured import each_times
 
 
 class MixedCall(ABC):
@@ -65,8 +66,8 @@ class MixedCall(ABC):
             return None
         found = base.detach().reshape(1, -1).repeat(len(self.counts), 1)
         if of_sparse:
-            lengths = torch.tensor([len(part.tuned) for _, part in of_sparse])
-            starts = torch.tensor([n * base.numel() for n, _ in of_sparse])
+            lengths = torch.tensor([len(part.tuned) for _, part in of_sparse], device="cpu")
+            starts = torch.tensor([n * base.numel() for n, _ in of_sparse], device="cpu")
             offsets = starts.repeat_interleave(lengths).to(base.device)
             index = torch.cat([part.positions.index for _, part in of_sparse])
             found.view(-1)[index + offsets] = torch.cat([part.tuned for _, part in of_sparse])
@@ -76,8 +77,7 @@ class MixedCall(ABC):
 
     def per_sample(self, vectors: Tensor) -> Tensor:
         """`[tasks, numel]` as `[samples, 1, numel]`."""
-        counts = torch.tensor(self.counts)
-        which = torch.arange(len(self.counts)).repeat_interleave(counts).to(vectors.device)
+        which = each_times(self.counts, vectors.device)
         return vectors.index_select(0, which)[:, None]
 
 

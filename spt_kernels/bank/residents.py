@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ class Entry:
     """A task that the bank knows; mutable.
 
     Attributes:
-        path: of its file; None of one that came from a model, which is never dropped.
+        path: of its file, absolute; None of one that came from a model, which is never dropped.
         metadata: what its file told.
         held: the task, while it is in memory.
     """
@@ -46,6 +47,8 @@ class Residents:
         self._max_tasks = max_tasks
         self._max_bytes = max_bytes
         self._entries: dict[str, Entry] = {}
+        self._holders: Counter[int] = Counter()  # by the id of a tensor: of tasks in memory
+        self._nbytes = 0
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -71,24 +74,28 @@ class Residents:
     def put(self, name: str, task: TaskFile, path: str | os.PathLike[str] | None) -> None:
         """Take a task in, in place of one of the same name."""
         held = self._held(task, path)
-        self._entries.pop(name, None)
-        self._entries[name] = Entry(
-            None if path is None else os.fspath(path), dict(task.metadata), held
-        )
+        if name in self._entries:
+            self.remove(name)
+        where = None if path is None else os.path.abspath(path)
+        self._entries[name] = Entry(where, dict(task.metadata), None)
+        self._keep(self._entries[name], held)
 
     def take(self, name: str) -> BankedTask:
         """A task, read from its file again if it was dropped; it is the latest used then."""
         entry = self.entry(name)
-        if entry.held is None:
+        held = entry.held
+        if held is None:
             assert entry.path is not None
             task = read(entry.path)
-            entry.held, entry.metadata = self._held(task, entry.path), dict(task.metadata)
+            held = self._held(task, entry.path)
+            self._keep(entry, held)
+            entry.metadata = dict(task.metadata)
         self._entries[name] = self._entries.pop(name)
-        return entry.held
+        return held
 
     def remove(self, name: str) -> None:
         """Forget a task."""
-        self.entry(name)
+        self._keep(self.entry(name), None)
         del self._entries[name]
 
     def drop_beyond_limits(self, keep: Collection[str]) -> None:
@@ -102,13 +109,23 @@ class Residents:
             too_large = self._max_bytes is not None and self.nbytes() > self._max_bytes
             if not (too_many or too_large):
                 return
-            self._entries[name].held = None
+            self._keep(self._entries[name], None)
 
     def nbytes(self) -> int:
-        """Of all tasks in memory, each tensor once."""
-        held = [entry.held for entry in self._entries.values() if entry.held is not None]
-        tensors = {id(tensor): tensor for task in held for tensor in task.tensors()}
-        return sum(tensor.nbytes for tensor in tensors.values())
+        """Of all tasks in memory, each tensor once; kept up, as every switch asks."""
+        return self._nbytes
+
+    def _keep(self, entry: Entry, held: BankedTask | None) -> None:
+        """Let a task be in memory, or no longer."""
+        for tensor in () if held is None else held.tensors():
+            self._nbytes += 0 if self._holders[id(tensor)] else tensor.nbytes
+            self._holders[id(tensor)] += 1
+        for tensor in () if entry.held is None else entry.held.tensors():
+            self._holders[id(tensor)] -= 1
+            if not self._holders[id(tensor)]:
+                del self._holders[id(tensor)]
+                self._nbytes -= tensor.nbytes
+        entry.held = held
 
     def _droppable(self, keep: Collection[str]) -> Iterator[str]:
         for name in self.in_memory():

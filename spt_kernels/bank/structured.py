@@ -60,16 +60,22 @@ def groups_of(
         chosen = [part for n in members if (part := parts[n]) is not None]
         device = next(iter(chosen[0].tensors.values())).device
         own = [counts[n] for n in members]
-        which = torch.arange(len(members)).repeat_interleave(torch.tensor(own)).to(device)
+        which = each_times(own, device)
         starts = [sum(counts[:n]) for n in members]
-        ranges = [torch.arange(a, a + count) for a, count in zip(starts, own, strict=True)]
+        ranges = [range(a, a + count) for a, count in zip(starts, own, strict=True)]
         tensors = {
             name: torch.stack([part.tensors[name] for part in chosen]).index_select(0, which)
             for name in chosen[0].tensors
         }
-        samples = torch.cat(ranges).to(device)
+        samples = torch.tensor([n for some in ranges for n in some], device="cpu").to(device)
         groups.append(StructuredGroup(chosen[0].spec, chosen[0].ranges, tensors, samples))
     return tuple(groups)
+
+
+def each_times(counts: Sequence[int], device: torch.device) -> Tensor:
+    """The number of each count, as often as that says: int64 `[sum(counts)]`."""
+    numbers = [n for n, count in enumerate(counts) for _ in range(count)]
+    return torch.tensor(numbers, device="cpu").to(device)
 
 
 def add_structured(

@@ -22,11 +22,13 @@ class Switch:
 
     Attributes:
         base: the model.
-        task: the one that is on; None for the base itself.
+        task: the one that is on; None for the base itself, or where `leaving` is not done.
+        leaving: one that could not be taken off whole, which the next switch ends; None else.
     """
 
     base: Base
     task: BankedTask | None = None
+    leaving: BankedTask | None = None
     _replaced: ReplacedHead = field(default_factory=ReplacedHead)
 
     @torch.inference_mode(False)
@@ -37,7 +39,7 @@ class Switch:
         Raises:
             ValueError: somebody else has changed the model.
         """
-        if task is self.task:
+        if task is self.task and self.leaving is None:
             return
         self.base.check_unchanged()
         try:
@@ -50,9 +52,10 @@ class Switch:
 
     def _leave(self, following: BankedTask | None) -> None:
         """The base again, but for what the following task writes anyway."""
-        task = self.task
+        task = self.leaving or self.task
         if task is None:
             return
+        self.task, self.leaving = None, task  # all of what follows may be done again
         for name in task.structured:
             plain_again(self.base.modules[name.rpartition(".")[0]])
         write_entries(self.base, task, _differing(task, following), restore=True)
@@ -62,7 +65,7 @@ class Switch:
             if name.rpartition(".")[0] not in task.replaced:
                 self.base.now.parameters[name].copy_(self.base.whole(name))
         set_buffers(self.base.now, self.base.buffers(task.buffers))
-        self.task = None
+        self.leaving = None
 
     def _enter(self, task: BankedTask) -> None:
         self.task = task

@@ -209,16 +209,11 @@ class TaskBank:
                 what it was; the model and all other tasks are as before.
             ValueError: the model was changed behind the bank.
 
-        Any other error on the way, as the end of a card's memory, leaves the base in use.
+        Any other error on the way, as the end of a card's memory, leaves the base in use; where a
+        task cannot even be taken off, the next switch does that first.
         """
         with self._lock:
-            try:
-                self._switch.to(None if name is None else self._residents.take(name))
-            except BaseException:
-                if self._switch.task is None:  # half of a task is none: the base is left
-                    self._in_use = None
-                raise
-            self._in_use = name
+            self._switch_to(name, None if name is None else self._residents.take(name))
             self._residents.drop_beyond_limits(self._needed())
             return self.model
 
@@ -295,9 +290,8 @@ class TaskBank:
             joined = found[0] if len(found) == 1 else torch.cat(found)
             if order == sorted(order):
                 return joined
-            back = torch.empty(len(order), dtype=torch.int64)
-            back[order] = torch.arange(len(order))
-            return joined[back.to(joined.device)]
+            back = sorted(range(len(order)), key=order.__getitem__)
+            return joined[back]
 
     def _outputs(
         self,
@@ -331,9 +325,17 @@ class TaskBank:
         try:
             yield
         finally:
-            self._switch.to(task)
-            self._in_use = before
+            self._switch_to(before, task)
             self._residents.drop_beyond_limits(self._needed())
+
+    def _switch_to(self, name: str | None, task: BankedTask | None) -> None:
+        try:
+            self._switch.to(task)
+        except BaseException:
+            if self._switch.task is None:  # half of a task is none
+                self._in_use = None
+            raise
+        self._in_use = name
 
     def _layout(self, images: Tensor) -> Layout:
         shape = tuple(images.shape[1:])
@@ -359,7 +361,7 @@ class TaskBank:
         fit = Fit.of(base.structure, base.now, task, None, base.fingerprints)
         if fit.problem is not None:
             raise BaseModelMismatch(fit.problem)
-        return banked(task, base, self._switch.task, self._shared)
+        return banked(task, base, self._switch.leaving or self._switch.task, self._shared)
 
     def _needed(self) -> set[str]:
         return {name for name in (self._in_use, *self._returned_to) if name is not None}

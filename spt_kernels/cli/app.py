@@ -94,6 +94,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
+        if launched()[0]:  # the first process says it
+            return INTERRUPTED
         how = _GOES_ON.get(state.get("command", ""))
         return _complain(f"stopped; {how}" if how else "stopped", INTERRUPTED)
     except _USAGE_ERROR as error:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .processes import Processes
 from .sum import all_gather
 
 
@@ -19,6 +20,12 @@ def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is a `DTensor`, of which this process may have a part alone."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def sharers(model: nn.Module) -> Processes:
+    """The processes that a model is dealt out over; this one alone where it is whole."""
+    # over which of them the parameters are dealt out is told by no one tensor
+    return Processes.of_all() if any(map(is_sharded, model.parameters())) else Processes()
 
 
 def reshard(model: nn.Module) -> None:

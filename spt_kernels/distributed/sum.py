@@ -50,11 +50,15 @@ def device_for(tensor: Tensor, group: Any) -> torch.device:
 def _batches(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Flat views of all elements, in lists of about `_PIECE` elements."""
     batch: list[Tensor] = []
-    for piece in (piece for t in tensors if t.numel() for piece in t.view(-1).split(_PIECE)):
-        if sum(p.numel() for p in batch) + piece.numel() > _PIECE:
+    numel = 0
+    flat = [tensor.view(-1) for tensor in tensors if tensor.numel()]
+    # most are small, and to split one takes longer than all else
+    for piece in (p for t in flat for p in (t.split(_PIECE) if len(t) > _PIECE else (t,))):
+        if numel + piece.numel() > _PIECE:
             yield batch
-            batch = []
+            batch, numel = [], 0
         batch.append(piece)
+        numel += piece.numel()
     if batch:
         yield batch
 
@@ -70,5 +74,5 @@ def _sum_pieces(pieces: list[Tensor], size: int, device: torch.device, group: An
     for other in others:  # one by one: `sum(0)` may add in another order
         own += other
     all_gather(mine, own, group)
-    for piece, summed in zip(pieces, mine.split([*sizes, len(mine) - sum(sizes)]), strict=False):
-        piece.copy_(summed)
+    *summed, _ = mine.split([*sizes, len(mine) - sum(sizes)])
+    torch._foreach_copy_(pieces, summed)

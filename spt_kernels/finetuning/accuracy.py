@@ -96,6 +96,7 @@ def evaluate(
     Raises:
         ValueError: there are no batches.
         FloatingPointError: scores are NaN, of which none is the highest.
+        OtherProcessFailed: either, in all processes but the first.
     """
     was_training = model.training
     model.eval()
@@ -116,7 +117,9 @@ def evaluate(
     finally:
         model.train(was_training)
     own = _Seen(loss, classes, torch.cat(predicted or [_NONE]), torch.cat(seen or [_NONE]))
-    return _accuracy_on((processes or Processes()).gather(own))
+    processes = processes or Processes()
+    parts = processes.gather(own)
+    return processes.together(lambda: _accuracy_on(parts))
 
 
 def no_scores(where: str) -> FloatingPointError:

@@ -21,6 +21,7 @@ from ..plan.figure import sensitivity_figure
 from ..recomputation import blocks_by, recompute_by
 from ..recomputation.conditions import NotRecomputable
 from .accuracy import evaluate
+from .alike import check_alike
 from .best import BestSoFar, save_best
 from .checkpoint import Best
 from .curves import training_curves_figure
@@ -40,7 +41,7 @@ from .run import Clock, Run, check_weights_stay, finished_in, spent_in
 from .run_folder import RunFolder
 from .run_step import wants_graph
 from .same_inputs import check_as_begun
-from .setting import Setting, check_same_images, open_setting
+from .setting import Setting, open_setting
 from .shared_folder import opened
 from .training import EpochFigures, check_goes_on, check_sharable, median_step_ms, train
 
@@ -101,16 +102,10 @@ def finetune(
             for a sensitivity that was measured, which the next try uses.
         OtherProcessFailed: another process of the group found that, and raises it.
     """
-    if not checkpoint_seconds >= 0:
-        raise ValueError(f"checkpoint_seconds: expected 0 or more, got {checkpoint_seconds}")
-    check_can_draw()  # what would be missed at the end
-    if tensorboard:
-        check_can_write_events()
     processes = Processes.of(group)
-    if processes.size > 1:
-        if graph:
-            raise ValueError("graph: steps that processes share run without CUDA graphs")
-        graph = False
+    # what is wrong in all of them is raised in one
+    processes.together(lambda: _check_call(checkpoint_seconds, graph, tensorboard, processes))
+    graph = False if processes.size > 1 else graph
     log = Logged(progress if progress is not None and processes.is_first else Silent())
     clock = Clock()
     with opened(processes, output, resume=resume, force=force) as folder, reproducible():
@@ -122,7 +117,7 @@ def finetune(
                 log.say("this run is finished")
                 return start
             setting, images, prepare = start
-            check_same_images(setting)
+            processes.together(lambda: check_alike(setting))
             config = config_of(setting)
             if resume:
                 processes.together(lambda: check_as_begun(folder.read_config() or {}, config))
@@ -138,9 +133,8 @@ def finetune(
                 checkpoint_seconds,
                 processes=processes,
             )
-            ready = _made_ready(setting, prepare(run, images))
-            if resume:
-                check_goes_on(ready.tunable.model, ready.recipe, folder.left)
+            decision = prepare(run, images)
+            ready = processes.together(lambda: _made_ready(setting, decision, folder, resume))
             run.claim()
             if ready.plan is not None:
                 ready.plan.save(folder["plan"])
@@ -159,6 +153,19 @@ def finetune(
         if events is not None:
             events.close(history[-1].epoch, {"accuracy/test": result["test_accuracy"]})
         return result
+
+
+def _check_call(
+    checkpoint_seconds: float, graph: bool | None, tensorboard: bool, processes: Processes
+) -> None:
+    """Refuse what no job can be run with."""
+    if not checkpoint_seconds >= 0:
+        raise ValueError(f"checkpoint_seconds: expected 0 or more, got {checkpoint_seconds}")
+    check_can_draw()  # what would be missed at the end
+    if tensorboard:
+        check_can_write_events()
+    if graph and processes.size > 1:
+        raise ValueError("graph: steps that processes share run without CUDA graphs")
 
 
 # the model and the images, batches to train on, and what decides with these what is trained
@@ -211,7 +218,7 @@ class _Ready:
     accounted_bytes: int
 
 
-def _made_ready(setting: Setting, decision: Decision) -> _Ready:
+def _made_ready(setting: Setting, decision: Decision, folder: RunFolder, resume: bool) -> _Ready:
     method, plan = decision.method, decision.plan
     facts = facts_of(setting, plan, method.head_with(plan))
     # what a method draws for its modules is the same whatever was drawn before
@@ -238,6 +245,8 @@ def _made_ready(setting: Setting, decision: Decision) -> _Ready:
         held = offload(tunable.model, away, device=setting.device)
         blocks, told = len(held.streamed), f"{held.host_bytes / 2**20:,.0f} MiB"
         line += f"{'; ' if line else ''}frozen weights of {blocks} blocks on the host, {told}"
+    if resume:
+        check_goes_on(tunable.model, recipe, folder.left)
     return _Ready(tunable, method, plan, recipe, line, facts, accounted)
 
 

@@ -55,13 +55,15 @@ def preparation_of(
         check_search(setting, method)
         return partial(_by_searching, method)
     decided = Decision(method, make_plan(model, method, given) if plan is None else plan)
-    return lambda run, images: decided
+    # of the first: a file may be another one elsewhere
+    return lambda run, images: replace(decided, plan=run.processes.from_first(lambda: decided.plan))
 
 
 def _by_measuring(method: Method, run: Run[Setting], images: Batches) -> Decision:
     """The plan by the sensitivity that was measured into the folder before, or else now."""
     setting = run.setting
-    at_once = samples_at_once(setting)  # by rehearsals, where a memory is given
+    # by rehearsals, where a memory is given
+    at_once = run.processes.together(lambda: samples_at_once(setting))
     measured = measured_once(
         run,
         measured_on(setting, at_once),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -133,30 +132,6 @@ def open_setting(
     form = preprocessing_of(base.model, **job.form)
     check_scores(base.model, form.image_shape, len(classes))
     return Setting(job, base, form, splits, place, workers, processes or Processes())
-
-
-def check_same_images(setting: Setting) -> None:
-    """Refuse processes that have not found the same images, in the same order.
-
-    Raises:
-        ValueError: in each process: which one has found others.
-    """
-    splits = (setting.splits.train, setting.splits.val, setting.splits.test)
-    named = [
-        [
-            (path.parent.name, path.name, label)
-            for path, label in zip(s.paths, s.labels, strict=True)
-        ]
-        for s in splits
-        if s is not None
-    ]
-    found = setting.processes.gather(hashlib.sha256(repr(named).encode()).hexdigest())
-    for rank, own in enumerate(found):
-        if own != found[0]:
-            raise ValueError(
-                f"data: process {rank} has found other images than process 0: expected the same "
-                "files on every machine"
-            )
 
 
 def _some(names: list[str]) -> str:

@@ -6,7 +6,9 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import nn
@@ -105,6 +107,7 @@ def train(
 
     Raises:
         FloatingPointError: the loss is not finite.
+        OtherProcessFailed: likewise, in all processes but the first.
         ValueError: `graph` is asked for and cannot be.
     """
     progress, processes = progress or Silent(), batches.processes
@@ -158,10 +161,8 @@ def train(
         mean_loss, step_ms = _train_epoch(
             step, batches, scheduler, epoch, note, progress, before_step
         )
-        if not math.isfinite(mean_loss):
-            raise FloatingPointError(
-                f"the loss is {mean_loss} in epoch {epoch + 1}: try a lower learning rate"
-            )
+        if not math.isfinite(mean_loss):  # in all processes alike
+            processes.together(partial(_diverged, mean_loss, epoch + 1))
         progress.advance(0, f"{note} · loss {mean_loss:.3f}")
         last_lr = lr * recipe.lr_factor((epoch + 1) * steps_per_epoch - 1, steps_per_epoch)
         figures = EpochFigures(epoch + 1, mean_loss, last_lr, step_ms)
@@ -191,6 +192,10 @@ def train(
         tell(best.last_words(recipe.patience, "epoch"))
     model.eval()
     return history
+
+
+def _diverged(loss: float, epoch: int) -> NoReturn:
+    raise FloatingPointError(f"the loss is {loss} in epoch {epoch}: try a lower learning rate")
 
 
 def _rank(figures: EpochFigures) -> Rank:

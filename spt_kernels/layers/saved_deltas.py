@@ -80,7 +80,8 @@ class SavedDeltas(HeldDeltas):
                 if is_sharded(delta.target):
                     error_msgs.append(
                         f"{prefix}{local} is sharded, and {prefix}{told_by} is not in the state "
-                        "dict: load the weights of a base before fully_shard"
+                        "dict: load the weights of a base before fully_shard, and give every "
+                        "process all of a tuned model's, which broadcast_from_rank0 does not"
                     )
                     continue
                 if delta.whole:

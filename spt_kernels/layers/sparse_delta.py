@@ -328,8 +328,7 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for parameter in parameters if left is None else left:
         delta = delta_of(parameter)
         if delta is None:
-            if is_sharded(parameter):
-                _check_resharded(parameter)
+            _check_is_where_it_was(parameter)
             continue
         if delta.written.by_optimizer:
             delta.written.by_optimizer = False
@@ -341,14 +340,21 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         check_made_after(parameters)
 
 
-def _check_resharded(parameter: Tensor) -> None:
-    """Refuse a step on shards whose module holds what a forward without a backward has gathered."""
+def _check_is_where_it_was(parameter: Tensor) -> None:
+    """Refuse a step on what is not, as FSDP has put something else into the parameter's module."""
     owner = owner_of(parameter)
-    if owner is not None and all(own is not parameter for own in owner._parameters.values()):
+    if owner is None or any(own is parameter for own in owner._parameters.values()):
+        return
+    if is_sharded(parameter):
         raise RuntimeError(
             f"{told_as(owner)} has its parameters gathered, as FSDP leaves them after a forward "
             "without a backward, so that its deltas cannot be written: call reshard() on the "
             "modules of fully_shard before the step"
+        )
+    if any(own is not None and is_sharded(own) for own in owner._parameters.values()):
+        raise RuntimeError(
+            f"the optimizer was made before fully_shard, and holds nothing that {told_as(owner)} "
+            "trains now: make it after, as spt.SparseAdamW(spt.param_groups(model))"
         )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ops.fingerprint import fingerprint
+from .buffers import persistent_buffers
 from .quantized import inner_tensors, is_quantized, quantization
 
 
@@ -39,6 +40,19 @@ def digests_of(
         _joined(tensor, part, digests) if is_quantized(tensor) else digests[0]
         for tensor, part, digests in zip(tensors, parts, own, strict=True)
     ]
+
+
+def digests_of_model(model: nn.Module) -> dict[str, str]:
+    """Those of what a model computes with: its parameters and the floating buffers that it saves.
+
+    Complex numbers of 128 bits are left out.
+    """
+    buffers = {n: b for n, b in persistent_buffers(model).items() if b is not None}
+    named = dict(model.named_parameters()) | {
+        name: buffer for name, buffer in buffers.items() if buffer.is_floating_point()
+    }
+    told = {name: tensor for name, tensor in named.items() if tensor.element_size() <= 8}
+    return dict(zip(told, digests_of([*told.values()]), strict=True))
 
 
 def _joined(tensor: Tensor, part: dict[str, Tensor], digests: list[str]) -> str:

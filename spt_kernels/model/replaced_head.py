@@ -62,16 +62,17 @@ def fit_head(
 
     What the model says of its classes is for `name_classes`.
     """
-    replaced: dict[str, nn.Module] = {}
+    made: dict[str, nn.Module] = {}
     for name, tensors in misfits(partial(_plain_module, model), head, elsewhere).items():
         own = model.get_submodule(name)
         like = next(iter([*own.parameters(), *model.parameters()]))
         n_classes, width = tensors["weight"].shape
         where = {"device": like.device, "dtype": like.dtype}
         new = nn.utils.skip_init(nn.Linear, width, n_classes, bias="bias" in tensors, **where)
-        new.train(own.training)
+        made[name] = new.train(own.training)
+    replaced = {name: model.get_submodule(name) for name in made}
+    for name, new in made.items():  # all are there: memory may have run out before
         _put(model, name, new)
-        replaced[name] = own
     return ReplacedHead(replaced)
 
 

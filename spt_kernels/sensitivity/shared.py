@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..distributed import Processes
-from ..model.digest import digests_of
+from ..model.digest import digests_of_model
 from .per_sample.batches import NoSamples
 from .per_sample.measurement import check_finite
 from .scores import Sensitivity, check_num_samples
@@ -48,7 +48,7 @@ def measured_together(
             part = measure(own) if own else None
         except NoSamples:
             part = None
-        return part, _digests(model)
+        return part, digests_of_model(model)
 
     part, digests = processes.together(own_part)
     outline_here = None if part is None else _but_scores(part)
@@ -70,12 +70,6 @@ def measured_together(
     processes.sum_(list(scores.values()))
     check_finite(scores)
     return Sensitivity(scores=scores, **outline)
-
-
-def _digests(model: nn.Module) -> dict[str, str]:
-    """Fingerprints of all parameters by name."""
-    named = {n: p for n, p in model.named_parameters() if p.element_size() <= 8}
-    return dict(zip(named, digests_of([*named.values()]), strict=True))
 
 
 def _but_scores(part: Sensitivity) -> dict[str, Any]:

@@ -43,19 +43,22 @@ class SharedStep(TrainingStep):
     @torch.no_grad()
     def _share_gradients(self) -> None:
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        has_gradient = [param.grad is not None for param in trained]
         # what the loss does not depend on has none, and AdamW leaves it alone
-        parts = [
-            torch.zeros(p.numel(), device=p.device) if p.grad is None else p.grad.float().view(-1)
-            for p in trained
-        ]
-        device = trained[0].device
-        told = torch.tensor([self._samples, *has_gradient], dtype=torch.float32, device=device)
-        sums = torch.cat([*parts, told])
-        sums[: -len(told)] *= self._samples
-        self.processes.sum_([sums])
-        *grads, told = sums.split([*(p.numel() for p in trained), len(told)])
+        has_gradient = [param.grad is not None for param in trained]
+        grads = [_in_fp32(param) for param in trained]
+        told = torch.tensor(
+            [self._samples, *has_gradient], dtype=torch.float32, device=trained[0].device
+        )
+        torch._foreach_mul_(grads, float(self._samples))
+        self.processes.sum_([*grads, told])
         samples, *present = told.tolist()
+        torch._foreach_div_(grads, samples)
         for param, grad, is_present in zip(trained, grads, present, strict=True):
-            own = grad.div_(samples).view_as(param).to(param.dtype)
-            param.grad = own if is_present else None
+            param.grad = grad.to(param.dtype) if is_present else None
+
+
+def _in_fp32(param: Tensor) -> Tensor:
+    """The gradient of a parameter, itself where it can be, else zeros."""
+    if param.grad is None:
+        return torch.zeros_like(param, dtype=torch.float32, memory_format=torch.contiguous_format)
+    return param.grad.float().contiguous()

@@ -6,6 +6,7 @@ import copy
 import functools
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -13,14 +14,13 @@ import torch
 from torch import nn
 
 from ..approximation import approximate
-from ..distributed import Processes
-from ..distributed.sharded import is_sharded, reshard
+from ..distributed.sharded import is_sharded, reshard, sharers
 from ..errors import BaseModelMismatch
 from ..model.check import check_trainable_itself
 from ..model.quantized import make_float, quantized_names
 from ..offloading import brought_back
 from .base_model import BaseModel, holds_peft, is_data_parallel, unwrap
-from .file.format import TaskFile, read, write
+from .file.format import TaskFile, decode, read, write
 from .file.metadata import as_json
 from .fit import Fit, has_same_structure
 from .frozen import FrozenState
@@ -93,9 +93,7 @@ def save_delta(
     if dtype not in _SAVED_DTYPES:
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
     task = task_of(model, dtype, as_json(metadata))
-    # over which of them the parameters are dealt out is told by no one tensor
-    processes = Processes.of_all() if _is_sharded(model) else Processes()
-    return processes.from_first(lambda: write(task, path))
+    return sharers(model).from_first(lambda: write(task, path))
 
 
 @_with_all_weights
@@ -158,7 +156,7 @@ def load_delta(
     transformers, which are those in the file's metadata where it has them.
 
     The head and the deltas are trainable afterwards, the rest is frozen. Into a tuned model that
-    `fully_shard` has dealt out every process loads a task of the same structure.
+    `fully_shard` has dealt out every process loads a task of the same structure; rank 0 reads it.
 
     Args:
         model: the base model, or one tuned from it; on any device, in the dtype it was saved in.
@@ -177,9 +175,11 @@ def load_delta(
         ValueError: the task's structure is another one and the model is wrapped for data
             parallelism or sharded; the model was tuned and is no longer as `apply` made it.
         OSError: the file cannot be read, `FileNotFoundError` among them.
+        OtherProcessFailed: likewise, in the processes that do not read a sharded model's.
     """
     _check_is_module(model)
-    return load_task(model, read(path), os.fspath(path), check_base=check_base)
+    file = sharers(model).from_first(Path(path).read_bytes)
+    return load_task(model, decode(file, path), os.fspath(path), check_base=check_base)
 
 
 @torch.inference_mode(False)

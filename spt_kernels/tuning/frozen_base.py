@@ -156,6 +156,7 @@ def _before_loading(
         if not own.is_meta and (loaded.is_meta or loaded.shape != own.shape):
             return  # whatever becomes of it is for `load_state_dict` to say
         if own.is_meta or not _is_rounded(loaded, own, positions.get(id(own))):
+            _check_tells_base(model, state_dict, prefix)
             model.__dict__[_ARRIVES] = True
             return
         kept[prefix + name] = bases[id(own)].base() if id(own) in bases else own.detach()
@@ -168,6 +169,29 @@ def _before_loading(
     state_dict.update(kept)
     for name, module in tuned_modules(model).items():
         _keep_constants(module, state_dict, f"{prefix}{name}." if name else prefix)
+
+
+def _check_tells_base(model: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> None:
+    """Refuse weights of another base, with deltas, that may hold these or not.
+
+    Raises:
+        RuntimeError: so it is, as in a dict of all named parameters.
+    """
+    for name, module in tuned_modules(model).items():
+        holder: Any = module
+        for local, delta in holder.sparse_deltas().items():
+            names = (local, *holder.delta_local_names(local))
+            keys = [prefix + (f"{name}.{own}" if name else own) for own in names]
+            target, values, _, original = keys
+            there = state_dict.get(values)
+            if delta.whole or delta.beside or target not in state_dict or original in state_dict:
+                continue
+            if isinstance(there, Tensor) and not there.is_meta and bool(there.any()):
+                raise RuntimeError(
+                    f"{target} is of another base, and comes with {values} but without {original}, "
+                    "so that it may hold base + delta or the base alone: load all of a "
+                    "state_dict(), or the weights of the base first and what was trained then"
+                )
 
 
 def _without_base_values(

@@ -15,6 +15,8 @@ import spt_kernels as spt
 from ..models import tiny_batch
 from ..task.test_delta import MODELS, base, make_plan
 
+N = 4  # of `task_files`
+
 
 def images(name: str, n: int) -> Tensor:
     return tiny_batch(n, size=MODELS[name][1], seed=9)[0]
@@ -60,3 +62,17 @@ def saved(folder: Path, name: str, kind: str, seed: int = 0, num_classes: int = 
 def loaded(name: str, path: Path) -> nn.Module:
     """The task alone on a model of its own."""
     return spt.load_delta(plain(name), path).eval()
+
+
+def task_files(folder: Path) -> dict[str, Path]:
+    """Tasks of one ViT, by name."""
+    kinds = ("unstructured", "lora", "adapter", "unstructured")
+    return {f"t{n}": saved(folder, "vit", kind, n) for n, kind in enumerate(kinds)}
+
+
+def check(bank: spt.TaskBank, name: str, outputs: dict[str, torch.Tensor]) -> None:
+    """Put a task on, and hold what the model says then against what it says alone."""
+    with torch.no_grad():
+        torch.testing.assert_close(
+            bank.use(name)(images("vit", 2)), outputs[name], rtol=1e-4, atol=2e-5
+        )

@@ -115,6 +115,23 @@ def test_in_16_bits_it_is_as_exact_as_alone(kind: str, autocast: bool, tmp_path:
         assert error < 8 * torch.finfo(torch.bfloat16).eps
 
 
+@pytest.mark.parametrize("name", ["vit", "convnext"])
+def test_whatever_the_default_device_is(name: str, tmp_path: Path) -> None:
+    paths = {kind: saved(tmp_path, name, kind, n, 5 + n) for n, kind in enumerate(KINDS)}
+    tasks = ["lora", "adapter", "unstructured", "lora"]
+    x, model = images(name, 4), plain(name)
+    truth = [loaded(name, paths[task])(x)[i] for i, task in enumerate(tasks)]
+    with torch.device("meta"):
+        bank = bank_of(model, paths)
+        for together in (True, False):
+            found = bank.run(x, tasks, together=together)
+            for one, other in zip(found, truth, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-5)
+        alike = bank.run(x, [None, None, "unstructured", None])
+        assert isinstance(alike, Tensor)
+        torch.testing.assert_close(alike[2], truth[2], rtol=1e-4, atol=2e-5)
+
+
 def test_one_task_keeps_what_is_in_use(tmp_path: Path) -> None:
     paths = {f"t{n}": saved(tmp_path, "vit", "lora", n) for n in range(2)}
     bank = bank_of(plain("vit"), paths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -237,3 +238,33 @@ def test_a_switch_that_fails_half_way_leaves_the_base_in_use(
         assert torch.equal(bank.model(x), of_base)
         bank.remove("adapter")
         assert torch.equal(bank.use("lora")(x), expected)
+
+
+def test_a_task_that_cannot_be_taken_off_is_by_the_next_switch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = plain("vit"), images("vit", 3)
+    before, bank = picture(model), spt.TaskBank(model)
+    bank.load("lora", saved(tmp_path, "vit", "lora", num_classes=7))
+    bank.load("adapter", saved(tmp_path, "vit", "adapter"))
+
+    def out_of_memory(*_: object, **__: object) -> None:
+        raise torch.cuda.OutOfMemoryError("there is none")
+
+    def fails(switch: Callable[[], object]) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("spt_kernels.bank.switch.write_entries", out_of_memory)
+            with pytest.raises(torch.cuda.OutOfMemoryError):
+                switch()
+        assert bank.in_use is None
+
+    with torch.no_grad():
+        expected = bank.use("lora")(x)
+        fails(lambda: bank.use("adapter"))
+        assert torch.equal(bank.use("lora")(x), expected)
+        fails(lambda: bank.run(x, ["adapter"] * 3))
+        # what is read meanwhile finds the base's values beneath what is left of the task
+        bank.load("unstructured", saved(tmp_path, "vit", "unstructured", seed=3))
+        assert_same_picture(bank.use(None), before)
+        bank.use("unstructured")
+        assert_same_picture(bank.use(None), before)

@@ -1,10 +1,9 @@
-"""What a bank knows, keeps in memory, refuses, and how it stands threads and damaged files."""
+"""What a bank knows, refuses, and how it stands threads and damaged files."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import gc
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,34 +16,7 @@ from torch import nn
 import spt_kernels as spt
 
 from ..models import tiny_vit
-from .tasks import images, loaded, plain, saved
-
-N = 4  # tasks of the tests here
-
-
-def task_files(folder: Path) -> dict[str, Path]:
-    kinds = ("unstructured", "lora", "adapter", "unstructured")
-    return {f"t{n}": saved(folder, "vit", kind, n) for n, kind in enumerate(kinds)}
-
-
-@pytest.fixture
-def paths(tmp_path: Path) -> dict[str, Path]:
-    return task_files(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """What each task says of two images, by itself."""
-    files = task_files(tmp_path_factory.mktemp("tasks"))
-    with torch.no_grad():
-        return {task: loaded("vit", path)(images("vit", 2)) for task, path in files.items()}
-
-
-def check(bank: spt.TaskBank, name: str, outputs: dict[str, torch.Tensor]) -> None:
-    with torch.no_grad():
-        torch.testing.assert_close(
-            bank.use(name)(images("vit", 2)), outputs[name], rtol=1e-4, atol=2e-5
-        )
+from .tasks import N, check, images, loaded, plain, saved
 
 
 def test_it_is_a_collection_of_names(paths: dict[str, Path]) -> None:
@@ -120,98 +92,6 @@ def test_base_values_under_a_task_in_use_are_the_bases(paths: dict[str, Path]) -
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
-def test_the_least_recently_used_is_dropped_and_comes_back(
-    paths: dict[str, Path], outputs: dict[str, torch.Tensor]
-) -> None:
-    bank = spt.TaskBank(plain("vit"), max_tasks=2)
-    for name, path in paths.items():
-        bank.load(name, path)
-    assert bank.in_memory == ["t2", "t3"]
-    assert (len(bank), bank.nbytes("t0")) == (N, 0)
-    check(bank, "t2", outputs)
-    check(bank, "t0", outputs)
-    assert bank.in_memory == ["t2", "t0"]
-    # the task in use stays, whatever else is used
-    found = bank.run(images("vit", 2), ["t1", "t3"], together=True)
-    assert isinstance(found, torch.Tensor)
-    torch.testing.assert_close(found[0], outputs["t1"][0], rtol=1e-4, atol=2e-5)
-    torch.testing.assert_close(found[1], outputs["t3"][1], rtol=1e-4, atol=2e-5)
-    assert bank.in_memory == ["t0", "t3"]
-
-
-def test_bytes_are_limited(paths: dict[str, Path], outputs: dict[str, torch.Tensor]) -> None:
-    sizes = spt.TaskBank(plain("vit"))
-    for name, path in paths.items():
-        sizes.load(name, path)
-    assert sizes.nbytes() > sum(sizes.nbytes(name) for name in paths)  # base values besides
-    limit = sizes.nbytes("t1") + sizes.nbytes("t2")
-    bank = spt.TaskBank(plain("vit"), max_bytes=limit)
-    for name, path in paths.items():
-        bank.load(name, path)
-        assert sum(map(bank.nbytes, bank)) <= limit
-    for name in paths:
-        check(bank, name, outputs)
-    tiny = spt.TaskBank(plain("vit"), max_bytes=1)
-    tiny.load("t0", paths["t0"])
-    check(tiny, "t0", outputs)  # one at a time
-
-
-def test_what_came_from_a_model_is_never_dropped(
-    paths: dict[str, Path], outputs: dict[str, torch.Tensor]
-) -> None:
-    bank = spt.TaskBank(plain("vit"), max_tasks=1)
-    bank.add("t1", loaded("vit", paths["t1"]))
-    bank.load("t0", paths["t0"])
-    check(bank, "t0", outputs)
-    bank.use(None)
-    assert "t1" in bank.in_memory
-    check(bank, "t1", outputs)
-
-
-@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "another base"])
-def test_a_file_damaged_after_its_task_was_dropped(
-    damage: str, paths: dict[str, Path], outputs: dict[str, torch.Tensor]
-) -> None:
-    bank = spt.TaskBank(plain("vit"), max_tasks=1)
-    bank.load("t0", paths["t0"])
-    bank.load("t1", paths["t1"])
-    check(bank, "t1", outputs)
-    content = bytearray(paths["t0"].read_bytes())
-    error: type[Exception] = spt.DeltaFormatError
-    if damage == "flipped":
-        content[-9] ^= 4
-        paths["t0"].write_bytes(content)
-    elif damage == "cut":
-        paths["t0"].write_bytes(content[:-100])
-    elif damage == "gone":
-        paths["t0"].unlink()
-        error = FileNotFoundError
-    else:
-        other = tiny_vit(seed=5)
-        spt.apply(other, loaded("vit", paths["t1"]).spt_tuning.plan)  # type: ignore[union-attr]
-        spt.save_delta(other, paths["t0"])
-        error = spt.BaseModelMismatch
-    for call in (
-        lambda: bank.use("t0"),
-        lambda: bank.run(images("vit", 2), ["t1", "t0"], together=True),
-        lambda: bank.run(images("vit", 2), ["t0", "t1"], together=False),
-    ):
-        with pytest.raises(error, match=paths["t0"].name):
-            call()
-        assert bank.in_use == "t1"
-        with torch.no_grad():
-            torch.testing.assert_close(
-                bank.model(images("vit", 2)), outputs["t1"], rtol=1e-4, atol=2e-5
-            )
-    paths["t0"].write_bytes(content if damage != "flipped" else _unflipped(content))
-    check(bank, "t0", outputs)
-
-
-def _unflipped(content: bytearray) -> bytes:
-    content[-9] ^= 4
-    return bytes(content)
-
-
 def test_a_damaged_file_is_not_taken_in(paths: dict[str, Path]) -> None:
     bank = spt.TaskBank(plain("vit"))
     paths["t0"].write_bytes(paths["t0"].read_bytes()[:-1])
@@ -275,46 +155,6 @@ def test_using_returns_to_what_was_in_use(
         1 / 0  # noqa: B018
     assert bank.in_use == "t0"
     check(bank, "t0", outputs)
-
-
-def test_what_using_returns_to_stays(
-    paths: dict[str, Path], outputs: dict[str, torch.Tensor]
-) -> None:
-    bank = spt.TaskBank(plain("vit"), max_tasks=1)
-    for name, path in paths.items():
-        bank.load(name, path)
-    bank.use("t0")
-    with bank.using("t1"), bank.using("t2"):
-        paths["t0"].write_bytes(b"damaged")
-        bank.use("t3")
-        assert bank.in_memory == ["t0", "t1", "t3"]
-        with pytest.raises(ValueError, match="cannot remove 't1', which is in use"):
-            bank.remove("t1")
-        with pytest.raises(ValueError, match="cannot replace 't0', which is in use"):
-            bank.load("t0", paths["t1"])
-    assert (bank.in_use, bank.in_memory) == ("t0", ["t0"])
-    check(bank, "t0", outputs)
-
-
-def test_memory_is_flat_over_a_thousand_switches(paths: dict[str, Path]) -> None:
-    bank = spt.TaskBank(plain("vit"))
-    for name in ("t0", "t1", "t3"):
-        bank.load(name, paths[name])
-    names = [*bank, None]
-
-    def alive() -> tuple[int, int]:
-        gc.collect()
-        objects = gc.get_objects()
-        tensors = [o for o in objects if type(o) in (torch.Tensor, nn.Parameter)]
-        return len(objects), sum(tensor.nbytes for tensor in tensors)
-
-    counts = []
-    for times in (8, 1000):
-        for i in range(times):
-            bank.use(names[i % len(names)])
-        counts.append(alive())
-    assert counts[1][1] == counts[0][1]
-    assert counts[1][0] - counts[0][0] < 100
 
 
 def test_a_model_changed_behind_the_bank_is_noticed(paths: dict[str, Path]) -> None:

@@ -60,3 +60,10 @@ def test_one_process_says_what_is_wrong(
     monkeypatch.setattr(app, "make_app", lambda: fail)
     assert app.run([]) == 2
     assert capsys.readouterr().err == "", "the one that failed says it"
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "make_app", lambda: interrupted)
+    assert app.run([]) == 130
+    assert capsys.readouterr().err == "", "the first process says it"

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 import spt_kernels as spt
 from spt_kernels.distributed import Processes
 from spt_kernels.distributed.sharded import is_sharded, local_part, local_rows, whole
+from spt_kernels.errors import OtherProcessFailed
 from spt_kernels.methods.tunable import plan_of
 from spt_kernels.plan import Plan
 from spt_kernels.task.file.format import read
@@ -169,7 +170,10 @@ def check_a_task_is_saved_once_and_loaded_into_shards(place: Path) -> None:
     assert_equal_parameters(model, plain)
     other = sharded(tuned())
     other(tiny_batch(2)[0])
-    spt.load_delta(other, path)  # every process, each into its part
+    is_first, nowhere = processes.is_first, place / "nowhere" / "task.safetensors"
+    with pytest.raises(FileNotFoundError if is_first else OtherProcessFailed, match="nowhere"):
+        spt.load_delta(other, nowhere if is_first else path)
+    spt.load_delta(other, path if is_first else nowhere)  # every process, each into its part
     for (name, a), b in zip(other.named_parameters(), model.parameters(), strict=True):
         assert is_sharded(a), name
         assert torch.equal(local_part(a), local_part(b)), name
@@ -178,9 +182,8 @@ def check_a_task_is_saved_once_and_loaded_into_shards(place: Path) -> None:
     spt.save_delta(another, place / f"few-{processes.rank}.safetensors")
     with pytest.raises(ValueError, match="load the task before fully_shard"):
         spt.load_delta(model, place / f"few-{processes.rank}.safetensors")
-    missing = place / "nowhere" / "task.safetensors"
     with pytest.raises((OSError, RuntimeError), match="no such folder"):
-        spt.save_delta(model, missing)
+        spt.save_delta(model, nowhere)
     for verb in (spt.merge, spt.unload):
         with pytest.raises(ValueError, match="fully_shard has dealt out"):
             verb(model)
@@ -253,6 +256,18 @@ def check_what_cannot_be_is_refused(place: Path) -> None:
     model(tiny_batch(2)[0])
     with pytest.raises(RuntimeError, match="call reshard"):
         optimizer.step()
+    early = tuned()
+    optimizers = optimizer_of(early), adamw_of(early)
+    sharded(early)
+    for optimizer in optimizers:
+        with pytest.raises(RuntimeError, match="the optimizer was made before fully_shard"):
+            train(early, optimizer, range(1), share=True)
+    full = states.StateDictOptions(full_state_dict=True, strict=False)
+    state = states.get_model_state_dict(model, options=full)
+    states.set_model_state_dict(model, dict(state), options=full)
+    cut = {name: value for name, value in state.items() if not name.endswith("_original")}
+    with pytest.raises(RuntimeError, match="which broadcast_from_rank0 does not"):
+        states.set_model_state_dict(model, cut, options=full)
     plain = sharded(tiny_vit())
     with pytest.raises(ValueError, match="apply the plan to the model first"):
         spt.apply(plain, made_plan())

@@ -117,6 +117,20 @@ def check_what_was_measured_is_used_again(place: Path) -> None:
     assert result["trained_parameters"] == 600
 
 
+def check_a_plan_that_is_given_is_that_of_the_first(place: Path) -> None:
+    job, plan = job_in(place), Plan.load(place / "shared" / "plan.safetensors")
+    name, first = next((n, p) for n, p in plan.unstructured.items() if n.endswith("fc1.weight"))
+    free = next(position for position in range(len(first) + 1) if position not in first)
+    moved = torch.cat([torch.tensor([free]), first[1:]]).sort().values
+    other = replace(plan, unstructured={**plan.unstructured, name: moved})
+    path = place / f"plan-{dist.get_rank()}.safetensors"
+    (plan if everyone().is_first else other).save(path)
+    given = replace(job, method=None, plan=str(path))
+    run_alone(given, place / "given-alone")
+    run(given, place / "given")
+    assert_alike(place / "given", place / "given-alone")
+
+
 def check_dropout_differs_between_processes_and_not_between_runs(place: Path) -> None:
     job = replace(job_in(place), method=replace(METHOD, dropout=0.5), plan=None)
     for folder in ("first", "second"):
@@ -143,13 +157,24 @@ def check_refusals_come_to_all(place: Path) -> None:
     assert not any(processes.gather((place / "new").exists())), "as if it had not begun"
     write_task(place / f"data-{processes.rank}", train=8 + (processes.rank == last), test=3)
     others = replace(job, images=ImageSource(str(place / f"data-{processes.rank}")))
-    with pytest.raises(ValueError, match=f"process {last} has found other images"):
-        run(others, place / "new")
-    processes.gather(None)
-    with pytest.raises(ValueError, match="CUDA graphs"):
-        run(job, place / "new", graph=True)
-    with pytest.raises((ValueError, OtherProcessFailed), match="searches in one process"):
-        run(replace(job, method=Method("noah")), place / "new")
+    write_weights(place / f"{processes.rank}.safetensors", 5 + (processes.rank == last))
+    weights = replace(job.model, weights=str(place / f"{processes.rank}.safetensors"))
+    heavier = replace(job, model=weights, method=Method("linear"))
+    longer = replace(job, recipe=replace(RECIPE, batch_size=5 + processes.rank))
+    too_fast = replace(job, recipe=replace(RECIPE, lr=1e30))
+    # what is wrong in all is raised in one
+    for own, options, kind, message in (
+        (others, {}, ValueError, f"process {last} has found other images"),
+        (heavier, {}, ValueError, f"weights: process {last} has found other weights"),
+        (longer, {}, ValueError, "recipe: process 1 has found other options"),
+        (job, {"graph": True}, ValueError, "CUDA graphs"),
+        (job, {"checkpoint_seconds": -1.0}, ValueError, "expected 0 or more, got -1.0"),
+        (replace(job, method=Method("noah")), {}, ValueError, "searches in one process"),
+        (too_fast, {}, FloatingPointError, "the loss is nan in epoch 1"),
+    ):
+        with pytest.raises(kind if processes.is_first else OtherProcessFailed, match=message):
+            run(own, place / "new", **options)
+        processes.gather(None)
 
     def listen(_: Any) -> None:
         raise OSError("the tracker is away")

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import spt_kernels as spt
 from spt_kernels.distributed import Processes
@@ -101,6 +101,13 @@ def check_models_and_arguments_that_differ_are_refused(place: Path) -> None:
     with pytest.raises(ValueError, match=f"norm.bias is another one in process {last}"):
         spt.measure_sensitivity(
             model, own_batches(), num_samples=13, progress=False, group=dist.group.WORLD
+        )
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(1024, 5))
+    if rank == last:
+        net[1].running_mean += 1  # type: ignore[operator]
+    with pytest.raises(ValueError, match=f"1.running_mean is another one in process {last}"):
+        spt.measure_sensitivity(
+            net, own_batches(), num_samples=13, progress=False, group=dist.group.WORLD
         )
     exclude = ["blocks.1.*"] if rank == last else []
     with pytest.raises(ValueError, match=f"process {last} has found|process {last} has measured"):

@@ -328,6 +328,24 @@ def test_the_weights_of_the_plain_base_leave_the_task_as_it_is(
     assert_same_picture(spt.unload(model), picture(tiny_vit()))
 
 
+def test_parameters_alone_do_not_tell_their_base() -> None:
+    model = tuned("vit", "unstructured")
+    everything = {name: p.detach().clone() for name, p in model.named_parameters()}
+    expected = predict(model, "vit")
+    same, other = (spt.apply(tiny_vit(seed), model.spt_tuning.plan) for seed in (0, 7))  # type: ignore[union-attr]
+    same.load_state_dict(everything, strict=False)
+    assert torch.equal(predict(same, "vit"), expected)
+    before = picture(other)
+    with pytest.raises(RuntimeError, match="may hold base \\+ delta or the base alone"):
+        other.load_state_dict(everything, strict=False)
+    assert_same_picture(other, before)
+    # in two steps it is clear
+    trained = {name: p for name, p in everything.items() if "delta" in name or "head" in name}
+    other.load_state_dict(tiny_vit().state_dict(), strict=False)
+    other.load_state_dict(trained, strict=False)
+    assert torch.equal(predict(other, "vit"), expected)
+
+
 @pytest.mark.parametrize("assign", [True, False], ids=["assign", "copy"])
 def test_a_checkpoint_brings_its_own_base(assign: bool, tmp_path: Path) -> None:
     """As for a model that is built without weights, because all of them are in the checkpoint."""
