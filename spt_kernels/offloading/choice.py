@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..model import innermost_blocks
+from .matrix import Matrix
 from .pinned_tensors import is_dense
-from .streamed_block import Matrix
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from ..optim.groups import check_no_amsgrad
 from .pinned_tensors import PinnedTensors
 
 _MEANS = ("exp_avg", "exp_avg_sq")
@@ -27,6 +28,23 @@ class Piece(NamedTuple):
         """On the device, while they are there."""
         tensors = self.pinned.on_device
         return list(zip(tensors[::2], tensors[1::2], strict=True))
+
+
+class LoadedMean:
+    """A mean of a state dict, hidden from torch, which would put it on the device of its parameter.
+
+    Args:
+        value: of the mean, anywhere.
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Tensor) -> None:
+        self._value = value
+
+    def for_parameter(self, param: Tensor) -> Tensor:
+        """In the dtype that torch would give it."""
+        return self._value.to(param.dtype) if param.is_floating_point() else self._value
 
 
 class OffloadedAdamW(torch.optim.AdamW):
@@ -103,9 +121,17 @@ class OffloadedAdamW(torch.optim.AdamW):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As any optimizer does; the state of the parameters is made at once."""
-        _refuse_amsgrad([param_group])
+        check_no_amsgrad([param_group], type(self).__name__)
         super().add_param_group(param_group)
         self._put_on_host(self.param_groups[-1])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As any optimizer does; on the device there need be no room for the means meanwhile."""
+        states = {
+            key: {n: LoadedMean(v) if n in _MEANS else v for n, v in state.items()}
+            for key, state in state_dict["state"].items()
+        }
+        super().load_state_dict({**state_dict, "state": states})
 
     def __getstate__(self) -> dict[str, Any]:
         """As any optimizer does."""
@@ -113,7 +139,7 @@ class OffloadedAdamW(torch.optim.AdamW):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Put on the host what was loaded; what is refused leaves all as it is."""
-        _refuse_amsgrad(state["param_groups"])
+        check_no_amsgrad(state["param_groups"], type(self).__name__)
         super().__setstate__(state)
         self._pieces, self._sides = [], {}
         for group in self.param_groups:
@@ -204,7 +230,7 @@ class OffloadedAdamW(torch.optim.AdamW):
         left = 0
         for param in params:
             left -= 2 * param.nbytes
-            if left < 0 or param.device != portions[-1][-1].device:
+            if not portions or left < 0 or param.device != portions[-1][-1].device:
                 portions.append([])
                 left = self._piece_bytes - 2 * param.nbytes
             portions[-1].append(param)
@@ -214,12 +240,7 @@ class OffloadedAdamW(torch.optim.AdamW):
         state = self.state[param]
         if not state:
             state["step"] = torch.zeros((), device=param.device if group["fused"] else "cpu")
-        return [
-            state[name]
-            if name in state
-            else torch.zeros_like(param, device="cpu", memory_format=torch.preserve_format)
-            for name in _MEANS
-        ]
+        return [_mean_of(param, state.get(name)) for name in _MEANS]
 
     def _check(self, pieces: list[Piece]) -> None:
         for param in chain.from_iterable(piece.params for piece in pieces):
@@ -237,6 +258,7 @@ class OffloadedAdamW(torch.optim.AdamW):
                 )
 
 
-def _refuse_amsgrad(groups: Iterable[dict[str, Any]]) -> None:
-    if any(group.get("amsgrad") for group in groups):
-        raise ValueError("amsgrad: expected False, OffloadedAdamW keeps two means alone")
+def _mean_of(param: Tensor, held: Tensor | LoadedMean | None) -> Tensor:
+    if held is None:
+        return torch.zeros_like(param, device="cpu", memory_format=torch.preserve_format)
+    return held.for_parameter(param) if isinstance(held, LoadedMean) else held

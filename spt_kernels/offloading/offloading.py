@@ -189,6 +189,7 @@ def brought_back(model: nn.Module) -> Iterator[None]:
                 )
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def _bring_back(model: nn.Module, device: torch.device | None = None) -> None:
     """Put all weights on a device, by default that on which the model computes, for good."""

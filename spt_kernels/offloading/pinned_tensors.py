@@ -1,8 +1,7 @@
-"""Tensors that lie in one pinned buffer on the host and, while they are fetched, on a device."""
+"""Tensors that lie in pinned memory of the host and, while they are fetched, on a device."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ _ALIGNMENT = 512  # bytes, as tensors of the caching allocator are aligned
 
 
 class PinnedTensors:
-    """Tensors of one buffer, so that one copy fetches all of them.
+    """Tensors that lie side by side, so that one copy fetches all of a dtype, and of one as a rule.
 
     The buffer on the device is there at all times; its memory is not. What autograd has saved of it
     (a weight, or the transpose of one) stays valid from one fetch to the next, as the storage is
@@ -27,7 +26,7 @@ class PinnedTensors:
     Attributes:
         on_host: the tensors on the host, `pinned` for a card.
         on_device: views of the buffer on the device, empty of memory unless `is_there`.
-        buffer: on the device, bytes.
+        buffer: all of that, bytes.
         is_there: whether the buffer has its memory, and has its values or will.
         fetched_bytes: how many bytes were copied to the device so far.
     """
@@ -47,22 +46,22 @@ class PinnedTensors:
             device: to fetch them to.
             side: the stream to copy on; None copies on the one that computes.
         """
-        sizes = [math.prod(t.shape) * d.itemsize for t, d in zip(tensors, dtypes, strict=True)]
-        offsets, total = [], 0
-        for size in sizes:
-            offsets.append(total)
-            total += -(-size // _ALIGNMENT) * _ALIGNMENT
-        places = list(zip(offsets, sizes, dtypes, tensors, strict=True))
-        host = torch.empty(total, dtype=torch.uint8)
-        self._host = host.pin_memory() if device.type == "cuda" else host
-        self.buffer = torch.empty(total, dtype=torch.uint8, device=device)
-        self.nbytes = total
+        sizes = dict.fromkeys(dtypes, 0)  # dtype -> bytes of all that are of it
+        places = []
+        for tensor, dtype in zip(tensors, dtypes, strict=True):
+            places.append((tensor, dtype, sizes[dtype]))
+            sizes[dtype] += -(-tensor.numel() * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+        self.nbytes = sum(sizes.values())
+        self.buffer = torch.empty(self.nbytes, dtype=torch.uint8, device=device)
+        there = dict(zip(sizes, self.buffer.split(list(sizes.values())), strict=True))
+        # memory of its own for each dtype: torch.save takes none that holds several
+        here = {d: torch.empty(n, dtype=torch.uint8, device="cpu") for d, n in sizes.items()}
+        if device.type == "cuda":
+            here = {dtype: memory.pin_memory() for dtype, memory in here.items()}
+        self._pairs = [(there[dtype], here[dtype]) for dtype in sizes]
         self.on_host, self.on_device = (
-            [
-                _view(flat[offset : offset + size], dtype, like=tensor)
-                for offset, size, dtype, tensor in places
-            ]
-            for flat in (self._host, self.buffer)
+            [_view(memory[dtype], offset, dtype, like=t) for t, dtype, offset in places]
+            for memory in (here, there)
         )
         for view, tensor in zip(self.on_host, tensors, strict=True):
             view.copy_(tensor.detach())
@@ -78,12 +77,12 @@ class PinnedTensors:
             return False
         self.buffer.untyped_storage().resize_(self.nbytes)
         if self._side is None:
-            self.buffer.copy_(self._host)
+            self._copy(to_host=False)
         else:
             self._home = torch.cuda.current_stream(self.buffer.device)
             self._side.wait_stream(self._home)
             with torch.cuda.stream(self._side):
-                self.buffer.copy_(self._host, non_blocking=True)
+                self._copy(to_host=False, non_blocking=True)
                 self._arrival = torch.cuda.Event()
                 self._arrival.record(self._side)
         self.is_there = True
@@ -101,13 +100,18 @@ class PinnedTensors:
     def put_back(self) -> None:
         """Begin to copy the values back to the host; `release` waits for that."""
         if self._side is None:
-            self._host.copy_(self.buffer)
+            self._copy(to_host=True)
             return
         self._side.wait_stream(torch.cuda.current_stream(self.buffer.device))
         with torch.cuda.stream(self._side):
-            self._host.copy_(self.buffer, non_blocking=True)
+            self._copy(to_host=True, non_blocking=True)
             self._arrival = torch.cuda.Event()
             self._arrival.record(self._side)
+
+    def _copy(self, *, to_host: bool, non_blocking: bool = False) -> None:
+        for there, here in self._pairs:
+            target, source = (here, there) if to_host else (there, here)
+            target.copy_(source, non_blocking=non_blocking)
 
     def release(self) -> None:
         """Give the memory on the device back."""
@@ -127,6 +131,6 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
-def _view(part: Tensor, dtype: torch.dtype, *, like: Tensor) -> Tensor:
-    part = part.view(dtype)
+def _view(memory: Tensor, offset: int, dtype: torch.dtype, *, like: Tensor) -> Tensor:
+    part = memory[offset : offset + like.numel() * dtype.itemsize].view(dtype)
     return part.as_strided(like.shape, like.stride(), part.storage_offset())

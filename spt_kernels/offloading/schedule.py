@@ -25,6 +25,10 @@ class Block(Protocol):
         """Give the memory back unless a call needs it."""
         ...
 
+    def end_interrupted(self) -> None:
+        """Forwards that Ctrl-C has ended need the values no more."""
+        ...
+
 
 class BlockCall(Protocol):
     """One call of a block, whose backward may be running."""
@@ -58,8 +62,12 @@ class Schedule:
 
     def begin_model(self, *_: Any) -> None:
         """A hook before the model: the first block comes while what is before it computes."""
-        if self._order and self._ahead and not in_backward():
-            self._end_leftovers()
+        if in_backward():
+            return
+        for block in self._order:
+            block.end_interrupted()
+        self.end_leftovers()
+        if self._ahead:
             self._fetch_ahead(self._order[:1])
 
     def begin_forward(self, block: Block) -> None:
@@ -69,7 +77,6 @@ class Schedule:
             self._order.append(block)
         if in_backward():
             return  # made again for it: what comes next is not known
-        self._end_leftovers(but=block)
         after = self._place[block] + 1
         self._used(block)
         self._fetch_ahead(self._order[after : after + self._ahead])
@@ -94,6 +101,12 @@ class Schedule:
         before = reversed(self._order[max(0, place - self._ahead) : place])
         self._fetch_ahead([block for block in before if block.has_backward])
 
+    def end(self) -> None:
+        """Let go of all blocks, which have this: their memory is not to wait for the collector."""
+        self._entered.clear()
+        self._place.clear()
+        self._order, self._fetched, self._resting = [], [], None
+
     def _task(self) -> int:
         """The number of the backward that is running, the end of which is told from then on."""
         task = torch._C._current_graph_task_id()
@@ -110,8 +123,10 @@ class Schedule:
             for block in self._order:
                 block.give_up()
 
-    def _end_leftovers(self, but: Block | None = None) -> None:
-        """Of a backward that has failed, or never came."""
+    def end_leftovers(self, but: Block | None = None) -> None:
+        """Before a forward: nothing is needed of a backward that has failed, or never came."""
+        if in_backward():
+            return
         for task in list(self._entered):
             self._end_backward(task)
         if self._resting is not None and self._resting is not but:

@@ -2,63 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 import weakref
 from collections.abc import Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
-from ..layers import SparseDelta, plain_class
-from ..layers.delta_holder import DeltaHolder
+from ..layers import SparseDelta
+from ..layers.running import Running
 from ..layers.sparse_delta import write_into
 from ..layers.written_state import WrittenState
+from .matrix import Matrix
 from .pinned_tensors import PinnedTensors
 from .schedule import Schedule
 
-# Layers whose weight autocast casts at every call, and nothing else reads
-_CAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
 Kind = torch.dtype | None  # in which autocast computes; None without it
-
-
-class Matrix(NamedTuple):
-    """A parameter of a block that is streamed.
-
-    Attributes:
-        name: in the model.
-        owner: the module that has it.
-        local: its name there.
-        parameter: itself.
-    """
-
-    name: str
-    owner: nn.Module
-    local: str
-    parameter: nn.Parameter
-
-    @property
-    def is_cast(self) -> bool:
-        """Whether autocast casts it wherever it is used; to be asked while it has its own dtype."""
-        kind, is_weight = plain_class(self.owner), self.local == "weight"
-        return is_weight and self.parameter.dtype == torch.float32 and kind in _CAST
-
-    @property
-    def delta(self) -> SparseDelta | None:
-        """Its sparse delta, if it has one."""
-        if not isinstance(self.owner, DeltaHolder):
-            return None
-        return self.owner.sparse_deltas().get(self.local)
 
 
 class Call:
     """One call of a streamed block, from its forward to the end of its backward."""
 
-    __slots__ = ("_block", "in_backward", "kind", "n_inputs", "n_left")
+    __slots__ = ("_block", "in_backward", "kind", "n_inputs", "n_left", "running")
 
-    def __init__(self, block: StreamedBlock, kind: Kind) -> None:
+    def __init__(self, block: StreamedBlock, kind: Kind, running: Running) -> None:
         self._block, self.kind = block, kind
+        self.running: Running | None = running  # its forward
         self.in_backward = False
         self.n_inputs = self.n_left = 0  # inputs with a gradient, and those whose is still to come
 
@@ -69,6 +41,11 @@ class Call:
 
     def begin_backward(self, *_: Any) -> None:
         """A hook before each node that the backward may enter the block by."""
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{self._block.name} is offloaded and has first derivatives only "
+                "(create_graph=False): bring it back with spt.offload(model, 'nothing')"
+            )
         if not self.in_backward:
             self.in_backward, self.n_left = True, self.n_inputs
             self._block.begin_backward(self)
@@ -142,7 +119,8 @@ class StreamedBlock:
             if owner is not module:
                 self._hooks.append(owner.register_forward_pre_hook(self._before_owner))
                 self._hooks.append(owner.register_forward_hook(self._after_owner))
-            self._hooks.append(owner.register_state_dict_pre_hook(self._before_state_dict))
+            after = functools.partial(self._after_state_dict)  # torch marks it, as no method can be
+            self._hooks.append(owner.register_state_dict_post_hook(after))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
         """Refuse: the weights of a copy would be on the host, without hooks of its own."""
@@ -193,6 +171,12 @@ class StreamedBlock:
             self._held.remove(call)
             self.give_up()
 
+    def end_interrupted(self) -> None:
+        """Forwards that Ctrl-C has ended, which passes hooks by, need the values no more."""
+        for call in [c for c in self._running if c.running is not None and c.running.is_over()]:
+            self._running.remove(call)
+            self.drop(call)
+
     def give_up(self) -> None:
         """Give the memory back unless a call needs it."""
         if not self._held:
@@ -226,7 +210,8 @@ class StreamedBlock:
             host = self._masters.on_host
             pairs = zip(self._is_cast, host, strict=True)
             dtypes = [kind if is_cast else tensor.dtype for is_cast, tensor in pairs]
-            self._pinned[kind] = PinnedTensors(host, dtypes, self.device, self._side)
+            with torch.inference_mode(False):  # whoever evaluates first may train afterwards
+                self._pinned[kind] = PinnedTensors(host, dtypes, self.device, self._side)
             self._versions[kind] = versions
         return self._pinned[kind]
 
@@ -238,6 +223,7 @@ class StreamedBlock:
         """Take the hooks away, and give the parameters these values; None: those on the host."""
         self._held.clear()
         self.give_up()
+        self._schedule.end()
         for hook in self._hooks:
             hook.remove()
         for _, delta in self.deltas():
@@ -258,7 +244,8 @@ class StreamedBlock:
                 f"{self.name} is offloaded, which torch.compile cannot trace: bring it back with "
                 "spt.offload(model, 'nothing')"
             )
-        call = Call(self, self._kind_now())
+        self._schedule.end_leftovers(but=self)
+        call = Call(self, self._kind_now(), Running(sys._getframe(1)))
         self._running.append(call)
         self._hold(call)
         self._schedule.begin_forward(self)
@@ -271,6 +258,7 @@ class StreamedBlock:
         if not self._running:
             return  # another hook has failed before ours
         call = self._running.pop()
+        call.running = None  # which holds on to what is called
         outputs = list(_followed(output))
         for made in outputs:
             made.grad_fn.register_prehook(call.begin_backward)  # type: ignore[union-attr]
@@ -294,10 +282,18 @@ class StreamedBlock:
             for made in _followed(output):
                 made.grad_fn.register_prehook(self._running[-1].begin_backward)  # type: ignore[union-attr]
 
-    def _before_state_dict(self, owner: nn.Module, prefix: str, keep_vars: bool) -> None:
+    def _after_state_dict(
+        self, owner: nn.Module, state: dict[str, Any], prefix: str, _: Any
+    ) -> None:
+        """Whole values, even where those of a call are shown, which are rounded under autocast."""
+        hosts = self._masters.on_host
         for n, delta in self.deltas():
             if self.matrices[n].owner is owner:
-                write_into(delta, self._masters.on_host[n])
+                write_into(delta, hosts[n])
+        for matrix, host in zip(self.matrices, hosts, strict=True):
+            key = prefix + matrix.local
+            if matrix.owner is owner and state.get(key, matrix.parameter) is not matrix.parameter:
+                state[key] = host
 
     def _hold(self, call: Call) -> None:
         """Have the values on the device for a call, until it is dropped."""

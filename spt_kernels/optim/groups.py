@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,8 +43,8 @@ def param_groups(model: nn.Module, weight_decay: float = 1e-4) -> list[dict[str,
     for module in tuned_modules(model).values():
         if isinstance(module, AttachedParameters):
             module.take_in_edits()
-    ask = getattr(model, "no_weight_decay", None)
-    exempt = set(ask()) if callable(ask) else set()
+    asked = (getattr(each, "no_weight_decay", None) for each in (model, _wrapped(model)))
+    exempt = {name for ask in asked if callable(ask) for name in ask()}
     decays = {name: p.dim() >= 2 and not _is_exempt(_base(name, p), exempt) for name, p in named}
     return [
         {
@@ -65,9 +66,15 @@ def _base(name: str, parameter: Tensor) -> str:
     return name if delta is None or not delta.whole else name.removesuffix("_fp32")
 
 
+def _wrapped(model: nn.Module) -> Any:
+    """What is wrapped, as in DistributedDataParallel, if anything is."""
+    return getattr(model, "module", None)
+
+
 def _is_exempt(name: str, exempt: set[str]) -> bool:
-    leaf = name.rpartition(".")[2]
-    return name in exempt or leaf in exempt or leaf.endswith(_NEVER_DECAYED)
+    # whatever is around a model puts something before the names that it lists
+    is_listed = any(f".{name}".endswith(f".{listed}") for listed in exempt)
+    return is_listed or name.endswith(_NEVER_DECAYED)
 
 
 def check_not_negative(name: str, value: Any) -> None:
@@ -76,3 +83,9 @@ def check_not_negative(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not float(value) >= 0:
         raise ValueError(f"{name} must be at least 0, got {value}")
+
+
+def check_no_amsgrad(groups: Iterable[dict[str, Any]], kind: str) -> None:
+    """Raise where groups, as from a state dict of torch's, ask an optimizer for a third mean."""
+    if any(group.get("amsgrad") for group in groups):
+        raise ValueError(f"amsgrad: expected False, {kind} keeps two means alone")

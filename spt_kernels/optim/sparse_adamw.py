@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from ..distributed.sharded import is_sharded
 from ..layers.sparse_delta import leave_to_hook
 from .adamw_step import Member, fits_fused, leave, members_of, step_entries, step_rest, unscale
-from .groups import check_not_negative
+from .groups import check_no_amsgrad, check_not_negative
 from .prepared_step import PreparedStep
 
 
@@ -100,14 +100,18 @@ class SparseAdamW(Optimizer):
         self._captured: list[tuple[PreparedStep, list[float | Tensor]]] = []
         super().__init__(params, defaults)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As any optimizer does."""
+        check_no_amsgrad([param_group], type(self).__name__)
+        super().add_param_group(param_group)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Complete what a state dict of `torch.optim.AdamW` does not hold."""
+        """Complete what a state of torch's AdamW lacks; what is refused leaves all as it is."""
+        check_no_amsgrad(state["param_groups"], type(self).__name__)
         super().__setstate__(state)
         self._prepared, self._trained = None, []
         self._captured = self.__dict__.get("_captured", [])
         for group in self.param_groups:
-            if group.get("amsgrad"):
-                raise ValueError("the state dict has amsgrad=True, which SparseAdamW does not do")
             for key in ("maximize", "capturable", "stochastic_rounding", "seed"):
                 group.setdefault(key, self.defaults[key])
 

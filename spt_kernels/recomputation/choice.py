@@ -81,19 +81,18 @@ def recompute(model: nn.Module, what: What) -> Recomputation:
     modules = dict(model.named_modules())
     for module in modules.values():
         _take_off(module)
-    whose = Whose()
     found: dict[str, str] = {}
     for block, options in chosen.items():
         norms = LastNorm()
         for option in options:
             for name in places[block].modules[option]:
                 around = norms if option != "block" else None
-                Region(name, option == "qkv", whose, around).attach(modules[name])
+                Region(name, option == "qkv", around).attach(modules[name])
                 found[name] = option
         if options and "block" not in options:
             norms.attach(modules[name] for name in places[block].norms)
     if found:
-        model.register_forward_pre_hook(whose.drop_stale_frames, prepend=True)
+        model.register_forward_pre_hook(Whose().drop_stale_frames, prepend=True)
     return Recomputation(chosen, found)
 
 

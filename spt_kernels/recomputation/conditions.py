@@ -35,6 +35,8 @@ class Conditions:
         self._modules = modules
         self._autocast = _autocast_of(device)
         self.parameters: list[Tensor] = []
+        # of each module what it has for parameters and buffers, and what that was at the beginning
+        self._held: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []
         self._buffers: list[tuple[nn.Module, str, Tensor, int]] = []
         for module in modules:
             self._gather(module)
@@ -45,6 +47,9 @@ class Conditions:
     def _gather(self, module: nn.Module) -> None:
         # as `parameters()` and `buffers()`, which take several times as long
         own = vars(module)
+        self._held += [
+            (place, dict(place)) for place in (own["_parameters"], own["_buffers"]) if place
+        ]
         self.parameters += [p for p in own["_parameters"].values() if p is not None]
         self._buffers += [
             (module, name, buffer, buffer._version)
@@ -92,11 +97,15 @@ class Conditions:
 
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
-        """The same autocast; what batch norms count is not counted a second time."""
+        """The same autocast and tensors; what batch norms count is not counted a second time."""
         with contextlib.ExitStack() as stack:
             for kind, enabled, dtype, caches in self._autocast:
                 if enabled or torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, dtype, enabled, caches))
+            for place, held in self._held:  # `torch.func.functional_call` has lent others
+                if any(place.get(name) is not tensor for name, tensor in held.items()):
+                    stack.callback(place.update, dict(place))
+                    place.update((n, t) for n, t in held.items() if t is None or not is_sharded(t))
             for module, name in self._rewritten:
                 buffer: Any = module._buffers[name]
                 stack.callback(module._buffers.update, {name: buffer})

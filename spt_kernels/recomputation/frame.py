@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ..layers.recording import Recording, unpack
+from ..layers.recording import Recording, recording_in_use, unpack
+from ..layers.running import Running
 from .attention import attention_of
 from .call import Call, Hooks, NormCall, tensors_in
 from .conditions import Conditions, NotRecomputable
@@ -41,7 +42,6 @@ class Frame(Recording):
         kwargs: of the call.
         made_by: the norm that has made one of the arguments.
         until_attention: keep what `F.scaled_dot_product_attention` gives and all that comes later.
-        whose: tells the frames of one model from those of another.
     """
 
     def __init__(
@@ -52,9 +52,8 @@ class Frame(Recording):
         kwargs: dict[str, Any],
         made_by: NormCall | None = None,
         until_attention: bool = False,
-        whose: object = None,
     ) -> None:
-        self.name, self.module, self.whose = name, module, whose
+        self.name, self.module = name, module
         self._until_attention = until_attention
         self._outer: Hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
         tensors = tensors_in((*args, *kwargs.values()))
@@ -81,6 +80,7 @@ class Frame(Recording):
         self._places: list[tuple[int, int]] = []  # likewise, storage and offset
         self._by_storage: dict[int, tuple[weakref.ref[Any], int, Slot]] = {}
         self._notes: list[Any] = []
+        self._running: Running | None = None
         self._is_over = False
 
     # ---- the forward
@@ -102,6 +102,9 @@ class Frame(Recording):
             if self._outer is None:
                 return Kept(tensor, self.name)
             return Elsewhere(tensor, self._outer, is_read_often=True)  # by whom it is rebuilt for
+        if not self.is_running():
+            drop_interrupted()
+            return Kept(tensor, self.name)
         if self._is_entry(storage, version):
             assert self._call.entry is not None
             return View(self._call.entry, geometry)
@@ -138,8 +141,9 @@ class Frame(Recording):
         """Whether something that shares the storage of `x` was saved here, so that `x` is free."""
         return self._saved_in(x.untyped_storage(), x._version) is not None
 
-    def begin(self) -> None:
+    def begin(self, running: Running) -> None:
         """From here on, what this thread saves goes through this frame."""
+        self._running = running
         torch._C._autograd._push_saved_tensors_default_hooks(self.pack, unpack)
 
     def abandon(self) -> None:
@@ -147,7 +151,11 @@ class Frame(Recording):
         torch._C._autograd._pop_saved_tensors_default_hooks()
         self._by_storage.clear()
         self._given.clear()
-        self._entry = None
+        self._entry = self._running = None
+
+    def is_running(self) -> bool:
+        """Whether the forward is."""
+        return self._running is not None and not self._running.is_over()
 
     def end(self, output: Any) -> None:
         """The forward is over: settle what is made again.
@@ -222,6 +230,12 @@ class Frame(Recording):
             if self._random is not None:
                 stack.enter_context(self._random.again())
             replay.run(*self._call.again())
+
+
+def drop_interrupted() -> None:
+    """Abandon what forwards left in use that Ctrl-C has ended, which passes module hooks by."""
+    while isinstance(frame := recording_in_use(), Frame) and not frame.is_running():
+        frame.abandon()
 
 
 def _without_small_ones(slots: list[Slot | None]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
 
 from ..layers.recording import recording_in_use
+from ..layers.running import Running
 from .call import NormCall
-from .frame import Frame
+from .frame import Frame, drop_interrupted
 from .packed import unobserved
 from .random_state import is_capturing
 from .replay import Replay
@@ -26,15 +28,11 @@ class Region:
     Args:
         name: of the module, for messages.
         until_attention: see `Frame`.
-        whose: of all regions of a model.
         norms: what the norms around the module gave last; its own are no part of them.
     """
 
-    def __init__(
-        self, name: str, until_attention: bool, whose: Whose, norms: LastNorm | None = None
-    ) -> None:
-        self.name, self._whose = name, whose
-        self._until_attention, self._norms = until_attention, norms
+    def __init__(self, name: str, until_attention: bool, norms: LastNorm | None = None) -> None:
+        self.name, self._until_attention, self._norms = name, until_attention, norms
         self._draws_on_device = False  # as far as is known
 
     def attach(self, module: nn.Module) -> None:
@@ -58,16 +56,14 @@ class Region:
             return
         with unobserved():
             made_by = None if self._norms is None else self._norms.take(args, kwargs)
-            frame = Frame(
-                self.name, module, args, kwargs, made_by, self._until_attention, self._whose
-            )
+            frame = Frame(self.name, module, args, kwargs, made_by, self._until_attention)
         if self._draws_on_device and is_capturing(frame.device):
             raise RuntimeError(
                 f"{self.name} draws random numbers on the card (dropout, stochastic depth), which "
                 "cannot be drawn again in a CUDA graph: leave this block out of spt.recompute, or "
                 "train it without these"
             )
-        frame.begin()
+        frame.begin(Running(sys._getframe(1)))
 
     def close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After a forward, one that has failed too."""
@@ -124,17 +120,12 @@ class LastNorm:
 
 
 class Whose:
-    """One call of `recompute`: it tells frames of its own from those of others."""
+    """Stands before the forward of a whole model; models are saved with it under these names."""
 
     def drop_stale_frames(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Before the whole model's forward: abandon what an interrupted one has left in use.
-
-        What ends a forward but no `Exception`, as Ctrl-C does, passes module hooks by.
-        """
-        if torch.compiler.is_compiling():
-            return
-        while isinstance(frame := recording_in_use(), Frame) and frame.whose is self:
-            frame.abandon()
+        """Let go of what an interrupted forward holds, be it followed by one without gradients."""
+        if not torch.compiler.is_compiling():
+            drop_interrupted()
 
 
 def _is_compiled() -> bool:

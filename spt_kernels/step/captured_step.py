@@ -76,7 +76,7 @@ def capture_step(
         RuntimeError: the step cannot be captured: it waits for the card, or draws random numbers on
             the host. Model, optimizer and generators are then as they were.
     """
-    tensors = check_arguments(batch, loss_fn, accumulate, clip_grad, ragged)
+    tensors = check_arguments(batch, loss_fn, ragged)
     step = TrainingStep(
         model,
         loss_fn,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..layers.delta_holder import DeltaHolder
 
+_TRAINED = attrgetter("requires_grad")
+
 
 class HeldModel:
-    """The modules of a model, their parameters and buffers and their mode, when it is made."""
+    """A model's modules and their mode, its tensors and which are trained, when it is made."""
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = list(model.modules())
@@ -27,6 +29,7 @@ class HeldModel:
             if isinstance(module, DeltaHolder):
                 self._hold(name, vars(module), [*module._constants(), "_spt_pattern"])
         self._tensors = [value for value in self._values if isinstance(value, Tensor)]
+        self._trained = list(map(_TRAINED, self._tensors))
         self._addresses = [tensor.data_ptr() for tensor in self._tensors]
 
     def _hold(self, name: str, place: dict[str, Any], keys: list[str]) -> None:
@@ -47,6 +50,12 @@ class HeldModel:
                     return f"{name} was replaced"
         if [tensor.data_ptr() for tensor in self._tensors] != self._addresses:
             return "a parameter or buffer was moved or given other memory"
+        if list(map(_TRAINED, self._tensors)) != self._trained:
+            for tensor, is_trained in zip(self._tensors, self._trained, strict=True):
+                if tensor.requires_grad != is_trained:
+                    n = next(n for n, value in enumerate(self._values) if value is tensor)
+                    one = "a" if is_trained else "no"
+                    return f"{self._names[n]} required {one} gradient when it was captured"
         if [module.training for module in self._modules] != self._modes:
             was = "training" if self._modes[0] else "evaluation"
             return f"it was in {was} mode when the step was captured, and is not, or a part of it"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ..model.call import check_batch
 from ..model.check import check_not_offloaded
+from ..offloading import OffloadedAdamW
 from .training_step import TrainingStep
 
 RAGGED = ("error", "eager")
@@ -20,8 +20,6 @@ RAGGED = ("error", "eager")
 def check_arguments(
     batch: Any,
     loss_fn: Callable[..., Any] | None,
-    accumulate: int,
-    clip_grad: float | None,
     ragged: str,
 ) -> dict[int | str, Tensor]:
     """The batch by place or by name; raise for an argument that nothing could be made of."""
@@ -39,10 +37,6 @@ def check_arguments(
             "batch: expected tensors, as (images, labels), or a mapping to such, got "
             f"{type(batch).__name__}"
         )
-    if not isinstance(accumulate, int) or accumulate < 1:
-        raise ValueError(f"accumulate: expected a whole number above zero, got {accumulate!r}")
-    if clip_grad is not None and not (clip_grad > 0 and math.isfinite(clip_grad)):
-        raise ValueError(f"clip_grad: expected a number above zero, got {clip_grad}")
     if ragged not in RAGGED:
         raise ValueError(f"ragged: expected one of {', '.join(RAGGED)}, got {ragged!r}")
     return made
@@ -105,6 +99,11 @@ def _device_of(model: nn.Module) -> torch.device:
 def _check_optimizer(step: TrainingStep) -> None:
     optimizer = step.optimizer
     kind = type(optimizer).__name__
+    if isinstance(optimizer, OffloadedAdamW):
+        raise ValueError(
+            f"optimizer: {kind} has its state on the host, where no graph finds it: take "
+            "torch.optim.AdamW or SparseAdamW, with capturable=True"
+        )
     for group in optimizer.param_groups:
         # torch's SGD has no such option, and reads the learning rate from the card if fused
         way = "capturable" if "capturable" in group else "fused"

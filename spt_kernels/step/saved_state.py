@@ -34,9 +34,8 @@ class SavedState:
         self._gradients = [
             (p, p.grad, None if p.grad is None else _on_host(p.grad)) for p in trained
         ]
-        self._deltas = [
-            (d, _on_host(_entries(d)), d.is_fresh) for d in sparse_deltas(model).values()
-        ]
+        written = [d for d in sparse_deltas(model).values() if not d.beside]
+        self._deltas = [(d, _on_host(_entries(d)), d.is_fresh) for d in written]
         self._lrs = [group["lr"] for group in self._optimizer.param_groups]
         self._state = {
             param: {name: (value, _on_host(value)) for name, value in state.items()}

@@ -33,6 +33,9 @@ class TrainingStep:
             in every tensor. The gradients of the parts are summed; norms over the batch see a part.
         weigh: how many things the loss of a part is a mean over, called as the step is. None for
             one of each sample; of words, it counts those with a label. Parts of none are left out.
+
+    Raises:
+        ValueError: `accumulate`, `micro_batch` or `clip_grad` is out of range.
     """
 
     def __init__(
@@ -48,6 +51,12 @@ class TrainingStep:
         micro_batch: int | None = None,
         weigh: Callable[..., Tensor | float] | None = None,
     ) -> None:
+        part = 1 if micro_batch is None else micro_batch
+        for name, number in (("accumulate", accumulate), ("micro_batch", part)):
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name}: expected a whole number above zero, got {number!r}")
+        if clip_grad is not None and not (clip_grad > 0 and math.isfinite(clip_grad)):
+            raise ValueError(f"clip_grad: expected a number above zero, got {clip_grad}")
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
         self.autocast, self.clip_grad, self.accumulate = autocast, clip_grad, accumulate
         self.micro_batch, self.weigh = micro_batch, weigh
@@ -61,8 +70,8 @@ class TrainingStep:
         loss = self.backward(*batch, **named)
         self._batches += 1
         if self._batches == self.accumulate:
+            self._batches = 0  # before what may fail: the next batch then begins another update
             self.update()
-            self._batches = 0
         return loss
 
     def backward(self, *batch: Tensor, **named: Tensor) -> Tensor:
@@ -130,6 +139,17 @@ class TrainingStep:
 
     def update(self) -> None:
         """Clip the gradients and let the optimizer step."""
+        try:
+            self._update()
+        except BaseException:
+            if self.scaler is not None:  # which would take the next gradients for unscaled ones
+                with contextlib.suppress(Exception):
+                    self.scaler.update()
+            raise
+        if self.scaler is not None:
+            self.scaler.update()
+
+    def _update(self) -> None:
         if self.clip_grad is not None:
             if self.scaler is not None:
                 self.scaler.unscale_(self.optimizer)
@@ -139,7 +159,6 @@ class TrainingStep:
             self.optimizer.step()
         else:
             self.scaler.step(self.optimizer)
-            self.scaler.update()
 
 
 def tensors_of_batch(batch: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ..distributed.sharded import is_sharded
 from ..layers import SparseDelta, sparse_deltas, tuned_modules
+from ..layers.saved_deltas import gather
+from ..layers.sparse_delta import hold_values
 from ..model.digest import digests_of
 from ..model.quantized import inner_tensors, is_quantized, logical_shape, quantization
 
@@ -120,7 +122,8 @@ def watch_state_dicts(model: nn.Module) -> None:
     """Let a tuned model notice what `load_state_dict` does to its base, unless it is sharded.
 
     A state dict of the same base, in which averaging has rounded what is frozen, leaves that as it
-    is. One of another base, as a checkpoint is for a model of random weights, brings that base.
+    is, and brings but the entries that are trained. One of another base, as a checkpoint is for a
+    model of random weights, brings that base.
     """
     model.register_load_state_dict_pre_hook(_before_loading)
     model.register_load_state_dict_post_hook(_after_loading)
@@ -141,9 +144,10 @@ def _before_loading(
     if any(map(is_sharded, model.parameters())):
         return  # no process has a whole parameter to compare
     kept: dict[str, Tensor] = {}
-    deltas = sparse_deltas(model).values()
-    positions = {id(delta.target): delta.index for delta in deltas}
-    whole = {id(delta.target) for delta in deltas if delta.whole}  # trained, all of it
+    rounded: list[tuple[SparseDelta, Tensor]] = []  # what weights of 16 bits hold of deltas
+    held = {id(delta.target): delta for delta in sparse_deltas(model).values()}
+    positions = {target: delta.index for target, delta in held.items()}
+    whole = {target for target, delta in held.items() if delta.whole}  # trained, all of it
     bases = _without_base_values(model, state_dict, prefix)
     for name, own in model.named_parameters():
         loaded = state_dict.get(prefix + name)
@@ -156,6 +160,12 @@ def _before_loading(
             model.__dict__[_ARRIVES] = True
             return
         kept[prefix + name] = bases[id(own)].base() if id(own) in bases else own.detach()
+        delta = None if id(own) in bases else held.get(id(own))
+        # fp32 is rounded to nearest, and is made anew; 16 bits may have been rounded at random
+        if delta is not None and not delta.beside and own.element_size() < 4:
+            entries = gather(loaded, delta.index.to(loaded.device)).to(own)  # [nnz]
+            rounded.append((delta, entries))
+    hold_values([delta for delta, _ in rounded], [entries for _, entries in rounded])
     state_dict.update(kept)
     for name, module in tuned_modules(model).items():
         _keep_constants(module, state_dict, f"{prefix}{name}." if name else prefix)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -238,6 +239,18 @@ def test_a_graph_is_gone_through_twice() -> None:
     assert there(model) == []
 
 
+def test_second_derivatives_are_refused() -> None:
+    model = tuned("bias")
+    spt.offload(model)
+    images, labels = tiny_batch()
+    loss = F.cross_entropy(model(images.requires_grad_()), labels)
+    with pytest.raises(
+        RuntimeError, match=r"blocks\.2 is offloaded and has first derivatives only"
+    ):
+        torch.autograd.grad(loss, images, create_graph=True)
+    loss.backward()
+
+
 def test_a_backward_may_begin_within_a_block() -> None:
     found = []
     for is_offloaded in (False, True):
@@ -336,35 +349,42 @@ def test_inference() -> None:
     assert_same(train(model.train(), steps=1), train(other.train(), steps=1))
 
 
-def test_a_forward_that_fails_leaves_nothing_there() -> None:
-    expected = train(tuned("spt-lora"))
+@pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
+def test_a_forward_that_fails_leaves_nothing_there(error: type[BaseException]) -> None:
+    expected = train(tuned("spt-lora"), autocast=True)
     model = tuned("spt-lora")
     spt.offload(model)
 
     def fail(*_: Any) -> None:
-        raise ArithmeticError
+        raise error
 
     hook = model.blocks[1].mlp.register_forward_hook(fail)  # type: ignore[index,union-attr]
-    with pytest.raises(ArithmeticError):
+    with pytest.raises(error):
         loss_of(model, 0)
     hook.remove()
-    assert set(there(model)) <= {"blocks.2"}  # ahead
-    assert_same(train(model), expected)
+    if error is ArithmeticError:
+        assert set(there(model)) <= {"blocks.2"}  # ahead
+    assert_same(train(model, autocast=True), expected)
+    assert there(model) == []
 
 
-def test_a_backward_that_fails_is_over_with_the_next_forward() -> None:
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_backward_that_fails_is_over_with_the_next_forward(ahead: int) -> None:
     expected = train(tuned("spt-lora"))
     model = tuned("spt-lora")
-    spt.offload(model)
+    spt.offload(model, ahead=ahead)
 
     def fail(*_: Any) -> None:
         raise ArithmeticError
 
     loss = loss_of(model, 0)
     hook = model.blocks[1].mlp.fc1.register_full_backward_pre_hook(fail)  # type: ignore[index,union-attr]
-    loss = loss_of(model, 0)
-    with pytest.raises(ArithmeticError):
-        loss.backward()
+    for forward in (model, model.forward_features):
+        loss = loss_of(model, 0)
+        with pytest.raises(ArithmeticError):
+            loss.backward()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            forward(tiny_batch()[0])  # type: ignore[operator]
     hook.remove()
     model.zero_grad()
     assert_same(train(model), expected)

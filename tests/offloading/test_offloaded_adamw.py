@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from typing import Any
 
@@ -100,6 +101,31 @@ def test_state_goes_to_torchs_adamw_and_comes_back() -> None:
             theirs.load_state_dict(saved[0])
 
 
+def test_a_state_is_loaded_past_the_device() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    theirs = torch.optim.AdamW([weight])
+    weight.grad = torch.ones(3)
+    theirs.step()
+    elsewhere = nn.Parameter(torch.ones(3, dtype=torch.bfloat16, device="meta"))
+    optimizer = spt.OffloadedAdamW([elsewhere])
+    optimizer.load_state_dict(theirs.state_dict())  # what were on `meta` once would be lost
+    for name in ("exp_avg", "exp_avg_sq"):
+        found, expected = optimizer.state[elsewhere][name], theirs.state[weight][name]
+        assert torch.equal(found, expected.bfloat16())
+
+
+def test_a_state_of_several_dtypes_can_be_saved() -> None:
+    weights = [nn.Parameter(torch.ones(3, dtype=d)) for d in (torch.bfloat16, torch.float32)]
+    optimizer, file = spt.OffloadedAdamW(weights), io.BytesIO()
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    for n, state in torch.load(file)["state"].items():
+        assert torch.equal(state["exp_avg"], torch.full_like(weights[n], 0.1))
+
+
 def test_a_copy_goes_on_by_itself() -> None:
     model = tuned("full")
     optimizer = offloaded(model)
@@ -124,6 +150,15 @@ def test_parameters_without_gradients_stay() -> None:
         scheduler.step()
         optimizer.step()
     assert_same(([], values_of(model)), ([], values_of(other)))
+
+
+def test_parameters_without_elements_may_come_first() -> None:
+    weights = [nn.Parameter(torch.ones(0, 3)), nn.Parameter(torch.ones(2))]
+    optimizer = spt.OffloadedAdamW(weights, lr=0.5)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert weights[1].tolist() == pytest.approx([0.495, 0.495])
 
 
 def test_it_is_accounted_for() -> None:

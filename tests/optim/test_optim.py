@@ -243,10 +243,17 @@ def test_own_options_survive_a_state_dict_of_torch() -> None:
     assert optimizer.param_groups[0]["seed"] == 9
 
 
-def test_amsgrad_state_is_refused() -> None:
+def test_amsgrad_is_refused_and_nothing_is_changed() -> None:
     params = parameters()
-    with pytest.raises(ValueError, match="amsgrad=True"):
-        SparseAdamW(params).load_state_dict(torch.optim.AdamW(params, amsgrad=True).state_dict())
+    optimizer, theirs = SparseAdamW(params, lr=1e-2), torch.optim.AdamW(params, lr=5, amsgrad=True)
+    train(optimizer, params, grads_like(params, 1))
+    with pytest.raises(ValueError, match="amsgrad: expected False"):
+        optimizer.load_state_dict(theirs.state_dict())
+    with pytest.raises(ValueError, match="amsgrad: expected False"):
+        optimizer.add_param_group({"params": parameters(), "amsgrad": True})
+    (group,) = optimizer.param_groups
+    assert group["lr"] == 1e-2
+    assert all(optimizer.state[param]["step"] == 1 for param in params)
 
 
 @pytest.mark.parametrize("way", ["deepcopy", "pickle"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
 from spt_kernels.optim import SparseAdamW, param_groups
 from tests.models import tiny_vit
@@ -30,6 +33,15 @@ def test_param_groups_decay_matrices_only() -> None:
     assert found == sorted(found)
     assert {"cls_token", "pos_embed", "norm.weight", "blocks.1.attn.qkv.bias"} <= set(found)
     assert len(found) + 5 == sum(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("around", [lambda model: model, nn.DataParallel, torch.compile])
+def test_what_a_model_lists_is_not_decayed_whatever_is_around_it(around: Any) -> None:
+    model: Any = tiny_vit()
+    model.no_weight_decay = lambda: {"blocks.1.attn.qkv.weight"}
+    decayed, plain = (set(map(id, group["params"])) for group in param_groups(around(model)))
+    assert id(model.blocks[1].attn.qkv.weight) in plain
+    assert id(model.blocks[0].attn.qkv.weight) in decayed
 
 
 def test_param_groups_fit_any_optimizer() -> None:

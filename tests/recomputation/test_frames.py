@@ -8,6 +8,7 @@ import io
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -144,6 +145,21 @@ def test_second_derivatives_are_those_without() -> None:
             assert all(map(torch.equal, again, plain)), what
 
 
+@pytest.mark.parametrize("what", ["block", ("mlp", "qkv")])
+def test_tensors_that_were_lent_for_a_call_are_lent_again(what: Any) -> None:
+    model = tiny_vit().train()
+    lent = {name: (1.3 * p.detach()).requires_grad_() for name, p in model.named_parameters()}
+
+    def gradients() -> tuple[Tensor, ...]:
+        scores = torch.func.functional_call(model, lent, BATCH[0])
+        return torch.autograd.grad(F.cross_entropy(scores, BATCH[1]), list(lent.values()))
+
+    plain, own = gradients(), dict(model.named_parameters())
+    recompute(model, what)
+    assert all(map(torch.equal, gradients(), plain))
+    assert all(p is own[name] for name, p in model.named_parameters())
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_forward_that_fails_leaves_no_hook_behind(error: type[BaseException]) -> None:
     model = tiny_vit().train()
@@ -162,6 +178,30 @@ def test_a_forward_that_fails_leaves_no_hook_behind(error: type[BaseException]) 
             assert hooks_in_use() is None
         assert take_step(model, BATCH).is_same_as(plain)  # and the next forward puts that right
         assert hooks_in_use() is None
+
+
+@pytest.mark.parametrize("following", ["without it", "another", "inference"])
+def test_an_interrupted_forward_is_over_for_all_that_follows(following: str) -> None:
+    model = tiny_vit().train()
+    plain = take_step(model, BATCH)
+    recompute(model, "block")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    handle = model.blocks[1].mlp.fc2.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(BATCH[0])
+    handle.remove()
+    if following == "inference":
+        with torch.no_grad():
+            model(BATCH[0])
+    else:
+        if following == "another":
+            model = tiny_vit().train()
+        recompute(model, "nothing")
+        assert take_step(model, BATCH).is_same_as(plain)
+    assert hooks_in_use() is None
 
 
 @pytest.mark.parametrize("name", ["weight", "bias"])

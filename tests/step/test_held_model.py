@@ -40,6 +40,12 @@ def test_whatever_is_replaced_is_named(tmp_path: Path) -> None:
     weight.data = memory.clone()
     assert held.difference() == "a parameter or buffer was moved or given other memory"
     weight.data = memory
+    weight.requires_grad_(False)
+    assert held.difference() == "head.weight required a gradient when it was captured"
+    weight.requires_grad_(True)
+    model.cls_token.requires_grad_(True)
+    assert held.difference() == "cls_token required no gradient when it was captured"
+    model.cls_token.requires_grad_(False)
     model.blocks[0].eval()
     assert "it was in training mode" in str(held.difference())
     model.train()

@@ -72,6 +72,7 @@ def test_things_that_are_something_else(model: nn.Module) -> None:
         (torch.optim.AdamW, r"capturable=False.*make it with AdamW\(\.\.\., capturable=True\)"),
         (spt.SparseAdamW, r"make it with SparseAdamW\(\.\.\., capturable=True\)"),
         (torch.optim.SGD, r"fused=None.*make it with SGD\(\.\.\., fused=True\)"),
+        (spt.OffloadedAdamW, "OffloadedAdamW has its state on the host"),
         (torch.optim.LBFGS, "LBFGS has no option capturable"),
     ],
 )

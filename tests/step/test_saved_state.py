@@ -12,11 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import spt_kernels as spt
 from spt_kernels.layers import sparse_deltas
+from spt_kernels.sensitivity import skewed_sensitivity
 from spt_kernels.step import TrainingStep
 from spt_kernels.step.saved_state import SavedState
 from tests.card.on_card import CARD
 from tests.card.pretend import pretended_card
+from tests.models import tiny_batch, tiny_vit
+from tests.quantized import quantize
 
 from . import runs
 
@@ -88,6 +92,20 @@ def test_a_weight_that_was_rounded_otherwise_comes_back_to_the_bit() -> None:
     step(*batch)
     saved.restore()
     assert_same(everything(step), before)
+
+
+def test_deltas_beside_quantized_weights_come_back() -> None:
+    plain = tiny_vit(depth=1)
+    sensitivity = skewed_sensitivity(plain)
+    model = spt.apply(quantize(plain), spt.allocate(sensitivity, 400)).train()
+    step = TrainingStep(model, F.cross_entropy, spt.SparseAdamW(spt.param_groups(model)))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trained]
+    saved = SavedState(step, torch.device("cpu"))
+    step(*tiny_batch())
+    assert not any(map(torch.equal, trained, before))
+    saved.restore()
+    assert all(map(torch.equal, trained, before))
 
 
 def test_a_scaler_comes_back() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -61,6 +62,45 @@ def test_several_batches_are_one() -> None:
         torch.testing.assert_close(sum(losses) / 2, both)
     for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("clip_grad", [None, 0.5])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_an_update_that_fails_is_not_the_last(scaled: bool, clip_grad: float | None) -> None:
+    model, _, twin, _ = twins()
+    optimizer, twins_own = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin))
+    step, twins_step = (
+        TrainingStep(
+            each,
+            F.cross_entropy,
+            own,
+            accumulate=2,
+            clip_grad=clip_grad,
+            scaler=torch.amp.GradScaler("cpu", init_scale=64.0, enabled=scaled),
+        )
+        for each, own in ((model, optimizer), (twin, twins_own))
+    )
+    first, second, *rest = batches(6)
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    handle = optimizer.register_step_pre_hook(fail)
+    step(*first)
+    with pytest.raises(torch.OutOfMemoryError):
+        step(*second)
+    handle.remove()
+    for batch in rest:
+        step(*batch)
+        twins_step(*batch)
+    assert_same(model, twin)
+
+
+@pytest.mark.parametrize("name", ["accumulate", "micro_batch", "clip_grad"])
+def test_numbers_are_above_zero(name: str) -> None:
+    model, optimizer, *_ = twins()
+    with pytest.raises(ValueError, match=f"{name}: expected a .*number above zero, got 0"):
+        TrainingStep(model, F.cross_entropy, optimizer, **{name: 0})
 
 
 def test_parts_of_a_batch_are_the_batch() -> None:

@@ -165,6 +165,22 @@ def test_copies_and_state_dicts() -> None:
         assert torch.equal(model.head.weight_fp32, plain.head.weight.float())
 
 
+@pytest.mark.parametrize("stochastic", [True, False])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_state_dict_brings_weights_as_they_were_rounded(
+    dtype: torch.dtype, stochastic: bool
+) -> None:
+    model, other = tuned(dtype), tuned(dtype)
+    (delta,) = (d for d in sparse_deltas(model).values() if d.index.numel() == 2)
+    optimizer = SparseAdamW([delta.delta], lr=2**-11, stochastic_rounding=stochastic, seed=2)
+    for _ in range(4):
+        loss_of(model).backward()
+        optimizer.step()
+        state = copy.deepcopy(model.state_dict())
+        other.load_state_dict(state)
+        assert all(torch.equal(v, state[name]) for name, v in other.state_dict().items())
+
+
 @pytest.mark.parametrize("through_data", [True, False])
 def test_a_head_that_is_initialised_after_it_was_tuned(through_data: bool) -> None:
     model = tuned()
