@@ -222,10 +222,7 @@ class QuantizedLoraLinear(QuantizedLayer, LoraLinear):
         """The base layer's output with the updates added."""
         if torch.compiler.is_compiling():
             return LoraLinear.forward(self, input)
-        parameters: Any = self._parameters
-        return self._forward(
-            input, parameters["lora_a"], parameters["lora_b"], self._this_call(input)
-        )
+        return self._forward(input, *self._new_parameters(), self._this_call(input))
 
     @classmethod
     def _check_base(cls, base: Any, spec: Any) -> None:

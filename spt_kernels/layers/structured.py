@@ -88,7 +88,7 @@ class StructuredLayer(SparseDeltaLayer):
         self._tag_all()
 
     def _new_parameters(self) -> list[nn.Parameter]:
-        return [self._parameters[name] for name in self._trained_names]  # type: ignore[misc]
+        return [self._own_parameter(name) for name in self._trained_names]
 
     def _tag_all(self) -> None:
         """Let everything that is trained lead back to this module."""
