@@ -111,6 +111,7 @@ class StructuredLayer(SparseDeltaLayer):
                 for key, value in state_dict.items()
             }
         super()._load_from_state_dict(state_dict, prefix, *others, **named)
+        self._tag_all()  # what was assigned, or swapped in, are other tensors
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
