@@ -14,6 +14,7 @@ import torch
 
 from ..files.atomic import write_atomically
 from ..files.json_file import read_object
+from ..files.json_kinds import OBJECT, checked
 from ..finetuning.device import pick_device
 from ..finetuning.job import FinetuneJob
 from ..finetuning.pipeline import finetune
@@ -300,7 +301,7 @@ def _read_choice(output: Path, cell: Cell) -> dict[str, Any] | None:
 def read_choice(folder: Path) -> dict[str, Any] | None:
     """What was chosen for the runs in a folder of seeds, and among what; `None` if nothing was."""
     path = folder / CHOICE
-    return read_object(path) if path.is_file() else None
+    return checked(read_object(path), {"chosen": OBJECT}) if path.is_file() else None
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

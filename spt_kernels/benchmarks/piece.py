@@ -122,8 +122,11 @@ def read_setting(output: str | os.PathLike[str]) -> BenchmarkSetting:
     path = Path(output) / SETTING
     if not path.is_file():
         raise ValueError(f"no benchmark in {output} ({SETTING} is not there)")
+    value = read_object(path).plain()
     try:
-        return BenchmarkSetting.from_json(read_object(path).plain())
+        return BenchmarkSetting.from_json(value)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not of this version ({error!r})") from error
 

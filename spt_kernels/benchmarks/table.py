@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.json_file import read_object
+from ..files.json_kinds import TEXT, checked
 from ..finetuning.standard_error import standard_error
 from .cell import Cell, CellResult
 from .piece import Piece, cells_of, read_setting
@@ -170,7 +171,7 @@ def benchmark_table(output: str | os.PathLike[str]) -> BenchmarkTable:
     for cell in cells:
         path = output / cell.folder / FAILED
         if cell not in results and path.is_file():
-            failed[Piece(cell).name] = str(read_object(path)["reason"])
+            failed[Piece(cell).name] = checked(read_object(path), {"reason": TEXT})["reason"]
     return BenchmarkTable(
         setting.suite,
         setting.model.name,

@@ -142,7 +142,7 @@ def config_of(setting: Setting) -> dict[str, Any]:
         "job": setting.job.to_json(),
         CLASSES: list(setting.splits.train.classes),
         IMAGES: told_of_images(*map(_named, (setting.splits.train, setting.splits.val))),
-        WEIGHTS: told_of_weights(setting.job.model.weights),
+        WEIGHTS: told_of_weights(setting.job.model, setting.base.model),
         "preprocessing": plain(asdict(setting.form)),
         "head_is_new": setting.base.head_is_new,
         "version": __version__,

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from ..errors import is_out_of_memory
 from ..files.atomic import write_atomically
 from ..files.json_file import JsonObject, read_object, read_objects
+from ..files.json_kinds import checked
+from .run_values import RUN_VALUES
 
 J = TypeVar("J")
 
@@ -165,9 +167,12 @@ class RunFolder:
     def read_json(self, name: str) -> JsonObject | None:
         """Read a JSON file, `None` if it is not there; `ValueError` if it is damaged.
 
-        So is a name that is asked of what was read and is not in it.
+        So is a value of another kind than `RUN_VALUES` has, and a name that is asked of what was
+        read and is not in it.
         """
-        return read_object(self[name]) if self[name].is_file() else None
+        if not self[name].is_file():
+            return None
+        return checked(read_object(self[name]), RUN_VALUES.get(name, {}))
 
     def read_config(self) -> JsonObject | None:
         """What its run is of; `None` without a run.
@@ -177,8 +182,11 @@ class RunFolder:
         Raises:
             ValueError: it is damaged.
         """
-        config = self.read_json("config")
-        return config if config is not None and isinstance(config.get("job"), dict) else None
+        if not self["config"].is_file():
+            return None
+        config = read_object(self["config"])
+        is_ours = isinstance(config.get("job"), dict)
+        return checked(config, RUN_VALUES["config"]) if is_ours else None
 
     def job_of(self, config: JsonObject, from_json: Callable[[Any], J]) -> J:
         """The job that the folder's `config` is of.
@@ -188,10 +196,13 @@ class RunFolder:
             from_json: of the job's class.
 
         Raises:
-            ValueError: it cannot be read, as one that another version of the package wrote.
+            ValueError: it cannot be read, as one that another version of the package wrote, or a
+                value in it is none that such a job may have.
         """
         try:
             return from_json(config.plain()["job"])
+        except ValueError as error:
+            raise ValueError(f"{self['config']}: the job in it: {error}") from error
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{self['config']}: the job in it is not of this version ({error!r})"
@@ -204,7 +215,8 @@ class RunFolder:
 
     def read_lines(self, name: str) -> list[JsonObject]:
         """Read a file of JSON lines; errors as `read_json`."""
-        return read_objects(self[name])
+        kinds = RUN_VALUES.get(name, {})
+        return [checked(row, kinds) for row in read_objects(self[name])]
 
 
 def _is_same(own: Path, path: str | None) -> bool:

@@ -7,6 +7,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
+from ..model import head_names
+from ..model.digest import digests_of
+from .models import ModelSource
+
 CLASSES, IMAGES, WEIGHTS = "classes", "images", "weights"  # of a run's config
 _PIECE = 1 << 20  # bytes of a file at a time
 
@@ -23,12 +29,27 @@ def told_of_images(training: Iterable[Any], validation: Iterable[Any]) -> dict[s
     return {"training": len(parts[0]), "validation": len(parts[1]), "digest": digest}
 
 
-def told_of_weights(path: str | None) -> dict[str, Any] | None:
-    """What a run's config tells of its file of weights; `None` without one."""
-    if path is None:
-        return None
+def told_of_weights(source: ModelSource, model: nn.Module) -> dict[str, Any] | None:
+    """What a run's config tells of its file of weights, or of timm's own; `None` without any.
+
+    A file is known by its bytes. Of timm's, whose file may be exchanged in its cache and in the
+    hub, what it has made of the model is, but for the head, which may be a fresh one.
+
+    Args:
+        source: what was built.
+        model: as it was built.
+    """
     digest, size = hashlib.blake2b(digest_size=16), 0
-    with open(path, "rb") as file:
+    if source.pretrained:
+        head = set(head_names(model))
+        state = {n: t for n, t in model.state_dict().items() if t.element_size() <= 8}
+        held = {name: tensor for name, tensor in state.items() if name not in head}
+        told = [*zip(held, digests_of([*held.values()]), strict=True)]
+        digest.update(json.dumps(told).encode())
+        return {"tensors": len(held), "digest": digest.hexdigest()}
+    if source.weights is None:
+        return None
+    with open(source.weights, "rb") as file:
         while piece := file.read(_PIECE):
             digest.update(piece)
             size += len(piece)
@@ -47,7 +68,7 @@ def check_as_begun(begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: there are other classes, or other images to train on or to choose by; or the
-            file of weights is another one.
+            file of weights, or timm's own, is another one.
     """
     was, are = begun.get(CLASSES), now[CLASSES]
     if was is not None and list(was) != list(are):
@@ -62,6 +83,11 @@ def check_as_begun(begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             f"all of the same names; {_REMEDY}"
         )
     held, there = begun.get(WEIGHTS), now[WEIGHTS]
+    if held is not None and held != there and "tensors" in held:
+        raise ValueError(
+            "pretrained: the run began with other weights than timm gives the model now, as after "
+            f"it has fetched others; {_REMEDY}"
+        )
     if held is not None and held != there:
         raise ValueError(
             f"weights: the run began with other values in this file ({held['bytes']:,} bytes then, "

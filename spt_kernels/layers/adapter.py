@@ -95,14 +95,15 @@ class AdapterLinear(AdapterLayer, StructuredLinear):
             y = self._traced_base(input)
             return add_to_rows(y, [self._traced_update(input, y, *places) for places in ranges])
         y = self._with_deltas(input)
+        down_weight, down_bias, up_weight, up_bias = self._new_parameters()
         updates = []
         for rows, own, part in ranges:
             low = F.linear(
                 rows_of(y, rows).contiguous(),  # what is kept of them must not hold on to all of y
-                self.down_weight[:, own].to(y.dtype),
-                self.down_bias[part].to(y.dtype),
+                down_weight[:, own].to(y.dtype),
+                down_bias[part].to(y.dtype),
             )
-            up, bias = self.up_weight[own].to(low.dtype), self.up_bias[own].to(low.dtype)
+            up, bias = up_weight[own].to(low.dtype), up_bias[own].to(low.dtype)
             updates.append((rows, F.linear(F.gelu(low), up, bias)))
         return add_to_rows(y, updates)
 
@@ -128,10 +129,11 @@ class AdapterConv2d(AdapterLayer, StructuredConv2d):
             tokens = self._tokens(x), y.movedim(1, -1)
             traced = [self._traced_update(*tokens, *places) for places in ranges]
             return add_to_rows(y, [(rows, update.movedim(-1, 1)) for rows, update in traced], 1)
+        down_weight, down_bias, up_weight, up_bias = self._new_parameters()
         updates = []
         for rows, own, part in ranges:
-            down = self.down_weight[:, own].to(y.dtype)[..., None, None]
-            low = F.conv2d(rows_of(y, rows, 1), down, self.down_bias[part].to(y.dtype))
-            up = self.up_weight[own].to(y.dtype)[..., None, None]
-            updates.append((rows, F.conv2d(F.gelu(low), up, self.up_bias[own].to(y.dtype))))
+            down = down_weight[:, own].to(y.dtype)[..., None, None]
+            low = F.conv2d(rows_of(y, rows, 1), down, down_bias[part].to(y.dtype))
+            up = up_weight[own].to(y.dtype)[..., None, None]
+            updates.append((rows, F.conv2d(F.gelu(low), up, up_bias[own].to(y.dtype))))
         return add_to_rows(y, updates, 1)

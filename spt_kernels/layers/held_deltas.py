@@ -14,6 +14,9 @@ from .sparse_delta import Owner, SparseDelta, owner_of, tag, write_deltas
 from .tuned_class import Shown, plain_twin
 from .written_state import WrittenState
 
+_TAKES_OUT = "weight_norm, spectral_norm and pruning put others in its place"
+_WHEN = "do it before measure_sensitivity or once the task is merged"
+
 
 class HeldDeltas(Owner):
     """What is found under which name in a module with deltas; `DeltaHolder` has them held."""
@@ -23,26 +26,18 @@ class HeldDeltas(Owner):
 
     def added_names(self) -> list[str]:
         """What tuning has added: names of parameters and of attributes, but for `_spt_...`."""
-        held = (*self._spt_states, *self._spt_empty_names, *self._spt_beside_names)
-        return [name for local in held for name in self.delta_local_names(local)]
+        return [name for local in self._spt_locals for name in self.delta_local_names(local)]
 
     def sparse_deltas(self) -> dict[str, SparseDelta]:
         """Local parameter name -> its sparse delta."""
         found = {}
-        every = (*self._spt_states, *self._spt_empty_names, *self._spt_beside_names)
-        for local in dict.fromkeys(every):
-            if self._parameters.get(local) is None:
-                raise ValueError(
-                    f"{told_as(self)}.{local} is gone, as weight_norm, spectral_norm and pruning "
-                    "put others in its place: undo that, and do it before measure_sensitivity or "
-                    "once the task is merged"
-                )
+        for local in self._spt_locals:
             delta_name, index_name, original_name = self.delta_local_names(local)
             written, of_none = self._spt_states.get(local), local in self._spt_empty_names
-            delta = self.__dict__[delta_name] if of_none else self._parameters[delta_name]
+            delta = self.__dict__[delta_name] if of_none else self._own_parameter(delta_name)
             found[local] = SparseDelta(
-                target=self._parameters[local],  # type: ignore[arg-type]
-                delta=delta,  # type: ignore[arg-type]
+                target=self._own_parameter(local),
+                delta=delta,
                 index=self.__dict__[index_name],
                 original=self.__dict__[original_name],
                 written=WrittenState() if written is None else written,
@@ -50,6 +45,23 @@ class HeldDeltas(Owner):
                 beside=local in self._spt_beside_names,
             )
         return found
+
+    def _own_parameter(self, name: str) -> nn.Parameter:
+        """A parameter that tuning relies on."""
+        parameter = self._parameters.get(name)
+        if parameter is None:
+            raise ValueError(
+                f"{told_as(self)}.{name} is gone, as {_TAKES_OUT}: undo that, and {_WHEN}"
+            )
+        return parameter
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse to lose what tuning relies on, as a parametrization of it would have it."""
+        if name in self._parameters and name in (*self._spt_locals, *self.added_names()):
+            raise ValueError(
+                f"{told_as(self)}.{name} is tuned and cannot be taken out, as {_TAKES_OUT}: {_WHEN}"
+            )
+        super().__delattr__(name)
 
     @Shown
     def plain(self) -> nn.Module:
@@ -70,7 +82,7 @@ class HeldDeltas(Owner):
         parameters, stale = own["_parameters"], []
         for local, written in own.get("_spt_written", {}).items():
             written.by_optimizer = False
-            if not written.matches(parameters[written.name]):
+            if not written.matches(parameters.get(written.name)):
                 stale.append(local)
         if stale:
             deltas = self.sparse_deltas()
@@ -93,6 +105,12 @@ class HeldDeltas(Owner):
             self.__dict__["_spt_written"] = {}
         states: dict[str, WrittenState] = self.__dict__["_spt_written"]
         return states
+
+    @property
+    def _spt_locals(self) -> tuple[str, ...]:
+        """Parameters with a delta of any kind."""
+        every = (*self._spt_states, *self._spt_empty_names, *self._spt_beside_names)
+        return tuple(dict.fromkeys(every))
 
     @property
     def _spt_empty_names(self) -> tuple[str, ...]:

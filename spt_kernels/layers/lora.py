@@ -125,7 +125,9 @@ class LoraLinear(LoraLayer, StructuredLinear):
         call = self._this_call(input)
         weight, bias = self._own_parameters()
         parameters: Any = self._parameters
-        lora_a, lora_b = parameters["lora_a"], parameters["lora_b"]
+        lora_a, lora_b = parameters.get("lora_a"), parameters.get("lora_b")
+        if lora_a is None or lora_b is None:
+            lora_a, lora_b = self._new_parameters()  # which says what is gone
         if not torch.is_grad_enabled():
             return linear_with_lora(input, weight, bias, lora_a, lora_b, call)[0]
         is_alone = not (self.has_gradients() or is_trained_whole(weight, bias))
@@ -159,7 +161,7 @@ class LoraConv2d(LoraLayer, StructuredConv2d):
             rows, update = self._traced_update(self._tokens(x))
             return add_to_rows(self._base(x), [(rows, update.movedim(-1, 1))], 1)
         lora = PointwiseLora(self.__dict__["_spt_ranges"], self._this_call(x))
-        return self._base(x, self.lora_a, self.lora_b, lora)
+        return self._base(x, *self._new_parameters(), lora)
 
     @classmethod
     def _check_base(cls, base: Any, spec: LoraSpec) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .lora_call import LoraCall
 from .plain_backward import plain_backward
-from .saved_input import SavedInput
+from .saved_input import RebuildingFunction, SavedInput
 from .tuned_linear import linear_with_lora
 
 
-class LowRankLinear(torch.autograd.Function):
+class LowRankLinear(RebuildingFunction):
     """`TunedLinear` of a LoRA alone, whose two factors are both trained: see `SparseLinear`."""
 
     @staticmethod

@@ -54,12 +54,12 @@ class AttachWhole(torch.autograd.Function):
 
 def attached(holder: DeltaHolder, local: str) -> Tensor | None:
     """A parameter of a module, connected to its sparse delta where it has one."""
-    target, state = holder._parameters[local], holder._spt_states.get(local)
+    target, state = holder._parameters.get(local), holder._spt_states.get(local)
     if state is None:
         return target
-    delta = holder._parameters[state.name]
-    assert target is not None
-    assert delta is not None
+    delta = holder._parameters.get(state.name)
+    if target is None or delta is None:
+        target, delta = map(holder._own_parameter, (local, state.name))  # which says what is gone
     if not torch.is_grad_enabled():
         return target
     if target.requires_grad and state.index_name is not None:
@@ -82,7 +82,7 @@ class AttachedParameters(DeltaHolder):
 
         def read(module: AttachedParameters) -> Tensor | None:
             if not torch.compiler.is_compiling():
-                if is_sharded(module._parameters[name]):  # type: ignore[arg-type]
+                if is_sharded(module._parameters.get(name)):  # type: ignore[arg-type]
                     return module._parameters[name]  # FSDP looks for its shard; no forward reads it
                 if "_spt_unread" in module.__dict__:
                     module.take_in_edits()

@@ -55,6 +55,11 @@ def checked_index(
         raise ValueError(
             f"{name} must be on {target.device} like {target_name}, got {index.device}"
         )
+    if index.is_meta and index.numel():
+        raise ValueError(
+            f"{name} is on the meta device, which holds no positions: tune the layer elsewhere, "
+            'then move it with .to("meta")'
+        )
     problem = position_problem(index, logical_numel(target))
     if problem:
         raise ValueError(f"{name} {problem}")

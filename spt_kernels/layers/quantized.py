@@ -24,13 +24,14 @@ from .lora_call import LoraCall
 from .name_in_model import told_as
 from .plain_backward import plain_backward
 from .position_index import CheckedIndex
+from .saved_input import RebuildingFunction
 from .sparse_delta import check_trained_whole, tag
 from .sparse_gradient import DeltaPattern
 from .tuned_class import share_contents
 from .tuned_linear import keep_for_gradients, tuned_gradients
 
 
-class QuantizedLinear(torch.autograd.Function):
+class QuantizedLinear(RebuildingFunction):
     """`TunedLinear` over a quantized matrix: a sparse delta and a LoRA beside it."""
 
     @staticmethod
@@ -222,10 +223,7 @@ class QuantizedLoraLinear(QuantizedLayer, LoraLinear):
         """The base layer's output with the updates added."""
         if torch.compiler.is_compiling():
             return LoraLinear.forward(self, input)
-        parameters: Any = self._parameters
-        return self._forward(
-            input, parameters["lora_a"], parameters["lora_b"], self._this_call(input)
-        )
+        return self._forward(input, *self._new_parameters(), self._this_call(input))
 
     @classmethod
     def _check_base(cls, base: Any, spec: Any) -> None:

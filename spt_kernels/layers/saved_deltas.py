@@ -109,8 +109,7 @@ class SavedDeltas(HeldDeltas):
     def _problems_of_constants(self, state_dict: Mapping[str, Any], prefix: str) -> list[str]:
         """What is wrong with the positions and originals in a state dict."""
         problems = []
-        every = (*self._spt_states, *self._spt_empty_names, *self._spt_beside_names)
-        for local in dict.fromkeys(every):
+        for local in self._spt_locals:
             _, index_name, original_name = self.delta_local_names(local)
             for name in (index_name, original_name):  # not in it of what is trained whole
                 value, own = state_dict.get(prefix + name), self.__dict__[name]

@@ -12,6 +12,7 @@ is then the activation before it. Edit under `torch.no_grad()` instead.
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -107,6 +108,20 @@ class SavedInput(NamedTuple):
         return x
 
 
+class RebuildingFunction(torch.autograd.Function):
+    """An autograd function that keeps a `SavedInput`, or None, as `ctx.saved_input`."""
+
+    @staticmethod
+    def _compiled_autograd_key(ctx: Any) -> Any:
+        """What compiled autograd asks for before it takes from the graph what that has saved."""
+        if ctx.saved_input is not None and ctx.saved_input.producer is not None:
+            raise RuntimeError(
+                "compiled autograd takes from the graph what a tuned layer makes its input of "
+                "again: turn it on before the forward, which then keeps the input"
+            )
+        return torch.autograd.Function._compiled_autograd_key(ctx)
+
+
 def _layer_norm_again(node: Any, dtype: torch.dtype) -> Tensor:
     source = node._saved_input
     make: Any = launch_layer_norm if is_plain(source) else rebuild_layer_norm
@@ -177,7 +192,12 @@ def _chosen(
                 is_readable = kind is not None and _is_function_readable(producer)
             else:
                 is_readable = source.is_readable(producer)
-            if is_readable and dtype in _REBUILDABLE and x.dtype in _REBUILDABLE:
+            if (
+                is_readable
+                and dtype in _REBUILDABLE
+                and x.dtype in _REBUILDABLE
+                and not _is_backward_compiled()
+            ):
                 steps = _steps(x) if node_type.is_view else ()
                 return _new(SavedInput, (kind, dtype, producer, steps)), True
         if is_kept(x, way, types) or (recording is not None and recording.holds(x)):
@@ -188,6 +208,12 @@ def _chosen(
         if columns.numel() * dtype.itemsize < whole:
             return SavedInput("columns", dtype), True
     return SavedInput("tensor", dtype), False
+
+
+def _is_backward_compiled() -> bool:
+    """Whether compiled autograd is on; its module is there once something has been compiled."""
+    module = sys.modules.get("torch._dynamo.compiled_autograd")
+    return module is not None and getattr(module, "compiled_autograd_enabled", False)
 
 
 _new = tuple.__new__  # without the frame that a constructor in Python is

@@ -23,10 +23,8 @@ class DeltaPattern:
     whole: SparsePattern
 
     @classmethod
-    def of(cls, index: Tensor, out_features: int, in_features: int) -> DeltaPattern | None:
-        """Prepare an index; None where it has no values to look at."""
-        if index.device.type == "meta":
-            return None
+    def of(cls, index: Tensor, out_features: int, in_features: int) -> DeltaPattern:
+        """Prepare an index."""
         return cls(SparsePattern.build(index, out_features, in_features))
 
     @property

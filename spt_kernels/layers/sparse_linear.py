@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .plain_backward import plain_backward
-from .saved_input import SavedInput
+from .saved_input import RebuildingFunction, SavedInput
 from .sparse_gradient import DeltaPattern, eager_sparse_gradient
 
 
-class SparseLinear(torch.autograd.Function):
+class SparseLinear(RebuildingFunction):
     """`TunedLinear` of a delta alone, which most layers are: every line here costs each of them.
 
     On a fast card a step takes as long as its host does; this has half of the lines. Nothing here

@@ -88,7 +88,7 @@ class StructuredLayer(SparseDeltaLayer):
         self._tag_all()
 
     def _new_parameters(self) -> list[nn.Parameter]:
-        return [self._parameters[name] for name in self._trained_names]  # type: ignore[misc]
+        return [self._own_parameter(name) for name in self._trained_names]
 
     def _tag_all(self) -> None:
         """Let everything that is trained lead back to this module."""
@@ -111,6 +111,7 @@ class StructuredLayer(SparseDeltaLayer):
                 for key, value in state_dict.items()
             }
         super()._load_from_state_dict(state_dict, prefix, *others, **named)
+        self._tag_all()  # what was assigned, or swapped in, are other tensors
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .autocast import wide_dtype
 from .plain_backward import plain_backward
 from .pointwise_lora import PointwiseLora
-from .saved_input import SavedInput, Tensors
+from .saved_input import RebuildingFunction, SavedInput, Tensors
 from .sparse_delta import check_trained_whole
 from .sparse_gradient import DeltaPattern, sparse_gradient
 from .traced import made_again
@@ -88,7 +88,7 @@ def _members(groups: Tensor, size: int) -> Tensor:
     return (groups[:, None] * size + within).flatten().int()
 
 
-class TunedConv2d(torch.autograd.Function):
+class TunedConv2d(RebuildingFunction):
     """`F.conv2d` on a weight that holds base + delta, plus a LoRA; gradients of what is trained.
 
     What that may be is as in `TunedLinear`.

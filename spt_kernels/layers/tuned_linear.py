@@ -12,13 +12,13 @@ from torch import Tensor
 from .autocast import cast, is_cast, wide_dtype
 from .lora_call import LoraCall
 from .plain_backward import plain_backward
-from .saved_input import SavedInput, Tensors
+from .saved_input import RebuildingFunction, SavedInput, Tensors
 from .sparse_delta import check_trained_whole
 from .sparse_gradient import DeltaPattern, sparse_gradient
 from .traced import made_again
 
 
-class TunedLinear(torch.autograd.Function):
+class TunedLinear(RebuildingFunction):
     """`F.linear` on a weight that holds base + delta, plus a LoRA; gradients of what is trained.
 
     That is the deltas and the LoRA, and what was made trainable after the layer was tuned: all of a

@@ -32,10 +32,10 @@ class WrittenState:
         # versions and memory mean nothing in another process or copy
         return WrittenState, (self.name, self.index_name)
 
-    def matches(self, delta: Tensor) -> bool:
-        """Whether nothing has changed the delta since `record`."""
-        if self.state is None or self.is_sharded:
-            return self.is_sharded
+    def matches(self, delta: Tensor | None) -> bool:
+        """Whether nothing has changed the delta since `record`; never of one that is gone."""
+        if self.state is None or delta is None or self.is_sharded:
+            return self.is_sharded and delta is not None
         version, (storage, offset) = self.state
         try:  # the comparison below in a third of its time: every layer asks in every forward
             is_where_it_was = delta.untyped_storage() is storage()

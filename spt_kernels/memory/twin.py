@@ -35,6 +35,9 @@ def fake_copy(
     Returns:
         The copy, and fakes for tensors that its modules hold besides, which stay real in it because
         a forward may look at their values.
+
+    Raises:
+        ValueError: the model is tuned and on the meta device.
     """
     tuning = getattr(model, "spt_tuning", None)
     tensors = {id(t): t for t in _held_by(model)}
@@ -83,6 +86,11 @@ def fake_copy(
 def _on_cpu(pattern: SparsePattern) -> SparsePattern:
     if pattern.index.is_cpu:
         return pattern
+    if pattern.index.is_meta:
+        raise ValueError(
+            "the model is tuned and on the meta device, which holds no positions: account for it "
+            "before it goes there"
+        )
     return SparsePattern.build(pattern.index.cpu(), pattern.out_features, pattern.in_features)
 
 

@@ -46,7 +46,7 @@ class SparsePattern:
 
     Built on the device where it will be used. On CUDA it holds the plan of the tiled kernel too, at
     six bytes per entry, and building it waits for the device. On a CPU one that is dense enough for
-    blocks of the dense product holds where its rows begin.
+    blocks of the dense product holds where its rows begin. On `meta` every row and column occurs.
 
     Attributes:
         index: `[nnz]` int32: sorted flat positions in `[out_features, in_features]`.
@@ -80,6 +80,9 @@ class SparsePattern:
         numel = out_features * in_features
         if numel >= 2**31:
             raise ValueError(f"index: expected a weight of fewer than 2³¹ elements, got {numel}")
+        if index.is_meta:  # without values to look at: they may be anywhere
+            rows, columns = (torch.arange(n, device="meta") for n in (out_features, in_features))
+            return cls(index.int(), out_features, in_features, rows.int(), columns.int())
         ascending = bool((index[1:] > index[:-1]).all())
         if len(index) and not (ascending and index[0] >= 0 and index[-1] < numel):
             raise ValueError(

@@ -106,7 +106,8 @@ class SegmentationSetting:
         """All that it takes to build the run's model and to go on with the run."""
         told = {"job": self.job.to_json(), **self.description().to_json()}
         images = told_of_images(*map(_named, (self.training, self.held_out)))
-        inputs = {IMAGES: images, WEIGHTS: told_of_weights(self.job.model.weights)}
+        weights = told_of_weights(self.job.model, self.base.model.backbone)
+        inputs = {IMAGES: images, WEIGHTS: weights}
         return {"kind": KIND, **told, **inputs, "version": __version__}
 
 

@@ -140,7 +140,7 @@ def _tuned_problem(now: BaseModel, tuning: Tuning) -> str | None:
     for name, spec in plan.structured.items():
         layer: Any = now.structured[name]
         for local, shape in structured_shapes(spec).items():
-            part = getattr(layer, local, None)
+            part = layer._parameters.get(local)
             if part is None or layer.spec != spec or tuple(part.shape) != shape:
                 return f"{local} on {name} is not as planned: it {_REPLACED}; put it back"
     return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,49 @@ def test_a_result_that_lacks_what_is_read(
     got = "seconds" if result else "nothing"
     with pytest.raises(ValueError, match=rf"run/result\.json: expected '\w+' in it, got {got}"):
         read(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "value", "said"),
+    [
+        ("result", "test_accuracy", "0.9", 'a number from 0 to 1, or null, got "0.9"'),
+        ("result", "test_accuracy", 1.5, "a number from 0 to 1, or null, got 1.5"),
+        ("result", "test_accuracy", math.nan, "a number from 0 to 1, or null, got NaN"),
+        ("result", "trained_parameters", -3, "a whole number of 0 or more, got -3"),
+        ("result", "backbone_parameters", 0, "a whole number above 0, got 0"),
+        ("result", "seconds", [1], r"a number of 0 or more, got \[1\]"),
+        ("config", "job.model", ["vit"], r'an object, got \["vit"\]'),
+        ("config", "job.method", None, "an object, got null"),
+        ("config", "job.method.name", {"a": 1}, r'a string, got \{"a": 1\}'),
+        ("config", "job.recipe.seed", True, "a whole number of 0 or more, got true"),
+    ],
+)
+def test_a_value_of_another_kind(
+    tmp_path: Path, file: str, keys: str, value: Any, said: str, capsys: Any
+) -> None:
+    folder = write_run(tmp_path / "run", 0.5)
+    path = folder / f"{file}.json"
+    held = json.loads(path.read_text())
+    place = held
+    *way, last = keys.split(".")
+    for key in way:
+        place = place.setdefault(key, {})
+    place[last] = value
+    path.write_text(json.dumps(held))
+    said = rf"run/{file}\.json: {keys}: expected {said}"
+    for read in (compare_runs, read_runs):
+        with pytest.raises(ValueError, match=said):
+            read([folder])
+    assert re.search(said, complaint_of(["inspect", str(folder)], capsys))
+
+
+def test_a_job_with_a_value_that_none_has(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", 0.5)
+    job = {**JOB.to_json(), "recipe": {**JOB.to_json()["recipe"], "epochs": -1}}
+    (folder / "config.json").write_text(json.dumps({"job": job}))
+    said = r"run/config\.json: the job in it: epochs: expected more than zero, got -1"
+    with pytest.raises(ValueError, match=said):
+        finished_in(RunFolder(folder), JOB, "epochs")
 
 
 def test_inspect_of_a_result_that_lacks_what_is_shown(

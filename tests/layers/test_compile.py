@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo import compiled_autograd
 from torch._dynamo.utils import counters
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._inductor.compile_fx import compile_fx
@@ -230,3 +231,27 @@ def peft_lora(model: nn.Module) -> nn.Module:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["qkv"], modules_to_save=["head"])
     return peft.get_peft_model(model, config)
+
+
+@pytest.mark.parametrize("kind", ["delta", "lora", "conv"])
+def test_compiled_autograd_takes_nothing_that_a_layer_reads(kind: str) -> None:
+    torch.manual_seed(0)
+    layer: nn.Module = SparseDeltaLinear(nn.Linear(8, 6), torch.arange(0, 48, 5))
+    before: nn.Module = nn.LayerNorm(8)
+    x = torch.randn(4, 8, requires_grad=True)
+    if kind == "lora":
+        layer = LoraLinear(nn.Linear(8, 6), LoraSpec(2, ((0, 6),), 8, dropout=0.0))
+    elif kind == "conv":
+        layer = SparseDeltaConv2d(nn.Conv2d(8, 6, 1), torch.arange(0, 48, 5))
+        before, x = nn.GELU(), torch.randn(2, 8, 3, 3, requires_grad=True)
+    model = nn.Sequential(before, layer)
+    expected = gradients(model, model, x)
+    compiler = torch.compile(backend="eager")
+    with compiled_autograd._enable(compiler):
+        found = gradients(model, model, x)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient)
+    loss = model(x).square().sum()
+    said = "turn it on before the forward"
+    with compiled_autograd._enable(compiler), pytest.raises(RuntimeError, match=said):
+        loss.backward()

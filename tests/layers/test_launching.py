@@ -100,7 +100,7 @@ def test_positions_that_were_loaded_before_a_pending_backward_are_an_error() -> 
 
 
 def test_a_weight_that_is_an_attribute_is_read() -> None:
-    own = layer()
+    own = LoraLinear(nn.Linear(24, 20), LoraSpec(2, ((0, 20),), 24))
     torch.nn.utils.parametrize.register_parametrization(own, "weight", nn.Identity())
     x = torch.randn(5, 24)
     with torch.no_grad():

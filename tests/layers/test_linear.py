@@ -135,6 +135,13 @@ def test_meta_device() -> None:
     layer = sparse_linear().to("meta")
     assert layer.weight.is_meta
     assert layer.delta.is_meta
+    x = torch.empty(3, 8, device="meta", requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad.is_meta
+    assert layer.delta.grad.is_meta
+    assert layer.delta.grad.shape == layer.delta.shape
+    with torch.device("meta"), pytest.raises(ValueError, match="index is on the meta device"):
+        SparseDeltaLinear(nn.Linear(8, 6), torch.arange(3))
 
 
 @pytest.mark.parametrize("assign", [False, True], ids=["to_empty", "assigned"])

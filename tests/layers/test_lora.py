@@ -20,6 +20,7 @@ from spt_kernels.layers import (
     tuned_linear,
     tuned_modules,
 )
+from spt_kernels.layers.sparse_delta import owner_of
 from tests.tolerance import assert_within_budget
 
 from .truth import INDEX, sparse_linear, tokens
@@ -334,3 +335,16 @@ def test_16_bits_on_a_cpu_leave_its_library_on(rows: str) -> None:
     layer, x = lora(ROWS[rows], dtype=torch.bfloat16), tokens(40, 8, dtype=torch.bfloat16)
     layer(x).float().square().sum().backward()
     assert torch._C._get_mkldnn_enabled()
+
+
+@pytest.mark.parametrize("assign", [False, True], ids=["swapped_in", "assigned"])
+def test_a_state_dict_that_brings_other_tensors_leaves_the_layer_theirs(assign: bool) -> None:
+    layer = lora(base=SparseDeltaLinear(nn.Linear(8, 6), INDEX))
+    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    torch.__future__.set_swap_module_params_on_conversion(not assign)
+    try:
+        layer.load_state_dict(state, assign=assign)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    for parameter in (layer.lora_a, layer.lora_b, layer.delta):
+        assert owner_of(parameter) is layer

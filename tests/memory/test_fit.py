@@ -208,3 +208,9 @@ def test_a_batch_by_hand() -> None:
     limit = 4 * 100 * 300 + 4 * 400 * 1234
     assert largest_batch(model, (100,), limit, training=False, device="cpu").batch == 1234
     assert largest_batch(model, (100,), limit - 1, training=False, device="cpu").batch == 1233
+
+
+def test_a_tuned_model_on_meta_is_refused() -> None:
+    linear = spt.SparseDeltaLinear(nn.Linear(8, 8), torch.tensor([1, 9]))
+    with pytest.raises(ValueError, match="the model is tuned and on the meta device"):
+        estimate_memory(nn.Sequential(linear).to("meta"), (4, 8), loss_fn=total)

@@ -83,7 +83,7 @@ def run(
             "val_accuracy": 0.5,
             "trained_parameters": trained,
             "structured_parameters": 30,
-            "unstructured_parameters": trained - 30,
+            "unstructured_parameters": max(0, trained - 30),
             "backbone_parameters": BACKBONE,
             **(result or {}),
         }

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spt_kernels.segmentation import SceneForm, label_map, slide, slide_scores
 from spt_kernels.segmentation.slide import window_starts
@@ -133,6 +134,37 @@ def test_a_large_image_is_labelled_in_little_memory(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(slide, "_AT_ONCE", at_once)
         assert torch.equal(label_map(model, image, form, CPU), whole)
         assert scaled == parts
+
+
+@pytest.mark.parametrize("size", [8, 40], ids=["scores_kept", "summed"])
+def test_a_large_image_is_seen_in_several_sizes_in_little_memory(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 7, 3, padding=1)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (53, 71, 3), dtype=np.uint8))
+    form = SceneForm((0.5,) * 3, (0.5,) * 3, size, size // 2)
+    looks: dict[str, Any] = {"ratios": (0.5, 1.0, 1.5), "flip": True}
+    with MostAtOnce() as before:
+        whole = label_map(conv, image, form, CPU, **looks)
+    monkeypatch.setattr(slide, "_AT_ONCE", 53 * 71)
+    with MostAtOnce() as most:
+        assert torch.equal(label_map(conv, image, form, CPU, **looks), whole)
+    if size == 8:  # so that what it is seen in is less than the image
+        assert before.numel == 53 * 71 * 7
+        assert most.numel < 53 * 71
+
+
+class MostAtOnce(TorchDispatchMode):
+    """How many numbers the largest tensor has that any call gives."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.dtype is torch.float32:
+            self.numel = max(self.numel, made.numel())
+        return made
 
 
 def test_scores_that_are_no_numbers_are_an_error() -> None:

@@ -271,9 +271,9 @@ def test_the_gradient_of_either_sample_is_checked(
 ) -> None:
     watch, changed = probe._watch, []
 
-    def watch_wrongly(*args: object) -> dict[str, Tensor]:
-        gradients, samples = watch(*args), args[-1]
-        if samples[0] == wrong:
+    def watch_wrongly(*args: object, **named: bool) -> dict[str, Tensor]:
+        gradients = watch(*args, **named)
+        if args[-1] == wrong:
             changed.extend(gradients)
             gradients = {name: 1.01 * gradient for name, gradient in gradients.items()}
         return gradients

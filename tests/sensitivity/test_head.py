@@ -329,7 +329,7 @@ def test_finding_it_costs_no_pass_of_the_model_besides_those_of_the_probe() -> N
     model = called("score")
     model.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
     measured(model)
-    assert sizes == [2, 2, 4]
+    assert sizes == [2, 2, 2, 4]
 
 
 def test_files_keep_it_and_older_ones_do_without(tmp_path) -> None:

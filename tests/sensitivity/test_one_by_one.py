@@ -43,6 +43,30 @@ class Within(torch.autograd.Function):
         return gradient, None
 
 
+class Once(torch.autograd.Function):
+    """Keeps the graph of a call to itself; nothing leads there but the input, and that but once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, call: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.enable_grad():
+            ctx.x = x.detach().requires_grad_(True)
+            ctx.y = call(ctx.x)
+        return ctx.y.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        ctx.y.backward(grad_output)
+        return ctx.x.grad, None
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    return nn.functional.linear(x, weight).tanh()
+
+
+def derived(x: Tensor, weight: Tensor) -> Tensor:
+    return nn.functional.linear(x, weight.exp()).tanh()
+
+
 class Unseen(nn.Module):
     """Two matrices that are used out of sight, of which the first may be used again."""
 
@@ -92,6 +116,16 @@ def test_hooks_and_gradients_of_parameters_are_let_be() -> None:
 def test_a_backward_pass_within_another_one_is_exact() -> None:
     sensitivity = measured(Unseen(lambda x, weight: Within.apply(x, weight)))
     assert_exact(sensitivity, Unseen(plain), [batch()])
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+@pytest.mark.parametrize("apply", [plain, linear, derived])
+def test_a_graph_that_a_function_keeps_to_itself_is_exact(apply: Apply, again: bool) -> None:
+    def kept(x: Tensor, weight: Tensor) -> Tensor:
+        return Once.apply(x, lambda x: apply(x, weight))
+
+    sensitivity = measured(Unseen(kept, again=again))
+    assert_exact(sensitivity, Unseen(apply, again=again), [batch()])
 
 
 def test_a_gradient_in_parts_is_never_squared_part_by_part() -> None:

@@ -106,20 +106,43 @@ def test_every_verb_tells_it_and_changes_nothing(case: str, another: Path) -> No
     assert not another.with_name("mine").exists()
 
 
-@pytest.mark.parametrize("how", ["weight_norm", "spectral_norm", "pruning"])
-def test_a_tuned_layer_that_was_reparametrised(how: str, tmp_path: Path) -> None:
-    model = tuned("vit", "unstructured")
+TRAINED = [
+    *(("unstructured", name) for name in ("weight", "delta", "bias_delta")),
+    *(("lora", name) for name in ("lora_a", "lora_b")),
+    *(("adapter", name) for name in ("down_weight", "up_bias")),
+]
+TAKES_OUT = "as weight_norm, spectral_norm and pruning put others in its place"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
+@pytest.mark.parametrize("how", ["weight_norm", "pruning"])
+@pytest.mark.parametrize(("kind", "name"), TRAINED)
+def test_a_tuned_layer_that_was_reparametrised(
+    kind: str, name: str, how: str, tmp_path: Path
+) -> None:
+    model = tuned("vit", kind)
     layer = model.get_submodule(PLANNED)
     if how == "pruning":
-        prune.random_unstructured(layer, "weight", 0.5)
+        prune.random_unstructured(layer, name, 0.5)
     else:
-        getattr(nn.utils.parametrizations, how)(layer)
-    message = rf"{PLANNED}\.weight is gone, as weight_norm, spectral_norm and pruning put others"
-    with torch.no_grad():
-        layer.delta.add_(1.0)
-    for use in (lambda: predict(model, "vit"), lambda: spt.save_delta(model, tmp_path / "task")):
-        with pytest.raises(ValueError, match=message):
-            use()
+        nn.utils.weight_norm(layer, name)
+    if name == "weight":
+        with torch.no_grad():
+            layer.delta.add_(1.0)
+    with pytest.raises(ValueError, match=rf"{PLANNED}\.{name} is gone, {TAKES_OUT}"):
+        predict(model, "vit")
+    with pytest.raises(ValueError, match=rf"{name} is gone|{name} on {PLANNED}\.weight is not as"):
+        spt.save_delta(model, tmp_path / "task")
+
+
+@pytest.mark.parametrize(("kind", "name"), TRAINED)
+def test_what_is_tuned_takes_no_parametrization(kind: str, name: str) -> None:
+    model = tuned("vit", kind)
+    layer, before = model.get_submodule(PLANNED), predict(model, "vit")
+    message = rf"{PLANNED}\.{name} is tuned and cannot be taken out, {TAKES_OUT}"
+    with pytest.raises(ValueError, match=message):
+        nn.utils.parametrizations.weight_norm(layer, name)
+    assert torch.equal(predict(model, "vit"), before)
 
 
 @pytest.mark.parametrize("kind", KINDS)

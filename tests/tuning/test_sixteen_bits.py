@@ -325,3 +325,26 @@ def test_an_optimizer_made_before_a_coarse_head_alone_was_tuned() -> None:
     loss_of(model).backward()
     with pytest.raises(RuntimeError, match="made before the plan was applied"):
         optimizer.step()
+
+
+def test_a_trained_model_is_cast_the_same_with_tensors_swapped() -> None:
+    model = tuned().float()
+    optimizer = SparseAdamW(param_groups(model), lr=1e-2)
+    loss_of(model).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    other = copy.deepcopy(model).to(torch.bfloat16)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.to(torch.bfloat16)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    twin = SparseAdamW(param_groups(other), lr=1e-2)
+    twin.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for one, its in ((model, optimizer), (other, twin)):
+        one.eval()
+        loss_of(one).backward()
+        its.step()
+    state = other.state_dict()
+    assert {d.target.dtype for d in sparse_deltas(model).values()} == {torch.bfloat16}
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())

@@ -83,8 +83,9 @@ class Interception:
 
     Attributes:
         unrecognized: names of parameters that were used in a way that cannot be observed.
-        used_without_grad: whether one was used while gradients were off, as in the first pass of a
-            reentrant checkpoint.
+        used_without_grad: whether one was used where the graph of the loss does not lead to: while
+            gradients were off, as in the first pass of a reentrant checkpoint, or in a graph that a
+            function keeps for a backward pass of its own.
 
     Args:
         parameters: that may be watched, by name.
@@ -94,6 +95,7 @@ class Interception:
     def __init__(self, parameters: Mapping[str, Tensor], constants: Iterable[Tensor] = ()) -> None:
         self.unrecognized: set[str] = set()
         self.used_without_grad = False
+        self._task: int | None = None  # of autograd's engine, while `backward` runs
         self._parameters = parameters
         self._is_watching = False
         self._watcher = Watcher(self.call)
@@ -125,12 +127,12 @@ class Interception:
         """
         replaced = replaced or {}
         watched = {name: self._parameters[name] for name in (*names, *replaced)}
-        self._samples, self._receive, self._on_use = samples, receive, on_use
+        self._samples, self._deliver, self._on_use = samples, receive, on_use
         self._derived = self._parameters.keys() if derived is None else derived
         self._selections = None if on_use is None else Selections(samples)
         self._replaced = {id(watched[name]): by for name, by in replaced.items()}
         with (
-            self._watcher.watching(watched, self.unrecognized.add),
+            self._watcher.watching(watched, self._note_out_of_sight),
             self._productions.noting(find=on_use is not None),
             self._selections or contextlib.nullcontext(),
         ):
@@ -197,6 +199,30 @@ class Interception:
         if recognize is not None:
             self._productions.note(func, args, kwargs, observed)
         return observed
+
+    def backward(self, loss: Tensor) -> None:
+        """Run a backward pass, and note what arrives by another one within it."""
+
+        def begin(_: Tensor) -> None:
+            self._task = torch._C._current_graph_task_id()
+
+        loss.register_hook(begin)
+        try:
+            loss.backward()
+        finally:
+            self._task = None
+
+    def _note_arrival(self) -> None:
+        if self._task not in (None, torch._C._current_graph_task_id()):
+            self.used_without_grad = True
+
+    def _note_out_of_sight(self, name: str) -> None:
+        self._note_arrival()
+        self.unrecognized.add(name)
+
+    def _receive(self, arrival: Arrival) -> None:
+        self._note_arrival()
+        self._deliver(arrival)
 
     def _observe(self, use: Use, roles: list[Role], output: Tensor) -> Tensor:
         samples, receive = self._samples, self._receive

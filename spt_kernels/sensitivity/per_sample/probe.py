@@ -7,7 +7,7 @@ rows of the other. No more is in memory at a time than one sample's gradient of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -74,8 +74,8 @@ def probe(
     if not loss.parts(model, pair.input):
         return _all_one_by_one(model, loss, batch, parameters, interception, calls, loss_scale)
     watch = partial(_watch, model, loss, pair, interception, records, calls)
-    gradients = watch(range(_SAMPLES))
-    if gradients is None:
+    # a forward for each: there are models whose graph can be gone through but once
+    if any(watch(own) is None for own in range(_SAMPLES)):
         return None
     unrecognized = interception.unrecognized.copy()
 
@@ -93,18 +93,24 @@ def probe(
     one_by_one: list[str] = []
     if uncertain:
         # plain autograd tells which of the others matter at all, and the truth about tokens
-        comparison = _compare(
+        compare = partial(
+            _compare,
             model,
             loss,
             pair,
             uncertain,
-            lambda own: watch([own]) if own and derived else gradients,
+            lambda own: watch(own, keep=True) if derived else {},
             frozenset(tokens),
             loss_scale,
-            interception.used_without_grad,
         )
+        comparison = compare(interception.used_without_grad)
         if comparison is None:
             return None
+        if not interception.used_without_grad and unrecognized & uncertain.keys() - comparison.used:
+            # a graph that a function keeps to itself may be reached through the inputs alone
+            by_inputs = compare(True)
+            if by_inputs is not None and by_inputs.used > comparison.used:
+                comparison, interception.used_without_grad = by_inputs, True
         slack = tolerance**2 * comparison.typical()
         for name in list(derived):
             if not comparison.agrees(name, tolerance, slack):
@@ -177,17 +183,18 @@ def _watch(
     interception: Interception,
     records: Mapping[str, _Record],
     calls: Calls,
-    samples: Sequence[int],
+    own: int,
+    *,
+    keep: bool = False,
 ) -> dict[str, Tensor] | None:
-    """Run both samples forward and the loss of some backward, and record what arrives.
+    """Run both samples forward and the loss of one backward, and record what arrives.
 
     Returns:
-        The gradients of the first of `samples` by parameter, where it comes through what is made of
-        that alone; None where one of the two samples does not count.
+        The gradients of that sample by parameter, where they come through what is made of that
+        alone, if they are to be kept; None where one of the two samples does not count.
     """
-    own = 0
     gradients: dict[str, Tensor] = {}
-    n_arrivals: dict[str, int] = {}
+    n_arrivals = dict.fromkeys(records, 0)
 
     def receive(arrival: Arrival) -> None:
         by_sample = arrival.grad_output.chunk(_SAMPLES)
@@ -200,7 +207,7 @@ def _watch(
             record.arrives |= arrives
             record.crosses |= crosses
             record.derived |= role.derived and arrives
-            if role.derived and arrives and own == samples[0]:
+            if role.derived and arrives and keep:
                 [gradient] = arrival.factors(piece, role, own, own + 1).grad_output
                 before = gradients.get(piece.name)
                 gradients[piece.name] = gradient if before is None else before + gradient
@@ -215,19 +222,15 @@ def _watch(
         losses = loss.of_each(outputs, pair.target, _SAMPLES)
         if losses is None:
             return None
-        for own in samples:
-            if not torch.isfinite(losses[own]):
-                raise ValueError(f"the loss is {losses[own].item()} in batch {pair.index}")
-            n_arrivals = dict.fromkeys(records, 0)
-            losses[own].backward(retain_graph=own != samples[-1])
-            if any(x.grad is not None and _crosses(x.grad, own) for x in leaves):
-                raise ValueError(
-                    "the loss of one sample depends on the other samples of its batch (a BatchNorm "
-                    "in training mode does that): then no sample has a gradient of its own; "
-                    "measure in eval mode"
-                )
-            for x in leaves:
-                x.grad = None
+        if not torch.isfinite(losses[own]):
+            raise ValueError(f"the loss is {losses[own].item()} in batch {pair.index}")
+        interception.backward(losses[own])
+        if any(x.grad is not None and _crosses(x.grad, own) for x in leaves):
+            raise ValueError(
+                "the loss of one sample depends on the other samples of its batch (a BatchNorm in "
+                "training mode does that): then no sample has a gradient of its own; measure in "
+                "eval mode"
+            )
     return gradients
 
 
