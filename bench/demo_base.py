@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from spt_kernels.files.atomic import write_atomically
+from spt_kernels.finetuning.base.models import ModelSource, build
 from spt_kernels.finetuning.demo import (
     ARCHITECTURE,
     BASE,
@@ -27,8 +28,7 @@ from spt_kernels.finetuning.demo import (
     SHAPE,
     one_thread,
 )
-from spt_kernels.finetuning.digits import split_digits
-from spt_kernels.finetuning.models import ModelSource, build
+from spt_kernels.finetuning.images.digits import split_digits
 
 STEPS, BATCH, LR, WARMUP, WEIGHT_DECAY = 5000, 128, 1e-3, 250, 0.05
 TURNS = 4

@@ -21,12 +21,12 @@ from safetensors.torch import save_file
 from spt_kernels import plots
 from spt_kernels.files.picture import save_picture
 from spt_kernels.finetuning import FinetuneJob, ImageSource, Method, ModelSource, Recipe, finetune
+from spt_kernels.finetuning.base.models import build
 from spt_kernels.finetuning.demo import ARCHITECTURE, BASE, FORM, SHAPE, TRAIN_IMAGES, one_thread
-from spt_kernels.finetuning.digits import split_digits
-from spt_kernels.finetuning.measured import sensitivity_of
-from spt_kernels.finetuning.models import build
+from spt_kernels.finetuning.images.digits import split_digits
+from spt_kernels.finetuning.preparation.measured import sensitivity_of
 from spt_kernels.finetuning.progress import Silent
-from spt_kernels.finetuning.setting import open_setting
+from spt_kernels.finetuning.run.setting import open_setting
 from spt_kernels.plan import Plan, allocate
 from spt_kernels.sensitivity import Sensitivity
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import timm
 
-from spt_kernels.finetuning.weight_file import first_line
+from spt_kernels.finetuning.base.weight_file import first_line
 
 from . import model_walk
 from .markdown import markdown

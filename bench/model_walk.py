@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spt_kernels as spt
-from spt_kernels.finetuning.models import (
+from spt_kernels.finetuning.base.models import (
     ModelSource,
     build,
     preprocessing_of,

@@ -18,6 +18,14 @@ STAGES = (
     *("optim", "offloading", "step", "task", "bank", "peft", "methods", "memory", "fitting"),
     *("finetuning", "segmentation", "benchmarks", "plots", "costs", "cli"),
 )
+# The same within a stage: a folder imports those before it, and files beside it that need none.
+LINES = {
+    "layers": ("deltas", "autograd"),
+    "finetuning": (
+        *("folder", "images", "base", "job"),
+        *("training", "run", "preparation", "results"),
+    ),
+}
 # What each folder of the grid of ops, and each file at the root, imports; stages may import all.
 BESIDES = {
     "errors": set(),
@@ -74,6 +82,19 @@ def test_imports_run_one_way(path: Path) -> None:
         return  # the public face names everything
     for module in read(path)[1]:
         assert module[0] in {own, *allowed(own)}, f"{name_of(path)} imports {'.'.join(module)}"
+
+
+@pytest.mark.parametrize("stage", LINES)
+def test_the_folders_of_a_stage_are_a_line(stage: str) -> None:
+    line, files = LINES[stage], sorted((PACKAGE / stage).rglob("*.py"))
+    own = {path: path.relative_to(PACKAGE).parts[1] for path in files}  # folder, or the file itself
+    needed = {path: {m[1] for m in read(path)[1] if m[0] == stage and m[1:]} for path in files}
+    ground = {p.stem for p in files if own[p] not in line and not needed[p] & set(line)}
+    assert set(line) == {folder for folder in own.values() if not folder.endswith(".py")}
+    for path in files:
+        if own[path] in line:
+            before = {*line[: line.index(own[path]) + 1], *ground}
+            assert needed[path] <= before, f"{name_of(path)} imports {needed[path] - before}"
 
 
 def test_the_root_shows_the_line_of_data() -> None:

@@ -120,9 +120,9 @@ def test_without_what_the_command_line_itself_is_made_of(
 @pytest.mark.parametrize(
     ("package", "module", "extra"),
     [
-        ("timm", "spt_kernels.finetuning.models", "cli"),
-        ("PIL", "spt_kernels.finetuning.pixels", "cli"),
-        ("PIL", "spt_kernels.finetuning.digits", "cli"),
+        ("timm", "spt_kernels.finetuning.base.models", "cli"),
+        ("PIL", "spt_kernels.finetuning.images.pixels", "cli"),
+        ("PIL", "spt_kernels.finetuning.images.digits", "cli"),
     ],
 )
 def test_an_import_from_python_names_the_extra(
@@ -147,7 +147,7 @@ def test_a_package_that_another_one_needs_is_named(monkeypatch: pytest.MonkeyPat
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Timm(), *sys.meta_path])
     with pytest.raises(MissingExtra, match="needs torchvision: pip install"):
-        importlib.import_module("spt_kernels.finetuning.models")
+        importlib.import_module("spt_kernels.finetuning.base.models")
 
 
 def test_a_mistake_of_our_own_is_not_blamed_on_an_extra() -> None:

@@ -20,7 +20,7 @@ from spt_kernels.benchmarks.shared_sensitivity import give, store_of, take
 from spt_kernels.benchmarks.task import BenchmarkTask
 from spt_kernels.costs.machine import commit, describe
 from spt_kernels.finetuning import finetune
-from spt_kernels.finetuning.run_folder import RunFolder
+from spt_kernels.finetuning.folder.run_folder import RunFolder
 
 from .ways import ACCURACY, EXACT, WAYS
 

@@ -19,7 +19,7 @@ from spt_kernels.benchmarks import folder_tasks
 from spt_kernels.costs.machine import commit, describe
 from spt_kernels.files.atomic import write_atomically
 from spt_kernels.finetuning.progress import Silent
-from spt_kernels.finetuning.setting import open_setting
+from spt_kernels.finetuning.run.setting import open_setting
 
 from .ways import EXACT, GRADIENTS, WAYS
 

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 
 from spt_kernels.costs import CostSetting
 from spt_kernels.costs.measure import tune_for_costs
-from spt_kernels.layers import sparse_gradient
+from spt_kernels.layers.autograd import sparse_gradient
 
 from .card_code import code_for_card
 from .graphs import graphs_of

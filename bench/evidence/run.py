@@ -28,10 +28,10 @@ from spt_kernels.benchmarks.task import BenchmarkTask
 from spt_kernels.costs.machine import commit, describe
 from spt_kernels.finetuning import FinetuneJob, finetune
 from spt_kernels.finetuning.device import pick_device
-from spt_kernels.finetuning.measured import sensitivity_of
+from spt_kernels.finetuning.folder.run_folder import RunFolder
+from spt_kernels.finetuning.preparation.measured import sensitivity_of
 from spt_kernels.finetuning.progress import Silent
-from spt_kernels.finetuning.run_folder import RunFolder
-from spt_kernels.finetuning.setting import open_setting
+from spt_kernels.finetuning.run.setting import open_setting
 from spt_kernels.sensitivity import Sensitivity
 
 from .contender import Run, Suite

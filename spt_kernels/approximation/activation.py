@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers.plain_backward import plain_backward
+from ..layers.autograd.plain_backward import plain_backward
 from ..layers.sparse_layer import SparseDeltaLayer
 from ..ops.encode_derivative import (
     FUNCTIONS,

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..layers.autograd.plain_backward import plain_backward
 from ..layers.norm import affine_of
-from ..layers.plain_backward import plain_backward
 from ..layers.tuned_class import plain_class
 from ..ops.launching import may_launch
 from ..ops.rebuild_input import launch_layer_norm, rebuild_layer_norm

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..layers.row_ranges import Ranges
+from ..layers.autograd.row_ranges import Ranges
 from ..plan import AdapterSpec, LoraSpec
 
 

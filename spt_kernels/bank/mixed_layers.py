@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers.autocast import without_autocast
+from ..layers.autograd.autocast import without_autocast
 from ..ops.add_sparse_rows import add_sparse_rows
 from ..ops.write_delta import write_delta
 from .banked_task import SparsePart

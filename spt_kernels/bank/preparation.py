@@ -8,7 +8,7 @@ from collections.abc import MutableMapping
 import torch
 from torch import Tensor
 
-from ..layers.row_ranges import ranges_of
+from ..layers.autograd.row_ranges import ranges_of
 from ..model.replaced_head import misfits
 from ..ops.write_delta import check_layout
 from ..task.file.format import TaskFile

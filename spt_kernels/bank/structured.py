@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers.autocast import without_autocast
-from ..layers.row_ranges import Ranges
+from ..layers.autograd.autocast import without_autocast
+from ..layers.autograd.row_ranges import Ranges
 from ..plan import AdapterSpec, LoraSpec
 from .banked_task import StructuredPart
 

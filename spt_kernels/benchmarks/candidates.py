@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..finetuning.recipe import Recipe
+from ..finetuning.job.recipe import Recipe
 from ..methods import Method
 from ..methods.method import check_one_of
 

@@ -16,10 +16,10 @@ from ..files.atomic import write_atomically
 from ..files.json_file import read_object
 from ..files.json_kinds import OBJECT, checked
 from ..finetuning.device import pick_device
-from ..finetuning.job import FinetuneJob
+from ..finetuning.folder.run_folder import FILES, RunFolder
+from ..finetuning.job.job import FinetuneJob
 from ..finetuning.pipeline import finetune
 from ..finetuning.progress import Progress, Silent
-from ..finetuning.run_folder import FILES, RunFolder
 from ..methods.noah_architecture import NoahArchitecture
 from .candidates import Options, candidates_of, named
 from .setting import BenchmarkSetting

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ..finetuning import ImageSource
-from ..finetuning.layouts import LAYOUTS
+from ..finetuning.images.layouts import LAYOUTS
 from .choice import chosen, every
 from .task import BenchmarkTask
 

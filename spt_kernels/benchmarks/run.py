@@ -13,8 +13,8 @@ import torch
 
 from ..files.atomic import write_atomically
 from ..files.picture import check_can_draw
+from ..finetuning.base.models import build_empty
 from ..finetuning.device import pick_device
-from ..finetuning.models import build_empty
 from ..finetuning.progress import Progress, Silent, duration
 from .cell import CellResult, Place, read_candidate
 from .lock import LOCK, only_one

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..finetuning.job import FinetuneJob, Key, flat, plain
-from ..finetuning.models import ModelSource
-from ..finetuning.recipe import Recipe
-from ..finetuning.splits import ImageSource, may_have_validation
+from ..finetuning.base.models import ModelSource
+from ..finetuning.images.splits import ImageSource, may_have_validation
+from ..finetuning.job.job import FinetuneJob, Key, flat, plain
+from ..finetuning.job.recipe import Recipe
 from ..methods import Method
 from .candidates import Options, candidates_of, checked, with_options
 from .task import BenchmarkTask

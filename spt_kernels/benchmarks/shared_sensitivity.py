@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..finetuning.job import FinetuneJob
-from ..finetuning.run_folder import RunFolder
+from ..finetuning.folder.run_folder import RunFolder
+from ..finetuning.job.job import FinetuneJob
 
 SHARED = "sensitivity"  # the folder in a task's that holds one for each that runs share
 _FILES = ("sensitivity", "measured")  # in this order: the second says what the first is

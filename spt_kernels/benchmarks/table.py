@@ -11,7 +11,7 @@ from typing import Any
 
 from ..files.json_file import read_object
 from ..files.json_kinds import TEXT, checked
-from ..finetuning.standard_error import standard_error
+from ..finetuning.results.standard_error import standard_error
 from .cell import Cell, CellResult
 from .piece import Piece, cells_of, read_setting
 from .setting import BenchmarkSetting

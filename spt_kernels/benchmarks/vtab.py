@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from ..finetuning import ImageSource
-from ..finetuning.image_list import rows_of
+from ..finetuning.images.image_list import rows_of
 from .choice import chosen, every
 from .task import BenchmarkTask
 

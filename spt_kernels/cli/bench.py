@@ -97,8 +97,8 @@ def run(
     if resume and output is None:
         raise ValueError("--resume: name the folder with --output")
     from ..costs import PAPER_MODEL, CostSetting
+    from ..finetuning.base.models import ModelSource
     from ..finetuning.device import pick_device
-    from ..finetuning.models import ModelSource
 
     source = model.source() or ModelSource(PAPER_MODEL)
     setting = CostSetting(

@@ -137,7 +137,7 @@ def _setting(
     assert which.root is not None
     suite, tasks = _tasks(what, which.root, which.names())
     from ..benchmarks import BenchmarkSetting
-    from ..finetuning.splits import may_have_validation
+    from ..finetuning.images.splits import may_have_validation
 
     is_chosen = bool(choices) or any(method.is_searched for method in every)
     shown = [task.choose if is_chosen else task.final for task in tasks]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..finetuning.presets import PRESETS, Preset
-from ..finetuning.recipe import Recipe
+from ..finetuning.job.presets import PRESETS, Preset
+from ..finetuning.job.recipe import Recipe
 from ..methods import METHODS, Method, entry_of
 from .options import described, split_names
 from .training_options import MethodOptions, RecipeOptions, parse_budget

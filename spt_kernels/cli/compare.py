@@ -12,7 +12,7 @@ from .terminal import Terminal, percent, size, table
 from .written import check_picture
 
 if TYPE_CHECKING:
-    from ..finetuning.comparison import ComparedWay, Comparison
+    from ..finetuning.results.comparison import ComparedWay, Comparison
 
 HELP = """Put finished runs side by side: accuracy, what is trained, what it costs.
 
@@ -38,13 +38,13 @@ def run(
 ) -> None:
     """Read the runs, show them, draw them."""
     check_picture("--output", output, force=force)
-    from ..finetuning.comparison import compare_runs
+    from ..finetuning.results.comparison import compare_runs
 
     made = compare_runs(runs)
     parts = _parts(made)
     if output is not None:
         from ..files.picture import save_picture
-        from ..finetuning.comparison_chart import comparison_figure
+        from ..finetuning.results.comparison_chart import comparison_figure
 
         save_picture(comparison_figure(made), output)
         parts.append(f"written to {output}")

@@ -36,7 +36,7 @@ def run(
 ) -> None:
     """Run it and show the table."""
     from ..finetuning.demo import check_can_run, run_demo
-    from ..finetuning.run_folder import RunFolder
+    from ..finetuning.folder.run_folder import RunFolder
 
     if seeds < 1:
         raise ValueError(f"--seeds: expected at least one, got {seeds}")

@@ -20,8 +20,8 @@ from .terminal import Terminal, count, percent, table, unbroken
 from .written import check_apart, check_file, check_picture
 
 if TYPE_CHECKING:
-    from ..finetuning.accuracy import Accuracy
-    from ..finetuning.images import LabelledImages
+    from ..finetuning.images.labelled import LabelledImages
+    from ..finetuning.training.accuracy import Accuracy
 
 HELP = """Count how often a tuned model is right, and what it takes for what.
 
@@ -109,7 +109,7 @@ def run(
     if scenes is not None:
         evaluate_scenes(terminal, scenes, data, machine, pixels, amp=how["amp"], force=force)
         return
-    from ..finetuning.evaluation import evaluate_saved, images_of
+    from ..finetuning.results.evaluation import evaluate_saved, images_of
 
     saved = model.find(task)
     images = images_of(saved, data, test_list, split_names(classes, "--classes"))
@@ -128,7 +128,7 @@ def run(
         )
     if confusion is not None:
         from ..files.picture import save_picture
-        from ..finetuning.confusion import confusion_figure
+        from ..finetuning.results.confusion import confusion_figure
 
         save_picture(confusion_figure(seen.confusion(), images.classes), confusion)
     if csv is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..finetuning.recipe import HOW_IT_FITS
+from ..finetuning.job.recipe import HOW_IT_FITS
 from .command import named_of
 from .launched import launched, sharing
 from .options import FormOptions, ImageOptions, MachineOptions, ModelOptions, described
@@ -17,7 +17,7 @@ from .terminal import Terminal, best_told, count, facts, percent, size
 from .training_options import TENSORBOARD, GivenOptions, MethodOptions, RecipeOptions, RunOptions
 
 if TYPE_CHECKING:
-    from ..finetuning.job import FinetuneJob
+    from ..finetuning.job.job import FinetuneJob
 
 HELP = """Tune a model on your images and keep what it learnt in a small file.
 
@@ -109,8 +109,8 @@ def run(
 
     rank, size = launched()
     job = asked() if size == 1 else None  # a mistake is told before anything heavy is imported
+    from ..finetuning.folder.run_folder import RunFolder
     from ..finetuning.pipeline import finetune
-    from ..finetuning.run_folder import RunFolder
 
     showing = contextlib.nullcontext() if rank else terminal.progress()
     with sharing(machine.device) as processes, showing as progress:
@@ -146,8 +146,8 @@ def _job(
     recipe: RecipeOptions,
     form: FormOptions,
 ) -> FinetuneJob:
-    from ..finetuning.job import FinetuneJob
-    from ..finetuning.splits import may_have_validation
+    from ..finetuning.images.splits import may_have_validation
+    from ..finetuning.job.job import FinetuneJob
 
     # method and recipe first: they are checked without a look at any file
     preset = recipe.preset()
@@ -177,9 +177,9 @@ def _job(
 
 def _job_in(folder: Path, recipe: RecipeOptions) -> FinetuneJob:
     """The job of the run in a folder, with what of its recipe may be other, where it is given."""
-    from ..finetuning.job import FinetuneJob
-    from ..finetuning.run import config_in
-    from ..finetuning.run_folder import RunFolder
+    from ..finetuning.folder.run_folder import RunFolder
+    from ..finetuning.job.job import FinetuneJob
+    from ..finetuning.run.run import config_in
 
     found = RunFolder(folder)
     config = config_in(found, FinetuneJob.command)

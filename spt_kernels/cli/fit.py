@@ -18,7 +18,7 @@ from .written import check_picture
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..finetuning.models import ModelSource
+    from ..finetuning.base.models import ModelSource
     from ..fitting import Fitted
     from ..methods import Method
     from .memory_rows import Row
@@ -118,9 +118,9 @@ def run(
         raise ValueError("--model: name a timm architecture")
     check_picture("--output", output, force=force)
     what.check_counts()
-    from ..finetuning.facts import accounted_offload
-    from ..finetuning.fitted import check_has_state
-    from ..finetuning.models import build_empty
+    from ..finetuning.base.models import build_empty
+    from ..finetuning.preparation.fitted import check_has_state
+    from ..finetuning.run.facts import accounted_offload
     from ..fitting import Fitting
     from .memory_rows import methods_of
 
@@ -187,7 +187,7 @@ def run(
 
 def _besides(source: ModelSource, what: FittingOptions) -> list[str]:
     """Options of finetune for a step like those that were rehearsed, whichever way is taken."""
-    from ..finetuning.models import sized_for
+    from ..finetuning.base.models import sized_for
 
     besides: list[str] = []
     # of one size, so that finetune must build it so; not each such model tells what its images have

@@ -63,7 +63,7 @@ def run(
     elif not file.is_file():
         raise ValueError(f"no such file: {file}")
     else:
-        from ..finetuning.description import kind_of
+        from ..finetuning.run.description import kind_of
 
         kind = kind_of(file)
         value, parts = _READERS[kind](terminal, file, tensors)
@@ -118,7 +118,7 @@ def _task(_: Terminal, file: Path, limit: int) -> Shown:
 
 def _told(file: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """The metadata of a file as JSON and as facts."""
-    from ..finetuning.description import KEYS, SEGMENTATION, Description, metadata_of
+    from ..finetuning.run.description import KEYS, SEGMENTATION, Description, metadata_of
 
     told = dict(metadata_of(file))
     known = Description.from_json(told)
@@ -210,7 +210,7 @@ def _trained(_: Terminal, file: Path, limit: int) -> Shown:
 
 
 def _state_dict(_: Terminal, file: Path, limit: int) -> Shown:
-    from ..finetuning.weight_file import read_state_dicts
+    from ..finetuning.base.weight_file import read_state_dicts
 
     groups = read_state_dicts(file).items()
     state = {
@@ -243,7 +243,7 @@ def _tensors(names: tuple[str, str], state: dict[str, Any], file: Path, limit: i
 
 
 def _model(source: Any, image_size: int | None) -> Shown:
-    from ..finetuning.models import build_empty
+    from ..finetuning.base.models import build_empty
     from ..memory import tunable_parts
 
     base, image_shape = build_empty(source, _NUM_CLASSES, image_size)
@@ -272,7 +272,7 @@ def _model(source: Any, image_size: int | None) -> Shown:
 
 
 def _folder(path: Path) -> Shown:
-    from ..finetuning.run_folder import FILES, RunFolder
+    from ..finetuning.folder.run_folder import FILES, RunFolder
 
     folder = RunFolder(path)
     config, result = folder.read_config(), folder.read_json("result")

@@ -208,8 +208,8 @@ def run(
         raise ValueError("--model: name a timm architecture")
     check_picture("--output", output, force=force)
     step.check_counts()
-    from ..finetuning.facts import accounted_offload
-    from ..finetuning.models import build_empty
+    from ..finetuning.base.models import build_empty
+    from ..finetuning.run.facts import accounted_offload
 
     approximations, away = parse_approximation(step.approximate), step.away()
     step.check_parts()
@@ -251,8 +251,8 @@ def _ask(
     limits: dict[float, int],
 ) -> tuple[dict[str, Answer], dict[str, str]]:
     """The answer of each row by name, and why others, of the table of all, have none."""
-    from ..finetuning.fitted import check_has_state
-    from ..finetuning.given_plan import method_of
+    from ..finetuning.job.given_plan import method_of
+    from ..finetuning.preparation.fitted import check_has_state
     from ..memory.made_up import uncalled_of
     from ..sensitivity import skewed_sensitivity
     from .memory_rows import Row, answer, methods_of, row_of, row_of_plan

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..finetuning.given_plan import check_agrees, load_plan, method_of
+from ..finetuning.job.given_plan import check_agrees, load_plan, method_of
 from ..memory import LargestBatch, MemoryEstimate, PeakByBatch
 from ..memory.made_up import check_called, puts_modules
 from ..methods import Method, entry_of, make_plan, table_names

@@ -41,7 +41,7 @@ def run(
     force: Annotated[bool, described("Run", "--force", "Overwrite the file.")] = False,
 ) -> None:
     """Load, merge, write."""
-    from ..finetuning.merged_file import check_merged_name, write_merged
+    from ..finetuning.run.merged_file import check_merged_name, write_merged
 
     try:
         check_merged_name(output)

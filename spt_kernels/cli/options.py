@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..finetuning.job import ModelSource
-    from ..finetuning.splits import ImageSource
+    from ..finetuning.images.splits import ImageSource
+    from ..finetuning.job.job import ModelSource
 
 
 def described(panel: str, flags: str, help: str) -> Any:
@@ -76,7 +76,7 @@ class ArchitectureOptions:
 
     def source(self) -> ModelSource | None:
         """The model described, `None` if none is."""
-        from ..finetuning.models import ModelSource
+        from ..finetuning.base.models import ModelSource
 
         if self.model is None:
             if self.model_arg:
@@ -103,7 +103,7 @@ class WeightsOptions(ArchitectureOptions):
 
     def source(self) -> ModelSource | None:
         """The model described, `None` if none is."""
-        from ..finetuning.models import ModelSource
+        from ..finetuning.base.models import ModelSource
 
         if self.model is None:
             if self.model_arg or self.weights or self.pretrained:
@@ -197,7 +197,7 @@ class ImageOptions:
 
     def source(self) -> ImageSource:
         """The images described."""
-        from ..finetuning.splits import ImageSource
+        from ..finetuning.images.splits import ImageSource
 
         if self.data is None:
             raise ValueError("--data: name the folder of the images")

@@ -75,7 +75,7 @@ def run(
     check_apart(sensitivity=sensitivity, output=output, picture=picture)
     check_file("--output", output, force=force)
     check_picture("--picture", picture, force=force)
-    from ..finetuning.given_plan import load_sensitivity
+    from ..finetuning.job.given_plan import load_sensitivity
     from ..plan import allocate
 
     measured = load_sensitivity(sensitivity)

@@ -15,7 +15,7 @@ from .terminal import Terminal, percent, table, unbroken
 from .written import check_file
 
 if TYPE_CHECKING:
-    from ..finetuning.prediction import Prediction
+    from ..finetuning.results.prediction import Prediction
 
 HELP = """Say what is on images: the most probable classes of each.
 
@@ -75,7 +75,7 @@ def run(
         label_scenes(terminal, scenes, images, machine, pixels, amp=how["amp"], force=force)
         return
     from ..files.atomic import write_atomically
-    from ..finetuning.prediction import as_csv, predict
+    from ..finetuning.results.prediction import as_csv, predict
 
     saved = model.find(task)
     if not saved.classes and not classes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from .options import FormOptions, ModelOptions, described
 
 if TYPE_CHECKING:
-    from ..finetuning.saved_run import SavedRun
+    from ..finetuning.run.saved_run import SavedRun
 
 _MODEL = "Base model (a file tells its own)"
 _FORM = "Preprocessing (a file tells its own)"
@@ -41,7 +41,7 @@ class SavedOptions:
 
     def find(self, path: Path) -> SavedRun:
         """The saved model at `path`, on the base that was named, if any."""
-        from ..finetuning.saved_run import SavedRun
+        from ..finetuning.run.saved_run import SavedRun
 
         if self.weights is not None and not self.weights.exists():
             raise ValueError(f"--weights: no such file: {self.weights}")
@@ -78,7 +78,7 @@ class BatchOptions:
 
     def how(self) -> dict[str, Any]:
         """As arguments, checked before anything is read."""
-        from ..finetuning.evaluation import check_options
+        from ..finetuning.results.evaluation import check_options
 
         check_options(self.batch_size, self.amp)
         return {"batch_size": self.batch_size, "amp": self.amp}

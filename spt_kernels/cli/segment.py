@@ -227,7 +227,7 @@ def run(
     if not is_bare_resume:
         running.check_whole(model.source(), "--iterations, --recompute")
     job = _job_in(running.output, recipe) if is_bare_resume else _job(*groups)
-    from ..finetuning.run_folder import RunFolder
+    from ..finetuning.folder.run_folder import RunFolder
     from ..segmentation.pipeline import segment
 
     with terminal.progress() as progress:
@@ -277,8 +277,8 @@ def _job(
 
 def _job_in(folder: Path, recipe: SegmentationRecipeOptions) -> SegmentationJob:
     """The job of the run in a folder, with what is said of its length and of its memory."""
-    from ..finetuning.run import config_in
-    from ..finetuning.run_folder import RunFolder
+    from ..finetuning.folder.run_folder import RunFolder
+    from ..finetuning.run.run import config_in
     from ..segmentation.job import SegmentationJob
 
     found = RunFolder(folder)

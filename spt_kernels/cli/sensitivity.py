@@ -42,10 +42,10 @@ def run(
 ) -> None:
     """Measure, save, show where the sensitivity lies."""
     check_file("--output", output, force=force)
-    from ..finetuning.job import FinetuneJob
-    from ..finetuning.measured import sensitivity_of
-    from ..finetuning.recipe import Recipe
-    from ..finetuning.setting import open_setting
+    from ..finetuning.job.job import FinetuneJob
+    from ..finetuning.job.recipe import Recipe
+    from ..finetuning.preparation.measured import sensitivity_of
+    from ..finetuning.run.setting import open_setting
     from ..methods.method import Method
     from ..model.head import head_line, layers_of, parts_of
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..finetuning.presets import PRESETS, Preset, preset_of
-from ..finetuning.recipe import Recipe
+from ..finetuning.job.presets import PRESETS, Preset, preset_of
+from ..finetuning.job.recipe import Recipe
 from ..methods import METHODS, Method
 from ..methods.noah_architecture import NoahArchitecture
 from .options import described
@@ -94,7 +94,7 @@ class GivenOptions:
         Raises:
             ValueError: no such file, or what is asked for contradicts it.
         """
-        from ..finetuning import given_plan
+        from ..finetuning.job import given_plan
 
         if self.plan is not None:
             made = given_plan.load_plan(self.plan)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..finetuning.models import ModelSource, build, preprocessing_of, sized_for
+from ..finetuning.base.models import ModelSource, build, preprocessing_of, sized_for
 from ..memory import DTYPES
 from ..methods import DEFAULT_BUDGET, Method, entry_of, table_names
 from ..methods.matrices import lora_matrices

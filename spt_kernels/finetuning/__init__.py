@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING
 from ..files.first_use import names_on_first_use
 
 _NAMES = {
-    "accuracy": ("Accuracy", "evaluate"),
-    "comparison": ("ComparedWay", "Comparison", "compare_runs"),
-    "comparison_chart": ("comparison_figure",),
-    "confusion": ("confusion_figure",),
-    "description": ("Description",),
-    "evaluation": ("evaluate_saved", "images_of"),
-    "job": ("FinetuneJob",),
-    "models": ("ModelSource", "build"),
+    "training.accuracy": ("Accuracy", "evaluate"),
+    "results.comparison": ("ComparedWay", "Comparison", "compare_runs"),
+    "results.comparison_chart": ("comparison_figure",),
+    "results.confusion": ("confusion_figure",),
+    "run.description": ("Description",),
+    "results.evaluation": ("evaluate_saved", "images_of"),
+    "job.job": ("FinetuneJob",),
+    "base.models": ("ModelSource", "build"),
     "pipeline": ("finetune",),
-    "pixels": ("Batches", "PixelSet", "Preprocessing"),
-    "prediction": ("Prediction", "predict"),
-    "presets": ("PRESETS", "Preset", "preset_of"),
+    "images.pixels": ("Batches", "PixelSet", "Preprocessing"),
+    "results.prediction": ("Prediction", "predict"),
+    "job.presets": ("PRESETS", "Preset", "preset_of"),
     ".methods": ("METHODS", "Method"),  # of the package around this one
-    "recipe": ("Recipe",),
-    "saved_run": ("SavedRun",),
-    "splits": ("ImageSource", "read_splits"),
-    "training": ("train",),
+    "job.recipe": ("Recipe",),
+    "run.saved_run": ("SavedRun",),
+    "images.splits": ("ImageSource", "read_splits"),
+    "training.loop": ("train",),
 }
 _HOME = {name: home for home, names in _NAMES.items() for name in names}
 
@@ -35,32 +35,32 @@ __all__ = sorted(_HOME)
 if TYPE_CHECKING:
     from ..methods import METHODS as METHODS
     from ..methods import Method as Method
-    from .accuracy import Accuracy as Accuracy
-    from .accuracy import evaluate as evaluate
-    from .comparison import ComparedWay as ComparedWay
-    from .comparison import Comparison as Comparison
-    from .comparison import compare_runs as compare_runs
-    from .comparison_chart import comparison_figure as comparison_figure
-    from .confusion import confusion_figure as confusion_figure
-    from .description import Description as Description
-    from .evaluation import evaluate_saved as evaluate_saved
-    from .evaluation import images_of as images_of
-    from .job import FinetuneJob as FinetuneJob
-    from .models import ModelSource as ModelSource
-    from .models import build as build
+    from .base.models import ModelSource as ModelSource
+    from .base.models import build as build
+    from .images.pixels import Batches as Batches
+    from .images.pixels import PixelSet as PixelSet
+    from .images.pixels import Preprocessing as Preprocessing
+    from .images.splits import ImageSource as ImageSource
+    from .images.splits import read_splits as read_splits
+    from .job.job import FinetuneJob as FinetuneJob
+    from .job.presets import PRESETS as PRESETS
+    from .job.presets import Preset as Preset
+    from .job.presets import preset_of as preset_of
+    from .job.recipe import Recipe as Recipe
     from .pipeline import finetune as finetune
-    from .pixels import Batches as Batches
-    from .pixels import PixelSet as PixelSet
-    from .pixels import Preprocessing as Preprocessing
-    from .prediction import Prediction as Prediction
-    from .prediction import predict as predict
-    from .presets import PRESETS as PRESETS
-    from .presets import Preset as Preset
-    from .presets import preset_of as preset_of
-    from .recipe import Recipe as Recipe
-    from .saved_run import SavedRun as SavedRun
-    from .splits import ImageSource as ImageSource
-    from .splits import read_splits as read_splits
-    from .training import train as train
+    from .results.comparison import ComparedWay as ComparedWay
+    from .results.comparison import Comparison as Comparison
+    from .results.comparison import compare_runs as compare_runs
+    from .results.comparison_chart import comparison_figure as comparison_figure
+    from .results.confusion import confusion_figure as confusion_figure
+    from .results.evaluation import evaluate_saved as evaluate_saved
+    from .results.evaluation import images_of as images_of
+    from .results.prediction import Prediction as Prediction
+    from .results.prediction import predict as predict
+    from .run.description import Description as Description
+    from .run.saved_run import SavedRun as SavedRun
+    from .training.accuracy import Accuracy as Accuracy
+    from .training.accuracy import evaluate as evaluate
+    from .training.loop import train as train
 
 __getattr__ = names_on_first_use(__name__, _HOME)

@@ -32,19 +32,19 @@ from ..files.atomic import write_atomically
 from ..files.picture import check_can_draw, save_picture
 from ..methods import Method, make_plan
 from ..task import merge
-from .accuracy import evaluate
-from .curves import training_curves_figure
+from .base.models import ModelSource, build, preprocessing_of
 from .device import pick_device
-from .digits import read_digits, write_digits
-from .job import FinetuneJob
-from .models import ModelSource, build, preprocessing_of
+from .folder.run_folder import RunFolder
+from .images.digits import read_digits, write_digits
+from .images.pixels import Batches, PixelSet
+from .images.splits import ImageSource, read_evaluation_images
+from .job.job import FinetuneJob
+from .job.recipe import Recipe
 from .pipeline import finetune
-from .pixels import Batches, PixelSet
 from .progress import Progress, Silent
-from .recipe import Recipe
-from .run_folder import RunFolder
-from .saved_run import SavedRun
-from .splits import ImageSource, read_evaluation_images
+from .results.curves import training_curves_figure
+from .run.saved_run import SavedRun
+from .training.accuracy import evaluate
 
 OLD, NEW = range(5), range(5, 10)
 SEEDS = (0, 1, 2)

@@ -20,30 +20,30 @@ from ..plan import Plan
 from ..plan.figure import sensitivity_figure
 from ..recomputation import blocks_by, recompute_by
 from ..recomputation.conditions import NotRecomputable
-from .accuracy import evaluate
-from .alike import check_alike
-from .best import BestSoFar, save_best
-from .checkpoint import Best
-from .curves import training_curves_figure
-from .description import description_of
+from .base.head import check_head, with_head
 from .device import reproducible, seed_everything
-from .events import EventFiles, check_can_write_events
-from .facts import accounted_bytes, config_of, facts_of, machine_of, measured_bytes, trains
-from .fitted import check_memory, check_offload, fitted_recipe
-from .given_plan import settled
-from .head import check_head, with_head
-from .job import FinetuneJob
-from .pixels import Batches
-from .preparation import Decision, preparation_of
+from .folder.checkpoint import Best
+from .folder.events import EventFiles, check_can_write_events
+from .folder.run_folder import RunFolder
+from .folder.shared_folder import opened
+from .images.pixels import Batches
+from .job.given_plan import settled
+from .job.job import FinetuneJob
+from .job.recipe import Recipe
+from .preparation.fitted import check_memory, check_offload, fitted_recipe
+from .preparation.stages import Decision, preparation_of
 from .progress import Logged, Progress, Silent
-from .recipe import Recipe
-from .run import Clock, Run, check_weights_stay, finished_in, spent_in
-from .run_folder import RunFolder
-from .run_step import wants_graph
-from .same_inputs import check_as_begun
-from .setting import Setting, open_setting
-from .shared_folder import opened
-from .training import EpochFigures, check_goes_on, check_sharable, median_step_ms, train
+from .results.curves import training_curves_figure
+from .run.alike import check_alike
+from .run.description import description_of
+from .run.facts import accounted_bytes, config_of, facts_of, machine_of, measured_bytes, trains
+from .run.run import Clock, Run, check_weights_stay, finished_in, spent_in
+from .run.same_inputs import check_as_begun
+from .run.setting import Setting, open_setting
+from .training.accuracy import evaluate
+from .training.best import BestSoFar, save_best
+from .training.loop import EpochFigures, check_goes_on, check_sharable, median_step_ms, train
+from .training.run_step import wants_graph
 
 
 def finetune(

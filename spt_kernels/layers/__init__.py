@@ -3,6 +3,7 @@
 from .adapter import AdapterConv2d, AdapterLayer, AdapterLinear
 from .all_or_nothing import all_or_nothing
 from .conv import SparseDeltaConv2d
+from .deltas.sparse_delta import SparseDelta, delta_of, restore_deltas, write_deltas
 from .frozen_layers import FrozenConv2d, FrozenLinear, freeze_layer
 from .in_place import SetAside, put_back, set_aside, tune_in_place, untune
 from .linear import SparseDeltaLinear
@@ -11,7 +12,6 @@ from .lora import LoraConv2d, LoraLayer, LoraLinear
 from .norm import SparseDeltaNorm, tune_norm
 from .parameter import AttachDelta, attach_parameter, attach_whole
 from .quantized import QuantizedAdapterLinear, QuantizedDeltaLinear, QuantizedLoraLinear
-from .sparse_delta import SparseDelta, delta_of, restore_deltas, write_deltas
 from .tuned_class import is_tuned, plain_class
 
 __all__ = [

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .autograd.traced_adapter import FrozenBase, TracedAdapter
 from .structured import (
     NEW,
     StructuredConv2d,
@@ -17,7 +18,6 @@ from .structured import (
     add_to_rows,
     rows_of,
 )
-from .traced_adapter import FrozenBase, TracedAdapter
 
 if TYPE_CHECKING:
     from ..plan import AdapterSpec

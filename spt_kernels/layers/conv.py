@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .position_index import CheckedIndex
-from .sparse_gradient import DeltaPattern
+from .autograd.sparse_gradient import DeltaPattern
+from .autograd.tuned_conv import ConvGeometry, TouchedGroups, TunedConv2d
+from .deltas.position_index import CheckedIndex
 from .sparse_layer import SparseDeltaLayer, is_trained_whole
 from .tuned_class import share_contents
-from .tuned_conv import ConvGeometry, TouchedGroups, TunedConv2d
 
 
 class ConvWithDeltas(SparseDeltaLayer, nn.Conv2d):

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .all_or_nothing import all_or_nothing
-from .delta_holder import DeltaHolder
-from .late_optimizer import mark_dropped
-from .saved_deltas import gather
-from .sparse_delta import hold_values, restore_deltas, untag, write_deltas
+from .deltas.delta_holder import DeltaHolder
+from .deltas.late_optimizer import mark_dropped
+from .deltas.saved_deltas import gather
+from .deltas.sparse_delta import hold_values, restore_deltas, untag, write_deltas
+from .deltas.written_state import WrittenState
 from .tuned_class import (
     change_class,
     made_again,
@@ -24,7 +25,6 @@ from .tuned_class import (
     taken_out,
     tuned_class,
 )
-from .written_state import WrittenState
 
 
 def tune_in_place(

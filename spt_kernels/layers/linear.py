@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .autocast import is_cast
-from .position_index import CheckedIndex
-from .sparse_gradient import DeltaPattern
+from .autograd.autocast import is_cast
+from .autograd.sparse_gradient import DeltaPattern
+from .autograd.sparse_linear import SparseLinear
+from .autograd.tuned_linear import TunedLinear
+from .deltas.position_index import CheckedIndex
 from .sparse_layer import SparseDeltaLayer, is_trained_whole
-from .sparse_linear import SparseLinear
 from .tuned_class import share_contents
-from .tuned_linear import TunedLinear
 
 
 class LinearWithDeltas(SparseDeltaLayer, nn.Linear):

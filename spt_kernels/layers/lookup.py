@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from .delta_holder import DeltaHolder
-from .sparse_delta import SparseDelta
+from .deltas.delta_holder import DeltaHolder
+from .deltas.sparse_delta import SparseDelta
 
 
 def tuned_modules(model: nn.Module) -> dict[str, nn.Module]:

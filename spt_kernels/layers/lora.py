@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..model.quantized import logical_shape
-from .autocast import without_autocast
-from .lora_call import LoraCall
-from .low_rank_linear import LowRankLinear
-from .mask_keys import draw_seed
-from .pointwise_lora import PointwiseLora
+from .autograd.autocast import without_autocast
+from .autograd.lora_call import LoraCall
+from .autograd.low_rank_linear import LowRankLinear
+from .autograd.mask_keys import draw_seed
+from .autograd.pointwise_lora import PointwiseLora
+from .autograd.traced_dropout import draw_words
+from .autograd.traced_lora import LoraTrace, TracedLora, lora_update
+from .autograd.tuned_linear import TunedLinear, linear_with_lora
 from .sparse_layer import is_trained_whole
 from .structured import NEW, StructuredConv2d, StructuredLayer, StructuredLinear, add_to_rows
-from .traced_dropout import draw_words
-from .traced_lora import LoraTrace, TracedLora, lora_update
-from .tuned_linear import TunedLinear, linear_with_lora
 
 if TYPE_CHECKING:
     from ..plan import LoraSpec

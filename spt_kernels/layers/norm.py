@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .delta_holder import DeltaHolder
+from .deltas.delta_holder import DeltaHolder
+from .deltas.position_index import CheckedIndex, checked_index
+from .deltas.sparse_delta import SparseDelta, tag
 from .in_place import tune_in_place
 from .parameter import attached
-from .position_index import CheckedIndex, checked_index
-from .sparse_delta import SparseDelta, tag
 from .sync_norm import follow_conversions
 from .tuned_class import plain_class, share_contents, tuned_class
 

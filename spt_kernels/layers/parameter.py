@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed.sharded import is_sharded
-from .delta_holder import DeltaHolder
+from .deltas.delta_holder import DeltaHolder
+from .deltas.position_index import CheckedIndex
+from .deltas.sparse_delta import check_trained_whole
 from .frozen_layers import FrozenConv2d, FrozenLinear
 from .in_place import tune_in_place, untune
-from .position_index import CheckedIndex
-from .sparse_delta import check_trained_whole
 
 
 class AttachDelta(torch.autograd.Function):

@@ -17,18 +17,18 @@ from ..distributed.sharded import is_sharded
 from ..model.quantized import QuantizedMatrix, is_quantized, matrix_in
 from ..ops.add_sparse_rows import add_sparse_rows
 from .adapter import AdapterLinear
-from .autocast import is_cast
+from .autograd.autocast import is_cast
+from .autograd.lora_call import LoraCall
+from .autograd.plain_backward import plain_backward
+from .autograd.saved_input import RebuildingFunction
+from .autograd.sparse_gradient import DeltaPattern
+from .autograd.tuned_linear import keep_for_gradients, tuned_gradients
+from .deltas.name_in_model import told_as
+from .deltas.position_index import CheckedIndex
+from .deltas.sparse_delta import check_trained_whole, tag
 from .linear import LinearWithDeltas
 from .lora import LoraLinear
-from .lora_call import LoraCall
-from .name_in_model import told_as
-from .plain_backward import plain_backward
-from .position_index import CheckedIndex
-from .saved_input import RebuildingFunction
-from .sparse_delta import check_trained_whole, tag
-from .sparse_gradient import DeltaPattern
 from .tuned_class import share_contents
-from .tuned_linear import keep_for_gradients, tuned_gradients
 
 
 class QuantizedLinear(RebuildingFunction):

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from .delta_holder import DeltaHolder
-from .position_index import CheckedIndex, checked_index
+from .deltas.delta_holder import DeltaHolder
+from .deltas.position_index import CheckedIndex, checked_index
 from .tuned_class import plain_class, tuned_class
 
 

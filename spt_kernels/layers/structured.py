@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from ..model import is_pointwise
+from .autograd.row_ranges import ranges_of
+from .autograd.tuned_conv import TunedConv2d
 from .conv import ConvWithDeltas, geometry_of
-from .delta_holder import DeltaHolder
+from .deltas.delta_holder import DeltaHolder
+from .deltas.sparse_delta import tag
 from .keep_fp32 import keeping_fp32
 from .linear import LinearWithDeltas, SparseDeltaLinear
-from .row_ranges import ranges_of
-from .sparse_delta import tag
 from .sparse_layer import SparseDeltaLayer
 from .tuned_class import Shown, share_contents
-from .tuned_conv import TunedConv2d
 
 # Where and in what new parameters are drawn, whatever torch's defaults are
 NEW: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}

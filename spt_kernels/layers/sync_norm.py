@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from .sparse_delta import owner_of, tag
+from .deltas.sparse_delta import owner_of, tag
 from .tuned_class import change_class, is_tuned, tuned_class
 
 

@@ -14,7 +14,7 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_iter
 
 from ..layers import sparse_deltas
-from ..layers.sparse_gradient import DeltaPattern
+from ..layers.autograd.sparse_gradient import DeltaPattern
 from ..model.quantized import inner_tensors, is_quantized
 from ..ops.sparse_weight_grad import SparsePattern
 

@@ -131,7 +131,7 @@ class Tunable:
         else:
             base, tuned_as, tensors = checked_file.read(path, "trained", _parse)
             own = self._state()
-            # before 0.7.3 what is tied was there under other names, too
+            # before 0.8.0 what is tied was there under other names, too
             others = self._other_names()
             tensors = {name: t for name, t in tensors.items() if name not in others}
             for name in self.tuned_as.keys() & tuned_as.keys():

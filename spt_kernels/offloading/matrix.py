@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..layers import SparseDelta, plain_class
-from ..layers.delta_holder import DeltaHolder
+from ..layers.deltas.delta_holder import DeltaHolder
 
 # Layers whose weight autocast casts at every call, and nothing else reads
 _CAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

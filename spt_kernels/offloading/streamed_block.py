@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
 from ..layers import SparseDelta
+from ..layers.deltas.sparse_delta import write_into
+from ..layers.deltas.written_state import WrittenState
 from ..layers.running import Running
-from ..layers.sparse_delta import write_into
-from ..layers.written_state import WrittenState
 from .matrix import Matrix
 from .pinned_tensors import PinnedTensors
 from .schedule import Schedule

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..layers.sparse_delta import DeltaSlot, delta_of, leave_to_hook, slot_of
-from ..layers.written_state import memory_of
+from ..layers.deltas.sparse_delta import DeltaSlot, delta_of, leave_to_hook, slot_of
+from ..layers.deltas.written_state import memory_of
 from .adamw_step import Member, fits_fused, leave, step_rest, unscale
 from .planned_entries import Groups, PlannedEntries, plan_entries, rounding
 

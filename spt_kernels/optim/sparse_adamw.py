@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..distributed.sharded import is_sharded
-from ..layers.sparse_delta import leave_to_hook
+from ..layers.deltas.sparse_delta import leave_to_hook
 from .adamw_step import Member, fits_fused, leave, members_of, step_entries, step_rest, unscale
 from .groups import check_no_amsgrad, check_not_negative
 from .prepared_step import PreparedStep

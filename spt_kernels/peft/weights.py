@@ -120,7 +120,7 @@ def _about(tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
                 f"{where} are of format {about['format']}, newer than {_FORMAT}, which this "
                 "version of spt_kernels reads: upgrade it"
             )
-        about.setdefault("whole", [key.removeprefix(BASE) for key in tensors])  # before 0.7.3
+        about.setdefault("whole", [key.removeprefix(BASE) for key in tensors])  # before 0.8.0
         return {key: about[key] for key in ("plan", "base", "recast", "model_name", "whole")}
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise DeltaFormatError(f"{where}: {ABOUT} is damaged: {error!r}") from error

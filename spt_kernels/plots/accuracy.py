@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..benchmarks.vtab import VTAB
-from ..finetuning.standard_error import standard_error
+from ..finetuning.results.standard_error import standard_error
 from ..methods.method import METHODS, entry_of
 from .numbers import Numbers
 from .runs import CHOSEN, SETTINGS, TaskRun

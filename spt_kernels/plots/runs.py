@@ -12,8 +12,8 @@ from typing import Any
 
 from ..benchmarks.cell import read_choice
 from ..benchmarks.shared_sensitivity import SHARED
-from ..finetuning.description import SEGMENTATION
-from ..finetuning.run_folder import RunFolder
+from ..finetuning.folder.run_folder import RunFolder
+from ..finetuning.run.description import SEGMENTATION
 
 # Of a method, what makes it another point of a table; what may be chosen for each task is not here
 SETTINGS = ("budget", "rank", "samples", "rule")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..benchmarks.shared_sensitivity import stored_for
-from ..finetuning.run_folder import FILES, RunFolder
-from ..finetuning.weight_file import own_kind
+from ..finetuning.base.weight_file import own_kind
+from ..finetuning.folder.run_folder import FILES, RunFolder
 from ..methods.method import entry_of
 from ..plan import Plan
 from ..sensitivity import Sensitivity

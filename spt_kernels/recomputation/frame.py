@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ..layers.recording import Recording, recording_in_use, unpack
+from ..layers.autograd.recording import Recording, recording_in_use, unpack
 from ..layers.running import Running
 from .attention import attention_of
 from .call import Call, Hooks, NormCall, tensors_in

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..layers.recording import Packed
+from ..layers.autograd.recording import Packed
 
 
 class Geometry(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
 
-from ..layers.recording import recording_in_use
+from ..layers.autograd.recording import recording_in_use
 from ..layers.running import Running
 from .call import NormCall
 from .frame import Frame, drop_interrupted

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers.recording import Recording, unpack
+from ..layers.autograd.recording import Recording, unpack
 from .packed import Geometry, Kept, Slot, alone
 
 

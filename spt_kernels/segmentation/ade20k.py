@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..finetuning.images import SUFFIXES
+from ..finetuning.images.labelled import SUFFIXES
 
 IGNORED = 255  # of a pixel that has no class
 _NUM_CLASSES = 150

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import needed
-from ..finetuning.models import ModelSource, build, build_empty
+from ..finetuning.base.models import ModelSource, build, build_empty
 from .setr import Setr
 
 with needed("building models by name"):

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..finetuning.description import SEGMENTATION as KIND
-from ..finetuning.description import told_of
-from ..finetuning.job import plain
-from ..finetuning.models import ModelSource
+from ..finetuning.base.models import ModelSource
+from ..finetuning.job.job import plain
+from ..finetuning.run.description import SEGMENTATION as KIND
+from ..finetuning.run.description import told_of
 from ..methods import Method
 from .base_model import SegmentationModel, build_setr
 from .form import SceneForm

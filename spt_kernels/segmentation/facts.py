@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..finetuning.facts import accounted_device, parameters_of
+from ..finetuning.run.facts import accounted_device, parameters_of
 from ..memory import estimate_memory
 from ..methods import Method
 from ..methods.tunable import Tunable

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..finetuning.pixels import check_normalisation
+from ..finetuning.images.pixels import check_normalisation
 
 
 @dataclass(frozen=True)

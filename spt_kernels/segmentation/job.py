@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
-from ..finetuning.given_plan import check_given, load_plan, method_of
-from ..finetuning.job import check_pretrained, flat, plain
-from ..finetuning.models import ModelSource
+from ..finetuning.base.models import ModelSource
+from ..finetuning.job.given_plan import check_given, load_plan, method_of
+from ..finetuning.job.job import check_pretrained, flat, plain
 from ..methods import Method
 from ..methods.method import check_none_is_lacking, check_number, check_positive
 from .recipe import SegmentationRecipe

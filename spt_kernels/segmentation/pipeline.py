@@ -10,20 +10,20 @@ from typing import Any
 from torch import nn
 
 from ..files.picture import check_can_draw, save_picture
-from ..finetuning.best import BestSoFar, save_best
-from ..finetuning.checkpoint import Best, Checkpoint
-from ..finetuning.curves import training_curves_figure
 from ..finetuning.device import reproducible, seed_everything
-from ..finetuning.events import EventFiles, check_can_write_events
-from ..finetuning.facts import machine_of, measured_bytes
-from ..finetuning.given_plan import settled
-from ..finetuning.measured import measure_on, measured_once
-from ..finetuning.possible import check_possible
+from ..finetuning.folder.checkpoint import Best, Checkpoint
+from ..finetuning.folder.events import EventFiles, check_can_write_events
+from ..finetuning.folder.run_folder import RunFolder
+from ..finetuning.job.given_plan import settled
+from ..finetuning.preparation.measured import measure_on, measured_once
+from ..finetuning.preparation.possible import check_possible
 from ..finetuning.progress import Logged, Progress, Silent
-from ..finetuning.run import Clock, Run, check_weights_stay, finished_in, spent_in
-from ..finetuning.run_folder import RunFolder
-from ..finetuning.run_step import wants_graph
-from ..finetuning.same_inputs import check_as_begun
+from ..finetuning.results.curves import training_curves_figure
+from ..finetuning.run.facts import machine_of, measured_bytes
+from ..finetuning.run.run import Clock, Run, check_weights_stay, finished_in, spent_in
+from ..finetuning.run.same_inputs import check_as_begun
+from ..finetuning.training.best import BestSoFar, save_best
+from ..finetuning.training.run_step import wants_graph
 from ..methods import Method, make_plan, tune
 from ..methods.tunable import Tunable
 from ..model import head_names

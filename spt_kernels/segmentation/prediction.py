@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..finetuning.device import pick_device
-from ..finetuning.prediction import find_images
 from ..finetuning.progress import Progress, Silent
+from ..finetuning.results.prediction import find_images
 from .pictures import check_names, save_prediction
 from .reading import images_of
 from .saved import SavedSegmentation

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import needed
+from ..finetuning.images.readable import check_readable, read_in_order
 from ..finetuning.progress import Progress
-from ..finetuning.readable import check_readable, read_in_order
 from .ade20k import IGNORED, LabelledScenes
 from .scenes import glance_at_scene, read_image, read_scene
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..finetuning.recipe import PRECISIONS, default_lr
+from ..finetuning.job.recipe import PRECISIONS, default_lr
 from ..methods.method import (
     Method,
     check_none_is_lacking,

@@ -9,10 +9,10 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from ..errors import DeltaFormatError
-from ..finetuning.description import kind_of, metadata_of
-from ..finetuning.models import ModelSource
-from ..finetuning.run_folder import RunFolder
-from ..finetuning.saved_run import saved_file
+from ..finetuning.base.models import ModelSource
+from ..finetuning.folder.run_folder import RunFolder
+from ..finetuning.run.description import kind_of, metadata_of
+from ..finetuning.run.saved_run import saved_file
 from ..methods import tune
 from ..methods.tunable import Tunable
 from ..plan import Plan

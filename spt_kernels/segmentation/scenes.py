@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import needed
-from ..finetuning.image_file import opened
-from ..finetuning.image_mode import in_eight_bits
+from ..finetuning.images.image_file import opened
+from ..finetuning.images.image_mode import in_eight_bits
 from .ade20k import IGNORED
 from .form import SceneForm
 

@@ -10,9 +10,9 @@ import torch
 
 from .. import __version__
 from ..finetuning.device import pick_device
-from ..finetuning.measured import dated, evidence_of
+from ..finetuning.preparation.measured import dated, evidence_of
 from ..finetuning.progress import Progress
-from ..finetuning.same_inputs import IMAGES, WEIGHTS, told_of_images, told_of_weights
+from ..finetuning.run.same_inputs import IMAGES, WEIGHTS, told_of_images, told_of_weights
 from ..methods import Method
 from .ade20k import LabelledScenes, hold_out, read_ade20k
 from .base_model import SegmentationModel, build_setr

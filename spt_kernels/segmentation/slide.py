@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import needed
-from ..finetuning.accuracy import no_scores
 from ..finetuning.device import autocast
+from ..finetuning.training.accuracy import no_scores
 from .form import SceneForm
 from .scenes import as_pixels, normalised
 

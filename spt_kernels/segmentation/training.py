@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..finetuning.best import BestSoFar
-from ..finetuning.checkpoint import Checkpoint
+from ..finetuning.folder.checkpoint import Checkpoint
 from ..finetuning.progress import Progress, Silent
-from ..finetuning.run_step import RunStep, wants_graph
+from ..finetuning.training.best import BestSoFar
+from ..finetuning.training.run_step import RunStep, wants_graph
 from ..methods.tunable import make_optimizer
 from .crops import CropBatches
 from .loss import PixelLoss

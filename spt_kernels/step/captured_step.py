@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import sparse_deltas
-from ..layers.mask_keys import MaskKeys
+from ..layers.autograd.mask_keys import MaskKeys
 from .device_graph import DeviceGraph, refusing_waits
 from .held_model import HeldModel
 from .held_optimizer import HeldOptimizer

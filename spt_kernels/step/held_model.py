@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..layers.delta_holder import DeltaHolder
+from ..layers.deltas.delta_holder import DeltaHolder
 
 _TRAINED = attrgetter("requires_grad")
 

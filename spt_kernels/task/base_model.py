@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..distributed.sharded import is_sharded
 from ..layers import AdapterLayer, LoraLayer, SparseDelta
-from ..layers.delta_holder import DeltaHolder
+from ..layers.deltas.delta_holder import DeltaHolder
 from ..model.quantized import is_quantized
 
 # A tensor, and the positions at which it counts as if it held other values: both None, or [nnz]

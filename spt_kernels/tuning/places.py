@@ -26,7 +26,7 @@ from ..layers import (
     tune_in_place,
     tune_norm,
 )
-from ..layers.position_index import CheckedIndex, checked_index
+from ..layers.deltas.position_index import CheckedIndex, checked_index
 from ..model import is_pointwise
 from ..model.parameter_info import fused_parts
 from ..model.plain_layer import runs_as_conv2d, runs_as_linear

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import BaseModelMismatch
 from ..layers import freeze_layer, tuned_modules, untune
-from ..layers.late_optimizer import mark_frozen, unmark_frozen
+from ..layers.deltas.late_optimizer import mark_frozen, unmark_frozen
 from ..model import HeadSource, head_names
 from ..model.buffers import copied, persistent_buffers
 from ..model.check import check_head_is_float, check_trainable_itself

@@ -14,7 +14,8 @@ from spt_kernels.benchmarks import BenchmarkSetting, Cell, benchmark_table, run_
 from spt_kernels.benchmarks import cell as cells
 from spt_kernels.benchmarks.candidates import candidates_of, checked
 from spt_kernels.benchmarks.table_text import notes
-from spt_kernels.finetuning import Method, pixels
+from spt_kernels.finetuning import Method
+from spt_kernels.finetuning.images import pixels
 from spt_kernels.finetuning.progress import Silent
 
 LR = {"lr": (1e-4, 3e-2)}

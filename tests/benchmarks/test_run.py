@@ -15,7 +15,8 @@ from spt_kernels.benchmarks import run_benchmark as run
 from spt_kernels.benchmarks.lock import only_one
 from spt_kernels.benchmarks.piece import cells_of, unfinished
 from spt_kernels.benchmarks.processes import Processes
-from spt_kernels.finetuning import FinetuneJob, Method, ModelSource, finetune, pixels
+from spt_kernels.finetuning import FinetuneJob, Method, ModelSource, finetune
+from spt_kernels.finetuning.images import pixels
 from spt_kernels.finetuning.progress import Silent
 from spt_kernels.methods.noah_architecture import NoahArchitecture
 
@@ -113,7 +114,7 @@ def test_a_run_of_the_grid_is_the_run_that_finetune_would_make(
 def test_methods_of_a_task_and_seed_share_what_was_measured(
     place: Path, tmp_path: Path, setting: BenchmarkSetting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spt_kernels.finetuning import preparation
+    from spt_kernels.finetuning.preparation import stages as preparation
 
     measured = []
     measure = preparation.sensitivity_of

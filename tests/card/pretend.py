@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spt_kernels.costs import step_profile
-from spt_kernels.layers import saved_input
+from spt_kernels.layers.autograd import saved_input
 from spt_kernels.optim import prepared_step
 
 from .graph import PretendedGraph

@@ -10,10 +10,10 @@ from torch import nn
 
 import spt_kernels as spt
 from spt_kernels.finetuning.device import pick_device
-from spt_kernels.finetuning.pixels import Batches, PixelSet, Preprocessing
+from spt_kernels.finetuning.images.pixels import Batches, PixelSet, Preprocessing
+from spt_kernels.finetuning.job.recipe import Recipe
 from spt_kernels.finetuning.progress import Silent
-from spt_kernels.finetuning.recipe import Recipe
-from spt_kernels.finetuning.training import EpochFigures, train
+from spt_kernels.finetuning.training.loop import EpochFigures, train
 from spt_kernels.sensitivity import skewed_sensitivity
 from tests.models import tiny_vit
 

@@ -10,15 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from spt_kernels.finetuning import (
-    FinetuneJob,
-    ImageSource,
-    Method,
-    Recipe,
-    finetune,
-    pipeline,
-)
-from spt_kernels.finetuning.setting import Setting
+from spt_kernels.finetuning import FinetuneJob, ImageSource, Method, Recipe, finetune, pipeline
+from spt_kernels.finetuning.run.setting import Setting
 from spt_kernels.offloading import blocks_on_host
 from tests.finetuning.pictures_on_disk import write_task, write_weights
 from tests.finetuning.undrawn import draw_nothing

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import spt_kernels as spt
+from spt_kernels.finetuning.base.models import ModelSource
 from spt_kernels.finetuning.device import pick_device
-from spt_kernels.finetuning.models import ModelSource
 from spt_kernels.segmentation import (
     SceneForm,
     SegmentationRecipe,

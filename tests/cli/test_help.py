@@ -100,7 +100,7 @@ def test_what_nothing_goes_on_with_is_only_stopped(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("spt_kernels.finetuning.comparison.compare_runs", interrupt)
+    monkeypatch.setattr("spt_kernels.finetuning.results.comparison.compare_runs", interrupt)
     assert run(["compare", "x"]) == 130
     assert capsys.readouterr().err.strip() == "spt-kernels: stopped"
 
@@ -111,6 +111,6 @@ def test_a_name_that_is_no_option_stays_as_it_is(
     def fail(*_: object, **__: object) -> None:
         raise ValueError("fits, colour: one of them is no option")
 
-    monkeypatch.setattr("spt_kernels.finetuning.comparison.compare_runs", fail)
+    monkeypatch.setattr("spt_kernels.finetuning.results.comparison.compare_runs", fail)
     assert run(["compare", "x"]) == 2
     assert capsys.readouterr().err == "spt-kernels: fits, colour: one of them is no option\n"

@@ -15,7 +15,7 @@ from spt_kernels.cli.app import run
 from spt_kernels.cli.terminal import Bars
 from spt_kernels.cli.training_options import MethodOptions, RecipeOptions, parse_budget
 from spt_kernels.finetuning import Recipe
-from spt_kernels.finetuning.presets import preset_of
+from spt_kernels.finetuning.job.presets import preset_of
 from spt_kernels.methods import Method
 from spt_kernels.methods.noah_architecture import NoahArchitecture
 from spt_kernels.plan import Plan

@@ -11,8 +11,8 @@ import pytest
 
 from spt_kernels.cli import evaluate
 from spt_kernels.cli.app import run
-from spt_kernels.finetuning.accuracy import Accuracy
-from spt_kernels.finetuning.images import LabelledImages
+from spt_kernels.finetuning.images.labelled import LabelledImages
+from spt_kernels.finetuning.training.accuracy import Accuracy
 from tests.finetuning.pictures_on_disk import TINY, write_images, write_task, write_weights
 
 from .test_commands import complaint_of, json_of, output_of

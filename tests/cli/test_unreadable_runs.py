@@ -14,8 +14,8 @@ import pytest
 from spt_kernels.benchmarks import benchmark_table
 from spt_kernels.benchmarks.cell import Cell, read_candidate, read_choice
 from spt_kernels.finetuning import FinetuneJob, ImageSource, ModelSource, compare_runs
-from spt_kernels.finetuning.run import finished_in
-from spt_kernels.finetuning.run_folder import RunFolder
+from spt_kernels.finetuning.folder.run_folder import RunFolder
+from spt_kernels.finetuning.run.run import finished_in
 from spt_kernels.plots.runs import read_runs
 from tests.benchmarks.test_table import ACCURACIES
 from tests.benchmarks.test_table import write as write_benchmark

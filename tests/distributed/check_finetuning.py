@@ -15,8 +15,8 @@ from torch import nn
 from spt_kernels.distributed import Processes
 from spt_kernels.errors import OtherProcessFailed
 from spt_kernels.finetuning import FinetuneJob, ImageSource, Method, Recipe, finetune
-from spt_kernels.finetuning.models import ModelSource
-from spt_kernels.finetuning.training import check_sharable
+from spt_kernels.finetuning.base.models import ModelSource
+from spt_kernels.finetuning.training.loop import check_sharable
 from spt_kernels.plan import Plan
 from spt_kernels.task.file.format import read
 from tests.finetuning.pictures_on_disk import write_task, write_weights

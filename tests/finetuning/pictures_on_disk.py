@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from spt_kernels.finetuning.models import ModelSource, build
+from spt_kernels.finetuning.base.models import ModelSource, build
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
 

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from spt_kernels.finetuning.curves import training_curves_figure
+from spt_kernels.finetuning.results.curves import training_curves_figure
 from tests.pictures import assert_a_picture, legend_of, titles
 
 Epochs = list[dict[str, Any]]

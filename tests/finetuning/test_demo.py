@@ -22,7 +22,7 @@ from spt_kernels.finetuning.demo import (
     DemoResult,
     run_demo,
 )
-from spt_kernels.finetuning.digits import write_digits
+from spt_kernels.finetuning.images.digits import write_digits
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import spt_kernels as spt
 from spt_kernels.finetuning import Description, Method, ModelSource, Preprocessing, SavedRun, build
-from spt_kernels.finetuning.description import as_header, kind_of, metadata_of
+from spt_kernels.finetuning.run.description import as_header, kind_of, metadata_of
 from spt_kernels.methods import make_plan, tune
 
 from .pictures_on_disk import write_weights

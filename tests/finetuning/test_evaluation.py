@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from spt_kernels.finetuning import FinetuneJob, ImageSource, ModelSource, SavedRun, images_of
-from spt_kernels.finetuning.accuracy import Accuracy, evaluate
-from spt_kernels.finetuning.images import LabelledImages
+from spt_kernels.finetuning.images.labelled import LabelledImages
+from spt_kernels.finetuning.training.accuracy import Accuracy, evaluate
 
 from .pictures_on_disk import write_images
 

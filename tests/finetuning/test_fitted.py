@@ -20,9 +20,9 @@ from spt_kernels.finetuning import (
     finetune,
     pipeline,
 )
-from spt_kernels.finetuning.facts import accounted_bytes, accounted_how
-from spt_kernels.finetuning.models import build
-from spt_kernels.finetuning.setting import open_setting
+from spt_kernels.finetuning.base.models import build
+from spt_kernels.finetuning.run.facts import accounted_bytes, accounted_how
+from spt_kernels.finetuning.run.setting import open_setting
 from spt_kernels.memory import estimate_memory
 
 from .killed import Heard, Killed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spt_kernels.finetuning.given_plan import check_affords, check_agrees, method_of
+from spt_kernels.finetuning.job.given_plan import check_affords, check_agrees, method_of
 from spt_kernels.methods import METHODS, Method, entry_of, make_plan
 from spt_kernels.plan import Plan
 from spt_kernels.sensitivity import skewed_sensitivity

@@ -9,7 +9,7 @@ import pytest
 import torchvision
 
 from spt_kernels.cli.options import split_names
-from spt_kernels.finetuning.images import read_folder
+from spt_kernels.finetuning.images.labelled import read_folder
 
 from .pictures_on_disk import write_images
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from spt_kernels.finetuning.pixels import Preprocessing, decode
+from spt_kernels.finetuning.images.pixels import Preprocessing, decode
 
 GREY = Preprocessing(size=16, mean=(0.5,), std=(0.5,), interpolation="nearest")
 COLOUR = Preprocessing(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="nearest")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from spt_kernels.finetuning.images import (
+from spt_kernels.finetuning.images.labelled import (
     LabelledImages,
     draw_balanced,
     draw_proportional,
     read_list,
 )
-from spt_kernels.finetuning.splits import ImageSource, read_evaluation_images, read_splits
+from spt_kernels.finetuning.images.splits import ImageSource, read_evaluation_images, read_splits
 
 from .pictures_on_disk import write_images, write_task
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from spt_kernels.finetuning.kept_part import AUGMENTATIONS, Box, kept_part
-from spt_kernels.finetuning.pixels import Preprocessing, decode
+from spt_kernels.finetuning.images.kept_part import AUGMENTATIONS, Box, kept_part
+from spt_kernels.finetuning.images.pixels import Preprocessing, decode
 
 HALF = (0.5, 0.5, 0.5)
 SHARE = 0.875  # 28 of 32

@@ -11,9 +11,9 @@ from scipy.io import savemat
 from torchvision.datasets import StanfordCars
 
 from spt_kernels.errors import MissingExtra
-from spt_kernels.finetuning.images import LabelledImages
-from spt_kernels.finetuning.layouts import LAYOUTS, read_layout
-from spt_kernels.finetuning.splits import ImageSource, read_splits, read_test_images
+from spt_kernels.finetuning.images.labelled import LabelledImages
+from spt_kernels.finetuning.images.layouts import LAYOUTS, read_layout
+from spt_kernels.finetuning.images.splits import ImageSource, read_splits, read_test_images
 
 from .official_folders import (
     CARS,

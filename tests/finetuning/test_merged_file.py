@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from spt_kernels.finetuning.description import Description
-from spt_kernels.finetuning.merged_file import check_merged_name, write_merged
-from spt_kernels.finetuning.models import ModelSource, build
-from spt_kernels.finetuning.pixels import Preprocessing
-from spt_kernels.finetuning.saved_run import SavedRun
+from spt_kernels.finetuning.base.models import ModelSource, build
+from spt_kernels.finetuning.images.pixels import Preprocessing
+from spt_kernels.finetuning.run.description import Description
+from spt_kernels.finetuning.run.merged_file import check_merged_name, write_merged
+from spt_kernels.finetuning.run.saved_run import SavedRun
 
 from .pictures_on_disk import TINY
 

@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from spt_kernels.finetuning.models import (
+from spt_kernels.finetuning.base.models import (
     ModelSource,
     build,
     build_empty,

@@ -22,8 +22,8 @@ from spt_kernels.finetuning import (
     finetune,
     pipeline,
 )
-from spt_kernels.finetuning.pixels import Batches, PixelSet
-from spt_kernels.finetuning.splits import read_evaluation_images
+from spt_kernels.finetuning.images.pixels import Batches, PixelSet
+from spt_kernels.finetuning.images.splits import read_evaluation_images
 from spt_kernels.sensitivity import Sensitivity
 from spt_kernels.task import read_metadata
 from tests.methods import every

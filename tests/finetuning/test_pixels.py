@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from spt_kernels.finetuning.images import LabelledImages, read_folder
-from spt_kernels.finetuning.pixels import Batches, PixelSet, Preprocessing, decode
+from spt_kernels.finetuning.images.labelled import LabelledImages, read_folder
+from spt_kernels.finetuning.images.pixels import Batches, PixelSet, Preprocessing, decode
 
 from .pictures_on_disk import write_images
 

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from spt_kernels.finetuning import Description, Prediction, Preprocessing, SavedRun, predict
-from spt_kernels.finetuning.description import as_header
-from spt_kernels.finetuning.prediction import as_csv, find_images
+from spt_kernels.finetuning.results.prediction import as_csv, find_images
+from spt_kernels.finetuning.run.description import as_header
 
 from .pictures_on_disk import write_images, write_weights
 

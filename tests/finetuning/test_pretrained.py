@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spt_kernels.finetuning import FinetuneJob, ImageSource, Method, Recipe, finetune
-from spt_kernels.finetuning.models import ModelSource, build
+from spt_kernels.finetuning.base.models import ModelSource, build
 
 from .pictures_on_disk import TINY, write_task, write_weights
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spt_kernels.finetuning.models import BaseModel, ModelSource, build
+from spt_kernels.finetuning.base.models import BaseModel, ModelSource, build
 
 from .pictures_on_disk import TINY
 

@@ -10,17 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spt_kernels.finetuning import (
-    FinetuneJob,
-    ImageSource,
-    Method,
-    ModelSource,
-    Recipe,
-    finetune,
-    readable,
-)
-from spt_kernels.finetuning.images import read_folder
-from spt_kernels.finetuning.pixels import PixelSet, Preprocessing
+from spt_kernels.finetuning import FinetuneJob, ImageSource, Method, ModelSource, Recipe, finetune
+from spt_kernels.finetuning.images import readable
+from spt_kernels.finetuning.images.labelled import read_folder
+from spt_kernels.finetuning.images.pixels import PixelSet, Preprocessing
 from spt_kernels.finetuning.progress import Silent
 
 from .pictures_on_disk import write_images

@@ -10,7 +10,7 @@ import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
 
-from spt_kernels.finetuning.recipe import Recipe
+from spt_kernels.finetuning.job.recipe import Recipe
 from spt_kernels.methods import METHODS, Method
 from spt_kernels.segmentation import SegmentationRecipe
 

@@ -14,19 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from spt_kernels.finetuning import (
-    FinetuneJob,
-    ImageSource,
-    Method,
-    ModelSource,
-    Recipe,
-    SavedRun,
-)
+from spt_kernels.finetuning import FinetuneJob, ImageSource, Method, ModelSource, Recipe, SavedRun
 from spt_kernels.finetuning import finetune as run
-from spt_kernels.finetuning.accuracy import evaluate
-from spt_kernels.finetuning.checkpoint import Checkpoint
-from spt_kernels.finetuning.run_folder import FILES, RunFolder
-from spt_kernels.finetuning.run_step import RunStep
+from spt_kernels.finetuning.folder.checkpoint import Checkpoint
+from spt_kernels.finetuning.folder.run_folder import FILES, RunFolder
+from spt_kernels.finetuning.training.accuracy import evaluate
+from spt_kernels.finetuning.training.run_step import RunStep
 from spt_kernels.plan import Plan
 
 from .killed import Heard, Killed
@@ -321,7 +314,7 @@ def test_the_first_step_of_a_longer_run_has_the_rate_of_its_schedule(
             rates.append(float(self.optimizer.param_groups[0]["lr"]))
             return super().__call__(images, labels)
 
-    monkeypatch.setattr("spt_kernels.finetuning.training.RunStep", Watched)
+    monkeypatch.setattr("spt_kernels.finetuning.training.loop.RunStep", Watched)
     longer = replace(job, recipe=replace(SHORT, epochs=2))
     run(longer, tmp_path / "run", resume=True)
     assert rates == pytest.approx([1e-3 * longer.recipe.lr_factor(5 + n, 5) for n in range(5)])
@@ -338,7 +331,7 @@ def test_the_best_epoch_by_validation_is_kept_beside_the_last(
         real = evaluate(model, batches, **options)
         return replace(real, correct=int(next(accuracies) * 100), total=100, loss=next(losses))
 
-    monkeypatch.setattr("spt_kernels.finetuning.training.evaluate", seen)
+    monkeypatch.setattr("spt_kernels.finetuning.training.loop.evaluate", seen)
     method = Method(name, 400, 2, 30) if name == "spt-lora" else Method(name)
     job = FinetuneJob(base, task, method, SHORT)
     states: list[dict[str, torch.Tensor]] = []

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from spt_kernels.finetuning.job.recipe import Recipe
 from spt_kernels.finetuning.progress import Silent
-from spt_kernels.finetuning.recipe import Recipe
-from spt_kernels.finetuning.run_step import RunStep, classification_loss, wants_graph
+from spt_kernels.finetuning.training.run_step import RunStep, classification_loss, wants_graph
 from tests.models import tiny_batch, tiny_vit
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda:0")

@@ -20,7 +20,7 @@ from spt_kernels.finetuning import (
     SavedRun,
     finetune,
 )
-from spt_kernels.finetuning.setting import Setting
+from spt_kernels.finetuning.run.setting import Setting
 from spt_kernels.methods import noah
 from spt_kernels.methods.noah_architecture import NoahArchitecture
 from spt_kernels.methods.noah_search import search

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from spt_kernels.finetuning import FinetuneJob, ImageSource, Method, ModelSource, Recipe, build
-from spt_kernels.finetuning.model_check import check_scores
-from spt_kernels.finetuning.models import build_empty
-from spt_kernels.finetuning.setting import open_setting
+from spt_kernels.finetuning.base.model_check import check_scores
+from spt_kernels.finetuning.base.models import build_empty
+from spt_kernels.finetuning.run.setting import open_setting
 from tests.models import tiny_convnext, tiny_swin, tiny_vit
 
 from .pictures_on_disk import TINY, write_images, write_weights

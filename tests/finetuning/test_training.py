@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spt_kernels.finetuning.checkpoint import Checkpoint
-from spt_kernels.finetuning.pixels import Batches, PixelSet, Preprocessing
-from spt_kernels.finetuning.recipe import Recipe
-from spt_kernels.finetuning.training import EpochFigures, train
+from spt_kernels.finetuning.folder.checkpoint import Checkpoint
+from spt_kernels.finetuning.images.pixels import Batches, PixelSet, Preprocessing
+from spt_kernels.finetuning.job.recipe import Recipe
+from spt_kernels.finetuning.training.loop import EpochFigures, train
 from spt_kernels.methods.tunable import make_optimizer
 from tests.models import tiny_vit
 

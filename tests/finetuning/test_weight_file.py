@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from spt_kernels.files import checked_file
-from spt_kernels.finetuning.weight_file import is_array_file, read_state_dicts
+from spt_kernels.finetuning.base.weight_file import is_array_file, read_state_dicts
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2)}
 

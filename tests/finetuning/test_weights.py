@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-from spt_kernels.finetuning.models import BaseModel, ModelSource, build
+from spt_kernels.finetuning.base.models import BaseModel, ModelSource, build
 
 from .pictures_on_disk import TINY, write_weights
 

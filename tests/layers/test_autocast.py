@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spt_kernels.layers import autocast
+from spt_kernels.layers.autograd import autocast
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda", "mps", "xpu"])

@@ -13,14 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spt_kernels import LoraSpec
-from spt_kernels.layers import (
-    LoraLinear,
-    SparseDeltaLinear,
-    sparse_deltas,
-    tuned_linear,
-    tuned_modules,
-)
-from spt_kernels.layers.sparse_delta import owner_of
+from spt_kernels.layers import LoraLinear, SparseDeltaLinear, sparse_deltas, tuned_modules
+from spt_kernels.layers.autograd import tuned_linear
+from spt_kernels.layers.deltas.sparse_delta import owner_of
 from tests.tolerance import assert_within_budget
 
 from .truth import INDEX, sparse_linear, tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from spt_kernels.layers.mask_keys import MaskKeys, draw_seed
+from spt_kernels.layers.autograd.mask_keys import MaskKeys, draw_seed
 from spt_kernels.ops.dropout import key_of
 
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spt_kernels import AdapterSpec, LoraSpec
-from spt_kernels.layers import AdapterConv2d, LoraConv2d, SparseDeltaConv2d, pointwise_lora
+from spt_kernels.layers import AdapterConv2d, LoraConv2d, SparseDeltaConv2d
+from spt_kernels.layers.autograd import pointwise_lora
 from tests.tolerance import assert_within_budget
 
 from .test_memory import LiveStorages

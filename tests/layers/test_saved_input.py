@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from spt_kernels.layers import SparseDeltaLinear, graph_nodes
+from spt_kernels.layers import SparseDeltaLinear
+from spt_kernels.layers.autograd import graph_nodes
 
 from .truth import INDEX, check_gradients, dense_twin, run_plain, run_sparse, sparse_linear, tokens
 

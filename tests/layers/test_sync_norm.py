@@ -13,7 +13,7 @@ from torch import nn
 
 from spt_kernels import Plan, apply, unload
 from spt_kernels.layers import SparseDeltaNorm, delta_of, sparse_deltas
-from spt_kernels.layers.sparse_delta import owner_of
+from spt_kernels.layers.deltas.sparse_delta import owner_of
 from spt_kernels.model import describe
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spt_kernels.layers import traced
-from spt_kernels.layers.traced import thin_product
+from spt_kernels.layers.autograd import traced
+from spt_kernels.layers.autograd.traced import thin_product
 
 from ..tolerance import assert_within_budget
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spt_kernels.layers.traced_adapter import FrozenBase, TracedAdapter
+from spt_kernels.layers.autograd.traced_adapter import FrozenBase, TracedAdapter
 
 
 def drawn(*shape: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spt_kernels.layers.traced_dropout import draw_words, dropped
+from spt_kernels.layers.autograd.traced_dropout import draw_words, dropped
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 1.0])

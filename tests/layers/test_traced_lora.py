@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spt_kernels.layers.row_ranges import ranges_of
-from spt_kernels.layers.traced_dropout import draw_words, dropped
-from spt_kernels.layers.traced_lora import LoraTrace, TracedLora
+from spt_kernels.layers.autograd.row_ranges import ranges_of
+from spt_kernels.layers.autograd.traced_dropout import draw_words, dropped
+from spt_kernels.layers.autograd.traced_lora import LoraTrace, TracedLora
 
 RANK, FEATURES = 2, 5
 ROWS = {

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spt_kernels.layers import SparseDeltaLinear, delta_of
-from spt_kernels.layers.delta_holder import DeltaHolder
+from spt_kernels.layers.deltas.delta_holder import DeltaHolder
 from spt_kernels.optim import SparseAdamW, param_groups
 
 from .runs import Run, scale_of

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spt_kernels import native
 from spt_kernels.layers import SparseDeltaLinear, untune
-from spt_kernels.layers.sparse_delta import SparseDelta
+from spt_kernels.layers.deltas.sparse_delta import SparseDelta
 from spt_kernels.optim import SparseAdamW, param_groups
 from spt_kernels.optim.prepared_step import PreparedStep
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from spt_kernels.finetuning import Method
+from spt_kernels.finetuning.base.models import ModelSource
 from spt_kernels.finetuning.demo import one_thread
-from spt_kernels.finetuning.models import ModelSource
 from spt_kernels.segmentation import SegmentationJob, pipeline
 from tests.finetuning.undrawn import draw_nothing
 

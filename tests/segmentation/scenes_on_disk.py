@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from spt_kernels.finetuning.models import ModelSource, build
+from spt_kernels.finetuning.base.models import ModelSource, build
 
 TINY = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 CLASSES = ("ground", "disc", "bar")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from spt_kernels.finetuning import readable
+from spt_kernels.finetuning.images import readable
 from spt_kernels.finetuning.progress import Silent
 from spt_kernels.methods import Method
 from spt_kernels.segmentation import SegmentationJob, read_ade20k, segment

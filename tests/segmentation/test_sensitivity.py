@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import spt_kernels as spt
-from spt_kernels.finetuning.models import ModelSource
+from spt_kernels.finetuning.base.models import ModelSource
 from spt_kernels.segmentation import IGNORED, PixelLoss, Setr, build_setr
 from tests.sensitivity.per_sample_truth import assert_exact
 

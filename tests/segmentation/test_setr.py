@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from spt_kernels.finetuning.models import ModelSource
+from spt_kernels.finetuning.base.models import ModelSource
 from spt_kernels.segmentation import IGNORED, PixelLoss, Setr, build_setr
 from spt_kernels.segmentation.setr import auxiliary_blocks
 

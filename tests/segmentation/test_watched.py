@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from spt_kernels.finetuning import Method, ModelSource
-from spt_kernels.finetuning.best import BestSoFar
+from spt_kernels.finetuning.training.best import BestSoFar
 from spt_kernels.segmentation import (
     SavedSegmentation,
     SegmentationJob,

@@ -1,0 +1,1 @@
+"""Images on disk, in folders, lists or data sets' own layouts, as batches of tensors."""

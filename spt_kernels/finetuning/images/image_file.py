@@ -1,0 +1,34 @@
+"""Files of pictures as Pillow opens them, and the one error of those that cannot be read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...errors import needed
+
+with needed("reading images"):
+    from PIL import Image, ImageFile
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_FAILURE = "{path}: cannot read the image ({reason})"
+
+
+@contextlib.contextmanager
+def opened(path: Path, failure: str = _FAILURE) -> Iterator[ImageFile.ImageFile]:
+    """A picture's file.
+
+    Args:
+        path: of it.
+        failure: what the error says, of `path` and `reason`.
+
+    Raises:
+        ValueError: whatever goes wrong with it within; names the file.
+    """
+    try:
+        with Image.open(path) as file:
+            yield file
+    except _UNREADABLE as error:
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(failure.format(path=path, reason=reason)) from error

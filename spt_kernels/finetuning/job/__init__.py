@@ -1,0 +1,1 @@
+"""What is asked for: a job, its recipe, the presets that were published, a plan that is given."""

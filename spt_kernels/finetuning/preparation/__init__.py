@@ -1,0 +1,1 @@
+"""What comes between images and training: a measurement, a search, what fits the memory."""

@@ -1,0 +1,1 @@
+"""What comes of runs: pictures, comparisons, evaluation and prediction by what they saved."""

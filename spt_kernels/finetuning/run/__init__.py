@@ -1,0 +1,1 @@
+"""One run: what its job comes to here, what it tells of itself, and found again on disk."""

@@ -1,0 +1,1 @@
+"""Epochs of steps, looks at the validation images, the best of them."""

@@ -1,0 +1,1 @@
+"""The trained values inside frozen tensors: held, written, saved and loaded, whatever the layer."""
