@@ -4,6 +4,7 @@ from .adapter import AdapterConv2d, AdapterLayer, AdapterLinear
 from .all_or_nothing import all_or_nothing
 from .conv import SparseDeltaConv2d
 from .deltas.sparse_delta import SparseDelta, delta_of, restore_deltas, write_deltas
+from .earlier_names import know_earlier_names
 from .frozen_layers import FrozenConv2d, FrozenLinear, freeze_layer
 from .in_place import SetAside, put_back, set_aside, tune_in_place, untune
 from .linear import SparseDeltaLinear
@@ -49,3 +50,5 @@ __all__ = [
     "untune",
     "write_deltas",
 ]
+
+know_earlier_names()

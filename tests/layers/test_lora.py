@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 
 import pytest
@@ -281,6 +282,14 @@ def test_a_layer_that_0_7_1_pickled(rows: tuple[tuple[int, int], ...]) -> None:
     actual = torch.autograd.grad(y.sum(), trained)
     expected = torch.autograd.grad(by_formula(layer, x).sum(), trained)
     torch.testing.assert_close(actual, expected)
+
+
+def test_a_layer_that_was_pickled_before_modules_lay_in_folders() -> None:
+    layer, x = lora(((0, 2), (4, 6)), base=sparse_linear()), tokens(4, 8)
+    now = pickle.dumps(layer, protocol=2)  # torch.save's, whose names have no length before them
+    then = re.sub(rb"spt_kernels\.layers\.(autograd|deltas)\.", b"spt_kernels.layers.", now)
+    assert then != now
+    assert torch.equal(pickle.loads(then)(x), layer(x))
 
 
 def test_moved_copied_pickled_and_loaded() -> None:
