@@ -178,5 +178,5 @@ def test_memory_is_flat_over_a_thousand_switches(paths: dict[str, Path]) -> None
         for i in range(times):
             bank.use(names[i % len(names)])
         counts.append(alive())
-    assert counts[1][1] == counts[0][1]
+    assert counts[1][1] <= counts[0][1]  # what other tests have left may go meanwhile
     assert counts[1][0] - counts[0][0] < 100

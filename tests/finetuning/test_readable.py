@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +32,24 @@ class Stages(Silent):
 
     def start(self, stage: str, total: int) -> None:
         self.begun.append(stage)
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError])
+def test_processes_that_read_end_with_the_error_of_one(error: type[Exception]) -> None:
+    """They waited for the garbage collector, which then waited five seconds for each."""
+
+    def read(number: int) -> int:
+        if number == 2:
+            raise error("cannot read 2")
+        return number
+
+    gc.disable()
+    try:
+        with pytest.raises(error, match="cannot read 2"):
+            list(readable.read_in_order(range(6), read, 2))
+        assert not multiprocessing.active_children()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

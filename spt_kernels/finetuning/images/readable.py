@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -87,7 +88,12 @@ def loaded(loader: DataLoader[T]) -> Iterator[Any]:
     """
     try:
         yield from loader
-    except ValueError as error:
+    except Exception as error:
+        # torch's frames and the error hold each other, and hold the workers: ended by the garbage
+        # collector, whenever that may be, each takes five seconds
+        traceback.clear_frames(error.__traceback__)
+        if not isinstance(error, ValueError):
+            raise
         # torch hands over the whole traceback as the message
         before, _, own = str(error).rpartition("\nValueError: ")
         if before:
