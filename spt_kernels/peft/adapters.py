@@ -64,7 +64,7 @@ class SptAdapters(nn.Module, BaseTunerLayer):
         aside = dict(self.aside)
         with all_or_nothing(undo) as steps:
             names = ("on_model", "aside", "_merged", "merged_adapters")
-            steps.callback(vars(self).update, {each: getattr(self, each) for each in names})
+            steps.callback(self.__dict__.update, {each: getattr(self, each) for each in names})
             if self._merged is not None:
                 unmerge(model, self._merged, steps)
             if self.on_model is not None:
