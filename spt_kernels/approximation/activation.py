@@ -29,13 +29,16 @@ class EncodedActivation(torch.autograd.Function):
     """An activation, exact, whose backward multiplies by a derivative of 2 or 8 bits."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, function: str, bits: int) -> Tensor:
-        """`function(x)`; codes of its derivative are all that is kept."""
+    def forward(ctx: Any, x: Tensor, function: str, bits: int, in_place: bool) -> Tensor:
+        """`function(x)`, in `x` if in place; codes of its derivative are all that is kept."""
         encode = launch_encode if may_launch(x) else encode_derivative
         y, codes = encode(x, function, bits)
         ctx.save_for_backward(codes)
         ctx.how, ctx.strides = (function, bits), y.stride()
-        return y
+        if not in_place:
+            return y
+        ctx.mark_dirty(x)
+        return x.copy_(y)
 
     @staticmethod
     @plain_backward
@@ -46,7 +49,7 @@ class EncodedActivation(torch.autograd.Function):
             ordered = grad_output.new_empty_strided(grad_output.shape, ctx.strides)
             grad_output = ordered.copy_(grad_output)
         decode = launch_decode if may_launch(grad_output) else decode_derivative
-        return decode(grad_output, codes, *ctx.how), None, None
+        return decode(grad_output, codes, *ctx.how), None, None, None
 
 
 class ApproximateActivation(StandIn):
@@ -69,7 +72,11 @@ class ApproximateActivation(StandIn):
         """What the module gives, whatever is kept for the backward."""
         if not (torch.is_grad_enabled() and input.requires_grad and self.saves(input)):
             return self.plain(input)  # type: ignore[no-any-return]
-        y: Tensor = EncodedActivation.apply(input, self.function, self.bits)
+        # somebody may look at what was there, or not at what is returned
+        in_place = bool(getattr(self.module, "inplace", False))
+        if in_place and torch.compiler.is_compiling():  # compilers know no function in place
+            return input.copy_(EncodedActivation.apply(input, self.function, self.bits, False))
+        y: Tensor = EncodedActivation.apply(input, self.function, self.bits, in_place)
         return y
 
     def saves(self, input: Tensor) -> bool:

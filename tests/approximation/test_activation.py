@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm.layers
@@ -69,6 +70,30 @@ def test_output_is_exact_and_gradient_that_of_the_levels(
     expected = grad.double() * two_bit_slope(x, function)
     assert leaf.grad is not None
     torch.testing.assert_close(leaf.grad.double(), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("run", [lambda f: f, lambda f: torch.compile(f, backend="aot_eager")])
+@pytest.mark.parametrize("part", [slice(None), slice(0, 3)], ids=["whole", "view"])
+def test_in_place_it_is_in_place(part: slice, run: Callable[[Any], Any]) -> None:
+    module, x = nn.SiLU(inplace=True), noise(4, 6)
+
+    def through(leaf: Tensor) -> Tensor:
+        y = leaf * 1.0
+        module(y[:, part])  # what it returns is not looked at
+        return y
+
+    plain = through(x.clone())
+    approximate(module, gelu="2bit")
+    leaf = x.clone().requires_grad_()
+    y = run(through)(leaf)
+    assert torch.equal(y, plain)
+    y.backward(torch.ones_like(y))
+    expected = torch.ones_like(x).double()
+    expected[:, part] = two_bit_slope(x[:, part], "silu")
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad.double(), expected, rtol=1e-6, atol=1e-7)
+    with pytest.raises(RuntimeError, match="leaf Variable that requires grad"):
+        module(leaf)
 
 
 def test_what_it_does_not_know_is_no_activation() -> None:
@@ -162,7 +187,7 @@ def test_an_activation_is_exact_where_the_layer_behind_rebuilds_its_input_from_i
     def sparse(n_columns: int) -> nn.Module:
         return SparseDeltaLinear(nn.Linear(32, 8), torch.arange(n_columns))
 
-    encoded = EncodedActivation.apply(noise(2).requires_grad_(), "gelu", 2)
+    encoded = EncodedActivation.apply(noise(2).requires_grad_(), "gelu", 2, False)
     approximated = encoded.grad_fn.name()
     frozen = nn.Linear(32, 8).requires_grad_(False)
     lora = LoraLinear(nn.Linear(32, 8), LoraSpec(2, ((0, 8),), 32, 1.0, 0.0))
