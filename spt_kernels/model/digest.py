@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -43,14 +43,16 @@ def digests_of(
 
 
 def digests_of_model(model: nn.Module) -> dict[str, str]:
-    """Those of what a model computes with: its parameters and the floating buffers that it saves.
-
-    Complex numbers of 128 bits are left out.
-    """
+    """Those of what a model computes with: its parameters, and floating buffers that it saves."""
     buffers = {n: b for n, b in persistent_buffers(model).items() if b is not None}
     named = dict(model.named_parameters()) | {
         name: buffer for name, buffer in buffers.items() if buffer.is_floating_point()
     }
+    return digests_by_name(named)
+
+
+def digests_by_name(named: Mapping[str, Tensor]) -> dict[str, str]:
+    """Those of tensors, by their names; complex numbers of 128 bits are left out."""
     told = {name: tensor for name, tensor in named.items() if tensor.element_size() <= 8}
     return dict(zip(told, digests_of([*told.values()]), strict=True))
 

@@ -76,6 +76,14 @@ class LabelledImages:
         return torch.tensor(self.labels).bincount(minlength=len(self.classes)).tolist()
 
 
+def named_images(images: LabelledImages | None) -> list[tuple[str, str, int]]:
+    """The images of a split, by what does not change where their folder is moved."""
+    if images is None:
+        return []
+    rows = zip(images.paths, images.labels, strict=True)
+    return [(path.parent.name, path.name, label) for path, label in rows]
+
+
 def read_folder(root: str | os.PathLike[str], *, allow_empty: bool = False) -> LabelledImages:
     """Read one split in torchvision's ImageFolder layout: a folder per class, images at any depth.
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict
-from typing import Any
 
 from ...model.digest import digests_of_model
-from ..images.labelled import LabelledImages
+from ..images.labelled import named_images
 from ..job.recipe import HOW_IT_FITS
 from .setting import Setting
 
@@ -28,7 +27,7 @@ def check_alike(setting: Setting) -> None:
     job, splits = setting.job, setting.splits
     recipe = {n: v for n, v in asdict(job.recipe).items() if n not in ("preset", *HOW_IT_FITS)}
     told = {
-        "data": [*map(_named, (splits.train, splits.val, splits.test)), asdict(setting.form)],
+        "data": [*map(named_images, (splits.train, splits.val, splits.test)), asdict(setting.form)],
         "weights": digests_of_model(setting.base.model),
         "method": asdict(job.method),
         "recipe": recipe,
@@ -42,10 +41,3 @@ def check_alike(setting: Setting) -> None:
                     f"{name}: process {rank} has found other {what} than process 0: expected the "
                     "same in all of them, and the same files on every machine"
                 )
-
-
-def _named(images: LabelledImages | None) -> list[Any]:
-    if images is None:
-        return []
-    rows = zip(images.paths, images.labels, strict=True)
-    return [(path.parent.name, path.name, label) for path, label in rows]

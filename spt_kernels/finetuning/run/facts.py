@@ -16,7 +16,7 @@ from ...model import backbone_numel, head_names, head_numel
 from ...model.head import layers_of
 from ...offloading import OffloadWords
 from ...plan import LoraSpec, Plan
-from ..images.labelled import LabelledImages
+from ..images.labelled import named_images
 from ..job.job import plain
 from ..job.recipe import Recipe
 from .same_inputs import CLASSES, IMAGES, WEIGHTS, told_of_images, told_of_weights
@@ -141,17 +141,9 @@ def config_of(setting: Setting) -> dict[str, Any]:
     return {
         "job": setting.job.to_json(),
         CLASSES: list(setting.splits.train.classes),
-        IMAGES: told_of_images(*map(_named, (setting.splits.train, setting.splits.val))),
+        IMAGES: told_of_images(*map(named_images, (setting.splits.train, setting.splits.val))),
         WEIGHTS: told_of_weights(setting.job.model, setting.base.model),
         "preprocessing": plain(asdict(setting.form)),
         "head_is_new": setting.base.head_is_new,
         "version": __version__,
     }
-
-
-def _named(images: LabelledImages | None) -> list[tuple[str, str, int]]:
-    """The images of a split, by what does not change where their folder is moved."""
-    if images is None:
-        return []
-    rows = zip(images.paths, images.labels, strict=True)
-    return [(path.parent.name, path.name, label) for path, label in rows]

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ...model import head_names
-from ...model.digest import digests_of
+from ...model.digest import digests_by_name
 from ..base.models import ModelSource
 
 CLASSES, IMAGES, WEIGHTS = "classes", "images", "weights"  # of a run's config
@@ -42,11 +42,9 @@ def told_of_weights(source: ModelSource, model: nn.Module) -> dict[str, Any] | N
     digest, size = hashlib.blake2b(digest_size=16), 0
     if source.pretrained:
         head = set(head_names(model))
-        state = {n: t for n, t in model.state_dict().items() if t.element_size() <= 8}
-        held = {name: tensor for name, tensor in state.items() if name not in head}
-        told = [*zip(held, digests_of([*held.values()]), strict=True)]
-        digest.update(json.dumps(told).encode())
-        return {"tensors": len(held), "digest": digest.hexdigest()}
+        told = digests_by_name({n: t for n, t in model.state_dict().items() if n not in head})
+        digest.update(json.dumps([*told.items()]).encode())
+        return {"tensors": len(told), "digest": digest.hexdigest()}
     if source.weights is None:
         return None
     with open(source.weights, "rb") as file:
