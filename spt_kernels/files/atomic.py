@@ -17,7 +17,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     temporary file is removed and what was at `path` stays; a killed process can leave a hidden
     `.….tmp` behind.
     A symbolic link stays a link: the file it points to is replaced. A file that was there keeps its
-    permissions.
+    permissions. A device or a pipe, as `/dev/null`, is written to and stays what it is.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full; its `filename` is
@@ -26,9 +26,13 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if os.path.exists(path) and not os.path.isfile(path):
+        Path(path).write_bytes(data)
+        return
     if not target.parent.is_dir():  # told in terms of what was asked for, not of a temporary file
         raise FileNotFoundError(errno.ENOENT, "no such folder to write to", str(path))
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
+    # names have at most 255 bytes, and a letter up to four
+    temporary = target.with_name(f".{target.name[:50]}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
             if target.exists():

@@ -115,7 +115,7 @@ def _read_tensors(header: Mapping[str, Any], data: memoryview) -> dict[str, Tens
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in _DTYPES:
             raise ValueError(f"{name}: expected a dtype of {sorted(_DTYPES)}, got {dtype!r}")
-        if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
+        if not _is_shape(shape) or not _is_sizes(offsets) or len(offsets) != 2:
             raise ValueError(f"{name}: expected sizes of 0 or more, got {shape!r}, {offsets!r}")
         n_bytes = math.prod(shape) * _DTYPES[dtype].itemsize
         begin, end = offsets
@@ -145,13 +145,13 @@ def _parse(text: bytes) -> dict[str, Any]:
     return header
 
 
-def _is_sizes(value: object) -> bool:
-    # at most eight: torch refuses more than 64 dimensions, which a shape of zeros could have
-    return (
-        isinstance(value, list)
-        and len(value) <= 8
-        and all(type(size) is int and 0 <= size < 2**48 for size in value)
-    )
+def _is_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**48 for n in value)
+
+
+def _is_shape(value: Any) -> bool:
+    # torch refuses more than 64 dimensions, and strides beyond 64 bits, which an empty one can have
+    return _is_sizes(value) and len(value) <= 8 and math.prod(n or 1 for n in value) < 2**63
 
 
 def _checksum(head: bytes | bytearray, *rest: memoryview) -> bytes:

@@ -330,13 +330,14 @@ def paths_of(node: object, path: tuple[str | int, ...] = ()) -> list[tuple[str |
         ({"dtype": "F32", "shape": [-2], "data_offsets": [0, -8]}, "expected sizes"),
         ({"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}, "expected sizes"),
         ({"dtype": "F32", "shape": [1] * 99, "data_offsets": [0, 4]}, "expected sizes"),
+        ({"dtype": "F32", "shape": [0, 2**40, 2**40], "data_offsets": [0, 0]}, "expected sizes"),
         ({"dtype": "I16", "shape": [4], "data_offsets": [0, 8]}, "expected a dtype"),
         ({"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}, "expected a dtype"),
         ({"shape": [2]}, "expected dtype, shape and data_offsets"),
         ([], "expected dtype, shape and data_offsets"),
         ({"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "expected 4 bytes of tensors"),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_bad_tensor_entries(entry: object, message: str) -> None:
     header = {"__metadata__": {"checksum": "0" * 64}, "x": entry}
