@@ -31,6 +31,7 @@ class BaseModel:
         tuned: module name -> the tuned module there.
         deltas: parameter name -> its sparse delta.
         structured: name of a weight -> the LoRA or Adapter on it.
+        tied: parameter name -> the other names of that parameter, in modules of their own.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -39,12 +40,13 @@ class BaseModel:
     tuned: dict[str, nn.Module]
     deltas: dict[str, SparseDelta]
     structured: dict[str, LoraLayer | AdapterLayer]
+    tied: dict[str, list[str]]
 
     @classmethod
     def of(cls, model: nn.Module) -> BaseModel:
         """Walk over a model."""
-        found = cls({}, {}, {}, {}, {}, {})
-        _walk(model, "", found, set())
+        found = cls({}, {}, {}, {}, {}, {}, {})
+        _walk(model, "", found, {})
         return found
 
     @property
@@ -112,9 +114,9 @@ def _inwards(model: nn.Module) -> Iterator[nn.Module]:
             return
 
 
-def _walk(module: nn.Module, prefix: str, found: BaseModel, seen: set[int]) -> None:
+def _walk(module: nn.Module, prefix: str, found: BaseModel, seen: dict[int, str]) -> None:
     """Add what is in a module, but for what is seen already: ids of modules and tensors."""
-    seen.add(id(module))
+    seen[id(module)] = prefix
     added: set[str] = set()
     if isinstance(module, DeltaHolder):
         found.tuned[prefix.removesuffix(".")] = module
@@ -124,9 +126,14 @@ def _walk(module: nn.Module, prefix: str, found: BaseModel, seen: set[int]) -> N
             found.structured[f"{prefix}weight"] = module
         added = set(module.added_names())
     for local, parameter in module._parameters.items():
-        if parameter is not None and local not in added and id(parameter) not in seen:
-            found.parameters[prefix + local] = parameter
-            seen.add(id(parameter))
+        if parameter is None or local in added:
+            continue
+        name = prefix + local
+        first = seen.setdefault(id(parameter), name)
+        if first == name:
+            found.parameters[name] = parameter
+        else:
+            found.tied.setdefault(first, []).append(name)
     transient = module._non_persistent_buffers_set
     for local, buffer in module._buffers.items():
         if local not in transient:

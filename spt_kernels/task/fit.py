@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..model.quantized import logical_shape
 from ..model.replaced_head import head_problem
+from ..model.tied import identity_of
 from ..plan import Plan
 from .base_model import BaseModel, BaseTensor
 from .file.fingerprint import Fingerprint
@@ -64,7 +65,8 @@ class Fit:
                 return cls(f"{name}: expected shape {list(shape)}, got {got}", {})
         found = dict(known or {}) if frozen is None else dict(frozen.present)
         found |= Fingerprint.of_all({n: base[n] for n in task.base if n not in found})
-        problem = (_difference(task, found) if check_base else None) or _dense_problem(now, task)
+        problem = _difference(task, found) if check_base else None
+        problem = problem or _dense_problem(now, task) or _tied_problem(model, now, task)
         if problem is None:
             tuning = None if frozen is None else tuning_of(model)
             problem = buffer_problem(now, tuning, task)
@@ -119,6 +121,17 @@ def _dense_problem(now: BaseModel, task: TaskFile) -> str | None:
         got, expected = list(now.parameters[name].shape), list(task.dense[name].shape)
         if got != expected:
             return f"{name}: expected shape {expected}, got {got}"
+    return None
+
+
+def _tied_problem(model: nn.Module, now: BaseModel, task: TaskFile) -> str | None:
+    """What was trained under several names, and is not one parameter here."""
+    every = dict(model.named_parameters(remove_duplicate=False)) if task.tied else {}
+    for name, others in task.tied.items():
+        for other in others:
+            own = now.parameters.get(name)
+            if own is None or other not in every or identity_of(every[other]) != identity_of(own):
+                return f"{other}: expected the same parameter as {name}, as it was trained, tied"
     return None
 
 

@@ -99,6 +99,7 @@ def capture(
         buffers=buffers,
         metadata=metadata,
         recast=recast,
+        tied={name: tuple(now.tied[name]) for name in held.dense.keys() & now.tied.keys()},
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -38,6 +38,7 @@ class TaskFile:
         metadata: what whoever saved it had to say, as `as_json` describes it.
         recast: name -> fingerprint of a tensor of `base` in the dtype that the model had been given
             when it was saved, where that is another; it fits such a base as well.
+        tied: name in `dense` -> the other names of that parameter, if there were any.
     """
 
     model_name: str
@@ -49,11 +50,12 @@ class TaskFile:
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     recast: Mapping[str, Fingerprint] = field(default_factory=dict)
+    tied: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metadata", as_json(self.metadata))
-        for name in ("base", "values", "structured", "dense", "buffers", "metadata", "recast"):
-            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        for each in fields(self)[2:]:  # all but the name of the model and the plan
+            object.__setattr__(self, each.name, MappingProxyType(dict(getattr(self, each.name))))
         _check(self)
 
 
@@ -79,6 +81,8 @@ def encode(task: TaskFile) -> bytes:
     }
     if task.recast:
         document["recast"] = {name: task.recast[name].to_json() for name in sorted(task.recast)}
+    if task.tied:
+        document["tied"] = {name: list(task.tied[name]) for name in sorted(task.tied)}
     if task.metadata:
         document["metadata"] = dict(task.metadata)
     tensors: dict[str, Tensor] = {f"dense/{name}": tensor for name, tensor in task.dense.items()}
@@ -121,10 +125,13 @@ def _decode(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TaskF
     for key, kind in {"base": dict, "model_name": str, "plan": dict}.items():
         if not isinstance(document[key], kind):
             raise ValueError(f"{key}: expected a {kind.__name__}, got {document[key]!r:.80}")
-    metadata, recast = document.get("metadata", {}), document.get("recast", {})
-    for key, value in {"metadata": metadata, "recast": recast}.items():
+    metadata, recast, tied = (document.get(key, {}) for key in ("metadata", "recast", "tied"))
+    for key, value in {"metadata": metadata, "recast": recast, "tied": tied}.items():
         if not isinstance(value, dict):
             raise ValueError(f"{key}: expected a dict, got {value!r:.80}")
+    for name, others in tied.items():
+        if not isinstance(others, list) or not all(isinstance(other, str) for other in others):
+            raise ValueError(f"tied: expected a list of names of {name}, got {others!r:.80}")
     dense: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
     values: dict[str, Tensor] = {}
@@ -155,7 +162,16 @@ def _decode(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TaskF
         for entries in (document["base"], recast)
     )
     return TaskFile(
-        document["model_name"], plan, base, values, structured, dense, buffers, metadata, cast
+        model_name=document["model_name"],
+        plan=plan,
+        base=base,
+        values=values,
+        structured=structured,
+        dense=dense,
+        buffers=buffers,
+        metadata=metadata,
+        recast=cast,
+        tied={name: tuple(others) for name, others in tied.items()},
     )
 
 
@@ -204,6 +220,9 @@ def _check(task: TaskFile) -> None:
     for name, fingerprint in task.recast.items():
         if name not in task.base or task.base[name].shape != fingerprint.shape:
             raise ValueError(f"{name}: a fingerprint in another dtype of what is not in the base")
+    for name in task.tied:
+        if name not in task.dense:
+            raise ValueError(f"{name} has other names, and is not trained whole")
     for name, values in task.values.items():
         shape = (plan.unstructured[name].numel(),)
         _check_tensor(f"unstructured/{name}/values", values, shape)
