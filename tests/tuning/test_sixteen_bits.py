@@ -348,3 +348,41 @@ def test_a_trained_model_is_cast_the_same_with_tensors_swapped() -> None:
     state = other.state_dict()
     assert {d.target.dtype for d in sparse_deltas(model).values()} == {torch.bfloat16}
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("when", ["before it is tuned", "afterwards", "while it is trained"])
+def test_a_head_of_convolutions_in_channels_last(when: str, tmp_path: Path) -> None:
+    def make(*, last: bool) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 2, 3)).bfloat16()
+        return model.to(memory_format=torch.channels_last) if last else model
+
+    def trained(*, last: bool) -> nn.Module:
+        model = make(last=last and when == "before it is tuned")
+        what = {"0.weight": describe(model)["0.weight"]}
+        apply(model, Plan({"0.weight": torch.tensor([1, 7, 50])}, {}, what, head=head))
+        if last and when == "afterwards":
+            model.to(memory_format=torch.channels_last)
+        optimizer = SparseAdamW(param_groups(model), lr=0.05)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(images).float().square().mean().backward()
+            optimizer.step()
+            if last:
+                model.to(memory_format=torch.channels_last)
+        return model
+
+    head = ("2.weight", "2.bias")
+    images = torch.randn(2, 3, 7, 7, generator=torch.Generator().manual_seed(1)).bfloat16()
+    model, row_major = trained(last=True), trained(last=False)
+    for (name, value), other in zip(model.named_parameters(), row_major.parameters(), strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-2, atol=1e-3, msg=name)
+    save_delta(model, tmp_path / "task")
+    for last in (False, True):
+        loaded = load_delta(make(last=last), tmp_path / "task")
+        assert torch.equal(loaded[2].weight_fp32, model[2].weight_fp32)
+        assert torch.equal(loaded[2].weight, model[2].weight)
+    expected, plain = make(last=True).state_dict(), unload(model)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+        assert value.stride() == expected[name].stride(), name

@@ -127,7 +127,7 @@ class DeltaHolder(SavedDeltas):
         _, index_name, original_name = self.delta_local_names(local)
         every = torch.arange(target.numel(), dtype=torch.int32, device=target.device)
         self.__dict__[index_name] = every
-        self.__dict__[original_name] = torch.zeros_like(target.detach()).view(-1)
+        self.__dict__[original_name] = target.detach().new_zeros(target.numel())
         self._make_row_major([local])
         own = nn.Parameter(target.detach().float()) if values is None else values
         self.register_parameter(name, own)

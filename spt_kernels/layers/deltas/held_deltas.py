@@ -135,6 +135,11 @@ class HeldDeltas(Owner):
             if local not in self._spt_beside_names and not target.is_contiguous():
                 self.__dict__.setdefault("_spt_formats", {})[local] = format_of(target)
                 put_into(target, torch.contiguous_format)
+            values = (
+                self._parameters.get(f"{local}_fp32") if local in self._spt_whole_names else None
+            )
+            if values is not None:
+                put_into(values, torch.contiguous_format)
 
     def _leave_row_major(self) -> None:
         """Give parameters the memory format back that they had."""
