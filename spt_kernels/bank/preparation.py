@@ -54,7 +54,6 @@ def banked(
         if name not in buffers
     }
     head = {name: whole[name] for name in task.plan.head}
-    elsewhere = frozenset(task.plan.info.keys() - head.keys())
     held = BankedTask(
         sparse=_sparse_parts(task, base, places, current, shared),
         structured={
@@ -70,8 +69,8 @@ def banked(
         },
         whole=whole,
         head=task.plan.head,
-        elsewhere=elsewhere,
-        replaced=frozenset(misfits(base.modules.get, head, elsewhere)),
+        elsewhere=task.beside_head,
+        replaced=frozenset(misfits(base.modules.get, head, task.beside_head)),
         buffers={name: value.clone() for name, value in buffers.items()},
         classes=tuple(task.metadata.get("classes", ())),
         read=frozenset(p.name for p in places if p.reads_itself or "forward" in vars(p.module)),

@@ -72,7 +72,7 @@ class Fit:
             problem = buffer_problem(now, tuning, task)
         if problem is None:
             head = {name: task.dense[name] for name in task.plan.head}
-            problem = head_problem(model, head, elsewhere=task.plan.info.keys() - head.keys())
+            problem = head_problem(model, head, task.beside_head)
         return cls(problem, {name: fingerprint.digest for name, fingerprint in found.items()})
 
 

@@ -27,12 +27,13 @@ from .intact import dense_names, tuning_of
 
 @dataclass(frozen=True, eq=False)
 class HeldTask:
-    """The task that a tuned model holds, as copies; most attributes are those of a `TaskFile`."""
+    """The task that a tuned model holds, as copies; the attributes are those of a `TaskFile`."""
 
     plan: Plan
     values: Mapping[str, Tensor]
     structured: Mapping[str, Mapping[str, Tensor]]
     dense: Mapping[str, Tensor]
+    beside_head: frozenset[str]
     buffers: Mapping[str, Tensor | None] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
 
@@ -78,6 +79,7 @@ def capture(
     touched = {*plan.unstructured, *plan.structured}
     # a head alone touches nothing: then all that it reads from is what it was trained on
     touched = touched or now.parameters.keys() - held.dense.keys()
+    touched |= held.beside_head - plan.info.keys()
     # what forwards might have changed, and did not, is none of the task's but of its base
     steady = base_buffers(now, tuning).keys() - changed.keys()
     base, present = dict(frozen.base), dict(frozen.present)
@@ -135,7 +137,7 @@ def put(model: nn.Module, task: Task, digests: Mapping[str, str] = MappingProxyT
         digests: parameter name -> fingerprint of its values, where it is known.
     """
     head = _head(task)
-    replaced = fit_head(model, head, elsewhere=task.plan.info.keys() - head.keys())
+    replaced = fit_head(model, head, task.beside_head)
     try:
         # of a head in another's place nothing is known
         apply_to_known(model, task.plan, {n: d for n, d in digests.items() if n not in head})
@@ -207,6 +209,9 @@ def restore_whole(model: nn.Module, now: BaseModel, tuning: Tuning) -> None:
 def _collect(model: nn.Module, now: BaseModel, kept: Callable[[str, Tensor], Tensor]) -> HeldTask:
     """What a tuned model trains; `kept` makes of a name and a tensor what is held of it."""
     plan, trained = tuning_of(model).plan, now.trained_tensors
+    whole, modules = dense_names(model, now), {name.rpartition(".")[0] for name in plan.head}
+    layers = {name for name in modules if not any(model.get_submodule(name).children())}
+    frozen = {n for n in now.parameters.keys() - whole if n.rpartition(".")[0] in layers}
     return HeldTask(
         plan,
         {name: kept(name, now.deltas[name].delta) for name in plan.unstructured},
@@ -217,7 +222,8 @@ def _collect(model: nn.Module, now: BaseModel, kept: Callable[[str, Tensor], Ten
             }
             for name, spec in plan.structured.items()
         },
-        {name: kept(name, trained[name]) for name in sorted(dense_names(model, now))},
+        {name: kept(name, trained[name]) for name in sorted(whole)},
+        frozenset(frozen | plan.info.keys()).difference(plan.head),
     )
 
 

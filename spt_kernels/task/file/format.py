@@ -58,6 +58,11 @@ class TaskFile:
             object.__setattr__(self, each.name, MappingProxyType(dict(getattr(self, each.name))))
         _check(self)
 
+    @property
+    def beside_head(self) -> frozenset[str]:
+        """Names of what a module of the head may have besides, which then is the base's own."""
+        return frozenset({*self.plan.info, *self.base}.difference(self.plan.head))
+
 
 def structured_shapes(spec: LoraSpec | AdapterSpec) -> dict[str, tuple[int, ...]]:
     """Local name -> shape of each trained tensor of a LoRA or an Adapter, slices stacked."""
