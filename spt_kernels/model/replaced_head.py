@@ -9,6 +9,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from .class_labels import Said, restore_class_labels, set_class_labels
+from .plain_layer import runs_as_linear
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ def head_problem(
         module = _plain_module(model, name)
         if module is None:
             return f"{name}: the model has no such module for the task's head"
-        if not isinstance(module, (nn.Linear, nn.Identity)):
+        if not (runs_as_linear(module) or isinstance(module, nn.Identity)):
             return (
-                f"{name}: expected a Linear to put the task's head on, got {type(module).__name__}"
+                f"{name}: expected a plain Linear to put the task's head in the place of, got "
+                f"{type(module).__name__}: build the model with as many classes as the task has"
             )
         weight, bias = tensors.get("weight"), tensors.get("bias")
         width = _width(model, module)

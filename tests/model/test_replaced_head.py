@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from spt_kernels.model.replaced_head import fit_head
+from spt_kernels.model.replaced_head import fit_head, head_problem
 
 
 def test_heads_whose_memory_runs_out_are_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,3 +25,23 @@ def test_heads_whose_memory_runs_out_are_as_they_were(monkeypatch: pytest.Monkey
     with pytest.raises(torch.cuda.OutOfMemoryError):
         fit_head(model, values, elsewhere=())
     assert list(model.values()) == heads
+
+
+class Cosine(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(F.normalize(input, dim=1), F.normalize(self.weight, dim=1))
+
+
+@pytest.mark.parametrize("head", [Cosine(3, 2, bias=False), nn.Conv2d(3, 2, 1, bias=False)])
+def test_a_head_that_computes_something_else_has_no_linear_put_in_its_place(
+    head: nn.Module,
+) -> None:
+    model = nn.ModuleDict({"head": head})
+    problem = head_problem(model, {"head.weight": torch.ones(4, 3)}, elsewhere=())
+    assert problem is not None
+    assert (
+        f"expected a plain Linear to put the task's head in the place of, got {type(head).__name__}"
+        in problem
+    )
+    own = {"head.weight": torch.ones_like(head.weight)}
+    assert head_problem(model, own, elsewhere=()) is None
