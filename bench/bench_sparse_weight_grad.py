@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from spt_kernels import ops
-from spt_kernels.ops.sparse_weight_grad import SparsePattern
+from spt_kernels import native, ops
+from spt_kernels.ops.rebuild_input import rebuild_gelu, rebuild_layer_norm
+from spt_kernels.ops.sparse_weight_grad import SparsePattern, launch
 from spt_kernels.sensitivity.synthetic import COLUMN, ENTRY, ROW
 
 from .contest import hold
@@ -149,6 +150,46 @@ def test_masks_and_peers(
         rounds=3,
         targets=limits(0.005)
         | {"torch.sparse.sampled_addmm": 1.0, "columns gathered, in chunks": 1.0},
+    )
+
+
+@pytest.mark.parametrize("images", [8, 64])
+@pytest.mark.parametrize("after", ["gelu", "layer_norm"])
+def test_after_an_activation(benchmark: Any, after: str, images: int) -> None:
+    """On a CPU: the activation done while its columns are packed, beside one that is made first."""
+    n_out, n_in = (768, 3072) if after == "gelu" else (2304, 768)
+    tokens = images * IMAGE
+    generator = torch.Generator().manual_seed(1)
+    grad_output = torch.randn(tokens, n_out, generator=generator)
+    source = torch.randn(tokens, n_in, generator=generator)
+    pattern = SparsePattern.build(mask("measured", n_out, n_in, 0.005), n_out, n_in)
+    plan = pattern.native_plan()
+    if plan is None:
+        pytest.skip(native.why_unavailable())
+    y, *statistics = torch.native_layer_norm(source, (n_in,), None, None, 1e-6)
+    del y
+    mean, rstd = (each.flatten() for each in statistics)
+    addresses = (mean.data_ptr(), rstd.data_ptr(), 0, 0)
+    if after == "gelu":
+        activation = (native.GELU, 0, 0, 0, 0, 0)
+    else:
+        activation = (native.LAYER_NORM, 0, *addresses)
+
+    def made_first() -> Tensor:
+        if after == "gelu":
+            x = rebuild_gelu(source, "none", source.dtype)
+        else:
+            x = rebuild_layer_norm(source, mean, rstd, None, None, 1, source.dtype)
+        return launch(grad_output, x, pattern)
+
+    hold(
+        benchmark,
+        f"sparse weight gradient after a {after}: {n_out}×{n_in}, {tokens} tokens, 0.5%",
+        {
+            "packed": lambda: plan.run(grad_output, source, tokens, (n_out, n_in), activation),
+            "the input made first": made_first,
+        },
+        targets={"the input made first": 1.0},
     )
 
 

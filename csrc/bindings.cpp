@@ -14,6 +14,7 @@
 #include "dropout.h"
 #include "fingerprint.h"
 #include "instruction_set.h"
+#include "lora.h"
 #include "rebuild_layer_norm.h"
 #include "sparse_adamw.h"
 #include "sparse_weight_grad.h"
@@ -225,26 +226,77 @@ class AdamWPlan {
     std::vector<size_t> groups_;
 };
 
-// `shape` is tokens, out_features, in_features; an operand is address, dtype, row stride, columns.
-void sparse_weight_grad(const std::array<int64_t, 3>& shape,
-                        const std::tuple<Address, int, int64_t, int64_t>& grad_output,
-                        const std::tuple<Address, int, int64_t, int64_t>& input, Address index,
-                        int64_t nnz, Address grad, int n_threads) {
-    auto operand = [](const std::tuple<Address, int, int64_t, int64_t>& fields) {
-        return spt::Operand{pointer<void>(std::get<0>(fields)),
-                            static_cast<spt::DType>(std::get<1>(fields)), std::get<2>(fields),
-                            std::get<3>(fields)};
-    };
-    const spt::SparseWeightGrad problem{operand(grad_output),
-                                        operand(input),
-                                        shape[0],
-                                        shape[1],
-                                        shape[2],
-                                        pointer<int32_t>(index),
-                                        nnz,
-                                        pointer<float>(grad)};
+spt::Activation activation_of(int kind, int dtype, Address mean, Address rstd, Address weight,
+                              Address bias) {
+    return {static_cast<spt::ActivationKind>(kind),
+            static_cast<spt::DType>(dtype),
+            pointer<float>(mean),
+            pointer<float>(rstd),
+            pointer<float>(weight),
+            pointer<float>(bias)};
+}
+
+// The entries of a sparse weight gradient, sorted into work once for many calls.
+class WeightGradPlan {
+  public:
+    WeightGradPlan(int64_t out_features, int64_t in_features, Address index, int64_t nnz,
+                   int n_threads)
+        : out_features_(out_features), in_features_(in_features) {
+        const spt::WantedEntries wanted{out_features, in_features, pointer<int32_t>(index), nnz};
+        py::gil_scoped_release unlocked;
+        plan_ = spt::plan_weight_grad(wanted, spt::weight_grad_kernels(), n_threads);
+    }
+
+    // An operand is address, dtype, row stride; then follow the fields of the activation.
+    void run(int64_t tokens, Address grad_output, int grad_output_dtype, int64_t grad_output_stride,
+             Address input, int input_dtype, int64_t input_stride, int kind, int dtype,
+             Address mean, Address rstd, Address weight, Address bias, Address grad,
+             int n_threads) const {
+        const spt::SparseWeightGrad problem{
+            {pointer<void>(grad_output), static_cast<spt::DType>(grad_output_dtype),
+             grad_output_stride, out_features_},
+            {pointer<void>(input), static_cast<spt::DType>(input_dtype), input_stride,
+             in_features_},
+            activation_of(kind, dtype, mean, rstd, weight, bias),
+            tokens,
+            pointer<float>(grad)};
+        py::gil_scoped_release unlocked;
+        spt::sparse_weight_grad(plan_, problem, n_threads);
+    }
+
+  private:
+    int64_t out_features_, in_features_;
+    spt::WeightGradPlan plan_;
+};
+
+// `shape` is tokens, in_features, out_features, rank, ranges, and of these first, width and step.
+spt::Lora lora_of(const std::array<int64_t, 8>& shape, double scale, Address a, Address b) {
+    return {shape[0],          shape[1],         shape[2],
+            shape[3],          shape[4],         shape[5],
+            shape[6],          shape[7],         static_cast<float>(scale),
+            pointer<float>(a), pointer<float>(b)};
+}
+
+void add_lora(const std::array<int64_t, 8>& shape, double scale, Address a, Address b,
+              Address input, Address output) {
+    const spt::Lora lora = lora_of(shape, scale, a, b);
     py::gil_scoped_release unlocked;
-    spt::sparse_weight_grad(problem, n_threads);
+    spt::add_lora(lora, pointer<float>(input), pointer<float>(output));
+}
+
+void lora_gradients(const std::array<int64_t, 8>& shape, double scale, Address a, Address b,
+                    Address grad_output, Address input, int kind, int dtype, Address mean,
+                    Address rstd, Address weight, Address bias, Address grad_a, Address grad_b,
+                    Address grad_input) {
+    const spt::Lora lora = lora_of(shape, scale, a, b);
+    const spt::LoraGradients gradients{pointer<float>(grad_output),
+                                       pointer<float>(input),
+                                       activation_of(kind, dtype, mean, rstd, weight, bias),
+                                       pointer<float>(grad_a),
+                                       pointer<float>(grad_b),
+                                       pointer<float>(grad_input)};
+    py::gil_scoped_release unlocked;
+    spt::lora_gradients(lora, gradients);
 }
 
 // `corner` is the block's first row and first column, `shape` its rows and columns.
@@ -298,13 +350,17 @@ PYBIND11_MODULE(_native, module) {
     module.def("dropout", &dropout);
     module.def("rebuild_layer_norm", &rebuild_layer_norm);
     module.def("fingerprint", &fingerprint);
+    module.def("add_lora", &add_lora);
+    module.def("lora_gradients", &lora_gradients);
     module.def("write_delta", &write_delta);
     module.def("sparse_adamw", &sparse_adamw);
     py::class_<AdamWPlan>(module, "AdamWPlan")
         .def(py::init<const std::vector<Addresses>&, const Sizes&, const std::vector<int>&,
                       const Sizes&, const std::vector<uint32_t>&, Addresses, std::vector<size_t>>())
         .def("step", &AdamWPlan::step);
-    module.def("sparse_weight_grad", &sparse_weight_grad);
+    py::class_<WeightGradPlan>(module, "WeightGradPlan")
+        .def(py::init<int64_t, int64_t, Address, int64_t, int>())
+        .def("run", &WeightGradPlan::run);
     module.def("sample_block", &sample_block);
     module.def("accumulate_squared_grad", &accumulate_squared_grad);
 

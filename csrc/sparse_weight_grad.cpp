@@ -10,7 +10,6 @@
 
 #include "buffer.h"
 #include "parallel.h"
-#include "weight_grad_plan.h"
 
 namespace spt {
 namespace {
@@ -28,33 +27,32 @@ int64_t round_up(int64_t value, int64_t multiple) {
 
 class Product {
   public:
-    Product(const SparseWeightGrad& problem, const WeightGradKernels& kernels, int n_threads)
-        : problem_(problem),
-          kernels_(kernels),
-          plan_(plan_weight_grad(problem, kernels, n_threads)) {
-        if (!plan_.entry_order.empty()) sums_.resize(static_cast<size_t>(problem.nnz));
+    Product(const WeightGradPlan& plan, const SparseWeightGrad& problem, int n_threads)
+        : problem_(problem), plan_(plan), kernels_(*plan.kernels) {
+        if (!plan_.entry_order.empty()) sums_.resize(static_cast<size_t>(plan_.nnz));
         entry_sums_ = plan_.entry_order.empty() ? problem.grad : sums_.data();
-        std::fill(entry_sums_, entry_sums_ + problem.nnz, 0.0f);
+        std::fill(entry_sums_, entry_sums_ + plan_.nnz, 0.0f);
 
         const int64_t n_resident = std::max<int64_t>(plan_.resident.n_slots(), 1);
         block_ = 256;
         while (block_ > 64 && block_ * n_resident * 4 > kResidentBytes) block_ /= 2;
+        block_ = std::min(block_, std::max(round_up(problem.tokens, kTokenPadding), kTokenPadding));
         const int64_t fitting = kChunkBytes / (4 * n_resident) / kTileTokens * kTileTokens;
         // with every chunk the cells of the tiles are added to the entries: that must stay rare
         const int64_t fewest = plan_.any_tiled ? 2048 : kTileTokens;
         chunk_ = std::min(std::clamp<int64_t>(fitting, fewest, 4096),
                           round_up(problem.tokens, kTileTokens));
-        n_tile_columns_ = round_up(n_resident, kernels.tile_columns) / kernels.tile_columns;
+        n_tile_columns_ = round_up(n_resident, kernels_.tile_columns) / kernels_.tile_columns;
 
         // below a few million multiplications starting a thread takes longer than it saves
-        const int64_t work = problem.tokens * (problem.nnz + 8 * plan_.streamed.n_slots());
+        const int64_t work = problem.tokens * (plan_.nnz + 8 * plan_.streamed.n_slots());
         n_threads_ = static_cast<int>(std::clamp<int64_t>(work >> 21, 1, n_threads));
         cut_into_tasks();
     }
 
     void run() {
         if (plan_.any_dots) {
-            columns_.allocate(chunk_ / block_ * plan_.resident.n_slots() * stride());
+            columns_.allocate((chunk_ + block_ - 1) / block_ * plan_.resident.n_slots() * stride());
         }
         if (plan_.any_tiled) {
             tiles_.allocate(n_tile_columns_ * kernels_.tile_columns * chunk_);
@@ -82,6 +80,14 @@ class Product {
     };
 
     int64_t stride() const { return block_ + kStreamPadding; }
+
+    const Operand& streamed() const {
+        return plan_.rows_stream ? problem_.grad_output : problem_.input;
+    }
+
+    const Operand& resident() const {
+        return plan_.rows_stream ? problem_.input : problem_.grad_output;
+    }
 
     int64_t entries_before(int64_t slot) const {
         return plan_.entry_begin[static_cast<size_t>(slot)];
@@ -117,8 +123,13 @@ class Product {
         const int64_t n_groups = static_cast<int64_t>(groups.size());
         const int64_t n_blocks = (chunk.size + block_ - 1) / block_;
         parallel_for(n_blocks, n_threads_, [&](int64_t block) {
-            pack_columns(plan_.resident.operand, groups.data(), n_groups, 0,
-                         part(chunk, block, block_), resident_block(block), stride());
+            const TokenRange tokens = part(chunk, block, block_);
+            pack_columns(resident(), groups.data(), n_groups, 0, tokens, resident_block(block),
+                         stride());
+            if (plan_.rows_stream) {
+                activate_columns(problem_.activation, plan_.resident.columns.data(),
+                                 plan_.resident.n_slots(), tokens, resident_block(block), stride());
+            }
         });
     }
 
@@ -126,28 +137,38 @@ class Product {
         const int64_t width = kernels_.tile_columns;
         const int64_t n_blocks = (chunk.size + kTileTokens - 1) / kTileTokens;
         parallel_for(n_blocks, n_threads_, [&](int64_t block) {
-            pack_panels(plan_.resident.operand, plan_.resident.columns.data(),
-                        plan_.resident.n_slots(), width, part(chunk, block, kTileTokens),
-                        resident_tile(block, 0), width * kTileTokens);
+            const TokenRange tokens = part(chunk, block, kTileTokens);
+            const int32_t* columns = plan_.resident.columns.data();
+            const int64_t n_columns = plan_.resident.n_slots();
+            pack_panels(resident(), columns, n_columns, width, tokens, resident_tile(block, 0),
+                        width * kTileTokens);
+            if (plan_.rows_stream) {
+                activate_panels(problem_.activation, columns, n_columns, width, tokens,
+                                resident_tile(block, 0), width * kTileTokens);
+            }
         });
     }
 
     void multiply_dots(const Task& task, TokenRange chunk) {
-        Buffer streamed;  // [slot][stride]
-        streamed.allocate(kPanelSlots * stride());
+        Buffer packed;  // [slot][stride]
+        packed.allocate(kPanelSlots * stride());
         const int64_t n_blocks = (chunk.size + block_ - 1) / block_;
         for (int64_t block = 0; block < n_blocks; ++block) {
             const TokenRange tokens = part(chunk, block, block_);
             const int64_t padded = round_up(tokens.size, kTokenPadding);
             for (size_t p = task.begin; p < task.end; ++p) {
                 const RowPanel& panel = plan_.panels[p];
-                pack_columns(plan_.streamed.operand,
-                             plan_.streamed.groups.data() + panel.group_begin,
+                pack_columns(streamed(), plan_.streamed.groups.data() + panel.group_begin,
                              panel.group_end - panel.group_begin, panel.slot_begin, tokens,
-                             streamed.data(), stride());
+                             packed.data(), stride());
+                if (!plan_.rows_stream) {
+                    activate_columns(
+                        problem_.activation, plan_.streamed.columns.data() + panel.slot_begin,
+                        panel.slot_end - panel.slot_begin, tokens, packed.data(), stride());
+                }
                 for (int64_t s = panel.slot_begin; s < panel.slot_end; ++s) {
                     const int64_t e = entries_before(s);
-                    kernels_.dot_row(streamed.data() + (s - panel.slot_begin) * stride(),
+                    kernels_.dot_row(packed.data() + (s - panel.slot_begin) * stride(),
                                      resident_block(block), stride(), plan_.entry_slot.data() + e,
                                      entries_before(s + 1) - e, padded, entry_sums_ + e);
                 }
@@ -163,8 +184,8 @@ class Product {
         const int64_t panel_size = round_up(kPanelSlots, height) / height * row_size;
         const RowPanel* panels = plan_.panels.data() + task.begin;
         const size_t n_panels = task.end - task.begin;
-        Buffer streamed;  // [panel][tile row][token][tile_rows], padded
-        streamed.allocate(static_cast<int64_t>(n_panels) * panel_size);
+        Buffer packed;  // [panel][tile row][token][tile_rows], padded
+        packed.allocate(static_cast<int64_t>(n_panels) * panel_size);
         Buffer cells;  // [panel][slot][resident slot]
         cells.allocate(static_cast<int64_t>(n_panels) * n_cells);
         std::fill(cells.data(), cells.data() + static_cast<int64_t>(n_panels) * n_cells, 0.0f);
@@ -173,16 +194,20 @@ class Product {
         for (int64_t block = 0; block < n_blocks; ++block) {
             const TokenRange tokens = part(chunk, block, kTileTokens);
             for (size_t p = 0; p < n_panels; ++p) {
-                pack_panels(plan_.streamed.operand,
-                            plan_.streamed.columns.data() + panels[p].slot_begin,
-                            panels[p].slot_end - panels[p].slot_begin, height, tokens,
-                            streamed.data() + static_cast<int64_t>(p) * panel_size, row_size);
+                const int32_t* columns = plan_.streamed.columns.data() + panels[p].slot_begin;
+                const int64_t n_columns = panels[p].slot_end - panels[p].slot_begin;
+                float* rows = packed.data() + static_cast<int64_t>(p) * panel_size;
+                pack_panels(streamed(), columns, n_columns, height, tokens, rows, row_size);
+                if (!plan_.rows_stream) {
+                    activate_panels(problem_.activation, columns, n_columns, height, tokens, rows,
+                                    row_size);
+                }
             }
             std::vector<size_t> next(n_panels, 0);
             for (int64_t column = 0; column < n_tile_columns_; ++column) {
                 for (size_t p = 0; p < n_panels; ++p) {
                     const std::vector<RowPanel::Tile>& tiles = panels[p].tiles;
-                    const float* rows = streamed.data() + static_cast<int64_t>(p) * panel_size;
+                    const float* rows = packed.data() + static_cast<int64_t>(p) * panel_size;
                     float* sums = cells.data() + static_cast<int64_t>(p) * n_cells +
                                   column * kernels_.tile_columns;
                     for (size_t& i = next[p]; i < tiles.size() && tiles[i].column == column; ++i) {
@@ -220,8 +245,8 @@ class Product {
     }
 
     const SparseWeightGrad& problem_;
+    const WeightGradPlan& plan_;
     const WeightGradKernels& kernels_;
-    const WeightGradPlan plan_;
     int n_threads_;
     int64_t block_;           // tokens of a dot product at a time
     int64_t chunk_;           // tokens of which the resident operand is packed at a time
@@ -235,9 +260,9 @@ class Product {
 
 }  // namespace
 
-void sparse_weight_grad(const SparseWeightGrad& problem, int n_threads) {
-    if (problem.nnz == 0) return;
-    Product(problem, weight_grad_kernels(), n_threads).run();
+void sparse_weight_grad(const WeightGradPlan& plan, const SparseWeightGrad& problem,
+                        int n_threads) {
+    if (plan.nnz > 0) Product(plan, problem, n_threads).run();
 }
 
 }  // namespace spt

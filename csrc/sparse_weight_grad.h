@@ -3,23 +3,20 @@
 
 #include <cstdint>
 
-#include "weight_grad_pack.h"
+#include "activation.h"
+#include "weight_grad_plan.h"
 
 namespace spt {
 
 struct SparseWeightGrad {
-    Operand grad_output;  // [tokens, out_features]
-    Operand input;        // [tokens, in_features]
+    Operand grad_output;    // [tokens, out_features]
+    Operand input;          // [tokens, in_features]: what the activation is of
+    Activation activation;  // the weight's input is this of `input`
     int64_t tokens;
-    int64_t out_features;
-    int64_t in_features;
-    const int32_t* index;  // [nnz], flat positions in [out_features, in_features]
-    int64_t nnz;
-    float* grad;  // [nnz]: the sum over tokens of grad_output[t, row] * input[t, column]
+    float* grad;  // [nnz]: the sum over tokens of grad_output[t, row] * activation[t, column]
 };
 
-// fp32 accumulation in an order that depends on the problem and the instruction set alone.
-// Throws std::invalid_argument if a position is out of range.
-void sparse_weight_grad(const SparseWeightGrad& problem, int n_threads);
+// fp32 accumulation in an order that depends on the plan and the number of tokens alone.
+void sparse_weight_grad(const WeightGradPlan& plan, const SparseWeightGrad& problem, int n_threads);
 
 }  // namespace spt

@@ -26,25 +26,25 @@ struct EntriesByRow {
     std::vector<uint8_t> has_entry;  // [in_features]: columns
 };
 
-EntriesByRow entries_by_row(const SparseWeightGrad& problem) {
+EntriesByRow entries_by_row(const WantedEntries& wanted) {
     EntriesByRow entries;
-    entries.position = problem.index;
-    if (!std::is_sorted(problem.index, problem.index + problem.nnz)) {
-        entries.order.resize(static_cast<size_t>(problem.nnz));
+    entries.position = wanted.index;
+    if (!std::is_sorted(wanted.index, wanted.index + wanted.nnz)) {
+        entries.order.resize(static_cast<size_t>(wanted.nnz));
         std::iota(entries.order.begin(), entries.order.end(), 0);
         std::stable_sort(entries.order.begin(), entries.order.end(),
-                         [&](int32_t a, int32_t b) { return problem.index[a] < problem.index[b]; });
-        for (int32_t k : entries.order) entries.sorted.push_back(problem.index[k]);
+                         [&](int32_t a, int32_t b) { return wanted.index[a] < wanted.index[b]; });
+        for (int32_t k : entries.order) entries.sorted.push_back(wanted.index[k]);
         entries.position = entries.sorted.data();
     }
-    entries.has_entry.assign(static_cast<size_t>(problem.in_features), 0);
-    entries.begin.assign(static_cast<size_t>(problem.out_features + 1), 0);
+    entries.has_entry.assign(static_cast<size_t>(wanted.in_features), 0);
+    entries.begin.assign(static_cast<size_t>(wanted.out_features + 1), 0);
     int64_t k = 0;
-    for (int64_t row = 0; row < problem.out_features; ++row) {
+    for (int64_t row = 0; row < wanted.out_features; ++row) {
         uint8_t* has_entry = entries.has_entry.data();
-        const int64_t row_begin = row * problem.in_features;
-        const int64_t row_end = row_begin + problem.in_features;
-        for (; k < problem.nnz && entries.position[k] < row_end; ++k) {
+        const int64_t row_begin = row * wanted.in_features;
+        const int64_t row_end = row_begin + wanted.in_features;
+        for (; k < wanted.nnz && entries.position[k] < row_end; ++k) {
             has_entry[entries.position[k] - row_begin] = 1;
         }
         entries.begin[static_cast<size_t>(row + 1)] = k;
@@ -61,10 +61,9 @@ void append_touched(int32_t column, TouchedColumns* touched) {
     touched->columns.push_back(column);
 }
 
-TouchedColumns touched_rows(const SparseWeightGrad& problem, const EntriesByRow& entries) {
+TouchedColumns touched_rows(const WantedEntries& wanted, const EntriesByRow& entries) {
     TouchedColumns rows;
-    rows.operand = problem.grad_output;
-    for (int64_t row = 0; row < problem.out_features; ++row) {
+    for (int64_t row = 0; row < wanted.out_features; ++row) {
         const size_t r = static_cast<size_t>(row);
         if (entries.begin[r] < entries.begin[r + 1]) {
             append_touched(static_cast<int32_t>(row), &rows);
@@ -74,12 +73,11 @@ TouchedColumns touched_rows(const SparseWeightGrad& problem, const EntriesByRow&
 }
 
 // Also tells the slot of each column of the weight that has one.
-TouchedColumns touched_columns(const SparseWeightGrad& problem, const EntriesByRow& entries,
+TouchedColumns touched_columns(const WantedEntries& wanted, const EntriesByRow& entries,
                                std::vector<int32_t>* slot_of) {
     TouchedColumns columns;
-    columns.operand = problem.input;
-    slot_of->assign(static_cast<size_t>(problem.in_features), -1);
-    for (int64_t i = 0; i < problem.in_features; ++i) {
+    slot_of->assign(static_cast<size_t>(wanted.in_features), -1);
+    for (int64_t i = 0; i < wanted.in_features; ++i) {
         const size_t column = static_cast<size_t>(i);
         if (!entries.has_entry[column]) continue;
         (*slot_of)[column] = static_cast<int32_t>(columns.n_slots());
@@ -90,13 +88,13 @@ TouchedColumns touched_columns(const SparseWeightGrad& problem, const EntriesByR
 
 // Calls action(entry, row slot, column) for every entry.
 template <typename Action>
-void for_each_entry(const SparseWeightGrad& problem, const EntriesByRow& entries, Action&& action) {
+void for_each_entry(const WantedEntries& wanted, const EntriesByRow& entries, Action&& action) {
     int32_t row_slot = -1;
-    for (int64_t row = 0; row < problem.out_features; ++row) {
+    for (int64_t row = 0; row < wanted.out_features; ++row) {
         const size_t r = static_cast<size_t>(row);
         if (entries.begin[r] == entries.begin[r + 1]) continue;
         ++row_slot;
-        const int64_t row_begin = row * problem.in_features;
+        const int64_t row_begin = row * wanted.in_features;
         for (int64_t k = entries.begin[r]; k < entries.begin[r + 1]; ++k) {
             action(k, row_slot, static_cast<size_t>(entries.position[k] - row_begin));
         }
@@ -104,18 +102,18 @@ void for_each_entry(const SparseWeightGrad& problem, const EntriesByRow& entries
 }
 
 // A counting sort by column: the columns stream.
-void order_by_column(const SparseWeightGrad& problem, const EntriesByRow& entries,
+void order_by_column(const WantedEntries& wanted, const EntriesByRow& entries,
                      const std::vector<int32_t>& column_slot, WeightGradPlan* plan) {
     std::vector<int64_t>& begin = plan->entry_begin;
     begin.assign(static_cast<size_t>(plan->streamed.n_slots() + 1), 0);
-    for_each_entry(problem, entries, [&](int64_t, int32_t, size_t column) {
+    for_each_entry(wanted, entries, [&](int64_t, int32_t, size_t column) {
         ++begin[static_cast<size_t>(column_slot[column] + 1)];
     });
     for (size_t s = 1; s < begin.size(); ++s) begin[s] += begin[s - 1];
 
-    plan->entry_order.resize(static_cast<size_t>(problem.nnz));
+    plan->entry_order.resize(static_cast<size_t>(wanted.nnz));
     std::vector<int64_t> next(begin.begin(), begin.end() - 1);
-    for_each_entry(problem, entries, [&](int64_t k, int32_t row_slot, size_t column) {
+    for_each_entry(wanted, entries, [&](int64_t k, int32_t row_slot, size_t column) {
         const size_t e = static_cast<size_t>(next[static_cast<size_t>(column_slot[column])]++);
         plan->entry_order[e] =
             entries.order.empty() ? static_cast<int32_t>(k) : entries.order[static_cast<size_t>(k)];
@@ -125,27 +123,27 @@ void order_by_column(const SparseWeightGrad& problem, const EntriesByRow& entrie
 
 // Numbers the touched rows and columns, and makes the side with fewer of them the resident one:
 // that is the one that fits the cache. Then orders the entries by streamed slot.
-void order_entries(const SparseWeightGrad& problem, WeightGradPlan* plan) {
-    EntriesByRow entries = entries_by_row(problem);
+void order_entries(const WantedEntries& wanted, WeightGradPlan* plan) {
+    EntriesByRow entries = entries_by_row(wanted);
     std::vector<int32_t> column_slot;
-    TouchedColumns columns = touched_columns(problem, entries, &column_slot);
-    TouchedColumns rows = touched_rows(problem, entries);
+    TouchedColumns columns = touched_columns(wanted, entries, &column_slot);
+    TouchedColumns rows = touched_rows(wanted, entries);
     // where most of it is needed tiles will do, that the cache does not limit: keep the index's
     // order
     const double area =
         static_cast<double>(rows.n_slots()) * static_cast<double>(columns.n_slots());
-    const bool rows_stream =
-        rows.n_slots() >= columns.n_slots() || static_cast<double>(problem.nnz) > kTileCost * area;
-    plan->streamed = std::move(rows_stream ? rows : columns);
-    plan->resident = std::move(rows_stream ? columns : rows);
-    plan->entry_slot.resize(static_cast<size_t>(problem.nnz));
-    if (!rows_stream) return order_by_column(problem, entries, column_slot, plan);
+    plan->rows_stream =
+        rows.n_slots() >= columns.n_slots() || static_cast<double>(wanted.nnz) > kTileCost * area;
+    plan->streamed = std::move(plan->rows_stream ? rows : columns);
+    plan->resident = std::move(plan->rows_stream ? columns : rows);
+    plan->entry_slot.resize(static_cast<size_t>(wanted.nnz));
+    if (!plan->rows_stream) return order_by_column(wanted, entries, column_slot, plan);
 
     for (int32_t row : plan->streamed.columns) {
         plan->entry_begin.push_back(entries.begin[static_cast<size_t>(row)]);
     }
-    plan->entry_begin.push_back(problem.nnz);
-    for_each_entry(problem, entries, [&](int64_t k, int32_t, size_t column) {
+    plan->entry_begin.push_back(wanted.nnz);
+    for_each_entry(wanted, entries, [&](int64_t k, int32_t, size_t column) {
         plan->entry_slot[static_cast<size_t>(k)] = column_slot[column];
     });
     plan->entry_order = std::move(entries.order);
@@ -197,11 +195,13 @@ void cut_into_panels(WeightGradPlan* plan) {
 
 }  // namespace
 
-WeightGradPlan plan_weight_grad(const SparseWeightGrad& problem, const WeightGradKernels& kernels,
+WeightGradPlan plan_weight_grad(const WantedEntries& wanted, const WeightGradKernels& kernels,
                                 int n_threads) {
-    check_index(problem.index, problem.nnz, problem.out_features * problem.in_features, "index");
+    check_index(wanted.index, wanted.nnz, wanted.out_features * wanted.in_features, "index");
     WeightGradPlan plan;
-    order_entries(problem, &plan);
+    plan.kernels = &kernels;
+    plan.nnz = wanted.nnz;
+    order_entries(wanted, &plan);
     cut_into_panels(&plan);
     parallel_for(static_cast<int64_t>(plan.panels.size()), n_threads, [&](int64_t p) {
         choose_tiles(kernels, plan, &plan.panels[static_cast<size_t>(p)]);

@@ -5,14 +5,21 @@
 #include <cstdint>
 #include <vector>
 
-#include "sparse_weight_grad.h"
 #include "weight_grad_kernels.h"
+#include "weight_grad_pack.h"
 
 namespace spt {
 
+// The entries that are wanted of a weight gradient.
+struct WantedEntries {
+    int64_t out_features;
+    int64_t in_features;
+    const int32_t* index;  // [nnz], flat positions in [out_features, in_features]
+    int64_t nnz;
+};
+
 // The touched columns of one operand, numbered in ascending order ("slots").
 struct TouchedColumns {
-    Operand operand;
     std::vector<int32_t> columns;  // [n_slots]
     std::vector<ColumnGroup> groups;
 
@@ -32,8 +39,12 @@ struct RowPanel {
     std::vector<Tile> tiles;  // by column, then row
 };
 
-// Which operand streams past the other, that stays in the cache block by block.
+// Which operand streams past the other, that stays in the cache block by block. It serves any
+// number of tokens, and needs the index no more.
 struct WeightGradPlan {
+    const WeightGradKernels* kernels;
+    int64_t nnz;
+    bool rows_stream;  // the streamed columns are of grad_output, the resident ones of the input
     TouchedColumns streamed;
     TouchedColumns resident;
     std::vector<RowPanel> panels;
@@ -49,7 +60,8 @@ struct WeightGradPlan {
 // At most so many streamed slots are in a panel: a multiple of each instruction set's tile_rows.
 constexpr int64_t kPanelSlots = 96;
 
-WeightGradPlan plan_weight_grad(const SparseWeightGrad& problem, const WeightGradKernels& kernels,
+// Throws std::invalid_argument if a position is out of range.
+WeightGradPlan plan_weight_grad(const WantedEntries& wanted, const WeightGradKernels& kernels,
                                 int n_threads);
 
 }  // namespace spt

@@ -16,6 +16,7 @@
 #include "dropout.h"
 #include "fingerprint.h"
 #include "instruction_set.h"
+#include "lora.h"
 #include "rebuild_layer_norm.h"
 #include "sparse_adamw.h"
 #include "sparse_weight_grad.h"
@@ -251,15 +252,16 @@ void test_sparse_weight_grad(int n_threads) {
                     const void* x = wide ? static_cast<const void*>(input.data())
                                          : static_cast<const void*>(input_half.data());
                     std::vector<float> grad(index.size(), NAN);
+                    const spt::WantedEntries wanted{shape.first, shape.second, index.data(),
+                                                    static_cast<int64_t>(index.size())};
+                    const spt::WeightGradPlan plan =
+                        spt::plan_weight_grad(wanted, spt::weight_grad_kernels(), n_threads);
                     spt::SparseWeightGrad problem{{gy, dtype, shape.first, shape.first},
                                                   {x, dtype, shape.second, shape.second},
+                                                  {},
                                                   tokens,
-                                                  shape.first,
-                                                  shape.second,
-                                                  index.data(),
-                                                  static_cast<int64_t>(index.size()),
                                                   grad.data()};
-                    spt::sparse_weight_grad(problem, n_threads);
+                    spt::sparse_weight_grad(plan, problem, n_threads);
                     expect(grad == expected, "sparse_weight_grad at " + std::to_string(tokens) +
                                                  " tokens of " + std::to_string(shape.first) + "x" +
                                                  std::to_string(shape.second));
@@ -267,6 +269,117 @@ void test_sparse_weight_grad(int n_threads) {
             }
         }
     }
+}
+
+void test_activated_weight_grad(int n_threads) {
+    Random random(8);
+    const int64_t n_out = 57, n_in = 130;
+    for (int64_t tokens : {1, 17, 300}) {
+        const auto grad_output = random.whole(tokens * n_out), input = random.whole(tokens * n_in);
+        const auto mean = random.whole(tokens), rstd = random.whole(tokens);
+        const auto weight = random.whole(n_in), bias = random.whole(n_in);
+        for (uint32_t one_in : {1u, 3u, 40u}) {
+            // wide and narrow, so that each side streams once
+            for (bool is_turned : {false, true}) {
+                const int64_t rows = is_turned ? n_in : n_out, columns = is_turned ? n_out : n_in;
+                const auto& gy = is_turned ? input : grad_output;
+                const auto& x = is_turned ? grad_output : input;
+                const std::vector<int32_t> index = random.index(rows * columns, one_in);
+                const spt::WeightGradPlan plan = spt::plan_weight_grad(
+                    {rows, columns, index.data(), static_cast<int64_t>(index.size())},
+                    spt::weight_grad_kernels(), n_threads);
+                auto check = [&](const spt::Activation& activation, auto&& activated, float most,
+                                 const std::string& name) {
+                    std::vector<float> grad(index.size(), NAN);
+                    spt::sparse_weight_grad(plan,
+                                            {{gy.data(), DType::fp32, rows, rows},
+                                             {x.data(), DType::fp32, columns, columns},
+                                             activation,
+                                             tokens,
+                                             grad.data()},
+                                            n_threads);
+                    for (size_t k = 0; k < index.size(); ++k) {
+                        double expected = 0.0, size = 0.0;
+                        for (int64_t t = 0; t < tokens; ++t) {
+                            const auto column = static_cast<size_t>(index[k] % columns);
+                            const auto row = static_cast<size_t>(t * rows + index[k] / columns);
+                            const auto cell = static_cast<size_t>(t * columns) + column;
+                            const double term = static_cast<double>(gy[row]) *
+                                                activated(static_cast<double>(x[cell]),
+                                                          static_cast<size_t>(t), column);
+                            expected += term;
+                            size += std::fabs(gy[row]) * (1.0 + std::fabs(x[cell]));
+                        }
+                        expect(std::fabs(grad[k] - expected) <= most * size,
+                               name + " in sparse_weight_grad");
+                    }
+                };
+                const spt::Activation norm{spt::ActivationKind::layer_norm,
+                                           DType::fp32,
+                                           mean.data(),
+                                           rstd.data(),
+                                           weight.data(),
+                                           bias.data()};
+                auto normalized = [&](double value, size_t t, size_t column) {
+                    return (value - mean[t]) * rstd[t] * weight[column] + bias[column];
+                };
+                check(norm, normalized, 0.0f, "LayerNorm");
+                spt::Activation gelu{};
+                gelu.kind = spt::ActivationKind::gelu;
+                auto of_gelu = [](double value, size_t, size_t) {
+                    return value * std::erfc(-value / std::sqrt(2.0)) / 2;
+                };
+                check(gelu, of_gelu, 1e-6f, "GELU");
+                gelu.kind = spt::ActivationKind::tanh_gelu;
+                auto of_tanh = [](double value, size_t, size_t) {
+                    const double cubic = value + 0.044715 * value * value * value;
+                    return value / 2 * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * cubic));
+                };
+                check(gelu, of_tanh, 1e-6f, "tanh GELU");
+            }
+        }
+    }
+}
+
+void test_lora() {
+    Random random(9);
+    const int64_t tokens = 5, n_in = 37, rank = 2, n_ranges = 2, first = 3, width = 19, step = 21;
+    const int64_t n_out = 50, n_factors = n_ranges * rank;
+    const auto input = random.whole(tokens * n_in), grad_output = random.whole(tokens * n_out);
+    const auto a = random.whole(n_factors * n_in), b = random.whole(n_ranges * width * rank);
+    const spt::Lora lora{tokens, n_in, n_out, rank,     n_ranges, first,
+                         width,  step, 0.5f,  a.data(), b.data()};
+    auto output = random.whole(tokens * n_out), grad_input = random.whole(tokens * n_in);
+    auto expected = output, expected_input = grad_input;
+    std::vector<float> grad_a(a.size(), NAN), grad_b(b.size(), NAN);
+    std::vector<float> expected_a(a.size(), 0.0f), expected_b(b.size(), 0.0f);
+    auto at = [](auto& values, int64_t i) -> auto& { return values[static_cast<size_t>(i)]; };
+    for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t k = 0; k < n_factors; ++k) {
+            float inner = 0.0f, grad_inner = 0.0f;
+            for (int64_t i = 0; i < n_in; ++i)
+                inner += at(input, t * n_in + i) * at(a, k * n_in + i);
+            for (int64_t o = 0; o < width; ++o) {
+                const int64_t cell = t * n_out + first + k / rank * step + o;
+                const int64_t up = (k / rank * width + o) * rank + k % rank;
+                at(expected, cell) += 0.5f * inner * at(b, up);
+                at(expected_b, up) += 0.5f * inner * at(grad_output, cell);
+                grad_inner += 0.5f * at(grad_output, cell) * at(b, up);
+            }
+            for (int64_t i = 0; i < n_in; ++i) {
+                at(expected_a, k * n_in + i) += grad_inner * at(input, t * n_in + i);
+                at(expected_input, t * n_in + i) += grad_inner * at(a, k * n_in + i);
+            }
+        }
+    }
+    spt::add_lora(lora, input.data(), output.data());
+    expect(output == expected, "add_lora");
+    const spt::LoraGradients gradients{grad_output.data(), input.data(),  {},
+                                       grad_a.data(),      grad_b.data(), grad_input.data()};
+    spt::lora_gradients(lora, gradients);
+    expect(grad_a == expected_a, "lora_gradients of a");
+    expect(grad_b == expected_b, "lora_gradients of b");
+    expect(grad_input == expected_input, "lora_gradients of the input");
 }
 
 void test_sample_block(int n_threads) {
@@ -454,6 +567,8 @@ int main() {
             test_write_delta(n_threads);
             test_sparse_adamw(n_threads);
             test_sparse_weight_grad(n_threads);
+            test_activated_weight_grad(n_threads);
+            test_lora();
             test_sample_block(n_threads);
             test_squared_grad(n_threads);
             test_fingerprint(n_threads);

@@ -39,6 +39,9 @@ class LinearWithDeltas(SparseDeltaLayer, nn.Linear):
         return y
 
 
+_sparse_linear = super(torch.autograd.Function, SparseLinear).apply
+
+
 class SparseDeltaLinear(LinearWithDeltas):
     """A frozen Linear plus a sparse delta; the forward is that of the plain layer.
 
@@ -96,18 +99,20 @@ class SparseDeltaLinear(LinearWithDeltas):
         self.write_stale_deltas()
         own: Any = self.__dict__  # a third of the frames, which are what a fast card waits for
         parameters, pattern = own["_parameters"], own.get("_spt_pattern")
-        delta, bias = parameters.get(self._main_delta), parameters.get("bias", self)
+        weight, bias = parameters.get("weight"), parameters.get("bias", self)
+        delta = parameters.get(self._main_delta)
         if (
             pattern is not None
             and delta is not None
             and delta.requires_grad
-            and bias is not self
-            and "weight" in parameters
+            and weight is not None
+            and not weight.requires_grad
+            and (bias is None or (bias is not self and not bias.requires_grad))
             and "bias_delta" not in parameters
             and torch.is_grad_enabled()
-            and not is_trained_whole(parameters["weight"], bias)
+            and not torch._C._are_functorch_transforms_active()
         ):
-            return SparseLinear.apply(input, parameters["weight"], bias, delta, pattern)
+            return _sparse_linear(input, weight, bias, delta, pattern)
         return linear_in_general(self, input, *self._own_parameters())
 
 

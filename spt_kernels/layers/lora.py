@@ -12,13 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ..model.quantized import logical_shape
 from .autograd.autocast import without_autocast
 from .autograd.lora_call import LoraCall
-from .autograd.low_rank_linear import LowRankLinear
+from .autograd.low_rank_linear import LowRankLinear, SmallLowRankLinear, SmallSizes, is_small
 from .autograd.mask_keys import draw_seed
 from .autograd.pointwise_lora import PointwiseLora
 from .autograd.traced_dropout import draw_words
 from .autograd.traced_lora import LoraTrace, TracedLora, lora_update
 from .autograd.tuned_linear import TunedLinear, linear_with_lora
-from .sparse_layer import is_trained_whole
 from .structured import NEW, StructuredConv2d, StructuredLayer, StructuredLinear, add_to_rows
 
 if TYPE_CHECKING:
@@ -122,17 +121,36 @@ class LoraLinear(LoraLayer, StructuredLinear):
             update = self._traced_update(input)
             return add_to_rows(self._traced_base(input), [update])
         self.write_stale_deltas()
-        call = self._this_call(input)
-        weight, bias = self._own_parameters()
-        parameters: Any = self._parameters
+        own: Any = self.__dict__
+        call, parameters = own["_spt_plain_call"], own["_parameters"]
+        if self.training and own["_spt_spec"].dropout:
+            call = self._this_call(input)
         lora_a, lora_b = parameters.get("lora_a"), parameters.get("lora_b")
+        weight, bias = parameters.get("weight"), parameters.get("bias", self)
+        if (
+            lora_a is not None
+            and lora_b is not None
+            and lora_a.requires_grad
+            and lora_b.requires_grad
+            and parameters.get(self._main_delta) is None
+            and "bias_delta" not in parameters
+            and weight is not None
+            and not weight.requires_grad
+            and (bias is None or (bias is not self and not bias.requires_grad))
+            and torch.is_grad_enabled()
+        ):
+            factors = input, weight, bias, lora_a, lora_b, call
+            sizes = own.get("_spt_small_sizes")
+            if sizes is None:
+                sizes = own["_spt_small_sizes"] = SmallSizes.of(weight, lora_a, call)
+            if call.dropout == 0.0 and is_small(sizes, input, weight, lora_a, lora_b):
+                return SmallLowRankLinear.apply(*factors, sizes)
+            return LowRankLinear.apply(*factors)
+        weight, bias = self._own_parameters()
         if lora_a is None or lora_b is None:
             lora_a, lora_b = self._new_parameters()  # which says what is gone
         if not torch.is_grad_enabled():
             return linear_with_lora(input, weight, bias, lora_a, lora_b, call)[0]
-        is_alone = not (self.has_gradients() or is_trained_whole(weight, bias))
-        if is_alone and lora_a.requires_grad and lora_b.requires_grad:
-            return LowRankLinear.apply(input, weight, bias, lora_a, lora_b, call)
         deltas = self.trained_tensors()
         return TunedLinear.apply(input, weight, bias, *deltas, lora_a, lora_b, call)
 

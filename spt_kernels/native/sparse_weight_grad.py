@@ -8,6 +8,71 @@ from torch import Tensor
 from .layout import DTYPE_NUMBERS, check, check_matrix
 from .module import module
 
+# kind, dtype, mean, rstd, weight, bias of `Activation` in csrc/activation.h, tensors as addresses
+Activation = tuple[int, int, int, int, int, int]
+ITSELF: Activation = (0, 0, 0, 0, 0, 0)
+GELU, TANH_GELU, LAYER_NORM = 1, 2, 3
+
+
+class WeightGradPlan:
+    """The entries of an index sorted into work, for any number of inputs.
+
+    Up to eight bytes an entry are held; the index is not needed any more.
+
+    Args:
+        index: int32 `[nnz]`, flat positions in `[out_features, in_features]`.
+        out_features: width of the gradient of the output.
+        in_features: width of the input.
+
+    Raises:
+        ValueError: the index is of another layout or dtype, or a position is out of range.
+    """
+
+    def __init__(self, index: Tensor, out_features: int, in_features: int) -> None:
+        check("index", index, (torch.int32,))
+        self._nnz = index.numel()
+        plan = module().WeightGradPlan(
+            out_features, in_features, index.data_ptr(), self._nnz, torch.get_num_threads()
+        )
+        self._run = plan.run
+        self._like = index.view(torch.float32)  # a gradient is such a vector, sooner told so
+
+    def run(
+        self,
+        grad_output: Tensor,
+        input: Tensor,
+        tokens: int,
+        strides: tuple[int, int],
+        activation: Activation = ITSELF,
+    ) -> Tensor:
+        """The gradient of what is known to have its layouts, dtypes and lengths.
+
+        Args:
+            grad_output: `[..., out_features]`, fp32, bf16 or fp16; features lie side by side.
+            input: `[..., in_features]`, likewise.
+            tokens: how many each has.
+            strides: elements from token to token of the two.
+            activation: what the weight was multiplied with, if that is not `input` itself; of
+                tensors which are held by whoever calls.
+
+        Returns:
+            fp32 `[nnz]`, summed in fp32.
+        """
+        grad = torch.empty_like(self._like)
+        self._run(
+            tokens,
+            grad_output.data_ptr(),
+            DTYPE_NUMBERS[grad_output.dtype],
+            strides[0],
+            input.data_ptr(),
+            DTYPE_NUMBERS[input.dtype],
+            strides[1],
+            *activation,
+            grad.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return grad
+
 
 def sparse_weight_grad(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
     """See `spt_kernels.ops.sparse_weight_grad.sparse_weight_grad`.
@@ -27,24 +92,9 @@ def sparse_weight_grad(grad_output: Tensor, input: Tensor, index: Tensor) -> Ten
     check_matrix("input", input)
     if len(input) != len(grad_output):
         raise ValueError(f"input must have {len(grad_output)} tokens, got {len(input)}")
-    check("index", index, (torch.int32,))
-    return launch(grad_output, input, index)
-
-
-def launch(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
-    """`sparse_weight_grad` of what is known to have its layouts, dtypes and lengths."""
-    (tokens, n_out), n_in, nnz = grad_output.shape, input.shape[1], index.shape[0]
-    grad = torch.empty(nnz, dtype=torch.float32, device="cpu")
-    module().sparse_weight_grad(
-        (tokens, n_out, n_in),
-        (grad_output.data_ptr(), DTYPE_NUMBERS[grad_output.dtype], grad_output.stride(0), n_out),
-        (input.data_ptr(), DTYPE_NUMBERS[input.dtype], input.stride(0), n_in),
-        index.data_ptr(),
-        nnz,
-        grad.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return grad
+    plan = WeightGradPlan(index, grad_output.shape[1], input.shape[1])
+    strides = grad_output.stride(0), input.stride(0)
+    return plan.run(grad_output, input, len(input), strides)
 
 
 def sample_block(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,8 +30,6 @@ _ENTRY_COSTS = {
 # Planning an entry, sorting it by column; packing an element; a cell of a tile at one token; a
 # dense product from Python: fitted on Zen 3, and near enough on Sapphire Rapids
 _PLAN_COST, _SORT_COST, _PACK_COST, _CELL_COST, _CALL_COST = 200.0, 200.0, 40.0, 1.3, 2.5e6
-# of fewer multiplications than this in fp32 the dense product is done before the entries are sorted
-_SMALL_PRODUCT = 2**19
 # below this density no entry costs more than the cells of the dense product that it replaces
 _DENSE_ABOVE = 0.1
 # of the dense product at most so many cells are in memory at a time (5 MiB) ...
@@ -64,6 +62,10 @@ class SparsePattern:
     columns: Tensor
     _plan: tuple[Tensor, ...] = field(default=(), repr=False)
     _block: int = field(default=0, repr=False)
+    # of which version of `index`, and the plan
+    _native: tuple[int, native.WeightGradPlan | None] = field(
+        default=(-1, None), init=False, repr=False
+    )
 
     @classmethod
     def build(cls, index: Tensor, out_features: int, in_features: int) -> SparsePattern:
@@ -108,6 +110,26 @@ class SparsePattern:
             )
         index = self.index // self.in_features * len(self.columns) + place
         return self._prepare(index, self.out_features, len(self.columns), self.columns)
+
+    def native_plan(self) -> native.WeightGradPlan | None:
+        """What the C++ made of the entries: once, and anew when `index` was written into.
+
+        None where there is no C++, and for a pattern that is dense enough for blocks of the dense
+        product, whose plan that is.
+        """
+        index = self.index
+        version = -1 if index.is_inference() else index._version  # of those nothing tells of writes
+        if version != self._native[0] or version == -1:
+            plan = None
+            if native.available() and not self._plan:
+                plan = native.WeightGradPlan(index, self.out_features, self.in_features)
+            object.__setattr__(self, "_native", (version, plan))
+        return self._native[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: plans are made again where they are needed."""
+        state = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {**state, "_native": (-1, None)}
 
     @functools.cached_property
     def _tile_plan(self) -> TilePlan | None:
@@ -197,15 +219,11 @@ def launch(grad_output: Tensor, input: Tensor, pattern: SparsePattern) -> Tensor
     index = pattern.index
     if not input.is_cpu:
         return _launch_on_card(grad_output, input, index, pattern._tile_plan)
-    n_products = tokens * pattern.out_features * width
-    if n_products <= _SMALL_PRODUCT and input.dtype is torch.float32:
-        return torch.mm(grad_output.t(), input).view(-1).index_select(0, index)
-    plan, block = pattern._plan, pattern._block
-    # one that is dense enough for another way than the first has a plan
-    are_rows = grad_output.stride(1) == input.stride(1) == 1 and tokens
-    if plan or not are_rows or not native.available():
-        return _cpu(grad_output, input, index, plan, block)
-    return native.launch_sparse_weight_grad(grad_output, input, index)
+    # one that is dense enough for another way than the first has none
+    plan = pattern.native_plan()
+    if plan is None or not (grad_output.stride(1) == input.stride(1) == 1 and tokens):
+        return _cpu(grad_output, input, index, pattern._plan, pattern._block)
+    return plan.run(grad_output, input, tokens, (grad_output.stride(0), input.stride(0)))
 
 
 def _checked(index: Tensor, grad_output: Tensor, input: Tensor) -> Tensor:

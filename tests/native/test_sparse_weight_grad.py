@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spt_kernels import native
@@ -176,3 +177,68 @@ def test_layout_and_dtype_are_checked() -> None:
         native.sparse_weight_grad(grad_output, x, index.long())
     with pytest.raises(ValueError, match=r"got torch\.float64"):
         native.sparse_weight_grad(grad_output.double(), x, index)
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", ["gelu", "tanh_gelu", "layer_norm", "plain_layer_norm"])
+@pytest.mark.parametrize(("out_features", "in_features"), [(120, 70), (70, 120)], ids=str)
+@pytest.mark.parametrize("density", [0.02, 0.9])
+def test_an_activation_is_done_on_the_way(
+    any_code_path: str,
+    kind: str,
+    out_features: int,
+    in_features: int,
+    density: float,
+    dtype: torch.dtype,
+) -> None:
+    grad_output, x = operands(300, out_features, in_features)
+    grad_output = grad_output.to(dtype)
+    index = uniform_index(out_features, in_features, density)
+    weight, bias = torch.linspace(0.5, 1.5, in_features), torch.linspace(-1, 1, in_features)
+    if kind.endswith("layer_norm"):
+        affine = (None, None) if kind.startswith("plain") else (weight, bias)
+        y, *statistics = torch.native_layer_norm(x, (in_features,), *affine, 1e-5)
+        mean, rstd = (each.flatten() for each in statistics)
+        held = [0 if each is None else each.data_ptr() for each in (mean, rstd, *affine)]
+        number = native.LAYER_NORM
+    else:
+        number = native.GELU if kind == "gelu" else native.TANH_GELU
+        y = F.gelu(x, approximate="none" if kind == "gelu" else "tanh")
+        held = [0, 0, 0, 0]
+    activation = number, native.DTYPE_NUMBERS[dtype], *held
+    plan = native.WeightGradPlan(index, out_features, in_features)
+    actual = plan.run(grad_output, x, 300, (out_features, in_features), activation)
+    rounded = y.to(dtype).float()
+    plain = (grad_output.float().T @ rounded).reshape(-1)[index.long()]
+    truth = (grad_output.double().T @ rounded.double()).reshape(-1)[index.long()]
+    # fp32 is rounded to 16 bits anew: one in some hundred is rounded to the other side
+    roundings = 4.0 if dtype == torch.float32 else 2**-3 * torch.finfo(dtype).eps * 2**23
+    assert_within_budget(actual, plain, truth, roundings=roundings)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_over_all_its_range(any_code_path: str, approximate: str) -> None:
+    ends = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e4, -1e4, 3e38, -3e38, float("inf")])
+    x = torch.cat([torch.linspace(-12, 12, 4001), ends])
+    grad_output, index = torch.ones(1, 1), torch.arange(len(x), dtype=torch.int32)
+    number = native.GELU if approximate == "none" else native.TANH_GELU
+    plan = native.WeightGradPlan(index, 1, len(x))
+    actual = plan.run(grad_output, x[None], 1, (1, len(x)), (number, 0, 0, 0, 0, 0))
+    exact = F.gelu(x.double(), approximate=approximate).float()
+    torch.testing.assert_close(actual, exact, rtol=3e-7, atol=3e-7)
+    nan = plan.run(grad_output, x[None] * float("nan"), 1, (1, len(x)), (number, 0, 0, 0, 0, 0))
+    assert bool(nan.isnan().all())
+
+
+def test_a_plan_serves_any_number_of_tokens(any_code_path: str) -> None:
+    index = uniform_index(60, 80, 0.05)
+    plan = native.WeightGradPlan(index, 60, 80)
+    expected = index.clone()
+    for tokens in (1, 700, 16, 33):
+        grad_output, x = operands(tokens, 60, 80)
+        check(grad_output, x, index, plan.run(grad_output, x, tokens, (60, 80)))
+    index.zero_()  # of which the plan has a copy
+    grad_output, x = operands(33, 60, 80)
+    check(grad_output, x, expected, plan.run(grad_output, x, 33, (60, 80)))
+    with pytest.raises(ValueError, match=r"positions in 0\.\.4799, got 4800"):
+        native.WeightGradPlan(torch.tensor([4800], dtype=torch.int32), 60, 80)

@@ -82,7 +82,7 @@ class LoraCall(NamedTuple):
         return self._add_to(y, x, lora_a, lora_b)
 
     def _add_to(self, y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor) -> Tensor:
-        flat, inner = y.view(-1, y.shape[-1]), self._bottleneck(x, lora_a)  # [tokens, out]
+        flat, inner = y.view(-1, y.shape[-1]), self.bottleneck(x, lora_a)  # [tokens, out]
         if self.only is not None:
             self.only.of_outputs_alone(flat).addmm_(inner, lora_b.t(), alpha=self.scale)
             return inner
@@ -95,7 +95,8 @@ class LoraCall(NamedTuple):
                 outputs.baddbmm_(part, up, alpha=self.scale)
         return inner
 
-    def _bottleneck(self, x: Tensor, lora_a: Tensor) -> Tensor:
+    def bottleneck(self, x: Tensor, lora_a: Tensor) -> Tensor:
+        """A dropout(x), `[tokens, ranges · rank]`, of one dtype."""
         flat = x.reshape(-1, lora_a.shape[1])  # [tokens, in]
         if self.dropout == 0.0:
             return torch.mm(flat, lora_a.t())

@@ -1,15 +1,25 @@
-"""The autograd function of a linear layer that trains a LoRA, no more."""
+"""The autograd functions of a linear layer that trains a LoRA, no more."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ... import native
+from ...ops.launching import is_plain
 from .lora_call import LoraCall
+from .packed_input import packed_input
 from .plain_backward import plain_backward
-from .saved_input import RebuildingFunction, SavedInput
+from .saved_input import RebuildingFunction, SavedInput, Tensors
 from .tuned_linear import linear_with_lora
+
+# multiplications of an input with a factor, above which those of a library are the faster ones
+_SMALL = 2**16
+_FP32 = torch.float32
+_HAS_CPP = native.available()
 
 
 class LowRankLinear(RebuildingFunction):
@@ -31,7 +41,7 @@ class LowRankLinear(RebuildingFunction):
             y = y.data  # no view any more, so that what follows may work on it in place
         recipe, kept = SavedInput.eager(x, y.dtype)
         ctx.save_for_backward(
-            lora_a, lora_b, inner, weight if ctx.needs_input_grad[0] else None, *kept
+            lora_a, lora_b, weight if ctx.needs_input_grad[0] else None, inner, *kept
         )
         ctx.saved_input, ctx.how = recipe, (lora, x.dtype)
         return y
@@ -40,21 +50,118 @@ class LowRankLinear(RebuildingFunction):
     @plain_backward
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the input and of both factors."""
-        lora_a, lora_b, inner, weight, *kept = ctx.saved_tensors
-        recipe: SavedInput = ctx.saved_input
+        lora_a, lora_b, weight, inner, *kept = ctx.saved_tensors
         lora, x_dtype = ctx.how
         gy = grad_output.reshape(-1, grad_output.shape[-1])  # [tokens, out]
-        grad_b = lora.grad_of_b(gy, inner)
-        grad_inner = lora.grad_of_inner(gy, lora_b)
-        x = recipe.rebuild(kept)
-        grad_a = lora.grad_of_a(grad_inner, x, may_write=recipe.kind != "tensor")
-        shape = x.shape
-        del x  # before the gradient of the same size is made
-        if weight is None:
-            return None, None, None, grad_a, grad_b, None
-        if weight.dtype is not gy.dtype:
-            weight = weight.to(gy.dtype)
-        grad_x = lora.grad_of_x(gy, weight, grad_inner, lora_a).view(shape)
-        if grad_x.dtype is not x_dtype:
-            grad_x = grad_x.to(x_dtype)
-        return grad_x, None, None, grad_a, grad_b, None
+        return _gradients(gy, weight, lora_a, lora_b, lora, inner, ctx.saved_input, kept, x_dtype)
+
+
+class SmallLowRankLinear(RebuildingFunction):
+    """`LowRankLinear` of calls that are small: the C++ does their products in one go.
+
+    The bottleneck is made again by the backward, sooner than it would be kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        lora: LoraCall,
+        sizes: SmallSizes,
+    ) -> Tensor:
+        """`[..., out]`, fp32."""
+        y = F.linear(x, weight, bias)
+        shape = y.numel() // sizes.of_layer[1], *sizes.of_layer
+        native.add_lora(shape, lora.scale, lora_a, lora_b, x, y)
+        if y._is_view():
+            y = y.data
+        recipe, kept = SavedInput.eager(x, _FP32)
+        ctx.save_for_backward(lora_a, lora_b, weight if ctx.needs_input_grad[0] else None, *kept)
+        ctx.saved_input, ctx.how = recipe, (lora, shape)
+        return y
+
+    @staticmethod
+    @plain_backward
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the input and of both factors."""
+        lora_a, lora_b, weight, *kept = ctx.saved_tensors
+        lora, shape = ctx.how
+        if grad_output.is_contiguous() and is_plain(grad_output):
+            packed = packed_input(ctx.saved_input, kept, shape[0], shape[1])
+            if packed is not None:
+                grad_x = None if weight is None else torch.matmul(grad_output, weight)
+                how = shape, lora.scale, lora_a, lora_b
+                source, activation, _ = packed
+                factors = native.lora_gradients(*how, grad_output, source, activation, grad_x)
+                return grad_x, None, None, *factors, None, None
+        gy = grad_output.reshape(-1, grad_output.shape[-1])
+        inner = lora.bottleneck(ctx.saved_input.rebuild(kept), lora_a)
+        grads = _gradients(gy, weight, lora_a, lora_b, lora, inner, ctx.saved_input, kept, _FP32)
+        return *grads, None
+
+
+class SmallSizes(NamedTuple):
+    """What never changes of a layer's calls that the C++ does as a whole.
+
+    Attributes:
+        most: elements of an input with which they are small enough; -1 where none is.
+        of_layer: features of input and output, rank, ranges; first, width and step of the ranges.
+    """
+
+    most: int
+    of_layer: tuple[int, int, int, int, int, int, int]
+
+    @classmethod
+    def of(cls, weight: Tensor, lora_a: Tensor, lora: LoraCall) -> SmallSizes:
+        """Of a layer with such tensors."""
+        n_ranges, width, step, first, *_ = lora.groups[0]
+        (out_features, in_features), n_factors = weight.shape, lora_a.shape[0]
+        rank = n_factors // n_ranges
+        of_layer = in_features, out_features, rank, n_ranges, first, width, step
+        return cls(_SMALL // n_factors if len(lora.groups) == 1 else -1, of_layer)
+
+
+def is_small(sizes: SmallSizes, x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor) -> bool:
+    """Whether `SmallLowRankLinear` may be applied to these; of those it has to look at each."""
+    return (
+        x.numel() <= sizes.most
+        and _HAS_CPP
+        and x.is_cpu
+        and x.dtype is weight.dtype is lora_a.dtype is lora_b.dtype is _FP32
+        and x.is_contiguous()
+        and lora_a.is_contiguous()
+        and lora_b.is_contiguous()
+        and not torch._C._is_any_autocast_enabled()
+        and is_plain(x)
+    )
+
+
+def _gradients(
+    gy: Tensor,
+    weight: Tensor | None,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    lora: LoraCall,
+    inner: Tensor,
+    saved: SavedInput,
+    kept: Tensors,
+    x_dtype: torch.dtype,
+) -> tuple[Tensor | None, ...]:
+    grad_b = lora.grad_of_b(gy, inner)
+    grad_inner = lora.grad_of_inner(gy, lora_b)
+    x = saved.rebuild(kept)
+    grad_a = lora.grad_of_a(grad_inner, x, may_write=saved.kind != "tensor")
+    shape = x.shape
+    del x  # before the gradient of the same size is made
+    if weight is None:
+        return None, None, None, grad_a, grad_b, None
+    if weight.dtype is not gy.dtype:
+        weight = weight.to(gy.dtype)
+    grad_x = lora.grad_of_x(gy, weight, grad_inner, lora_a).view(shape)
+    if grad_x.dtype is not x_dtype:
+        grad_x = grad_x.to(x_dtype)
+    return grad_x, None, None, grad_a, grad_b, None

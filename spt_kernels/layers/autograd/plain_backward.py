@@ -11,11 +11,11 @@ from torch import Tensor
 
 from .autocast import is_any_autocast_on, without_autocast
 
-Backward = Callable[..., tuple[Tensor | None, ...]]
+Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
 
 
 def plain_backward(backward: Backward) -> Backward:
-    """Run a backward in the dtypes of its forward, and fail if its results are differentiated.
+    """Run a backward of one output in its forward's dtypes, and fail if it is differentiated.
 
     Autocast, under which some call `backward`, must not change dtypes a second time. Nothing is
     recorded; torch's `once_differentiable` says nothing when only the saved tensors, and not the
@@ -24,21 +24,21 @@ def plain_backward(backward: Backward) -> Backward:
     """
 
     @functools.wraps(backward)
-    def wrapper(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+    def wrapper(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # unlike in an ordinary backward
-            return _guarded(backward, ctx, grad, *others)
+            return _guarded(backward, ctx, grad)
         if is_any_autocast_on():
             with without_autocast(grad.device):
-                return backward(ctx, grad, *others)
-        return backward(ctx, grad, *others)
+                return backward(ctx, grad)
+        return backward(ctx, grad)
 
     return wrapper
 
 
-def _guarded(backward: Backward, ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+def _guarded(backward: Backward, ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients, which know that they cannot be differentiated."""
-    with torch.no_grad(), without_autocast(grad_outputs[0].device):
-        grads = backward(ctx, *grad_outputs)
+    with torch.no_grad(), without_autocast(grad_output.device):
+        grads = backward(ctx, grad_output)
     if torch.compiler.is_compiling():
         return grads
     present = [grad for grad in grads if grad is not None]

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .gradient_of_delta import gradient_of_delta
 from .plain_backward import plain_backward
 from .saved_input import RebuildingFunction, SavedInput
-from .sparse_gradient import DeltaPattern, eager_sparse_gradient
+from .sparse_gradient import DeltaPattern
 
 
 class SparseLinear(RebuildingFunction):
@@ -46,15 +47,16 @@ class SparseLinear(RebuildingFunction):
         recipe: SavedInput = ctx.saved_input
         pattern, x_dtype = ctx.how
         entries = pattern.compacted if recipe.kind == "columns" else pattern.whole
-        x = recipe.rebuild(kept)
-        gy = grad_output.reshape(-1, entries.out_features)  # [tokens, out]
-        grad_delta = eager_sparse_gradient(gy, x, entries)
-        del x  # before the gradient of the same size is made
+        grad_delta = gradient_of_delta(grad_output, recipe, kept, entries)
         if weight is None:
             return None, None, None, grad_delta, None
-        if weight.dtype is not gy.dtype:
-            weight = weight.to(gy.dtype)
-        grad_x = torch.mm(gy, weight).view(*grad_output.shape[:-1], pattern.whole.in_features)
+        if weight.dtype is not grad_output.dtype:
+            weight = weight.to(grad_output.dtype)
+        if grad_output.is_contiguous():  # of anything else torch may make a product for each row
+            grad_x = torch.matmul(grad_output, weight)
+        else:
+            gy = grad_output.reshape(-1, entries.out_features)  # [tokens, out]
+            grad_x = torch.mm(gy, weight).view(*grad_output.shape[:-1], pattern.whole.in_features)
         if grad_x.dtype is not x_dtype:
             grad_x = grad_x.to(x_dtype)
         return grad_x, None, None, grad_delta, None

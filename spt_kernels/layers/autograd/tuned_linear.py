@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..deltas.sparse_delta import check_trained_whole
 from .autocast import cast, is_cast, wide_dtype
+from .gradient_of_delta import gradient_of_delta
 from .lora_call import LoraCall
 from .plain_backward import plain_backward
 from .saved_input import RebuildingFunction, SavedInput, Tensors
@@ -141,15 +142,18 @@ def tuned_gradients(
     grad_inner: Any = None
     grad_x = grad_weight = grad_bias = grad_delta = grad_bias_delta = grad_a = grad_b = None
     gy = grad_output.reshape(-1, grad_output.shape[-1])  # [tokens, out]
+    if needs_delta:
+        entries = pattern.compacted if recipe.kind == "columns" else pattern.whole
+        if not (needs_weight or needs_a or torch.compiler.is_compiling()):
+            grad_delta, recipe = gradient_of_delta(gy, recipe, kept, entries), None
     if recipe is not None:
         x = recipe.rebuild(kept)
     if needs_weight:
         grad_weight = gy.t() @ x.reshape(-1, in_features)
     if needs_bias:
         grad_bias = gy.sum(0, dtype=wide_dtype(gy))
-    if needs_delta:
-        some = recipe.kind == "columns"
-        grad_delta = sparse_gradient(gy, x, pattern.compacted if some else pattern.whole)
+    if needs_delta and grad_delta is None:
+        grad_delta = sparse_gradient(gy, x, entries)
     if needs_bias_delta:
         grad_bias_delta = _grad_of_bias(gy, bias_index)
     if lora is not None:

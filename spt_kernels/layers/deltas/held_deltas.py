@@ -79,8 +79,11 @@ class HeldDeltas(Owner):
         """Write what has changed since the last forward; to be called by every eager forward."""
         own = self.__dict__  # each lookup through the module would cost every layer in every step
         own["_spt_called"] = True
+        states = own.get("_spt_written")
+        if not states:
+            return
         parameters, stale = own["_parameters"], []
-        for local, written in own.get("_spt_written", {}).items():
+        for local, written in states.items():
             written.by_optimizer = False
             if not written.matches(parameters.get(written.name)):
                 stale.append(local)

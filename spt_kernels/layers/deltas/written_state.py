@@ -39,11 +39,8 @@ class WrittenState:
         version, (storage, offset) = self.state
         try:  # the comparison below in a third of its time: every layer asks in every forward
             is_where_it_was = delta.untyped_storage() is storage()
-            return (
-                delta._version == version
-                and is_where_it_was
-                and int(delta.storage_offset()) == offset
-            )
+            own_offset: Any = delta.storage_offset()
+            return is_where_it_was and delta._version == version and own_offset == offset
         except (RuntimeError, NotImplementedError):
             return self.state == _state_of(delta)
 

@@ -1,0 +1,39 @@
+"""The gradient of a sparse delta from what its layer, or the producer before it, keeps."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ... import native
+from ...ops.launching import is_plain
+from ...ops.sparse_weight_grad import SparsePattern
+from .packed_input import packed_input
+from .saved_input import SavedInput, Tensors
+from .sparse_gradient import eager_sparse_gradient
+
+_DTYPES = native.DTYPE_NUMBERS
+
+
+def gradient_of_delta(
+    grad_output: Tensor, saved: SavedInput, kept: Tensors, pattern: SparsePattern
+) -> Tensor:
+    """`eager_sparse_gradient` of the input that was saved, `[nnz]`.
+
+    On a CPU a GELU or a LayerNorm is done while the columns that the entries need are packed for
+    the products: the input is never in memory, and no element of it made that nobody reads.
+
+    Args:
+        grad_output: `[..., out]`, in the dtype of the layer's computation.
+        saved: of the layer's forward.
+        kept: what it has saved itself.
+        pattern: the entries.
+    """
+    plan = pattern.native_plan() if grad_output.is_cpu and is_plain(grad_output) else None
+    if plan is not None and grad_output.dtype in _DTYPES and grad_output.is_contiguous():
+        wide, width = pattern.out_features, pattern.in_features
+        tokens = grad_output.numel() // wide
+        packed = packed_input(saved, kept, tokens, width)
+        if packed is not None:
+            return plan.run(grad_output, packed.source, tokens, (wide, width), packed.activation)
+    gy = grad_output.reshape(-1, pattern.out_features)  # [tokens, out]
+    return eager_sparse_gradient(gy, saved.rebuild(kept), pattern)

@@ -1,0 +1,80 @@
+"""What the C++ makes a layer's input of by itself, so that the input is never in memory."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import native
+from .saved_input import SavedInput, Tensors
+
+_FP32 = torch.float32
+_NUMBERS = native.DTYPE_NUMBERS
+
+
+class PackedInput(NamedTuple):
+    """The input of a layer, as the C++ takes it.
+
+    Attributes:
+        source: `[..., in]`, contiguous: what the activation is of.
+        activation: what is done to it while it is read.
+        held: the tensors whose addresses are in there.
+    """
+
+    source: Tensor
+    activation: native.Activation
+    held: tuple[Tensor | None, ...]
+
+
+def packed_input(
+    saved: SavedInput, kept: Tensors, tokens: int, in_features: int
+) -> PackedInput | None:
+    """The input that was saved, of a layer on a CPU; None where it has to be made first."""
+    kind, dtype, node, steps = saved
+    source: Tensor | None
+    held: tuple[Tensor | None, ...] = ()
+    if steps:
+        return None
+    if kind == "layer_norm":
+        source, mean, rstd = node._saved_input, node._saved_result1, node._saved_result2
+        weight, bias = node._saved_weight, node._saved_bias
+        if (
+            source.dtype is not _FP32
+            or mean.numel() != tokens  # of more dimensions than one
+            or not (weight is None or weight.is_contiguous())
+            or not (bias is None or bias.is_contiguous())
+        ):
+            return None
+        held = mean, rstd, weight, bias
+        activation = (
+            native.LAYER_NORM,
+            _NUMBERS[dtype],
+            mean.data_ptr(),
+            rstd.data_ptr(),
+            0 if weight is None else weight.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+        )
+    elif kind == "gelu":
+        source = node._saved_self
+        how = native.GELU if node._saved_approximate == "none" else native.TANH_GELU
+        activation = (how, _NUMBERS[dtype], 0, 0, 0, 0)
+    elif kind == "function":
+        return None
+    else:
+        (source,) = kept
+        if source is None or source.dtype is not dtype:
+            return None
+        activation = native.ITSELF
+    if (
+        source.is_contiguous()
+        and source.numel() == tokens * in_features > 0
+        and type(source) is Tensor
+        and not source.is_neg()
+    ):
+        return _new(PackedInput, (source, activation, held))
+    return None
+
+
+_new = tuple.__new__  # without the frame that a constructor in Python is
