@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import weakref
 from typing import Any
 
@@ -57,7 +58,7 @@ class Frame(Recording):
         self._until_attention = until_attention
         self._outer: Hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
         tensors = tensors_in((*args, *kwargs.values()))
-        self.device = tensors[0].device if tensors else torch.device("cpu")
+        self.device = _device_of(tensors, module)
         self._size = max((t.nbytes for t in tensors), default=0)
         modules = (module,) if made_by is None else (module, made_by.norm)
         self._conditions = Conditions(name, modules, self.device)
@@ -81,6 +82,7 @@ class Frame(Recording):
         self._by_storage: dict[int, tuple[weakref.ref[Any], int, Slot]] = {}
         self._notes: list[Any] = []
         self._running: Running | None = None
+        self._handled = 0  # which exception was being handled when the forward began
         self._is_over = False
 
     # ---- the forward
@@ -143,7 +145,7 @@ class Frame(Recording):
 
     def begin(self, running: Running) -> None:
         """From here on, what this thread saves goes through this frame."""
-        self._running = running
+        self._running, self._handled = running, id(sys.exc_info()[1])
         torch._C._autograd._push_saved_tensors_default_hooks(self.pack, unpack)
 
     def abandon(self) -> None:
@@ -152,6 +154,10 @@ class Frame(Recording):
         self._by_storage.clear()
         self._given.clear()
         self._entry = self._running = None
+
+    def has_failed(self) -> bool:
+        """In a hook behind the forward, whether an exception has ended it."""
+        return id(sys.exc_info()[1]) != self._handled
 
     def is_running(self) -> bool:
         """Whether the forward is."""
@@ -171,6 +177,7 @@ class Frame(Recording):
                 f"{self.name} changes its input in place and cannot be computed again; leave this "
                 "block out of spt.recompute"
             )
+        self._call.check_objects()
         slots = [None if ref is None else ref() for ref in self._slots]
         last = self._cut(output) if self._until_attention else _without_small_ones(slots)
         for place, slot in enumerate(slots):
@@ -236,6 +243,13 @@ def drop_interrupted() -> None:
     """Abandon what forwards left in use that Ctrl-C has ended, which passes module hooks by."""
     while isinstance(frame := recording_in_use(), Frame) and not frame.is_running():
         frame.abandon()
+
+
+def _device_of(tensors: list[Tensor], module: nn.Module) -> torch.device:
+    """Where a call computes: an index or a scale beside its features may be on the CPU."""
+    some = tensors or module.parameters()
+    devices = dict.fromkeys(t.device for t in some)
+    return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
 
 
 def _without_small_ones(slots: list[Slot | None]) -> int:
