@@ -34,7 +34,7 @@ from .cuda import CudaLedger, take_default_path
 from .estimate import MemoryEstimate
 from .ledger import Ledger
 from .made_up import made_up_plan
-from .step import Step, switch_on_checkpointing
+from .step import Step, on_its_own, switch_on_checkpointing
 from .twin import fake_copy, tensors_of
 from .work import Work, WorkCounter
 
@@ -142,6 +142,7 @@ class Rehearsal:
     named here are of a `Step`.
     """
 
+    @on_its_own()
     def __init__(
         self,
         model: nn.Module,
@@ -291,6 +292,7 @@ class Rehearsal:
             backbone_numel=self._counts.backbone,
         )
 
+    @on_its_own()
     def _run(self, form: BatchForm, watched: AbstractContextManager[object]) -> int:
         """Take steps, the last of them watched; bytes that it fetched from the host."""
         step, ledger = self._step, self._ledger
