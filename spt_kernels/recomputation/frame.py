@@ -16,7 +16,7 @@ from ..layers.running import Running
 from .attention import attention_of
 from .call import Call, Hooks, NormCall, tensors_in
 from .conditions import Conditions, NotRecomputable
-from .packed import Elsewhere, Geometry, Kept, Slot, View, alone, unobserved
+from .packed import Elsewhere, Geometry, Kept, Slot, View, alone, has_storage, unobserved
 from .random_state import RandomState, is_capturing
 from .replay import Replay
 
@@ -59,7 +59,7 @@ class Frame(Recording):
         self._outer: Hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
         tensors = tensors_in((*args, *kwargs.values()))
         self.device = _device_of(tensors, module)
-        self._size = max((t.nbytes for t in tensors), default=0)
+        self._size = max((t.nbytes for t in tensors if has_storage(t)), default=0)
         modules = (module,) if made_by is None else (module, made_by.norm)
         self._conditions = Conditions(name, modules, self.device)
         self._call = Call(args, kwargs, made_by, self._conditions, self._outer)
@@ -72,7 +72,8 @@ class Frame(Recording):
         self._entry = None if result is None or self._outer is not None else result
         self._entry_version = 0 if result is None else result._version
         own = (*self._conditions.parameters, *(t for t, _ in self._given))
-        self._known = {t.untyped_storage()._cdata for t in own}  # these need not be saved
+        # these need not be saved
+        self._known = {t.untyped_storage()._cdata for t in own if has_storage(t)}
         has_values = not any(isinstance(t, FakeTensor) for t in tensors)
         may_draw = has_values and not is_capturing(self.device)
         self._random = RandomState(self.device) if may_draw else None
@@ -96,6 +97,10 @@ class Frame(Recording):
         tensor = alone(tensor)
         if not self._slots:  # offloaded weights are fetched after this was made
             self._known |= {p.untyped_storage()._cdata for p in self._conditions.parameters}
+        if not has_storage(tensor):  # as the edges that a graph network was given
+            self._slots.append(None)
+            self._places.append((0, 0))
+            return Kept(tensor, self.name)
         storage, geometry = tensor.untyped_storage(), Geometry.of(tensor)
         address, version = storage._cdata, tensor._version
         self._places.append((address, geometry.offset))
