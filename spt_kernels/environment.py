@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
@@ -44,10 +45,17 @@ def backends() -> Backends:
     if importlib.util.find_spec("triton") is None:
         missing["triton"] = "install it with `pip install triton` (CUDA ops need it)"
     else:
-        triton = importlib.metadata.version("triton")
+        triton = _version_of_triton()
     cuda = None
     if not torch.cuda.is_available():
         missing["cuda"] = "torch sees no CUDA device"
     else:
         cuda = torch.cuda.get_device_name(0)
     return Backends("available" if native.available() else None, triton, cuda, missing)
+
+
+def _version_of_triton() -> str:
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:  # pytorch-triton, triton-windows, ...
+        return str(importlib.import_module("triton").__version__)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+import pytest
+
+import spt_kernels as spt
 
 
 def run(code: str) -> str:
@@ -60,6 +65,16 @@ def test_a_kernel_without_triton_says_what_to_install() -> None:
     )
     assert "needs Triton" in out
     assert "pip install triton" in out
+
+
+def test_triton_may_have_been_installed_under_another_name(monkeypatch) -> None:
+    triton = pytest.importorskip("triton")
+
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert spt.backends().triton == triton.__version__
 
 
 def test_matplotlib_is_imported_where_something_is_drawn() -> None:

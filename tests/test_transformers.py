@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spt_kernels as spt
+from spt_kernels.model import head_names, head_numel
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -275,3 +276,26 @@ def test_a_language_model_of_16_bits_is_measured_and_generates() -> None:
         for use in (True, False)
     )
     assert torch.equal(cached, again)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: tiny_bert("answers"), ("qa_outputs.weight", "qa_outputs.bias")),
+        (
+            lambda: build(
+                "GPT2ForSequenceClassification", "GPT2Config", vocab_size=9, n_embd=8, n_layer=1,
+                n_head=2, eos_token_id=2,
+            ),
+            ("score.weight",),
+        ),
+    ],
+    ids=["answers", "score"],
+)  # fmt: skip
+def test_heads_are_found_by_the_names_that_they_have_there(
+    make: Callable[[], nn.Module], expected: tuple[str, ...]
+) -> None:
+    model = make()
+    assert head_names(model) == expected
+    assert spt.methods["linear"](model).in_head == head_numel(model) > 0
+    assert all(p.requires_grad == (n in expected) for n, p in model.named_parameters())

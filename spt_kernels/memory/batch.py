@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,8 +36,9 @@ def _sizes(name: str, value: Iterable[int]) -> tuple[int, ...]:
     try:
         sizes = tuple(operator.index(size) for size in value)
     except TypeError:
+        got = reprlib.repr(value)  # which may be a batch itself, with all its numbers
         raise TypeError(
-            f"{name} must be a sequence of whole numbers, or a mapping to tensors, got {value!r}"
+            f"{name} must be a sequence of whole numbers, or a mapping to tensors, got {got}"
         ) from None
     if not sizes or min(sizes) < 1:
         raise ValueError(f"{name} must hold sizes of at least 1, got {sizes}")

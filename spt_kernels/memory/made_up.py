@@ -14,7 +14,7 @@ from ..model import HeadPatterns
 from ..plan import Plan
 from ..sensitivity import Sensitivity, skewed_sensitivity, uncalled_weights
 from .batch import batch_form, empty_batch
-from .step import forward_of
+from .step import forward_of, on_its_own
 from .twin import fake_copy
 
 _LORA_HOMES = ("plain_lora", "peft_lora")  # methods without a plan
@@ -57,6 +57,7 @@ def made_up_sensitivity(
     return skewed_sensitivity(model, uncalled_of(model, image_shape), head=head)
 
 
+@on_its_own()
 def uncalled_of(
     model: nn.Module, image_shape: Sequence[int] | Mapping[str, Tensor]
 ) -> frozenset[str]:

@@ -18,7 +18,7 @@ from ..methods import Method, entry_of, tune
 from ..methods.method import name_of
 from ..methods.peft_shira import let_fakes_run
 from ..model import HeadPatterns, backbone_numel, head_names
-from ..model.check import check_not_offloaded
+from ..model.check import check_not_offloaded, check_not_wrapped
 from ..model.head import as_patterns
 from ..offloading import OffloadedAdamW
 from ..offloading.streamed_block import StreamedBlock
@@ -34,7 +34,7 @@ from .cuda import CudaLedger, take_default_path
 from .estimate import MemoryEstimate
 from .ledger import Ledger
 from .made_up import made_up_plan
-from .step import Step, switch_on_checkpointing
+from .step import Step, on_its_own, switch_on_checkpointing
 from .twin import fake_copy, tensors_of
 from .work import Work, WorkCounter
 
@@ -142,6 +142,7 @@ class Rehearsal:
     named here are of a `Step`.
     """
 
+    @on_its_own()
     def __init__(
         self,
         model: nn.Module,
@@ -155,6 +156,7 @@ class Rehearsal:
         **how: Any,
     ) -> None:
         step = Step(**how)
+        model = getattr(model, "_orig_mod", model)  # of a compiled one, which fakes cannot be
         is_planned = plan is not None
         chosen, plan, self._label = _choose(model, plan, method, budget, rank, head, image_shape)
         self._is_made_up = chosen is not None and chosen.is_sensitivity_aware and not is_planned
@@ -291,6 +293,7 @@ class Rehearsal:
             backbone_numel=self._counts.backbone,
         )
 
+    @on_its_own()
     def _run(self, form: BatchForm, watched: AbstractContextManager[object]) -> int:
         """Take steps, the last of them watched; bytes that it fetched from the host."""
         step, ledger = self._step, self._ledger
@@ -361,6 +364,8 @@ def _choose(
     """How to tune the model, None for not at all, by which plan, and what to call it."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        check_not_wrapped(model, "account for")
     check_not_offloaded(model, "account for")
     if plan is not None and not isinstance(plan, Plan):
         raise TypeError(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._pytree import tree_iter
 
 from ..model.call import loss_in, parted
@@ -23,6 +26,11 @@ from .estimate import DEVICES, DTYPES
 from .ledger import AnyValue, Ledger
 
 OPTIMIZERS = ("adamw", "sgd", "none")
+
+# What a fake tensor raises where somebody asks for its values
+_OF_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
+# Code that asks for somebody else: this package's and torch's
+_NOT_THE_MODELS = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
 
 
 @dataclass(frozen=True)
@@ -153,15 +161,24 @@ class Step:
 
     def _loss(self, model: nn.Module, batch: Tensor | dict[str, Tensor]) -> tuple[Tensor, Any]:
         """The loss, and what an ordinary loop holds on to besides."""
+        loss_fn = self.loss_fn
         if isinstance(batch, Tensor):
             output = forward_of(model, batch)
             target = torch.zeros(batch.shape[0], dtype=torch.int64)
-            return (self.loss_fn or F.cross_entropy)(output, target), (output, target)
-        inputs, labels = parted(batch, self.loss_fn)
+            if loss_fn is None and not isinstance(output, Tensor):
+                raise ValueError(
+                    f"loss_fn: {type(model).__name__} gives a {type(output).__name__} and no "
+                    "tensor of scores: give a loss_fn that takes it, or, of a model with a loss of "
+                    "its own, a batch that is a mapping"
+                )
+            with _values_refused("loss_fn"):
+                return (loss_fn or F.cross_entropy)(output, target), (output, target)
+        inputs, labels = parted(batch, loss_fn)
         output = forward_of(model, inputs)
-        if self.loss_fn is None:
+        if loss_fn is None:
             return loss_in(output, "batch_shape"), None  # as of `model(**batch).loss`
-        return self.loss_fn(output, labels), output
+        with _values_refused("loss_fn"):
+            return loss_fn(output, labels), output
 
     @torch.no_grad()
     def infer(self, model: nn.Module, batch: Tensor | dict[str, Tensor]) -> None:
@@ -197,35 +214,81 @@ def switch_on_checkpointing(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _unlogged(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
+def on_its_own() -> Iterator[None]:
+    """Whatever is in force around it (no_grad, autocast, a default device), a step is not in it."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if torch.is_autocast_enabled("cpu"):  # within another one, the step's would keep its casts
+            stack.enter_context(torch.autocast("cpu", enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+@contextlib.contextmanager
+def _values_refused(what: str) -> Iterator[None]:
+    """Say of code that asks a fake for its values where it does, and what can be done.
+
+    Args:
+        what: asks, for the message.
+
+    Raises:
+        ValueError: it does.
+    """
+    logger = logging.getLogger("torch._subclasses.fake_tensor")  # of an error that is told here
     was_disabled, logger.disabled = logger.disabled, True
     try:
         yield
+    except _OF_VALUES as error:
+        raise ValueError(
+            f"{what} goes by the values of a tensor ({_asking_line(error)}), and a rehearsal has "
+            "shapes alone: turn that off, or measure a step instead "
+            "(torch.cuda.max_memory_allocated)"
+        ) from error
     finally:
         logger.disabled = was_disabled
+
+
+def _asking_line(error: BaseException) -> str:
+    """Where the last line of the code that asks was."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [each for each in frames if not each.filename.startswith(_NOT_THE_MODELS)]
+    frame = (own or frames)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
 def forward_of(model: nn.Module, batch: Tensor | Mapping[str, Tensor]) -> Any:
     """What the model makes of a batch, which it takes as it is or by the names of a mapping.
 
     Raises:
-        ValueError: it cannot take one of this shape.
+        ValueError: it cannot take one of this shape, or goes by values.
         NotRecomputable: it has a part that cannot be computed again as was asked for.
     """
-    try:
-        with _unlogged("torch._subclasses.fake_tensor"):  # of an error that is told below
+    kind = type(model).__name__
+    with _values_refused(f"model: {kind}"):
+        try:
             return model(**batch) if isinstance(batch, Mapping) else model(batch)
-    except NotRecomputable:
-        raise  # that has nothing to do with the batch
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, TypeError) and not isinstance(batch, Mapping):
-            raise  # of the model's own, and no matter of a name
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        tuned = f" with {model.spt_method}" if hasattr(model, "spt_method") else ""
-        raise ValueError(
-            f"batch_shape: {type(model).__name__}{tuned} cannot take {_told(batch)}: {reason}"
-        ) from error
+        except (NotRecomputable, *_OF_VALUES):
+            raise  # that has nothing to do with the batch
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, TypeError) and not isinstance(batch, Mapping):
+                raise  # of the model's own, and no matter of a name
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            tuned = f" with {model.spt_method}" if hasattr(model, "spt_method") else ""
+            raise ValueError(
+                f"batch_shape: {kind}{tuned} cannot take {_told(batch)}: {reason}"
+                f"{_of_other_floats(model, batch)}"
+            ) from error
+
+
+def _of_other_floats(model: nn.Module, batch: Tensor | Mapping[str, Tensor]) -> str:
+    """What to do where a model in 16 bits has been given more, else nothing."""
+    given = [batch] if isinstance(batch, Tensor) else batch.values()
+    narrow = {p.dtype for p in model.parameters()} & {torch.bfloat16, torch.float16}
+    if not narrow or all(t.dtype in narrow for t in given if t.is_floating_point()):
+        return ""
+    return f"; its weights are {narrow.pop()}, for which dtype='bf16' gives it inputs of 16 bits"
 
 
 def _told(batch: Tensor | Mapping[str, Tensor]) -> str:

@@ -10,10 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..model import HeadPatterns
 from ..sensitivity import Share, account_of
-from .step import forward_of
+from .step import forward_of, on_its_own
 from .twin import fake_copy
 
 
+@on_its_own()
 def tunable_parts(
     model: nn.Module, image_shape: Sequence[int], *, head: HeadPatterns | None = None
 ) -> tuple[Share, ...]:

@@ -73,13 +73,16 @@ def fake_copy(
                 # made on first use otherwise, from the values of the index
                 real |= {id(t): t for t in _tensors_within(twin.compacted)}
             real |= {id(t): t for t in _tensors_within(value)}
-    # the step runs on the CPU wherever the model is
-    memo |= {key: t.cpu() for key, t in real.items() if key not in memo and not t.is_cpu}
-    besides = [
-        _empty_like(t, fakes, dtype if t.is_floating_point() else None)
-        for key, t in real.items()
-        if key not in tensors
-    ]
+    besides = []
+    for key, t in real.items():
+        if not t.is_leaf:  # which no copy can have: made by a forward, and made again by the next
+            memo.setdefault(key, t.detach().to(_CPU, copy=True))
+        elif key not in tensors:
+            besides.append(_empty_like(t, fakes, dtype if t.is_floating_point() else None))
+            if t.is_meta:
+                memo[key] = besides[-1]
+            elif not t.is_cpu:  # the step runs on the CPU wherever the model is
+                memo.setdefault(key, t.to(_CPU))
     return copy.deepcopy(model, memo), besides
 
 

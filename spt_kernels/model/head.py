@@ -15,7 +15,11 @@ HeadPatterns = str | Iterable[str]
 HeadSource = Literal["", "loss", "given", "names"]
 
 _MOST = 4  # names in a line
-_ATTRIBUTES = ("head", "head_dist", "fc", "classifier", "heads")
+_ATTRIBUTES = frozenset({"head", "head_dist", "fc", "classifier", "heads"})
+_OF_TRANSFORMERS = frozenset(
+    {"score", "qa_outputs", "classification_head", "logits_proj"}
+    | {"cls_classifier", "distillation_classifier", "classifier_distill"}
+)
 
 
 def head_names(model: nn.Module, head: HeadPatterns | None = None) -> tuple[str, ...]:
@@ -23,8 +27,8 @@ def head_names(model: nn.Module, head: HeadPatterns | None = None) -> tuple[str,
 
     Without `head` it goes by names, for where no forward pass can be made to see which layers come
     last, as `measure_sensitivity` does: a timm model says itself which module is its head; any
-    other has it in an attribute called `head`, `head_dist`, `fc`, `classifier` or `heads`. Empty
-    when there is none.
+    other has it in an attribute called `head`, `head_dist`, `fc`, `classifier` or `heads`, one of
+    transformers also in what those call so (`score`, `qa_outputs`, ...). Empty when there is none.
 
     Args:
         model: any module.
@@ -43,7 +47,11 @@ def head_names(model: nn.Module, head: HeadPatterns | None = None) -> tuple[str,
     for host in _timm_models(model):
         heads += _timm_heads(host)
     if not is_timm(model):
-        heads += [module for name, module in model.named_children() if name in _ATTRIBUTES]
+        is_of_transformers = any(
+            kind.__module__.startswith("transformers.") for kind in type(model).__mro__
+        )
+        known = _ATTRIBUTES | _OF_TRANSFORMERS if is_of_transformers else _ATTRIBUTES
+        heads += [module for name, module in model.named_children() if name in known]
     inside = {id(parameter) for head in heads for parameter in head.parameters()}
     return tuple(name for name, parameter in model.named_parameters() if id(parameter) in inside)
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_iter, tree_map
+from torch.utils._pytree import tree_is_leaf, tree_iter, tree_map
 
-from .conditions import Conditions, WritesCache
+from .conditions import Conditions, NotRecomputable, WritesCache
 from .packed import Elsewhere, Kept
 
 _CONTAINERS = (list, tuple, dict)
@@ -93,6 +93,8 @@ class Call:
         outer: Hooks,
     ) -> None:
         self._held: dict[int, Given | Entry] = {}  # by the identity of a tensor
+        # objects that may hold tensors as well, and what they hold
+        self._objects: list[tuple[Any, dict[Any, Any]]] = []
         self._where, self._outer = conditions.name, outer
         self.entry: Entry | None = None
         if made_by is not None:
@@ -116,7 +118,27 @@ class Call:
                 "and cannot be computed again: call the model with use_cache=False, or set it in "
                 "model.config, of an encoder and decoder in model.decoder.config"
             )
-        return tree_map(self._hold, argument) if isinstance(argument, _CONTAINERS) else argument
+        if _is_container(argument):
+            return tree_map(self._hold, argument)
+        if hasattr(argument, "__dict__") and not isinstance(argument, nn.Module):
+            self._objects.append((argument, _contents(argument)))
+        return argument
+
+    def check_objects(self) -> None:
+        """Raise where the call has put something else into an object that it was given.
+
+        Raises:
+            NotRecomputable: it has, and a second call would find that there.
+        """
+        for value, before in self._objects:
+            now = _contents(value)
+            is_longer = isinstance(value, list) and len(now) != len(before)
+            if is_longer or any(now.get(k) is not v for k, v in before.items()):
+                raise NotRecomputable(
+                    f"{self._where} changes the {type(value).__name__} that it is called with, and "
+                    "cannot be computed again; leave this block out of spt.recompute"
+                )
+        self._objects.clear()
 
     def again(self) -> tuple[list[Any], dict[str, Any]]:
         """The arguments once more; those that were one tensor are one again."""
@@ -133,9 +155,24 @@ def _released(argument: Any, made: dict[int, Tensor]) -> Any:
         if id(argument) not in made:
             made[id(argument)] = argument.leaf()
         return made[id(argument)]
-    if isinstance(argument, _CONTAINERS):
+    if _is_container(argument):
         return tree_map(partial(_released, made=made), argument)
     return argument
+
+
+def _is_container(argument: Any) -> bool:
+    """Whether it is taken apart; a class of its own that torch does not know is an object."""
+    return isinstance(argument, _CONTAINERS) and not tree_is_leaf(argument)
+
+
+def _contents(value: Any) -> dict[Any, Any]:
+    """The tensors in an object of any class, by their places; of a list whatever is in it."""
+    held = dict(vars(value)) if hasattr(value, "__dict__") else {}
+    if isinstance(value, list):
+        return held | dict(enumerate(value))
+    if isinstance(value, dict):
+        held |= value
+    return {key: own for key, own in held.items() if isinstance(own, Tensor)}
 
 
 def tensors_in(args: Iterable[Any]) -> list[Tensor]:

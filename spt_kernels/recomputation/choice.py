@@ -103,6 +103,7 @@ def _take_off(module: nn.Module) -> None:
         for number in ours:
             del hooks[number]
             module._forward_pre_hooks_with_kwargs.pop(number, None)
+            module._forward_hooks_with_kwargs.pop(number, None)
             module._forward_hooks_always_called.pop(number, None)
 
 

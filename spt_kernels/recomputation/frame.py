@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import weakref
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..layers.running import Running
 from .attention import attention_of
 from .call import Call, Hooks, NormCall, tensors_in
 from .conditions import Conditions, NotRecomputable
-from .packed import Elsewhere, Geometry, Kept, Slot, View, alone, unobserved
+from .packed import Elsewhere, Geometry, Kept, Slot, View, alone, has_storage, unobserved
 from .random_state import RandomState, is_capturing
 from .replay import Replay
 
@@ -57,8 +58,8 @@ class Frame(Recording):
         self._until_attention = until_attention
         self._outer: Hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
         tensors = tensors_in((*args, *kwargs.values()))
-        self.device = tensors[0].device if tensors else torch.device("cpu")
-        self._size = max((t.nbytes for t in tensors), default=0)
+        self.device = _device_of(tensors, module)
+        self._size = max((t.nbytes for t in tensors if has_storage(t)), default=0)
         modules = (module,) if made_by is None else (module, made_by.norm)
         self._conditions = Conditions(name, modules, self.device)
         self._call = Call(args, kwargs, made_by, self._conditions, self._outer)
@@ -71,7 +72,8 @@ class Frame(Recording):
         self._entry = None if result is None or self._outer is not None else result
         self._entry_version = 0 if result is None else result._version
         own = (*self._conditions.parameters, *(t for t, _ in self._given))
-        self._known = {t.untyped_storage()._cdata for t in own}  # these need not be saved
+        # these need not be saved
+        self._known = {t.untyped_storage()._cdata for t in own if has_storage(t)}
         has_values = not any(isinstance(t, FakeTensor) for t in tensors)
         may_draw = has_values and not is_capturing(self.device)
         self._random = RandomState(self.device) if may_draw else None
@@ -81,6 +83,7 @@ class Frame(Recording):
         self._by_storage: dict[int, tuple[weakref.ref[Any], int, Slot]] = {}
         self._notes: list[Any] = []
         self._running: Running | None = None
+        self._handled = 0  # which exception was being handled when the forward began
         self._is_over = False
 
     # ---- the forward
@@ -94,6 +97,10 @@ class Frame(Recording):
         tensor = alone(tensor)
         if not self._slots:  # offloaded weights are fetched after this was made
             self._known |= {p.untyped_storage()._cdata for p in self._conditions.parameters}
+        if not has_storage(tensor):  # as the edges that a graph network was given
+            self._slots.append(None)
+            self._places.append((0, 0))
+            return Kept(tensor, self.name)
         storage, geometry = tensor.untyped_storage(), Geometry.of(tensor)
         address, version = storage._cdata, tensor._version
         self._places.append((address, geometry.offset))
@@ -143,7 +150,7 @@ class Frame(Recording):
 
     def begin(self, running: Running) -> None:
         """From here on, what this thread saves goes through this frame."""
-        self._running = running
+        self._running, self._handled = running, id(sys.exc_info()[1])
         torch._C._autograd._push_saved_tensors_default_hooks(self.pack, unpack)
 
     def abandon(self) -> None:
@@ -152,6 +159,10 @@ class Frame(Recording):
         self._by_storage.clear()
         self._given.clear()
         self._entry = self._running = None
+
+    def has_failed(self) -> bool:
+        """In a hook behind the forward, whether an exception has ended it."""
+        return id(sys.exc_info()[1]) != self._handled
 
     def is_running(self) -> bool:
         """Whether the forward is."""
@@ -171,6 +182,7 @@ class Frame(Recording):
                 f"{self.name} changes its input in place and cannot be computed again; leave this "
                 "block out of spt.recompute"
             )
+        self._call.check_objects()
         slots = [None if ref is None else ref() for ref in self._slots]
         last = self._cut(output) if self._until_attention else _without_small_ones(slots)
         for place, slot in enumerate(slots):
@@ -236,6 +248,13 @@ def drop_interrupted() -> None:
     """Abandon what forwards left in use that Ctrl-C has ended, which passes module hooks by."""
     while isinstance(frame := recording_in_use(), Frame) and not frame.is_running():
         frame.abandon()
+
+
+def _device_of(tensors: list[Tensor], module: nn.Module) -> torch.device:
+    """Where a call computes: an index or a scale beside its features may be on the CPU."""
+    some = tensors or module.parameters()
+    devices = dict.fromkeys(t.device for t in some)
+    return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
 
 
 def _without_small_ones(slots: list[Slot | None]) -> int:

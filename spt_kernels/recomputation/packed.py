@@ -10,6 +10,10 @@ from torch import Tensor
 
 from ..layers.autograd.recording import Packed
 
+_SPARSE = frozenset(
+    {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
+)
+
 
 class Geometry(NamedTuple):
     """How a tensor lies in its storage."""
@@ -133,6 +137,11 @@ def unchanged(tensor: Tensor, version: int, where: str) -> Tensor:
             f"in place since the forward (version {tensor._version}, expected {version})"
         )
     return tensor
+
+
+def has_storage(tensor: Tensor) -> bool:
+    """Whether it lies in one; a sparse tensor is made of others."""
+    return tensor.layout not in _SPARSE
 
 
 def alone(tensor: Tensor) -> Tensor:

@@ -75,10 +75,14 @@ def _within(names: list[str]) -> tuple[str, ...]:
 
 
 def _topmost(module: nn.Module, pattern: re.Pattern[str], prefix: str = "") -> Iterator[str]:
-    """Names of the modules with a matching name and parameters, none within another."""
+    """Names of the modules with a matching name and parameters, none within another.
+
+    A single matrix is none, as MViT's `shortcut_proj_attn`: all that it saves is what it is given.
+    """
     for local, child in module.named_children():
         name = f"{prefix}{local}"
         is_one = pattern.search(_HUMP.sub("_", local)) and not _is_norm(child)
+        is_one = is_one and not isinstance(child, (nn.Linear, nn.Conv2d))
         if is_one and next(child.parameters(), None) is not None:
             yield name
         else:

@@ -70,7 +70,7 @@ class Region:
         frame = recording_in_use()
         if not isinstance(frame, Frame) or frame.module is not module:
             return
-        if output is None:
+        if frame.has_failed():
             frame.abandon()
             return
         with unobserved():
@@ -85,31 +85,37 @@ class LastNorm:
     """
 
     def __init__(self) -> None:
-        self._last: tuple[nn.Module, TensorWeakRef, int, TensorWeakRef] | None = None
+        self._last: tuple[nn.Module, _Seen, _Seen] | None = None  # and what it was given, and gave
 
     def attach(self, norms: Iterable[nn.Module]) -> None:
         """Begin to note what norms give."""
         for norm in norms:
-            norm.register_forward_hook(self.note)
+            norm.register_forward_hook(self.note_call, with_kwargs=True)
 
     def note(self, norm: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+        """After a norm's forward, in a model that was saved before 0.8.1."""
+        self.note_call(norm, args, {}, result)
+
+    def note_call(
+        self, norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
         """After a norm's forward."""
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return
         self._last = None
-        if len(args) == 1 and isinstance(args[0], Tensor) and isinstance(result, Tensor):
-            x = args[0]
+        is_plain = len(args) == 1 and not kwargs  # called again with its input alone
+        if is_plain and isinstance(args[0], Tensor) and isinstance(result, Tensor):
             with unobserved():
-                self._last = norm, TensorWeakRef(x), x._version, TensorWeakRef(result)
+                self._last = norm, _Seen(args[0]), _Seen(result)
 
     def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NormCall | None:
         """The norm's call, if its result is among the arguments of a region's."""
         if self._last is None:
             return None
-        norm, given, version, made = self._last
+        norm, given, made = self._last
         self._last = None
-        x, result = given(), made()
-        if x is None or result is None or x._version != version:
+        x, result = given.unchanged(), made.unchanged()
+        if x is None or result is None:
             return None
         if not any(value is result for value in (*args, *kwargs.values())):
             return None
@@ -117,6 +123,20 @@ class LastNorm:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_last": None}
+
+
+class _Seen:
+    """A tensor known weakly, for as long as nothing is written into it."""
+
+    __slots__ = ("_ref", "_version")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._ref, self._version = TensorWeakRef(tensor), tensor._version
+
+    def unchanged(self) -> Tensor | None:
+        """The tensor; None once it is gone, or another one."""
+        tensor = self._ref()
+        return tensor if tensor is not None and tensor._version == self._version else None
 
 
 class Whose:

@@ -119,8 +119,8 @@ class Sensitivity(Mapping[str, Tensor]):
             head: what will be trained whole, outside the budget: names of parameters, or of modules
                 or patterns that `apply` is to find in the model; `()` or `"none"` for no head.
                 There being no model to look at, `apply` goes by names when it is left out: what a
-                timm model calls its classifier, or what is called `head`, `head_dist`, `fc`,
-                `classifier` or `heads`. Scores of the head are left out.
+                timm model calls its classifier, or what is called `head`, `fc`, `classifier` and
+                the like (`head_names`). Scores of the head are left out.
             backbone_numel: of what a budget below 1 is a share; by default of all scores.
 
         Raises:

@@ -447,7 +447,7 @@ def test_the_summary_names_everything() -> None:
         ({"batch_shape": (2, 63)}, r"Sequential cannot take \(2, 63\): .*63"),
         ({"checkpointing": True}, "set_grad_checkpointing"),
         ({"checkpointing": True, "training": False}, "is for training"),
-        ({"method": "linear"}, "nothing to train"),
+        ({"method": "linear"}, "has no head to train"),
         ({"micro_batch": 0}, "micro_batch must be a whole number of at least 1, got 0"),
         ({"accumulate": 1.5}, "accumulate must be a whole number of at least 1, got 1.5"),
         ({"micro_batch": 1, "training": False}, "are for training"),

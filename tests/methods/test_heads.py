@@ -75,6 +75,13 @@ def test_no_head_is_no_head() -> None:
     assert not tunable.model.head.weight.requires_grad
 
 
+def test_a_head_alone_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(ValueError, match="Wrapped has no head to train that its names tell"):
+        spt.methods["linear"](Wrapped())
+    with pytest.raises(ValueError, match="no head to train"):
+        estimate_memory(tiny_vit(), (2, 3, 16, 16), method="linear", head="none")
+
+
 def test_memory_accounts_for_the_head_that_it_is_told() -> None:
     model = Wrapped()
     known = estimate_memory(model, (2, 4, 24), method="linear", head="score")

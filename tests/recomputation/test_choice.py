@@ -74,6 +74,15 @@ def test_an_mlp_of_positions_is_a_part_of_its_attention() -> None:
     }
 
 
+def test_a_single_matrix_is_no_attention_and_no_mlp() -> None:
+    parts = {"attn": nn.MultiheadAttention(8, 2), "shortcut_attn": nn.Linear(8, 8)}
+    model = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleDict(parts)])})
+    assert recompute(model, "qkv").modules == {"blocks.0.attn": "qkv"}
+    model.blocks[0].ffn = nn.Linear(8, 8)
+    with pytest.raises(ValueError, match="no block of ModuleDict has a part for 'mlp'"):
+        recompute(model, "mlp")
+
+
 def test_an_attention_that_is_not_fused_is_refused_at_once() -> None:
     model = tiny_swin()
     block = next(iter(recompute(model, "mlp").blocks))
