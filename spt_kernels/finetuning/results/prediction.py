@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..device import autocast, pick_device
-from ..images.labelled import SUFFIXES, LabelledImages
+from ..images.labelled import SUFFIXES, LabelledImages, images_below
 from ..images.pixels import Batches, PixelSet
 from ..progress import Progress, Silent
 from ..run.saved_run import SavedRun
@@ -98,7 +98,7 @@ def predict(
 
 
 def find_images(given: Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
-    """Files as they are named, and those in folders, at any depth, by name; hidden ones are not.
+    """Files as they are named, and those in folders as `images_below` finds them, by name.
 
     Raises:
         ValueError: there is no such file, or a folder without images.
@@ -106,7 +106,7 @@ def find_images(given: Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
     found: dict[Path, None] = {}  # a file that is named twice is one image
     for path in map(Path, given):
         if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if _is_image(p.relative_to(path), p)]
+            inside = sorted(images_below(path))
             if not inside:
                 raise ValueError(f"{path}: no images ({', '.join(SUFFIXES[:3])} …)")
             found |= dict.fromkeys(inside)
@@ -139,8 +139,3 @@ def _names(saved: SavedRun, classes: Sequence[str]) -> tuple[str, ...]:
     if classes and len(classes) != saved.num_classes:
         raise ValueError(f"classes: the head has {saved.num_classes}, got {len(classes)}")
     return tuple(classes) or tuple(str(i) for i in range(saved.num_classes))
-
-
-def _is_image(within: Path, path: Path) -> bool:
-    is_hidden = any(part.startswith(".") for part in within.parts)
-    return path.suffix.lower() in SUFFIXES and not is_hidden and path.is_file()
