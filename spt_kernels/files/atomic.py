@@ -28,7 +28,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not target.parent.is_dir():  # told in terms of what was asked for, not of a temporary file
         raise FileNotFoundError(errno.ENOENT, "no such folder to write to", str(path))
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
+    # a name has 255 bytes, a letter up to four of them
+    temporary = target.with_name(f".{target.name[:50]}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
             if target.exists():
