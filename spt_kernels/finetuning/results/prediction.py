@@ -44,7 +44,7 @@ def predict(
     classes: Sequence[str] = (),
     form: dict[str, Any] | None = None,
     batch_size: int = 64,
-    amp: str = "none",
+    amp: str | None = None,
     device: str = "auto",
     workers: int = 0,
     progress: Progress | None = None,
@@ -59,7 +59,7 @@ def predict(
             from 0 stand for them by default.
         form: fields of `Preprocessing` that are not to be the saved ones.
         batch_size: images at a time.
-        amp: `"none"` or `"bf16"`.
+        amp: `"none"` or `"bf16"`; `None` is the precision that the run was tested in.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that decode images; 0 decodes in this one.
         progress: told how far it is.
@@ -71,6 +71,7 @@ def predict(
     """
     progress = progress or Silent()
     place = pick_device(device)
+    amp = saved.amp if amp is None else amp
     check_options(batch_size, amp)
     if top < 1:
         raise ValueError(f"top: expected at least 1, got {top}")
