@@ -70,7 +70,12 @@ def test_a_photograph_with_odd_metadata_is_turned_upright(tmp_path: Path, orient
     assert torch.equal(decode(tmp_path / "odd.png", own)[0], torch.from_numpy(expected.copy()))
 
 
-@pytest.mark.parametrize("content", [b"", b"no image at all", None], ids=["empty", "text", "cut"])
+ODD = b"DDS " + struct.pack("<I", 124) + bytes(120)  # Pillow has a RuntimeError for it
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no image at all", None, ODD], ids=["empty", "text", "cut", "odd"]
+)
 def test_a_damaged_image_is_named(tmp_path: Path, content: bytes | None) -> None:
     write_images(tmp_path, {"a": 2}, size=(64, 64))
     bad = tmp_path / "a" / "001.png"
