@@ -249,9 +249,9 @@ def _read(
 
 def _files(images: LabelledImages) -> set[tuple[str, str]]:
     """Where each image lies, however its folder is linked, and its name."""
-    parents = [path.parent for path in images.paths]
-    places = {parent: os.path.realpath(parent) for parent in set(parents)}
-    return {(places[parent], path.name) for parent, path in zip(parents, images.paths, strict=True)}
+    named = [os.path.split(path) for path in images.paths]
+    places = {folder: os.path.realpath(folder) for folder in {folder for folder, _ in named}}
+    return {(places[folder], name) for folder, name in named}
 
 
 def _no_train_folder(root: Path) -> str:
