@@ -74,11 +74,14 @@ class BatchOptions:
     """How images go through a saved model."""
 
     batch_size: Annotated[int, described("Run", "--batch-size N", "Images at a time [64].")] = 64
-    amp: Annotated[str, described("Run", "--amp NAME", "none or bf16 autocast [none].")] = "none"
+    amp: Annotated[
+        str | None,
+        described("Run", "--amp NAME", "none or bf16 autocast [as the run was tested, else none]."),
+    ] = None
 
     def how(self) -> dict[str, Any]:
         """As arguments, checked before anything is read."""
         from ..finetuning.results.evaluation import check_options
 
-        check_options(self.batch_size, self.amp)
+        check_options(self.batch_size, "none" if self.amp is None else self.amp)
         return {"batch_size": self.batch_size, "amp": self.amp}

@@ -73,7 +73,7 @@ def evaluate_scenes(
     machine: MachineOptions,
     pixels: PixelOptions,
     *,
-    amp: str,
+    amp: str | None,
     force: bool,
 ) -> None:
     """Load the model of a segmentation run, label its validation images, show the mIoU."""
@@ -104,7 +104,7 @@ def evaluate_scenes(
             saved.told.form,
             device,
             multi_scale=pixels.multi_scale,
-            amp=amp,
+            amp=saved.amp if amp is None else amp,
             save_to=labels,
             workers=machine.workers,
             progress=progress,
@@ -122,7 +122,7 @@ def label_scenes(
     machine: MachineOptions,
     pixels: PixelOptions,
     *,
-    amp: str,
+    amp: str | None,
     force: bool,
 ) -> None:
     """Load the model of a segmentation run, write label maps of images, show what is on them."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..finetuning.device import generator_of
+from ..finetuning.images.readable import loaded
 from .ade20k import LabelledScenes
 from .augmentation import augmented
 from .form import SceneForm
@@ -80,7 +81,7 @@ class CropBatches:
             # the loader draws a seed for its workers: from its own generator, not from the model's
             generator=torch.Generator().manual_seed(0),
         )
-        for pixels, labels in loader:
+        for pixels, labels in loaded(loader):
             moved = pixels.to(self.device, non_blocking=True)
             target = labels.to(self.device, non_blocking=True).long()
             yield normalised(moved, self._crops.form), target

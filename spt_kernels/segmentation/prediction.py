@@ -36,7 +36,7 @@ def label_images(
     *,
     multi_scale: bool = False,
     ratios: Sequence[float] = RATIOS,
-    amp: str = "none",
+    amp: str | None = None,
     device: str = "auto",
     workers: int = 0,
     progress: Progress | None = None,
@@ -50,7 +50,7 @@ def label_images(
             `<image>-overlay.png`; older files of these names are replaced.
         multi_scale: look at `ratios` of the usual size and the mirror images as well.
         ratios: see there.
-        amp: `"none"` or `"bf16"`.
+        amp: `"none"` or `"bf16"`; `None` is the precision that the run was tested in.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that read images; 0 reads in this one.
         progress: told of every image.
@@ -63,7 +63,7 @@ def label_images(
     place, folder = pick_device(device), Path(save_to)
     paths = find_images(images)
     check_names(paths, folder)
-    model = in_precision(saved.load().to(place), place, amp)
+    model = in_precision(saved.load().to(place), place, saved.amp if amp is None else amp)
     form, classes = saved.told.form, saved.told.classes
     looks = {"ratios": ratios, "flip": True} if multi_scale else {}
     progress.start("labelling", len(paths))

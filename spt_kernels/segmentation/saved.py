@@ -29,11 +29,13 @@ class SavedSegmentation:
         path: the task file; where the method has none, what it trained or the whole model.
         told: what the file tells of the model.
         data: the folder of its scenes, `None` if unknown.
+        amp: the precision that its run was tested in, `"none"` where no run is known.
     """
 
     path: Path
     told: SegmentationDescription
     data: str | None = None
+    amp: str = "none"
 
     @classmethod
     def find(
@@ -67,7 +69,10 @@ class SavedSegmentation:
         if config is None or config.get("kind") != KIND:
             return found
         is_own = config.get("classes") == list(found.told.classes)
-        return replace(found, data=config["job"]["data"]) if is_own else found
+        if not is_own:
+            return found
+        job = config["job"]
+        return replace(found, data=job["data"], amp=job["recipe"].get("amp", "none"))
 
     def on(self, model: ModelSource) -> SavedSegmentation:
         """The same with another backbone; weights from a file are not downloaded."""

@@ -82,6 +82,7 @@ class SegmentationSetting:
         files = [dated(scenes.paths), dated(scenes.annotations), scenes.classes]
         recipe = self.job.recipe
         return evidence_of(
+            self.job.model,
             self.base.model,
             method,
             files,

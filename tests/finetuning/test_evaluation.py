@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spt_kernels.finetuning import FinetuneJob, ImageSource, ModelSource, SavedRun, images_of
+from spt_kernels.finetuning import (
+    FinetuneJob,
+    ImageSource,
+    Method,
+    ModelSource,
+    Recipe,
+    SavedRun,
+    evaluate_saved,
+    finetune,
+    images_of,
+    predict,
+)
 from spt_kernels.finetuning.images.labelled import LabelledImages
 from spt_kernels.finetuning.training.accuracy import Accuracy, evaluate
 
@@ -109,6 +120,21 @@ def test_a_model_that_does_not_tell_goes_by_place(data: Path) -> None:
         images_of(model_of(()), data / "same", classes=("red", "blue"))
     with pytest.raises(ValueError, match="data: the head has 3 classes, the data 4"):
         images_of(model_of(()), data / "more")
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_model_is_looked_at_in_the_precision_that_it_was_tested_in(
+    task: ImageSource, base: ModelSource, tmp_path: Path
+) -> None:
+    recipe = Recipe(epochs=1, amp="bf16")
+    finetune(FinetuneJob(base, task, Method("linear"), recipe), tmp_path / "run")
+    saved = SavedRun.find(tmp_path / "run")
+    images = images_of(saved)
+    same, bf16, fp32 = (evaluate_saved(saved, images, amp=amp) for amp in (None, "bf16", "none"))
+    assert same == bf16
+    assert same.loss != fp32.loss
+    same, bf16, fp32 = (predict(saved, images.paths, amp=amp) for amp in (None, "bf16", "none"))
+    assert same == bf16 != fp32
 
 
 def test_scores_that_are_no_numbers_have_no_accuracy() -> None:

@@ -221,3 +221,19 @@ def test_evaluation_reads_the_test_folder_or_the_folder_itself(tmp_path: Path) -
     assert inside == direct
     assert Counter(inside.labels) == {0: 6, 1: 6}
     assert inside.classes == asked
+
+
+def test_images_that_are_in_two_splits_are_told(tmp_path: Path) -> None:
+    root = write_task(tmp_path / "data")
+    splits = read_splits(ImageSource(str(root)))
+    assert splits.overlaps() == []
+    (root / "val").symlink_to(root / "test")
+    lines = [f"{path.relative_to(root)} {path.parent.name}" for path in splits.test.paths]
+    for name, own in (("all", lines), ("some", lines[1:3])):
+        (tmp_path / f"{name}.txt").write_text("\n".join(own))
+    n = len(lines)
+    told = f"{n} of {n} test images are validation images as well"
+    assert read_splits(ImageSource(str(root))).overlaps() == [told]
+    lists = {"train_list": str(tmp_path / "all.txt"), "test_list": str(tmp_path / "some.txt")}
+    listed = read_splits(ImageSource(str(root), val_share=0, **lists))
+    assert listed.overlaps() == ["2 of 2 test images are training images as well"]

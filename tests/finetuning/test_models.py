@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.layers import DropPath
 
 from spt_kernels.finetuning.base.models import (
     ModelSource,
@@ -59,6 +60,24 @@ def test_stochastic_depth_is_there_where_the_architecture_has_it() -> None:
     assert build(ModelSource("dla46_c"), 3, drop_path=None).drop_path == 0.0
     with pytest.raises(ValueError, match="drop_path_rate"):
         build(ModelSource("dla46_c"), 3, drop_path=0.2)
+
+
+def test_no_stochastic_depth_is_none_also_where_the_architecture_has_some_by_itself() -> None:
+    small = {"embed_dim": 8, "depths": (1, 1, 1, 2)}
+    fasternet = ModelSource("fasternet_t2", small)  # with 0.05
+    told = ModelSource("fasternet_t2", {**small, "drop_path_rate": 0.3})
+    for source, asked, is_so in (
+        (fasternet, 0.0, 0.0),
+        (fasternet, None, 0.1),
+        (fasternet, 0.2, 0.2),
+        (told, None, 0.3),
+        (told, 0.0, 0.3),
+        (told, 0.2, 0.2),
+    ):
+        built = build(source, 3, drop_path=asked)
+        depths = [m.drop_prob for m in built.model.modules() if isinstance(m, DropPath)]
+        assert max(depths, default=0.0) == pytest.approx(is_so)
+        assert built.drop_path == is_so
 
 
 def test_preprocessing_is_the_models_own_unless_asked() -> None:

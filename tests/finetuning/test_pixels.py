@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from spt_kernels.finetuning.images.labelled import LabelledImages, read_folder
 from spt_kernels.finetuning.images.pixels import Batches, PixelSet, Preprocessing, decode
@@ -53,7 +54,28 @@ def test_grey_images_have_one_channel_and_a_photograph_is_turned_upright(tmp_pat
     assert torch.equal(seen[0], torch.from_numpy(np.rot90(np.asarray(image), -1).copy()))
 
 
-@pytest.mark.parametrize("content", [b"", b"no image at all", None], ids=["empty", "text", "cut"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_with_odd_metadata_is_turned_upright(tmp_path: Path, orientation: int) -> None:
+    image = Image.fromarray(np.arange(32, dtype=np.uint8).reshape(4, 8))
+    tags = ((0x0112, 3, 1, struct.pack("<HH", orientation, 0)), (0x0100, 2, 4, b"odd"))
+    rows = b"".join(struct.pack("<HHI4s", *tag) for tag in tags)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + rows + bytes(4)
+    image.save(tmp_path / "odd.png", exif=exif)
+    plain = Image.Exif()
+    plain[0x0112] = orientation
+    image.save(tmp_path / "plain.png", exif=plain)
+    with Image.open(tmp_path / "plain.png") as file:
+        expected = np.asarray(ImageOps.exif_transpose(file).resize((8, 8), Image.NEAREST))
+    own = form(mean=(0.5,), std=(0.5,), interpolation="nearest")
+    assert torch.equal(decode(tmp_path / "odd.png", own)[0], torch.from_numpy(expected.copy()))
+
+
+ODD = b"DDS " + struct.pack("<I", 124) + bytes(120)  # Pillow has a RuntimeError for it
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no image at all", None, ODD], ids=["empty", "text", "cut", "odd"]
+)
 def test_a_damaged_image_is_named(tmp_path: Path, content: bytes | None) -> None:
     write_images(tmp_path, {"a": 2}, size=(64, 64))
     bad = tmp_path / "a" / "001.png"

@@ -111,6 +111,17 @@ def test_csv_can_be_read_again() -> None:
     ]
 
 
+def test_images_of_a_folder_are_those_that_training_takes_from_it(tmp_path: Path) -> None:
+    """A linked folder was passed over without a word, and a Synology's previews were images."""
+    write_images(tmp_path / "elsewhere", {"b": 1})
+    for left_behind in ("@eaDir", "__MACOSX"):
+        write_images(tmp_path / "photos" / "a", {left_behind: 1})
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "a" / "back").symlink_to(tmp_path / "photos")
+    found = find_images([tmp_path / "photos"])
+    assert found == (tmp_path / "photos" / "linked" / "b" / "000.png",)
+
+
 def test_probabilities_that_are_no_numbers_are_an_error(place: Path, tmp_path: Path) -> None:
     with safe_open(place / "model.safetensors", "pt") as file:
         metadata = file.metadata()

@@ -90,7 +90,7 @@ def test_of_very_many_images_the_beginning_is_looked_at(
         PixelSet(read_folder(tmp_path), FORM).check(1, Silent())
 
 
-@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "gif", "webp", "bmp", "ppm"])
+@pytest.mark.parametrize("ending", ["jpg", "jfif", "png", "tif", "gif", "webp", "bmp", "ppm"])
 def test_what_can_be_read_passes_and_what_is_cut_does_not(ending: str, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (80, 60, 3), dtype=np.uint8)
     file = tmp_path / "a" / f"0.{ending}"

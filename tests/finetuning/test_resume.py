@@ -123,6 +123,7 @@ def test_a_measured_sensitivity_is_used_by_the_next_try(
         {"recipe": replace(job.recipe, seed=1)},
         {"form": {"fit": "crop"}},
         {"images": replace(task, classes=("red", "blue"))},
+        {"model": replace(base, args={**base.args, "act_layer": "relu"})},
     ):
         heard = Heard(at="measuring sensitivity begins")
         with pytest.raises(Killed):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import EvoNorm2dB0
 from torch import nn
 
 from spt_kernels.finetuning.folder.checkpoint import Checkpoint
 from spt_kernels.finetuning.images.pixels import Batches, PixelSet, Preprocessing
 from spt_kernels.finetuning.job.recipe import Recipe
 from spt_kernels.finetuning.training.loop import EpochFigures, train
+from spt_kernels.methods import Method, make_plan, tune
 from spt_kernels.methods.tunable import make_optimizer
 from tests.models import tiny_vit
 
@@ -145,3 +148,17 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
         model.head.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="nan in epoch 1"):
         train(model, batches(), Recipe(epochs=2, batch_size=8), lr=1e-3)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, EvoNorm2dB0])
+def test_running_statistics_of_a_tuned_model_stay_those_of_its_base(
+    norm: Callable[[int], nn.Module],
+) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 4, 4), norm(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    )
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    tune(model, method := Method("bias", head="4"), make_plan(model, method))
+    train(model, batches(), Recipe(epochs=1, batch_size=8), lr=1e-2)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before.get(name, buffer)), name

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +101,19 @@ def test_pixels_are_normalised_as_the_backbone_wants_them(data: Path) -> None:
     pixels, _ = batches(data)._crops[0]
     expected = (pixels / 255 - torch.tensor(FORM.mean).view(3, 1, 1)) / 0.5
     torch.testing.assert_close(images[0], expected)
+
+
+def test_a_file_that_is_damaged_by_then_is_named_by_a_process_that_ends(
+    data: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(data, tmp_path / "scenes")
+    scenes = read_ade20k(root, "training")
+    for path in scenes.paths:
+        path.write_bytes(b"none")
+    gc.disable()  # which would end the process, in time
+    try:
+        with pytest.raises(ValueError, match=r"^/[^\n]*: cannot read the image \([^\n]*\)$"):
+            next(CropBatches(scenes, FORM, 2, CPU, workers=1).between(0, 1))
+        assert not multiprocessing.active_children()
+    finally:
+        gc.enable()

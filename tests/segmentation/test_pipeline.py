@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from spt_kernels.cli import app
 from spt_kernels.errors import BaseModelMismatch, DeltaFormatError
 from spt_kernels.finetuning import Method, ModelSource, SavedRun
 from spt_kernels.plan import allocate
@@ -22,13 +23,16 @@ from spt_kernels.segmentation import (
     SegmentationRecipe,
     build_setr,
     evaluate_scenes,
+    evaluation,
     pipeline,
+    prediction,
     read_ade20k,
     segment,
 )
 from spt_kernels.segmentation.pictures import palette
 from spt_kernels.segmentation.saved import is_segmentation
 from spt_kernels.segmentation.scenes import read_labels
+from spt_kernels.segmentation.slide import in_precision
 from spt_kernels.sensitivity import skewed_sensitivity
 from tests.finetuning.killed import Killed
 
@@ -175,6 +179,27 @@ def test_a_task_file_alone_needs_its_backbone_and_nothing_else(
     alone.write_bytes(data)
     with pytest.raises(DeltaFormatError):
         SavedSegmentation.find(alone)
+
+
+def test_a_model_is_looked_at_in_the_precision_that_it_was_tested_in(
+    job: SegmentationJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, asked = str(tmp_path / "run"), []
+    recipe = replace(SHORT, iterations=1, amp="bf16")
+    segment(replace(job, method=Method("linear"), recipe=recipe), run)
+
+    def noted(model: Any, device: torch.device, amp: str) -> Any:
+        asked.append(amp)
+        return in_precision(model, device, amp)
+
+    for module in (evaluation, prediction):
+        monkeypatch.setattr(module, "in_precision", noted)
+    image = str(next(Path(job.data, "images", "validation").iterdir()))
+    labelled = ["predict", run, image, "--force", "--save-predictions", str(tmp_path / "labels")]
+    for arguments in (["evaluate", run], labelled):
+        for more in ([], ["--amp", "none"]):
+            assert app.run([*arguments, *more, "-q"]) == 0
+    assert asked == ["bf16", "none"] * 2
 
 
 def test_commands_that_are_for_images_say_so(job: SegmentationJob, tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def build(
 
     A head in the weights that has another number of classes is left out; the new one starts as the
     architecture draws it, or smaller, see `start_small`. `drop_path=None` is 0.1 where the
-    architecture has stochastic depth, and none elsewhere.
+    architecture has stochastic depth, and none elsewhere; 0 is none, unless the arguments of the
+    model say otherwise.
 
     Raises:
         ValueError: an unknown architecture or argument, or weights that do not fit it.
@@ -179,16 +180,15 @@ def _create(
         hint = did_you_mean(source.name, timm.list_models()) or "; timm.list_models() lists them"
         raise ValueError(f"model: timm has no {source.name!r}{hint}")
     args = {"num_classes": num_classes, **source.args}
-    rate = drop_path if drop_path is not None else args.pop("drop_path_rate", 0.1)
+    given = args.pop("drop_path_rate", 0.1 if drop_path is None else 0.0)
+    rate = drop_path or given
     try:
-        if rate:
-            try:
-                model = timm.create_model(source.name, **{**args, "drop_path_rate": rate})
-            except TypeError as error:
-                if drop_path is not None or "drop_path_rate" not in str(error):
-                    raise
-            else:
-                return model, rate
+        try:  # also of 0, as some architectures have more by themselves
+            return timm.create_model(source.name, **args, drop_path_rate=rate), rate
+        except TypeError as error:
+            is_asked = drop_path or "drop_path_rate" in source.args
+            if is_asked or "drop_path_rate" not in str(error):
+                raise
         return timm.create_model(source.name, **args), 0.0
     except FAILURES as error:
         if isinstance(error, RuntimeError) and torch.get_default_device().type == "meta":

@@ -11,7 +11,8 @@ from ...errors import needed
 with needed("reading images"):
     from PIL import Image, ImageFile
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# what Pillow raises for files that are damaged, of a form that it does not read, or too large
+_UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 _FAILURE = "{path}: cannot read the image ({reason})"
 
 

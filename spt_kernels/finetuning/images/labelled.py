@@ -11,7 +11,10 @@ import torch
 
 from .image_list import classes_of, rows_of
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"),
+    ".jfif",  # as which browsers on Windows saved JPEGs
+)
 _LEFT_BEHIND = {"__MACOSX", "@eaDir"}  # by archives of macOS, by a Synology's previews
 
 
@@ -105,7 +108,7 @@ def read_folder(root: str | os.PathLike[str], *, allow_empty: bool = False) -> L
     )
     if not named:
         raise ValueError(f"{root}: expected one folder per class, found none{_loose(root)}")
-    found = {name: sorted(_images_below(root / name, (_identity(root),))) for name in named}
+    found = {name: sorted(images_below(root / name, (_identity(root),))) for name in named}
     empty = [name for name in named if not found[name]]
     if len(empty) == len(named) or (empty and not allow_empty):
         others = f" (and {len(empty) - 1} more folders)" if len(empty) > 1 else ""
@@ -117,6 +120,26 @@ def read_folder(root: str | os.PathLike[str], *, allow_empty: bool = False) -> L
     paths = [path for name in classes for path in found[name]]
     labels = [label for label, name in enumerate(classes) for _ in found[name]]
     return LabelledImages(tuple(paths), tuple(labels), classes)
+
+
+def images_below(folder: Path, inside: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
+    """Images in a folder at any depth, links followed, hidden ones left out; in no order.
+
+    Args:
+        folder: where to look.
+        inside: the folders on the way to it, which a link may lead back to.
+    """
+    identity = _identity(folder)
+    if identity in inside:
+        return  # a link back to where it is
+    with os.scandir(folder) as entries:  # which knows what is a folder without asking each
+        for entry in entries:
+            if not _is_shown(entry.name):
+                continue
+            if entry.is_dir():
+                yield from images_below(Path(entry.path), (*inside, identity))
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                yield Path(entry.path)
 
 
 def read_list(
@@ -195,21 +218,6 @@ def _draw(
 def _shorten(names: Sequence[str]) -> str:
     shown = ", ".join(names[:10])
     return shown if len(names) <= 10 else f"{shown}, … ({len(names)})"
-
-
-def _images_below(folder: Path, inside: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """Images in a folder at any depth; `inside` are the folders on the way to it."""
-    identity = _identity(folder)
-    if identity in inside:
-        return  # a link back to where it is
-    with os.scandir(folder) as entries:  # which knows what is a folder without asking each
-        for entry in entries:
-            if not _is_shown(entry.name):
-                continue
-            if entry.is_dir():
-                yield from _images_below(Path(entry.path), (*inside, identity))
-            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                yield Path(entry.path)
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,16 @@ class Splits:
     val: LabelledImages | None
     test: LabelledImages | None
     is_held_out: bool = False
+
+    def overlaps(self) -> list[str]:
+        """A line for each two splits that share images: of these an accuracy is too good."""
+        named = {"training": self.train, "validation": self.val, "test": self.test}
+        files = {name: _files(images) for name, images in named.items() if images is not None}
+        return [
+            f"{len(shared):,} of {len(there):,} {other} images are {one} images as well"
+            for (one, here), (other, there) in itertools.combinations(files.items(), 2)
+            if (shared := here & there)
+        ]
 
 
 def read_splits(source: ImageSource, seed: int = 0) -> Splits:
@@ -234,6 +245,13 @@ def _read(
     if unknown and not source.classes:  # which leave the others aside
         raise ValueError(f"{source.root}: {found[0]}/ has a class that train/ lacks: {unknown[0]}")
     return images.restrict(train.classes, all_there=False)
+
+
+def _files(images: LabelledImages) -> set[tuple[str, str]]:
+    """Where each image lies, however its folder is linked, and its name."""
+    named = [os.path.split(path) for path in images.paths]
+    places = {folder: os.path.realpath(folder) for folder in {folder for folder, _ in named}}
+    return {(places[folder], name) for folder, name in named}
 
 
 def _no_train_folder(root: Path) -> str:

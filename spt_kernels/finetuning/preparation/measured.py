@@ -19,6 +19,7 @@ from ...errors import DeltaFormatError
 from ...methods import Method
 from ...sensitivity import Sensitivity, measure_sensitivity
 from ...task.file.fingerprint import Fingerprint
+from ..base.models import ModelSource
 from ..device import seed_everything
 from ..folder.run_folder import FILES, RunFolder
 from ..images.pixels import Batches
@@ -180,6 +181,7 @@ def measured_on(setting: Setting, at_once: int) -> dict[str, Any]:
     """All that a run's sensitivity, measured so many samples at a time, depends on."""
     recipe, train = setting.job.recipe, setting.splits.train
     return evidence_of(
+        setting.job.model,
         setting.base.model,
         setting.job.method,
         [dated(train.paths), train.labels, train.classes],
@@ -191,6 +193,7 @@ def measured_on(setting: Setting, at_once: int) -> dict[str, Any]:
 
 
 def evidence_of(
+    source: ModelSource,
     model: nn.Module,
     method: Method,
     images: Any,
@@ -205,6 +208,8 @@ def evidence_of(
     on_gpu = device.type == "cuda"
     return plain(
         {
+            # the same weights are read otherwise by another activation, or number of heads
+            "model": [source.name, source.args],
             "weights": _digest_of({name: own.to_json() for name, own in weights.items()}),
             "images": _digest_of(images),
             "preprocessing": form,

@@ -25,7 +25,7 @@ def evaluate_saved(
     *,
     form: dict[str, Any] | None = None,
     batch_size: int = 64,
-    amp: str = "none",
+    amp: str | None = None,
     device: str = "auto",
     workers: int = 0,
     progress: Progress | None = None,
@@ -37,7 +37,7 @@ def evaluate_saved(
         images: labelled in the order of the head; `images_of` finds such.
         form: fields of `Preprocessing` that are not to be the saved ones.
         batch_size: images at a time.
-        amp: `"none"` or `"bf16"`.
+        amp: `"none"` or `"bf16"`; `None` is the precision that the run was tested in.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that decode images; 0 decodes in this one.
         progress: told how far it is.
@@ -47,6 +47,7 @@ def evaluate_saved(
     """
     progress = progress or Silent()
     place = pick_device(device)
+    amp = saved.amp if amp is None else amp
     check_options(batch_size, amp)
     model = saved.load().to(place)
     pixels = PixelSet(images, inference_form(saved, model, form)).preload(workers, progress)

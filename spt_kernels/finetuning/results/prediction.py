@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..device import autocast, pick_device
-from ..images.labelled import SUFFIXES, LabelledImages
+from ..images.labelled import SUFFIXES, LabelledImages, images_below
 from ..images.pixels import Batches, PixelSet
 from ..progress import Progress, Silent
 from ..run.saved_run import SavedRun
@@ -44,7 +44,7 @@ def predict(
     classes: Sequence[str] = (),
     form: dict[str, Any] | None = None,
     batch_size: int = 64,
-    amp: str = "none",
+    amp: str | None = None,
     device: str = "auto",
     workers: int = 0,
     progress: Progress | None = None,
@@ -59,7 +59,7 @@ def predict(
             from 0 stand for them by default.
         form: fields of `Preprocessing` that are not to be the saved ones.
         batch_size: images at a time.
-        amp: `"none"` or `"bf16"`.
+        amp: `"none"` or `"bf16"`; `None` is the precision that the run was tested in.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that decode images; 0 decodes in this one.
         progress: told how far it is.
@@ -71,6 +71,7 @@ def predict(
     """
     progress = progress or Silent()
     place = pick_device(device)
+    amp = saved.amp if amp is None else amp
     check_options(batch_size, amp)
     if top < 1:
         raise ValueError(f"top: expected at least 1, got {top}")
@@ -98,7 +99,7 @@ def predict(
 
 
 def find_images(given: Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
-    """Files as they are named, and those in folders, at any depth, by name; hidden ones are not.
+    """Files as they are named, and those in folders as `images_below` finds them, by name.
 
     Raises:
         ValueError: there is no such file, or a folder without images.
@@ -106,7 +107,7 @@ def find_images(given: Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
     found: dict[Path, None] = {}  # a file that is named twice is one image
     for path in map(Path, given):
         if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if _is_image(p.relative_to(path), p)]
+            inside = sorted(images_below(path))
             if not inside:
                 raise ValueError(f"{path}: no images ({', '.join(SUFFIXES[:3])} …)")
             found |= dict.fromkeys(inside)
@@ -139,8 +140,3 @@ def _names(saved: SavedRun, classes: Sequence[str]) -> tuple[str, ...]:
     if classes and len(classes) != saved.num_classes:
         raise ValueError(f"classes: the head has {saved.num_classes}, got {len(classes)}")
     return tuple(classes) or tuple(str(i) for i in range(saved.num_classes))
-
-
-def _is_image(within: Path, path: Path) -> bool:
-    is_hidden = any(part.startswith(".") for part in within.parts)
-    return path.suffix.lower() in SUFFIXES and not is_hidden and path.is_file()

@@ -98,6 +98,11 @@ class SavedRun:
         """Whether `path` is a plain state dict, which needs no base weights."""
         return kind_of(self.path) == "state-dict"
 
+    @property
+    def amp(self) -> str:
+        """The precision that its run was tested in; `"none"` where no run is known."""
+        return "none" if self.job is None else self.job.recipe.amp
+
     def load(self) -> nn.Module:
         """Build the base model and put the task on it: a tuned model in evaluation mode.
 

@@ -93,6 +93,7 @@ class Setting:
                 "train on are held out, whatever the seed; VPT's train.json, val.json and "
                 "test.json in its folder would be read instead"
             )
+        found += self.splits.overlaps()
         for count, what in ((0, "no training image"), (1, "a single training image")):
             counts = zip(train.classes, train.counts(), strict=True)
             named = [name for name, own in counts if own == count]

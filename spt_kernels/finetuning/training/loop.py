@@ -286,7 +286,7 @@ def _norm_of_batches(model: nn.Module) -> str | None:
     """The first norm that takes statistics of what comes at once when the model is trained."""
     _training_mode(model)
     named = model.named_modules()
-    return next((n for n, m in named if m.training and "running_mean" in m._buffers), None)
+    return next((n for n, m in named if m.training and _keeps_statistics(m)), None)
 
 
 def _training_mode(model: nn.Module) -> None:
@@ -297,5 +297,10 @@ def _training_mode(model: nn.Module) -> None:
     model.train()
     if hasattr(model, "spt_tuning"):
         for module in model.modules():
-            if "running_mean" in module._buffers:
+            if _keeps_statistics(module):
                 module.eval()
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    """Whether it is a norm with running statistics; an EvoNorm of batches has no mean."""
+    return not {"running_mean", "running_var"}.isdisjoint(module._buffers)
