@@ -158,6 +158,7 @@ def _only_hooks(
     finally:
         for parameter, grad, hooks, post_hooks in before:
             parameter.grad, parameter._backward_hooks = grad, hooks
+            parameter._post_accumulate_grad_hooks = {}  # None alone leaves those that are set
             parameter._post_accumulate_grad_hooks = post_hooks
 
 
