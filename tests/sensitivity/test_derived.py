@@ -190,6 +190,25 @@ def test_a_batch_of_one_is_exact(sizes: tuple[int, ...]) -> None:
     assert_exact(found, model, batches)
 
 
+def test_a_bias_that_is_made_of_another_is_exact_beside_a_plain_weight() -> None:
+    class Halved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.norm, self.head = nn.Linear(48, 6), nn.LayerNorm(6), nn.Linear(6, 5)
+            self.gate = nn.Parameter(torch.randn(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.linear(x.flatten(1), self.layer.weight, self.layer.bias * 0.5)
+            x = F.layer_norm(x, (6,), self.norm.weight, self.norm.bias * self.gate)
+            return self.head(x.tanh())
+
+    torch.manual_seed(0)
+    model, batches = _spread(Halved()), [tiny_batch(3, size=4)]
+    found = spt.measure_sensitivity(model, batches, include=["*"], head=(), progress=False)
+    assert not found.fallback
+    assert_exact(found, model, batches)
+
+
 def test_some_samples_at_a_time_give_the_same(monkeypatch) -> None:
     model, batches = model_and_batches("standardized", [5])
     at_once = spt.measure_sensitivity(model, batches, progress=False)
