@@ -190,6 +190,52 @@ def test_a_batch_of_one_is_exact(sizes: tuple[int, ...]) -> None:
     assert_exact(found, model, batches)
 
 
+class Numbered(nn.Module):
+    """Numbers and ids that samples bring along, each of which meets what is made of a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(48, 6), nn.Linear(6, 5)
+        self.log_scale, self.log_share = (nn.Parameter(torch.randn(())) for _ in range(2))
+        self.table = nn.Parameter(torch.randn(2, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = x.mean((1, 2, 3)) * self.log_scale.exp()
+        ids = (x[:, 0, 0, 0] > 0).long()
+        share = x[:, :1, 0, 0] * self.log_share.exp()
+        return (
+            self.head((self.layer(x.flatten(1)) * level[:, None] + self.table[ids]).tanh()) + share
+        )
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (3, 1)], ids=str)
+def test_what_samples_bring_along_is_no_constant(sizes: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = Numbered()
+    images, labels = tiny_batch(sum(sizes), size=4)
+    images[:, 0, 0, 0] = torch.tensor([0.1, 0.2, -0.3, 0.4, -0.5, 0.6])[: sum(sizes)]
+    batches = list(zip(images.split(sizes), labels.split(sizes), strict=True))
+    found = spt.measure_sensitivity(model, batches, include=["*"], head=(), progress=False)
+    assert found.fallback == ("table",)
+    assert_exact(found, model, batches)
+
+
+def test_a_sample_of_one_number_counts_alone_as_well() -> None:
+    class Line(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slope = nn.Linear(1, 1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.slope.weight.exp())
+
+    model = Line()
+    batches = [(torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)), (torch.ones(1, 1),) * 2]
+    found = spt.measure_sensitivity(model, batches, F.mse_loss, head=(), progress=False)
+    assert found.num_samples == 3
+    assert_exact(found, model, batches, F.mse_loss)
+
+
 def test_a_bias_that_is_made_of_another_is_exact_beside_a_plain_weight() -> None:
     class Halved(nn.Module):
         def __init__(self) -> None:

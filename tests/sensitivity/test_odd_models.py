@@ -106,6 +106,19 @@ def test_a_forward_that_edits_its_input_is_given_the_same_each_time(of_words: bo
     assert_exact(found, model, inputs)
 
 
+def test_a_loss_function_that_edits_its_target_is_given_the_same_each_time() -> None:
+    def from_one(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target.sub_(1))
+
+    torch.manual_seed(0)
+    model, inputs, labels = Edits(of_words=False), torch.randn(4, 6, 8), LABELS + 1
+    found = spt.measure_sensitivity(
+        model, [(inputs, labels)], from_one, include=["*"], head=(), progress=False
+    )
+    assert torch.equal(labels, LABELS + 1)
+    assert_exact(found, model, inputs)
+
+
 def test_batches_made_in_inference_mode() -> None:
     torch.manual_seed(0)
     model = Edits(of_words=False)

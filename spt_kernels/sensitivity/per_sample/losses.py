@@ -29,7 +29,7 @@ def samples_of(tree: Any, batch: int, start: int, stop: int) -> Any:
 
 
 def copy_of(tree: Any) -> Any:
-    """Tensors that a model may edit in place, while others are given the same numbers later on."""
+    """Tensors that a model or a loss may edit in place; what comes later gets the same numbers."""
     if isinstance(tree, Tensor):
         return tree.clone()
     return pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, tree)
@@ -138,7 +138,7 @@ class PerSampleLoss:
 
     def _call(self, output: Any, target: Any) -> Tensor:
         try:
-            loss = self._loss_fn(output, target)
+            loss = self._loss_fn(output, copy_of(target))
         except torch.OutOfMemoryError:
             raise
         except _MISFITS as error:

@@ -90,10 +90,12 @@ def measure(
         if methods.n_uses or methods.expanded:
             leaves = expand({name: parameters[name] for name in methods.expanded}, batch.size)
             watched = [*methods.n_uses, *sleepers.names]
+            # as in the probe: what asks for a gradient is no constant, but a sample's own
+            needs_grad = methods.input_needs_grad or bool(methods.derived)
             with interception.watching(
                 watched, batch.size, sleepers.receive, derived=methods.derived, replaced=leaves
             ):
-                counted = _run(model, loss, batch, methods.input_needs_grad, loss_scale)
+                counted = _run(model, loss, batch, needs_grad, loss_scale)
             woken = sleepers.woken(interception.unrecognized)
             _check_uses(interception.unrecognized)
             accumulator.finish_batch()
