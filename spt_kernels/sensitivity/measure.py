@@ -37,7 +37,7 @@ from .per_sample.losses import LossFunction, PerSampleLoss
 from .per_sample.measurement import forked_random_state, logger, measure
 from .per_sample.own_loss import loss_of_batches
 from .per_sample.progress import reporting
-from .per_sample.restoration import borrowed
+from .per_sample.restoration import borrowed, frozen
 from .per_sample.stand_in import stand_ins
 from .scores import Sensitivity
 from .shared import measured_together
@@ -181,6 +181,7 @@ def _measure(
     with (
         stand_ins(model),
         borrowed(model, train=train),
+        frozen(loss_fn),
         reporting(progress, num_samples) as report,
     ):
         last = _found_head(model, loss, samples, include) if given is None else given
@@ -284,7 +285,7 @@ def find_head(
     loss, pairs = loss_of_batches(loss_fn, batches)
     where = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     samples = Samples(pairs, 2, where, loss.labelled)
-    with stand_ins(model), borrowed(model, train=False):
+    with stand_ins(model), borrowed(model, train=False), frozen(loss_fn):
         return _found_head(model, loss, samples, ())
 
 
