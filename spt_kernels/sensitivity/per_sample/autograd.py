@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .batches import Batch
-from .losses import PerSampleLoss
+from .losses import PerSampleLoss, requiring_grad
 
 Take = Callable[[str, Tensor], None]
 
@@ -93,12 +93,6 @@ def add_squared_gradients(
         scores[name] += gradient.float().square()
 
     return len(take_gradients(model, loss, batch, parameters, loss_scale, input_needs_grad, add))
-
-
-def requiring_grad(value: Any) -> Any:
-    """A floating tensor as a leaf of its own that requires a gradient; anything else as it is."""
-    floats = isinstance(value, Tensor) and value.is_floating_point()
-    return value.detach().clone().requires_grad_(True) if floats else value
 
 
 def has_graph(tree: Any) -> bool:

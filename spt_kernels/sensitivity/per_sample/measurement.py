@@ -12,11 +12,11 @@ from torch.utils import _pytree as pytree
 
 from ...model.head import in_few_words, parts_of
 from .accumulator import Accumulator
-from .autograd import add_squared_gradients, requiring_grad
+from .autograd import add_squared_gradients
 from .batches import Batch, Samples
 from .counted import on_first_counted
 from .interception import Arrival, Interception
-from .losses import PerSampleLoss
+from .losses import PerSampleLoss, requiring_grad
 from .methods import Methods
 from .probe import expand, probe
 
