@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spt_kernels as spt
+from spt_kernels.sensitivity.per_sample import autograd, watched
 
 from .per_sample_truth import assert_exact
 
@@ -105,3 +106,28 @@ def test_a_loss_with_parameters_of_its_own_gets_no_gradients() -> None:
     assert_exact(measure(model, loss_fn), model, BATCHES, loss_fn)
     assert loss_fn.classes.requires_grad
     assert loss_fn.classes.grad is None
+
+
+@pytest.mark.parametrize("module", [watched, autograd])
+def test_ctrl_c_while_parameters_are_put_back(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(states: Any) -> None:
+        states[0].restore()
+        raise KeyboardInterrupt
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 7), nn.Bilinear(7, 7, 7), nn.Linear(7, 5))
+    model[1].forward = lambda x: nn.Bilinear.forward(model[1], x, x)  # takes a pass of its own
+    model[0].bias.requires_grad_(False)
+    gradient = model[1].weight.grad = torch.ones(7, 7, 7)
+    monkeypatch.setattr(module, "restore", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure(model)
+    monkeypatch.undo()
+    for name, parameter in model.named_parameters():
+        assert type(parameter) is nn.Parameter
+        assert not vars(parameter)
+        assert parameter.requires_grad == (name != "0.bias")
+        assert parameter.grad is (gradient if name == "1.weight" else None)
+        assert parameter._backward_hooks is None
+    F.cross_entropy(model(BATCHES[0][0]), BATCHES[0][1]).backward()
+    assert not torch.equal(model[1].weight.grad, torch.ones(7, 7, 7))

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from .batches import Batch
 from .losses import PerSampleLoss, requiring_grad
+from .parameter_state import restore, states_of
 
 Take = Callable[[str, Tensor], None]
 
@@ -140,9 +141,7 @@ def _only_hooks(
         parameters: by name; they have their own again afterwards.
         hook: given the name and a parameter whose gradient has been accumulated.
     """
-    before = [
-        (p, p.grad, p._backward_hooks, p._post_accumulate_grad_hooks) for p in parameters.values()
-    ]
+    before = states_of(parameters.values())
     try:
         for name, parameter in parameters.items():
             parameter.grad = None
@@ -150,10 +149,7 @@ def _only_hooks(
             parameter._post_accumulate_grad_hooks = {0: partial(hook, name)} if hook else {}
         yield
     finally:
-        for parameter, grad, hooks, post_hooks in before:
-            parameter.grad, parameter._backward_hooks = grad, hooks
-            parameter._post_accumulate_grad_hooks = {}  # None alone leaves those that are set
-            parameter._post_accumulate_grad_hooks = post_hooks
+        restore(before)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from collections.abc import Iterator, ValuesView
 import torch
 from torch import Tensor, nn
 
+from .parameter_state import restore, states_of
+
 # dictionaries that every module has; what a forward puts into its buffers is as in any other
 _MEMBERS = frozenset(vars(nn.Module())) - {"_buffers"}
 
@@ -17,17 +19,20 @@ _MEMBERS = frozenset(vars(nn.Module())) - {"_buffers"}
 def borrowed(model: nn.Module, *, train: bool) -> Iterator[None]:
     """Freeze every parameter, set the mode, and compute gradients eagerly, for a `with` block.
 
-    Mode, `requires_grad` and buffers are put back afterwards; `.grad` and hooks are not touched.
+    Mode, parameters and buffers are put back afterwards, whatever was done to them within.
     What a forward leaves in its modules, as LeViT does with biases in eval mode, is forgotten
     before the next one: it would lead into a graph that a backward has freed.
     """
+    parameters = states_of(model.parameters())
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        with frozen(model), _in_mode(model, train=train), _forgetting(model):
-            model.requires_grad_(False)  # the mode may have switched some on
+        with _in_mode(model, train=train), _forgetting(model):
+            for parameter in model.parameters():  # of which a mode may have thawed some
+                parameter.requires_grad_(False)
             with torch.inference_mode(False), torch.enable_grad(), _eager():
                 yield
     finally:
+        restore(parameters)
         for buffer, copy in buffers:
             # its version does not tell: batch_norm updates running statistics without counting
             if not torch.equal(buffer, copy):
