@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, ValuesView
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,32 +77,47 @@ def _forgetting(model: nn.Module) -> Iterator[None]:
     They are attributes, buffers and what is in dictionaries of tensors; what was there stays.
     """
     caches = [
-        (value, dict(value))
+        _Held.by(value)
         for module in model.modules()
         for name, value in vars(module).items()
         if type(value) is dict and name not in _MEMBERS
         if all(inner is None or isinstance(inner, Tensor) for inner in value.values())
     ]
-    attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
+    attributes = [_Held.by(vars(module)) for module in model.modules()]
 
     def forget(*_: object) -> None:
-        for cache, before in caches:
-            cache.clear()
-            cache.update(before)
-        for own, before in attributes:
-            for name, value in list(own.items()):
-                was = before.get(name)
+        for cache in filter(_Held.has_changed, caches):
+            cache.own.clear()
+            cache.own.update(cache.before)
+        for held in filter(_Held.has_changed, attributes):
+            for name, value in list(held.own.items()):
+                was = held.before.get(name)
                 if value is was or not (_holds_tensors(value) or _holds_tensors(was)):
                     continue
-                if name in before:
-                    own[name] = was
+                if name in held.before:
+                    held.own[name] = was
                 else:
-                    del own[name]
+                    del held.own[name]
 
     with contextlib.ExitStack() as left:
         left.callback(forget)
         left.callback(model.register_forward_pre_hook(forget).remove)
         yield
+
+
+class _Held(NamedTuple):
+    """What a dictionary holds before a forward; ids tell quickly that it still does."""
+
+    own: dict[str, Any]
+    before: dict[str, Any]
+    ids: list[int]
+
+    @classmethod
+    def by(cls, own: dict[str, Any]) -> _Held:
+        return cls(own, dict(own), list(map(id, own.values())))
+
+    def has_changed(self) -> bool:
+        return list(map(id, self.own.values())) != self.ids
 
 
 def _holds_tensors(value: object) -> bool:
