@@ -197,15 +197,15 @@ class Numbered(nn.Module):
         super().__init__()
         self.layer, self.head = nn.Linear(48, 6), nn.Linear(6, 5)
         self.log_scale, self.log_share = (nn.Parameter(torch.randn(())) for _ in range(2))
-        self.table = nn.Parameter(torch.randn(2, 6))
+        self.table, self.more = (nn.Parameter(torch.randn(2, 6)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         level = x.mean((1, 2, 3)) * self.log_scale.exp()
         ids = (x[:, 0, 0, 0] > 0).long()
         share = x[:, :1, 0, 0] * self.log_share.exp()
-        return (
-            self.head((self.layer(x.flatten(1)) * level[:, None] + self.table[ids]).tanh()) + share
-        )
+        x = self.layer(x.flatten(1)) * level[:, None]
+        x = x + self.table[ids] + self.more.index_select(0, ids)
+        return self.head(x.tanh()) + share
 
 
 @pytest.mark.parametrize("sizes", [(3, 3), (3, 1)], ids=str)
@@ -216,7 +216,7 @@ def test_what_samples_bring_along_is_no_constant(sizes: tuple[int, ...]) -> None
     images[:, 0, 0, 0] = torch.tensor([0.1, 0.2, -0.3, 0.4, -0.5, 0.6])[: sum(sizes)]
     batches = list(zip(images.split(sizes), labels.split(sizes), strict=True))
     found = spt.measure_sensitivity(model, batches, include=["*"], head=(), progress=False)
-    assert found.fallback == ("table",)
+    assert found.fallback == ("table", "more")
     assert_exact(found, model, batches)
 
 

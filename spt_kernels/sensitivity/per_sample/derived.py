@@ -154,7 +154,8 @@ class Derivations:
     ) -> bool:
         """Whether no argument of a call has anything to do with a sample.
 
-        Ids of each sample have, if that is to be so `in_every_batch`; some may be equal by chance.
+        What has a row for each has, if that is to be so `in_every_batch`: equal ids, say, are so by
+        chance.
         """
         watched = {id(value) for value in found}
         is_lookup = func is Tensor.__getitem__
@@ -162,9 +163,10 @@ class Derivations:
         def is_alone(tensor: Tensor) -> bool:
             if id(tensor) in watched:
                 return True
+            if in_every_batch and tensor.shape[:1] == (samples,) and tensor.stride(0):
+                return _storage(tensor) in self._storages
             if is_lookup and not tensor.is_floating_point():
-                is_of_model = _storage(tensor) in self._storages
-                return is_of_model or not in_every_batch or tensor.shape[:1] != (samples,)
+                return True
             return self._is_constant(tensor, samples)
 
         return all(is_alone(tensor) for tensor in _tensors_in(args, kwargs))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, ValuesView
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, ValuesView
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,28 +76,28 @@ def _forgetting(model: nn.Module) -> Iterator[None]:
 
     They are attributes, buffers and what is in dictionaries of tensors; what was there stays.
     """
-    caches = [
-        _Held.by(value)
+    caches = _held(
+        value
         for module in model.modules()
         for name, value in vars(module).items()
         if type(value) is dict and name not in _MEMBERS
         if all(inner is None or isinstance(inner, Tensor) for inner in value.values())
-    ]
-    attributes = [_Held.by(vars(module)) for module in model.modules()]
+    )
+    attributes = _held(vars(module) for module in model.modules())
 
     def forget(*_: object) -> None:
-        for cache in filter(_Held.has_changed, caches):
-            cache.own.clear()
-            cache.own.update(cache.before)
-        for held in filter(_Held.has_changed, attributes):
-            for name, value in list(held.own.items()):
-                was = held.before.get(name)
+        for cache, before in _changed(caches):
+            cache.clear()
+            cache.update(before)
+        for own, before in _changed(attributes):
+            for name, value in list(own.items()):
+                was = before.get(name)
                 if value is was or not (_holds_tensors(value) or _holds_tensors(was)):
                     continue
-                if name in held.before:
-                    held.own[name] = was
+                if name in before:
+                    own[name] = was
                 else:
-                    del held.own[name]
+                    del own[name]
 
     with contextlib.ExitStack() as left:
         left.callback(forget)
@@ -105,19 +105,17 @@ def _forgetting(model: nn.Module) -> Iterator[None]:
         yield
 
 
-class _Held(NamedTuple):
-    """What a dictionary holds before a forward; ids tell quickly that it still does."""
+_Contents = tuple[dict[str, Any], dict[str, Any], list[int]]
 
-    own: dict[str, Any]
-    before: dict[str, Any]
-    ids: list[int]
 
-    @classmethod
-    def by(cls, own: dict[str, Any]) -> _Held:
-        return cls(own, dict(own), list(map(id, own.values())))
+def _held(dictionaries: Iterable[dict[str, Any]]) -> list[_Contents]:
+    """Each dictionary with what it holds now, and the ids of that."""
+    return [(own, dict(own), list(map(id, own.values()))) for own in dictionaries]
 
-    def has_changed(self) -> bool:
-        return list(map(id, self.own.values())) != self.ids
+
+def _changed(held: list[_Contents]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Those that hold something else, with what they held; told fast, as each forward asks."""
+    return [(own, before) for own, before, ids in held if list(map(id, own.values())) != ids]
 
 
 def _holds_tensors(value: object) -> bool:
