@@ -83,8 +83,9 @@ def measure_sensitivity(
     loss function's `ignore_index`, or of which the loss is NaN whatever the output, or a constant,
     counts as none, and another one is drawn in its place.
 
-    The model is left as it was: mode, `requires_grad`, gradients, buffers, hooks. Its dropout, when
-    `train` is set, draws from the global random state; nothing else does.
+    The model is left as it was: mode, `requires_grad`, gradients, buffers, hooks, and without what
+    forwards leave in it. Its dropout, when `train` is set, draws from the global random state;
+    nothing else does.
 
     Memory is that of a forward and backward pass which computes no gradients of parameters, and of
     the scores, 4 bytes a number, which are there from the first measured batch on. What is measured
