@@ -196,7 +196,9 @@ class Numbered(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer, self.head = nn.Linear(48, 6), nn.Linear(6, 5)
-        self.log_scale, self.log_share = (nn.Parameter(torch.randn(())) for _ in range(2))
+        self.log_scale, self.log_share, self.log_size = (
+            nn.Parameter(torch.randn(())) for _ in range(3)
+        )
         self.table, self.more = (nn.Parameter(torch.randn(2, 6)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -205,7 +207,8 @@ class Numbered(nn.Module):
         share = x[:, :1, 0, 0] * self.log_share.exp()
         x = self.layer(x.flatten(1)) * level[:, None]
         x = x + self.table[ids] + self.more.index_select(0, ids)
-        return self.head(x.tanh()) + share
+        size = x.norm(dim=1).detach() * self.log_size.exp()
+        return self.head(x.tanh()) + share / size[:, None]
 
 
 @pytest.mark.parametrize("sizes", [(3, 3), (3, 1)], ids=str)
@@ -216,7 +219,7 @@ def test_what_samples_bring_along_is_no_constant(sizes: tuple[int, ...]) -> None
     images[:, 0, 0, 0] = torch.tensor([0.1, 0.2, -0.3, 0.4, -0.5, 0.6])[: sum(sizes)]
     batches = list(zip(images.split(sizes), labels.split(sizes), strict=True))
     found = spt.measure_sensitivity(model, batches, include=["*"], head=(), progress=False)
-    assert found.fallback == ("table", "more")
+    assert found.fallback == ("log_size", "table", "more")
     assert_exact(found, model, batches)
 
 

@@ -29,6 +29,12 @@ _ELEMENTWISE = frozenset(
     | {torch.div, Tensor.div, Tensor.__truediv__, Tensor.__rtruediv__, torch.where}
 )
 
+# calls that look rows up by ids
+_LOOKUPS = frozenset(
+    {Tensor.__getitem__, torch.index_select, Tensor.index_select}
+    | {torch.gather, Tensor.gather, torch.take_along_dim, Tensor.take_along_dim}
+)
+
 
 class Derivation:
     """One tensor made of parameters alone.
@@ -154,19 +160,18 @@ class Derivations:
     ) -> bool:
         """Whether no argument of a call has anything to do with a sample.
 
-        What has a row for each has, if that is to be so `in_every_batch`: equal ids, say, are so by
-        chance.
+        Ids of each sample have, if that is to be so `in_every_batch`; some may be equal by chance.
         """
         watched = {id(value) for value in found}
-        is_lookup = func is Tensor.__getitem__
 
         def is_alone(tensor: Tensor) -> bool:
             if id(tensor) in watched:
                 return True
-            if in_every_batch and tensor.shape[:1] == (samples,) and tensor.stride(0):
-                return _storage(tensor) in self._storages
-            if is_lookup and not tensor.is_floating_point():
-                return True
+            if func in _LOOKUPS and not tensor.is_floating_point():
+                if in_every_batch and tensor.shape[:1] == (samples,) and tensor.stride(0):
+                    return _storage(tensor) in self._storages
+                if func is Tensor.__getitem__:
+                    return True
             return self._is_constant(tensor, samples)
 
         return all(is_alone(tensor) for tensor in _tensors_in(args, kwargs))
