@@ -149,7 +149,7 @@ def allocate_each(
         except Overspent as error:
             raise Overspent(f"{error}, from {start} on") from None
         own = [captured(segments, selected, group) for selected in selections]
-        # rounding may take it below zero
+        # rounding, or more modules of the published rule, may take it below zero
         forgone = [max(0.0, 1 - some / all_) for some, all_ in zip(own, anywhere, strict=True)]
     options: dict[str, Any] = {"kind": structured, "rank": rank, "scale": scale, "dropout": dropout}
     return [

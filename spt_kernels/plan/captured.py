@@ -16,7 +16,8 @@ def captured(segments: Sequence[Segment], selected: Selected, group: Any) -> flo
     """The sum of the scores that a selection pays for, the same in every process.
 
     Every parameter of a budget counts for one score: a matrix whose module costs σ for its σ
-    highest, however many more are selected in it. No other selection of the same cost has more.
+    highest, however many are selected in it. Under the paper's rule no other selection of the same
+    cost has more.
 
     Args:
         segments: what was ranked.
@@ -24,13 +25,18 @@ def captured(segments: Sequence[Segment], selected: Selected, group: Any) -> flo
         group: the processes that hold the scores by rows; None where each has all.
     """
     own = []
-    for segment, positions in zip(segments, selected.positions, strict=True):
-        here = positions.to(segment.scores.device) - segment.first
-        here = here[(here >= 0) & (here < segment.scores.numel())]
-        own.append(_highest(segment.scores[here], segment.threshold).cpu())
+    for segment, positions, count in zip(
+        segments, selected.positions, selected.counts, strict=True
+    ):
+        scores = segment.scores
+        if count < segment.threshold or positions.numel() >= segment.cost:
+            here = positions.to(scores.device) - segment.first
+            scores = scores[here[(here >= 0) & (here < scores.numel())]]
+        # else it is trained whole, or by a module that costs more than is known to be selected
+        own.append(_highest(scores, segment.cost).cpu())
     total = torch.zeros((), dtype=torch.float64, device="cpu")
     for segment, *parts in zip(segments, *Processes.of(group).gather(own), strict=True):
-        total += _highest(torch.cat(parts), segment.threshold).sum(dtype=torch.float64)
+        total += _highest(torch.cat(parts), segment.cost).sum(dtype=torch.float64)
     return float(total)
 
 

@@ -37,7 +37,7 @@ from .per_sample.losses import LossFunction, PerSampleLoss
 from .per_sample.measurement import forked_random_state, logger, measure
 from .per_sample.own_loss import loss_of_batches
 from .per_sample.progress import reporting
-from .per_sample.restoration import borrowed
+from .per_sample.restoration import borrowed, frozen
 from .per_sample.stand_in import stand_ins
 from .scores import Sensitivity
 from .shared import measured_together
@@ -83,8 +83,9 @@ def measure_sensitivity(
     loss function's `ignore_index`, or of which the loss is NaN whatever the output, or a constant,
     counts as none, and another one is drawn in its place.
 
-    The model is left as it was: mode, `requires_grad`, gradients, buffers, hooks. Its dropout, when
-    `train` is set, draws from the global random state; nothing else does.
+    The model is left as it was: mode, `requires_grad`, gradients, buffers, hooks, and without what
+    forwards leave in it. Its dropout, when `train` is set, draws from the global random state;
+    nothing else does.
 
     Memory is that of a forward and backward pass which computes no gradients of parameters, and of
     the scores, 4 bytes a number, which are there from the first measured batch on. What is measured
@@ -181,6 +182,7 @@ def _measure(
     with (
         stand_ins(model),
         borrowed(model, train=train),
+        frozen(loss_fn),
         reporting(progress, num_samples) as report,
     ):
         last = _found_head(model, loss, samples, include) if given is None else given
@@ -284,7 +286,7 @@ def find_head(
     loss, pairs = loss_of_batches(loss_fn, batches)
     where = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     samples = Samples(pairs, 2, where, loss.labelled)
-    with stand_ins(model), borrowed(model, train=False):
+    with stand_ins(model), borrowed(model, train=False), frozen(loss_fn):
         return _found_head(model, loss, samples, ())
 
 

@@ -194,6 +194,32 @@ def test_its_cost_in_sensitivity_is_told(structured: str | None) -> None:
     assert told[-1] > 0.1
 
 
+def paid_for(sensitivity: Sensitivity, plan: Plan) -> float:
+    """What a plan trains: entries by their own scores, a module for as many of the highest."""
+    total = sum(
+        float(sensitivity[n].double().ravel()[p].sum()) for n, p in plan.unstructured.items()
+    )
+    for name, spec in plan.structured.items():
+        for rows in spec.rows:
+            own = sensitivity[name][slice(*rows)].double().numpy().ravel()
+            total += float(np.sort(own)[::-1][: replace(spec, rows=(rows,)).num_parameters].sum())
+    return total
+
+
+@pytest.mark.parametrize("structured", ["lora", "adapter"])
+@pytest.mark.parametrize("budget", [120, 200])
+def test_its_cost_by_the_published_rule_is_that_of_whole_modules(
+    structured: str, budget: int
+) -> None:
+    sensitivity, rule = scores(), "published-code"
+    whole = paid_for(sensitivity, allocate(sensitivity, budget, structured, 1, rule=rule))
+    for block in (1, 3):
+        plan = allocate(sensitivity, budget, structured, 1, rule=rule, from_block=block)
+        assert plan.structured
+        share = 1 - paid_for(sensitivity, plan) / whole
+        assert plan.forgone == pytest.approx(share, abs=1e-9)
+
+
 def test_a_budget_beyond_what_is_left() -> None:
     with pytest.raises(ValueError, match=r"more than can be spent: at most .*, from blocks.3 on"):
         allocate(scores(), 1500, rank=1, from_block=3)

@@ -35,6 +35,21 @@ PICKS: dict[str, Pick] = {
 }
 
 
+def in_order(h: Tensor, order: Tensor, mask: Tensor) -> Tensor:
+    return h.flatten(0, 1)[order[: int(mask.sum())]]
+
+
+PICKS |= {
+    "argsort": lambda h, mask: in_order(h, (~mask).flatten().int().argsort(stable=True), mask),
+    "sort": lambda h, mask: in_order(
+        h, mask.view(-1, 1).sort(dim=0, descending=True, stable=True)[1].squeeze(1), mask
+    ),
+    "topk": lambda h, mask: in_order(
+        h, (mask.flatten() / torch.arange(1, mask.numel() + 1)).topk(int(mask.sum()))[1], mask
+    ),
+}
+
+
 def by_sample(h: Tensor, mask: Tensor, parts: Iterable[Tensor]) -> Tensor:
     counts = mask.sum(1).tolist()
     return torch.cat([one[:count] for one, count in zip(parts, counts, strict=True)])
@@ -154,6 +169,19 @@ def test_a_mask_that_all_samples_share_chooses_no_rows() -> None:
         return h[:, :, torch.arange(8) >= 0]
 
     model = Picking(of_channels, lambda h, mask, rows: rows)
+    batches = [batch(4, 4), batch(2, 6)]
+    found = measure(model, batches)
+    assert_exact(found, model, batches)
+    assert not found.fallback
+
+
+def test_an_order_of_tokens_within_each_sample_chooses_no_rows() -> None:
+    torch.manual_seed(0)
+
+    def by_first_feature(h: Tensor, mask: Tensor) -> Tensor:
+        return h.gather(1, h[..., :1].argsort(1).expand_as(h))
+
+    model = Picking(by_first_feature, lambda h, mask, rows: rows)
     batches = [batch(4, 4), batch(2, 6)]
     found = measure(model, batches)
     assert_exact(found, model, batches)

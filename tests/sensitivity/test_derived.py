@@ -190,6 +190,74 @@ def test_a_batch_of_one_is_exact(sizes: tuple[int, ...]) -> None:
     assert_exact(found, model, batches)
 
 
+class Numbered(nn.Module):
+    """Numbers and ids that samples bring along, each of which meets what is made of a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(48, 6), nn.Linear(6, 5)
+        self.log_scale, self.log_share, self.log_size = (
+            nn.Parameter(torch.randn(())) for _ in range(3)
+        )
+        self.table, self.more = (nn.Parameter(torch.randn(2, 6)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = x.mean((1, 2, 3)) * self.log_scale.exp()
+        ids = (x[:, 0, 0, 0] > 0).long()
+        share = x[:, :1, 0, 0] * self.log_share.exp()
+        x = self.layer(x.flatten(1)) * level[:, None]
+        x = x + self.table[ids] + self.more.index_select(0, ids)
+        size = x.norm(dim=1).detach() * self.log_size.exp()
+        return self.head(x.tanh()) + share / size[:, None]
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (3, 1)], ids=str)
+def test_what_samples_bring_along_is_no_constant(sizes: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = Numbered()
+    images, labels = tiny_batch(sum(sizes), size=4)
+    images[:, 0, 0, 0] = torch.tensor([0.1, 0.2, -0.3, 0.4, -0.5, 0.6])[: sum(sizes)]
+    batches = list(zip(images.split(sizes), labels.split(sizes), strict=True))
+    found = spt.measure_sensitivity(model, batches, include=["*"], head=(), progress=False)
+    assert found.fallback == ("log_size", "table", "more")
+    assert_exact(found, model, batches)
+
+
+def test_a_sample_of_one_number_counts_alone_as_well() -> None:
+    class Line(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slope = nn.Linear(1, 1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.slope.weight.exp())
+
+    model = Line()
+    batches = [(torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)), (torch.ones(1, 1),) * 2]
+    found = spt.measure_sensitivity(model, batches, F.mse_loss, head=(), progress=False)
+    assert found.num_samples == 3
+    assert_exact(found, model, batches, F.mse_loss)
+
+
+def test_a_bias_that_is_made_of_another_is_exact_beside_a_plain_weight() -> None:
+    class Halved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.norm, self.head = nn.Linear(48, 6), nn.LayerNorm(6), nn.Linear(6, 5)
+            self.gate = nn.Parameter(torch.randn(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.linear(x.flatten(1), self.layer.weight, self.layer.bias * 0.5)
+            x = F.layer_norm(x, (6,), self.norm.weight, self.norm.bias * self.gate)
+            return self.head(x.tanh())
+
+    torch.manual_seed(0)
+    model, batches = _spread(Halved()), [tiny_batch(3, size=4)]
+    found = spt.measure_sensitivity(model, batches, include=["*"], head=(), progress=False)
+    assert not found.fallback
+    assert_exact(found, model, batches)
+
+
 def test_some_samples_at_a_time_give_the_same(monkeypatch) -> None:
     model, batches = model_and_batches("standardized", [5])
     at_once = spt.measure_sensitivity(model, batches, progress=False)

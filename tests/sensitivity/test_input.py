@@ -140,9 +140,14 @@ def test_no_samples(batches: Any) -> None:
         ([(IMAGES, LABELS[:2])], ValueError, "target: expected 3 rows in batch 0.*got 2"),
         ([(IMAGES, LABELS[0])], ValueError, "target: expected 3 rows.*got a scalar"),
         ([(["a"], LABELS)], ValueError, "batches: expected a tensor as input"),
+        ([(IMAGES, [0, 1, 2])], ValueError, "target: expected tensors with a row.*got list of 3"),
+        ([(IMAGES, LABELS.numpy())], ValueError, "target: expected tensors.*got ndarray of 3"),
     ],
-    ids=["int", "no-pair", "triple", "empty-batch", "short-target", "scalar-target", "no-tensor"],
-)
+    ids=[
+        "int", "no-pair", "triple", "empty-batch", "short-target", "scalar-target", "no-tensor",
+        "list-target", "array-target",
+    ],
+)  # fmt: skip
 def test_batches_of_the_wrong_form(batches: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         measure(tiny_vit(depth=1), batches)

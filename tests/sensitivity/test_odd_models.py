@@ -106,6 +106,47 @@ def test_a_forward_that_edits_its_input_is_given_the_same_each_time(of_words: bo
     assert_exact(found, model, inputs)
 
 
+def test_a_loss_function_that_edits_its_target_is_given_the_same_each_time() -> None:
+    def from_one(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target.sub_(1))
+
+    torch.manual_seed(0)
+    model, inputs, labels = Edits(of_words=False), torch.randn(4, 6, 8), LABELS + 1
+    found = spt.measure_sensitivity(
+        model, [(inputs, labels)], from_one, include=["*"], head=(), progress=False
+    )
+    assert torch.equal(labels, LABELS + 1)
+    assert_exact(found, model, inputs)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_an_output_that_all_samples_share_may_have_as_many_rows(classes: int) -> None:
+    class Classes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.register_buffer("of_each", torch.randn(classes, 8))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.layer(x).tanh(), F.normalize(self.of_each)
+
+    def nearness(outputs: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+        return F.cross_entropy(outputs[0] @ outputs[1].t(), target)
+
+    torch.manual_seed(0)
+    model, inputs, labels = Classes(), torch.randn(4, 8), torch.tensor([1, 0, 1, 1])
+    batches = [(inputs, labels), (inputs[:2], labels[:2])]
+    for head in (None, ()):
+        found = spt.measure_sensitivity(model, batches, nearness, head=head, progress=False)
+        truth = torch.zeros(8, 8)
+        for sample, label in zip(
+            inputs[[0, 1, 2, 3, 0, 1]], labels[[0, 1, 2, 3, 0, 1]], strict=True
+        ):
+            loss = nearness(model(sample[None]), label[None])
+            truth += torch.autograd.grad(loss, model.layer.weight)[0].square()
+        torch.testing.assert_close(found["layer.weight"], truth, rtol=1e-4, atol=1e-8)
+
+
 def test_batches_made_in_inference_mode() -> None:
     torch.manual_seed(0)
     model = Edits(of_words=False)

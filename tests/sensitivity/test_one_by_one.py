@@ -113,6 +113,16 @@ def test_hooks_and_gradients_of_parameters_are_let_be() -> None:
     assert_exact(sensitivity, Unseen(plain), [batch()])
 
 
+def test_what_was_measured_so_is_trained_like_any_other() -> None:
+    model = Unseen(plain)
+    assert measured(model).fallback
+    twin = Unseen(plain)
+    for each in (model, twin):
+        torch.nn.functional.cross_entropy(each(batch()[0]), batch()[1]).backward()
+    for parameter, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(parameter.grad, expected.grad)
+
+
 def test_a_backward_pass_within_another_one_is_exact() -> None:
     sensitivity = measured(Unseen(lambda x, weight: Within.apply(x, weight)))
     assert_exact(sensitivity, Unseen(plain), [batch()])

@@ -160,7 +160,9 @@ def _are_factor_and_shift(first: _Part, second: _Part) -> bool:
     """Whether they are the weight and the bias of a layer, say, whose gradients come from one."""
     are_whole = first.piece.stop is None and second.piece.stop is None
     is_factor = first.role.kind != "whole" and first.role.needs_input and not first.role.transposed
-    return are_whole and is_factor and not second.role.needs_input
+    # of what a bias is made of, the gradient is another one
+    is_shift = second.role.kind == "vector" and not second.role.needs_input
+    return are_whole and is_factor and is_shift
 
 
 def _joined(factors: list[Factors]) -> Factors:

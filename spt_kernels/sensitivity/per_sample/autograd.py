@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .batches import Batch
-from .losses import PerSampleLoss
+from .losses import PerSampleLoss, requiring_grad
+from .parameter_state import restore, states_of
 
 Take = Callable[[str, Tensor], None]
 
@@ -95,12 +96,6 @@ def add_squared_gradients(
     return len(take_gradients(model, loss, batch, parameters, loss_scale, input_needs_grad, add))
 
 
-def requiring_grad(value: Any) -> Any:
-    """A floating tensor as a leaf of its own that requires a gradient; anything else as it is."""
-    floats = isinstance(value, Tensor) and value.is_floating_point()
-    return value.detach().clone().requires_grad_(True) if floats else value
-
-
 def has_graph(tree: Any) -> bool:
     """Whether a gradient could come to anything through one of its tensors."""
     return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves(tree))
@@ -146,9 +141,7 @@ def _only_hooks(
         parameters: by name; they have their own again afterwards.
         hook: given the name and a parameter whose gradient has been accumulated.
     """
-    before = [
-        (p, p.grad, p._backward_hooks, p._post_accumulate_grad_hooks) for p in parameters.values()
-    ]
+    before = states_of(parameters.values())
     try:
         for name, parameter in parameters.items():
             parameter.grad = None
@@ -156,9 +149,7 @@ def _only_hooks(
             parameter._post_accumulate_grad_hooks = {0: partial(hook, name)} if hook else {}
         yield
     finally:
-        for parameter, grad, hooks, post_hooks in before:
-            parameter.grad, parameter._backward_hooks = grad, hooks
-            parameter._post_accumulate_grad_hooks = post_hooks
+        restore(before)
 
 
 @contextlib.contextmanager

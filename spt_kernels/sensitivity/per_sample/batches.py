@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,6 +184,12 @@ def _size(input: Any, target: Any, index: int) -> int:
     size = sizes["input"][0]
     if not size:
         raise ValueError(f"batches: batch {index} has no samples")
+    if size > 1 and not sizes["target"] and _length(target) == size:
+        # the loss of one sample would be given all of them, and might spread its output over them
+        raise ValueError(
+            f"target: expected tensors with a row for each sample in batch {index}, got "
+            f"{type(target).__name__} of {size}"
+        )
     for place, found in sizes.items():
         for other in found:
             if other != size:
@@ -192,6 +198,12 @@ def _size(input: Any, target: Any, index: int) -> int:
                     f"input, got {'a scalar' if other is None else other}"
                 )
     return size
+
+
+def _length(value: Any) -> int | None:
+    """Of a list or an array of numpy; a tuple may be anything."""
+    is_one = hasattr(value, "__len__") and not isinstance(value, (str, tuple, Mapping))
+    return len(value) if is_one else None
 
 
 def _moved(tree: Any, device: torch.device) -> Any:

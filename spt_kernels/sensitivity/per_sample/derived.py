@@ -29,6 +29,12 @@ _ELEMENTWISE = frozenset(
     | {torch.div, Tensor.div, Tensor.__truediv__, Tensor.__rtruediv__, torch.where}
 )
 
+# calls that look rows up by ids
+_LOOKUPS = frozenset(
+    {Tensor.__getitem__, torch.index_select, Tensor.index_select}
+    | {torch.gather, Tensor.gather, torch.take_along_dim, Tensor.take_along_dim}
+)
+
 
 class Derivation:
     """One tensor made of parameters alone.
@@ -143,15 +149,32 @@ class Derivations:
         self._leaves: dict[str, Tensor] = {}
 
     def are_alone(
-        self, func: Any, args: Any, kwargs: Any, found: list[Tensor], samples: int
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        found: list[Tensor],
+        samples: int,
+        *,
+        in_every_batch: bool,
     ) -> bool:
-        """Whether no argument of a call has anything to do with a sample."""
+        """Whether no argument of a call has anything to do with a sample.
+
+        Ids of each sample have, if that is to be so `in_every_batch`; some may be equal by chance.
+        """
         watched = {id(value) for value in found}
-        is_lookup = func is Tensor.__getitem__
-        return all(
-            id(tensor) in watched or self._is_constant(tensor, samples, is_lookup)
-            for tensor in _tensors_in(args, kwargs)
-        )
+
+        def is_alone(tensor: Tensor) -> bool:
+            if id(tensor) in watched:
+                return True
+            if func in _LOOKUPS and not tensor.is_floating_point():
+                if in_every_batch and tensor.shape[:1] == (samples,) and tensor.stride(0):
+                    return _storage(tensor) in self._storages
+                if func is Tensor.__getitem__:
+                    return True
+            return self._is_constant(tensor, samples)
+
+        return all(is_alone(tensor) for tensor in _tensors_in(args, kwargs))
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The result of a call whose arguments are watched tensors and constants, watched too."""
@@ -208,9 +231,7 @@ class Derivations:
         expanded = made.detach().reshape(aligned).expand(shape[0], *aligned[1:])
         return Meeting(value, derivation, expanded, samples)
 
-    def _is_constant(self, tensor: Tensor, samples: int, is_lookup: bool) -> bool:
-        if is_lookup and not tensor.is_floating_point():
-            return True
+    def _is_constant(self, tensor: Tensor, samples: int) -> bool:
         if tensor.requires_grad:
             return False  # of a batch of one a sample's own number has the shape of a constant
         if tensor.numel() == 1 or (tensor.shape[0] == 1 and samples > 1):

@@ -168,7 +168,10 @@ class Interception:
                 return output
         use = None if recognize else self._recognize(func, args, kwargs)
         if self._may_derive(found):
-            if self._derivations.are_alone(func, args, kwargs, found, self._samples):
+            in_every_batch = self._on_use is not None
+            if self._derivations.are_alone(
+                func, args, kwargs, found, self._samples, in_every_batch=in_every_batch
+            ):
                 made = self._derivations.run(func, args, kwargs)
                 if made is not NotImplemented:
                     return made

@@ -9,9 +9,8 @@ from torch.utils import _pytree as pytree
 from ...model import describe
 from ...model.last_layers import last_parameters
 from ...model.quantized import floating_parameters
-from .autograd import requiring_grad
 from .batches import Batch, two_samples
-from .losses import PerSampleLoss
+from .losses import PerSampleLoss, requiring_grad
 
 
 def last_before_loss(model: nn.Module, loss: PerSampleLoss, batch: Batch) -> tuple[str, ...] | None:
@@ -35,6 +34,7 @@ def last_before_loss(model: nn.Module, loss: PerSampleLoss, batch: Batch) -> tup
         for parameter in floating.values():
             parameter.requires_grad_(True)
         outputs = loss.outputs(model, inputs, some.size)
+        loss.learn(model, inputs, outputs)
         losses = loss.of_each(outputs, some.target, some.size)
         if losses is None:
             return None

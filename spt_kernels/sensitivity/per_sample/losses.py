@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +18,40 @@ LossFunction = Callable[[Any, Any], Tensor]
 _MISFITS = (IndexError, TypeError, ValueError, RuntimeError)
 
 
-def samples_of(tree: Any, batch: int, start: int, stop: int) -> Any:
-    """The samples `start:stop` of every tensor in `tree` that has one row per sample."""
+def samples_of(tree: Any, batch: int, start: int, stop: int, shared: Collection[int] = ()) -> Any:
+    """The samples `start:stop` of every tensor in `tree` that has one row per sample.
 
-    def cut(value: Any) -> Any:
-        is_batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch
-        return value[start:stop] if is_batched else value
+    Those at the places `shared` among its leaves have none, however many rows they have.
+    """
+    leaves, spec = pytree.tree_flatten(tree)
+    are_batched = (place not in shared and has_rows(x, batch) for place, x in enumerate(leaves))
+    cut = [x[start:stop] if own else x for x, own in zip(leaves, are_batched, strict=True)]
+    return spec.unflatten(cut)
 
-    return pytree.tree_map(cut, tree)
+
+def has_rows(value: Any, n: int) -> bool:
+    """Whether it is a tensor of so many rows."""
+    return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == n
 
 
 def copy_of(tree: Any) -> Any:
-    """Tensors that a model may edit in place, while others are given the same numbers later on."""
+    """Tensors that a model or a loss may edit in place; what comes later gets the same numbers."""
     if isinstance(tree, Tensor):
         return tree.clone()
     return pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, tree)
+
+
+def requiring_grad(value: Any) -> Any:
+    """A floating tensor as a leaf of its own that requires a gradient; anything else as it is."""
+    floats = isinstance(value, Tensor) and value.is_floating_point()
+    return value.detach().clone().requires_grad_(True) if floats else value
+
+
+class _Layout(NamedTuple):
+    """Of a model's outputs: how they are nested, and which leaves have no row for each sample."""
+
+    spec: pytree.TreeSpec
+    shared: frozenset[int]
 
 
 class PerSampleLoss:
@@ -47,6 +66,7 @@ class PerSampleLoss:
             raise TypeError(f"loss_fn: expected a function, got {type(loss_fn).__name__}")
         self._loss_fn = loss_fn
         self._name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+        self._layout: _Layout | None = None
 
     @property
     def name(self) -> str:
@@ -60,6 +80,46 @@ class PerSampleLoss:
     def parts(self, model: nn.Module, pair: Any) -> bool:
         """Whether each sample's loss is had from a forward pass over several."""
         return True
+
+    def learn(self, model: nn.Module, pair: Any, outputs: Any = None) -> None:
+        """See which outputs have a row for each sample, and which all share, as a table of classes.
+
+        Args:
+            model: in the mode in which it is measured.
+            pair: the input of two samples.
+            outputs: of these, where they are at hand.
+        """
+        if self._layout is not None:
+            return
+        pair = pytree.tree_map(requiring_grad, pair)  # or a reentrant checkpoint warns
+        of_two = self.outputs(model, pair, 2) if outputs is None else outputs
+        leaves, spec = pytree.tree_flatten(of_two)
+        are_of_samples = [has_rows(leaf, 2) for leaf in leaves]
+        if sum(are_of_samples) > 1:  # is one of them a table of two rows?
+            first = samples_of(pair, 2, 0, 1)
+            three = pytree.tree_map(
+                lambda x, y: torch.cat([x, y]) if isinstance(x, Tensor) else x, pair, first
+            )
+            leaves, spec_of_three = pytree.tree_flatten(self.outputs(model, three, 3))
+            if spec_of_three == spec:
+                are_of_samples = [has_rows(leaf, 3) for leaf in leaves]
+        shared = frozenset(place for place, own in enumerate(are_of_samples) if not own)
+        self._layout = _Layout(spec, shared)
+
+    def _shared_in(self, outputs: Any) -> frozenset[int]:
+        """Places of the outputs that all samples share, as far as that was learnt."""
+        if self._layout is None or self._layout.spec != pytree.tree_structure(outputs):
+            return frozenset()
+        return self._layout.shared
+
+    def _pair_of(self, outputs: Any, target: Any, batch: int, sample: int) -> tuple[Any, Any]:
+        stop, shared = sample + 1, self._shared_in(outputs)
+        output = samples_of(outputs, batch, sample, stop, shared)
+        return output, samples_of(target, batch, sample, stop)
+
+    def _pairs(self, outputs: Any, target: Any, batch: int) -> list[tuple[Any, Any]]:
+        rows = _rows(outputs, batch, self._shared_in(outputs))
+        return list(zip(rows, _rows(target, batch), strict=True))
 
     def labelled(self, target: Any, batch: int) -> list[int] | None:
         """Which samples have a label at all; None for all, and where it is not known before a loss.
@@ -83,7 +143,7 @@ class PerSampleLoss:
         if self._is_plain_cross_entropy(outputs, target):
             counted = batch if with_labels is None else len(with_labels)
             return F.cross_entropy(outputs, target, reduction="sum"), counted
-        pairs = _pairs(outputs, target, batch)
+        pairs = self._pairs(outputs, target, batch)
         if with_labels is not None:
             pairs = [pairs[sample] for sample in with_labels]
         losses = [self._call(*pair) for pair in pairs]
@@ -91,7 +151,7 @@ class PerSampleLoss:
 
     def total_of_defined(self, outputs: Any, target: Any, batch: int) -> tuple[Tensor, int]:
         """`total` without the samples whose loss is undefined; slower."""
-        losses = [self._call(*pair) for pair in _pairs(outputs, target, batch)]
+        losses = [self._call(*pair) for pair in self._pairs(outputs, target, batch)]
         counting = [
             loss
             for sample, loss in enumerate(losses)
@@ -102,7 +162,7 @@ class PerSampleLoss:
     def of_sample(self, outputs: Any, target: Any, batch: int, sample: int) -> Tensor:
         """The loss of one sample, a scalar."""
         self._check_labels(outputs, target)
-        return self._call(*_pair_of(outputs, target, batch, sample))
+        return self._call(*self._pair_of(outputs, target, batch, sample))
 
     def of_each(self, outputs: Any, target: Any, batch: int) -> list[Tensor] | None:
         """The losses of a small batch; None where one of them does not count."""
@@ -119,7 +179,7 @@ class PerSampleLoss:
         self, loss: Tensor, outputs: Any, target: Any, batch: int, sample: int
     ) -> bool:
         """Whether there is no label, or the loss is NaN whatever the outputs are, as a mean is."""
-        output, label = _pair_of(outputs, target, batch, sample)
+        output, label = self._pair_of(outputs, target, batch, sample)
         if self._with_labels(label, 1) == []:
             return True
         if not bool(loss.isnan()):
@@ -138,7 +198,7 @@ class PerSampleLoss:
 
     def _call(self, output: Any, target: Any) -> Tensor:
         try:
-            loss = self._loss_fn(output, target)
+            loss = self._loss_fn(output, copy_of(target))
         except torch.OutOfMemoryError:
             raise
         except _MISFITS as error:
@@ -227,21 +287,12 @@ def _zeros_like(value: Any) -> Any:
     return torch.zeros_like(value) if floats else value
 
 
-def _pair_of(outputs: Any, target: Any, batch: int, sample: int) -> tuple[Any, Any]:
-    stop = sample + 1
-    return samples_of(outputs, batch, sample, stop), samples_of(target, batch, sample, stop)
-
-
-def _pairs(outputs: Any, target: Any, batch: int) -> list[tuple[Any, Any]]:
-    return list(zip(_rows(outputs, batch), _rows(target, batch), strict=True))
-
-
-def _rows(tree: Any, batch: int) -> list[Any]:
-    """One tree per sample, each tensor with a leading dimension of one."""
+def _rows(tree: Any, batch: int, shared: Collection[int] = ()) -> list[Any]:
+    """One tree per sample, each tensor with a leading dimension of one; see `samples_of`."""
     leaves, spec = pytree.tree_flatten(tree)
     columns: list[Any] = []
-    for leaf in leaves:
-        is_batched = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
+    for place, leaf in enumerate(leaves):
+        is_batched = place not in shared and has_rows(leaf, batch)
         # one split has one node in the backward pass, where a slice per sample has one each
         columns.append(leaf.split(1) if is_batched else [leaf] * batch)
     return [spec.unflatten([column[i] for column in columns]) for i in range(batch)]

@@ -12,11 +12,11 @@ from torch.utils import _pytree as pytree
 
 from ...model.head import in_few_words, parts_of
 from .accumulator import Accumulator
-from .autograd import add_squared_gradients, requiring_grad
+from .autograd import add_squared_gradients
 from .batches import Batch, Samples
 from .counted import on_first_counted
 from .interception import Arrival, Interception
-from .losses import PerSampleLoss
+from .losses import PerSampleLoss, requiring_grad
 from .methods import Methods
 from .probe import expand, probe
 
@@ -90,10 +90,12 @@ def measure(
         if methods.n_uses or methods.expanded:
             leaves = expand({name: parameters[name] for name in methods.expanded}, batch.size)
             watched = [*methods.n_uses, *sleepers.names]
+            # as in the probe: what asks for a gradient is no constant, but a sample's own
+            needs_grad = methods.input_needs_grad or bool(methods.derived)
             with interception.watching(
                 watched, batch.size, sleepers.receive, derived=methods.derived, replaced=leaves
             ):
-                counted = _run(model, loss, batch, methods.input_needs_grad, loss_scale)
+                counted = _run(model, loss, batch, needs_grad, loss_scale)
             woken = sleepers.woken(interception.unrecognized)
             _check_uses(interception.unrecognized)
             accumulator.finish_batch()

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .autograd import has_graph, requiring_grad, take_gradients
+from .autograd import has_graph, take_gradients
 from .batches import Batch, two_samples
 from .calls import Calls
 from .comparison import Comparison
 from .interception import Arrival, Interception
-from .losses import PerSampleLoss
+from .losses import PerSampleLoss, requiring_grad
 from .methods import Methods
 
 _SAMPLES = 2
@@ -73,6 +73,7 @@ def probe(
     calls = Calls(layers)
     if not loss.parts(model, pair.input):
         return _all_one_by_one(model, loss, batch, parameters, interception, calls, loss_scale)
+    loss.learn(model, pair.input)
     watch = partial(_watch, model, loss, pair, interception, records, calls)
     # a forward for each: there are models whose graph can be gone through but once
     if any(watch(own) is None for own in range(_SAMPLES)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ _CHOOSES = frozenset(
     {"nonzero", "argwhere", "masked_select"}
     | {"unique", "_unique2", "unique_dim", "unique_consecutive"}
 )
+# what gives places in an order that values say, and which of its arguments is the dimension
+_ORDERS = MappingProxyType({"sort": 1, "argsort": 1, "topk": 2})
 _MASKS = (torch.bool, torch.uint8)
 # what moves rows, joins them or leaves some out
 _KEEPS_ROWS = frozenset(
@@ -31,8 +34,6 @@ _PUTS_BACK = frozenset(
     | {"masked_scatter", "masked_scatter_", "scatter", "scatter_", "scatter_add", "scatter_add_"}
     | {"scatter_reduce", "scatter_reduce_", "index_reduce", "index_reduce_", "__setitem__"}
 )
-
-
 _JOINS = frozenset({"cat", "concat", "concatenate"})
 
 
@@ -41,8 +42,9 @@ class Selections(TorchFunctionMode):
 
     Where a mask picks tokens of all samples (`x[mask]`, `x[mask.nonzero()]`), two samples may have
     as many in one batch and not in the next, and the order of the rows does not tell whose they
-    are. Nor does it where the model goes from sample to sample and joins what it has of each. What
-    is put back into a tensor with a place for each token is as any other there.
+    are. Nor does it where tokens are sorted, as by the expert of each (`x[experts.argsort()]`), or
+    where the model goes from sample to sample and joins what it has of each. What is put back into
+    a tensor with a place for each token is as any other there.
 
     Args:
         samples: of the batch that runs.
@@ -72,11 +74,17 @@ class Selections(TorchFunctionMode):
         return iter(made) if name == "__iter__" else output
 
     def _has_chosen_rows(self, made: Tensor, name: str, args: Any, kwargs: Any) -> bool:
-        if name in _CHOOSES or _chooses(name, args, kwargs):
+        if name in _CHOOSES or _chooses(name, args, kwargs) or self._orders(name, args, kwargs):
             return True
         if name in _JOINS and _dim(args, kwargs) == 0 and self._of_one_sample.has_any(args[:1]):
             return True
         return self._chosen.goes_on_in(made, name, args, kwargs)
+
+    def _orders(self, name: str, args: Any, kwargs: Any) -> bool:
+        """Whether a call puts rows in order; where they are whole samples, each stays one row."""
+        if name not in _ORDERS or not args or args[0].shape[:1] in ((), (self._samples,)):
+            return False
+        return _dim(args, kwargs, _ORDERS[name], -1) in (0, -args[0].ndim)
 
     def _is_of_one_sample(self, made: Tensor, name: str, args: Any, kwargs: Any) -> bool:
         source = args[0] if args else None
@@ -121,9 +129,9 @@ class _Known:
                 yield tensor
 
 
-def _dim(args: tuple[Any, ...], kwargs: Any) -> int:
-    """Of a call that takes it after its first argument, or 0."""
-    dim: int = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0))
+def _dim(args: tuple[Any, ...], kwargs: Any, place: int = 1, default: int = 0) -> int:
+    """Of a call that takes it as its argument number `place`."""
+    dim: int = kwargs.get("dim", kwargs.get("axis", args[place] if len(args) > place else default))
     return dim
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_PIECES = "_spt_pieces"  # attribute of a watched tensor
+from .parameter_state import PIECES, restore, states_of
 
 
 class Piece(NamedTuple):
@@ -24,7 +24,7 @@ class Piece(NamedTuple):
 
 def pieces_of(value: Any) -> tuple[Piece, ...]:
     """Of which parameters a watched tensor holds the numbers; none for anything else."""
-    pieces: tuple[Piece, ...] = getattr(value, _PIECES, ())
+    pieces: tuple[Piece, ...] = getattr(value, PIECES, ())
     return pieces
 
 
@@ -33,8 +33,8 @@ def watched_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]
     found = []
     for value in (*args, *kwargs.values()):
         if isinstance(value, (tuple, list)):
-            found += [inner for inner in value if hasattr(inner, _PIECES)]
-        elif hasattr(value, _PIECES):
+            found += [inner for inner in value if hasattr(inner, PIECES)]
+        elif hasattr(value, PIECES):
             found.append(value)
     return found
 
@@ -56,7 +56,7 @@ class Watcher:
 
     def watch(self, tensor: Tensor, pieces: tuple[Piece, ...]) -> None:
         """Tell of the calls of `tensor`, which stays the object that it is."""
-        tensor.__dict__[_PIECES] = pieces
+        tensor.__dict__[PIECES] = pieces
         tensor.__class__ = self._class_of(type(tensor))
 
     def _class_of(self, plain: type[Tensor]) -> type[Tensor]:
@@ -87,10 +87,7 @@ class Watcher:
             parameters: by name; left as they were, their hooks and `.grad` included.
             reached: is told the name of one that a gradient comes to, which is then refused.
         """
-        before = [
-            (p, type(p), p.requires_grad, p._backward_hooks, p._post_accumulate_grad_hooks)
-            for p in parameters.values()
-        ]
+        before = states_of(parameters.values())
         try:
             for name, parameter in parameters.items():
                 parameter.requires_grad = True
@@ -101,12 +98,7 @@ class Watcher:
                 self.watch(parameter, (Piece(name),))
             yield
         finally:
-            for parameter, plain, needs_grad, hooks, post_hooks in before:
-                parameter.__class__ = plain
-                parameter.__dict__.pop(_PIECES, None)
-                parameter._backward_hooks = hooks
-                parameter._post_accumulate_grad_hooks = post_hooks
-                parameter.requires_grad = needs_grad
+            restore(before)
 
 
 def _refuse(name: str, parameter: Tensor, reached: Callable[[str], None], grad: Tensor) -> None:
