@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .module import module
+from .module import available, module
 from .sparse_weight_grad import Activation
 
 # tokens, features of input and output, rank, ranges; first feature, width and step of the ranges
 Shape = tuple[int, int, int, int, int, int, int, int]
+
+# asked for once: each frame is felt in a step of so small a model
+_CPP: Any = module() if available() else None
 
 
 def add_lora(
@@ -25,7 +30,7 @@ def add_lora(
         input: `[tokens, in]`.
         output: `[tokens, out]`, is written.
     """
-    module().add_lora(
+    _CPP.add_lora(
         shape,
         scale,
         lora_a.data_ptr(),
@@ -58,7 +63,7 @@ def lora_gradients(
         grad_input: `[tokens, in]`, is written; or None.
     """
     grad_a, grad_b = torch.empty_like(lora_a), torch.empty_like(lora_b)
-    module().lora_gradients(
+    _CPP.lora_gradients(
         shape,
         scale,
         lora_a.data_ptr(),

@@ -37,8 +37,7 @@ class LowRankLinear(RebuildingFunction):
     ) -> Tensor:
         """`[..., out]`, in the dtype that autocast, if it is on, gives to `F.linear`."""
         y, inner = linear_with_lora(x, weight, bias, lora_a, lora_b, lora)
-        if y._is_view():
-            y = y.data  # no view any more, so that what follows may work on it in place
+        y = y.data  # no view, so that what follows may work on it in place
         recipe, kept = SavedInput.eager(x, y.dtype)
         ctx.save_for_backward(
             lora_a, lora_b, weight if ctx.needs_input_grad[0] else None, inner, *kept
@@ -77,8 +76,7 @@ class SmallLowRankLinear(RebuildingFunction):
         y = F.linear(x, weight, bias)
         shape = y.numel() // sizes.of_layer[1], *sizes.of_layer
         native.add_lora(shape, lora.scale, lora_a, lora_b, x, y)
-        if y._is_view():
-            y = y.data
+        y = y.data
         recipe, kept = SavedInput.eager(x, _FP32)
         ctx.save_for_backward(lora_a, lora_b, weight if ctx.needs_input_grad[0] else None, *kept)
         ctx.saved_input, ctx.how = recipe, (lora, shape)

@@ -32,8 +32,7 @@ class SparseLinear(RebuildingFunction):
     ) -> Tensor:
         """`[..., out]`; the delta, which requires a gradient, is in the weight already."""
         y = F.linear(x, weight, bias)
-        if y._is_view():
-            y = y.data  # no view any more, so that what follows may work on it in place
+        y = y.data  # no view, so that what follows may work on it in place
         recipe, kept = SavedInput.eager(x, y.dtype, pattern.whole.columns)
         ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, *kept)
         ctx.saved_input, ctx.how = recipe, (pattern, x.dtype)
