@@ -101,7 +101,8 @@ def _row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def newest_cpu_results(part: str, folder: Path = results.FOLDER) -> dict[str, Any]:
     """The results of one machine, the CPU that has the newest of a part: `tables` or `contests`."""
-    found = [read(path) for path in sorted(folder.glob("*.json"))]
+    # of one day the later version's
+    found = [read(path) for path in sorted(folder.glob("*.json"), reverse=True)]
     found = [
         measured for measured in found if measured["machine"]["threads"] and measured.get(part)
     ]
