@@ -39,9 +39,6 @@ class LinearWithDeltas(SparseDeltaLayer, nn.Linear):
         return y
 
 
-_sparse_linear = super(torch.autograd.Function, SparseLinear).apply
-
-
 class SparseDeltaLinear(LinearWithDeltas):
     """A frozen Linear plus a sparse delta; the forward is that of the plain layer.
 
@@ -110,9 +107,8 @@ class SparseDeltaLinear(LinearWithDeltas):
             and (bias is None or (bias is not self and not bias.requires_grad))
             and "bias_delta" not in parameters
             and torch.is_grad_enabled()
-            and not torch._C._are_functorch_transforms_active()
         ):
-            return _sparse_linear(input, weight, bias, delta, pattern)
+            return SparseLinear.apply(input, weight, bias, delta, pattern)
         return linear_in_general(self, input, *self._own_parameters())
 
 

@@ -6,7 +6,6 @@ its host does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -40,25 +39,25 @@ UNREADABLE = (RuntimeError, AttributeError)
 class Kept:
     """One of the things that nodes of a type keep, by its name without prefix."""
 
-    __slots__ = ("raw", "saved")
+    __slots__ = ("_raw", "_saved")
 
     def __init__(self, name: str) -> None:
-        self.raw, self.saved = attrgetter(f"{_RAW}{name}"), attrgetter(f"_saved_{name}")
+        self._raw, self._saved = attrgetter(f"{_RAW}{name}"), attrgetter(f"_saved_{name}")
 
     def is_readable(self, node: Any) -> bool:
         """Whether a backward may read it, without more than its being recorded."""
         try:
-            hook = hook_of(self.raw(node))
-            return self.saved(node) is not None if hook is None else hook is unpack
+            hook = hook_of(self._raw(node))
+            return self._saved(node) is not None if hook is None else hook is unpack
         except UNREADABLE:
             return False
 
     def read(self, node: Any) -> tuple[Any] | None:
         """What it is; None when it cannot be had without side effects."""
         try:
-            raw = self.raw(node)
+            raw = self._raw(node)
             is_packed = raw is not None and hook_of(raw) is not None
-            return None if is_packed else (self.saved(node),)
+            return None if is_packed else (self._saved(node),)
         except UNREADABLE:
             return None
 
@@ -107,14 +106,10 @@ class _NodeTypes(dict[type, NodeType]):
         if issubclass(node_type, BackwardCFunction):
             return _FUNCTION
         found = self[node_type] = NodeType(node_type)
-        if found.source is not None:
-            PRODUCERS[node_type] = found.kind, found.source.raw, found.source.saved
         return found
 
 
 NODE_TYPES = _NodeTypes()
-# of the GELUs and LayerNorms among them: kind, and how what they have is got, raw and unpacked
-PRODUCERS: dict[type, tuple[Kind | None, Callable[[Any], Any], Callable[[Any], Any]]] = {}
 _FUNCTION = NodeType(BackwardCFunction)
 
 

@@ -97,8 +97,7 @@ class SmallLowRankLinear(RebuildingFunction):
                 factors = native.lora_gradients(*how, grad_output, source, activation, grad_x)
                 return grad_x, None, None, *factors, None, None
         gy = grad_output.reshape(-1, grad_output.shape[-1])
-        inner = lora.bottleneck(ctx.saved_input.rebuild(kept), lora_a)
-        grads = _gradients(gy, weight, lora_a, lora_b, lora, inner, ctx.saved_input, kept, _FP32)
+        grads = _gradients(gy, weight, lora_a, lora_b, lora, None, ctx.saved_input, kept, _FP32)
         return *grads, None
 
 
@@ -144,14 +143,15 @@ def _gradients(
     lora_a: Tensor,
     lora_b: Tensor,
     lora: LoraCall,
-    inner: Tensor,
+    inner: Tensor | None,
     saved: SavedInput,
     kept: Tensors,
     x_dtype: torch.dtype,
 ) -> tuple[Tensor | None, ...]:
-    grad_b = lora.grad_of_b(gy, inner)
+    """For each argument of `LowRankLinear`; a bottleneck that was not kept is made again."""
     grad_inner = lora.grad_of_inner(gy, lora_b)
     x = saved.rebuild(kept)
+    grad_b = lora.grad_of_b(gy, lora.bottleneck(x, lora_a) if inner is None else inner)
     grad_a = lora.grad_of_a(grad_inner, x, may_write=saved.kind != "tensor")
     shape = x.shape
     del x  # before the gradient of the same size is made

@@ -22,11 +22,10 @@ from torch.nn import functional as F
 
 from ...ops.launching import is_plain
 from ...ops.rebuild_input import launch_gelu, launch_layer_norm, rebuild_gelu, rebuild_layer_norm
-from .graph_nodes import NODE_TYPES, PRODUCERS, UNREADABLE, hook_of, is_kept, way_to
+from .graph_nodes import NODE_TYPES, UNREADABLE, hook_of, is_kept, way_to
 from .recording import Recording, hooks_in_use, recording_of, unpack
 from .traced import made_again
 
-_COMPILED_BACKWARD = "torch._dynamo.compiled_autograd"
 _REBUILDABLE = (torch.float32, torch.bfloat16, torch.float16)
 # Tensors that are what autograd takes them for; other subclasses may be anything
 _INSPECTED: tuple[type[Tensor], ...] = (Tensor, torch.nn.Parameter, FakeTensor)
@@ -78,23 +77,6 @@ class SavedInput(NamedTuple):
         """`of` for those who know that nothing is compiled here."""
         hooks = hooks_in_use()
         if hooks is None:
-            # what comes from a GELU or a LayerNorm at once, as most does, in no further frame
-            node = x.grad_fn
-            producer = PRODUCERS.get(type(node))
-            if (
-                producer is not None
-                and type(x) is Tensor
-                and x._version == x.output_nr == 0
-                and dtype in _REBUILDABLE
-                and x.dtype in _REBUILDABLE
-                and _COMPILED_BACKWARD not in sys.modules
-            ):
-                made_by, raw, saved = producer
-                try:
-                    if raw(node).unpack_hook is None and saved(node) is not None:
-                        return _new(cls, (made_by, dtype, node, ())), ()
-                except UNREADABLE:
-                    pass
             recipe, as_it_is = _chosen(x, dtype, columns, dim, None)
         else:
             recipe, as_it_is = _chosen_under_hooks(x, dtype, columns, dim, recording_of(hooks))
@@ -230,7 +212,7 @@ def _chosen(
 
 def _is_backward_compiled() -> bool:
     """Whether compiled autograd is on; its module is there once something has been compiled."""
-    module = sys.modules.get(_COMPILED_BACKWARD)
+    module = sys.modules.get("torch._dynamo.compiled_autograd")
     return module is not None and getattr(module, "compiled_autograd_enabled", False)
 
 
