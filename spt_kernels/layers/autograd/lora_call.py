@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...ops.dropout import dropout, dropout_
+from . import lora_launches
 from .autocast import cast, is_any_autocast_on, without_autocast
 from .row_ranges import RangeGroup, Ranges, groups_of
 
@@ -72,6 +73,11 @@ class LoraCall(NamedTuple):
             `[tokens, ranges · rank]`, A dropout(x) in the dtype of `y`.
         """
         dtype = y.dtype
+        if lora_launches.are_for(y, lora_a.shape[0]):
+            flat_x = cast(x, dtype).reshape(-1, lora_a.shape[1])  # [tokens, in]
+            inner = lora_launches.bottleneck(self, flat_x, lora_a)
+            lora_launches.add_update(self, y.view(-1, y.shape[-1]), inner, lora_b)
+            return inner
         if lora_a.dtype is not dtype or lora_b.dtype is not dtype:
             lora_a, lora_b = lora_a.to(dtype), lora_b.to(dtype)
         if x.dtype is not dtype:
@@ -112,7 +118,9 @@ class LoraCall(NamedTuple):
     # ---- the backward, of gy `[tokens, out]`
 
     def grad_of_b(self, gy: Tensor, inner: Tensor) -> Tensor:
-        """`[rows of all ranges, rank]`, from the bottleneck of the forward."""
+        """`[rows of all ranges, rank]`, in the dtype of `gy` or fp32, from the bottleneck."""
+        if lora_launches.are_for(gy, inner.shape[1]):
+            return lora_launches.grad_of_b(self, gy, inner)
         # the thin factor on the left: the transpose of this takes a CPU several times as long
         if self.only is not None:
             grad = torch.mm(inner.t(), self.only.of_outputs_alone(gy)).t().contiguous()
@@ -126,6 +134,8 @@ class LoraCall(NamedTuple):
 
     def grad_of_inner(self, gy: Tensor, lora_b: Tensor) -> Tensor:
         """`[tokens, ranges · rank]`, with all factors."""
+        if lora_launches.are_for(gy, lora_b.shape[1]):
+            return lora_launches.grad_of_inner(self, gy, lora_b)
         low = cast(lora_b, gy.dtype)
         factor = self.scale * self.kept_scale if self.dropout else self.scale
         if self.only is not None:
@@ -138,30 +148,42 @@ class LoraCall(NamedTuple):
         return grad if factor == 1.0 else grad.mul_(factor)
 
     def grad_of_a(self, grad_inner: Tensor, x: Tensor, *, may_write: bool) -> Tensor:
-        """`[ranges · rank, in]`.
+        """`[ranges · rank, in]`, in the dtype of `grad_inner` or fp32.
 
         Args:
             grad_inner: of `grad_of_inner`.
             x: `[..., in]`, the input of the forward.
             may_write: whether elements may be dropped of `x` itself.
         """
+        if lora_launches.are_for(x, grad_inner.shape[1]):
+            return lora_launches.grad_of_a(self, grad_inner, x.reshape(-1, x.shape[-1]))
         if self.dropout:
             x = self.drop_(x) if may_write else self.dropped(x)
         return torch.mm(grad_inner.t(), x.reshape(-1, x.shape[-1]))
 
-    def grad_of_x(self, gy: Tensor, weight: Tensor, grad_inner: Tensor, lora_a: Tensor) -> Tensor:
-        """`[tokens, in]`, in one buffer: the LoRA's part with its dropout first, then the base's.
+    def grad_of_x(
+        self,
+        gy: Tensor,
+        weight: Tensor,
+        grad_inner: Tensor,
+        lora_a: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """`[tokens, in]`, the base's part and the LoRA's with its dropout.
 
         Args:
             gy: the gradient of the output.
             weight: of the base, in the dtype of `gy`.
             grad_inner: of `grad_of_inner`.
             lora_a: of the LoRA.
+            dtype: of the input.
         """
+        if lora_launches.are_for(gy, lora_a.shape[0]):
+            return lora_launches.grad_of_x(self, gy, weight, grad_inner, lora_a, dtype)
         grad = torch.mm(grad_inner, cast(lora_a, gy.dtype))
         if self.dropout:
             grad = self.drop_(grad)
-        return grad.addmm_(gy, weight)
+        return cast(grad.addmm_(gy, weight), dtype)  # in one buffer
 
 
 def _is_onednns(tensor: Tensor) -> bool:

@@ -159,7 +159,5 @@ def _gradients(
         return None, None, None, grad_a, grad_b, None
     if weight.dtype is not gy.dtype:
         weight = weight.to(gy.dtype)
-    grad_x = lora.grad_of_x(gy, weight, grad_inner, lora_a).view(shape)
-    if grad_x.dtype is not x_dtype:
-        grad_x = grad_x.to(x_dtype)
+    grad_x = lora.grad_of_x(gy, weight, grad_inner, lora_a, x_dtype).view(shape)
     return grad_x, None, None, grad_a, grad_b, None

@@ -1,0 +1,78 @@
+"""The products of a LoRA on a card: each is one pass over an activation, dropout and all.
+
+A library's products take a launch for each change of dtype, each factor and each dropout besides.
+Of the launches of a training step more than a third were those.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...ops.launching import goes_as_on_card
+from ...ops.low_rank_ways import launch_down, launch_grad, launch_up, launch_up_, serves
+from .wide_product import wide_product
+
+if TYPE_CHECKING:
+    from .lora_call import LoraCall
+
+
+def are_for(activations: Tensor, columns: int) -> bool:
+    """Whether these are for such activations, and a factor of so many columns."""
+    return goes_as_on_card(activations) and serves(activations.dtype, columns)
+
+
+def bottleneck(lora: LoraCall, flat: Tensor, lora_a: Tensor) -> Tensor:
+    """A dropout(x), `[tokens, ranges · rank]`, of x `[tokens, in]`."""
+    span = 1, flat.shape[1], 0, 0
+    scale = lora.kept_scale if lora.dropout else 1.0
+    return launch_down(flat, lora_a.t(), span, scale, lora.dropout, lora.seed)
+
+
+def add_update(lora: LoraCall, flat: Tensor, inner: Tensor, lora_b: Tensor) -> None:
+    """Add `scale · B inner` into `[tokens, out]`."""
+    for group in lora.groups:
+        low, up = inner[:, group.part], lora_b[group.own]
+        launch_up_(flat, low, up, group.span, lora.scale, 0.0, 0)
+
+
+def grad_of_inner(lora: LoraCall, gy: Tensor, lora_b: Tensor) -> Tensor:
+    """`[tokens, ranges · rank]`, with all factors."""
+    scale = lora.scale * lora.kept_scale if lora.dropout else lora.scale
+    parts = [launch_down(gy, lora_b[group.own], group.span, scale, 0.0, 0) for group in lora.groups]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def grad_of_b(lora: LoraCall, gy: Tensor, inner: Tensor) -> Tensor:
+    """`[rows of all ranges, rank]`, fp32."""
+    if lora.only is not None:
+        grad = wide_product(lora.only.of_outputs_alone(gy).t(), inner)
+    else:
+        parts = [
+            wide_product(group.of_outputs(gy).mT, group.of_bottleneck(inner)).flatten(0, 1)
+            for group in lora.groups
+        ]
+        grad = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return grad if lora.scale == 1.0 else grad.mul_(lora.scale)
+
+
+def grad_of_a(lora: LoraCall, grad_inner: Tensor, flat: Tensor) -> Tensor:
+    """`[ranges · rank, in]`, fp32."""
+    if not lora.dropout:
+        return wide_product(grad_inner.t(), flat)
+    return launch_grad(flat, grad_inner, lora.dropout, lora.seed)
+
+
+def grad_of_x(
+    lora: LoraCall,
+    gy: Tensor,
+    weight: Tensor,
+    grad_inner: Tensor,
+    lora_a: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`[tokens, in]` in the dtype of the input, from `weight` in that of `gy`."""
+    grad = torch.mm(gy, weight)
+    return launch_up(grad, grad_inner, lora_a.t(), 1.0, lora.dropout, lora.seed, dtype)
