@@ -133,6 +133,7 @@ def up_kernel(
     base_ptr,
     inner_ptr,
     factor_ptr,
+    bias_ptr,
     key_ptr,
     n_tokens,
     n_features,
@@ -145,6 +146,7 @@ def up_kernel(
     before: tl.int64,
     between: tl.int64,
     threshold: tl.int64,
+    HAS_BIAS: tl.constexpr,
     IS_TALL: tl.constexpr,
     DROPS: tl.constexpr,
     IN_MEMORY: tl.constexpr,
@@ -153,7 +155,7 @@ def up_kernel(
     BLOCK_RANK: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """base + scale · dropout(inner Fᵀ), on a tile of one range."""
+    """base + bias + scale · dropout(inner Fᵀ), on a tile of one range."""
     token_blocks = tl.cdiv(n_tokens, BLOCK_TOKENS)
     tokens = (tl.program_id(0) % token_blocks) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     across = tl.program_id(0) // token_blocks
@@ -161,7 +163,8 @@ def up_kernel(
     one = across // feature_blocks  # of the ranges
     features = (across % feature_blocks) * BLOCK_FEATURES + tl.arange(0, BLOCK_FEATURES)
     token_mask = (tokens < n_tokens)[:, None]
-    feature_mask = (features < width)[None, :]
+    in_range = features < width
+    feature_mask = in_range[None, :]
     tokens = tokens.to(tl.int64)[:, None]
     columns = tl.arange(0, BLOCK_RANK)
     if IN_MEMORY:
@@ -184,11 +187,14 @@ def up_kernel(
         inner = inner.to(tl.float32)
         factor = factor.to(tl.float32)
     added = tl.dot(inner, factor, input_precision="tf32x3") * scale
-    places = tokens * n_features + (first + one * step) + features[None, :]
+    features += first + one * step
+    places = tokens * n_features + features[None, :]
     if DROPS:
         added = tl.where(_is_kept(places, before, between, threshold), added, 0.0)
     base = tl.load(base_ptr + places, mask=token_mask & feature_mask, other=0.0)
     total = base.to(tl.float32) + added
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + features, mask=in_range, other=0.0).to(tl.float32)[None, :]
     tl.store(
         output_ptr + places,
         total.to(output_ptr.dtype.element_ty),
@@ -285,24 +291,26 @@ def low_rank_up(
     span: Span,
     scale: float,
     dropped: Dropped,
+    bias: Tensor | None = None,
 ) -> None:
-    """See `spt_kernels.reference.low_rank`; into `output`, which may be `base`; both contiguous.
+    """See `spt_kernels.reference.low_rank`; into `output`, which may be `base`; all contiguous.
 
     Features without a range are left alone. Of `inner` a token's numbers lie side by side.
     """
     n_tokens, n_features = base.shape
     n_ranges, width, step, first = span
     factor, rank, is_tall = _laid_out(factor, n_ranges)
+    key = base if dropped.key is None else dropped.key
     if base.numel() and factor.numel():
         blocks = _blocks(up_kernel, base.dtype is torch.float32, rank)
         feature_blocks = triton.cdiv(width, blocks["BLOCK_FEATURES"])
         _launches.launch(
             up_kernel,
             triton.cdiv(n_tokens, _ACROSS) * n_ranges * feature_blocks,
-            (output, base, inner, factor, base if dropped.key is None else dropped.key),
+            (output, base, inner, factor, base if bias is None else bias, key),
             (n_tokens, n_features, first, step, width, rank, inner.stride(0)),
             (scale, *dropped.words),
-            (is_tall, *dropped.constants, *blocks.values()),
+            (bias is not None, is_tall, *dropped.constants, *blocks.values()),
             **_UP.options,
         )
 
@@ -368,7 +376,7 @@ def _variants(dtype: torch.dtype, columns: int) -> Iterator[Variant]:
     def variant(kernel: Any, launch: Launch, out: torch.dtype, **flags: bool) -> Variant:
         kind = kernel.__name__.removesuffix("_kernel")
         shown = "".join(f"-{name}" for name, is_so in flags.items() if is_so)
-        others = {"factor_ptr": "*fp32", "base_ptr": POINTER[dtype]}
+        others = {"factor_ptr": "*fp32", "bias_ptr": "*fp32", "base_ptr": POINTER[dtype]}
         others |= dict.fromkeys(("output_ptr", "partial_ptr"), POINTER[out])
         return Variant(
             name=f"{kind}-{short_name(dtype)}-{columns}-to-{short_name(out)}{shown.lower()}",
@@ -382,5 +390,5 @@ def _variants(dtype: torch.dtype, columns: int) -> Iterator[Variant]:
     for is_tall, drops in ((False, False), (False, True), (True, False)):
         yield variant(down_kernel, _DOWN, dtype, IS_TALL=is_tall, DROPS=drops)
         for out in (dtype,) if is_tall or is_fp32 else (dtype, torch.float32):
-            yield variant(up_kernel, _UP, out, IS_TALL=is_tall, DROPS=drops)
+            yield variant(up_kernel, _UP, out, HAS_BIAS=is_tall, IS_TALL=is_tall, DROPS=drops)
     yield variant(grad_kernel, _GRAD, torch.float32, DROPS=True)

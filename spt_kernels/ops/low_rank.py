@@ -34,7 +34,8 @@ torch.library.define(
 )
 torch.library.define(
     "spt::low_rank_up_",
-    f"(Tensor(a!) base, Tensor inner, Tensor factor, int[] span, float scale, {_DROPPED}) -> ()",
+    "(Tensor(a!) base, Tensor inner, Tensor factor, int[] span, float scale, "
+    f"{_DROPPED}, Tensor? bias=None) -> ()",
 )
 torch.library.define(
     "spt::low_rank_grad", f"(Tensor input, Tensor grad_inner, {_DROPPED}) -> Tensor"
@@ -117,6 +118,7 @@ def low_rank_up_(
     scale: float = 1.0,
     probability: float = 0.0,
     seed: int | Tensor = 0,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """`low_rank_up` in place, on some ranges of features; `base` is contiguous and returned.
 
@@ -128,6 +130,7 @@ def low_rank_up_(
         scale: of the products.
         probability: of a product to be dropped.
         seed: of `dropout`.
+        bias: `[features]`, floating, is added as well, where the ranges are all features.
 
     Raises:
         TypeError: a dtype is none of these.
@@ -137,8 +140,10 @@ def low_rank_up_(
     _check_inner(base, inner, span[0] * factor.shape[1])
     if not base.is_contiguous():
         raise ValueError(f"base: expected it contiguous, got strides {base.stride()}")
+    if bias is not None:
+        _check_bias(base, bias, span)
     dropped = probability, *seeded(seed)
-    torch.ops.spt.low_rank_up_(base, inner, factor, span, scale, *dropped)
+    torch.ops.spt.low_rank_up_(base, inner, factor, span, scale, *dropped, bias)
     return base
 
 
@@ -218,6 +223,20 @@ def _check_inner(
     if inner.dim() != 2 or inner.shape[0] != n_tokens or columns not in (None, inner.shape[1]):
         shown = "rank" if columns is None else columns
         raise ValueError(f"{name}: expected [{n_tokens}, {shown}], got {list(inner.shape)}")
+
+
+def _check_bias(base: Tensor, bias: Tensor, span: Span) -> None:
+    n_features = base.shape[1]
+    if not bias.is_floating_point():
+        raise TypeError(f"bias: expected floating, got {bias.dtype}")
+    if bias.device != base.device:
+        raise ValueError(f"bias: expected device {base.device}, got {bias.device}")
+    if bias.shape != (n_features,):
+        raise ValueError(f"bias: expected [{n_features}], got {list(bias.shape)}")
+    if not ways.covers_all(span, n_features):
+        raise ValueError(
+            f"bias: expected a span of all {n_features} features beside it, got {span}"
+        )
 
 
 for _name, _on_cpu, _on_cuda in (

@@ -26,6 +26,12 @@ def serves(dtype: torch.dtype, rank: int) -> bool:
     return 0 < rank <= MOST_COLUMNS.get(dtype, 0)
 
 
+def covers_all(span: Span, n_features: int) -> bool:
+    """Whether the ranges are all of so many features."""
+    n_ranges, width, step, _ = span
+    return n_ranges * width == n_features and (n_ranges == 1 or step == width)
+
+
 def launch_down(
     input: Tensor, factor: Tensor, span: Span, scale: float, probability: float, seed: int | Tensor
 ) -> Tensor:
@@ -63,9 +69,10 @@ def launch_up_(
     scale: float,
     probability: float,
     seed: int | Tensor,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """`low_rank_up_` likewise."""
-    arguments = base, inner, factor, span, scale, probability, *seeded(seed)
+    arguments = base, inner, factor, span, scale, probability, *seeded(seed), bias
     if is_plain(base) and type(factor) is Tensor:
         (up_in_place_on_card if base.is_cuda else up_in_place)(*arguments)
     else:
@@ -189,11 +196,14 @@ def up_in_place(
     probability: float,
     seed: int,
     key: Tensor | None,
+    bias: Tensor | None = None,
 ) -> None:
     """`low_rank_up_` by the reference."""
     if probability < 1.0:
         words = _words(probability, seed, key)
-        base.copy_(reference.low_rank_up(base, inner, factor, span, scale, words))
+        base.copy_(reference.low_rank_up(base, inner, factor, span, scale, words, bias))
+    elif bias is not None:
+        base.add_(bias)
 
 
 def up_in_place_on_card(
@@ -205,16 +215,18 @@ def up_in_place_on_card(
     probability: float,
     seed: int,
     key: Tensor | None,
+    bias: Tensor | None = None,
 ) -> None:
     """`low_rank_up_` by its kernel, likewise."""
     if probability >= 1.0 or not serves(base.dtype, factor.shape[1]):
-        up_in_place(base, inner, factor, span, scale, probability, seed, key)
+        up_in_place(base, inner, factor, span, scale, probability, seed, key, bias)
         return
     from ..kernels import low_rank as kernels
 
     dropped = kernels.Dropped(_given(probability, seed, key), key)
+    bias = None if bias is None else bias.contiguous()
     with on_card(base.device):
-        kernels.low_rank_up(base, base, _dense(inner), factor, span, scale, dropped)
+        kernels.low_rank_up(base, base, _dense(inner), factor, span, scale, dropped, bias)
     if not base.is_inference():
         torch.autograd.graph.increment_version(base)  # raw pointers were written through
 

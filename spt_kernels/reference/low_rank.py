@@ -30,9 +30,15 @@ def low_rank_down(input: Tensor, factor: Tensor, span: Span, scale: float, words
 
 
 def low_rank_up(
-    base: Tensor, inner: Tensor, factor: Tensor, span: Span, scale: float, words: Words
+    base: Tensor,
+    inner: Tensor,
+    factor: Tensor,
+    span: Span,
+    scale: float,
+    words: Words,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """`base`, to which `scale · dropout(inner_i F_iᵀ)` of every range is added, fp32 or wider.
+    """`base + bias` and `scale · dropout(inner_i F_iᵀ)` of every range, fp32 or wider.
 
     Args:
         base: `[tokens, features]`.
@@ -41,6 +47,7 @@ def low_rank_up(
         span: the ranges of features.
         scale: of the products, in fp32.
         words: of the dropout, of elements that are counted as those of `base`.
+        bias: `[features]`, or None.
     """
     added = torch.zeros_like(base, dtype=_wide(base))
     low = factor.to(base.dtype).to(added.dtype)
@@ -48,7 +55,8 @@ def low_rank_up(
         inner.to(added.dtype).split(factor.shape[1], 1), _ranges(span), strict=True
     ):
         added[:, features] = part @ low[own].t() * scale
-    return base + _kept(added, words)
+    added = _kept(added, words)
+    return base + added if bias is None else base + bias + added
 
 
 def low_rank_grad(input: Tensor, grad_inner: Tensor, words: Words) -> Tensor:

@@ -75,6 +75,21 @@ def test_up_in_place(n_tokens: int, span: Any, dtype: torch.dtype, device: str) 
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("span", [(1, 24, 0, 0), QKV], ids=str)
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_a_bias_is_added_whatever_is_dropped(
+    probability: float, span: Any, dtype: torch.dtype, device: str
+) -> None:
+    base, inner = (made(33, n, dtype=dtype, device=device) for n in (24, span[0] * 3))
+    factor, bias = made(span[0] * span[1], 3, device=device), made(48, device=device)[::2]
+    how = {"probability": probability, "seed": SEED}
+    expected = low_rank_up_((base.double() + bias), inner.double(), factor.to(dtype), span, **how)
+    found = low_rank_up_(base.clone(), inner, factor, span, **how, bias=bias)
+    assert_within_budget(found, expected.to(dtype), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 @pytest.mark.parametrize("out", DTYPES[:3], ids=str)
 def test_up_into_another_dtype(out: torch.dtype, dtype: torch.dtype, device: str) -> None:
@@ -142,6 +157,7 @@ def test_registered_as_they_should_be(dtype: torch.dtype) -> None:
     check(ops.low_rank_down.default, (x, factor, QKV, 0.5, 0.0, 0, None))
     check(ops.low_rank_down.default, (x, factor, (1, 24, 0, 0), 0.5, 0.3, 0, key))
     check(ops.low_rank_up_.default, (x, inner, factor, QKV, 0.5, 0.0, 0, None))
+    check(ops.low_rank_up_.default, (x, inner, factor, QKV, 0.5, 0.0, 0, None, made(24)))
     one = inner[:, :3], factor, (1, 24, 0, 0)
     check(ops.low_rank_up.default, (x, *one, 0.5, 0.3, SEED, None, torch.float32))
     check(ops.low_rank_grad.default, (x, inner, 0.3, SEED, None))
@@ -181,6 +197,12 @@ def test_nothing_is_left_half_done_by_what_is_refused() -> None:
         ValueError, match=r"seed: expected a number or int64 \[2\] on cpu, got torch"
     ):
         low_rank_grad(x, inner, seed=torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"bias: expected floating, got torch\.int64"):
+        low_rank_up_(x, inner, factor, bias=torch.arange(24))
+    with pytest.raises(ValueError, match=r"bias: expected \[24\], got \[23\]"):
+        low_rank_up_(x, inner, factor, bias=made(23))
+    with pytest.raises(ValueError, match="bias: expected a span of all 24 features beside it"):
+        low_rank_up_(x, inner[:, :2], factor[:5, :2], (1, 5, 0, 3), bias=made(24))
     with pytest.raises(ValueError, match=r"base: expected it contiguous, got strides \(1, 5\)"):
         low_rank_up_(made(24, 5).t(), inner, factor)
     assert torch.equal(x, before)

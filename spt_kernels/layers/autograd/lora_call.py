@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...ops.dropout import dropout, dropout_
+from ...ops.low_rank_ways import covers_all
 from . import lora_launches
 from .autocast import cast, is_any_autocast_on, without_autocast
 from .row_ranges import RangeGroup, Ranges, groups_of
@@ -60,7 +61,24 @@ class LoraCall(NamedTuple):
         """What makes up for the dropped elements."""
         return 0.0 if self.dropout >= 1.0 else 1.0 / (1.0 - self.dropout)
 
-    def add_to(self, y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor) -> Tensor:
+    def takes_bias(self, x: Tensor, lora_a: Tensor, bias: Tensor | None) -> bool:
+        """Whether `add_to` adds a bias in no more time, of a call with this input in its dtype."""
+        return (
+            bias is not None
+            and bias.dtype is not x.dtype
+            and lora_launches.are_for(x, lora_a.shape[0])
+            and len(self.groups) == 1
+            and covers_all(self.groups[0].span, bias.shape[0])
+        )
+
+    def add_to(
+        self,
+        y: Tensor,
+        x: Tensor,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """Add `scale · B A dropout(x)` into `y`; returns the bottleneck.
 
         Args:
@@ -68,6 +86,7 @@ class LoraCall(NamedTuple):
             x: `[..., in]`.
             lora_a: of the LoRA.
             lora_b: of the LoRA.
+            bias: `[out]`, is added as well; only where `takes_bias` says so.
 
         Returns:
             `[tokens, ranges · rank]`, A dropout(x) in the dtype of `y`.
@@ -76,7 +95,7 @@ class LoraCall(NamedTuple):
         if lora_launches.are_for(y, lora_a.shape[0]):
             flat_x = cast(x, dtype).reshape(-1, lora_a.shape[1])  # [tokens, in]
             inner = lora_launches.bottleneck(self, flat_x, lora_a)
-            lora_launches.add_update(self, y.view(-1, y.shape[-1]), inner, lora_b)
+            lora_launches.add_update(self, y.view(-1, y.shape[-1]), inner, lora_b, bias)
             return inner
         if lora_a.dtype is not dtype or lora_b.dtype is not dtype:
             lora_a, lora_b = lora_a.to(dtype), lora_b.to(dtype)

@@ -31,11 +31,13 @@ def bottleneck(lora: LoraCall, flat: Tensor, lora_a: Tensor) -> Tensor:
     return launch_down(flat, lora_a.t(), span, scale, lora.dropout, lora.seed)
 
 
-def add_update(lora: LoraCall, flat: Tensor, inner: Tensor, lora_b: Tensor) -> None:
-    """Add `scale · B inner` into `[tokens, out]`."""
+def add_update(
+    lora: LoraCall, flat: Tensor, inner: Tensor, lora_b: Tensor, bias: Tensor | None
+) -> None:
+    """Add `scale · B inner` and a bias into `[tokens, out]`."""
     for group in lora.groups:
         low, up = inner[:, group.part], lora_b[group.own]
-        launch_up_(flat, low, up, group.span, lora.scale, 0.0, 0)
+        launch_up_(flat, low, up, group.span, lora.scale, 0.0, 0, bias)
 
 
 def grad_of_inner(lora: LoraCall, gy: Tensor, lora_b: Tensor) -> Tensor:

@@ -193,8 +193,10 @@ def linear_with_lora(
         return F.linear(x, weight, bias), None
     if is_cast(x, x):  # once for both products
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    y = F.linear(x, weight, bias).contiguous()
-    return y, lora.add_to(y, x, lora_a, lora_b)
+    # one that autocast would cast is added as it is
+    late = bias if lora.takes_bias(x, lora_a, bias) else None
+    y = F.linear(x, weight, bias if late is None else None).contiguous()
+    return y, lora.add_to(y, x, lora_a, lora_b, late)
 
 
 def _grad_of_bias(gy: Tensor, index: Tensor) -> Tensor:

@@ -62,6 +62,10 @@ def test_up(n_tokens: int, rank: int, span: Any, dtype: torch.dtype) -> None:
         found = base.clone()
         kernels.low_rank_up(found, found, inner, layout, span, 0.5, Dropped(words))
         assert_within_budget(found, plain.to(dtype), truth)
+    if span[0] * span[1] == 150:
+        bias, found = made(150), base.clone()
+        kernels.low_rank_up(found, found, inner, factor, span, 0.5, Dropped(words), bias)
+        assert_within_budget(found, (plain + bias).to(dtype), truth + bias)
     if span == WHOLE:
         elsewhere = poisoned(base).float()
         kernels.low_rank_up(base, elsewhere, inner, factor, span, 0.5, Dropped(words))
