@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -38,18 +38,36 @@ def prepared_launch(
     return compiled[(n_programs, 1, 1)]  # type: ignore[no-any-return]
 
 
+class Prepared(NamedTuple):
+    """A launch, and what of its arguments never changes.
+
+    Attributes:
+        launch: takes tensors, numbers and constants, and launches.
+        sizes: of the numbers, those that are settled.
+        constants: what is compiled in.
+    """
+
+    launch: Callable[..., None]
+    sizes: tuple[int, ...]
+    constants: tuple[Any, ...]
+
+
 class PreparedLaunches:
     """Launches of kernels, each prepared by the first layer that has such arguments.
 
     The layers of a model are alike, and so are its steps. An ordinary launch takes a slow host
-    longer than all the rest of a layer's backward.
+    longer than all the rest of a layer's backward; that all is looked up by one key is why the key
+    has to hold everything that Triton makes another kernel for: dtypes, sizes, constants and the
+    `alignment` of every tensor; and what settles the grid, and the device.
     """
 
     def __init__(self) -> None:
-        self._launches: dict[tuple[Any, ...], Callable[..., None]] = {}
+        self._made: dict[tuple[Any, ...], Prepared] = {}
+        self.get = self._made.get  # without a frame of its own
 
-    def launch(
+    def prepare(
         self,
+        key: tuple[Any, ...],
         kernel: Any,
         n_programs: int,
         tensors: tuple[Tensor, ...],
@@ -57,40 +75,31 @@ class PreparedLaunches:
         values: tuple[float, ...],
         constants: tuple[Any, ...],
         **options: int,
-    ) -> None:
-        """Launch a kernel whose arguments come in this order.
+    ) -> Prepared:
+        """Prepare a launch on the current device of a kernel whose arguments come in this order.
 
         Args:
+            key: what it is found by later.
             kernel: `@triton.jit` function.
-            n_programs: the grid, which sizes and constants settle.
-            tensors: on the current device.
-            sizes: integers that a launch is prepared for.
-            values: numbers that differ from launch to launch; the kernel does not specialise on
-                those that are integers.
+            n_programs: the grid.
+            tensors: like those of later calls.
+            sizes: integers that are the same in all of them.
+            values: numbers like those of later calls; the kernel does not specialise on integers
+                among them.
             constants: what is compiled in.
-            options: what the compiler is told, which sizes and constants settle.
+            options: what the compiler is told.
         """
         arguments = *tensors, *sizes, *values, *constants
-        self.prepared(kernel, n_programs, tensors, sizes, constants, arguments, options)(*arguments)
+        launch = prepared_launch(kernel, n_programs, *arguments, **options)
+        if len(self._made) >= _MOST_LAUNCHES:
+            self._made.clear()
+        made = self._made[key] = Prepared(launch, sizes, constants)
+        return made
 
-    def prepared(
-        self,
-        kernel: Any,
-        n_programs: int,
-        tensors: tuple[Tensor, ...],
-        sizes: tuple[int, ...],
-        constants: tuple[Any, ...],
-        arguments: tuple[Any, ...],
-        options: dict[str, int],
-    ) -> Callable[..., None]:
-        """The launch for such arguments."""
-        # all that Triton makes another kernel for: of each tensor its own alignment and dtype
-        alike = [(t.dtype, t.data_ptr() % 16 == 0) for t in tensors]
-        key = kernel, tensors[0].device, sizes, constants, *alike
-        launch = self._launches.get(key)
-        if launch is None:
-            launch = prepared_launch(kernel, n_programs, *arguments, **options)
-            if len(self._launches) >= _MOST_LAUNCHES:
-                self._launches.clear()
-            self._launches[key] = launch
-        return launch
+
+def alignment(*tensors: Tensor) -> int:
+    """Of which of these vectors of 16 bytes do not fit the address: a bit for each."""
+    bits = 0
+    for tensor in tensors:
+        bits = 2 * bits + (tensor.data_ptr() % 16 != 0)
+    return bits

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .prepared_launch import PreparedLaunches
+from .prepared_launch import PreparedLaunches, alignment
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
 # 2,048 elements a program: 16 a thread, so that each reads whole 128-bit words. 128 columns divide
@@ -101,9 +101,17 @@ def rebuild_layer_norm(
         output,
     )
     sizes = rows.shape[0], n_cols, rows.stride(0)
-    constants = weight is not None, bias is not None, _ROWS, _COLS
-    n_programs = triton.cdiv(rows.shape[0], _ROWS) * triton.cdiv(n_cols, _COLS)
-    _launches.launch(layer_norm_kernel, n_programs, tensors, sizes, (), constants, num_warps=_WARPS)
+    has = weight is not None, bias is not None
+    dtypes = rows.dtype, mean.dtype, rstd.dtype, tensors[3].dtype, tensors[4].dtype, dtype
+    key = input.get_device(), alignment(*tensors), sizes, has, dtypes
+    made = _launches.get(key)
+    if made is None:
+        n_programs = triton.cdiv(rows.shape[0], _ROWS) * triton.cdiv(n_cols, _COLS)
+        constants = *has, _ROWS, _COLS
+        made = _launches.prepare(
+            key, layer_norm_kernel, n_programs, tensors, sizes, (), constants, num_warps=_WARPS
+        )
+    made.launch(*tensors, *made.sizes, *made.constants)
     return output
 
 

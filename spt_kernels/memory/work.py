@@ -31,6 +31,8 @@ _FREE = {
 _IN_PLACE = {_aten.addmm_: _aten.addmm, _aten.baddbmm_: _aten.baddbmm}
 # Ops that multiply all tokens by a factor, and where it is among their arguments
 _FACTOR_AT = {"low_rank_down": 1, "low_rank_up": 2, "low_rank_up_": 2}
+# Ops whose second kernel reads what the first has made: entries of a product, partial sums
+_OF_TWO_KERNELS = {"sparse_weight_grad", "low_rank_grad"}
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ class WorkCounter(CallMode):
         moved = sum(t.nbytes for t in tree_iter((args, kwargs, result)) if isinstance(t, Tensor))
         flops, dtype = _products(func, args, kwargs, result)
         self._calls[Call(flops, dtype, moved)] += 1
+        if func.namespace == "spt" and func._opname in _OF_TWO_KERNELS:
+            self._calls[Call(0, None, 2 * sum(t.nbytes for t in tree_iter(result)))] += 1
         return result
 
 

@@ -239,10 +239,16 @@ def _check_bias(base: Tensor, bias: Tensor, span: Span) -> None:
         )
 
 
+def _up_in_place_on_card(base: Tensor, *arguments: Any) -> None:
+    ways.up_in_place_on_card(base, *arguments)
+    if not base.is_inference():
+        torch.autograd.graph.increment_version(base)  # raw pointers were written through
+
+
 for _name, _on_cpu, _on_cuda in (
     ("down", ways.down, ways.down_on_card),
     ("up", ways.up, ways.up_on_card),
-    ("up_", ways.up_in_place, ways.up_in_place_on_card),
+    ("up_", ways.up_in_place, _up_in_place_on_card),
     ("grad", ways.grad, ways.grad_on_card),
 ):
     torch.library.register_kernel(f"spt::low_rank_{_name}", "cpu", _on_cpu)

@@ -6,6 +6,7 @@ compilers and whoever listens.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -95,6 +96,13 @@ def seeded(seed: int | Tensor) -> tuple[int, Tensor | None]:
     return (0, seed) if isinstance(seed, Tensor) else (seed, None)
 
 
+@functools.cache
+def _kernels() -> tuple[Any, Any]:
+    from ..kernels import low_rank, low_rank_grad
+
+    return low_rank, low_rank_grad
+
+
 def _words(probability: float, seed: int, key: Tensor | None) -> tuple[Any, Any, int]:
     """The two words of the key and the threshold, of a probability below 1."""
     before, between, threshold = _given(probability, seed, key)
@@ -105,8 +113,11 @@ def _given(probability: float, seed: int, key: Tensor | None) -> tuple[int, int,
     """The same as numbers, without a key that is in memory."""
     if probability == 0.0:
         return 0, 0, 0
-    before, between = key_of(seed) if key is None else (0, 0)
+    before, between = _key_of(seed) if key is None else (0, 0)
     return before, between, min(round(probability * 2**32), _UINT32)
+
+
+_key_of = functools.lru_cache(1024)(key_of)  # forward and backward have the same
 
 
 def down(
@@ -136,8 +147,7 @@ def down_on_card(
     """`low_rank_down` by its kernel, where that is for such tensors."""
     if probability >= 1.0 or not serves(input.dtype, factor.shape[1]):
         return down(input, factor, span, scale, probability, seed, key)
-    from ..kernels import low_rank as kernels
-
+    kernels, _ = _kernels()
     dropped = kernels.Dropped(_given(probability, seed, key), key)
     with on_card(input.device):
         return kernels.low_rank_down(input.contiguous(), factor, span, scale, dropped)
@@ -177,8 +187,7 @@ def up_on_card(
     narrow = serves(base.dtype, factor.shape[1]) and dtype is not torch.float64
     if probability >= 1.0 or not narrow:
         return up(base, inner, factor, span, scale, probability, seed, key, dtype)
-    from ..kernels import low_rank as kernels
-
+    kernels, _ = _kernels()
     dropped = kernels.Dropped(_given(probability, seed, key), key)
     output = torch.empty(base.shape, dtype=dtype, device=base.device)
     with on_card(base.device):
@@ -217,18 +226,15 @@ def up_in_place_on_card(
     key: Tensor | None,
     bias: Tensor | None = None,
 ) -> None:
-    """`low_rank_up_` by its kernel, likewise."""
+    """`low_rank_up_` by its kernel, likewise; for what has just been made: it has no version."""
     if probability >= 1.0 or not serves(base.dtype, factor.shape[1]):
         up_in_place(base, inner, factor, span, scale, probability, seed, key, bias)
         return
-    from ..kernels import low_rank as kernels
-
+    kernels, _ = _kernels()
     dropped = kernels.Dropped(_given(probability, seed, key), key)
     bias = None if bias is None else bias.contiguous()
     with on_card(base.device):
         kernels.low_rank_up(base, base, _dense(inner), factor, span, scale, dropped, bias)
-    if not base.is_inference():
-        torch.autograd.graph.increment_version(base)  # raw pointers were written through
 
 
 def grad(
@@ -247,11 +253,10 @@ def grad_on_card(
     """`low_rank_grad` by its kernel, likewise."""
     if probability >= 1.0 or not serves(input.dtype, grad_inner.shape[1]):
         return grad(input, grad_inner, probability, seed, key)
-    from ..kernels import low_rank as kernels
-
+    kernels, grads = _kernels()
     dropped = kernels.Dropped(_given(probability, seed, key), key)
     with on_card(input.device):
-        return kernels.low_rank_grad(input.contiguous(), grad_inner.contiguous(), dropped)
+        return grads.low_rank_grad(input.contiguous(), grad_inner.contiguous(), dropped)
 
 
 def _dense(inner: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from spt_kernels.kernels import low_rank as kernels
-from spt_kernels.kernels.low_rank import Dropped
+from spt_kernels.kernels.low_rank_grad import low_rank_grad
+from spt_kernels.kernels.low_rank_parts import Dropped
 from spt_kernels.kernels.low_rank_sizes import MOST_COLUMNS
 from spt_kernels.reference import low_rank as reference
 from tests.tolerance import assert_within_budget
@@ -77,10 +78,10 @@ def test_up(n_tokens: int, rank: int, span: Any, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("n_tokens", "rank"), [(0, 3), (1, 1), (65, 5), (1100, 17)])
 def test_grad(n_tokens: int, rank: int, words: Any, dtype: torch.dtype) -> None:
     x, grad_inner = made(n_tokens, 70, dtype=dtype), made(n_tokens, rank, dtype=dtype)
-    found = kernels.low_rank_grad(x, grad_inner, Dropped(words))
+    found = low_rank_grad(x, grad_inner, Dropped(words))
     truth = reference.low_rank_grad(wide(x), wide(grad_inner), words)
     assert_within_budget(found, reference.low_rank_grad(x, grad_inner, words), truth)
-    assert torch.equal(found, kernels.low_rank_grad(x, grad_inner, Dropped(words)))
+    assert torch.equal(found, low_rank_grad(x, grad_inner, Dropped(words)))
 
 
 def test_a_key_in_memory_is_its_words() -> None:
@@ -88,7 +89,7 @@ def test_a_key_in_memory_is_its_words() -> None:
     span = (1, 40, 0, 0)
     given, key = Dropped(WORDS), Dropped((0, 0, WORDS[2]), torch.tensor(WORDS[:2]))
     down = [kernels.low_rank_down(x, factor, span, 1.0, dropped) for dropped in (given, key)]
-    grad = [kernels.low_rank_grad(x, inner, dropped) for dropped in (given, key)]
+    grad = [low_rank_grad(x, inner, dropped) for dropped in (given, key)]
     up = [poisoned(x), poisoned(x)]
     for output, dropped in zip(up, (given, key), strict=True):
         kernels.low_rank_up(x, output, inner, factor, span, 1.0, dropped)
