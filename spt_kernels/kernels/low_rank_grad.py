@@ -14,10 +14,14 @@ from .card import Launch
 from .dropout import is_kept
 from .low_rank_parts import ACROSS, Dropped, constants_of, depth_and_columns, shipped_sizes
 from .prepared_launch import PreparedLaunches, alignment
+from .rebuild_input import gelu
 from .token_split import split_tokens
 from .variant import POINTER, Variant, short_name
 
 _GRAD = Launch(tokens=64, num_warps=4, num_stages=3, programs_per_sm=2)
+
+# Mean, reciprocal deviation, weight and bias of a LayerNorm, where there is one
+Norm = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 _launches = PreparedLaunches()
 
@@ -27,6 +31,10 @@ def grad_kernel(
     partial_ptr,
     input_ptr,
     inner_ptr,
+    mean_ptr,
+    rstd_ptr,
+    weight_ptr,
+    bias_ptr,
     key_ptr,
     n_tokens,
     tokens_per_split,
@@ -35,6 +43,9 @@ def grad_kernel(
     before: tl.int64,
     between: tl.int64,
     threshold: tl.int64,
+    ACTIVATION: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     DROPS: tl.constexpr,
     IN_MEMORY: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
@@ -42,7 +53,7 @@ def grad_kernel(
     BLOCK_RANK: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """dropout(input)ᵀ grad_inner of a block of features, over one split of the tokens."""
+    """dropout(activation(input))ᵀ grad_inner, of a block of features and a split of the tokens."""
     feature_blocks = tl.cdiv(n_features, BLOCK_FEATURES)
     split = tl.program_id(0) // feature_blocks
     features = (tl.program_id(0) % feature_blocks) * BLOCK_FEATURES + tl.arange(0, BLOCK_FEATURES)
@@ -53,6 +64,11 @@ def grad_kernel(
     if IN_MEMORY:
         before = tl.load(key_ptr)
         between = tl.load(key_ptr + 1)
+
+    if HAS_WEIGHT:
+        gain = tl.load(weight_ptr + features, mask=features < n_features, other=0.0)
+    if HAS_BIAS:
+        shift = tl.load(bias_ptr + features, mask=features < n_features, other=0.0)
 
     sums = tl.zeros((BLOCK_FEATURES, BLOCK_RANK), dtype=tl.float32)
     for start in range(first, last, BLOCK_TOKENS):
@@ -66,6 +82,18 @@ def grad_kernel(
             mask=mask[:, None] & (columns < rank),
             other=0.0,
         )
+        if ACTIVATION == "gelu" or ACTIVATION == "tanh":
+            x = gelu(x.to(tl.float32), ACTIVATION == "tanh").to(x.dtype)
+        if ACTIVATION == "layer_norm":
+            mean = tl.load(mean_ptr + tokens, mask=mask, other=0.0).to(tl.float32)
+            rstd = tl.load(rstd_ptr + tokens, mask=mask, other=0.0).to(tl.float32)
+            y = (x.to(tl.float32) - mean[None, :]) * rstd[None, :]
+            if HAS_WEIGHT:
+                y *= gain.to(tl.float32)[:, None]
+            if HAS_BIAS:
+                y += shift.to(tl.float32)[:, None]
+            x = y.to(x.dtype)  # as the forward rounded it
+        x = x.to(inner.dtype)
         if DROPS:
             x = tl.where(is_kept(places, before, between, threshold), x, 0.0).to(x.dtype)
         if UPCAST:
@@ -81,17 +109,25 @@ def grad_kernel(
     )
 
 
-def low_rank_grad(input: Tensor, grad_inner: Tensor, dropped: Dropped) -> Tensor:
-    """See `spt_kernels.reference.low_rank`; both contiguous."""
+def low_rank_grad(
+    input: Tensor, grad_inner: Tensor, dropped: Dropped, activation: str, norm: Norm
+) -> Tensor:
+    """See `spt_kernels.reference.low_rank`; all contiguous."""
     n_tokens, n_features = input.shape
     rank = grad_inner.shape[1]
     if input.numel() == 0 or rank == 0:
         return torch.zeros(rank, n_features, dtype=torch.float32, device=input.device)
     words, key = dropped
-    sources = input, grad_inner, input if key is None else key
+    mean, rstd, weight, bias = norm
+    given = (
+        *(input if mean is None else mean, input if rstd is None else rstd),
+        *(input if weight is None else weight, input if bias is None else bias),
+    )
+    sources = input, grad_inner, *given, input if key is None else key
     like = (
-        *(input.get_device(), alignment(*sources), input.dtype),
-        *(n_tokens, n_features, rank, words[2] > 0, key is None),
+        *(input.get_device(), alignment(*sources), input.dtype, grad_inner.dtype, activation),
+        *(n_tokens, n_features, rank, words[2] > 0, key is None, weight is None, bias is None),
+        *[tensor.dtype for tensor in given],
     )
     splits, tokens_per_split = _splits(n_tokens, n_features, input.device)
     partial = torch.empty(splits, rank, n_features, dtype=torch.float32, device=input.device)
@@ -104,7 +140,10 @@ def low_rank_grad(input: Tensor, grad_inner: Tensor, dropped: Dropped) -> Tensor
             (partial, *sources),
             (n_tokens, tokens_per_split, n_features, rank),
             words,
-            (*dropped.constants, *_blocks(input.dtype, rank).values()),
+            (
+                *(activation, weight is not None, bias is not None, *dropped.constants),
+                *_blocks(grad_inner.dtype, rank).values(),
+            ),
             **_GRAD.options,
         )
     made.launch(partial, *sources, *made.sizes, *words, *made.constants)
@@ -122,16 +161,33 @@ def _blocks(dtype: torch.dtype, rank: int) -> dict[str, Any]:
 
 
 def shipped_variants() -> list[Variant]:
-    """With dropout, without which a library's product takes one pass as well."""
+    """Of an input that was kept with dropout, without which a library's product does; and made."""
     return [
-        Variant(
-            name=f"grad-{short_name(dtype)}-{columns}",
-            kernel=grad_kernel,
-            types=dict.fromkeys(("input_ptr", "inner_ptr", "key_ptr"), POINTER[dtype])
-            | {"partial_ptr": "*fp32"},
-            constexprs={"DROPS": True, "IN_MEMORY": False} | _blocks(dtype, columns),
-            programs_per_sm=_GRAD.programs_per_sm,
-            **_GRAD.options,
-        )
+        _variant(dtype, columns, activation, drops, source)
         for dtype, columns in shipped_sizes()
+        for activation, drops, source in (
+            ("none", True, dtype),
+            ("gelu", False, dtype),
+            ("tanh", True, dtype),
+            ("layer_norm", True, torch.float32),
+        )
     ]
+
+
+def _variant(
+    dtype: torch.dtype, columns: int, activation: str, drops: bool, source: torch.dtype
+) -> Variant:
+    is_norm = activation == "layer_norm"
+    statistics = "*fp32" if is_norm else POINTER[source]
+    return Variant(
+        name=f"grad-{short_name(dtype)}-{columns}-of-{activation}",
+        kernel=grad_kernel,
+        types=dict.fromkeys(("input_ptr", "key_ptr", "weight_ptr", "bias_ptr"), POINTER[source])
+        | dict.fromkeys(("mean_ptr", "rstd_ptr"), statistics)
+        | {"inner_ptr": POINTER[dtype], "partial_ptr": "*fp32"},
+        constexprs={"ACTIVATION": activation, "HAS_WEIGHT": is_norm, "HAS_BIAS": is_norm}
+        | {"DROPS": drops, "IN_MEMORY": False}
+        | _blocks(dtype, columns),
+        programs_per_sm=_GRAD.programs_per_sm,
+        **_GRAD.options,
+    )

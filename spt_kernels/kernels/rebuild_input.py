@@ -58,18 +58,24 @@ def layer_norm_kernel(
 
 
 @triton.jit
+def gelu(x, TANH: tl.constexpr):
+    """x Φ(x), or its tanh approximation, of fp32."""
+    if TANH:
+        # 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x³)
+        y = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
+    else:
+        y = 0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476))
+    return y
+
+
+@triton.jit
 def gelu_kernel(input_ptr, output_ptr, n, TANH: tl.constexpr, BLOCK: tl.constexpr):
     """x Φ(x), or its tanh approximation, over elements in memory order."""
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < n
 
     x_in = tl.load(input_ptr + offsets, mask=mask, other=0.0)
-    x = x_in.to(tl.float32)
-    if TANH:
-        # 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x³)
-        y = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
-    else:
-        y = 0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476))
+    y = gelu(x_in.to(tl.float32), TANH)
 
     y = y.to(x_in.dtype).to(output_ptr.dtype.element_ty)
     tl.store(output_ptr + offsets, y, mask=mask)

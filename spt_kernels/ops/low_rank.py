@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import low_rank_ways as ways
-from .low_rank_ways import Span, seeded
+from .low_rank_ways import NO_NORM, Activation, Norm, Span, seeded
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _DROPPED = "float probability, int seed, Tensor? key"
@@ -38,7 +38,9 @@ torch.library.define(
     f"{_DROPPED}, Tensor? bias=None) -> ()",
 )
 torch.library.define(
-    "spt::low_rank_grad", f"(Tensor input, Tensor grad_inner, {_DROPPED}) -> Tensor"
+    "spt::low_rank_grad",
+    f"(Tensor input, Tensor grad_inner, {_DROPPED}, str activation='none', "
+    "Tensor? mean=None, Tensor? rstd=None, Tensor? weight=None, Tensor? bias=None) -> Tensor",
 )
 
 
@@ -148,26 +150,40 @@ def low_rank_up_(
 
 
 def low_rank_grad(
-    input: Tensor, grad_inner: Tensor, *, probability: float = 0.0, seed: int | Tensor = 0
+    input: Tensor,
+    grad_inner: Tensor,
+    *,
+    probability: float = 0.0,
+    seed: int | Tensor = 0,
+    activation: Activation = "none",
+    norm: Norm = NO_NORM,
 ) -> Tensor:
-    """`grad_innerᵀ dropout(input)`: the gradient of a factor of `low_rank_down`, transposed.
+    """`grad_innerᵀ dropout(x)`: the gradient of a factor of `low_rank_down`, transposed.
+
+    `x` is the input, or what a GELU or a LayerNorm has made of it, which is then never in memory.
 
     Args:
         input: `[tokens, features]`, fp32, bf16, fp16 or fp64.
-        grad_inner: `[tokens, rank]`, of the same dtype.
-        probability: of an element of `input` to be dropped, as by `dropout`.
+        grad_inner: `[tokens, rank]`, of the same dtype; of a narrower one, to which `x` is rounded,
+            where there is an activation.
+        probability: of an element of `x` to be dropped, as by `dropout`.
         seed: of `dropout`.
+        activation: `"none"`, `"gelu"`, `"tanh"` (its approximation) or `"layer_norm"`.
+        norm: of a LayerNorm over the features what it keeps, as `rebuild_layer_norm` has it: mean
+            and reciprocal deviation, one for each token, weight and bias `[features]`, or None.
 
     Returns:
         `[rank, features]`, fp32; fp64 of fp64.
 
     Raises:
         TypeError: a dtype is none of these.
-        ValueError: a shape, a device or a number does not fit.
+        ValueError: a shape, a device, a number or an activation does not fit.
     """
     _check_activation("input", input, probability, seed)
-    _check_inner(input, grad_inner, None, "grad_inner")
-    return torch.ops.spt.low_rank_grad(input, grad_inner, probability, *seeded(seed))
+    _check_inner(input, grad_inner, None, "grad_inner", may_differ=activation != "none")
+    _check_norm(input, activation, norm)
+    dropped = probability, *seeded(seed)
+    return torch.ops.spt.low_rank_grad(input, grad_inner, *dropped, activation, *norm)
 
 
 def _checked(
@@ -213,9 +229,14 @@ def _check_activation(name: str, tensor: Tensor, probability: float, seed: int |
 
 
 def _check_inner(
-    activations: Tensor, inner: Tensor, columns: int | None, name: str = "inner"
+    activations: Tensor,
+    inner: Tensor,
+    columns: int | None,
+    name: str = "inner",
+    *,
+    may_differ: bool = False,
 ) -> None:
-    if inner.dtype != activations.dtype:
+    if inner.dtype not in _FLOATS or (inner.dtype != activations.dtype and not may_differ):
         raise TypeError(f"{name}: expected {activations.dtype}, got {inner.dtype}")
     if inner.device != activations.device:
         raise ValueError(f"{name}: expected device {activations.device}, got {inner.device}")
@@ -237,6 +258,28 @@ def _check_bias(base: Tensor, bias: Tensor, span: Span) -> None:
         raise ValueError(
             f"bias: expected a span of all {n_features} features beside it, got {span}"
         )
+
+
+def _check_norm(input: Tensor, activation: str, norm: Norm) -> None:
+    if activation not in ("none", "gelu", "tanh", "layer_norm"):
+        raise ValueError(
+            f"activation: expected 'none', 'gelu', 'tanh' or 'layer_norm', got {activation!r}"
+        )
+    n_tokens, n_features = input.shape
+    given = dict(zip(("mean", "rstd", "weight", "bias"), norm, strict=True))
+    for name, tensor in given.items():
+        if tensor is None:
+            if activation == "layer_norm" and name in ("mean", "rstd"):
+                raise ValueError(f"norm: expected a {name} of a LayerNorm, got None")
+            continue
+        if activation != "layer_norm":
+            raise ValueError(f"norm: expected none beside {activation!r}, got a {name}")
+        numel = n_tokens if name in ("mean", "rstd") else n_features
+        if tensor.numel() != numel or tensor.device != input.device:
+            raise ValueError(
+                f"norm: expected {numel} values of {name} on {input.device}, got {tensor.numel()} "
+                f"on {tensor.device}"
+            )
 
 
 def _up_in_place_on_card(base: Tensor, *arguments: Any) -> None:
@@ -267,7 +310,7 @@ def _fake_up(base: Tensor, inner: Tensor, factor: Tensor, *rest: Any) -> Tensor:
 
 @torch.library.register_fake("spt::low_rank_grad")
 def _fake_grad(input: Tensor, grad_inner: Tensor, *_: Any) -> Tensor:
-    wide = torch.promote_types(input.dtype, torch.float32)
+    wide = torch.promote_types(grad_inner.dtype, torch.float32)
     return input.new_empty(grad_inner.shape[1], input.shape[1], dtype=wide)
 
 

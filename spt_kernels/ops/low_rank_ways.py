@@ -7,7 +7,7 @@ compilers and whoever listens.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from .dropout import key_of
 from .launching import is_plain, on_card
 
 Span = tuple[int, int, int, int]
+Activation = Literal["none", "gelu", "tanh", "layer_norm"]
+Norm = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+NO_NORM: Norm = (None, None, None, None)
 
 _UINT32 = 0xFFFFFFFF
 
@@ -82,10 +85,15 @@ def launch_up_(
 
 
 def launch_grad(
-    input: Tensor, grad_inner: Tensor, probability: float, seed: int | Tensor
+    input: Tensor,
+    grad_inner: Tensor,
+    probability: float,
+    seed: int | Tensor,
+    activation: Activation = "none",
+    norm: Norm = NO_NORM,
 ) -> Tensor:
     """`low_rank_grad` likewise."""
-    arguments = input, grad_inner, probability, *seeded(seed)
+    arguments = input, grad_inner, probability, *seeded(seed), activation, *norm
     if is_plain(input):
         return (grad_on_card if input.is_cuda else grad)(*arguments)
     return torch.ops.spt.low_rank_grad(*arguments)  # type: ignore[no-any-return]
@@ -238,25 +246,49 @@ def up_in_place_on_card(
 
 
 def grad(
-    input: Tensor, grad_inner: Tensor, probability: float, seed: int, key: Tensor | None
+    input: Tensor,
+    grad_inner: Tensor,
+    probability: float,
+    seed: int,
+    key: Tensor | None,
+    activation: Any = "none",
+    mean: Tensor | None = None,
+    rstd: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """`low_rank_grad` by the reference."""
     if probability >= 1.0:
-        wide = torch.promote_types(input.dtype, torch.float32)
+        wide = torch.promote_types(grad_inner.dtype, torch.float32)
         return input.new_zeros(grad_inner.shape[1], input.shape[1], dtype=wide)
-    return reference.low_rank_grad(input, grad_inner, _words(probability, seed, key))
+    words, norm = _words(probability, seed, key), (mean, rstd, weight, bias)
+    return reference.low_rank_grad(input, grad_inner, words, activation, norm)
 
 
 def grad_on_card(
-    input: Tensor, grad_inner: Tensor, probability: float, seed: int, key: Tensor | None
+    input: Tensor,
+    grad_inner: Tensor,
+    probability: float,
+    seed: int,
+    key: Tensor | None,
+    activation: Any = "none",
+    mean: Tensor | None = None,
+    rstd: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """`low_rank_grad` by its kernel, likewise."""
-    if probability >= 1.0 or not serves(input.dtype, grad_inner.shape[1]):
-        return grad(input, grad_inner, probability, seed, key)
-    kernels, grads = _kernels()
+    is_served = serves(grad_inner.dtype, grad_inner.shape[1]) and input.dtype in MOST_COLUMNS
+    if probability >= 1.0 or not is_served:
+        norm = mean, rstd, weight, bias
+        return grad(input, grad_inner, probability, seed, key, activation, *norm)
+    _, kernels = _kernels()
     dropped = kernels.Dropped(_given(probability, seed, key), key)
+    dense = [None if each is None else each.contiguous() for each in (mean, rstd, weight, bias)]
     with on_card(input.device):
-        return grads.low_rank_grad(input.contiguous(), grad_inner.contiguous(), dropped)
+        return kernels.low_rank_grad(
+            input.contiguous(), grad_inner.contiguous(), dropped, activation, dense
+        )
 
 
 def _dense(inner: Tensor) -> Tensor:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .dropout import hashes
+from .rebuild_input import rebuild_gelu, rebuild_layer_norm
 
 Span = tuple[int, int, int, int]  # how many ranges of features, how wide, first to first, the first
 Words = tuple[int, int, int]  # of a dropout's key, and its threshold; one of 0 keeps everything
+Activation = Literal["none", "gelu", "tanh", "layer_norm"]
+Norm = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 def low_rank_down(input: Tensor, factor: Tensor, span: Span, scale: float, words: Words) -> Tensor:
@@ -59,16 +63,33 @@ def low_rank_up(
     return base + added if bias is None else base + bias + added
 
 
-def low_rank_grad(input: Tensor, grad_inner: Tensor, words: Words) -> Tensor:
-    """`grad_innerᵀ dropout(input)`, `[rank, features]`, fp32 or wider.
+def low_rank_grad(
+    input: Tensor,
+    grad_inner: Tensor,
+    words: Words,
+    activation: Activation = "none",
+    norm: Norm = (None,) * 4,
+) -> Tensor:
+    """`grad_innerᵀ dropout(activation(input))`, `[rank, features]`, fp32 or wider.
 
     Args:
         input: `[tokens, features]`.
-        grad_inner: `[tokens, rank]`.
-        words: of the dropout of the elements of `input`.
+        grad_inner: `[tokens, rank]`, to whose dtype the activation is rounded.
+        words: of the dropout of the elements of the activation.
+        activation: of the input: itself, a GELU, its tanh approximation, or a LayerNorm.
+        norm: mean and reciprocal deviation of each token, weight and bias `[features]`, or None.
     """
-    wide = _wide(input)
-    return grad_inner.to(wide).t() @ _kept(input, words).to(wide)
+    dtype, (mean, rstd, weight, bias) = grad_inner.dtype, norm
+    if activation == "layer_norm":
+        assert mean is not None
+        assert rstd is not None
+        x = rebuild_layer_norm(input, mean, rstd, weight, bias, 1, dtype)
+    elif activation == "none":
+        x = input.to(dtype)
+    else:
+        x = rebuild_gelu(input, "tanh" if activation == "tanh" else "none", dtype)
+    wide = _wide(grad_inner)
+    return grad_inner.to(wide).t() @ _kept(x, words).to(wide)
 
 
 def _ranges(span: Span) -> Iterator[tuple[slice, slice]]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from spt_kernels.ops import low_rank_down, low_rank_grad, low_rank_up, low_rank_up_
 from spt_kernels.ops.dropout import dropout, key_of
@@ -136,6 +137,32 @@ def test_what_is_dropped_is_what_dropout_drops(
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("dtype", "narrow"), [(d, d) for d in DTYPES[:3]] + [(DTYPES[0], d) for d in DTYPES[1:3]]
+)
+@pytest.mark.parametrize("activation", ["gelu", "tanh", "layer_norm", "bare layer_norm"])
+def test_grad_of_an_input_that_is_made_on_the_way(
+    activation: Any, dtype: torch.dtype, narrow: torch.dtype, device: str
+) -> None:
+    source, inner = made(70, 40, dtype=dtype, device=device), made(70, 6, device=device).to(narrow)
+    norm: Any = (None,) * 4
+    if activation.endswith("layer_norm"):
+        affine = (made(40, device=device).to(dtype), made(40, device=device).to(dtype) + 1)
+        affine = affine if activation == "layer_norm" else (None, None)
+        x, mean, rstd = torch.native_layer_norm(source, (40,), *affine, 1e-5)
+        activation, norm = "layer_norm", (mean, rstd, *affine)
+    else:
+        x = F.gelu(source, approximate="tanh" if activation == "tanh" else "none")
+    how = {"probability": 0.3, "seed": SEED}
+    found = low_rank_grad(source, inner, **how, activation=activation, norm=norm)
+    expected = low_rank_grad(x.to(narrow), inner, **how)
+    assert found.dtype == torch.float32
+    # an activation may be rounded to the other of two neighbours
+    close = 4 * torch.finfo(narrow).eps * float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=0, atol=close)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_strides_of_all_kinds(device: str) -> None:
     x, wide = made(24, 9, device=device).t(), made(9, 12, device=device)
     factor, inner = made(4, 24, device=device).t(), wide[:, 2:6]
@@ -161,6 +188,10 @@ def test_registered_as_they_should_be(dtype: torch.dtype) -> None:
     one = inner[:, :3], factor, (1, 24, 0, 0)
     check(ops.low_rank_up.default, (x, *one, 0.5, 0.3, SEED, None, torch.float32))
     check(ops.low_rank_grad.default, (x, inner, 0.3, SEED, None))
+    if dtype != torch.float64:
+        check(ops.low_rank_grad.default, (x, inner, 0.3, SEED, None, "gelu"))
+        norm = made(5), made(5), made(24, dtype=dtype), None
+        check(ops.low_rank_grad.default, (x, inner, 0.0, 0, None, "layer_norm", *norm))
 
 
 def test_nothing_is_left_half_done_by_what_is_refused() -> None:
@@ -203,6 +234,15 @@ def test_nothing_is_left_half_done_by_what_is_refused() -> None:
         low_rank_up_(x, inner, factor, bias=made(23))
     with pytest.raises(ValueError, match="bias: expected a span of all 24 features beside it"):
         low_rank_up_(x, inner[:, :2], factor[:5, :2], (1, 5, 0, 3), bias=made(24))
+    with pytest.raises(ValueError, match="activation: expected 'none', 'gelu', 'tanh' or"):
+        low_rank_grad(x, inner, activation="relu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="norm: expected a rstd of a LayerNorm, got None"):
+        low_rank_grad(x, inner, activation="layer_norm", norm=(made(5), None, None, None))
+    with pytest.raises(ValueError, match="norm: expected none beside 'gelu', got a weight"):
+        low_rank_grad(x, inner, activation="gelu", norm=(None, None, made(24), None))
+    norm = made(5), made(5), made(24), made(5)
+    with pytest.raises(ValueError, match="norm: expected 24 values of bias on cpu, got 5 on cpu"):
+        low_rank_grad(x, inner, activation="layer_norm", norm=norm)
     with pytest.raises(ValueError, match=r"base: expected it contiguous, got strides \(1, 5\)"):
         low_rank_up_(made(24, 5).t(), inner, factor)
     assert torch.equal(x, before)

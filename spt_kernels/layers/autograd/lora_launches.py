@@ -6,17 +6,26 @@ Of the launches of a training step more than a third were those.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ...ops.launching import goes_as_on_card
-from ...ops.low_rank_ways import launch_down, launch_grad, launch_up, launch_up_, serves
+from ...ops.low_rank_ways import (
+    NO_NORM,
+    Activation,
+    launch_down,
+    launch_grad,
+    launch_up,
+    launch_up_,
+    serves,
+)
 from .wide_product import wide_product
 
 if TYPE_CHECKING:
     from .lora_call import LoraCall
+    from .saved_input import SavedInput
 
 
 def are_for(activations: Tensor, columns: int) -> bool:
@@ -65,6 +74,25 @@ def grad_of_a(lora: LoraCall, grad_inner: Tensor, flat: Tensor) -> Tensor:
     if not lora.dropout:
         return wide_product(grad_inner.t(), flat)
     return launch_grad(flat, grad_inner, lora.dropout, lora.seed)
+
+
+def grad_of_a_of_source(lora: LoraCall, grad_inner: Tensor, saved: SavedInput) -> Tensor | None:
+    """`grad_of_a` from what a GELU or a LayerNorm keeps, without its output; None of others."""
+    node: Any = saved.producer
+    activation: Activation
+    if saved.steps or not are_for(grad_inner, grad_inner.shape[1]):
+        return None
+    if saved.kind == "gelu":
+        activation = "gelu" if node._saved_approximate == "none" else "tanh"
+        source, norm = node._saved_self, NO_NORM
+    elif saved.kind == "layer_norm" and len(node._saved_normalized_shape) == 1:
+        activation, source = "layer_norm", node._saved_input
+        statistics = node._saved_result1, node._saved_result2
+        norm = *statistics, node._saved_weight, node._saved_bias
+    else:
+        return None
+    flat = source.reshape(-1, source.shape[-1])  # [tokens, in]
+    return launch_grad(flat, grad_inner, lora.dropout, lora.seed, activation, norm)
 
 
 def grad_of_x(
