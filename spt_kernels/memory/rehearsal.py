@@ -225,8 +225,7 @@ class Rehearsal:
         """The same, and what the step computes and moves."""
         form, counter = self._form(batch_shape), WorkCounter()
         self._leave_behind(form)
-        estimate = self._observed(form, counter)
-        return estimate, counter.work()
+        return self._observed(form, counter), counter.work()
 
     def in_blocks(
         self, batch_shape: Sequence[int] | Mapping[str, Tensor]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -11,33 +9,21 @@ from ...ops.dropout import dropout, dropout_
 from ...ops.low_rank_ways import covers_all
 from . import lora_launches
 from .autocast import cast, is_any_autocast_on, without_autocast
-from .row_ranges import RangeGroup, Ranges, groups_of
+from .lora_terms import LoraTerms
+from .row_ranges import Ranges, groups_of
 
 # The input with elements dropped is made in pieces of this size: at the moment when a forward needs
 # most, a whole copy of it would be the largest tensor about
 _DROPPED_ELEMENTS = 2**23
 
 
-class LoraCall(NamedTuple):
-    """One forward of a LoRA: what it is, and which elements of its input are dropped.
+class LoraCall(LoraTerms):
+    """One forward of a LoRA: its products, and those of its backward.
 
     Factors are `lora_a`, `[ranges · rank, in]`, and `lora_b`, `[rows of all ranges, rank]`.
-
-    Attributes:
-        groups: of `groups_of`.
-        scale: factor of the update.
-        dropout: probability of dropping an element; 0 outside training.
-        seed: which elements, or the key of it in memory; forward and backward both make the mask
-            from it.
-        only: the one range that it is on: plain matrix products serve it, for fewer views. The last
-            field, which a pickled layer of before 0.7.2 does without.
     """
 
-    groups: tuple[RangeGroup, ...]
-    scale: float
-    dropout: float = 0.0
-    seed: int | Tensor = 0
-    only: RangeGroup | None = None
+    __slots__ = ()
 
     @classmethod
     def on(cls, ranges: Ranges, scale: float) -> LoraCall:
@@ -55,11 +41,6 @@ class LoraCall(NamedTuple):
         if self.dropout == 0.0 or not x.is_contiguous():
             return self.dropped(x)
         return dropout_(x, self.dropout, self.seed)
-
-    @property
-    def kept_scale(self) -> float:
-        """What makes up for the dropped elements."""
-        return 0.0 if self.dropout >= 1.0 else 1.0 / (1.0 - self.dropout)
 
     def takes_bias(self, x: Tensor, lora_a: Tensor, bias: Tensor | None) -> bool:
         """Whether `add_to` adds a bias in no more time, of a call with this input in its dtype."""

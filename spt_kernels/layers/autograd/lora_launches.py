@@ -6,7 +6,7 @@ Of the launches of a training step more than a third were those.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +21,9 @@ from ...ops.low_rank_ways import (
     launch_up_,
     serves,
 )
+from .lora_terms import LoraTerms
+from .saved_input import SavedInput
 from .wide_product import wide_product
-
-if TYPE_CHECKING:
-    from .lora_call import LoraCall
-    from .saved_input import SavedInput
 
 
 def are_for(activations: Tensor, columns: int) -> bool:
@@ -33,7 +31,7 @@ def are_for(activations: Tensor, columns: int) -> bool:
     return goes_as_on_card(activations) and serves(activations.dtype, columns)
 
 
-def bottleneck(lora: LoraCall, flat: Tensor, lora_a: Tensor) -> Tensor:
+def bottleneck(lora: LoraTerms, flat: Tensor, lora_a: Tensor) -> Tensor:
     """A dropout(x), `[tokens, ranges · rank]`, of x `[tokens, in]`."""
     span = 1, flat.shape[1], 0, 0
     scale = lora.kept_scale if lora.dropout else 1.0
@@ -41,7 +39,7 @@ def bottleneck(lora: LoraCall, flat: Tensor, lora_a: Tensor) -> Tensor:
 
 
 def add_update(
-    lora: LoraCall, flat: Tensor, inner: Tensor, lora_b: Tensor, bias: Tensor | None
+    lora: LoraTerms, flat: Tensor, inner: Tensor, lora_b: Tensor, bias: Tensor | None
 ) -> None:
     """Add `scale · B inner` and a bias into `[tokens, out]`."""
     for group in lora.groups:
@@ -49,14 +47,14 @@ def add_update(
         launch_up_(flat, low, up, group.span, lora.scale, 0.0, 0, bias)
 
 
-def grad_of_inner(lora: LoraCall, gy: Tensor, lora_b: Tensor) -> Tensor:
+def grad_of_inner(lora: LoraTerms, gy: Tensor, lora_b: Tensor) -> Tensor:
     """`[tokens, ranges · rank]`, with all factors."""
     scale = lora.scale * lora.kept_scale if lora.dropout else lora.scale
     parts = [launch_down(gy, lora_b[group.own], group.span, scale, 0.0, 0) for group in lora.groups]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def grad_of_b(lora: LoraCall, gy: Tensor, inner: Tensor) -> Tensor:
+def grad_of_b(lora: LoraTerms, gy: Tensor, inner: Tensor) -> Tensor:
     """`[rows of all ranges, rank]`, fp32."""
     if lora.only is not None:
         grad = wide_product(lora.only.of_outputs_alone(gy).t(), inner)
@@ -69,14 +67,14 @@ def grad_of_b(lora: LoraCall, gy: Tensor, inner: Tensor) -> Tensor:
     return grad if lora.scale == 1.0 else grad.mul_(lora.scale)
 
 
-def grad_of_a(lora: LoraCall, grad_inner: Tensor, flat: Tensor) -> Tensor:
+def grad_of_a(lora: LoraTerms, grad_inner: Tensor, flat: Tensor) -> Tensor:
     """`[ranges · rank, in]`, fp32."""
     if not lora.dropout:
         return wide_product(grad_inner.t(), flat)
     return launch_grad(flat, grad_inner, lora.dropout, lora.seed)
 
 
-def grad_of_a_of_source(lora: LoraCall, grad_inner: Tensor, saved: SavedInput) -> Tensor | None:
+def grad_of_a_of_source(lora: LoraTerms, grad_inner: Tensor, saved: SavedInput) -> Tensor | None:
     """`grad_of_a` from what a GELU or a LayerNorm keeps, without its output; None of others."""
     node: Any = saved.producer
     activation: Activation
@@ -96,7 +94,7 @@ def grad_of_a_of_source(lora: LoraCall, grad_inner: Tensor, saved: SavedInput) -
 
 
 def grad_of_x(
-    lora: LoraCall,
+    lora: LoraTerms,
     gy: Tensor,
     weight: Tensor,
     grad_inner: Tensor,
