@@ -105,10 +105,26 @@ def seeded(seed: int | Tensor) -> tuple[int, Tensor | None]:
 
 
 @functools.cache
-def _kernels() -> tuple[Any, Any]:
+def kernels_of_a_card() -> tuple[Any, Any]:
+    """The modules of the kernels: of the products, and of the gradient."""
     from ..kernels import low_rank, low_rank_grad
 
     return low_rank, low_rank_grad
+
+
+def dropped_of(probability: float, seed: int | Tensor) -> Any:
+    """What the kernels drop, of a probability below 1."""
+    if probability == 0.0:
+        return _nothing()
+    given, key = seeded(seed)
+    kernels, _ = kernels_of_a_card()
+    return kernels.Dropped(_given(probability, given, key), key)
+
+
+@functools.cache
+def _nothing() -> Any:
+    kernels, _ = kernels_of_a_card()
+    return kernels.Dropped((0, 0, 0))
 
 
 def _words(probability: float, seed: int, key: Tensor | None) -> tuple[Any, Any, int]:
@@ -155,7 +171,7 @@ def down_on_card(
     """`low_rank_down` by its kernel, where that is for such tensors."""
     if probability >= 1.0 or not serves(input.dtype, factor.shape[1]):
         return down(input, factor, span, scale, probability, seed, key)
-    kernels, _ = _kernels()
+    kernels, _ = kernels_of_a_card()
     dropped = kernels.Dropped(_given(probability, seed, key), key)
     with on_card(input.device):
         return kernels.low_rank_down(input.contiguous(), factor, span, scale, dropped)
@@ -195,7 +211,7 @@ def up_on_card(
     narrow = serves(base.dtype, factor.shape[1]) and dtype is not torch.float64
     if probability >= 1.0 or not narrow:
         return up(base, inner, factor, span, scale, probability, seed, key, dtype)
-    kernels, _ = _kernels()
+    kernels, _ = kernels_of_a_card()
     dropped = kernels.Dropped(_given(probability, seed, key), key)
     output = torch.empty(base.shape, dtype=dtype, device=base.device)
     with on_card(base.device):
@@ -238,7 +254,7 @@ def up_in_place_on_card(
     if probability >= 1.0 or not serves(base.dtype, factor.shape[1]):
         up_in_place(base, inner, factor, span, scale, probability, seed, key, bias)
         return
-    kernels, _ = _kernels()
+    kernels, _ = kernels_of_a_card()
     dropped = kernels.Dropped(_given(probability, seed, key), key)
     bias = None if bias is None else bias.contiguous()
     with on_card(base.device):
@@ -282,7 +298,7 @@ def grad_on_card(
     if probability >= 1.0 or not is_served:
         norm = mean, rstd, weight, bias
         return grad(input, grad_inner, probability, seed, key, activation, *norm)
-    _, kernels = _kernels()
+    _, kernels = kernels_of_a_card()
     dropped = kernels.Dropped(_given(probability, seed, key), key)
     dense = [None if each is None else each.contiguous() for each in (mean, rstd, weight, bias)]
     with on_card(input.device):

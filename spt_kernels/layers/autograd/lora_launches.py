@@ -6,8 +6,6 @@ Of the launches of a training step more than a third were those.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -15,6 +13,7 @@ from ...ops.launching import goes_as_on_card
 from ...ops.low_rank_ways import (
     NO_NORM,
     Activation,
+    Norm,
     launch_down,
     launch_grad,
     launch_up,
@@ -76,21 +75,26 @@ def grad_of_a(lora: LoraTerms, grad_inner: Tensor, flat: Tensor) -> Tensor:
 
 def grad_of_a_of_source(lora: LoraTerms, grad_inner: Tensor, saved: SavedInput) -> Tensor | None:
     """`grad_of_a` from what a GELU or a LayerNorm keeps, without its output; None of others."""
-    node: Any = saved.producer
-    activation: Activation
-    if saved.steps or not are_for(grad_inner, grad_inner.shape[1]):
+    source = source_of(saved) if are_for(grad_inner, grad_inner.shape[1]) else None
+    if source is None:
         return None
-    if saved.kind == "gelu":
-        activation = "gelu" if node._saved_approximate == "none" else "tanh"
-        source, norm = node._saved_self, NO_NORM
-    elif saved.kind == "layer_norm" and len(node._saved_normalized_shape) == 1:
-        activation, source = "layer_norm", node._saved_input
-        statistics = node._saved_result1, node._saved_result2
-        norm = *statistics, node._saved_weight, node._saved_bias
-    else:
-        return None
-    flat = source.reshape(-1, source.shape[-1])  # [tokens, in]
+    flat, activation, norm = source
     return launch_grad(flat, grad_inner, lora.dropout, lora.seed, activation, norm)
+
+
+def source_of(saved: SavedInput) -> tuple[Tensor, Activation, Norm] | None:
+    """What an input is made of, `[tokens, in]`, and how, where that may be done on the way."""
+    kind, _, node, steps = saved
+    if steps:
+        return None
+    if kind == "gelu":
+        source, is_exact = node._saved_self, node._saved_approximate == "none"
+        return source.reshape(-1, source.shape[-1]), "gelu" if is_exact else "tanh", NO_NORM
+    if kind == "layer_norm" and len(node._saved_normalized_shape) == 1:
+        source, statistics = node._saved_input, (node._saved_result1, node._saved_result2)
+        norm = *statistics, node._saved_weight, node._saved_bias
+        return source.reshape(-1, source.shape[-1]), "layer_norm", norm
+    return None
 
 
 def grad_of_x(

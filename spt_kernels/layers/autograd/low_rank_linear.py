@@ -53,7 +53,7 @@ class LowRankLinear(RebuildingFunction):
         lora_a, lora_b, weight, inner, *kept = ctx.saved_tensors
         lora, x_dtype = ctx.how
         tensors = grad_output, weight, lora_a, lora_b
-        return _gradients(*tensors, lora, inner, ctx.saved_input, kept, x_dtype)
+        return gradients_of(*tensors, lora, inner, ctx.saved_input, kept, x_dtype)
 
 
 class SmallLowRankLinear(RebuildingFunction):
@@ -98,7 +98,7 @@ class SmallLowRankLinear(RebuildingFunction):
                 factors = native.lora_gradients(*how, grad_output, source, activation, grad_x)
                 return grad_x, None, None, *factors, None, None
         tensors = grad_output, weight, lora_a, lora_b
-        return *_gradients(*tensors, lora, None, ctx.saved_input, kept, _FP32), None
+        return *gradients_of(*tensors, lora, None, ctx.saved_input, kept, _FP32), None
 
 
 class SmallSizes(NamedTuple):
@@ -137,7 +137,7 @@ def is_small(sizes: SmallSizes, x: Tensor, weight: Tensor, lora_a: Tensor, lora_
     )
 
 
-def _gradients(
+def gradients_of(
     grad_output: Tensor,
     weight: Tensor | None,
     lora_a: Tensor,
@@ -148,7 +148,19 @@ def _gradients(
     kept: Tensors,
     x_dtype: torch.dtype,
 ) -> tuple[Tensor | None, ...]:
-    """For each argument of `LowRankLinear`; a bottleneck that was not kept is made again."""
+    """Those of `LowRankLinear`, for each of its arguments, whoever has made its forward.
+
+    Args:
+        grad_output: `[..., out]`.
+        weight: None where the input needs no gradient.
+        lora_a: of the LoRA.
+        lora_b: of the LoRA.
+        lora: its call.
+        inner: its bottleneck; None where that was not kept, and is made again.
+        saved: the input.
+        kept: what was saved of it.
+        x_dtype: its dtype.
+    """
     *shape, out_features = grad_output.shape
     gy = grad_output.reshape(-1, out_features)  # [tokens, out]
     grad_inner = lora.grad_of_inner(gy, lora_b)

@@ -2,58 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from spt_kernels.layers import LoraLinear
-from spt_kernels.plan import LoraSpec
+from spt_kernels.layers.autograd import card_lora
+from spt_kernels.layers.autograd.card_lora import CardLowRankLinear
 from tests.card.pretend import pretended_card
-
-IN, TOKENS = 24, 7
-BEFORE: dict[str, Callable[[], nn.Module]] = {
-    "layer_norm": lambda: nn.LayerNorm(IN),
-    "bare layer_norm": lambda: nn.LayerNorm(IN, elementwise_affine=False),
-    "layer_norm of two dimensions": lambda: nn.LayerNorm((TOKENS, IN)),
-    "gelu": nn.GELU,
-    "tanh": lambda: nn.GELU("tanh"),
-    "relu": nn.ReLU,
-    "nothing": nn.Identity,
-    "moved gelu": lambda: nn.Sequential(nn.GELU(), nn.Unflatten(2, (2, 12)), nn.Flatten(2)),
-}
-ROWS = {
-    "all": ((0, 30),),
-    "some": ((4, 20),),
-    "qkv": ((0, 10), (10, 20), (20, 30)),
-    "q and v": ((0, 10), (20, 30)),
-    "of two widths": ((0, 10), (12, 30)),
-}
+from tests.layers.lora_models import BEFORE, IN, ROWS, TOKENS, assert_close, model, run
 
 
-def model(before: str, rows: str, dropout: float, rank: int = 2) -> nn.Sequential:
-    torch.manual_seed(0)
-    linear = nn.Linear(IN, 30)
-    lora = LoraLinear(linear, LoraSpec(rank, ROWS[rows], IN, scale=0.5, dropout=dropout))
-    nn.init.normal_(lora.lora_b)
-    return nn.Sequential(nn.Linear(IN, IN), BEFORE[before](), lora, nn.Linear(30, 3))
+class Launching(nn.Module):
+    """A LoRA layer as on a card, by the function that launches the kernels itself."""
 
+    def __init__(self, lora: LoraLinear) -> None:
+        super().__init__()
+        self.lora = lora
 
-def run(net: nn.Sequential, x: Tensor, autocast: bool) -> dict[str, Tensor]:
-    """Output and all gradients."""
-    x = x.clone().requires_grad_()
-    torch.manual_seed(1)  # of the dropout
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
-        y = net(x)
-    F.mse_loss(y.float(), torch.ones_like(y, dtype=torch.float32)).backward()
-    grads = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
-    found = {"y": y, "x": x.grad, **grads}
-    return {
-        name: tensor.detach().float().cpu() for name, tensor in found.items() if tensor is not None
-    }
+    def forward(self, x: Tensor) -> Tensor:
+        lora, call = self.lora, self.lora._this_call(x)
+        tensors = lora.weight, lora.bias, lora.lora_a, lora.lora_b
+        dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else x.dtype
+        return CardLowRankLinear.apply(x, *tensors, call, dtype)
 
 
 def assert_a_card_agrees(net: nn.Sequential, autocast: bool) -> None:
@@ -61,14 +35,7 @@ def assert_a_card_agrees(net: nn.Sequential, autocast: bool) -> None:
     expected = run(copy.deepcopy(net), x, autocast)
     with pretended_card():
         found = run(net.to("cuda"), x.to("cuda"), autocast)
-    assert found.keys() == expected.keys()
-    assert {"2.lora_a", "2.lora_b", "0.weight"} <= found.keys()
-    eps = torch.finfo(torch.bfloat16 if autocast else torch.float32).eps
-    for name, tensor in expected.items():
-        close = 8 * eps * float(tensor.abs().max())
-        torch.testing.assert_close(
-            found[name], tensor, rtol=0, atol=close, msg=lambda m, n=name: f"{n}: {m}"
-        )
+    assert_close(found, expected, autocast)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -82,6 +49,23 @@ def test_whatever_made_the_input(before: str, dropout: float, autocast: bool) ->
 @pytest.mark.parametrize("rows", ROWS)
 def test_whichever_features_it_is_on(rows: str, autocast: bool) -> None:
     assert_a_card_agrees(model("gelu", rows, 0.3), autocast)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("before", "rows"), [*((before, "qkv") for before in BEFORE), ("gelu", "all"), ("gelu", "some")]
+)
+def test_the_function_that_launches_itself(
+    before: str, rows: str, dropout: float, autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(card_lora, "on_card", lambda _: contextlib.nullcontext())
+    net = model(before, rows, dropout)
+    x = torch.randn(3, TOKENS, IN, generator=torch.Generator().manual_seed(2))
+    expected = run(copy.deepcopy(net), x, autocast)
+    net[2] = Launching(net[2])
+    found = {name.replace("lora.", ""): tensor for name, tensor in run(net, x, autocast).items()}
+    assert_close(found, expected, autocast)
 
 
 def test_of_more_columns_than_the_kernels_take() -> None:
