@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .. import native
 from ..reference import rebuild_input as reference
-from .launching import on_card
+from .launching import on_card, register
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -178,8 +178,8 @@ def layer_norm_of_the_op(
 
 
 for _device in ("cpu", "cuda"):
-    torch.library.register_kernel("spt::rebuild_layer_norm", _device, layer_norm_of_the_op)
-    torch.library.register_kernel("spt::rebuild_gelu", _device, launch_gelu)
+    register("spt::rebuild_layer_norm", _device, layer_norm_of_the_op)
+    register("spt::rebuild_gelu", _device, launch_gelu)
 
 
 @torch.library.register_fake("spt::rebuild_layer_norm")
