@@ -152,6 +152,14 @@ def test_parameters_without_gradients_stay() -> None:
     assert_same(([], values_of(model)), ([], values_of(other)))
 
 
+def test_a_step_without_gradients_is_none() -> None:
+    model = tuned("full")
+    optimizer, before = offloaded(model), values_of(model)
+    optimizer.step()
+    assert_same(([], values_of(model)), ([], before))
+    assert optimizer.fetched_bytes == 0
+
+
 def test_parameters_without_elements_may_come_first() -> None:
     weights = [nn.Parameter(torch.ones(0, 3)), nn.Parameter(torch.ones(2))]
     optimizer = spt.OffloadedAdamW(weights, lr=0.5)
