@@ -170,8 +170,11 @@ def layer_norm_of_the_op(
     normalized_ndim: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The same for those who call `torch.ops.spt` themselves."""
-    if mean.numel() != input.shape[:-normalized_ndim].numel():
+    """The same for those who call `torch.ops.spt` themselves: raw pointers are read in it."""
+    shape = input.shape
+    n_rows, width = shape[:-normalized_ndim].numel(), shape[-normalized_ndim:].numel()
+    affine = [tensor.numel() for tensor in (weight, bias) if tensor is not None]
+    if not mean.numel() == rstd.numel() == n_rows or affine != [width] * len(affine):
         # the public function says what does not fit
         return rebuild_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
     return launch_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
