@@ -21,11 +21,14 @@ namespace {
 using StartTeam = void (*)(void (*work)(void*), void* data, unsigned n_threads, unsigned flags);
 
 // A forked process has none of its parent's threads, for which GCC's OpenMP would wait forever.
+// They may have been started by PyTorch alone: forks are watched for from when this is loaded.
 bool is_forked = false;
+#if defined(__unix__) || defined(__APPLE__)
+[[maybe_unused]] const int watching = pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
+#endif
 
 StartTeam find_openmp() {
 #if defined(__unix__) || defined(__APPLE__)
-    pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
     return reinterpret_cast<StartTeam>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
 #else
     return nullptr;

@@ -41,7 +41,10 @@ def rates_on(device: torch.device) -> CardRates:
         FileNotFoundError: `SPT_KERNELS_RATES` names none.
     """
     shipped, path = RATES[capability_of(device)], rates_file()
-    if device.type != "cuda" or path is None or not (path.exists() or VARIABLE in os.environ):
+    if device.type != "cuda" or path is None:
+        return shipped
+    # unlike `Path.exists`, False where a folder on the way is another user's
+    if not (os.path.exists(path) or VARIABLE in os.environ):
         return shipped
     stored, card = read_rates(path), torch.cuda.get_device_name(device)
     if card not in stored:

@@ -164,20 +164,16 @@ class OffloadedAdamW(torch.optim.AdamW):
                 loss = closure()
         pieces = [p for p in self._pieces if any(param.grad is not None for param in p.params)]
         self._check(pieces)
-        following: Iterable[Piece | None] = [*pieces[1:], None]
-        before: Piece | None = None
-        for piece, after in zip(pieces, following, strict=True):
-            piece.pinned.fetch()
-            if after is not None:
-                after.pinned.fetch()
+        for n, piece in enumerate(pieces):
+            for needed in pieces[n : n + 2]:  # the next one comes while this one is updated
+                needed.pinned.fetch()
             piece.pinned.wait()
             self._update(piece)
             piece.pinned.put_back()
-            if before is not None:
-                before.pinned.release()
-            before = piece
-        if before is not None:
-            before.pinned.release()
+            for over in pieces[max(0, n - 1) : n]:
+                over.pinned.release()
+        for last in pieces[-1:]:
+            last.pinned.release()
         for side in self._sides.values():
             if side is not None:
                 side.synchronize()  # whoever reads the state on the host finds it

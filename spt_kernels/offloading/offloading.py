@@ -105,12 +105,12 @@ def offload(
     if not choice.streamed:
         named = "keep_bytes" if choice.kept else "model"
         raise ValueError(f"{named}: {_nothing_to_stream(model, what, choice)}")
+    side = torch.cuda.Stream(home) if home.type == "cuda" else None  # type: ignore[no-untyped-call]
     former = _forget(model)
     for block in former:
         block.end()  # what is to stay on the device is moved there with the rest
     schedule = Schedule(ahead)
     blocks: list[StreamedBlock] = []
-    side = torch.cuda.Stream(home) if home.type == "cuda" else None  # type: ignore[no-untyped-call]
     vars(model)[_BLOCKS] = blocks
     try:
         for name, matrices in choice.streamed.items():
@@ -292,6 +292,10 @@ def _as_device(device: torch.device | str) -> torch.device:
         raise ValueError(f"device: expected one that there is, got {found} without a CUDA device")
     if found.type == "cuda" and found.index is None:
         return torch.device("cuda", torch.cuda.current_device())
+    if found.type == "cuda" and found.index >= torch.cuda.device_count():
+        raise ValueError(
+            f"device: expected one of {torch.cuda.device_count()} CUDA devices, got {found}"
+        )
     return found
 
 

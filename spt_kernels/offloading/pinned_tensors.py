@@ -41,7 +41,7 @@ class PinnedTensors:
         """Copy tensors to the host.
 
         Args:
-            tensors: dense, anywhere.
+            tensors: anywhere; one with gaps in its memory is there without them.
             dtypes: that each is rounded to.
             device: to fetch them to.
             side: the stream to copy on; None copies on the one that computes.
@@ -133,4 +133,5 @@ def is_dense(tensor: Tensor) -> bool:
 
 def _view(memory: Tensor, offset: int, dtype: torch.dtype, *, like: Tensor) -> Tensor:
     part = memory[offset : offset + like.numel() * dtype.itemsize].view(dtype)
-    return part.as_strided(like.shape, like.stride(), part.storage_offset())
+    strides = torch.empty_like(like, device="meta").stride()  # its own if it has no gaps
+    return part.as_strided(like.shape, strides, part.storage_offset())

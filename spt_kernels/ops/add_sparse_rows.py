@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import native
 from ..reference import add_sparse_rows as reference
+from .launching import check_unrecorded, register
 from .write_delta import MAX_NUMEL, TARGET_DTYPES, mark_mutated
 
 torch.library.define(
@@ -44,10 +45,12 @@ def add_sparse_rows(
         afters: for each span `[nnz]` in the same dtype: those that it should have been taken with.
 
     Raises:
-        ValueError: lengths, shapes, devices, spans or memory layout do not fit.
+        ValueError: lengths, shapes, devices, spans or memory layout do not fit; `output` needs a
+            gradient, which would be that of what it was.
         TypeError: a dtype does not fit.
     """
     _check_matrices(output, input)
+    check_unrecorded("output", output)
     columns = {"indices": indices, "befores": befores, "afters": afters}
     for name, column in columns.items():
         if len(column) != len(spans):
@@ -116,14 +119,12 @@ def _check_entries(
             )
 
 
-@torch.library.register_kernel("spt::add_sparse_rows", "cpu")
 def _cpu(output: Tensor, input: Tensor, starts: list[int], stops: list[int], *rows: Any) -> None:
     backend = native if native.available() else reference
     backend.add_sparse_rows(output, input, list(zip(starts, stops, strict=True)), *rows)
     mark_mutated([output])
 
 
-@torch.library.register_kernel("spt::add_sparse_rows", "cuda")
 def _cuda(output: Tensor, input: Tensor, starts: list[int], stops: list[int], *rows: Any) -> None:
     from ..kernels import add_sparse_rows as kernels
 
@@ -132,4 +133,6 @@ def _cuda(output: Tensor, input: Tensor, starts: list[int], stops: list[int], *r
     mark_mutated([output])
 
 
+register("spt::add_sparse_rows", "cpu", _cpu)
+register("spt::add_sparse_rows", "cuda", _cuda)
 torch.library.register_fake("spt::add_sparse_rows", lambda *arguments: None)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import native
 from ..reference import dropout as reference
-from .launching import on_card
+from .launching import check_unrecorded, on_card, register
 
 _UINT32 = 0xFFFFFFFF
 
@@ -51,8 +51,13 @@ def dropout(input: Tensor, probability: float, seed: int | Tensor, first: int = 
 
 
 def dropout_(input: Tensor, probability: float, seed: int | Tensor, first: int = 0) -> Tensor:
-    """`dropout` in place, of a contiguous tensor, which is returned."""
+    """`dropout` in place, of a contiguous tensor, which is returned.
+
+    Raises:
+        ValueError: likewise; `input` needs a gradient, which would be that of what it was.
+    """
     _check(input, probability, seed, first)
+    check_unrecorded("input", input)
     if not input.is_contiguous():
         raise ValueError(f"input must be contiguous, got strides {input.stride()}")
     torch.ops.spt.dropout_(input, probability, *_seed_first_key(seed, first))
@@ -130,8 +135,8 @@ def _in_place(
 
 
 for _device in ("cpu", "cuda"):
-    torch.library.register_kernel("spt::dropout", _device, _out_of_place)
-    torch.library.register_kernel("spt::dropout_", _device, _in_place)
+    register("spt::dropout", _device, _out_of_place)
+    register("spt::dropout_", _device, _in_place)
 
 
 @torch.library.register_fake("spt::dropout")

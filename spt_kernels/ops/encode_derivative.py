@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..reference import encode_derivative as reference
-from .launching import on_card
+from .launching import on_card, register
 
 FUNCTIONS = reference.FUNCTIONS
 BITS = (2, 8)
@@ -195,8 +195,8 @@ def in_memory_order(dense: Tensor) -> Tensor:
 
 
 for _device in ("cpu", "cuda"):
-    torch.library.register_kernel("spt::encode_derivative", _device, launch_encode)
-    torch.library.register_kernel("spt::decode_derivative", _device, launch_decode)
+    register("spt::encode_derivative", _device, launch_encode)
+    register("spt::decode_derivative", _device, launch_decode)
 
 
 @torch.library.register_fake("spt::encode_derivative")

@@ -1,14 +1,41 @@
-"""When a launcher of an op may be called itself, past the dispatcher's round trip, and where."""
+"""How a launcher of an op is reached, through the dispatcher or past its round trip, and where."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def register(op: str, device: str, launcher: Callable[..., Any]) -> None:
+    """Let the dispatcher find what an op does with the tensors of a device.
+
+    Autograd and autocast are still on when that is called. What it does by torch's own calls would
+    be recorded, down to sums that then need a gradient, or refused for its `out`; and multiplied in
+    16 bits.
+    """
+
+    def undisturbed(*arguments: Any) -> Any:
+        if not (torch.is_grad_enabled() or torch._C._is_any_autocast_enabled()):
+            return launcher(*arguments)  # as in a backward; to make it so costs more
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            return launcher(*arguments)
+
+    # not as a decorator: what that leaves of a function cannot be called
+    torch.library.register_kernel(op, device, undisturbed)
+
+
+def check_unrecorded(name: str, written: Tensor) -> None:
+    """Refuse, by name, to write into what autograd follows, which would not see it."""
+    if written.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{name} must need no gradient, for autograd does not see what is written into it: "
+            "call this under torch.no_grad()"
+        )
 
 
 def may_launch(tensor: Tensor) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import low_rank_ways as ways
+from .launching import check_unrecorded, register
 from .low_rank_ways import NO_NORM, Activation, Norm, Span, seeded
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -136,12 +137,14 @@ def low_rank_up_(
 
     Raises:
         TypeError: a dtype is none of these.
-        ValueError: a shape, a span, a device or a number does not fit, or `base` is not contiguous.
+        ValueError: a shape, a span, a device or a number does not fit, or `base` is not contiguous,
+            or needs a gradient, which would be that of what it was.
     """
     span = _checked("base", base, factor, span, probability, seed)
     _check_inner(base, inner, span[0] * factor.shape[1])
     if not base.is_contiguous():
         raise ValueError(f"base: expected it contiguous, got strides {base.stride()}")
+    check_unrecorded("base", base)
     if bias is not None:
         _check_bias(base, bias, span)
     dropped = probability, *seeded(seed)
@@ -294,8 +297,8 @@ for _name, _on_cpu, _on_cuda in (
     ("up_", ways.up_in_place, _up_in_place_on_card),
     ("grad", ways.grad, ways.grad_on_card),
 ):
-    torch.library.register_kernel(f"spt::low_rank_{_name}", "cpu", _on_cpu)
-    torch.library.register_kernel(f"spt::low_rank_{_name}", "cuda", _on_cuda)
+    register(f"spt::low_rank_{_name}", "cpu", _on_cpu)
+    register(f"spt::low_rank_{_name}", "cuda", _on_cuda)
 
 
 @torch.library.register_fake("spt::low_rank_down")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .. import native
 from ..reference import rebuild_input as reference
-from .launching import on_card
+from .launching import on_card, register
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -170,16 +170,19 @@ def layer_norm_of_the_op(
     normalized_ndim: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The same for those who call `torch.ops.spt` themselves."""
-    if mean.numel() != input.shape[:-normalized_ndim].numel():
+    """The same for those who call `torch.ops.spt` themselves: raw pointers are read in it."""
+    shape = input.shape
+    n_rows, width = shape[:-normalized_ndim].numel(), shape[-normalized_ndim:].numel()
+    affine = [tensor.numel() for tensor in (weight, bias) if tensor is not None]
+    if not mean.numel() == rstd.numel() == n_rows or affine != [width] * len(affine):
         # the public function says what does not fit
         return rebuild_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
     return launch_layer_norm(input, mean, rstd, weight, bias, normalized_ndim, dtype)
 
 
 for _device in ("cpu", "cuda"):
-    torch.library.register_kernel("spt::rebuild_layer_norm", _device, layer_norm_of_the_op)
-    torch.library.register_kernel("spt::rebuild_gelu", _device, launch_gelu)
+    register("spt::rebuild_layer_norm", _device, layer_norm_of_the_op)
+    register("spt::rebuild_gelu", _device, launch_gelu)
 
 
 @torch.library.register_fake("spt::rebuild_layer_norm")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import native
 from ..reference import sparse_weight_grad as reference
-from .launching import on_card
+from .launching import on_card, register
 
 if TYPE_CHECKING:
     from ..kernels.tile_plan import TilePlan
@@ -358,9 +358,8 @@ def _launch_on_card(
         return kernels.sparse_weight_grad(grad_output, input, index, tile_plan)
 
 
-# not as decorators: what those leave of a function cannot be called
-torch.library.register_kernel("spt::sparse_weight_grad", "cpu", _cpu)
-torch.library.register_kernel("spt::sparse_weight_grad", "cuda", _cuda)
+register("spt::sparse_weight_grad", "cpu", _cpu)
+register("spt::sparse_weight_grad", "cuda", _cuda)
 
 
 @torch.library.register_fake("spt::sparse_weight_grad")

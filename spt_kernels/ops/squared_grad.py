@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import native
 from ..reference import squared_grad as reference
-from .launching import on_card
+from .launching import on_card, register
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -214,6 +214,6 @@ _KERNELS = {
     "spt::accumulate_squared_vector_grad": (_vector_cpu, _vector_cuda),
 }
 for _op, (_cpu, _cuda) in _KERNELS.items():
-    torch.library.register_kernel(_op, "cpu", _cpu)
-    torch.library.register_kernel(_op, "cuda", _cuda)
+    register(_op, "cpu", _cpu)
+    register(_op, "cuda", _cuda)
     torch.library.register_fake(_op, lambda *arguments: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,18 @@ def test_a_card_chooses_by_what_is_stored_for_it(file: Path) -> None:
         store_rates(file, CARD, RATES[80], {})
         assert rates_on(CUDA) == OURS  # all along in one process
     assert rates_on(CPU) == RATES[80]  # the interpreter's
+
+
+def test_a_home_that_is_another_users_has_no_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object, **how: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.delenv(stored_rates.VARIABLE, raising=False)
+    rates_on.cache_clear()
+    with pretended_card(), monkeypatch.context() as patch:
+        patch.setattr(os, "stat", refuse)
+        assert rates_on(CUDA) == RATES[90]
+    rates_on.cache_clear()
 
 
 def test_another_cards_rates_are_left_with_one_line(file: Path) -> None:

@@ -114,6 +114,24 @@ def test_a_state_is_loaded_past_the_device() -> None:
         assert torch.equal(found, expected.bfloat16())
 
 
+def test_a_state_with_gaps_in_its_memory_is_loaded() -> None:
+    """As columns of a larger one have them: they would reach into what lies beside them."""
+    found = []
+    for kind in (torch.optim.AdamW, spt.OffloadedAdamW):
+        weights = [nn.Parameter(torch.ones(40, 8)) for _ in range(3)]
+        optimizer = kind(weights, lr=0.1)
+        state = optimizer.state_dict()
+        means = torch.arange(2 * 40 * 16.0).view(2, 40, 16)[:, :, :8]
+        state["state"] = {0: dict(zip(("exp_avg", "exp_avg_sq"), means, strict=True))}
+        state["state"][0]["step"] = torch.tensor(1.0)
+        optimizer.load_state_dict(state)
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        found.append([weight.detach() for weight in weights])
+    assert all(map(torch.equal, *found))
+
+
 def test_a_state_of_several_dtypes_can_be_saved() -> None:
     weights = [nn.Parameter(torch.ones(3, dtype=d)) for d in (torch.bfloat16, torch.float32)]
     optimizer, file = spt.OffloadedAdamW(weights), io.BytesIO()
@@ -150,6 +168,14 @@ def test_parameters_without_gradients_stay() -> None:
         scheduler.step()
         optimizer.step()
     assert_same(([], values_of(model)), ([], values_of(other)))
+
+
+def test_a_step_without_gradients_is_none() -> None:
+    model = tuned("full")
+    optimizer, before = offloaded(model), values_of(model)
+    optimizer.step()
+    assert_same(([], values_of(model)), ([], before))
+    assert optimizer.fetched_bytes == 0
 
 
 def test_parameters_without_elements_may_come_first() -> None:

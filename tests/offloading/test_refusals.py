@@ -43,6 +43,26 @@ def test_a_card_that_is_not_there() -> None:
         spt.offload(tuned("linear"), device="cuda")
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_card_too_many_leaves_a_model_offloaded(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(device: torch.device) -> None:
+        raise RuntimeError("no such card")
+
+    model = tuned("linear")
+    spt.offload(model)
+    before, made = list(blocks_on_host(model)), model.spt_offload
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "Stream", fail)
+    with pytest.raises((ValueError, RuntimeError), match=r"one of 2 CUDA devices|no such card"):
+        spt.offload(model, device="cuda:3")
+    assert model.spt_offload is made
+    assert blocks_on_host(model) == before
+    loss_of(model, 0)
+
+
 @pytest.mark.parametrize(
     ("make", "what", "message"),
     [

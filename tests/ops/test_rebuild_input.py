@@ -192,8 +192,12 @@ def test_gelu_refuses() -> None:
         rebuild_gelu(torch.zeros(2, dtype=torch.int64), "none", torch.float32)
 
 
-def test_statistics_of_other_rows_never_reach_a_card() -> None:
-    input, weight = torch.empty(4, 8, device="meta"), torch.empty(8, device="meta")
-    mean = torch.empty(3, 1, device="meta")
-    with pytest.raises(ValueError, match="mean: expected 4 values, one per row, got 3"):
-        layer_norm_of_the_op(input, mean, mean, weight, weight, 1, torch.float32)
+@pytest.mark.parametrize("name", ["mean", "rstd", "weight", "bias"])
+def test_what_does_not_fit_never_reaches_a_kernel(name: str) -> None:
+    given = {"mean": torch.empty(4), "rstd": torch.empty(4)}
+    given |= {"weight": torch.empty(8), "bias": torch.empty(8)}
+    given[name] = given[name][:3]
+    for device, call in (("cpu", torch.ops.spt.rebuild_layer_norm), ("meta", layer_norm_of_the_op)):
+        there = [tensor.to(device) for tensor in given.values()]
+        with pytest.raises(ValueError, match=f"{name}: expected .*3"):
+            call(torch.empty(4, 8, device=device), *there, 1, torch.float32)
