@@ -213,7 +213,10 @@ def test_tables_are_for_people(
             ["trained parameters", "400", "head.weight"],
         ),
         (["inspect", str(tuned / "plan.safetensors")], ["400"]),
-        (["inspect", str(tuned / "sensitivity.safetensors")], ["images", "blocks.0"]),
+        (
+            ["inspect", str(tuned / "sensitivity.safetensors"), "--tensors", "2"],
+            ["images", "blocks.0", "more (--tensors)"],
+        ),
         (["evaluate", str(tuned)], ["blue", "green", "red", "all", "18"]),
         (
             ["memory", *shape, "--batch", "2", "--fits", "0.0001,0.01", *two],

@@ -29,7 +29,7 @@ def structure_figure(
     """
     names = labels(made.each)
     columns = columns or (1 if max(map(len, names)) <= _ONE_COLUMN else 2)
-    figure = paper_figure(columns, 1.05 + 0.22 * len(names) + 0.2 * bool(title), title)
+    figure = paper_figure(columns, 1.05 + 0.22 * len(names), title)
     table, axes = figure.subplots(1, 2, sharey=True, width_ratios=(1.7, 1))
     for y, row in enumerate(made.each):
         look: dict[str, Any] = {"color": LINE_COLOURS[0], "marker": "o", "markersize": 4}
