@@ -426,6 +426,8 @@ MISTAKES = {
         "--num-classes: expected at least 1, got 0",
     ),
     "bench into a file": (["bench", "-o", __file__], "--output: expected a folder, got the file"),
+    "bench below a file": (["bench", "-o", f"{__file__}/a"], "--output: expected a folder, got"),
+    "bench into nothing": (["bench", "-o", "/proc/a/b"], "--output: cannot write to /proc ("),
 }
 
 
