@@ -244,14 +244,25 @@ def test_a_line_is_over_sizes_alone_and_every_level_is_drawn(tmp_path: Path) -> 
 
 
 def test_settings_that_are_long_to_tell_are_told_whole(tmp_path: Path) -> None:
-    every = itertools.product((240, 800), (None, 4), ("paper", "published-code"), (None, 0.01))
+    every = ((240, 4, "paper", 0.01), (800, None, "published-code", None), (800, 4, "paper", 0.01))
     for place, (samples, rank, rule, budget) in enumerate(every):
         settings = {"samples": samples, "rank": rank, "rule": rule, "budget": budget}
-        run(tmp_path / f"{place}", 0.5 + place / 100, **settings)
-    figure = samples_figure(samples_ablation(read_runs([tmp_path]).runs))
+        for name in ("spt-lora", "spt-unstructured"):
+            run(tmp_path / f"{name}{place}", 0.5 + place / 100, name, **settings)
+    found = read_runs([tmp_path]).runs
+    figure = samples_figure(samples_ablation(found))
     told = [label.replace("\n", " ") for label in key_of(figure)]
     assert "spt-lora, budget by default, rank by default, rule published-code" in told
     assert_nothing_is_cut(figure)
+    for columns in (1, 2):
+        figure = structure_figure(structure_ablation(found), columns=columns)
+        assert_nothing_is_cut(figure)
+        table, _ = figure.axes
+        named = [label.get_window_extent().x1 for label in table.get_yticklabels()]
+        cells = [text.get_window_extent() for text in table.texts]
+        assert max(named) < min(cell.x0 for cell in cells)
+        for one, other in itertools.combinations(cells, 2):
+            assert not one.overlaps(other)
 
 
 def test_as_many_methods_as_there_are_look_apart() -> None:
