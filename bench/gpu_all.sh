@@ -127,7 +127,10 @@ first() {
         bench sensitivity "vit_b16 or peers" "growth_with_the_width and tiny"
         bench squared_grad "not growth" "growth_with_the_width and 192"
         bench rebuild_input "rebuild" "beside_the_forward and layer_norm"
-        if [[ $DEVICE != cpu ]]; then bench swap "swap_vit_b" ""; fi # of no tiny model
+        if [[ $DEVICE != cpu ]]; then # which has no such kernels, and no tiny model to swap in
+            bench low_rank "down or up or grad" ""
+            bench swap "swap_vit_b" ""
+        fi
     else
         say benches "skipped: no pytest-benchmark" 0
     fi

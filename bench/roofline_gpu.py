@@ -31,6 +31,7 @@ BACKBONE = 12 * (4 * WIDTH * WIDTH + 2 * WIDTH * HIDDEN)  # elements of the bloc
 # of the blocks' products, attention's with itself included, in a forward of a batch
 BLOCK_FLOPS = 2 * TOKENS * (BACKBONE + 12 * 2 * IMAGE * WIDTH)
 TRAINED = 400_000
+RANK, SPLITS = 8, 8  # of a LoRA; in how many parts its gradient sums over tokens, about
 DENSITIES = (0.001, 0.005, 0.01, 0.02, 0.05)
 LAUNCH_US = 3.0  # from one kernel's end to the next one's work: assumed
 SECTOR = 32  # bytes that a scattered access moves at least
@@ -125,8 +126,34 @@ def kernels(images: int = IMAGES) -> list[Kernel]:
                 1,
                 "what a streaming kernel gets of the memory; erf is about 25 operations",
             ),
+            *_low_rank(tokens, name, itemsize),
         ]
     return [*found, *_ops_on_entries()]
+
+
+def _low_rank(tokens: int, name: str, itemsize: int) -> Iterator[Kernel]:
+    """A LoRA's products; tensor cores take a factor of 8 columns as one of 16."""
+    streaming = "the launch, and what a streaming kernel gets of the memory"
+    down, inner = tokens * WIDTH * itemsize, tokens * RANK * itemsize
+    flops = 2 * tokens * WIDTH * 2 * RANK * (1 if name == "bf16" else 3)  # tf32x3 of fp32
+    yield Kernel(
+        f"low_rank_down, {WIDTH} to {RANK}, {name}",
+        *(down + inner, down + inner, flops, "tensor", 1, streaming),
+    )
+    yield Kernel(
+        f"low_rank_up, {RANK} to {WIDTH}, {name}",
+        *(2 * down + inner, 2 * down + inner, flops, "tensor", 1, streaming),
+    )
+    read, partial = tokens * HIDDEN * itemsize + inner, 4 * RANK * HIDDEN
+    yield Kernel(
+        f"low_rank_grad, of a GELU of {HIDDEN}, {name}",
+        read + partial,
+        read + (2 * SPLITS + 1) * partial,
+        25 * tokens * HIDDEN,
+        "fp32",
+        2,
+        "the launches, and erf, which is about 25 operations",
+    )
 
 
 def _top_tau() -> Kernel:

@@ -12,7 +12,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 
 from spt_kernels.costs import CostSetting
 from spt_kernels.costs.measure import tune_for_costs
-from spt_kernels.layers.autograd import sparse_gradient
+from spt_kernels.layers.autograd import sparse_gradient, wide_product
 
 from .card_code import code_for_card
 from .graphs import graphs_of
@@ -94,7 +94,13 @@ def _given(node: fx.Node, run: CardRun | None = None) -> Any:
 @contextmanager
 def _as_on_card() -> Iterator[None]:
     """Trace on the CPU what a card would trace."""
-    with patch.object(sparse_gradient, "_gives_fp32", lambda factor: factor.element_size() == 2):
+
+    def gives_fp32(factor: Tensor) -> bool:
+        return factor.element_size() == 2
+
+    with ExitStack() as both:
+        for user in (sparse_gradient, wide_product):
+            both.enter_context(patch.object(user, "gives_fp32", gives_fp32))
         yield
 
 

@@ -13,8 +13,8 @@ from ..memory import Work
 
 # The shares of its figures that an H100 reaches in a step, and the least that a kernel takes there:
 # fitted to the kernel times of four steps of a ViT-B/16 (full and LoRA-16, batch 64, autocast and
-# fp32, torch 2.11), which they give within 3 %. Other cards are taken to reach as much of theirs.
-_OF_NARROW, _OF_FP32, _OF_BYTES, _LEAST_SECONDS = 0.55, 0.65, 0.65, 5e-6
+# fp32, torch 2.11), which they give within 4 %. Other cards are taken to reach as much of theirs.
+_OF_NARROW, _OF_FP32, _OF_BYTES, _LEAST_SECONDS = 0.4, 0.635, 0.825, 5e-6
 # of the host's time for a launch, as in LoRA-16's step there
 _HOST_SECONDS = 27e-6
 

@@ -12,6 +12,19 @@ from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 _BLOCK, _WARPS = 2048, 4
 
 
+@triton.jit
+def is_kept(positions, before, between, threshold):
+    """Whether the hashes of positions reach the threshold; words and threshold are int64."""
+    x = positions.to(tl.uint32) ^ before.to(tl.uint32)
+    x ^= x >> 16
+    x *= 0x7FEB352D
+    x ^= x >> 15
+    x ^= between.to(tl.uint32)
+    x *= 0x846CA68B
+    x ^= x >> 16
+    return x >= threshold.to(tl.uint32)
+
+
 @triton.jit(do_not_specialize=["before", "between", "threshold", "first"])
 def dropout_kernel(
     input_ptr,
@@ -35,16 +48,8 @@ def dropout_kernel(
         before = tl.load(key_ptr)
         between = tl.load(key_ptr + 1)
 
-    x = (offsets + first).to(tl.uint32) ^ before.to(tl.uint32)
-    x ^= x >> 16
-    x *= 0x7FEB352D
-    x ^= x >> 15
-    x ^= between.to(tl.uint32)
-    x *= 0x846CA68B
-    x ^= x >> 16
-
     value = tl.load(input_ptr + offsets, mask=mask, other=0.0)
-    kept = tl.where(x >= threshold.to(tl.uint32), value, 0.0)
+    kept = tl.where(is_kept(offsets + first, before, between, threshold), value, 0.0)
     tl.store(output_ptr + offsets, kept.to(value.dtype), mask=mask)
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .prepared_launch import prepared_launch
+from .prepared_launch import PreparedLaunches, alignment
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
 # 2,048 elements a program: 16 a thread, so that each reads whole 128-bit words. 128 columns divide
@@ -18,8 +15,7 @@ from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 _ROWS, _COLS, _FLAT = 16, 128, 2048
 _WARPS = 4
 
-_LAYER_NORM_LAUNCHES: dict[tuple[Any, ...], Callable[..., None]] = {}
-_MOST_LAUNCHES = 256  # of a model whose batches have ever other shapes
+_launches = PreparedLaunches()
 
 
 @triton.jit(do_not_specialize=["n_rows"])
@@ -62,18 +58,24 @@ def layer_norm_kernel(
 
 
 @triton.jit
+def gelu(x, TANH: tl.constexpr):
+    """x Φ(x), or its tanh approximation, of fp32."""
+    if TANH:
+        # 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x³)
+        y = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
+    else:
+        y = 0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476))
+    return y
+
+
+@triton.jit
 def gelu_kernel(input_ptr, output_ptr, n, TANH: tl.constexpr, BLOCK: tl.constexpr):
     """x Φ(x), or its tanh approximation, over elements in memory order."""
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < n
 
     x_in = tl.load(input_ptr + offsets, mask=mask, other=0.0)
-    x = x_in.to(tl.float32)
-    if TANH:
-        # 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x³)
-        y = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
-    else:
-        y = 0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476))
+    y = gelu(x_in.to(tl.float32), TANH)
 
     y = y.to(x_in.dtype).to(output_ptr.dtype.element_ty)
     tl.store(output_ptr + offsets, y, mask=mask)
@@ -105,32 +107,18 @@ def rebuild_layer_norm(
         output,
     )
     sizes = rows.shape[0], n_cols, rows.stride(0)
-    constants = weight is not None, bias is not None, _ROWS, _COLS
-    _layer_norm_launch(tensors, sizes, constants)(*tensors, *sizes, *constants)
+    has = weight is not None, bias is not None
+    dtypes = rows.dtype, mean.dtype, rstd.dtype, tensors[3].dtype, tensors[4].dtype, dtype
+    key = input.get_device(), alignment(*tensors), sizes, has, dtypes
+    made = _launches.get(key)
+    if made is None:
+        n_programs = triton.cdiv(rows.shape[0], _ROWS) * triton.cdiv(n_cols, _COLS)
+        constants = *has, _ROWS, _COLS
+        made = _launches.prepare(
+            key, layer_norm_kernel, n_programs, tensors, sizes, (), constants, num_warps=_WARPS
+        )
+    made.launch(*tensors, *made.sizes, *made.constants)
     return output
-
-
-def _layer_norm_launch(
-    tensors: tuple[Tensor, ...], sizes: tuple[int, ...], constants: tuple[Any, ...]
-) -> Callable[..., None]:
-    """The launch for such arguments, prepared by the first layer that has them.
-
-    A step rebuilds two inputs a block, all alike. An ordinary launch takes a slow host longer than
-    all the rest of a layer's backward.
-    """
-    n_rows, n_cols, _ = sizes
-    aligned = tuple(tensor.data_ptr() % 16 == 0 for tensor in tensors)  # of each its own
-    key = (tensors[0].device, aligned, sizes, constants, *(t.dtype for t in tensors))
-    launch = _LAYER_NORM_LAUNCHES.get(key)
-    if launch is None:
-        n_programs = triton.cdiv(n_rows, _ROWS) * triton.cdiv(n_cols, _COLS)
-        arguments = (*tensors, *sizes, *constants)
-        launch = prepared_launch(layer_norm_kernel, n_programs, *arguments, num_warps=_WARPS)
-        if len(_LAYER_NORM_LAUNCHES) >= _MOST_LAUNCHES:
-            _LAYER_NORM_LAUNCHES.clear()
-        # all that Triton makes another kernel for: alignment, dtypes, sizes; and the grid
-        _LAYER_NORM_LAUNCHES[key] = launch
-    return launch
 
 
 def rebuild_gelu(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:

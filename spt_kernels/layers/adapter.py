@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,6 +53,27 @@ class AdapterLayer(StructuredLayer):
                 self.down_bias[part].uniform_(-1 / math.sqrt(width), 1 / math.sqrt(width))
         self._move_and_tag(self.weight.device)
 
+    def _of_ranges(self, dtype: torch.dtype) -> Iterable[tuple[Tensor, ...]]:
+        """What `_new_parameters` gives, in a dtype, of each range.
+
+        All of a parameter is cast and split at once: a slice has, in the backward, a whole gradient
+        of its own.
+        """
+        ranges = self.__dict__["_spt_ranges"]
+        cast = [parameter.to(dtype) for parameter in self._new_parameters()]
+        if len(ranges) == 1:
+            return (tuple(cast),)
+        down, down_bias, up, up_bias = cast
+        widths = [own.stop - own.start for _, own, _ in ranges]
+        rank = [part.stop - part.start for _, _, part in ranges]
+        return zip(
+            down.split(widths, 1),
+            down_bias.split(rank),
+            up.split(widths),
+            up_bias.split(widths),
+            strict=True,
+        )
+
     def _traced_update(
         self, x: Tensor, y: Tensor, rows: slice, own: slice, part: slice
     ) -> tuple[slice, Tensor]:
@@ -95,16 +117,13 @@ class AdapterLinear(AdapterLayer, StructuredLinear):
             y = self._traced_base(input)
             return add_to_rows(y, [self._traced_update(input, y, *places) for places in ranges])
         y = self._with_deltas(input)
-        down_weight, down_bias, up_weight, up_bias = self._new_parameters()
         updates = []
-        for rows, own, part in ranges:
-            low = F.linear(
-                rows_of(y, rows).contiguous(),  # what is kept of them must not hold on to all of y
-                down_weight[:, own].to(y.dtype),
-                down_bias[part].to(y.dtype),
-            )
-            up, bias = up_weight[own].to(low.dtype), up_bias[own].to(low.dtype)
-            updates.append((rows, F.linear(F.gelu(low), up, bias)))
+        for (rows, _, _), (down, down_bias, up, up_bias) in zip(
+            ranges, self._of_ranges(y.dtype), strict=True
+        ):
+            # what is kept of the rows must not hold on to all of y
+            low = F.linear(rows_of(y, rows).contiguous(), down, down_bias)
+            updates.append((rows, F.linear(F.gelu(low), up, up_bias)))
         return add_to_rows(y, updates)
 
 
@@ -129,11 +148,10 @@ class AdapterConv2d(AdapterLayer, StructuredConv2d):
             tokens = self._tokens(x), y.movedim(1, -1)
             traced = [self._traced_update(*tokens, *places) for places in ranges]
             return add_to_rows(y, [(rows, update.movedim(-1, 1)) for rows, update in traced], 1)
-        down_weight, down_bias, up_weight, up_bias = self._new_parameters()
         updates = []
-        for rows, own, part in ranges:
-            down = down_weight[:, own].to(y.dtype)[..., None, None]
-            low = F.conv2d(rows_of(y, rows, 1), down, down_bias[part].to(y.dtype))
-            up = up_weight[own].to(y.dtype)[..., None, None]
-            updates.append((rows, F.conv2d(F.gelu(low), up, up_bias[own].to(y.dtype))))
+        for (rows, _, _), (down, down_bias, up, up_bias) in zip(
+            ranges, self._of_ranges(y.dtype), strict=True
+        ):
+            low = F.conv2d(rows_of(y, rows, 1), down[..., None, None], down_bias)
+            updates.append((rows, F.conv2d(F.gelu(low), up[..., None, None], up_bias)))
         return add_to_rows(y, updates, 1)

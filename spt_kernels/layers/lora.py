@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..model.quantized import logical_shape
 from .autograd.autocast import without_autocast
+from .autograd.card_lora import CardLowRankLinear, dtype_on_card
 from .autograd.lora_call import LoraCall
 from .autograd.low_rank_linear import LowRankLinear, SmallLowRankLinear, SmallSizes, is_small
 from .autograd.mask_keys import draw_seed
@@ -145,6 +146,10 @@ class LoraLinear(LoraLayer, StructuredLinear):
                 sizes = own["_spt_small_sizes"] = SmallSizes.of(weight, lora_a, call)
             if call.dropout == 0.0 and is_small(sizes, input, weight, lora_a, lora_b):
                 return SmallLowRankLinear.apply(*factors, sizes)
+            if input.is_cuda:
+                dtype = dtype_on_card(call, input, weight, lora_a, lora_b)
+                if dtype is not None:
+                    return CardLowRankLinear.apply(*factors, dtype)
             return LowRankLinear.apply(*factors)
         weight, bias = self._own_parameters()
         if lora_a is None or lora_b is None:

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from ..ops.launching import as_on_card
 from .ledger import Ledger
 from .quantized import scratch_of_4_bits
 
@@ -93,6 +94,16 @@ class AsOnCuda(TorchFunctionMode):
     attention matrix; dropout keeps a mask of bytes instead of factors; under autocast, norms and
     softmax give fp32. For fake tensors only: no CPU can run the kernels that are chosen.
     """
+
+    def __enter__(self) -> AsOnCuda:
+        self._ways = as_on_card()
+        self._ways.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self._ways.__exit__(*raised)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -223,9 +223,9 @@ class Rehearsal:
         self, batch_shape: Sequence[int] | Mapping[str, Tensor]
     ) -> tuple[MemoryEstimate, Work]:
         """The same, and what the step computes and moves."""
-        counter = WorkCounter()
-        estimate = self._observed(self._form(batch_shape), counter)
-        return estimate, counter.work()
+        form, counter = self._form(batch_shape), WorkCounter()
+        self._leave_behind(form)
+        return self._observed(form, counter), counter.work()
 
     def in_blocks(
         self, batch_shape: Sequence[int] | Mapping[str, Tensor]
@@ -236,9 +236,7 @@ class Rehearsal:
             ValueError: the model does not call its blocks once each, one after the other.
         """
         form, counter = self._form(batch_shape), WorkCounter()
-        lacks_state = self._optimizer is not None and not self._optimizer.state
-        if lacks_state or self._lacks_gradients(form):
-            self._observed(form, contextlib.nullcontext())  # what is lacking is left behind
+        self._leave_behind(form)
         watch = BlockWatch(self._twin, tuple(self.parts()), self._ledger, counter)
         with watch:
             estimate = self._observed(form, counter)
@@ -266,6 +264,12 @@ class Rehearsal:
     def parts(self) -> dict[str, tuple[str, ...]]:
         """The blocks of the model that is rehearsed, and what of each can be computed again."""
         return parts_of(self._twin)
+
+    def _leave_behind(self, form: BatchForm) -> None:
+        """Take a step that makes what a later one finds made, if that is lacking."""
+        lacks_state = self._optimizer is not None and not self._optimizer.state
+        if lacks_state or self._lacks_gradients(form):
+            self._observed(form, contextlib.nullcontext())
 
     def _form(self, batch_shape: Sequence[int] | Mapping[str, Tensor]) -> BatchForm:
         return batch_form(batch_shape, self._step.loss_fn)

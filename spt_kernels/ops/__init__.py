@@ -6,6 +6,7 @@ from .add_sparse_rows import add_sparse_rows
 from .dropout import dropout, dropout_
 from .encode_derivative import decode_derivative, encode_derivative
 from .fingerprint import fingerprint
+from .low_rank import low_rank_down, low_rank_grad, low_rank_up, low_rank_up_
 from .rebuild_input import rebuild_gelu, rebuild_layer_norm
 from .shared_top_tau import shared_top_tau
 from .sparse_adamw import AdamWEntry, sparse_adamw
@@ -25,6 +26,10 @@ __all__ = [
     "encode_derivative",
     "fingerprint",
     "gather_original",
+    "low_rank_down",
+    "low_rank_grad",
+    "low_rank_up",
+    "low_rank_up_",
     "rebuild_gelu",
     "rebuild_layer_norm",
     "shared_top_tau",

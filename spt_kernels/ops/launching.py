@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -28,6 +30,24 @@ def is_plain(tensor: Tensor) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
     )
+
+
+_AS_ON_CARD: ContextVar[bool] = ContextVar("spt_as_on_card", default=False)
+
+
+@contextlib.contextmanager
+def as_on_card() -> Iterator[None]:
+    """Let what is computed within go the ways of a card, as its rehearsal on fake tensors does."""
+    token = _AS_ON_CARD.set(True)
+    try:
+        yield
+    finally:
+        _AS_ON_CARD.reset(token)
+
+
+def goes_as_on_card(tensor: Tensor) -> bool:
+    """Whether a tensor is on a card, or stands for one that is."""
+    return tensor.is_cuda or _AS_ON_CARD.get()
 
 
 def on_card(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 
 CARD = torch.device("cuda:0")
 _aten: Any = torch.ops.aten
+_WIDE_PRODUCTS = {_aten.mm.dtype, _aten.bmm.dtype}
 # Calls whose arguments may lie on both sides, and indices, which a card's tensor takes from the CPU
 _ACROSS = {_aten.copy_.default, _aten._to_copy.default}
 _INDEXED = {
@@ -204,6 +205,9 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     held_args, held_kwargs = mapped(_held, args), mapped(_held, kwargs)
     if func.namespace == "spt" and on_card:
         result = _run_own(func, held_args, held_kwargs)
+    elif func in _WIDE_PRODUCTS:  # which a CPU does not have
+        left, right, dtype = held_args
+        result = torch.matmul(left.to(dtype), right.to(dtype))
     else:
         result = func(*held_args, **held_kwargs)
     if not goes_to_card:

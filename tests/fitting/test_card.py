@@ -12,7 +12,7 @@ from spt_kernels.memory import Call, Rehearsal, Work
 # kernel times of a step of a ViT-B/16 on 64 images, ms: one H100 80GB HBM3, torch 2.11
 MEASURED = {
     ("full", "bf16-autocast"): 28.6,
-    ("lora-16", "fp32"): 125.8,  # and it gives 28.5 of 28.6, 23.7 of 23.6, 122 of 126, 173 of 168
+    ("lora-16", "fp32"): 125.8,  # and it gives 27.6 of 28.6, 23.1 of 23.6, 121 of 126, 171 of 168
 }
 
 
@@ -43,11 +43,11 @@ def test_a_call_takes_what_is_longest() -> None:
     card = card_named("NVIDIA GeForce RTX 3090")
     assert card is CARDS["RTX 3090"]
     products = Work({Call(10**12, torch.float32, 1): 3})
-    assert card.seconds_of(products) == pytest.approx(3 / (35.6 * 0.65))
+    assert card.seconds_of(products) == pytest.approx(3 / (35.6 * 0.635))
     narrow = Work({Call(10**12, torch.bfloat16, 1): 1})
-    assert card.seconds_of(narrow) == pytest.approx(1 / (71 * 0.55))
+    assert card.seconds_of(narrow) == pytest.approx(1 / (71 * 0.4))
     moves = Work({Call(0, None, 10**9): 1})
-    assert card.seconds_of(moves) == pytest.approx(1 / (936 * 0.65))
+    assert card.seconds_of(moves) == pytest.approx(1 / (936 * 0.825))
     many = Work({Call(0, None, 8): 1000})
     assert card.seconds_of(many) == pytest.approx(1000 * 27e-6)  # its host
     assert card.seconds_of(many, captured=True) == pytest.approx(1000 * 5e-6)

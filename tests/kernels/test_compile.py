@@ -67,7 +67,7 @@ def test_variant_compiles_fits_and_uses_the_units_of_its_card(key: Key) -> None:
     unit = "HGMMA" if capability >= 90 else "HMMA"
     assert {operation.split(".")[0] for operation in found.code.tensor_core} == {unit}
     assert all(".F32" in operation for operation in found.code.tensor_core), "sums are in fp32"
-    assert found.code.async_copies > 0
+    assert found.code.async_copies > 0 or variant.num_stages == 1
 
 
 def test_kernels_are_read_at_once_as_each_alone_and_one_that_fails_costs_no_other(

@@ -66,5 +66,7 @@ def test_nothing_is_copied_for_what_a_plan_leaves_alone() -> None:
         *("_to_copy 192", "_to_copy 192", "_to_copy 96", "_to_copy 96", "clone 288", "stack 288")
     ]
     assert copies("lora")[0] == forward
+    # our products give the gradients before the LayerNorms in fp32 themselves
+    fewer = [copied for copied in backward if copied != "_to_copy 192"]
     for method in ("spt-unstructured", "adapter-8"):
-        assert copies(method) == (forward, backward)
+        assert copies(method) == (forward, fewer)

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from ...ops.dropout import dropout, dropout_
+from ...ops.low_rank_ways import covers_all
+from . import lora_launches
 from .autocast import cast, is_any_autocast_on, without_autocast
-from .row_ranges import RangeGroup, Ranges, groups_of
+from .lora_terms import LoraTerms
+from .row_ranges import Ranges, groups_of
 
 # The input with elements dropped is made in pieces of this size: at the moment when a forward needs
 # most, a whole copy of it would be the largest tensor about
 _DROPPED_ELEMENTS = 2**23
 
 
-class LoraCall(NamedTuple):
-    """One forward of a LoRA: what it is, and which elements of its input are dropped.
+class LoraCall(LoraTerms):
+    """One forward of a LoRA: its products, and those of its backward.
 
     Factors are `lora_a`, `[ranges · rank, in]`, and `lora_b`, `[rows of all ranges, rank]`.
-
-    Attributes:
-        groups: of `groups_of`.
-        scale: factor of the update.
-        dropout: probability of dropping an element; 0 outside training.
-        seed: which elements, or the key of it in memory; forward and backward both make the mask
-            from it.
-        only: the one range that it is on: plain matrix products serve it, for fewer views. The last
-            field, which a pickled layer of before 0.7.2 does without.
     """
 
-    groups: tuple[RangeGroup, ...]
-    scale: float
-    dropout: float = 0.0
-    seed: int | Tensor = 0
-    only: RangeGroup | None = None
+    __slots__ = ()
 
     @classmethod
     def on(cls, ranges: Ranges, scale: float) -> LoraCall:
@@ -54,12 +42,24 @@ class LoraCall(NamedTuple):
             return self.dropped(x)
         return dropout_(x, self.dropout, self.seed)
 
-    @property
-    def kept_scale(self) -> float:
-        """What makes up for the dropped elements."""
-        return 0.0 if self.dropout >= 1.0 else 1.0 / (1.0 - self.dropout)
+    def takes_bias(self, x: Tensor, lora_a: Tensor, bias: Tensor | None) -> bool:
+        """Whether `add_to` adds a bias in no more time, of a call with this input in its dtype."""
+        return (
+            bias is not None
+            and bias.dtype is not x.dtype
+            and lora_launches.are_for(x, lora_a.shape[0])
+            and len(self.groups) == 1
+            and covers_all(self.groups[0].span, bias.shape[0])
+        )
 
-    def add_to(self, y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor) -> Tensor:
+    def add_to(
+        self,
+        y: Tensor,
+        x: Tensor,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """Add `scale · B A dropout(x)` into `y`; returns the bottleneck.
 
         Args:
@@ -67,11 +67,17 @@ class LoraCall(NamedTuple):
             x: `[..., in]`.
             lora_a: of the LoRA.
             lora_b: of the LoRA.
+            bias: `[out]`, is added as well; only where `takes_bias` says so.
 
         Returns:
             `[tokens, ranges · rank]`, A dropout(x) in the dtype of `y`.
         """
         dtype = y.dtype
+        if lora_launches.are_for(y, lora_a.shape[0]):
+            flat_x = cast(x, dtype).reshape(-1, lora_a.shape[1])  # [tokens, in]
+            inner = lora_launches.bottleneck(self, flat_x, lora_a)
+            lora_launches.add_update(self, y.view(-1, y.shape[-1]), inner, lora_b, bias)
+            return inner
         if lora_a.dtype is not dtype or lora_b.dtype is not dtype:
             lora_a, lora_b = lora_a.to(dtype), lora_b.to(dtype)
         if x.dtype is not dtype:
@@ -112,7 +118,9 @@ class LoraCall(NamedTuple):
     # ---- the backward, of gy `[tokens, out]`
 
     def grad_of_b(self, gy: Tensor, inner: Tensor) -> Tensor:
-        """`[rows of all ranges, rank]`, from the bottleneck of the forward."""
+        """`[rows of all ranges, rank]`, in the dtype of `gy` or fp32, from the bottleneck."""
+        if lora_launches.are_for(gy, inner.shape[1]):
+            return lora_launches.grad_of_b(self, gy, inner)
         # the thin factor on the left: the transpose of this takes a CPU several times as long
         if self.only is not None:
             grad = torch.mm(inner.t(), self.only.of_outputs_alone(gy)).t().contiguous()
@@ -126,6 +134,8 @@ class LoraCall(NamedTuple):
 
     def grad_of_inner(self, gy: Tensor, lora_b: Tensor) -> Tensor:
         """`[tokens, ranges · rank]`, with all factors."""
+        if lora_launches.are_for(gy, lora_b.shape[1]):
+            return lora_launches.grad_of_inner(self, gy, lora_b)
         low = cast(lora_b, gy.dtype)
         factor = self.scale * self.kept_scale if self.dropout else self.scale
         if self.only is not None:
@@ -138,30 +148,42 @@ class LoraCall(NamedTuple):
         return grad if factor == 1.0 else grad.mul_(factor)
 
     def grad_of_a(self, grad_inner: Tensor, x: Tensor, *, may_write: bool) -> Tensor:
-        """`[ranges · rank, in]`.
+        """`[ranges · rank, in]`, in the dtype of `grad_inner` or fp32.
 
         Args:
             grad_inner: of `grad_of_inner`.
             x: `[..., in]`, the input of the forward.
             may_write: whether elements may be dropped of `x` itself.
         """
+        if lora_launches.are_for(x, grad_inner.shape[1]):
+            return lora_launches.grad_of_a(self, grad_inner, x.reshape(-1, x.shape[-1]))
         if self.dropout:
             x = self.drop_(x) if may_write else self.dropped(x)
         return torch.mm(grad_inner.t(), x.reshape(-1, x.shape[-1]))
 
-    def grad_of_x(self, gy: Tensor, weight: Tensor, grad_inner: Tensor, lora_a: Tensor) -> Tensor:
-        """`[tokens, in]`, in one buffer: the LoRA's part with its dropout first, then the base's.
+    def grad_of_x(
+        self,
+        gy: Tensor,
+        weight: Tensor,
+        grad_inner: Tensor,
+        lora_a: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """`[tokens, in]`, the base's part and the LoRA's with its dropout.
 
         Args:
             gy: the gradient of the output.
             weight: of the base, in the dtype of `gy`.
             grad_inner: of `grad_of_inner`.
             lora_a: of the LoRA.
+            dtype: of the input.
         """
+        if lora_launches.are_for(gy, lora_a.shape[0]):
+            return lora_launches.grad_of_x(self, gy, weight, grad_inner, lora_a, dtype)
         grad = torch.mm(grad_inner, cast(lora_a, gy.dtype))
         if self.dropout:
             grad = self.drop_(grad)
-        return grad.addmm_(gy, weight)
+        return cast(grad.addmm_(gy, weight), dtype)  # in one buffer
 
 
 def _is_onednns(tensor: Tensor) -> bool:

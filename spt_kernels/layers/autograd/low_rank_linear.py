@@ -11,6 +11,7 @@ from torch import Tensor
 from ... import native
 from ...ops.launching import is_plain
 from .lora_call import LoraCall
+from .lora_launches import grad_of_a_of_source
 from .packed_input import packed_input
 from .plain_backward import plain_backward
 from .saved_input import RebuildingFunction, SavedInput, Tensors
@@ -51,8 +52,8 @@ class LowRankLinear(RebuildingFunction):
         """Gradients of the input and of both factors."""
         lora_a, lora_b, weight, inner, *kept = ctx.saved_tensors
         lora, x_dtype = ctx.how
-        gy = grad_output.reshape(-1, grad_output.shape[-1])  # [tokens, out]
-        return _gradients(gy, weight, lora_a, lora_b, lora, inner, ctx.saved_input, kept, x_dtype)
+        tensors = grad_output, weight, lora_a, lora_b
+        return gradients_of(*tensors, lora, inner, ctx.saved_input, kept, x_dtype)
 
 
 class SmallLowRankLinear(RebuildingFunction):
@@ -96,9 +97,8 @@ class SmallLowRankLinear(RebuildingFunction):
                 source, activation, _ = packed
                 factors = native.lora_gradients(*how, grad_output, source, activation, grad_x)
                 return grad_x, None, None, *factors, None, None
-        gy = grad_output.reshape(-1, grad_output.shape[-1])
-        grads = _gradients(gy, weight, lora_a, lora_b, lora, None, ctx.saved_input, kept, _FP32)
-        return *grads, None
+        tensors = grad_output, weight, lora_a, lora_b
+        return *gradients_of(*tensors, lora, None, ctx.saved_input, kept, _FP32), None
 
 
 class SmallSizes(NamedTuple):
@@ -137,8 +137,8 @@ def is_small(sizes: SmallSizes, x: Tensor, weight: Tensor, lora_a: Tensor, lora_
     )
 
 
-def _gradients(
-    gy: Tensor,
+def gradients_of(
+    grad_output: Tensor,
     weight: Tensor | None,
     lora_a: Tensor,
     lora_b: Tensor,
@@ -148,18 +148,34 @@ def _gradients(
     kept: Tensors,
     x_dtype: torch.dtype,
 ) -> tuple[Tensor | None, ...]:
-    """For each argument of `LowRankLinear`; a bottleneck that was not kept is made again."""
+    """Those of `LowRankLinear`, for each of its arguments, whoever has made its forward.
+
+    Args:
+        grad_output: `[..., out]`.
+        weight: None where the input needs no gradient.
+        lora_a: of the LoRA.
+        lora_b: of the LoRA.
+        lora: its call.
+        inner: its bottleneck; None where that was not kept, and is made again.
+        saved: the input.
+        kept: what was saved of it.
+        x_dtype: its dtype.
+    """
+    *shape, out_features = grad_output.shape
+    gy = grad_output.reshape(-1, out_features)  # [tokens, out]
     grad_inner = lora.grad_of_inner(gy, lora_b)
-    x = saved.rebuild(kept)
-    grad_b = lora.grad_of_b(gy, lora.bottleneck(x, lora_a) if inner is None else inner)
-    grad_a = lora.grad_of_a(grad_inner, x, may_write=saved.kind != "tensor")
-    shape = x.shape
-    del x  # before the gradient of the same size is made
+    grad_a = None if inner is None else grad_of_a_of_source(lora, grad_inner, saved)
+    if grad_a is None:
+        x = saved.rebuild(kept)
+        if inner is None:
+            inner = lora.bottleneck(x, lora_a)
+        grad_a = lora.grad_of_a(grad_inner, x, may_write=saved.kind != "tensor")
+        del x  # before the gradient of the same size is made
+    assert inner is not None
+    grad_b = lora.grad_of_b(gy, inner)
     if weight is None:
         return None, None, None, grad_a, grad_b, None
     if weight.dtype is not gy.dtype:
         weight = weight.to(gy.dtype)
-    grad_x = lora.grad_of_x(gy, weight, grad_inner, lora_a).view(shape)
-    if grad_x.dtype is not x_dtype:
-        grad_x = grad_x.to(x_dtype)
-    return grad_x, None, None, grad_a, grad_b, None
+    grad_x = lora.grad_of_x(gy, weight, grad_inner, lora_a, x_dtype)
+    return grad_x.view(*shape, lora_a.shape[1]), None, None, grad_a, grad_b, None

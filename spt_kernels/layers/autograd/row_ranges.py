@@ -40,6 +40,11 @@ class RangeGroup(NamedTuple):
     own: slice
     part: slice
 
+    @property
+    def span(self) -> tuple[int, int, int, int]:
+        """As the ops of a low-rank update take it."""
+        return self.n_ranges, self.width, self.step, self.first
+
     def of_outputs(self, matrix: Tensor) -> Tensor:
         """`[tokens, out]` as `[ranges, tokens, width]`, a view."""
         row, column = matrix.stride()

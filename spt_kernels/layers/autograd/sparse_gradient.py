@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...ops.launching import is_plain
 from ...ops.sparse_weight_grad import SparsePattern, launch, sparse_weight_grad
+from .wide_product import gives_fp32, wide_product
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,7 @@ def sparse_gradient(grad_output: Tensor, input: Tensor, pattern: SparsePattern) 
     if not torch.compiler.is_compiling():
         return eager_sparse_gradient(grad_output, input, pattern)
     flat = input.reshape(-1, pattern.in_features)
-    if _gives_fp32(grad_output):
+    if gives_fp32(grad_output):
         # what a compiler knows needs no host: of 16 bits the whole product costs a card little more
         return wide_product(grad_output.t(), flat).flatten().index_select(0, pattern.index)
     return _by_the_op(grad_output, flat, pattern)
@@ -78,16 +79,3 @@ def _by_the_op(grad_output: Tensor, flat: Tensor, pattern: SparsePattern) -> Ten
         # The op serves the dtypes that are trained in; float64 models exist to check gradients with
         return (grad_output.t() @ flat).flatten().index_select(0, pattern.index)
     return sparse_weight_grad(grad_output, flat, pattern)
-
-
-def wide_product(left: Tensor, right: Tensor) -> Tensor:
-    """`left @ right`, of 16 bits in fp32."""
-    if _gives_fp32(left):
-        return torch.mm(left, right, out_dtype=torch.float32)
-    product = left @ right
-    return product.float() if product.element_size() == 2 else product
-
-
-def _gives_fp32(factor: Tensor) -> bool:
-    """Whether a product of 16 bits comes in fp32 at once, as only a card gives it."""
-    return factor.is_cuda and factor.element_size() == 2

@@ -12,6 +12,7 @@ from .gradient_of_delta import gradient_of_delta
 from .plain_backward import plain_backward
 from .saved_input import RebuildingFunction, SavedInput
 from .sparse_gradient import DeltaPattern
+from .wide_product import product_in
 
 
 class SparseLinear(RebuildingFunction):
@@ -51,11 +52,10 @@ class SparseLinear(RebuildingFunction):
             return None, None, None, grad_delta, None
         if weight.dtype is not grad_output.dtype:
             weight = weight.to(grad_output.dtype)
-        if grad_output.is_contiguous():  # of anything else torch may make a product for each row
-            grad_x = torch.matmul(grad_output, weight)
+        if grad_output.dtype is x_dtype and grad_output.is_contiguous():
+            grad_x = torch.matmul(grad_output, weight)  # of others it may make one for each row
         else:
             gy = grad_output.reshape(-1, entries.out_features)  # [tokens, out]
-            grad_x = torch.mm(gy, weight).view(*grad_output.shape[:-1], pattern.whole.in_features)
-        if grad_x.dtype is not x_dtype:
-            grad_x = grad_x.to(x_dtype)
+            flat = product_in(x_dtype, gy, weight)
+            grad_x = flat.view(*grad_output.shape[:-1], pattern.whole.in_features)
         return grad_x, None, None, grad_delta, None

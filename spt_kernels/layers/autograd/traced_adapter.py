@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .autocast import wide_dtype, without_autocast
 from .plain_backward import plain_backward
-from .sparse_gradient import wide_product
 from .traced import made_again, thin_product
+from .wide_product import wide_product
 
 
 class FrozenBase(NamedTuple):

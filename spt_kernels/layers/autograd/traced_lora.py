@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .plain_backward import plain_backward
 from .row_ranges import Ranges
-from .sparse_gradient import wide_product
 from .traced import made_again, thin_product
 from .traced_dropout import dropped
+from .wide_product import wide_product
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..deltas.sparse_delta import check_trained_whole
-from .autocast import cast, is_cast, wide_dtype
+from .autocast import is_cast, wide_dtype
 from .gradient_of_delta import gradient_of_delta
 from .lora_call import LoraCall
 from .plain_backward import plain_backward
 from .saved_input import RebuildingFunction, SavedInput, Tensors
 from .sparse_gradient import DeltaPattern, sparse_gradient
 from .traced import made_again
+from .wide_product import product_in
 
 
 class TunedLinear(RebuildingFunction):
@@ -168,8 +169,11 @@ def tuned_gradients(
     if needs_x:
         weight = weight if made is None else made(weight)
         weight = weight if weight.dtype is gy.dtype else made_again(weight.to(gy.dtype))
-        flat = gy @ weight if lora is None else lora.grad_of_x(gy, weight, grad_inner, lora_a)
-        grad_x = cast(flat.view(*grad_output.shape[:-1], in_features), x_dtype)
+        if lora is not None:
+            flat = lora.grad_of_x(gy, weight, grad_inner, lora_a, x_dtype)
+        else:
+            flat = product_in(x_dtype, gy, weight)
+        grad_x = flat.view(*grad_output.shape[:-1], in_features)
     return (
         *(grad_x, grad_weight, grad_bias, grad_delta, None),
         *(grad_bias_delta, None, grad_a, grad_b, None),
@@ -189,8 +193,10 @@ def linear_with_lora(
         return F.linear(x, weight, bias), None
     if is_cast(x, x):  # once for both products
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    y = F.linear(x, weight, bias).contiguous()
-    return y, lora.add_to(y, x, lora_a, lora_b)
+    # one that autocast would cast is added as it is
+    late = bias if lora.takes_bias(x, lora_a, bias) else None
+    y = F.linear(x, weight, bias if late is None else None).contiguous()
+    return y, lora.add_to(y, x, lora_a, lora_b, late)
 
 
 def _grad_of_bias(gy: Tensor, index: Tensor) -> Tensor:

@@ -75,36 +75,3 @@ def test_gelu_of_any_strides(layout: str) -> None:
     rebuilt = kernels.rebuild_gelu(view, "none", torch.bfloat16)
 
     torch.testing.assert_close(rebuilt, F.gelu(view).bfloat16())
-
-
-def test_layers_alike_share_a_prepared_launch() -> None:
-    def launch(n_rows: int, n_cols: int, dtype: torch.dtype, first: int = 0) -> object:
-        wide = torch.zeros(n_rows * n_cols + first, dtype=dtype)
-        rows = wide[first:].view(n_rows, n_cols)
-        tensors = (rows, torch.zeros(n_rows), torch.zeros(n_rows), rows, rows, rows)
-        return kernels._layer_norm_launch(tensors, (n_rows, n_cols, n_cols), (False, False, 16, 16))
-
-    one = launch(4, 16, torch.float32)
-    assert launch(4, 16, torch.float32) is one
-    for other in (
-        launch(5, 16, torch.float32),
-        launch(4, 17, torch.float32),
-        launch(4, 16, torch.bfloat16),
-        launch(4, 16, torch.float32, first=1),  # an address that vectors of 16 bytes do not fit
-    ):
-        assert other is not one
-
-
-def test_a_prepared_launch_is_of_tensors_that_are_aligned_alike() -> None:
-    def launch(*odd: int) -> object:
-        """With tensors at addresses that vectors of 16 bytes do not fit, by their places."""
-        sizes = (64, 4, 4, 16, 16, 64)
-        flat = [torch.zeros(n + 1)[int(i in odd) :][:n] for i, n in enumerate(sizes)]
-        tensors = (flat[0].view(4, 16), *flat[1:5], flat[5].view(4, 16))
-        return kernels._layer_norm_launch(tensors, (4, 16, 16), (True, True, 16, 16))
-
-    weight, bias = launch(3), launch(4)
-    # that of one would read the other's by vectors
-    assert len({id(made) for made in (launch(), weight, bias, launch(3, 4))}) == 4
-    assert launch(3) is weight
-    assert launch(4) is bias

@@ -1,0 +1,312 @@
+"""What the ops of a low-rank update run where: the reference on a CPU, kernels on a card.
+
+Layers launch from here, past the dispatcher; the registered ops (`low_rank`) are for people,
+compilers and whoever listens.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..kernels.low_rank_sizes import MOST_COLUMNS
+from ..reference import low_rank as reference
+from .dropout import key_of
+from .launching import is_plain, on_card
+
+Span = tuple[int, int, int, int]
+Activation = Literal["none", "gelu", "tanh", "layer_norm"]
+Norm = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+NO_NORM: Norm = (None, None, None, None)
+
+_UINT32 = 0xFFFFFFFF
+
+
+def serves(dtype: torch.dtype, rank: int) -> bool:
+    """Whether the kernels for a card are for activations of this dtype and so many columns."""
+    return 0 < rank <= MOST_COLUMNS.get(dtype, 0)
+
+
+def covers_all(span: Span, n_features: int) -> bool:
+    """Whether the ranges are all of so many features."""
+    n_ranges, width, step, _ = span
+    return n_ranges * width == n_features and (n_ranges == 1 or step == width)
+
+
+def launch_down(
+    input: Tensor, factor: Tensor, span: Span, scale: float, probability: float, seed: int | Tensor
+) -> Tensor:
+    """`low_rank_down` without its checks, past the dispatcher where nobody listens."""
+    arguments = input, factor, span, scale, probability, *seeded(seed)
+    if is_plain(input) and type(factor) is Tensor:
+        return (down_on_card if input.is_cuda else down)(*arguments)
+    return torch.ops.spt.low_rank_down(*arguments)  # type: ignore[no-any-return]
+
+
+def launch_up(
+    base: Tensor,
+    inner: Tensor,
+    factor: Tensor,
+    scale: float,
+    probability: float,
+    seed: int | Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`low_rank_up` likewise; in place if the dtype is that of `base`, which is contiguous."""
+    span = 1, base.shape[1], 0, 0
+    if dtype is base.dtype:
+        return launch_up_(base, inner, factor, span, scale, probability, seed)
+    arguments = base, inner, factor, span, scale, probability, *seeded(seed), dtype
+    if is_plain(base) and type(factor) is Tensor:
+        return (up_on_card if base.is_cuda else up)(*arguments)
+    return torch.ops.spt.low_rank_up(*arguments)  # type: ignore[no-any-return]
+
+
+def launch_up_(
+    base: Tensor,
+    inner: Tensor,
+    factor: Tensor,
+    span: Span,
+    scale: float,
+    probability: float,
+    seed: int | Tensor,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """`low_rank_up_` likewise."""
+    arguments = base, inner, factor, span, scale, probability, *seeded(seed), bias
+    if is_plain(base) and type(factor) is Tensor:
+        (up_in_place_on_card if base.is_cuda else up_in_place)(*arguments)
+    else:
+        torch.ops.spt.low_rank_up_(*arguments)
+    return base
+
+
+def launch_grad(
+    input: Tensor,
+    grad_inner: Tensor,
+    probability: float,
+    seed: int | Tensor,
+    activation: Activation = "none",
+    norm: Norm = NO_NORM,
+) -> Tensor:
+    """`low_rank_grad` likewise."""
+    arguments = input, grad_inner, probability, *seeded(seed), activation, *norm
+    if is_plain(input):
+        return (grad_on_card if input.is_cuda else grad)(*arguments)
+    return torch.ops.spt.low_rank_grad(*arguments)  # type: ignore[no-any-return]
+
+
+def seeded(seed: int | Tensor) -> tuple[int, Tensor | None]:
+    """A seed as the registered ops take it: a number, or a key in memory."""
+    return (0, seed) if isinstance(seed, Tensor) else (seed, None)
+
+
+@functools.cache
+def kernels_of_a_card() -> tuple[Any, Any]:
+    """The modules of the kernels: of the products, and of the gradient."""
+    from ..kernels import low_rank, low_rank_grad
+
+    return low_rank, low_rank_grad
+
+
+def dropped_of(probability: float, seed: int | Tensor) -> Any:
+    """What the kernels drop, of a probability below 1."""
+    if probability == 0.0:
+        return _nothing()
+    given, key = seeded(seed)
+    kernels, _ = kernels_of_a_card()
+    return kernels.Dropped(_given(probability, given, key), key)
+
+
+@functools.cache
+def _nothing() -> Any:
+    kernels, _ = kernels_of_a_card()
+    return kernels.Dropped((0, 0, 0))
+
+
+def _words(probability: float, seed: int, key: Tensor | None) -> tuple[Any, Any, int]:
+    """The two words of the key and the threshold, of a probability below 1."""
+    before, between, threshold = _given(probability, seed, key)
+    return before if key is None else key[0], between if key is None else key[1], threshold
+
+
+def _given(probability: float, seed: int, key: Tensor | None) -> tuple[int, int, int]:
+    """The same as numbers, without a key that is in memory."""
+    if probability == 0.0:
+        return 0, 0, 0
+    before, between = _key_of(seed) if key is None else (0, 0)
+    return before, between, min(round(probability * 2**32), _UINT32)
+
+
+_key_of = functools.lru_cache(1024)(key_of)  # forward and backward have the same
+
+
+def down(
+    input: Tensor,
+    factor: Tensor,
+    span: Any,
+    scale: float,
+    probability: float,
+    seed: int,
+    key: Tensor | None,
+) -> Tensor:
+    """`low_rank_down` by the reference."""
+    if probability >= 1.0:
+        return input.new_zeros(input.shape[0], span[0] * factor.shape[1])
+    return reference.low_rank_down(input, factor, span, scale, _words(probability, seed, key))
+
+
+def down_on_card(
+    input: Tensor,
+    factor: Tensor,
+    span: Any,
+    scale: float,
+    probability: float,
+    seed: int,
+    key: Tensor | None,
+) -> Tensor:
+    """`low_rank_down` by its kernel, where that is for such tensors."""
+    if probability >= 1.0 or not serves(input.dtype, factor.shape[1]):
+        return down(input, factor, span, scale, probability, seed, key)
+    kernels, _ = kernels_of_a_card()
+    dropped = kernels.Dropped(_given(probability, seed, key), key)
+    with on_card(input.device):
+        return kernels.low_rank_down(input.contiguous(), factor, span, scale, dropped)
+
+
+def up(
+    base: Tensor,
+    inner: Tensor,
+    factor: Tensor,
+    span: Any,
+    scale: float,
+    probability: float,
+    seed: int,
+    key: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`low_rank_up` by the reference."""
+    total = base
+    if probability < 1.0:
+        words = _words(probability, seed, key)
+        total = reference.low_rank_up(base, inner, factor, span, scale, words)
+    return total.to(dtype, memory_format=torch.contiguous_format, copy=total is base)
+
+
+def up_on_card(
+    base: Tensor,
+    inner: Tensor,
+    factor: Tensor,
+    span: Any,
+    scale: float,
+    probability: float,
+    seed: int,
+    key: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`low_rank_up` by its kernel, likewise."""
+    narrow = serves(base.dtype, factor.shape[1]) and dtype is not torch.float64
+    if probability >= 1.0 or not narrow:
+        return up(base, inner, factor, span, scale, probability, seed, key, dtype)
+    kernels, _ = kernels_of_a_card()
+    dropped = kernels.Dropped(_given(probability, seed, key), key)
+    output = torch.empty(base.shape, dtype=dtype, device=base.device)
+    with on_card(base.device):
+        tensors = base.contiguous(), output, _dense(inner), factor
+        kernels.low_rank_up(*tensors, span, scale, dropped)
+    return output
+
+
+def up_in_place(
+    base: Tensor,
+    inner: Tensor,
+    factor: Tensor,
+    span: Any,
+    scale: float,
+    probability: float,
+    seed: int,
+    key: Tensor | None,
+    bias: Tensor | None = None,
+) -> None:
+    """`low_rank_up_` by the reference."""
+    if probability < 1.0:
+        words = _words(probability, seed, key)
+        base.copy_(reference.low_rank_up(base, inner, factor, span, scale, words, bias))
+    elif bias is not None:
+        base.add_(bias)
+
+
+def up_in_place_on_card(
+    base: Tensor,
+    inner: Tensor,
+    factor: Tensor,
+    span: Any,
+    scale: float,
+    probability: float,
+    seed: int,
+    key: Tensor | None,
+    bias: Tensor | None = None,
+) -> None:
+    """`low_rank_up_` by its kernel, likewise; for what has just been made: it has no version."""
+    if probability >= 1.0 or not serves(base.dtype, factor.shape[1]):
+        up_in_place(base, inner, factor, span, scale, probability, seed, key, bias)
+        return
+    kernels, _ = kernels_of_a_card()
+    dropped = kernels.Dropped(_given(probability, seed, key), key)
+    bias = None if bias is None else bias.contiguous()
+    with on_card(base.device):
+        kernels.low_rank_up(base, base, _dense(inner), factor, span, scale, dropped, bias)
+
+
+def grad(
+    input: Tensor,
+    grad_inner: Tensor,
+    probability: float,
+    seed: int,
+    key: Tensor | None,
+    activation: Any = "none",
+    mean: Tensor | None = None,
+    rstd: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """`low_rank_grad` by the reference."""
+    if probability >= 1.0:
+        wide = torch.promote_types(grad_inner.dtype, torch.float32)
+        return input.new_zeros(grad_inner.shape[1], input.shape[1], dtype=wide)
+    words, norm = _words(probability, seed, key), (mean, rstd, weight, bias)
+    return reference.low_rank_grad(input, grad_inner, words, activation, norm)
+
+
+def grad_on_card(
+    input: Tensor,
+    grad_inner: Tensor,
+    probability: float,
+    seed: int,
+    key: Tensor | None,
+    activation: Any = "none",
+    mean: Tensor | None = None,
+    rstd: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """`low_rank_grad` by its kernel, likewise."""
+    is_served = serves(grad_inner.dtype, grad_inner.shape[1]) and input.dtype in MOST_COLUMNS
+    if probability >= 1.0 or not is_served:
+        norm = mean, rstd, weight, bias
+        return grad(input, grad_inner, probability, seed, key, activation, *norm)
+    _, kernels = kernels_of_a_card()
+    dropped = kernels.Dropped(_given(probability, seed, key), key)
+    dense = [None if each is None else each.contiguous() for each in (mean, rstd, weight, bias)]
+    with on_card(input.device):
+        return kernels.low_rank_grad(
+            input.contiguous(), grad_inner.contiguous(), dropped, activation, dense
+        )
+
+
+def _dense(inner: Tensor) -> Tensor:
+    """With the numbers of a token side by side."""
+    return inner if inner.stride(1) == 1 else inner.contiguous()
