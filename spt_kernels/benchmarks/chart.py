@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,30 +23,45 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
 
 
+_ACROSS = 4  # panels
+_LETTERS = 60  # of their names, side by side
+
+
 def benchmark_figure(table: BenchmarkTable) -> Picture:
     """A row per method and a panel per group: the mean, and a bar of its standard error.
 
     What is missing has no point; one of some of the seeds is a ring.
     """
-    panels = {group: [row.groups[group] for row in table.rows] for group in table.groups}
+    panels = [
+        (group, [row.groups[group] for row in table.rows], COLOURS[0]) for group in table.groups
+    ]
     if len(panels) > 1:
-        panels["mean"] = [row.mean for row in table.rows]
-    figure = new_figure(1.5 + 0.34 * len(table.rows))
-    every = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (name, figures) in zip(every, panels.items(), strict=True):
-        colour = COLOURS[5] if name == "mean" and len(panels) > 1 else COLOURS[0]
+        panels.append(("mean", [row.mean for row in table.rows], COLOURS[5]))
+    down = -(-len(panels) // _ACROSS)
+    across = -(-len(panels) // down)
+    figure = new_figure(0.5 + down * (1.0 + 0.34 * len(table.rows)))
+    grid = figure.subplots(down, across, sharey=True, squeeze=False)
+    for axes, (name, figures, colour) in zip(grid.flat, panels, strict=False):
         _draw(axes, figures, colour)
-        put_title(axes, name)
-    dress(*every)
-    for axes in every[1:]:
+        put_title(axes, _in_lines(name, _LETTERS // across))
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    dress(*grid.flat)
+    for axes in grid[:, 1:].flat:
         axes.tick_params(axis="y", left=False)
         axes.spines["left"].set_color(FAINT)
-    every[0].set_yticks(range(len(table.rows)), [row.method for row in table.rows])
-    every[0].set_ylim(len(table.rows) - 0.5, -0.5)
+    grid[0, 0].set_yticks(range(len(table.rows)), [row.method for row in table.rows])
+    grid[0, 0].set_ylim(len(table.rows) - 0.5, -0.5)
     n_seeds = len(table.seeds)
     spread = f", mean ± standard error of {n_seeds} seeds" if n_seeds > 1 else ""
     put_heading(figure, f"{shown_name(table.suite)}, test accuracy of {table.model} in %{spread}")
     return figure
+
+
+def _in_lines(name: str, letters: int) -> str:
+    """A name above a panel that has room for so many letters, in two lines at most."""
+    lines = textwrap.wrap(name, letters, max_lines=2, placeholder="…")
+    return "\n".join(shown_name(line, letters) for line in lines)
 
 
 def _draw(axes: Axes, figures: Sequence[Figure], colour: str) -> None:

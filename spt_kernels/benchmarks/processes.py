@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..finetuning.device import own_cores
 from .cell import Place
 from .piece import Failure, Piece
 from .schedule import Report
@@ -60,7 +61,7 @@ class Processes(contextlib.AbstractContextManager["Processes"]):
         """Give it to a place that has nothing to do."""
         number = next(n for n in range(self.n_places) if n not in self._under_way)
         if number not in self._processes:
-            threads = max(1, (os.cpu_count() or 1) // self.n_places)
+            threads = max(1, own_cores() // self.n_places)
             self._processes[number] = _Process(number, threads, self._told)
         self._under_way[number] = piece
         self._processes[number].give(self._output, piece, self._places[number])

@@ -15,7 +15,9 @@ from ..files.atomic import write_atomically
 from ..files.picture import check_can_draw
 from ..finetuning.base.models import build_empty
 from ..finetuning.device import pick_device
+from ..finetuning.folder.run_folder import RunFolder
 from ..finetuning.progress import Progress, Silent, duration
+from ..finetuning.run.same_inputs import WEIGHTS, told_of_file
 from .cell import CellResult, Place, read_candidate
 from .lock import LOCK, only_one
 from .piece import SETTING, Failure, Piece, cells_of, read_setting, unfinished, write_setting
@@ -67,6 +69,7 @@ def run_benchmark(
     _check_folder(output)
     with only_one(output):
         whole = _whole(setting, output)
+        _check_values(whole, output)
         write_setting(output, whole)
         wanted = cells_of(setting)
         pieces = unfinished(whole, output, wanted)
@@ -89,6 +92,19 @@ def _whole(setting: BenchmarkSetting, output: Path) -> BenchmarkSetting:
         except ValueError as error:
             raise ValueError(f"output: {output} is of another benchmark ({error})") from error
     return setting
+
+
+def _check_values(setting: BenchmarkSetting, output: Path) -> None:
+    """Refuse a file of weights that holds other values than when the runs in `output` began."""
+    if setting.model.weights is None:
+        return
+    configs = (RunFolder(output / cell.folder).read_config() for cell in cells_of(setting))
+    begun = next((told for config in configs if config and (told := config.get(WEIGHTS))), None)
+    if begun is not None and begun != told_of_file(setting.model.weights):
+        raise ValueError(
+            f"weights: the runs in {output} began with other values in {setting.model.weights}; "
+            "put them back as they were, or begin anew in another folder"
+        )
 
 
 class _Course:

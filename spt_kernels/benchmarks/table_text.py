@@ -155,7 +155,7 @@ def _trained(row: BenchmarkRow) -> str:
     number = row.trained_parameters
     if number is None:
         return NOTHING
-    return f"{number / 1e6:.2f}M" if number >= 10_000 else f"{number:,}"
+    return f"{number / 1e6:.2f}M" if number >= 100_000 else f"{number:,}"
 
 
 def _share(row: BenchmarkRow) -> str:

@@ -14,6 +14,7 @@ from .bench_tune import tune
 from .command import named_of
 from .options import ArchitectureOptions, SizeOptions, described, split_names
 from .terminal import Terminal, table
+from .written import check_folder
 
 if TYPE_CHECKING:
     from ..costs import CostSetting
@@ -92,8 +93,8 @@ def run(
         return tune(terminal, device)
     if what != TABLE:
         raise ValueError(f"WHAT: expected {TABLE} or {TUNE}, got {what!r}")
-    if output is not None and output.exists() and not output.is_dir():
-        raise ValueError(f"--output: expected a folder, got the file {output}")
+    if output is not None:
+        check_folder("--output", output)
     if resume and output is None:
         raise ValueError("--resume: name the folder with --output")
     from ..costs import PAPER_MODEL, CostSetting

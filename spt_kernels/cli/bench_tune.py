@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from .terminal import Terminal, table
+from .written import check_folder
 
 if TYPE_CHECKING:
     from ..costs.rate_fit import FittedRates
@@ -36,6 +37,7 @@ def tune(terminal: Terminal, device: str) -> int:
     from ..kernels.gradient_cost import RATES
 
     path, machine = store_of_user(), describe(card)
+    check_folder("rates", path.parent)
     with terminal.progress() as progress, torch.cuda.device(card):
         progress.start("measuring", N_CASES)
         times = []

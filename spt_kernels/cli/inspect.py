@@ -158,12 +158,21 @@ def _dtype(tensor: Any) -> str:
 
 def _tensor_table(rows: list[dict[str, Any]], limit: int) -> Any:
     shown = [
-        (r["name"], r["kind"], "×".join(map(str, r["shape"])), count(r["trained"]), r["dtype"])
-        for r in rows[:limit]
+        (r["name"], r["kind"], _shape(r["shape"]), count(r["trained"]), r["dtype"]) for r in rows
     ]
+    return _first(("tensor", "how", "shape", "trained", "dtype"), shown, limit)
+
+
+def _first(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], limit: int) -> Any:
+    """A table of the first rows, which says how many there are besides."""
+    shown = list(rows[:limit])
     if len(rows) > limit:
-        shown.append((f"… {len(rows) - limit} more (--tensors)", "", "", "", ""))
-    return table(("tensor", "how", "shape", "trained", "dtype"), shown)
+        shown.append((f"… {len(rows) - limit} more (--tensors)", *[""] * (len(columns) - 1)))
+    return table(columns, shown)
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return "×".join(map(str, sizes))
 
 
 def _plan(terminal: Terminal, file: Path, _limit: int) -> Shown:
@@ -193,12 +202,9 @@ def _sensitivity(_: Terminal, file: Path, limit: int) -> Shown:
         ("images", count(measured.num_samples)),
         ("candidate parameters", f"{count(n_parameters)} in {len(sums)} tensors"),
     ]
-    ranked = sorted(shares.items(), key=lambda item: -item[1])[:limit]
-    rows = [
-        (name, "×".join(map(str, measured.info[name].shape)), percent(share, 2))
-        for name, share in ranked
-    ]
-    return value, [facts(lines), "", table(("tensor", "shape", "share of Σ g²"), rows)]
+    ranked = sorted(shares.items(), key=lambda item: -item[1])
+    rows = [(name, _shape(measured.info[name].shape), percent(share, 2)) for name, share in ranked]
+    return value, [facts(lines), "", _first(("tensor", "shape", "share of Σ g²"), rows, limit)]
 
 
 def _trained(_: Terminal, file: Path, limit: int) -> Shown:
@@ -235,10 +241,8 @@ def _tensors(names: tuple[str, str], state: dict[str, Any], file: Path, limit: i
         (names[1], f"{count(numel)} in {len(state)} tensors"),
         *told_lines,
     ]
-    shown = [(r["name"], "×".join(map(str, r["shape"])), r["dtype"]) for r in rows[:limit]]
-    if len(rows) > limit:
-        shown.append((f"… {len(rows) - limit} more (--tensors)", "", ""))
-    parts = [facts(lines), "", table(("tensor", "shape", "dtype"), shown)]
+    shown = [(r["name"], _shape(r["shape"]), r["dtype"]) for r in rows]
+    parts = [facts(lines), "", _first(("tensor", "shape", "dtype"), shown, limit)]
     return {names[1]: numel, "metadata": told, "tensors": rows}, parts
 
 

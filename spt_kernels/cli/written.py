@@ -28,6 +28,23 @@ def check_file(option: str, path: Path | None, *, force: bool) -> None:
         raise ValueError(f"{option}: expected a file, got the folder {path}")
     if path.exists() and not force:
         raise ValueError(f"{option}: {path} is there already; --force overwrites it")
+    _try(option, folder)
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Refuse a folder that could not be made, or not be written into.
+
+    Raises:
+        ValueError: it names the option.
+    """
+    whole = folder.resolve()
+    there = next(path for path in (whole, *whole.parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{option}: expected a folder, got the file {there}")
+    _try(option, there)
+
+
+def _try(option: str, folder: Path) -> None:
     try:
         try_folder(folder)
     except OSError as error:

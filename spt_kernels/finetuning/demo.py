@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -33,7 +32,7 @@ from ..files.picture import check_can_draw, save_picture
 from ..methods import Method, make_plan
 from ..task import merge
 from .base.models import ModelSource, build, preprocessing_of
-from .device import pick_device
+from .device import own_cores, pick_device
 from .folder.run_folder import RunFolder
 from .images.digits import read_digits, write_digits
 from .images.pixels import Batches, PixelSet
@@ -165,7 +164,7 @@ def run_demo(
     output = Path(output)
     write_digits(output / "digits" / "old", OLD, OLD_TEST_SHARE)
     write_digits(output / "digits" / "new", NEW, NEW_TEST_SHARE)
-    processes = processes or _cores()
+    processes = processes or own_cores()
     weights = output / "base.safetensors"  # what is in `output` is whole without the package
     write_atomically(weights, BASE.read_bytes())
     base = ModelSource(ARCHITECTURE, SHAPE, weights=str(weights.resolve()))
@@ -258,12 +257,6 @@ def _run_all(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return results
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what this process may use, where the system tells
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _run_one(job: FinetuneJob, folder: Path) -> dict[str, Any]:

@@ -33,6 +33,13 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def own_cores() -> int:
+    """The cores that this process may use, where the system tells; else all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def autocast(device: torch.device, amp: str) -> torch.autocast:
     """bf16 autocast if `amp` says so, else nothing."""
     return torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16")

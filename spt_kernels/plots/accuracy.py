@@ -182,16 +182,19 @@ def labels(rows: Sequence[AccuracyRow], *, but: Sequence[str] = ()) -> list[str]
     """
     named = []
     for row in rows:
-        alike = [other.settings for other in rows if other.method == row.method]
-        telling = [
-            name
-            for name in row.settings
-            if name not in but
-            and (name in row.chosen or len({json.dumps(own[name]) for own in alike}) > 1)
-        ]
-        parts = (f"{name} {_told(row.settings[name])}" for name in telling)
-        named.append(", ".join([row.method, *parts]))
+        alike = [other for other in rows if other.method == row.method]
+        named.append(", ".join([row.method, *telling(row, alike, but)]))
     return named
+
+
+def telling(row: AccuracyRow, alike: Sequence[AccuracyRow], but: Sequence[str] = ()) -> list[str]:
+    """As `rank 4`: the settings in which `alike` differ, `but` some, and those that were chosen."""
+    return [
+        f"{name} {_told(value)}"
+        for name, value in row.settings.items()
+        if name in row.chosen
+        or (name not in but and len({json.dumps(other.settings[name]) for other in alike}) > 1)
+    ]
 
 
 def _table(runs: Sequence[TaskRun], groups: Mapping[str, str]) -> AccuracyTable:

@@ -39,7 +39,7 @@ class TaskRun:
         structured: those in LoRA or Adapter modules; `None` without a plan.
         unstructured: those trained one by one; `None` without a plan.
         backbone: parameters of the model without its head.
-        model: which one, and from which weights.
+        model: which one, built with what, and from which weights.
     """
 
     path: str
@@ -155,8 +155,14 @@ def _run(
         structured=result.get("structured_parameters"),
         unstructured=result.get("unstructured_parameters"),
         backbone=result["backbone_parameters"],
-        model=" from ".join(filter(None, (job["model"]["name"], job["model"].get("weights")))),
+        model=_model(job["model"]),
     )
+
+
+def _model(source: Mapping[str, Any]) -> str:
+    args = ", ".join(f"{name}={value}" for name, value in sorted(source["args"].items()))
+    name = f"{source['name']} ({args})" if args else source["name"]
+    return " from ".join(filter(None, (name, source.get("weights"))))
 
 
 def _task(folder: Path, source: Mapping[str, Any], images: dict[str, list[str]]) -> str:

@@ -216,6 +216,20 @@ def test_another_setting_is_refused_and_named(
     assert (whole / "benchmark.json").read_bytes() == before
 
 
+def test_a_file_that_holds_other_weights_now_is_refused(
+    whole: Path, setting: BenchmarkSetting, base: ModelSource
+) -> None:
+    file = Path(base.weights or "")
+    before, table = file.read_bytes(), benchmark_table(whole)
+    file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    try:
+        with pytest.raises(ValueError, match=r"weights: the runs in .* began with other values"):
+            run(replace(setting, seeds=(0, 1, 2)), whole, jobs=0)
+    finally:
+        file.write_bytes(before)
+    assert benchmark_table(whole) == table
+
+
 def test_methods_tasks_and_seeds_are_added(tmp_path: Path, setting: BenchmarkSetting) -> None:
     small = replace(setting, tasks=setting.tasks[:1], methods=setting.methods[:1], seeds=(1,))
     run(small, tmp_path, jobs=0)

@@ -74,7 +74,8 @@ def test_each_place_has_its_device_and_its_share_of_the_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)  # of which a job has some
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)), raising=False)
     told = told_of(pieces("dies", "dies"), ["cuda:0", "cuda:1"], tmp_path)
     assert {report.note.split()[-1] for report in told if report.note} == {"cuda:0", "cuda:1"}
     failures = [report.failure for report in told if report.failure is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from spt_kernels.benchmarks import benchmark_table as read
 from spt_kernels.benchmarks.piece import write_setting
 from spt_kernels.benchmarks.table_text import group_grid, markdown, notes, task_grid
 from spt_kernels.finetuning import ImageSource, Method, ModelSource
+from tests.pictures import assert_nothing_is_cut
 
 # method -> task -> accuracy of each seed
 ACCURACIES = {
@@ -169,6 +171,25 @@ def test_the_picture_holds_every_mean(tmp_path: Path) -> None:
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["full", "spt-lora"]
     figure.savefig(tmp_path / "x.png")
+
+
+def test_groups_of_any_number_and_name_have_a_panel_with_its_name_alone(tmp_path: Path) -> None:
+    names = ["plants of the alps and of other mountains", "US$ and A$", "mean", "satellite_images"]
+    groups = {f"task{place}": name for place, name in enumerate([*names, "T\udce4ler", "digits"])}
+    accuracies = {"full": dict.fromkeys(groups, (0.5, 0.6))}
+    figure = benchmark_figure(read(write(tmp_path / "x", accuracies, groups)))
+    figure.draw_without_rendering()
+    shown = [axes for axes in figure.axes if axes.axison]
+    assert len({axes.get_position().y0 for axes in shown}) == 2
+    titles = [axes.get_title(loc="left") for axes in shown]
+    assert titles == [
+        *("plants of the\nalps and of…", r"US\$ and A\$", "mean"),
+        *("satellite_image\ns", "T?ler", "digits", "mean"),
+    ]
+    boxes = [axes._left_title.get_window_extent() for axes in shown]
+    for box, other in itertools.combinations(boxes, 2):
+        assert not box.overlaps(other)
+    assert_nothing_is_cut(figure)
 
 
 def test_a_setting_comes_back_from_its_file(tmp_path: Path) -> None:

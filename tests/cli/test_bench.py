@@ -59,6 +59,9 @@ def test_tune_shows_and_stores_what_was_fitted(
     clock, time_ways, time_tf32 = planted_clock(planted), way_times.time_ways, way_times.time_tf32
     monkeypatch.setattr(way_times, "time_ways", lambda _: time_ways(CPU, clock, TOKENS))
     monkeypatch.setattr(way_times, "time_tf32", lambda _: time_tf32(CPU, clock, TOKENS))
+    monkeypatch.setenv(VARIABLE, "/proc/rates.json")
+    with pretended_card():
+        assert "rates: cannot write to /proc (" in complaint_of(["tune"], capsys)
     monkeypatch.setenv(VARIABLE, str(tmp_path / "new" / "rates.json"))
     rates_on.cache_clear()
     with pretended_card():

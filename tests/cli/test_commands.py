@@ -213,7 +213,10 @@ def test_tables_are_for_people(
             ["trained parameters", "400", "head.weight"],
         ),
         (["inspect", str(tuned / "plan.safetensors")], ["400"]),
-        (["inspect", str(tuned / "sensitivity.safetensors")], ["images", "blocks.0"]),
+        (
+            ["inspect", str(tuned / "sensitivity.safetensors"), "--tensors", "2"],
+            ["images", "blocks.0", "more (--tensors)"],
+        ),
         (["evaluate", str(tuned)], ["blue", "green", "red", "all", "18"]),
         (
             ["memory", *shape, "--batch", "2", "--fits", "0.0001,0.01", *two],
@@ -423,6 +426,8 @@ MISTAKES = {
         "--num-classes: expected at least 1, got 0",
     ),
     "bench into a file": (["bench", "-o", __file__], "--output: expected a folder, got the file"),
+    "bench below a file": (["bench", "-o", f"{__file__}/a"], "--output: expected a folder, got"),
+    "bench into nothing": (["bench", "-o", "/proc/a/b"], "--output: cannot write to /proc ("),
 }
 
 

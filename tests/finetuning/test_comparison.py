@@ -98,6 +98,11 @@ def test_what_is_not_comparable_is_said(tmp_path: Path) -> None:
         "images.classes": ("all", "x,y"),
     }
     assert dict(made.missing) == {str(tmp_path / "c"): "it is not finished"}
+    # of a method that was trained for longer, but not where the names of all rows say so
+    long = run(tmp_path / "d", {}, method={"name": "full"}, recipe={"epochs": 30, "seed": 1})
+    alone = run(tmp_path / "e", {}, recipe={"epochs": 30})
+    assert dict(compare_runs([tmp_path / "a", long]).unlike) == {"recipe.epochs": ("10", "30")}
+    assert dict(compare_runs([tmp_path / "a", alone]).unlike) == {}
     with pytest.raises(ValueError, match=r"runs: none is finished: .*c"):
         compare_runs([tmp_path / "c"])
     with pytest.raises(ValueError, match="no such folder"):

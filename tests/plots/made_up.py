@@ -56,6 +56,7 @@ def run(
     result: Mapping[str, Any] | None = None,
     images: str = "photos",
     model: str = "vit",
+    args: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Path:
     """A folder as a finished run leaves it; `accuracy` `None` leaves it unfinished."""
@@ -69,7 +70,7 @@ def run(
         "head": None,
     }
     job = {
-        "model": {"name": model, "args": {}, "weights": None, "pretrained": True},
+        "model": {"name": model, "args": args or {}, "weights": None, "pretrained": True},
         "images": {"root": f"/data/{images}", "classes": []},
         "method": {"name": method, **own, **settings},
         "recipe": {"epochs": 10, "batch_size": 64, "seed": seed},

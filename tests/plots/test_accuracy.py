@@ -108,6 +108,9 @@ def test_what_cannot_be_one_picture_is_told(tmp_path: Path) -> None:
     other = run(tmp_path / "c", 0.6, model="swin", seed=1)
     with pytest.raises(ValueError, match="runs of one model, got swin, vit"):
         accuracy_by_budget(read_runs([first, other]).runs)
+    small = run(tmp_path / "d", 0.6, args={"depth": 6}, seed=1)
+    with pytest.raises(ValueError, match=r"runs of one model, got vit, vit \(depth=6\)"):
+        accuracy_by_budget(read_runs([first, small]).runs)
     with pytest.raises(ValueError, match="at least one run, got none"):
         accuracy_by_budget([])
     with pytest.raises(ValueError, match=r"two or more of .*spt-unstructured, got spt-lora$"):

@@ -190,9 +190,12 @@ def test_accuracy_against_budget(runs: Path) -> None:
     assert list(drawn["lora-K"][0]) == [160, 640]
     assert list(drawn["lora-K"][1]) == [50, 50]
     assert set(key_of(figure)) == {
-        *("full (10k)", "linear", "lora-K", "spt-lora", "spt-unstructured"),
-        "± standard error, 2 seeds",
+        *("full (10k)", "linear", "lora-K", "± standard error, 2 seeds"),
+        *("spt-lora, samples 240", "spt-lora, samples 800"),
+        *("spt-unstructured, samples 240", "spt-unstructured, samples 800"),
     }
+    caps = [cap for container in axes.containers for cap in container.lines[1]]
+    assert min(cap.get_markeredgewidth() for cap in caps) > 0
     assert axes.get_xlabel() == "trained parameters, without the head"
     assert axes.get_ylabel() == "mean test accuracy, %\nover 2 tasks"
     assert_nothing_is_cut(figure)
@@ -208,6 +211,58 @@ def test_what_was_chosen_for_each_task_is_a_line_of_its_own(runs: Path) -> None:
     figure = budget_figure(replace(made, each=(fixed, chosen)))
     assert key_of(figure)[:2] == ["spt-lora", "spt-lora, budget chosen"]
     assert_nothing_is_cut(figure)
+
+
+def test_a_line_is_over_sizes_alone_and_every_level_is_drawn(tmp_path: Path) -> None:
+    for place, (trained, settings) in enumerate(
+        [
+            (50, {}),
+            (100, {"budget": 100}),
+            (49, {"rule": "published-code"}),
+            (99, {"rule": "published-code", "budget": 100}),
+            (50, {"rank": 4}),
+        ]
+    ):
+        run(tmp_path / f"spt{place}", 0.5 + place / 100, trained=trained, **settings)
+    for rank in (8, 16):
+        run(tmp_path / f"lora{rank}", 0.6, "lora", trained=10 * rank, rank=rank)
+    for blocks in (1, 6, 8):
+        run(tmp_path / f"last{blocks}", blocks / 10, f"partial-{blocks}", trained=900 * blocks)
+    figure = budget_figure(table_of(tmp_path))
+    [axes] = figure.axes
+    drawn = {c.get_label(): list(c.lines[0].get_xdata()) for c in axes.containers}
+    assert {label.replace("\n", " "): at for label, at in drawn.items()} == {
+        "partial-1": [900],
+        "lora": [80, 160],
+        "spt-lora, rank by default, rule paper": [50, 100],
+        "spt-lora, rank by default, rule published-code": [49, 99],
+        "spt-lora, rank 4, rule paper": [50],
+    }
+    levels = {line.get_label(): line.get_ydata()[0] for line in axes.lines if line.get_ydata()[0]}
+    assert (levels["partial-6 (5,400)"], levels["partial-8 (7,200)"]) == (60, 80)
+    assert_nothing_is_cut(figure)
+
+
+def test_settings_that_are_long_to_tell_are_told_whole(tmp_path: Path) -> None:
+    every = ((240, 4, "paper", 0.01), (800, None, "published-code", None), (800, 4, "paper", 0.01))
+    for place, (samples, rank, rule, budget) in enumerate(every):
+        settings = {"samples": samples, "rank": rank, "rule": rule, "budget": budget}
+        for name in ("spt-lora", "spt-unstructured"):
+            run(tmp_path / f"{name}{place}", 0.5 + place / 100, name, **settings)
+    found = read_runs([tmp_path]).runs
+    figure = samples_figure(samples_ablation(found))
+    told = [label.replace("\n", " ") for label in key_of(figure)]
+    assert "spt-lora, budget by default, rank by default, rule published-code" in told
+    assert_nothing_is_cut(figure)
+    for columns in (1, 2):
+        figure = structure_figure(structure_ablation(found), columns=columns)
+        assert_nothing_is_cut(figure)
+        table, _ = figure.axes
+        named = [label.get_window_extent().x1 for label in table.get_yticklabels()]
+        cells = [text.get_window_extent() for text in table.texts]
+        assert max(named) < min(cell.x0 for cell in cells)
+        for one, other in itertools.combinations(cells, 2):
+            assert not one.overlaps(other)
 
 
 def test_as_many_methods_as_there_are_look_apart() -> None:
@@ -274,6 +329,12 @@ def test_a_title_and_a_width_that_a_paper_has() -> None:
     figure = shares_figure(task_shares(six(), "block"), columns=2, title="CIFAR")
     assert figure.get_suptitle() == "CIFAR"
     assert figure.get_size_inches()[0] == 6.9
+    text = "Of $5 and $6, \udce4 title that goes on and on, and is longer than a column is wide"
+    for columns in (1, 2):
+        figure = overlap_figure(selection_overlap(six()), columns=columns, title=text)
+        whole = figure.get_suptitle().replace("\n", " ").replace("\\$", "$")
+        assert whole == text.replace("\udce4", "?")
+        assert_nothing_is_cut(figure)
     for draw in (
         lambda: shares_figure(task_shares(six(), "block"), columns=3),
         lambda: overlap_figure(selection_overlap(six()), columns=3),

@@ -6,14 +6,20 @@ import json
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ..folder.run_folder import FILES, RunFolder
-from ..job.job import flat
+from ..job.job import Key, flat
+from ..job.recipe import HOW_IT_FITS, Recipe
 from ..run.description import SEGMENTATION
 from .standard_error import standard_error
+
+# What a run of an older version, whose recipe lacks a field, was trained by
+_RECIPE = {field.name: field.default for field in fields(Recipe)}
+# Of a recipe, what makes no way better
+_OF_NO_EFFECT = ("seed", "preset", "val_every", *HOW_IT_FITS)
 
 
 @dataclass(frozen=True)
@@ -172,21 +178,41 @@ def _without_seed(job: Mapping[str, Any]) -> dict[str, Any]:
 def _names(jobs: Sequence[dict[str, Any]]) -> list[str]:
     """The method of each, and what tells it from others of that method."""
     every = [flat(job) for job in jobs]
-    methods = [values["method", "name"] for values in every]
+    telling = _telling(jobs)
     names = []
-    for own, method in zip(every, methods, strict=True):
-        alike = [values for values, m in zip(every, methods, strict=True) if m == method]
-        keys = sorted({key for values in alike for key in values})
-        telling = [key for key in keys if len({json.dumps(v.get(key)) for v in alike}) > 1]
-        parts = (f"{key[-1]} {_told(own.get(key))}" for key in telling)
+    for own in every:
+        method = own["method", "name"]
+        parts = (f"{key[-1]} {_told(own.get(key))}" for key in telling[method])
         names.append(", ".join([method, *parts]))
     return names
 
 
+def _telling(jobs: Iterable[Mapping[str, Any]]) -> dict[str, list[Key]]:
+    """Method -> in what its jobs differ."""
+    alike: dict[str, list[dict[Key, Any]]] = {}
+    for job in jobs:
+        alike.setdefault(job["method"]["name"], []).append(flat(job))
+    keys = {method: sorted({key for job in own for key in job}) for method, own in alike.items()}
+    return {
+        method: [key for key in keys[method] if len({json.dumps(v.get(key)) for v in own}) > 1]
+        for method, own in alike.items()
+    }
+
+
 def _unlike(jobs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
-    """What ways are compared on: the base model and the images."""
-    every = [flat({name: job[name] for name in ("model", "images")}) for job in jobs]
-    keys = dict.fromkeys(key for values in every for key in values)
+    """What ways are compared on: the base model, the images, and how long and how all train.
+
+    Of how they train, what the name of every row says is not told again.
+    """
+    shared = [{name: job[name] for name in ("model", "images", "form")} for job in jobs]
+    trained = [{**_RECIPE, **job["recipe"]} for job in jobs]
+    every = [flat({**own, "recipe": how}) for own, how in zip(shared, trained, strict=True)]
+    in_names = set.intersection(*(set(keys) for keys in _telling(jobs).values()))
+    keys = [
+        key
+        for key in dict.fromkeys(key for values in every for key in values)
+        if key[0] != "recipe" or (key[1] not in _OF_NO_EFFECT and key not in in_names)
+    ]
     values = {key: dict.fromkeys(_told(job.get(key)) for job in every) for key in keys}
     return {".".join(key): tuple(seen) for key, seen in values.items() if len(seen) > 1}
 

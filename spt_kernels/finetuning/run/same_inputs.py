@@ -39,15 +39,18 @@ def told_of_weights(source: ModelSource, model: nn.Module) -> dict[str, Any] | N
         source: what was built.
         model: as it was built.
     """
-    digest, size = hashlib.blake2b(digest_size=16), 0
     if source.pretrained:
         head = set(head_names(model))
         told = digests_by_name({n: t for n, t in model.state_dict().items() if n not in head})
-        digest.update(json.dumps([*told.items()]).encode())
+        digest = hashlib.blake2b(json.dumps([*told.items()]).encode(), digest_size=16)
         return {"tensors": len(told), "digest": digest.hexdigest()}
-    if source.weights is None:
-        return None
-    with open(source.weights, "rb") as file:
+    return None if source.weights is None else told_of_file(source.weights)
+
+
+def told_of_file(weights: str) -> dict[str, Any]:
+    """The same of a file of weights."""
+    digest, size = hashlib.blake2b(digest_size=16), 0
+    with open(weights, "rb") as file:
         while piece := file.read(_PIECE):
             digest.update(piece)
             size += len(piece)

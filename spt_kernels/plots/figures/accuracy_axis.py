@@ -1,11 +1,17 @@
-"""The axis of accuracies, and what its whiskers and dots are."""
+"""The axis of accuracies, and its lines with their whiskers."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from ...files.picture import INK, shown_name
 from ..accuracy import AccuracyRow, AccuracyTable
+from .paper import series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def accuracy_title(made: AccuracyTable) -> str:
@@ -31,6 +37,31 @@ def whiskers(row: AccuracyRow) -> float | None:
 
 
 WHISKERS: dict[str, Any] = {"capsize": 1.8, "elinewidth": 0.8, "capthick": 0.8}
+
+
+def draw_line(
+    axes: Axes,
+    rows: Sequence[AccuracyRow],
+    at: Sequence[float],
+    number: int,
+    label: str,
+    *,
+    has_whiskers: bool,
+) -> Any:
+    """The line of some rows, each at its place, as the series of that number; it is the handle."""
+    made = axes.errorbar(
+        at,
+        [100 * row.mean for row in rows],
+        yerr=[whiskers(row) or math.nan for row in rows] if has_whiskers else None,
+        label=label,
+        **{**series(number), "markersize": 4.0},
+        **WHISKERS,
+    )
+    for cap in made.lines[1]:  # they took the edge of the marks, which have none
+        cap.set_markeredgewidth(WHISKERS["capthick"])
+    return made
+
+
 _NOTE: dict[str, Any] = {
     "color": INK,
     "linestyle": "none",

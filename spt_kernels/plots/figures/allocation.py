@@ -35,7 +35,7 @@ def allocation_figure(
     """
     columns = columns or (1 if len(made.blocks) <= _ONE_COLUMN else 2)
     rows = len(made.operations)
-    figure = paper_figure(columns, 1.0 + 0.19 * max(rows, 4) + 0.2 * bool(title), title)
+    figure = paper_figure(columns, 1.0 + 0.19 * max(rows, 4), title)
     axes = figure.add_subplot()
     scale = _scale(made)
     room = (WIDTHS[columns] - 1.2) * 72 / len(made.blocks)  # points of a cell

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..accuracy import AccuracyRow, AccuracyTable
-from .accuracy_axis import WHISKERS, accuracy_title, note_handle, seeds_note, whiskers
-from .paper import finish, key_columns, paper_figure, put_key, series, short_count, width_of
+from ...methods.method import METHODS
+from ..accuracy import AccuracyRow, AccuracyTable, telling
+from .accuracy_axis import accuracy_title, draw_line, note_handle, seeds_note
+from .paper import (
+    finish,
+    in_key,
+    key_columns,
+    key_inches,
+    paper_figure,
+    put_key,
+    series,
+    short_count,
+    width_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +33,8 @@ def budget_figure(
 
     A method that trains the head alone, or half of the model and more, is a level that all others
     can be held against. Methods that differ in the number in their name alone, as `lora-8` and
-    `lora-16`, are one line.
+    `lora-16`, are one line; what was measured or decided otherwise, on other samples, by another
+    rule, or with modules of another rank within a budget, is a line of its own.
 
     Args:
         made: of `accuracy_by_budget`.
@@ -31,31 +42,20 @@ def budget_figure(
         title: above it.
     """
     columns = columns or 1
-    lines: dict[str, list[AccuracyRow]] = {}
-    for row in made.each:
-        lines.setdefault(_named(row.family, row), []).append(row)
+    lines = _lines(made)
     note = seeds_note(made)
-    labels = [_label(name, rows, made.backbone) for name, rows in lines.items()]
-    names = [*labels, *filter(None, [note])]
-    per_row = key_columns(names, width_of(columns), 2 if columns == 1 else 4)
-    key_lines = -(-len(names) // per_row)
-    figure = paper_figure(columns, 2.2 + 0.15 * key_lines + 0.2 * bool(title), title)
+    names = [in_key(label, columns) for label in lines]
+    shown = [*names, *filter(None, [note])]
+    per_row = key_columns(shown, width_of(columns), 2 if columns == 1 else 4)
+    figure = paper_figure(columns, 2.2 + key_inches(shown, per_row), title)
     axes = figure.add_subplot()
     handles: list[Any] = []
-    for number, (label, rows) in enumerate(zip(labels, lines.values(), strict=True)):
-        if not any(_has_a_place(row, made.backbone) for row in rows):
-            handles.append(_draw_level(axes, rows[0], number, label))
-            continue
-        handles.append(
-            axes.errorbar(
-                [row.trained for row in rows],
-                [100 * row.mean for row in rows],
-                yerr=[whiskers(row) or 0.0 for row in rows] if note else None,
-                label=label,
-                **{**series(number), "markersize": 4.0},
-                **WHISKERS,
-            )
-        )
+    for number, (name, rows) in enumerate(zip(names, lines.values(), strict=True)):
+        if _has_a_place(rows[0], made.backbone):
+            at = [row.trained for row in rows]
+            handles.append(draw_line(axes, rows, at, number, name, has_whiskers=bool(note)))
+        else:
+            handles.append(_draw_level(axes, rows[0], number, name))
     finish(axes, grid="both")
     _scale_parameters(axes, [row.trained for row in made.each if _has_a_place(row, made.backbone)])
     axes.set_ylabel(accuracy_title(made))
@@ -63,18 +63,29 @@ def budget_figure(
     return figure
 
 
-def _named(name: str, row: AccuracyRow) -> str:
-    """With what was chosen for each task, which is another line than what was not."""
-    return f"{name}, {' and '.join(row.chosen)} chosen" if row.chosen else name
+def _lines(made: AccuracyTable) -> dict[str, list[AccuracyRow]]:
+    """The rows of each line, and each level alone, by what the key calls it."""
+    lines: dict[tuple[str, ...], list[AccuracyRow]] = {}
+    for row in made.each:
+        alike = [other for other in made.each if other.family == row.family]
+        has_place = _has_a_place(row, made.backbone)
+        name = row.family if has_place else row.method
+        sizes = _sizes(row) if has_place else ()
+        lines.setdefault((name, *telling(row, alike, sizes)), []).append(row)
+    named = {}
+    for (name, *besides), rows in lines.items():
+        own = rows[0].method if len({row.method for row in rows}) == 1 else name
+        label = ", ".join([own, *besides])
+        is_large = rows[0].trained and not _has_a_place(rows[0], made.backbone)
+        named[f"{label} ({short_count(rows[0].trained)})" if is_large else label] = rows
+    return named
 
 
-def _label(name: str, rows: Sequence[AccuracyRow], backbone: int) -> str:
-    """What the key calls the line of these rows, or their level: a family, or its one method."""
-    first = rows[0]
-    if not any(_has_a_place(row, backbone) for row in rows):
-        return f"{first.method} ({short_count(first.trained)})" if first.trained else first.method
-    is_one = len({row.method for row in rows}) == 1
-    return _named(first.method, first) if is_one else name
+def _sizes(row: AccuracyRow) -> tuple[str, ...]:
+    """The settings that make a method larger; the rank of modules within a budget does not."""
+    entry = METHODS.get(row.family)
+    is_aware = entry is not None and "samples" in entry.options
+    return ("budget",) if is_aware else ("budget", "rank")
 
 
 def _has_a_place(row: AccuracyRow, backbone: int) -> bool:

@@ -38,8 +38,8 @@ def overlap_figure(
     columns = columns or (1 if is_narrow else 2)
     width = width_of(columns)
     side, below = width - names - _BAR, names + 0.2
-    height = side + below + 0.05 + 0.25 * bool(title)
-    figure = paper_figure(columns, height, title)
+    figure = paper_figure(columns, side + below + (0.2 if title else 0.05), title)
+    height = figure.get_figheight()
     figure.set_layout_engine("none")  # the matrix is to be a square of this side
     axes = figure.add_axes((names / width, below / height, side / width, side / height))
     bar = figure.add_axes(

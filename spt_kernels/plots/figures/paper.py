@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...files.picture import FAINT, INK, LINE_COLOURS, LINES, dress, new_figure
+from ...files.picture import FAINT, INK, LINE_COLOURS, LINES, dress, new_figure, shown_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 WIDTHS = {1: 3.3, 2: 6.9}  # inches of so many columns
 LETTERS, SMALL = 7.5, 7.0  # points
 _DPI = 300
+_WIDE = 0.64  # of its height, a letter of a line that is to fit
+_TITLE_LINE = 0.2  # inches
 LONGEST = 28  # letters of a name in a key, of which panels beside one another may have one each
 _KEY = {"handlelength": 2.2, "columnspacing": 1.2, "handletextpad": 0.5}  # in letters
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -27,16 +30,19 @@ def width_of(columns: int) -> float:
 
 
 def paper_figure(columns: int, height: float, title: str | None = None) -> Figure:
-    """An empty figure as wide as so many columns of a paper, `height` inches high.
+    """An empty figure as wide as so many columns of a paper, `height` inches high below its title.
 
     Raises:
         ValueError: columns other than 1 or 2.
         MissingExtra: matplotlib is not installed.
     """
-    figure = new_figure(height, width_of(columns))
+    letters = LETTERS + 1
+    lines = textwrap.wrap(title or "", int(72 * width_of(columns) / (_WIDE * letters)))
+    figure = new_figure(height + len(lines) * _TITLE_LINE, width_of(columns))
     figure.set_dpi(_DPI)
-    if title:
-        figure.suptitle(title, fontsize=LETTERS + 1, color=INK)
+    if lines:
+        text = "\n".join(shown_name(line, len(line)) for line in lines)
+        figure.suptitle(text, fontsize=letters, color=INK)
     return figure
 
 
@@ -66,6 +72,19 @@ def finish(*every: Axes, grid: Literal["x", "y", "both"] = "y") -> None:
         axes.grid(axis=grid, color=FAINT, linewidth=0.5)
 
 
+def in_key(name: str, columns: int) -> str:
+    """A name of settings as keys have it: in lines that go into so many columns of a paper."""
+    room = 72 * width_of(columns) - SMALL * (_KEY["handlelength"] + _KEY["handletextpad"])
+    return textwrap.fill(name, int(room / (_WIDE * SMALL)), break_on_hyphens=False)
+
+
+def key_inches(names: Sequence[str], columns: int) -> float:
+    """How high a key of such names is, in so many columns of its own."""
+    rows = -(-len(names) // columns)
+    in_column = [names[at : at + rows] for at in range(0, len(names), rows)]
+    return 0.15 * max(sum(1 + name.count("\n") for name in own) for own in in_column)
+
+
 def key_columns(names: Sequence[str], width: float, most: int) -> int:
     """In how many columns, `most` at most, a key of such names goes into so many inches."""
     import numpy as np
@@ -74,7 +93,11 @@ def key_columns(names: Sequence[str], width: float, most: int) -> int:
 
     letters = FontProperties(size=SMALL)
     name_widths = [
-        text_to_path.get_text_width_height_descent(name, letters, ismath=False)[0] for name in names
+        max(
+            text_to_path.get_text_width_height_descent(line, letters, ismath=False)[0]
+            for line in name.split("\n")
+        )
+        for name in names
     ]
     mark = SMALL * (_KEY["handlelength"] + _KEY["handletextpad"])
     between = SMALL * _KEY["columnspacing"]

@@ -32,7 +32,7 @@ def pretraining_figure(
     names = [shown_name(name, LONGEST) for name in made.by_block]
     per_row = key_columns(names, width_of(columns), 3)
     below = 0.15 * (-(-len(names) // per_row) - 1)  # inches of a key's further lines
-    figure = paper_figure(columns, (3.7 if is_high else 2.1) + below + 0.2 * bool(title), title)
+    figure = paper_figure(columns, (3.7 if is_high else 2.1) + below, title)
     blocks, operations = figure.subplots(*((2, 1) if is_high else (1, 2)))
     shown = [
         place

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..accuracy import AccuracyRow, AccuracyTable, labels
-from .accuracy_axis import WHISKERS, accuracy_title, note_handle, seeds_note, whiskers
-from .paper import finish, key_columns, paper_figure, put_key, series, width_of
+from .accuracy_axis import accuracy_title, draw_line, note_handle, seeds_note
+from .paper import finish, in_key, key_columns, key_inches, paper_figure, put_key, width_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,21 +29,15 @@ def samples_figure(
         lines.setdefault(label, []).append(row)
     note = seeds_note(made)
     columns = columns or 1
-    per_row = key_columns([*lines, *filter(None, [note])], width_of(columns), 2)
-    figure = paper_figure(columns, 2.1 + 0.15 * len(lines) + 0.2 * bool(title), title)
+    names = [in_key(label, columns) for label in lines]
+    shown = [*names, *filter(None, [note])]
+    per_row = key_columns(shown, width_of(columns), 2)
+    figure = paper_figure(columns, 2.1 + key_inches(shown, per_row), title)
     axes = figure.add_subplot()
     handles: list[Any] = []
-    for number, (label, rows) in enumerate(lines.items()):
-        handles.append(
-            axes.errorbar(
-                [row.settings["samples"] for row in rows],
-                [100 * row.mean for row in rows],
-                yerr=[whiskers(row) or 0.0 for row in rows] if note else None,
-                label=label,
-                **{**series(number), "markersize": 4.0},
-                **WHISKERS,
-            )
-        )
+    for number, (name, rows) in enumerate(zip(names, lines.values(), strict=True)):
+        at = [row.settings["samples"] for row in rows]
+        handles.append(draw_line(axes, rows, at, number, name, has_whiskers=bool(note)))
     finish(axes, grid="both")
     counts = sorted({row.settings["samples"] for row in made.each})
     if counts[-1] >= _LOG * counts[0]:

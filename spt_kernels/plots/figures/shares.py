@@ -59,7 +59,7 @@ def shares_figure(
     per_row = min(key_columns(panel.names, width, most) for panel in panels)
     key = 0.15 * -(-max(len(panel.tasks) for panel in panels) // per_row)  # inches
     height = key + down * _PANEL if is_shared else down * (key + _PANEL)
-    figure = paper_figure(columns, height + 0.2 * bool(title), title)
+    figure = paper_figure(columns, height, title)
     grid = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
     handles: list[Any] = []
     for axes, panel in zip(grid, panels, strict=False):

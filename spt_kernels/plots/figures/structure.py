@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from ...files.picture import INK, LINE_COLOURS, shown_name
 from ...methods.method import entry_of
 from ..accuracy import AccuracyRow, AccuracyTable, labels
 from .accuracy_axis import WHISKERS, seeds_note, whiskers
-from .paper import SMALL, finish, paper_figure, short_count
+from .paper import SMALL, finish, paper_figure, short_count, width_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_ONE_COLUMN = 24  # letters of a name
+_LETTERS = {1: 24, 2: 54}  # of a line of a name, in so many columns
 _MODULES = {"lora": "LoRA", "adapter": "Adapter", None: "–"}
 
 
@@ -28,8 +29,11 @@ def structure_figure(
         title: above it.
     """
     names = labels(made.each)
-    columns = columns or (1 if max(map(len, names)) <= _ONE_COLUMN else 2)
-    figure = paper_figure(columns, 1.05 + 0.22 * len(names) + 0.2 * bool(title), title)
+    columns = columns or (1 if max(map(len, names)) <= _LETTERS[1] else 2)
+    width_of(columns)  # or refuses
+    names = [textwrap.fill(name, _LETTERS[columns], break_on_hyphens=False) for name in names]
+    lines = 1 + max(name.count("\n") for name in names)
+    figure = paper_figure(columns, 1.05 + (0.1 + 0.12 * lines) * len(names), title)
     table, axes = figure.subplots(1, 2, sharey=True, width_ratios=(1.7, 1))
     for y, row in enumerate(made.each):
         look: dict[str, Any] = {"color": LINE_COLOURS[0], "marker": "o", "markersize": 4}
