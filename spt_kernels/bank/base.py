@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..model.buffers import copied
 from ..model.check import check_trainable_itself
 from ..model.quantized import quantized_names
+from ..model.tied import identity_of
 from ..ops.write_delta import gather_original
 from ..task.base_model import BaseModel, holds_peft
 from ..task.file.fingerprint import Fingerprint
@@ -31,6 +32,7 @@ class Base:
         modules: module name -> module, as they are in the base.
         structure: the plain model without values, on the meta device: what `model` is when no task
             is on.
+        tied: parameter name -> its other names, in modules of their own.
         fingerprints: name -> fingerprint of a parameter, or floating buffer, in the base.
     """
 
@@ -62,6 +64,7 @@ class Base:
         self.model = model
         self.modules = dict(model.named_modules())
         self.structure = _without_values(model)
+        self.tied = BaseModel.of(self.structure).tied
         named = {*self.now.parameters, *self.now.buffers}
         values = base_values(model, self.now, named)
         self.fingerprints: Mapping[str, Fingerprint] = Fingerprint.of_all(
@@ -160,9 +163,11 @@ def _version(buffer: Tensor) -> int:
 def _without_values(model: nn.Module) -> nn.Module:
     """A copy of a model on the meta device, which takes no memory."""
     tensors: dict[int, Any] = {}
+    same: dict[object, nn.Parameter] = {}  # of two that lie in one memory
     for parameter in model.parameters():
-        empty = torch.empty_like(parameter, device="meta")
-        tensors[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+        empty = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        key = identity_of(parameter), parameter.shape
+        tensors[id(parameter)] = same.setdefault(key, empty)
     for buffer in model.buffers():
         tensors[id(buffer)] = torch.empty_like(buffer, device="meta")
     return copy.deepcopy(model, tensors)

@@ -305,6 +305,7 @@ class TaskBank:
         if len(names) > 1 and wanted:
             held = [None if n is None else self._residents.take(n) for n in names]
             self._switch.to(None)
+            self._base.check_unchanged()  # where nothing was switched, and before `record`
             problem = mixing_problem(self._base, held, self._layout(images))
             if problem is None:
                 return MixedBatch(self._base, held, counts).run(images, self._layout(images))
