@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
 
 from ..model.buffers import copied
 from ..model.check import check_trainable_itself
+from ..model.kept import forget_kept, has_own_mode
 from ..model.quantized import quantized_names
 from ..model.tied import identity_of
 from ..ops.write_delta import gather_original
@@ -79,6 +81,7 @@ class Base:
             for inside in (module._parameters, module._modules)
             for local in inside
         ]
+        self._keep = [module for module in self.modules.values() if has_own_mode(module)]
         self._watched = [*self.now.parameters, *self.now.owners, *self.modules]
         self._state: list[object] = []
         self._there: list[nn.Module | nn.Parameter | None] = []
@@ -101,6 +104,10 @@ class Base:
                 raise ValueError(
                     f"{name or 'the model'} was changed, moved or cast behind the bank, {_LOST}"
                 )
+
+    def forget_kept(self) -> None:
+        """Let forwards look anew at parameters that were just written."""
+        forget_kept(self._keep)
 
     def remember(self, name: str, current: BankedTask | None) -> None:
         """Keep a copy of a parameter that a task replaces whole, once for all tasks.
@@ -170,4 +177,8 @@ def _without_values(model: nn.Module) -> nn.Module:
         tensors[id(parameter)] = same.setdefault(key, empty)
     for buffer in model.buffers():
         tensors[id(buffer)] = torch.empty_like(buffer, device="meta")
+    for module in model.modules():  # what a forward has left there may have a graph
+        for value in tree_iter(vars(module)):
+            if isinstance(value, Tensor):
+                tensors.setdefault(id(value), torch.empty_like(value.detach(), device="meta"))
     return copy.deepcopy(model, tensors)

@@ -47,7 +47,7 @@ class Switch:
             if task is not None:
                 self._enter(task)
         finally:
-            torch.clear_autocast_cache()  # of casts of what was there before
+            self.base.forget_kept()
             self.base.record()
 
     def _leave(self, following: BankedTask | None) -> None:
