@@ -172,7 +172,12 @@ class CapturedStep:
             param.grad = grad
         if self._step.accumulate == 1:
             self._zero_grads()
-        return self._backward_of(batch)
+        try:
+            return self._backward_of(batch)
+        except BaseException:  # the next batch then begins another update, as in a TrainingStep
+            self._batches = 0
+            self._zero_grads()
+            raise
 
     def _backward_of(self, batch: Mapping[int | str, Tensor]) -> Tensor:
         named = {place: part for place, part in batch.items() if isinstance(place, str)}
