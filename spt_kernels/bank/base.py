@@ -20,7 +20,6 @@ from ..task.base_model import BaseModel, holds_peft
 from ..task.file.fingerprint import Fingerprint
 from ..task.fit import base_values
 from .banked_task import BankedTask
-from .structured_class import is_put_on
 
 _LOST = "which no longer knows its base: make the model what it is to be first, then a new bank"
 
@@ -57,12 +56,6 @@ class Base:
                 f"{name} is quantized to {quantized}, and a bank writes tasks into weights: give "
                 "it the float model, spt.dequantize(model), or switch tasks with load_delta"
             )
-        for name, module in model.named_modules():
-            if is_put_on(module):
-                raise ValueError(
-                    f"model: another bank has a task on it, with a part on {name}: use(None) there "
-                    "first; two banks over one model are in each other's way"
-                )
         self.model = model
         self.modules = dict(model.named_modules())
         self.structure = _without_values(model)
