@@ -8,15 +8,18 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import BaseModelMismatch
+from ..task.base_model import unwrap
 from ..task.delta import task_of
 from ..task.file.format import TaskFile, read
 from ..task.fit import Fit
+from ..task.intact import tuning_of
 from .banked_task import BankedTask, Positions
 from .base import Base
 from .layout import Layout
@@ -177,7 +180,9 @@ class TaskBank:
             BaseModelMismatch: it was tuned from another base model.
             ValueError: it is not tuned, or as `save_delta` refuses it; otherwise as `load`.
         """
-        self._put(name, task_of(tuned_model), None)
+        task = task_of(tuned_model)
+        classes = list(tuning_of(unwrap(tuned_model)).classes)  # of the file that it came from
+        self._put(name, replace(task, metadata={"classes": classes} if classes else {}), None)
 
     def remove(self, name: str) -> None:
         """Forget a task; its file stays.
