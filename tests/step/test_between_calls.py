@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,18 +48,30 @@ def test_the_next_update_is_of_the_batches_that_follow(captured: bool) -> None:
             assert torch.equal(mine.cpu(), theirs.cpu())
 
 
-def test_deltas_that_are_changed_in_place_are_followed() -> None:
+def in_place(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        for delta in sparse_deltas(model).values():
+            delta.delta.mul_(-20)
+
+
+def by_a_state_dict(model: torch.nn.Module) -> None:
+    state = model.state_dict()
+    model.load_state_dict({n: -20 * t if "delta" in n else t.clone() for n, t in state.items()})
+
+
+@pytest.mark.parametrize("method", ["spt-unstructured", "spt-lora"])
+@pytest.mark.parametrize("change", [in_place, by_a_state_dict])
+def test_deltas_that_are_changed_are_followed(change: Any, method: str) -> None:
     results = []
     with pretended_card():
         for captured in (True, False):
-            model = tuned("spt-unstructured", "cuda")
+            model = tuned(method, "cuda")
             optimizer = spt.SparseAdamW(spt.param_groups(model), lr=1e-2, capturable=True)
 
-            @torch.no_grad()
-            def change(n: int, _: object, model: torch.nn.Module = model) -> None:
-                for delta in sparse_deltas(model).values() if n == 2 else ():
-                    delta.delta.mul_(-20)
+            def between(n: int, _: object, model: torch.nn.Module = model) -> None:
+                if n == 2:
+                    change(model)
 
             data = batches(4, "cuda")
-            results.append(train(captured, model, data, optimizer=optimizer, between=change))
+            results.append(train(captured, model, data, optimizer=optimizer, between=between))
     assert_same(*results)
