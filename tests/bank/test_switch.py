@@ -293,3 +293,25 @@ def test_a_task_that_cannot_be_taken_off_is_by_the_next_switch(
         assert_same_picture(bank.use(None), before)
         bank.use("unstructured")
         assert_same_picture(bank.use(None), before)
+
+
+def test_a_switch_that_is_interrupted_between_two_tasks_is_ended_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = plain("vit")
+    before, bank = picture(model), spt.TaskBank(model)
+    bank.load("one", saved(tmp_path, "vit", "unstructured"))
+    bank.load("two", saved(tmp_path, "vit", "unstructured"))  # of the same positions
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for following in ("two", "one", None):
+        bank.use("one")
+        with monkeypatch.context() as patch:
+            patch.setattr("spt_kernels.bank.switch.Switch._enter", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                bank.use("two")
+        assert bank.in_use is None
+        bank.use(following)
+        assert_same_picture(bank.use(None), before)
