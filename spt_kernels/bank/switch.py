@@ -51,7 +51,7 @@ class Switch:
             self.base.record()
 
     def _leave(self, following: BankedTask | None) -> None:
-        """The base again, but for what the following task writes anyway."""
+        """Take off what is on, to put the following task on."""
         task = self.leaving or self.task
         if task is not None:
             self.task, self.leaving = None, task  # all of what follows may be done again
@@ -59,6 +59,7 @@ class Switch:
         self.leaving = following
 
     def _take_off(self, task: BankedTask, following: BankedTask | None) -> None:
+        """The base again, but for what the following task writes anyway."""
         for name in task.structured:
             plain_again(self.base.modules[name.rpartition(".")[0]])
         write_entries(self.base, task, _differing(task, following), restore=True)
