@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
 
 from ..model.buffers import copied
 from ..model.check import check_trainable_itself
+from ..model.kept import forget_kept, has_own_mode
 from ..model.quantized import quantized_names
+from ..model.tied import identity_of
 from ..ops.write_delta import gather_original
 from ..task.base_model import BaseModel, holds_peft
 from ..task.file.fingerprint import Fingerprint
 from ..task.fit import base_values
 from .banked_task import BankedTask
-from .structured_class import is_put_on
 
 _LOST = "which no longer knows its base: make the model what it is to be first, then a new bank"
 
@@ -31,6 +33,7 @@ class Base:
         modules: module name -> module, as they are in the base.
         structure: the plain model without values, on the meta device: what `model` is when no task
             is on.
+        tied: parameter name -> its other names, in modules of their own.
         fingerprints: name -> fingerprint of a parameter, or floating buffer, in the base.
     """
 
@@ -53,15 +56,10 @@ class Base:
                 f"{name} is quantized to {quantized}, and a bank writes tasks into weights: give "
                 "it the float model, spt.dequantize(model), or switch tasks with load_delta"
             )
-        for name, module in model.named_modules():
-            if is_put_on(module):
-                raise ValueError(
-                    f"model: another bank has a task on it, with a part on {name}: use(None) there "
-                    "first; two banks over one model are in each other's way"
-                )
         self.model = model
         self.modules = dict(model.named_modules())
         self.structure = _without_values(model)
+        self.tied = BaseModel.of(self.structure).tied
         named = {*self.now.parameters, *self.now.buffers}
         values = base_values(model, self.now, named)
         self.fingerprints: Mapping[str, Fingerprint] = Fingerprint.of_all(
@@ -76,6 +74,7 @@ class Base:
             for inside in (module._parameters, module._modules)
             for local in inside
         ]
+        self._keep = [module for module in self.modules.values() if has_own_mode(module)]
         self._watched = [*self.now.parameters, *self.now.owners, *self.modules]
         self._state: list[object] = []
         self._there: list[nn.Module | nn.Parameter | None] = []
@@ -98,6 +97,10 @@ class Base:
                 raise ValueError(
                     f"{name or 'the model'} was changed, moved or cast behind the bank, {_LOST}"
                 )
+
+    def forget_kept(self) -> None:
+        """Let forwards look anew at parameters that were just written."""
+        forget_kept(self._keep)
 
     def remember(self, name: str, current: BankedTask | None) -> None:
         """Keep a copy of a parameter that a task replaces whole, once for all tasks.
@@ -160,9 +163,15 @@ def _version(buffer: Tensor) -> int:
 def _without_values(model: nn.Module) -> nn.Module:
     """A copy of a model on the meta device, which takes no memory."""
     tensors: dict[int, Any] = {}
+    same: dict[object, nn.Parameter] = {}  # of two that lie in one memory
     for parameter in model.parameters():
-        empty = torch.empty_like(parameter, device="meta")
-        tensors[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+        empty = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        key = identity_of(parameter), parameter.shape
+        tensors[id(parameter)] = same.setdefault(key, empty)
     for buffer in model.buffers():
         tensors[id(buffer)] = torch.empty_like(buffer, device="meta")
+    for module in model.modules():  # what a forward has left there may have a graph
+        for value in tree_iter(vars(module)):
+            if isinstance(value, Tensor):
+                tensors.setdefault(id(value), torch.empty_like(value.detach(), device="meta"))
     return copy.deepcopy(model, tensors)

@@ -103,6 +103,10 @@ def mixing_problem(base: Base, tasks: Sequence[BankedTask | None], layout: Layou
         for module_name, own in task.by_module.items():
             local = next(iter({**own.sparse, **own.whole, **own.structured}))
             name = f"{module_name}.{local}" if module_name else local
+            for each in {**own.sparse, **own.whole}:
+                full = f"{module_name}.{each}" if module_name else each
+                if full in base.tied:
+                    return f"{full} is tied to {base.tied[full][0]}, of another layer"
             module = base.modules.get(module_name)
             if module is None or module_name in task.read:
                 return f"{name}: the model reads it outside of its layer"

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.autograd.autocast import without_autocast
+from ..model.kept import forget_kept
 from ..ops.add_sparse_rows import add_sparse_rows
 from ..ops.write_delta import write_delta
 from .banked_task import SparsePart
@@ -190,7 +191,7 @@ class _Lent:
     def __init__(
         self, module: Any, sparse: Mapping[str, SparsePart], whole: Mapping[str, Tensor]
     ) -> None:
-        self._parameters = module._parameters
+        self._module, self._parameters = module, module._parameters
         self._sparse, self._whole = sparse, whole
 
     def __enter__(self) -> None:
@@ -208,4 +209,4 @@ class _Lent:
         targets = [self._parameters[local] for local in self._sparse]
         indices = [part.positions.index for part in self._sparse.values()]
         write_delta(targets, indices, values, None)
-        torch.clear_autocast_cache()  # of casts of what was there before
+        forget_kept([self._module])

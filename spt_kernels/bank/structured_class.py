@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..model.check import IN_A_BANK
 from .structured import StructuredGroup, add_structured
-
-_GROUP = "_spt_bank_group"
 
 
 class _WithStructured:
@@ -26,7 +25,7 @@ class _WithStructured:
         if torch.is_grad_enabled():
             output = output.clone()  # autograd may need the layer's own
         own: Any = self
-        add_structured(own, input, output, (own.__dict__[_GROUP],), 1)
+        add_structured(own, input, output, (own.__dict__[IN_A_BANK],), 1)
         return output
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -38,21 +37,16 @@ class _WithStructured:
 
 def put_on(module: nn.Module, group: StructuredGroup) -> None:
     """Let a plain layer run with the part of one task."""
-    module.__dict__[_GROUP] = group
+    module.__dict__[IN_A_BANK] = group
     kind: Any = type(module)
     module.__class__ = _class_of(kind)
 
 
-def is_put_on(module: nn.Module) -> bool:
-    """Whether a layer runs with the part of a task."""
-    return isinstance(module, _WithStructured)
-
-
 def plain_again(module: nn.Module) -> None:
     """Undo `put_on`, wherever that has come to."""
-    if is_put_on(module):
+    if isinstance(module, _WithStructured):
         module.__class__ = type(module).__mro__[2]
-    module.__dict__.pop(_GROUP, None)
+    module.__dict__.pop(IN_A_BANK, None)
 
 
 def _empty(plain: Any) -> Any:

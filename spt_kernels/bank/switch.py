@@ -23,7 +23,7 @@ class Switch:
     Attributes:
         base: the model.
         task: the one that is on; None for the base itself, or where `leaving` is not done.
-        leaving: one that could not be taken off whole, which the next switch ends; None else.
+        leaving: one that is on in part, which the next switch takes off; None else.
     """
 
     base: Base
@@ -47,15 +47,19 @@ class Switch:
             if task is not None:
                 self._enter(task)
         finally:
-            torch.clear_autocast_cache()  # of casts of what was there before
+            self.base.forget_kept()
             self.base.record()
 
     def _leave(self, following: BankedTask | None) -> None:
-        """The base again, but for what the following task writes anyway."""
+        """Take off what is on, to put the following task on."""
         task = self.leaving or self.task
-        if task is None:
-            return
-        self.task, self.leaving = None, task  # all of what follows may be done again
+        if task is not None:
+            self.task, self.leaving = None, task  # all of what follows may be done again
+            self._take_off(task, following)
+        self.leaving = following
+
+    def _take_off(self, task: BankedTask, following: BankedTask | None) -> None:
+        """The base again, but for what the following task writes anyway."""
         for name in task.structured:
             plain_again(self.base.modules[name.rpartition(".")[0]])
         write_entries(self.base, task, _differing(task, following), restore=True)
@@ -65,15 +69,14 @@ class Switch:
             if name.rpartition(".")[0] not in task.replaced:
                 self.base.now.parameters[name].copy_(self.base.whole(name))
         set_buffers(self.base.now, self.base.buffers(task.buffers))
-        self.leaving = None
 
     def _enter(self, task: BankedTask) -> None:
-        self.task = task
         try:
             self._put(task)
         except BaseException:
             self._leave(None)
             raise
+        self.task, self.leaving = task, None
 
     def _put(self, task: BankedTask) -> None:
         base, model = self.base, self.base.model

@@ -8,15 +8,18 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import BaseModelMismatch
+from ..task.base_model import unwrap
 from ..task.delta import task_of
 from ..task.file.format import TaskFile, read
 from ..task.fit import Fit
+from ..task.intact import tuning_of
 from .banked_task import BankedTask, Positions
 from .base import Base
 from .layout import Layout
@@ -177,7 +180,9 @@ class TaskBank:
             BaseModelMismatch: it was tuned from another base model.
             ValueError: it is not tuned, or as `save_delta` refuses it; otherwise as `load`.
         """
-        self._put(name, task_of(tuned_model), None)
+        task = task_of(tuned_model)
+        classes = list(tuning_of(unwrap(tuned_model)).classes)  # of the file that it came from
+        self._put(name, replace(task, metadata={"classes": classes} if classes else {}), None)
 
     def remove(self, name: str) -> None:
         """Forget a task; its file stays.
@@ -305,6 +310,7 @@ class TaskBank:
         if len(names) > 1 and wanted:
             held = [None if n is None else self._residents.take(n) for n in names]
             self._switch.to(None)
+            self._base.check_unchanged()  # where nothing was switched, and before `record`
             problem = mixing_problem(self._base, held, self._layout(images))
             if problem is None:
                 return MixedBatch(self._base, held, counts).run(images, self._layout(images))

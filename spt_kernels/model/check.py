@@ -14,6 +14,7 @@ from .quantized import is_quantized, matrix_of, state_of
 
 # What a tensor of torchao has set where more than the weight is quantized, or the input rescaled
 _OF_THE_INPUT = ("act_quant_kwargs", "activation_quantization", "act_pre_scale")
+IN_A_BANK = "_spt_bank_group"  # attribute of a layer that runs with a part of a `TaskBank`'s task
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
 
 
@@ -35,14 +36,19 @@ def check_trainable_itself(model: nn.Module, verb: str, *, may_be_offloaded: boo
         may_be_offloaded: whether weights may be on the host at times.
 
     Raises:
-        ValueError: it is compiled, scripted, offloaded or wrapped for data parallelism; or a
-            parameter has no values, is sharded, was made in inference mode, or is quantized in a
-            way that is not served.
+        ValueError: it is compiled, scripted, offloaded or wrapped for data parallelism, or runs
+            with a task of a bank; or a parameter has no values, is sharded, was made in inference
+            mode, or is quantized in a way that is not served.
     """
     check_not_wrapped(model, verb)
     if not may_be_offloaded:
         check_not_offloaded(model, verb)
     for prefix, module in model.named_modules():
+        if IN_A_BANK in vars(module):
+            raise ValueError(
+                f"cannot {verb} the model while a TaskBank has a task on it, with a part on "
+                f"{prefix}: call bank.use(None) first, and copy the model after that"
+            )
         for name, parameter in module.named_parameters(prefix, recurse=False):
             problem = _quantization_problem(name, module, parameter)
             if problem is not None:

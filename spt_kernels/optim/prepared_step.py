@@ -43,6 +43,7 @@ class PreparedStep:
         """Use `of`, which knows what this can hold."""
         members = [*entries, *rest]
         trained = {id(member.param) for member in members}
+        self._groups = list(groups)  # whose numbers the rest is stepped by
         self._params: list[list[Tensor]] = [list(group["params"]) for group in groups]
         self._idle = [p for params in self._params for p in params if id(p) not in trained]
         self._rest, self._slots, self._planned = rest, slots, planned
@@ -122,7 +123,9 @@ class PreparedStep:
         return True
 
     def _has_params(self, groups: Groups) -> bool:
-        if len(groups) != len(self._params) or _is_capturable(groups) != self.is_capturable:
+        if len(groups) != len(self._params) or not all(map(is_, groups, self._groups)):
+            return False
+        if _is_capturable(groups) != self.is_capturable:
             return False
         for group, params in zip(groups, self._params, strict=True):
             now = group["params"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -205,6 +205,8 @@ class SptModel(BaseTuner):
         cls, model: Any, config: Any, adapter_name: str, state_dict: Any, *others: Any, **named: Any
     ) -> dict[str, Tensor]:
         tuner = _tuner_of(model)
+        if adapter_name == tuner.spt.on_model and not tuner.spt.merged:
+            _check_own(model, trained_parameters(tuner.model), state_dict)
         with tuner.spt.showing(tuner.model, adapter_name):
             task = task_of(tuner.model)
         config.plan = task.plan
@@ -247,6 +249,20 @@ class SptModel(BaseTuner):
                 zero.append(layer.lora_b if isinstance(layer, LoraLayer) else layer.up_weight)
             same = all(torch.equal(now.parameters[n], base[n]) for n in base)
             return not same or any(bool(parameter.any()) for parameter in zero)
+
+
+def _check_own(model: nn.Module, trained: Sequence[Tensor], given: Mapping[str, Any]) -> None:
+    """Raise where a state dict that is to be saved has other values than are trained."""
+    ours = {id(parameter) for parameter in trained}
+    for name, own in model.named_parameters():
+        value = given.get(name)
+        if id(own) not in ours or not isinstance(value, Tensor) or not own.isfinite().all():
+            continue
+        if not torch.equal(own.detach().to(value), value):
+            raise ValueError(
+                f"state_dict: expected the model's own, got other values of {name}: an adapter is "
+                "saved as the model has it, load them first, model.load_state_dict(state_dict)"
+            )
 
 
 def _check_finite(model: nn.Module, name: str) -> None:

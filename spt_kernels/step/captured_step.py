@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import sparse_deltas
+from ..layers import sparse_deltas, write_deltas
 from ..layers.autograd.mask_keys import MaskKeys
 from .device_graph import DeviceGraph, refusing_waits
 from .held_model import HeldModel
@@ -135,6 +135,8 @@ class CapturedStep:
         torch.cuda.current_stream().wait_stream(stream)
         self._optimizer.hold_state()
         self._model = HeldModel(step.model)
+        self._deltas = list(sparse_deltas(step.model).values())
+        self._versions = self._versions_now()
 
     def __call__(self, *batch: Tensor, **named: Tensor) -> Tensor:
         """Train on a batch, given as it was captured: tensors in order, or by name; its loss.
@@ -151,6 +153,7 @@ class CapturedStep:
         if difference is not None:
             raise RuntimeError(f"model: {difference}; put it back, or capture the step anew")
         self._optimizer.carry_over()
+        self._follow_deltas()
         loss = self._loss_of_ragged(given) if is_ragged else self._loss_of(given)
         self._batches += 1
         if self._batches == self._step.accumulate:
@@ -158,6 +161,16 @@ class CapturedStep:
             self._update.replay()
             vars(self._step.optimizer)["_opt_called"] = True  # which a scheduler looks for
         return loss
+
+    def _follow_deltas(self) -> None:
+        """Write what was changed in place since the last call, which no graph looks at."""
+        versions = self._versions_now()
+        if versions != self._versions:
+            write_deltas(delta for delta in self._deltas if not delta.is_fresh)
+            self._versions = versions
+
+    def _versions_now(self) -> list[int]:
+        return [delta.delta._version for delta in self._deltas]
 
     def _loss_of(self, batch: Mapping[int | str, Tensor]) -> Tensor:
         for place, own in self._inputs.items():
@@ -172,7 +185,12 @@ class CapturedStep:
             param.grad = grad
         if self._step.accumulate == 1:
             self._zero_grads()
-        return self._backward_of(batch)
+        try:
+            return self._backward_of(batch)
+        except BaseException:  # the next batch then begins another update, as in a TrainingStep
+            self._batches = 0
+            self._zero_grads()
+            raise
 
     def _backward_of(self, batch: Mapping[int | str, Tensor]) -> Tensor:
         named = {place: part for place, part in batch.items() if isinstance(place, str)}

@@ -64,14 +64,18 @@ class TrainingStep:
         self._batches = 0
 
     def __call__(self, *batch: Tensor, **named: Tensor) -> Tensor:
-        """Train on one batch, with an update after each `accumulate` of them; its own loss."""
+        """Train on one batch, with an update after each `accumulate` of them; its own loss.
+
+        Where a batch fails, the next one begins another update, without what there was of this one.
+        """
         if self._batches == 0:
             self.optimizer.zero_grad(set_to_none=True)
+        batches, self._batches = self._batches + 1, 0
         loss = self.backward(*batch, **named)
-        self._batches += 1
-        if self._batches == self.accumulate:
-            self._batches = 0  # before what may fail: the next batch then begins another update
+        if batches == self.accumulate:
             self.update()
+        else:
+            self._batches = batches
         return loss
 
     def backward(self, *batch: Tensor, **named: Tensor) -> Tensor:
@@ -145,6 +149,8 @@ class TrainingStep:
             if self.scaler is not None:  # which would take the next gradients for unscaled ones
                 with contextlib.suppress(Exception):
                     self.scaler.update()
+                for told in ("grad_scale", "found_inf"):  # by it, and multiplied with the next one
+                    vars(self.optimizer).pop(told, None)
             raise
         if self.scaler is not None:
             self.scaler.update()

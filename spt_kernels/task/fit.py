@@ -66,7 +66,7 @@ class Fit:
         found = dict(known or {}) if frozen is None else dict(frozen.present)
         found |= Fingerprint.of_all({n: base[n] for n in task.base if n not in found})
         problem = _difference(task, found) if check_base else None
-        problem = problem or _dense_problem(now, task) or _tied_problem(model, now, task)
+        problem = problem or _dense_problem(now, task) or _tied_problem(model, task)
         if problem is None:
             tuning = None if frozen is None else tuning_of(model)
             problem = buffer_problem(now, tuning, task)
@@ -124,13 +124,13 @@ def _dense_problem(now: BaseModel, task: TaskFile) -> str | None:
     return None
 
 
-def _tied_problem(model: nn.Module, now: BaseModel, task: TaskFile) -> str | None:
+def _tied_problem(model: nn.Module, task: TaskFile) -> str | None:
     """What was trained under several names, and is not one parameter here."""
     every = dict(model.named_parameters(remove_duplicate=False)) if task.tied else {}
     for name, others in task.tied.items():
         for other in others:
-            own = now.parameters.get(name)
-            if own is None or other not in every or identity_of(every[other]) != identity_of(own):
+            one, same = every.get(name), every.get(other)
+            if one is None or same is None or identity_of(one) != identity_of(same):
                 return f"{other}: expected the same parameter as {name}, as it was trained, tied"
     return None
 

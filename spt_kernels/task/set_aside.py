@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..layers import LoraLayer, SetAside, all_or_nothing, put_back, set_aside, write_deltas
 from ..model.buffers import copied
 from ..model.class_labels import restore_class_labels
+from ..model.kept import forget_kept
 from ..model.replaced_head import name_classes, put_heads
 from ..tuning import Tuning, unwatch_state_dicts, watch_state_dicts
 from .base_model import BaseModel
@@ -153,7 +154,7 @@ def _tell(model: nn.Module, now: BaseModel, aside: TaskAside) -> None:
     said = name_classes(model, tuning.replaced_head, head, tuning.classes)
     model.spt_tuning = replace(tuning, replaced_head=said)  # type: ignore[assignment]
     watch_state_dicts(model)
-    torch.clear_autocast_cache()  # of casts of what was there before
+    forget_kept(model.modules())
 
 
 def _untell(model: nn.Module) -> None:
@@ -161,7 +162,7 @@ def _untell(model: nn.Module) -> None:
     restore_class_labels(model, tuning_of(model).replaced_head.said)
     unwatch_state_dicts(model)
     del model.spt_tuning
-    torch.clear_autocast_cache()
+    forget_kept(model.modules())
 
 
 @dataclass(frozen=True, eq=False)

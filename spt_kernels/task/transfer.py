@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..distributed.sharded import put_whole, whole
 from ..layers import LoraLayer, restore_deltas, untune, write_deltas
 from ..model.buffers import copied
+from ..model.kept import forget_kept
 from ..model.replaced_head import fit_head, name_classes, restore_head
 from ..plan import Plan
 from ..tuning import Tuning, apply_to_known, train_whole, unwatch_state_dicts
@@ -125,7 +126,7 @@ def fill(model: nn.Module, now: BaseModel, task: Task) -> None:
     write_deltas(now.deltas.values())
     replaced = name_classes(model, tuning.replaced_head, _head(task), classes)
     _change_tuning(model, plan=task.plan, classes=classes, replaced_head=replaced)
-    torch.clear_autocast_cache()  # of casts of what was there before
+    forget_kept(model.modules())
 
 
 def put(model: nn.Module, task: Task, digests: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -196,7 +197,7 @@ def forget(model: nn.Module, now: BaseModel) -> None:
     del model.spt_tuning
     for name, flag in flags.items():
         now.parameters[name].requires_grad_(flag)
-    torch.clear_autocast_cache()  # of casts of what was there before
+    forget_kept(model.modules())
 
 
 def restore_whole(model: nn.Module, now: BaseModel, tuning: Tuning) -> None:

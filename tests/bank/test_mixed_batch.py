@@ -144,6 +144,17 @@ def test_one_task_keeps_what_is_in_use(tmp_path: Path) -> None:
         assert torch.equal(bank.model(x), before)
 
 
+def test_a_base_changed_behind_the_bank_is_noticed(tmp_path: Path) -> None:
+    bank = bank_of(plain("vit"), {"a": saved(tmp_path, "vit", "lora", 0)})
+    x = images("vit", 2)
+    bank.run(x, ["a", None], together=True)
+    with torch.no_grad():
+        bank.model.get_parameter("blocks.0.mlp.fc1.weight").add_(1.0)
+    for _ in range(2):  # nor is it taken for the base from then on
+        with pytest.raises(ValueError, match=r"fc1\.weight was changed, moved or cast behind"):
+            bank.run(x, ["a", None], together=True)
+
+
 class Doubled(nn.Linear):
     """A Linear that computes something else."""
 

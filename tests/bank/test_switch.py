@@ -78,6 +78,31 @@ def test_what_the_model_says_of_its_classes_follows(tmp_path: Path) -> None:
     assert (model.num_classes, model.head) == (5, head)
 
 
+class Said:
+    """As a configuration of transformers."""
+
+    def __init__(self) -> None:
+        self.id2label = {n: f"base {n}" for n in range(5)}
+        self.label2id = {name: n for n, name in self.id2label.items()}
+        self.num_labels = 5
+
+
+def test_the_names_of_classes_come_with_a_model_as_with_its_file(tmp_path: Path) -> None:
+    model = plain("vit")
+    model.config = Said()
+    tuned = loaded("vit", saved(tmp_path, "vit", "lora", 0))
+    names = [f"flower {n}" for n in range(5)]
+    spt.save_delta(tuned, tmp_path / "t", metadata={"classes": names})
+    bank = spt.TaskBank(model)
+    bank.load("file", tmp_path / "t")
+    bank.add("model", spt.load_delta(plain("vit"), tmp_path / "t"))
+    for task in bank:
+        assert bank.metadata(task)["classes"] == names
+        assert list(bank.use(task).config.id2label.values()) == names  # type: ignore[union-attr]
+    bank.use(None)
+    assert model.config.id2label[0] == "base 0"
+
+
 def test_a_head_brought_along_to_a_model_without_one(tmp_path: Path) -> None:
     path = saved(tmp_path, "vit", "unstructured", 1, num_classes=7)
     model, x = plain("vit"), images("vit", 2)
@@ -267,4 +292,26 @@ def test_a_task_that_cannot_be_taken_off_is_by_the_next_switch(
         bank.load("unstructured", saved(tmp_path, "vit", "unstructured", seed=3))
         assert_same_picture(bank.use(None), before)
         bank.use("unstructured")
+        assert_same_picture(bank.use(None), before)
+
+
+def test_a_switch_that_is_interrupted_between_two_tasks_is_ended_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = plain("vit")
+    before, bank = picture(model), spt.TaskBank(model)
+    bank.load("one", saved(tmp_path, "vit", "unstructured"))
+    bank.load("two", saved(tmp_path, "vit", "unstructured"))  # of the same positions
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for following in ("two", "one", None):
+        bank.use("one")
+        with monkeypatch.context() as patch:
+            patch.setattr("spt_kernels.bank.switch.Switch._enter", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                bank.use("two")
+        assert bank.in_use is None
+        bank.use(following)
         assert_same_picture(bank.use(None), before)

@@ -15,7 +15,7 @@ from torch import nn
 
 import spt_kernels as spt
 
-from ..models import tiny_vit
+from ..models import tiny_batch, tiny_vit
 from .tasks import N, check, images, loaded, plain, saved
 
 
@@ -173,17 +173,15 @@ def test_a_model_changed_behind_the_bank_is_noticed(paths: dict[str, Path]) -> N
         bank.load("t0", paths["t0"])
 
 
-@pytest.mark.parametrize("on", ["lora", None])
-def test_a_model_tuned_behind_the_bank_is_noticed(on: str | None, paths: dict[str, Path]) -> None:
+def test_a_model_tuned_behind_the_bank_is_noticed(paths: dict[str, Path]) -> None:
     model = plain("vit")
     bank = spt.TaskBank(model)
     bank.load("lora", paths["t1"])
-    bank.use(on)
     scores = {"blocks.0.attn.qkv.weight": torch.rand(72, 24)}
     sensitivity = spt.Sensitivity.from_tensors(scores, num_samples=1)
     spt.apply(model, spt.allocate(sensitivity, 10, None))
     with pytest.raises(ValueError, match=r"blocks\.0\.attn\.qkv was changed"):
-        bank.use(None if on else "lora")
+        bank.use("lora")
 
 
 @pytest.mark.parametrize("replaced", ["head", "blocks.0.attn.qkv", "blocks.1.norm1.weight"])
@@ -232,9 +230,20 @@ def test_models_that_are_no_plain_base_are_refused(paths: dict[str, Path]) -> No
     with pytest.raises(TypeError, match="name must be a string, got None"):
         bank.load(None, paths["t0"])  # type: ignore[arg-type]
     bank.load("lora", paths["t1"])
-    with pytest.raises(ValueError, match="another bank has a task on it"):
+    with pytest.raises(ValueError, match="cannot give a bank the model while a TaskBank has a tas"):
         spt.TaskBank(bank.use("lora"))
     spt.TaskBank(bank.use(None))
+
+
+def test_a_model_with_a_task_on_is_no_base_of_another(paths: dict[str, Path]) -> None:
+    bank = spt.TaskBank(plain("vit"))
+    bank.load("lora", paths["t1"])
+    plan = loaded("vit", paths["t0"]).spt_tuning.plan  # type: ignore[union-attr]
+    for model in (bank.use("lora"), copy.deepcopy(bank.model)):
+        with pytest.raises(ValueError, match="cannot apply the plan to the model while a TaskBan"):
+            spt.apply(model, plan)
+        with pytest.raises(ValueError, match="cannot measure the model while a TaskBank has a tas"):
+            spt.measure_sensitivity(model, [tiny_batch()], num_samples=4)
 
 
 def test_weights_of_64_bits_are_refused(tmp_path: Path) -> None:

@@ -170,6 +170,10 @@ def other_rounding(run: Run) -> None:
     run.optimizer.param_groups[1]["seed"] = 8
 
 
+def other_groups(run: Run) -> None:
+    run.optimizer.param_groups = [dict(group, lr=0.5) for group in run.optimizer.param_groups]
+
+
 def release(run: Run) -> None:
     untune(first(run))
 
@@ -177,7 +181,7 @@ def release(run: Run) -> None:
 CHANGES = [
     new_weight, new_positions, load_state, double_state, double_state_data, forget_state,
     move_delta, move_weight, share_memory, in_half, there_and_back, add_group, drop_param,
-    other_rounding, release,
+    other_rounding, other_groups, release,
 ]  # fmt: skip
 
 

@@ -220,6 +220,17 @@ def test_the_state_dict_of_an_adapter(tmp_path: Path) -> None:
     assert load_file(tmp_path / "head" / WEIGHTS).keys() == keys
 
 
+def test_a_state_dict_that_is_not_the_models_is_no_adapter(tmp_path: Path) -> None:
+    model = train(get_peft_model(tiny_vit(), SptConfig(plan=plan())))
+    best, said = {name: t.clone() for name, t in model.state_dict().items()}, output(model)
+    train(model)
+    with pytest.raises(ValueError, match="state_dict: expected the model's own, got other values"):
+        model.save_pretrained(tmp_path, state_dict=best)
+    model.load_state_dict(best)
+    model.save_pretrained(tmp_path, state_dict=best)
+    assert torch.equal(output(PeftModel.from_pretrained(tiny_vit(), tmp_path)), said)
+
+
 def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = saved(tmp_path / "someone" / "flowers")
     asked = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -90,6 +91,50 @@ def test_an_update_that_fails_is_not_the_last(scaled: bool, clip_grad: float | N
     with pytest.raises(torch.OutOfMemoryError):
         step(*second)
     handle.remove()
+    for batch in rest:
+        step(*batch)
+        twins_step(*batch)
+    assert_same(model, twin)
+
+
+@pytest.mark.parametrize("kind", [SparseAdamW, partial(torch.optim.AdamW, fused=True)])
+def test_a_scale_is_told_once(kind: Any) -> None:
+    """To an optimizer that unscales gradients itself, when the update before has failed."""
+    model, _, twin, _ = twins()
+    optimizer, twins_own = (kind(m.parameters(), lr=1e-2) for m in (model, twin))
+    scaled = partial(TrainingStep, scaler=torch.amp.GradScaler("cpu"))
+    step = scaled(model, F.cross_entropy, optimizer)
+    first, second = batches(2)
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    handle = optimizer.register_step_pre_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        step(*first)
+    handle.remove()
+    step(*second)
+    scaled(twin, F.cross_entropy, twins_own)(*second)
+    for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(optimizer.state[mine]["exp_avg"], twins_own.state[theirs]["exp_avg"])
+
+
+def test_a_batch_that_fails_leaves_nothing_to_the_next_update() -> None:
+    model, optimizer, twin, twins_own = twins()
+    calls = []
+
+    def loss_fn(output: Tensor, labels: Tensor) -> Tensor:
+        calls.append(labels)
+        if len(calls) == 4:  # the second part of the second batch
+            raise torch.OutOfMemoryError
+        return F.cross_entropy(output, labels)
+
+    step = TrainingStep(model, loss_fn, optimizer, accumulate=2, micro_batch=2)
+    twins_step = TrainingStep(twin, F.cross_entropy, twins_own, accumulate=2, micro_batch=2)
+    first, second, *rest = batches(4)
+    step(*first)
+    with pytest.raises(torch.OutOfMemoryError):
+        step(*second)
     for batch in rest:
         step(*batch)
         twins_step(*batch)

@@ -56,9 +56,13 @@ class SavedDeltas(HeldDeltas):
         # as they were saved once
         known |= {prefix + name for name in empty if not len(state_dict.get(prefix + name, ()))}
         unexpected_keys += [key for key in own_unexpected if key not in known]
+        # what is derived of the same positions stays, as a captured step reads it
+        is_same = not local_metadata.get("assign_to_params_buffers", False)
         for name, constant in constants.items():
             if prefix + name in state_dict:
                 loaded = state_dict[prefix + name].detach()
+                if not constant.is_floating_point():
+                    is_same = is_same and _are_equal(constant, loaded)
                 if constant.device.type == "meta":  # its parameters may just have been assigned
                     self.__dict__[name] = loaded.to(dtype=constant.dtype, copy=True)
                 else:
@@ -67,7 +71,8 @@ class SavedDeltas(HeldDeltas):
                 missing_keys.append(prefix + name)
         self._follow_from_meta()
         self._make_row_major(self._spt_states)  # parameters may just have been assigned
-        self._index_changed()
+        if not is_same:
+            self._index_changed()
         deltas = self.sparse_deltas()
         for local in self._spt_states:
             delta = deltas[local]
@@ -148,6 +153,10 @@ class SavedDeltas(HeldDeltas):
                 self.__dict__[original_name] = delta.original.to(delta.target.dtype)
             if fresh.get(local):
                 delta.written.record(delta.delta)
+
+
+def _are_equal(positions: Tensor, loaded: Tensor) -> bool:
+    return not positions.is_meta and torch.equal(positions, loaded.to(positions))
 
 
 def gather(target: Tensor, index: Tensor) -> Tensor:
