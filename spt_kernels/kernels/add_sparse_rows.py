@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .address_table import address_table, find_row, upload
+from .card import cdiv
 from .transpose import transposed
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
@@ -95,8 +96,8 @@ def add_sparse_rows(
     """See `spt_kernels.ops.add_sparse_rows.add_sparse_rows`; all tensors are on one device."""
     n_out, n_in = output.shape[1], input.shape[1]
     columns = transposed(input)  # [in, tokens]: an entry reads its column of many tokens at once
-    n_row_blocks = triton.cdiv(n_out, _ROWS)
-    programs = [triton.cdiv(stop - start, _TOKENS) * n_row_blocks for start, stop in spans]
+    n_row_blocks = cdiv(n_out, _ROWS)
+    programs = [cdiv(stop - start, _TOKENS) * n_row_blocks for start, stop in spans]
     starts, stops = ([span[i] for span in spans] for i in range(2))
     nnzs = [index.numel() for index in indices]
     table, n_programs = address_table(

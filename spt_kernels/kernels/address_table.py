@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .card import cdiv
 from .variant import Variant
 
 _WORDS_PER_LAUNCH = 16
@@ -132,7 +133,7 @@ def upload_as_arguments(table: Tensor, device: torch.device) -> Tensor:
     A graph keeps the arguments of its launches; host memory would have to outlive it.
     """
     words = table.reshape(-1).view(torch.int64).tolist()
-    padded = triton.cdiv(len(words), _WORDS_PER_LAUNCH) * _WORDS_PER_LAUNCH
+    padded = cdiv(len(words), _WORDS_PER_LAUNCH) * _WORDS_PER_LAUNCH
     output = torch.empty(padded, dtype=torch.int64, device=device)  # [words, rounded up]
     words += [0] * (padded - len(words))
     for start in range(0, padded, _WORDS_PER_LAUNCH):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -25,12 +26,16 @@ class Launch:
         num_warps: per program.
         num_stages: depth of software pipelining.
         programs_per_sm: that a multiprocessor holds at once.
+        least_tokens: of a split, which begins with an empty pipeline and ends with a partial sum.
+        most_splits: of a sum over all tokens.
     """
 
     tokens: int
     num_warps: int
     num_stages: int
     programs_per_sm: int
+    least_tokens: int = 512
+    most_splits: int = 32
 
     @property
     def options(self) -> dict[str, int]:
@@ -54,6 +59,12 @@ def nearest(capability: int, known: Iterable[int]) -> int:
     return max((number for number in numbers if number <= capability), default=numbers[0])
 
 
+def cdiv(number: int, by: int) -> int:
+    """A quotient rounded up; Triton's own takes the host as long as half a launch."""
+    return -(-number // by)
+
+
+@functools.lru_cache
 def multiprocessors_of(device: torch.device) -> int:
     """How many multiprocessors the card has."""
     if device.type != "cuda":

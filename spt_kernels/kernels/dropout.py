@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .card import cdiv
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
 # 2,048 elements a program: 16 a thread, so that each reads whole 128-bit words
@@ -66,7 +67,7 @@ def dropout(
     n = input.numel()
     if n == 0:
         return
-    dropout_kernel[(triton.cdiv(n, _BLOCK),)](
+    dropout_kernel[(cdiv(n, _BLOCK),)](
         input,
         output,
         key,

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .card import cdiv
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
 # 2,048 elements a program: 16 a thread, which are four bytes of codes of 2 bits
@@ -118,7 +119,7 @@ def encode(
     n = input.numel()
     if n == 0:
         return
-    encode_kernel[(triton.cdiv(n, _BLOCK),)](
+    encode_kernel[(cdiv(n, _BLOCK),)](
         *(input, output, codes),
         n=n,
         FUNCTION=function,
@@ -144,7 +145,7 @@ def decode(
     n = grad_output.numel()
     if n == 0:
         return
-    decode_kernel[(triton.cdiv(n, _BLOCK),)](
+    decode_kernel[(cdiv(n, _BLOCK),)](
         *(grad_output, codes, grad_input),
         n=n,
         BITS=bits,

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .card import Launch
+from .card import Launch, cdiv
 from .dropout import is_kept
 from .low_rank_parts import ACROSS, Dropped, constants_of, depth_and_columns, shipped_sizes
 from .prepared_launch import PreparedLaunches, alignment
@@ -192,7 +192,7 @@ def low_rank_down(
         made = _launches.prepare(
             like,
             down_kernel,
-            triton.cdiv(n_tokens, ACROSS) * n_ranges,
+            cdiv(n_tokens, ACROSS) * n_ranges,
             tensors,
             (n_tokens, n_features, first, step, width, rank, n_ranges * rank),
             (scale, *words),
@@ -237,7 +237,7 @@ def low_rank_up(
         made = _launches.prepare(
             like,
             up_kernel,
-            triton.cdiv(n_tokens, ACROSS) * n_ranges * triton.cdiv(width, blocks["BLOCK_FEATURES"]),
+            cdiv(n_tokens, ACROSS) * n_ranges * cdiv(width, blocks["BLOCK_FEATURES"]),
             tensors,
             (n_tokens, n_features, first, step, width, rank, inner_stride),
             (scale, *words),

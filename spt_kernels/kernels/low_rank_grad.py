@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .card import Launch
+from .card import Launch, cdiv
 from .dropout import is_kept
 from .low_rank_parts import ACROSS, Dropped, constants_of, depth_and_columns, shipped_sizes
 from .prepared_launch import PreparedLaunches, alignment
@@ -136,7 +136,7 @@ def low_rank_grad(
         made = _launches.prepare(
             like,
             grad_kernel,
-            triton.cdiv(n_features, ACROSS) * splits,
+            cdiv(n_features, ACROSS) * splits,
             (partial, *sources),
             (n_tokens, tokens_per_split, n_features, rank),
             words,
@@ -152,7 +152,7 @@ def low_rank_grad(
 
 @functools.lru_cache(256)
 def _splits(n_tokens: int, n_features: int, device: torch.device) -> tuple[int, int]:
-    return split_tokens(n_tokens, triton.cdiv(n_features, ACROSS), _GRAD, device)
+    return split_tokens(n_tokens, cdiv(n_features, ACROSS), _GRAD, device)
 
 
 def _blocks(dtype: torch.dtype, rank: int) -> dict[str, Any]:

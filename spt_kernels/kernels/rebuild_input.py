@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .card import cdiv
 from .prepared_launch import PreparedLaunches, alignment
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
@@ -112,7 +113,7 @@ def rebuild_layer_norm(
     key = input.get_device(), alignment(*tensors), sizes, has, dtypes
     made = _launches.get(key)
     if made is None:
-        n_programs = triton.cdiv(rows.shape[0], _ROWS) * triton.cdiv(n_cols, _COLS)
+        n_programs = cdiv(rows.shape[0], _ROWS) * cdiv(n_cols, _COLS)
         constants = *has, _ROWS, _COLS
         made = _launches.prepare(
             key, layer_norm_kernel, n_programs, tensors, sizes, (), constants, num_warps=_WARPS
@@ -129,7 +130,7 @@ def rebuild_gelu(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
     n = output.numel()
     if n == 0:
         return output
-    gelu_kernel[(triton.cdiv(n, _FLAT),)](
+    gelu_kernel[(cdiv(n, _FLAT),)](
         dense, output, n=n, TANH=approximate == "tanh", BLOCK=_FLAT, num_warps=_WARPS
     )
     return output

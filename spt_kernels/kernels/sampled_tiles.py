@@ -8,12 +8,15 @@ import triton.language as tl
 from torch import Tensor
 
 from .card import INTERPRETED, Launch, capability_of
+from .prepared_launch import PreparedLaunches, alignment
 from .tile_plan import STRIP_HEIGHT, TilePlan
 from .token_split import split_tokens
 from .transpose import transposed
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
 _ENTRIES = 256  # sampled at a time
+
+_launches = PreparedLaunches()
 
 # By the tile's height and width, whether values are fp32, and the card: what fits without spilling,
 # with two programs on a multiprocessor where that is possible, so that one computes while the other
@@ -68,6 +71,7 @@ def tile_kernel(
     left_channel_stride,
     right_token_stride,
     right_channel_stride,
+    LISTED: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
@@ -76,14 +80,14 @@ def tile_kernel(
 ):
     """One non-empty tile over one split of the tokens: a product of which the entries are kept.
 
-    With `lists_ptr` it is a strip: its channels on the right are those of a list, and there tokens
+    LISTED it is a strip: its channels on the right are those of a list, and there tokens
     lie side by side, with zeros past the last one.
     """
     tile = tl.program_id(0) % n_tiles
     split = tl.program_id(0) // n_tiles
     lefts = tl.load(tiles_ptr + tile * 4) * HEIGHT + tl.arange(0, HEIGHT)
     across = tl.load(tiles_ptr + tile * 4 + 1)
-    if lists_ptr is None:
+    if not LISTED:
         rights = across * WIDTH + tl.arange(0, WIDTH)
         right_mask = (rights < n_right)[None, :]
     else:
@@ -109,7 +113,7 @@ def tile_kernel(
         # a mask over tokens would part the loads of a strip, which needs none
         right = tl.load(
             right_ptrs + (tokens * right_token_stride)[:, None],
-            mask=mask[:, None] & right_mask if lists_ptr is None else right_mask,
+            mask=mask[:, None] & right_mask if not LISTED else right_mask,
             other=0.0,
         )
         if UPCAST:
@@ -146,25 +150,36 @@ def by_tiles(grad_output: Tensor, input: Tensor, plan: TilePlan) -> Tensor:
     n_tiles, nnz = len(plan.tiles), plan.order.numel()
     splits, tokens_per_split = split_tokens(len(input), n_tiles, launch, input.device)
     partial = torch.empty(splits, nnz, dtype=torch.float32, device=input.device)
-    tile_kernel[(n_tiles * splits,)](
-        partial,
-        left,
-        right,
-        lists,
-        plan.tiles,
-        plan.order,
-        plan.places,
-        n_tiles,
-        nnz,
-        len(input),
-        tokens_per_split,
-        left.shape[1],
-        right.shape[1],
-        *left.stride(),
-        *right.stride(),
-        **_constexprs(plan.block, plan.width, launch),
-        **launch.options,
+    listed = lists is not None
+    given = plan.tiles if lists is None else lists
+    tensors = partial, left, right, given, plan.tiles, plan.order, plan.places
+    sizes = (
+        *(n_tiles, nnz, len(input), tokens_per_split, left.shape[1], right.shape[1]),
+        *(*left.stride(), *right.stride()),
     )
+    key = (
+        input.get_device(),
+        alignment(*tensors),
+        input.dtype,
+        sizes,
+        plan.block,
+        plan.width,
+        listed,
+    )
+    made = _launches.get(key)
+    if made is None:
+        constants = listed, *_constexprs(plan.block, plan.width, launch).values()
+        made = _launches.prepare(
+            key,
+            tile_kernel,
+            n_tiles * splits,
+            tensors,
+            sizes,
+            (),
+            constants,
+            **launch.options,
+        )
+    made.launch(*tensors, *made.sizes, *made.constants)
     return partial
 
 
@@ -181,15 +196,15 @@ def _constexprs(height: int, width: int, launch: Launch) -> dict[str, int]:
 def shipped_variants() -> list[Variant]:
     """Squares and strips of every size in each dtype on each card."""
     types = {"partial_ptr": "*fp32", "tiles_ptr": "*i32", "order_ptr": "*i32", "places_ptr": "*i16"}
-    squares = {"lists_ptr": None, "left_channel_stride": 1, "right_channel_stride": 1}
-    strips = {"left_channel_stride": 1, "right_token_stride": 1}
+    squares = {"LISTED": False, "left_channel_stride": 1, "right_channel_stride": 1}
+    strips = {"LISTED": True, "left_channel_stride": 1, "right_token_stride": 1}
     return [
         Variant(
             name=f"{kind}-{short_name(dtype)}-{height}x{width}-sm_{capability}",
             kernel=tile_kernel,
             types=types
             | dict.fromkeys(("left_ptr", "right_ptr"), POINTER[dtype])
-            | ({"lists_ptr": "*i32"} if own is strips else {}),
+            | {"lists_ptr": "*i32"},
             constexprs=own | _constexprs(height, width, launch),
             load_bits=128,
             capability=capability,

@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .card import Launch
+from .card import Launch, cdiv
 from .gradient_cost import Way, Work, cheapest_way
+from .prepared_launch import PreparedLaunches, alignment
 from .sampled_tiles import by_tiles
 from .stored_rates import rates_on
 from .tile_plan import TilePlan
@@ -17,7 +18,11 @@ from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
 # 256 entries share what they read of a token's row: fewer, and each program reads the row again
 _ENTRIES = 256
-LAUNCH = Launch(tokens=4, num_warps=4, num_stages=2, programs_per_sm=7)
+# A program waits for each of its reads: few entries need many programs, whose splits are short
+LAUNCH = Launch(
+    tokens=4, num_warps=4, num_stages=2, programs_per_sm=7, least_tokens=64, most_splits=256
+)
+_launches = PreparedLaunches()
 _BLOCKS = {"BLOCK_ENTRIES": _ENTRIES, "BLOCK_TOKENS": LAUNCH.tokens}
 
 # A dense gradient of at most so many elements is made whole, 32 MB of fp32; else in blocks of rows
@@ -110,24 +115,27 @@ def _way(plan: TilePlan | None, nnz: int, out_features: int, input: Tensor) -> W
 def by_vectors(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
     """Partial sums `[splits, nnz]`."""
     nnz = index.numel()
-    entry_blocks = triton.cdiv(nnz, _ENTRIES)
+    entry_blocks = cdiv(nnz, _ENTRIES)
     splits, tokens_per_split = split_tokens(len(input), entry_blocks, LAUNCH, input.device)
     partial = torch.empty(splits, nnz, dtype=torch.float32, device=input.device)
-    vector_kernel[(entry_blocks * splits,)](
-        partial,
-        grad_output,
-        input,
-        index,
-        nnz,
-        len(input),
-        tokens_per_split,
-        grad_output.shape[1],
-        input.shape[1],
-        *grad_output.stride(),
-        *input.stride(),
-        **_BLOCKS,
-        **LAUNCH.options,
-    )
+    tensors = partial, grad_output, input, index
+    shapes = grad_output.shape[1], input.shape[1], *grad_output.stride(), *input.stride()
+    sizes = nnz, len(input), tokens_per_split, *shapes
+    key = input.get_device(), alignment(*tensors), input.dtype, sizes
+    made = _launches.get(key)
+    if made is None:
+        constants = tuple(_BLOCKS.values())
+        made = _launches.prepare(
+            key,
+            vector_kernel,
+            entry_blocks * splits,
+            tensors,
+            sizes,
+            (),
+            constants,
+            **LAUNCH.options,
+        )
+    made.launch(*tensors, *made.sizes, *made.constants)
     return partial
 
 

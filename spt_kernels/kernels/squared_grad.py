@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .card import INTERPRETED, multiprocessors_of
+from .card import INTERPRETED, cdiv, multiprocessors_of
 from .squared_products import by_products
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
@@ -28,7 +28,7 @@ class _Tile:
 
     def count(self, n_out: int, n_in: int) -> int:
         """How many of them cover a score."""
-        return triton.cdiv(n_out, self.out) * triton.cdiv(n_in, self.cols)
+        return cdiv(n_out, self.out) * cdiv(n_in, self.cols)
 
 
 class _Split(NamedTuple):

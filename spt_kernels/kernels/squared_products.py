@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .card import cdiv
 from .variant import Variant
 
 _PRODUCT_BYTES = 64 << 20  # what the products of some samples may take; one takes what it takes
@@ -55,7 +56,7 @@ def by_products(score: Tensor, grad_output: Tensor, input: Tensor, scale: float)
     at_once = max(1, min(n_samples, _PRODUCT_BYTES // (4 * score.numel())))
     shape = at_once, n_out, n_in
     products = torch.empty(*shape, dtype=torch.float32, device=score.device)
-    grid = (triton.cdiv(n_out, _BLOCK_OUT) * triton.cdiv(n_in, _BLOCK_IN),)
+    grid = (cdiv(n_out, _BLOCK_OUT) * cdiv(n_in, _BLOCK_IN),)
     for first in range(0, n_samples, at_once):
         some = slice(first, first + at_once)
         n_products = min(at_once, n_samples - first)

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .card import cdiv
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
 _TOKENS, _CHANNELS, _WARPS = 32, 64, 4
@@ -104,7 +105,7 @@ def accumulate_squared_vector_grad(
     rows = _rows_of(score, n_samples)
     bias_rows = rows if bias_score is None else _rows_of(bias_score, n_samples)
     x = grad_output if input is None else input
-    grid = (triton.cdiv(n_channels, _CHANNELS) * rows.shape[0],)
+    grid = (cdiv(n_channels, _CHANNELS) * rows.shape[0],)
     vector_kernel[grid](
         rows,
         bias_rows,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
-import triton
 
-from .card import Launch, multiprocessors_of
+from .card import Launch, cdiv, multiprocessors_of
 
-# No split is shorter: each begins with an empty pipeline and ends with a partial sum to write.
-_LEAST_TOKENS = 512
-_MOST_SPLITS = 32
 # What one more split adds, as a share of the work of a program that takes all tokens
 _COST_OF_A_SPLIT = 0.02
 
 
+@functools.lru_cache(1024)
 def split_tokens(
     n_tokens: int, programs: int, launch: Launch, device: torch.device
 ) -> tuple[int, int]:
@@ -26,12 +25,12 @@ def split_tokens(
         device: the card.
     """
     resident = launch.programs_per_sm * multiprocessors_of(device)
-    most = max(1, min(_MOST_SPLITS, n_tokens // _LEAST_TOKENS))
+    most = max(1, min(launch.most_splits, n_tokens // launch.least_tokens))
 
     def cost(splits: int) -> float:
-        rounds = triton.cdiv(splits * programs, resident)
+        rounds = cdiv(splits * programs, resident)
         return rounds / splits * (1 + _COST_OF_A_SPLIT * splits)
 
     splits = min(range(1, most + 1), key=cost)
-    tokens_per_split = triton.cdiv(triton.cdiv(n_tokens, splits), launch.tokens) * launch.tokens
-    return triton.cdiv(n_tokens, tokens_per_split), tokens_per_split
+    tokens_per_split = cdiv(cdiv(n_tokens, splits), launch.tokens) * launch.tokens
+    return cdiv(n_tokens, tokens_per_split), tokens_per_split

@@ -7,9 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .card import cdiv
+from .prepared_launch import PreparedLaunches, alignment
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
 _BLOCK, _WARPS = 64, 4
+
+_launches = PreparedLaunches()
 
 
 @triton.jit(do_not_specialize=["n_tokens"])
@@ -45,19 +49,25 @@ def transposed(matrix: Tensor) -> Tensor:
     Padded, so that whoever reads blocks of tokens needs no mask, which would part the loads.
     """
     n_tokens, n_channels = matrix.shape
-    padded_tokens = triton.cdiv(n_tokens, _BLOCK) * _BLOCK
+    padded_tokens = cdiv(n_tokens, _BLOCK) * _BLOCK
     output = torch.empty(n_channels, padded_tokens, dtype=matrix.dtype, device=matrix.device)
     if output.numel():
-        transpose_kernel[(padded_tokens // _BLOCK * triton.cdiv(n_channels, _BLOCK),)](
-            matrix,
-            output,
-            n_tokens,
-            n_channels,
-            padded_tokens,
-            *matrix.stride(),
-            BLOCK=_BLOCK,
-            num_warps=_WARPS,
-        )
+        sizes = n_tokens, n_channels, padded_tokens, *matrix.stride()
+        key = matrix.get_device(), alignment(matrix, output), matrix.dtype, sizes
+        made = _launches.get(key)
+        if made is None:
+            n_programs = padded_tokens // _BLOCK * cdiv(n_channels, _BLOCK)
+            made = _launches.prepare(
+                key,
+                transpose_kernel,
+                n_programs,
+                (matrix, output),
+                sizes,
+                (),
+                (_BLOCK,),
+                num_warps=_WARPS,
+            )
+        made.launch(matrix, output, *made.sizes, *made.constants)
     return output
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from timm.models import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import spt_kernels as spt
 from spt_kernels.finetuning.device import reproducible
@@ -80,7 +81,8 @@ def assert_same(found: nn.Module, expected: nn.Module) -> None:
 def test_a_card_trains_the_same(method: str, autocast: torch.dtype | None) -> None:
     expected, model = (tuned(method, base().cuda()) for _ in range(2))
     spt.offload(model)
-    pairs = zip(train(model, autocast), train(expected, autocast), strict=True)
+    with sdpa_kernel(SDPBackend.MATH):  # in 16 bits others give other bits each time
+        pairs = zip(train(model, autocast), train(expected, autocast), strict=True)
     for n, (loss, wanted) in enumerate(pairs):
         assert torch.equal(loss, wanted), n
     assert_same(model, expected)

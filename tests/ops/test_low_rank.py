@@ -115,7 +115,9 @@ def test_grad(n_tokens: int, dtype: torch.dtype, device: str) -> None:
     wide = torch.promote_types(dtype, torch.float32)
     assert found.dtype == wide
     truth = grad_inner.double().t() @ x.double()
-    assert_within_budget(found, grad_inner.to(wide).t() @ x.to(wide), truth)
+    # a card's products of 16 bits do not sum as exactly as those of fp32
+    plain = grad_inner.t() @ x if device == "cuda" else grad_inner.to(wide).t() @ x.to(wide)
+    assert_within_budget(found, plain.to(wide), truth)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -173,7 +173,8 @@ def test_evaluation_between_steps_sees_what_was_learnt() -> None:
 
 def test_memory_is_that_of_the_loop() -> None:
     peaks = []
-    for captured in (True, False):
+    # at first cuBLAS makes a workspace for each stream, 32 MiB on Hopper, which stays
+    for captured in (True, True, False):
         model = tuned("spt-lora", "cuda")
         optimizer, data = optimizer_of(model), runs.batches(8, "cuda")
         torch.cuda.empty_cache()
@@ -182,4 +183,4 @@ def test_memory_is_that_of_the_loop() -> None:
         train(captured, model, data, optimizer=optimizer)
         peaks.append(torch.cuda.max_memory_allocated() - before)
         del model, optimizer
-    assert peaks[0] <= 1.5 * peaks[1] + 2**20  # a tiny model: the keys and copies of a batch count
+    assert peaks[1] <= 1.5 * peaks[2] + 2**20  # a tiny model: the keys and copies of a batch count

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from spt_kernels.kernels import token_split
-from spt_kernels.kernels.sampled_tiles import by_tiles
+from spt_kernels.kernels import sampled_tiles
+from spt_kernels.kernels.sampled_tiles import LAUNCHES, by_tiles
 from spt_kernels.kernels.tile_plan import TilePlan, _plan_squares
 
 from .entries import (
@@ -43,7 +45,8 @@ def test_entries(tokens: int, n_out: int, n_in: int, nnz: int, dtype: torch.dtyp
 
 
 def test_split_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_split, "_LEAST_TOKENS", 50)
+    short = {sizes: replace(launch, least_tokens=50) for sizes, launch in LAUNCHES.items()}
+    monkeypatch.setattr(sampled_tiles, "LAUNCHES", short)
     grad_output = noise(270, 20, seed=0, dtype=torch.bfloat16)
     x = noise(270, 30, seed=1, dtype=torch.bfloat16)
     index = positions(50, 600)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from spt_kernels.kernels import sparse_weight_grad as kernels
-from spt_kernels.kernels import token_split
 from spt_kernels.kernels.gradient_cost import Way
 from spt_kernels.kernels.tile_plan import plan_tiles
 
@@ -47,7 +48,7 @@ def test_entries(
 
 
 def test_split_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_split, "_LEAST_TOKENS", 10)
+    monkeypatch.setattr(kernels, "LAUNCH", replace(kernels.LAUNCH, least_tokens=10))
     grad_output = noise(77, 20, seed=0, dtype=torch.bfloat16)
     x = noise(77, 30, seed=1, dtype=torch.bfloat16)
     index = positions(50, 600)

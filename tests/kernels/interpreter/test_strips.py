@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from spt_kernels.kernels import tile_plan, token_split
-from spt_kernels.kernels.sampled_tiles import by_tiles
+from spt_kernels.kernels import sampled_tiles, tile_plan
+from spt_kernels.kernels.sampled_tiles import LAUNCHES, by_tiles
 from spt_kernels.kernels.tile_plan import TilePlan, plan_tiles
 
 from .entries import (
@@ -69,7 +71,8 @@ def test_groups_with_several_lists(width: int, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_split_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_split, "_LEAST_TOKENS", 50)
+    short = {sizes: replace(launch, least_tokens=50) for sizes, launch in LAUNCHES.items()}
+    monkeypatch.setattr(sampled_tiles, "LAUNCHES", short)
     grad_output = noise(270, 30, seed=0, dtype=torch.bfloat16)
     x = noise(270, 20, seed=1, dtype=torch.bfloat16)
     index = positions(50, 600)
