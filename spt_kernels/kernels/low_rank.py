@@ -65,7 +65,8 @@ def down_kernel(
         before = tl.load(key_ptr)
         between = tl.load(key_ptr + 1)
 
-    input_ptr += tokens * n_features + (first + one * step)
+    starts = tokens * n_features + (first + one * step)  # of the range, in each token
+    input_ptr += starts
     factor_ptr += one.to(tl.int64) * width * rank  # of one range alone where it is not tall
     sums = tl.zeros((BLOCK_TOKENS, BLOCK_RANK), dtype=tl.float32)
     for start in range(0, width, BLOCK_FEATURES):
@@ -78,7 +79,7 @@ def down_kernel(
             factor_ptrs = factor_ptr + columns * width + features[:, None]
         factor = tl.load(factor_ptrs, mask=mask[:, None] & column_mask, other=0.0).to(x.dtype)
         if DROPS:
-            positions = tokens * n_features + features[None, :]
+            positions = starts + features[None, :]
             x = tl.where(is_kept(positions, before, between, threshold), x, 0.0).to(x.dtype)
         if UPCAST:
             x = x.to(tl.float32)
