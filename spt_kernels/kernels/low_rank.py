@@ -65,22 +65,22 @@ def down_kernel(
         before = tl.load(key_ptr)
         between = tl.load(key_ptr + 1)
 
-    places = tokens * n_features + (first + one * step)  # of the range, in the input
+    starts = tokens * n_features + (first + one * step)  # of the range, in each token
+    input_ptr += starts
     factor_ptr += one.to(tl.int64) * width * rank  # of one range alone where it is not tall
     sums = tl.zeros((BLOCK_TOKENS, BLOCK_RANK), dtype=tl.float32)
     for start in range(0, width, BLOCK_FEATURES):
         features = start + tl.arange(0, BLOCK_FEATURES)
         mask = features < width
-        x_ptrs = input_ptr + places + features[None, :]
-        x = tl.load(x_ptrs, mask=token_mask & mask[None, :], other=0.0)
+        x = tl.load(input_ptr + features[None, :], mask=token_mask & mask[None, :], other=0.0)
         if IS_TALL:
             factor_ptrs = factor_ptr + features[:, None] * rank + columns
         else:
             factor_ptrs = factor_ptr + columns * width + features[:, None]
         factor = tl.load(factor_ptrs, mask=mask[:, None] & column_mask, other=0.0).to(x.dtype)
         if DROPS:
-            is_there = is_kept(places + features[None, :], before, between, threshold)
-            x = tl.where(is_there, x, 0.0).to(x.dtype)
+            positions = starts + features[None, :]
+            x = tl.where(is_kept(positions, before, between, threshold), x, 0.0).to(x.dtype)
         if UPCAST:
             x = x.to(tl.float32)
             factor = factor.to(tl.float32)

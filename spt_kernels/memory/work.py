@@ -36,6 +36,8 @@ _IN_PLACE = {_aten.addmm_: _aten.addmm, _aten.baddbmm_: _aten.baddbmm}
 _FACTOR_AT = {"low_rank_down": 1, "low_rank_up": 2, "low_rank_up_": 2}
 # Ops whose second kernel reads what the first has made: entries of a product, partial sums
 _OF_TWO_KERNELS = {"sparse_weight_grad", "low_rank_grad"}
+# Weights that a delta is written into: of most of their elements nothing is touched
+_SPARSELY_WRITTEN = "targets"
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,26 @@ class WorkCounter(CallMode):
         result = func(*args, **kwargs)
         if func.is_view or func in _FREE or func.namespace == "prim":
             return result
-        moved = sum(t.nbytes for t in tree_iter((args, kwargs, result)) if isinstance(t, Tensor))
+        touched = _touched(func, args, kwargs, result)
+        moved = sum(t.nbytes for t in tree_iter(touched) if isinstance(t, Tensor))
         flops, dtype = _products(func, args, kwargs, result)
         self._calls[Call(flops, dtype, moved)] += 1
         if func.namespace == "spt" and func._opname in _OF_TWO_KERNELS:
             self._calls[Call(0, None, 2 * sum(t.nbytes for t in tree_iter(result)))] += 1
         return result
+
+
+def _touched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+    """What a call reads and what it writes: twice what it does both to."""
+    schema = func._schema
+    if schema.returns:  # what is written in place is among the results
+        return args, kwargs, result
+    given = [
+        (value, argument.is_write)
+        for argument, value in zip(schema.arguments, args, strict=False)
+        if argument.name != _SPARSELY_WRITTEN
+    ]
+    return given, kwargs, [value for value, is_written in given if is_written]
 
 
 def _products(

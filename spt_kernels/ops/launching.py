@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def register(op: str, device: str, launcher: Callable[..., Any]) -> None:
@@ -57,6 +58,14 @@ def is_plain(tensor: Tensor) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
     )
+
+
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` or forward-mode differentiation is at work.
+
+    Our ops know nothing of these: they are refused, or what they add to a tangent is lost.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 _AS_ON_CARD: ContextVar[bool] = ContextVar("spt_as_on_card", default=False)

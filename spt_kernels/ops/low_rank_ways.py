@@ -15,7 +15,7 @@ from torch import Tensor
 from ..kernels.low_rank_sizes import MOST_COLUMNS
 from ..reference import low_rank as reference
 from .dropout import key_of
-from .launching import is_plain, on_card
+from .launching import may_launch, on_card
 
 Span = tuple[int, int, int, int]
 Activation = Literal["none", "gelu", "tanh", "layer_norm"]
@@ -41,7 +41,7 @@ def launch_down(
 ) -> Tensor:
     """`low_rank_down` without its checks, past the dispatcher where nobody listens."""
     arguments = input, factor, span, scale, probability, *seeded(seed)
-    if is_plain(input) and type(factor) is Tensor:
+    if may_launch(input) and type(factor) is Tensor:
         return (down_on_card if input.is_cuda else down)(*arguments)
     return torch.ops.spt.low_rank_down(*arguments)  # type: ignore[no-any-return]
 
@@ -60,7 +60,7 @@ def launch_up(
     if dtype is base.dtype:
         return launch_up_(base, inner, factor, span, scale, probability, seed)
     arguments = base, inner, factor, span, scale, probability, *seeded(seed), dtype
-    if is_plain(base) and type(factor) is Tensor:
+    if may_launch(base) and type(factor) is Tensor:
         return (up_on_card if base.is_cuda else up)(*arguments)
     return torch.ops.spt.low_rank_up(*arguments)  # type: ignore[no-any-return]
 
@@ -77,7 +77,7 @@ def launch_up_(
 ) -> Tensor:
     """`low_rank_up_` likewise."""
     arguments = base, inner, factor, span, scale, probability, *seeded(seed), bias
-    if is_plain(base) and type(factor) is Tensor:
+    if may_launch(base) and type(factor) is Tensor:
         (up_in_place_on_card if base.is_cuda else up_in_place)(*arguments)
     else:
         torch.ops.spt.low_rank_up_(*arguments)
@@ -94,7 +94,7 @@ def launch_grad(
 ) -> Tensor:
     """`low_rank_grad` likewise."""
     arguments = input, grad_inner, probability, *seeded(seed), activation, *norm
-    if is_plain(input):
+    if may_launch(input):
         return (grad_on_card if input.is_cuda else grad)(*arguments)
     return torch.ops.spt.low_rank_grad(*arguments)  # type: ignore[no-any-return]
 

@@ -36,7 +36,7 @@ def test_a_step_launches_and_moves_no_more_than_loras(vit: nn.Module) -> None:
     assert lora.launches <= 1.1 * rival.launches
     assert unstructured.launches <= rival.launches
     assert max(lora.moved_gb, unstructured.moved_gb) <= rival.moved_gb
-    assert max(lora.kernel_ms, unstructured.kernel_ms) <= 1.02 * rival.kernel_ms
+    assert max(lora.kernel_ms, unstructured.kernel_ms) <= 1.04 * rival.kernel_ms
 
 
 def test_launches_of_a_lora_by_hand() -> None:

@@ -20,6 +20,7 @@ import spt_kernels as spt
 from spt_kernels import AdapterSpec, LoraSpec, Plan, apply
 from spt_kernels.layers import LoraLinear, SparseDeltaConv2d, SparseDeltaLinear, sparse_deltas
 from spt_kernels.model import describe, head_names
+from spt_kernels.ops.launching import as_on_card
 from spt_kernels.sensitivity import skewed_sensitivity
 from tests.models import tiny_batch, tiny_convnext, tiny_swin, tiny_vit
 
@@ -255,3 +256,26 @@ def test_compiled_autograd_takes_nothing_that_a_layer_reads(kind: str) -> None:
     said = "turn it on before the forward"
     with compiled_autograd._enable(compiler), pytest.raises(RuntimeError, match=said):
         loss.backward()
+
+
+def test_compiled_autograd_finds_ops_where_a_loras_backward_would_launch_on_a_card() -> None:
+    torch.manual_seed(0)
+    layer = LoraLinear(nn.Linear(8, 6), LoraSpec(2, ((0, 6),), 8, dropout=0.3))
+    model, x, called = nn.Sequential(nn.Linear(8, 8), layer), torch.randn(4, 8), set()
+
+    def compiler(graph: Any) -> Any:
+        def listed(traced: Any, _: Any) -> Any:
+            called.update(str(node.target) for node in traced.graph.nodes)
+            return traced.forward
+
+        return torch.compile(graph, backend=listed, fullgraph=True)
+
+    with as_on_card():
+        torch.manual_seed(1)
+        expected = gradients(model, model, x)
+        torch.manual_seed(1)
+        with compiled_autograd._enable(compiler):
+            found = gradients(model, model, x)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient)
+    assert {f"spt.low_rank_{kind}" for kind in ("down", "grad", "up_")} <= called

@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spt_kernels import LoraLinear, LoraSpec, SparseDeltaLinear
-from spt_kernels.ops.launching import may_launch
+from spt_kernels.ops.launching import as_on_card, may_launch
 
 from .truth import tokens
 
@@ -105,3 +106,20 @@ def test_a_weight_that_is_an_attribute_is_read() -> None:
     x = torch.randn(5, 24)
     with torch.no_grad():
         torch.testing.assert_close(own(x), F.linear(x, own.weight, own.bias))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's, of vmap
+@pytest.mark.parametrize("rows", [((0, 20),), ((0, 10), (10, 20))], ids=["one", "two"])
+def test_transforms_of_a_lora_that_is_not_trained_are_those_of_its_products(rows: Any) -> None:
+    torch.manual_seed(0)
+    base, x, tangent = nn.Linear(24, 20), tokens(3, 5, 24), tokens(3, 5, 24)
+    own = LoraLinear(base, LoraSpec(2, rows, 24)).eval()
+    nn.init.normal_(own.lora_b)
+    total = own.weight.detach() + own.update()
+    with torch.no_grad(), as_on_card():
+        torch.testing.assert_close(torch.vmap(own)(x), F.linear(x, total, own.bias))
+        found = torch.func.jvp(own, (x,), (tangent,))[1]
+        torch.testing.assert_close(found, F.linear(tangent, total))
+        with forward_ad.dual_level():
+            dual = own(forward_ad.make_dual(x, tangent))
+            torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, found)

@@ -132,6 +132,8 @@ def test_what_is_dropped_is_what_dropout_drops(
     kept = dropout(x, probability, SEED)
     close = torch.testing.assert_close
     close(low_rank_down(x, factor, scale=2.0, **how), kept @ factor * 2)
+    parts = made(10, 4, device=device)
+    close(low_rank_down(x, parts, APART, **how), down(kept, parts, APART, 1.0))
     close(low_rank_grad(x, inner, **how), inner.t() @ kept)
     expected = x + dropout(inner @ factor.t(), probability, SEED)
     close(low_rank_up(x, inner, factor, **how), expected)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...ops.launching import goes_as_on_card
+from ...ops.launching import goes_as_on_card, is_transformed
 from ...ops.low_rank_ways import (
     NO_NORM,
     Activation,
@@ -27,7 +27,9 @@ from .wide_product import wide_product
 
 def are_for(activations: Tensor, columns: int) -> bool:
     """Whether these are for such activations, and a factor of so many columns."""
-    return goes_as_on_card(activations) and serves(activations.dtype, columns)
+    return (
+        goes_as_on_card(activations) and serves(activations.dtype, columns) and not is_transformed()
+    )
 
 
 def bottleneck(lora: LoraTerms, flat: Tensor, lora_a: Tensor) -> Tensor:
