@@ -121,7 +121,7 @@ def by_vectors(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
     tensors = partial, grad_output, input, index
     shapes = grad_output.shape[1], input.shape[1], *grad_output.stride(), *input.stride()
     sizes = nnz, len(input), tokens_per_split, *shapes
-    key = input.get_device(), alignment(*tensors), input.dtype, sizes
+    key = input.get_device(), alignment(*tensors), input.dtype, sizes, LAUNCH
     made = _launches.get(key)
     if made is None:
         constants = tuple(_BLOCKS.values())
