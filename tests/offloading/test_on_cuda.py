@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from timm.models import VisionTransformer
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import spt_kernels as spt
 from spt_kernels.finetuning.device import reproducible
@@ -81,8 +80,7 @@ def assert_same(found: nn.Module, expected: nn.Module) -> None:
 def test_a_card_trains_the_same(method: str, autocast: torch.dtype | None) -> None:
     expected, model = (tuned(method, base().cuda()) for _ in range(2))
     spt.offload(model)
-    with sdpa_kernel(SDPBackend.MATH):  # in 16 bits others give other bits each time
-        pairs = zip(train(model, autocast), train(expected, autocast), strict=True)
+    pairs = zip(train(model, autocast), train(expected, autocast), strict=True)
     for n, (loss, wanted) in enumerate(pairs):
         assert torch.equal(loss, wanted), n
     assert_same(model, expected)
