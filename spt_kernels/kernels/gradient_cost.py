@@ -76,6 +76,16 @@ RATES: Mapping[int, CardRates] = {
     ),
 }
 
+# By name, of cards that were measured as `bench tune` does (torch 2.11, Triton 3.6): an H200 reads
+# what tiles wait for in half an H100's time
+RATES_BY_NAME: Mapping[str, CardRates] = {
+    "NVIDIA H200": CardRates(
+        narrow=Rates(844, tiled=1.73, staged=55.4, copied=726, selected=2091, called=612_000),
+        fp32=Rates(68.4, tiled=1.32, staged=42.2, copied=0, selected=232, called=59_700),
+        tf32_gain=4.46,
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Work:

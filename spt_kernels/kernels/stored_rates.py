@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .card import capability_of
-from .gradient_cost import RATES, CardRates, Rates
+from .gradient_cost import RATES, RATES_BY_NAME, CardRates, Rates
 
 VARIABLE = "SPT_KERNELS_RATES"  # names another file than the user's; empty: the shipped rates alone
 FORMAT = "spt_kernels.rates/1"
@@ -41,12 +41,16 @@ def rates_on(device: torch.device) -> CardRates:
         FileNotFoundError: `SPT_KERNELS_RATES` names none.
     """
     shipped, path = RATES[capability_of(device)], rates_file()
-    if device.type != "cuda" or path is None:
+    if device.type != "cuda":
+        return shipped
+    card = torch.cuda.get_device_name(device)
+    shipped = RATES_BY_NAME.get(card, shipped)
+    if path is None:
         return shipped
     # unlike `Path.exists`, False where a folder on the way is another user's
     if not (os.path.exists(path) or VARIABLE in os.environ):
         return shipped
-    stored, card = read_rates(path), torch.cuda.get_device_name(device)
+    stored = read_rates(path)
     if card not in stored:
         others = ", ".join(stored) or "no card"
         warnings.warn(

@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from spt_kernels.costs.rate_store import store_of_user, store_rates
 from spt_kernels.kernels import stored_rates
-from spt_kernels.kernels.gradient_cost import RATES, Way, Work, cheapest_way
+from spt_kernels.kernels.gradient_cost import RATES, RATES_BY_NAME, Way, Work, cheapest_way
 from spt_kernels.kernels.stored_rates import rates_on, read_rates
 from tests.card.pretend import pretended_card
 
@@ -125,3 +125,15 @@ def test_where_the_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert stored_rates.rates_file() is None
     with pytest.raises(ValueError, match="SPT_KERNELS_RATES: expected the file"):
         store_of_user()
+
+
+def test_a_card_that_was_measured_has_rates_of_its_own(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(stored_rates.VARIABLE, "")
+    with pretended_card():
+        assert rates_on(CUDA) == RATES[90]
+        rates_on.cache_clear()
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H200")
+        assert rates_on(CUDA) == RATES_BY_NAME["NVIDIA H200"] != RATES[90]
+        rates_on.cache_clear()
