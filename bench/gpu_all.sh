@@ -156,6 +156,7 @@ rest() {
         --output "$OUTPUT/offload.json"
     if [[ $DEVICE == cpu || $CARD == no ]]; then return; fi
     part launches 180 "$PYTHON" -m bench.tune_launches --json "$OUTPUT/launches.json"
+    part low-rank-blocks 120 "$PYTHON" -m bench.tune_low_rank --json "$OUTPUT/low-rank-blocks.json"
     local arch
     arch=$("$PYTHON" -c 'import torch; print("sm_%d%d" % torch.cuda.get_device_capability())')
     case $arch in
