@@ -10,8 +10,10 @@ import triton
 from torch import Tensor
 
 from .card import INTERPRETED
-from .low_rank_sizes import MOST_COLUMNS
 
+# Columns of a factor: beyond these registers spill, and a library's product is the better one; as
+# `ops.low_rank_ways`, which tells of it without Triton, has them
+MOST_COLUMNS = {torch.float32: 32, torch.bfloat16: 64, torch.float16: 64}
 ACROSS = 64  # of a block: fewer would leave Hopper's units for products unused
 _LEAST_COLUMNS = 16  # of a factor in a product of tensor cores
 

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..kernels.low_rank_sizes import MOST_COLUMNS
 from ..reference import low_rank as reference
 from .dropout import key_of
 from .launching import may_launch, on_card
@@ -22,6 +21,8 @@ Activation = Literal["none", "gelu", "tanh", "layer_norm"]
 Norm = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 NO_NORM: Norm = (None, None, None, None)
 
+# Columns of a factor that the kernels take, as `kernels.low_rank_parts` has them
+MOST_COLUMNS = {torch.float32: 32, torch.bfloat16: 64, torch.float16: 64}
 _UINT32 = 0xFFFFFFFF
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from spt_kernels.kernels import low_rank as kernels
-from spt_kernels.kernels.low_rank_parts import Dropped
-from spt_kernels.kernels.low_rank_sizes import MOST_COLUMNS
+from spt_kernels.kernels.low_rank_parts import MOST_COLUMNS, Dropped
+from spt_kernels.ops import low_rank_ways
 from spt_kernels.reference import low_rank as reference
 from tests.tolerance import assert_within_budget
 
@@ -90,3 +90,7 @@ def test_what_is_not_a_number_stays_with_its_token() -> None:
     found = kernels.low_rank_down(x, factor, (1, 40, 0, 0), 1.0, Dropped(NOTHING))
     is_nan = found.isnan().any(1)
     assert is_nan.nonzero().flatten().tolist() == [3]
+
+
+def test_the_op_knows_without_triton_which_factors_are_served() -> None:
+    assert low_rank_ways.MOST_COLUMNS == MOST_COLUMNS

@@ -11,8 +11,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from spt_kernels.kernels.low_rank_grad import low_rank_grad
-from spt_kernels.kernels.low_rank_parts import Dropped
-from spt_kernels.kernels.low_rank_sizes import MOST_COLUMNS
+from spt_kernels.kernels.low_rank_parts import MOST_COLUMNS, Dropped
 from spt_kernels.reference import low_rank as reference
 from tests.tolerance import assert_within_budget
 
