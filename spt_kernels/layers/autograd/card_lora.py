@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...ops.launching import is_plain, on_card
+from ...ops.launching import is_plain, may_launch, on_card
 from ...ops.low_rank_ways import covers_all, dropped_of, kernels_of_a_card, serves
 from .autocast import is_any_autocast_on
 from .lora_call import LoraCall
@@ -67,7 +67,7 @@ class CardLowRankLinear(RebuildingFunction):
         lora, dropped, x_dtype = ctx.how
         saved: SavedInput = ctx.saved_input
         dtype = inner.dtype
-        if grad_output.dtype is not dtype or not is_plain(grad_output):
+        if grad_output.dtype is not dtype or not may_launch(grad_output):
             tensors = grad_output, weight, lora_a, lora_b
             return *gradients_of(*tensors, lora, inner, saved, kept, x_dtype), None
         *shape, out_features = grad_output.shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ... import native
-from ...ops.launching import is_plain
+from ...ops.launching import may_launch
 from ...ops.sparse_weight_grad import SparsePattern
 from .packed_input import packed_input
 from .saved_input import SavedInput, Tensors
@@ -28,7 +28,7 @@ def gradient_of_delta(
         kept: what it has saved itself.
         pattern: the entries.
     """
-    plan = pattern.native_plan() if grad_output.is_cpu and is_plain(grad_output) else None
+    plan = pattern.native_plan() if grad_output.is_cpu and may_launch(grad_output) else None
     if plan is not None and grad_output.dtype in _DTYPES and grad_output.is_contiguous():
         wide, width = pattern.out_features, pattern.in_features
         tokens = grad_output.numel() // wide

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import native
-from ...ops.launching import is_plain
+from ...ops.launching import is_plain, may_launch
 from .lora_call import LoraCall
 from .lora_launches import grad_of_a_of_source
 from .packed_input import packed_input
@@ -89,7 +89,7 @@ class SmallLowRankLinear(RebuildingFunction):
         """Gradients of the input and of both factors."""
         lora_a, lora_b, weight, *kept = ctx.saved_tensors
         lora, shape = ctx.how
-        if grad_output.is_contiguous() and is_plain(grad_output):
+        if grad_output.is_contiguous() and may_launch(grad_output):
             packed = packed_input(ctx.saved_input, kept, shape[0], shape[1])
             if packed is not None:
                 grad_x = None if weight is None else torch.matmul(grad_output, weight)

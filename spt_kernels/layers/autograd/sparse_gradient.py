@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...ops.launching import is_plain
+from ...ops.launching import may_launch
 from ...ops.sparse_weight_grad import SparsePattern, launch, sparse_weight_grad
 from .wide_product import gives_fp32, wide_product
 
@@ -62,10 +62,10 @@ def sparse_gradient(grad_output: Tensor, input: Tensor, pattern: SparsePattern) 
 
 
 def eager_sparse_gradient(grad_output: Tensor, input: Tensor, pattern: SparsePattern) -> Tensor:
-    """`sparse_gradient` for those who know that nothing is compiled here."""
+    """`sparse_gradient` of a backward, which compiled autograd may trace."""
     flat = input.reshape(-1, pattern.in_features)
     if (
-        is_plain(flat)
+        may_launch(flat)
         and type(grad_output) is Tensor
         and grad_output.dtype is not torch.float64
         and not grad_output.is_neg()
