@@ -77,18 +77,27 @@ def _seed_first_key(seed: int | Tensor, first: int) -> tuple[int, int, Tensor | 
 def _check(input: Tensor, probability: float, seed: int | Tensor, first: int) -> None:
     if not input.is_floating_point():
         raise TypeError(f"input must be floating, got {input.dtype}")
+    check_mask(probability, seed, input.device)
+    if first < 0:
+        raise ValueError(f"first must not be negative, got {first}")
+
+
+def check_mask(probability: float, seed: int | Tensor, device: torch.device) -> None:
+    """Refuse what is no probability and no seed of a mask on this device.
+
+    Raises:
+        ValueError: one of them is none.
+    """
     if not 0.0 <= probability <= 1.0:
         raise ValueError(f"probability must be within [0, 1], got {probability}")
     if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.shape != (2,) or seed.device != input.device:
+        if seed.dtype != torch.int64 or seed.shape != (2,) or seed.device != device:
             raise ValueError(
-                f"seed must be a number or int64 [2] on {input.device}, got {seed.dtype} "
+                f"seed must be a number or int64 [2] on {device}, got {seed.dtype} "
                 f"{list(seed.shape)} on {seed.device}"
             )
     elif not 0 <= seed < 2**63:
         raise ValueError(f"seed must be within [0, 2⁶³), got {seed}")
-    if first < 0:
-        raise ValueError(f"first must not be negative, got {first}")
 
 
 def _mix(x: Any) -> Any:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import low_rank_ways as ways
+from .dropout import check_mask
 from .launching import check_unrecorded, register
 from .low_rank_ways import NO_NORM, Activation, Norm, Span, seeded
 
@@ -219,16 +220,7 @@ def _check_activation(name: str, tensor: Tensor, probability: float, seed: int |
         raise TypeError(f"{name}: expected fp32, bf16, fp16 or fp64, got {tensor.dtype}")
     if tensor.dim() != 2:
         raise ValueError(f"{name}: expected [tokens, features], got {list(tensor.shape)}")
-    if not 0.0 <= probability <= 1.0:
-        raise ValueError(f"probability: expected within [0, 1], got {probability}")
-    if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.shape != (2,) or seed.device != tensor.device:
-            raise ValueError(
-                f"seed: expected a number or int64 [2] on {tensor.device}, got {seed.dtype} "
-                f"{list(seed.shape)} on {seed.device}"
-            )
-    elif not 0 <= seed < 2**63:
-        raise ValueError(f"seed: expected within [0, 2⁶³), got {seed}")
+    check_mask(probability, seed, tensor.device)
 
 
 def _check_inner(

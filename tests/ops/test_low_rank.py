@@ -224,13 +224,11 @@ def test_nothing_is_left_half_done_by_what_is_refused() -> None:
     for span in [(3, 8, 8, 1), (0, 8, 8, 0), (3, 8, 7, 0), (1, 24, 0, -1)]:
         with pytest.raises(ValueError, match="span: expected ranges apart from one another within"):
             low_rank_down(x, factor, span)
-    with pytest.raises(ValueError, match=r"probability: expected within \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"probability must be within \[0, 1\], got 1.5"):
         low_rank_up_(x, inner, factor, probability=1.5)
-    with pytest.raises(ValueError, match="seed: expected within"):
+    with pytest.raises(ValueError, match="seed must be within"):
         low_rank_grad(x, inner, seed=-1)
-    with pytest.raises(
-        ValueError, match=r"seed: expected a number or int64 \[2\] on cpu, got torch"
-    ):
+    with pytest.raises(ValueError, match=r"seed must be a number or int64 \[2\] on cpu, got torch"):
         low_rank_grad(x, inner, seed=torch.zeros(3, dtype=torch.int64))
     with pytest.raises(TypeError, match=r"bias: expected floating, got torch\.int64"):
         low_rank_up_(x, inner, factor, bias=torch.arange(24))
