@@ -115,11 +115,14 @@ def kernels_of_a_card() -> tuple[Any, Any]:
 
 def dropped_of(probability: float, seed: int | Tensor) -> Any:
     """What the kernels drop, of a probability below 1."""
+    return _dropped(probability, *seeded(seed))
+
+
+def _dropped(probability: float, seed: int, key: Tensor | None) -> Any:
     if probability == 0.0:
         return _nothing()
-    given, key = seeded(seed)
     kernels, _ = kernels_of_a_card()
-    return kernels.Dropped(_given(probability, given, key), key)
+    return kernels.Dropped(_given(probability, seed, key), key)
 
 
 @functools.cache
@@ -160,22 +163,15 @@ def down(
     return reference.low_rank_down(input, factor, span, scale, _words(probability, seed, key))
 
 
-def down_on_card(
-    input: Tensor,
-    factor: Tensor,
-    span: Any,
-    scale: float,
-    probability: float,
-    seed: int,
-    key: Tensor | None,
-) -> Tensor:
-    """`low_rank_down` by its kernel, where that is for such tensors."""
-    if probability >= 1.0 or not serves(input.dtype, factor.shape[1]):
-        return down(input, factor, span, scale, probability, seed, key)
+def down_on_card(*given: Any) -> Tensor:
+    """What `down` is given, by the kernel of `low_rank_down` where that is for such tensors."""
+    input, factor, span, scale, *mask = given
+    if not _is_served(input, factor.shape[1], mask[0]):
+        return down(*given)
     kernels, _ = kernels_of_a_card()
-    dropped = kernels.Dropped(_given(probability, seed, key), key)
     with on_card(input.device):
-        return kernels.low_rank_down(input.contiguous(), factor, span, scale, dropped)
+        made = kernels.low_rank_down(input.contiguous(), factor, span, scale, _dropped(*mask))
+    return made  # type: ignore[no-any-return]
 
 
 def up(
@@ -197,27 +193,16 @@ def up(
     return total.to(dtype, memory_format=torch.contiguous_format, copy=total is base)
 
 
-def up_on_card(
-    base: Tensor,
-    inner: Tensor,
-    factor: Tensor,
-    span: Any,
-    scale: float,
-    probability: float,
-    seed: int,
-    key: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """`low_rank_up` by its kernel, likewise."""
-    narrow = serves(base.dtype, factor.shape[1]) and dtype is not torch.float64
-    if probability >= 1.0 or not narrow:
-        return up(base, inner, factor, span, scale, probability, seed, key, dtype)
+def up_on_card(*given: Any) -> Tensor:
+    """What `up` is given, likewise."""
+    base, inner, factor, span, scale, *mask, dtype = given
+    if dtype is torch.float64 or not _is_served(base, factor.shape[1], mask[0]):
+        return up(*given)
     kernels, _ = kernels_of_a_card()
-    dropped = kernels.Dropped(_given(probability, seed, key), key)
     output = torch.empty(base.shape, dtype=dtype, device=base.device)
     with on_card(base.device):
         tensors = base.contiguous(), output, _dense(inner), factor
-        kernels.low_rank_up(*tensors, span, scale, dropped)
+        kernels.low_rank_up(*tensors, span, scale, _dropped(*mask))
     return output
 
 
@@ -240,26 +225,17 @@ def up_in_place(
         base.add_(bias)
 
 
-def up_in_place_on_card(
-    base: Tensor,
-    inner: Tensor,
-    factor: Tensor,
-    span: Any,
-    scale: float,
-    probability: float,
-    seed: int,
-    key: Tensor | None,
-    bias: Tensor | None = None,
-) -> None:
-    """`low_rank_up_` by its kernel, likewise; for what has just been made: it has no version."""
-    if probability >= 1.0 or not serves(base.dtype, factor.shape[1]):
-        up_in_place(base, inner, factor, span, scale, probability, seed, key, bias)
+def up_in_place_on_card(*given: Any) -> None:
+    """What `up_in_place` is given, likewise; for what has just been made: it has no version."""
+    base, inner, factor, span, scale, probability, seed, key, *bias = given
+    if not _is_served(base, factor.shape[1], probability):
+        up_in_place(*given)
         return
     kernels, _ = kernels_of_a_card()
-    dropped = kernels.Dropped(_given(probability, seed, key), key)
-    bias = None if bias is None else bias.contiguous()
+    dropped = _dropped(probability, seed, key)
+    dense = [each if each is None else each.contiguous() for each in bias]  # none or one
     with on_card(base.device):
-        kernels.low_rank_up(base, base, _dense(inner), factor, span, scale, dropped, bias)
+        kernels.low_rank_up(base, base, _dense(inner), factor, span, scale, dropped, *dense)
 
 
 def grad(
@@ -295,17 +271,21 @@ def grad_on_card(
     bias: Tensor | None = None,
 ) -> Tensor:
     """`low_rank_grad` by its kernel, likewise."""
-    is_served = serves(grad_inner.dtype, grad_inner.shape[1]) and input.dtype in MOST_COLUMNS
-    if probability >= 1.0 or not is_served:
+    is_served = _is_served(grad_inner, grad_inner.shape[1], probability)
+    if not (is_served and input.dtype in MOST_COLUMNS):
         norm = mean, rstd, weight, bias
         return grad(input, grad_inner, probability, seed, key, activation, *norm)
     _, kernels = kernels_of_a_card()
-    dropped = kernels.Dropped(_given(probability, seed, key), key)
+    dropped = _dropped(probability, seed, key)
     dense = [None if each is None else each.contiguous() for each in (mean, rstd, weight, bias)]
     with on_card(input.device):
         return kernels.low_rank_grad(
             input.contiguous(), grad_inner.contiguous(), dropped, activation, dense
         )
+
+
+def _is_served(activations: Tensor, columns: int, probability: float) -> bool:
+    return probability < 1.0 and serves(activations.dtype, columns)
 
 
 def _dense(inner: Tensor) -> Tensor:

@@ -43,10 +43,9 @@ class CardLowRankLinear(RebuildingFunction):
         y = F.linear(low, weight, None if late else bias)
         flat_x, flat_y = low.reshape(-1, lora_a.shape[1]), y.view(-1, y.shape[-1])
         with on_card(x.device):
-            kept = lora.kept_scale if lora.dropout else 1.0
             all_of_x = 1, lora_a.shape[1], 0, 0
             dropped = dropped_of(lora.dropout, lora.seed)
-            inner = kernels.low_rank_down(flat_x, lora_a.t(), all_of_x, kept, dropped)
+            inner = kernels.low_rank_down(flat_x, lora_a.t(), all_of_x, lora.kept_scale, dropped)
             kernels.low_rank_up(
                 *(flat_y, flat_y, inner, lora_b, span, lora.scale, dropped_of(0.0, 0)),
                 bias if late else None,
@@ -77,7 +76,7 @@ class CardLowRankLinear(RebuildingFunction):
         kernels, grads = kernels_of_a_card()
         (group,) = lora.groups
         with on_card(gy.device):
-            scale = lora.scale * lora.kept_scale if lora.dropout else lora.scale
+            scale = lora.scale * lora.kept_scale
             grad_inner = kernels.low_rank_down(gy, lora_b, group.span, scale, dropped_of(0.0, 0))
             source = source_of(saved)
             if source is not None and is_plain(source[0]):

@@ -137,7 +137,7 @@ class LoraCall(LoraTerms):
         if lora_launches.are_for(gy, lora_b.shape[1]):
             return lora_launches.grad_of_inner(self, gy, lora_b)
         low = cast(lora_b, gy.dtype)
-        factor = self.scale * self.kept_scale if self.dropout else self.scale
+        factor = self.scale * self.kept_scale
         if self.only is not None:
             grad = torch.mm(self.only.of_outputs_alone(gy), low)
             return grad if factor == 1.0 else grad.mul_(factor)

@@ -35,8 +35,7 @@ def are_for(activations: Tensor, columns: int) -> bool:
 def bottleneck(lora: LoraTerms, flat: Tensor, lora_a: Tensor) -> Tensor:
     """A dropout(x), `[tokens, ranges · rank]`, of x `[tokens, in]`."""
     span = 1, flat.shape[1], 0, 0
-    scale = lora.kept_scale if lora.dropout else 1.0
-    return launch_down(flat, lora_a.t(), span, scale, lora.dropout, lora.seed)
+    return launch_down(flat, lora_a.t(), span, lora.kept_scale, lora.dropout, lora.seed)
 
 
 def add_update(
@@ -50,7 +49,7 @@ def add_update(
 
 def grad_of_inner(lora: LoraTerms, gy: Tensor, lora_b: Tensor) -> Tensor:
     """`[tokens, ranges · rank]`, with all factors."""
-    scale = lora.scale * lora.kept_scale if lora.dropout else lora.scale
+    scale = lora.scale * lora.kept_scale
     parts = [launch_down(gy, lora_b[group.own], group.span, scale, 0.0, 0) for group in lora.groups]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 

@@ -30,5 +30,5 @@ class LoraTerms(NamedTuple):
 
     @property
     def kept_scale(self) -> float:
-        """What makes up for the dropped elements."""
+        """What makes up for the dropped elements; 1 where none are."""
         return 0.0 if self.dropout >= 1.0 else 1.0 / (1.0 - self.dropout)

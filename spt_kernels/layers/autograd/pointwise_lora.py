@@ -63,8 +63,7 @@ class PointwiseLora(NamedTuple):
             F.conv2d(gy[:, channels], _kernel(low[own].t())) for channels, own, _ in self.ranges
         ]
         grad = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        kept = self.call.kept_scale if self.call.dropout else 1.0
-        return grad.mul_(self.call.scale * kept)
+        return grad.mul_(self.call.scale * self.call.kept_scale)
 
     def grad_of_a(self, grad_inner: Tensor, x: Tensor, stride: tuple[int, int]) -> Tensor:
         """`[ranges · rank, in]`."""
