@@ -9,26 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from spt_kernels import native, ops
+from spt_kernels import ops
 
 sparse_weight_grad = importlib.import_module("spt_kernels.ops.sparse_weight_grad")
 
 
-@pytest.fixture(
-    params=[
-        "reference",
-        pytest.param(
-            "native", marks=pytest.mark.skipif(not native.available(), reason="no C++ module")
-        ),
-        pytest.param("cuda", marks=pytest.mark.gpu),
-    ]
-)
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where tensors live; on a CPU with the C++ module or without."""
-    if request.param == "reference":
-        monkeypatch.setattr(native, "available", lambda: False)
+@pytest.fixture(autouse=True)
+def many_entries_are_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sparse_weight_grad, "_dense_is_cheaper", lambda nnz, *_: nnz > 100)
-    return "cuda" if request.param == "cuda" else "cpu"
 
 
 def positions(n: int, like: Tensor) -> Tensor:

@@ -22,22 +22,6 @@ op = importlib.import_module("spt_kernels.ops.sparse_weight_grad")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(
-    params=[
-        "reference",
-        pytest.param(
-            "native", marks=pytest.mark.skipif(not native.available(), reason="no C++ module")
-        ),
-        pytest.param("cuda", marks=pytest.mark.gpu),
-    ]
-)
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where tensors live; on a CPU with the C++ module or without."""
-    if request.param == "reference":
-        monkeypatch.setattr(native, "available", lambda: False)
-    return "cuda" if request.param == "cuda" else "cpu"
-
-
 def noise(*shape: int, seed: int, dtype: torch.dtype, device: str) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator).to(device, dtype)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...ops.launching import is_plain, may_launch, on_card
-from ...ops.low_rank_ways import covers_all, dropped_of, kernels_of_a_card, serves
+from ...ops.low_rank_ways import NO_NORM, covers_all, dropped_of, kernels_of_a_card, serves
 from .autocast import is_any_autocast_on
 from .lora_call import LoraCall
 from .lora_launches import source_of
@@ -84,8 +84,8 @@ class CardLowRankLinear(RebuildingFunction):
             else:
                 flat = saved.rebuild(kept).reshape(-1, lora_a.shape[1])
                 if lora.dropout:
-                    nothing = "none", (None,) * 4
-                    grad_a = grads.low_rank_grad(flat.contiguous(), grad_inner, dropped, *nothing)
+                    as_it_is = "none", NO_NORM
+                    grad_a = grads.low_rank_grad(flat.contiguous(), grad_inner, dropped, *as_it_is)
                 else:
                     grad_a = wide_product(grad_inner.t(), flat)
                 del flat  # before the gradient of the same size is made
