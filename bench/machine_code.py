@@ -26,6 +26,7 @@ class MachineCode:
         stores: likewise for writes.
         async_copies: copies from global to shared memory that no register sees (`cp.async`), and
             those of the tensor memory accelerator.
+        fences: waits for every access to memory that came before (`MEMBAR`).
         tensor_core: kinds of tensor-core instructions, e.g. `HMMA.16816.F32.BF16`; empty: none.
     """
 
@@ -35,6 +36,7 @@ class MachineCode:
     stores: dict[int, int]
     async_copies: int
     tma_copies: int
+    fences: int
     tensor_core: tuple[str, ...]
 
     @property
@@ -119,6 +121,7 @@ def read_code(resource_usage: str, sass: str) -> MachineCode:
         stores=dict(sorted(stores.items(), reverse=True)),
         async_copies=names["LDGSTS"],
         tma_copies=names["UTMALDG"] + names["UBLKCP"],
+        fences=names["MEMBAR"],
         tensor_core=tuple(sorted(matrix)),
     )
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from spt_kernels.kernels import low_rank, low_rank_grad
-from spt_kernels.kernels.card import INTERPRETED, cdiv
+from spt_kernels.kernels.card import INTERPRETED, capability_of, cdiv
+from spt_kernels.kernels.low_rank_parts import blocks_of
 from spt_kernels.kernels.token_split import split_tokens
 
 TOKENS, RANK, COLUMNS = 64 * 197, 8, 16
@@ -64,17 +65,22 @@ CASES = (
     Case("grad", 3072, activation="gelu"),
     Case("grad", 768),
 )
-STAGES = {"down": (2, 3, 4), "up": (1,), "grad": (2, 3, 4)}
-SHIPPED = {
-    "down": Blocks(64, 64, low_rank._DOWN.num_stages, low_rank._DOWN.num_warps),
-    "up": Blocks(64, 64, low_rank._UP.num_stages, low_rank._UP.num_warps),
-    "grad": Blocks(64, 64, low_rank_grad._GRAD.num_stages, low_rank_grad._GRAD.num_warps),
-}
+STAGES = {"down": (3, 4), "up": (1,), "grad": (3, 4)}
+
+
+def shipped(case: Case, capability: int = 90) -> Blocks:
+    """What a case is launched with."""
+    own = blocks_of(torch.bfloat16, RANK, is_made=case.activation != "none")
+    launch = {"down": low_rank._DOWN, "up": low_rank._UP}.get(
+        case.kind, low_rank_grad._launch(own["BLOCK_RANK"], capability)
+    )
+    sizes = own["BLOCK_TOKENS"], own["BLOCK_FEATURES"]
+    return Blocks(*sizes, launch.num_stages, launch.num_warps)
 
 
 def candidates(kind: str) -> Iterator[Blocks]:
     """All that are tried of a kernel."""
-    for sizes in itertools.product((32, 64, 128), (64, 128), STAGES[kind], (4, 8)):
+    for sizes in itertools.product((16, 32, 64), (64, 128, 256), STAGES[kind], (2, 4, 8)):
         yield Blocks(*sizes)
 
 
@@ -95,14 +101,15 @@ def prepared(
         source = x.float() if is_norm else x
         norm = [made(size, dtype=fp32) for size in (tokens, tokens, width, width)]
         programs = cdiv(width, blocks.features)
-        splits, of_each = split_tokens(tokens, programs, low_rank_grad._GRAD, device)
+        launch = low_rank_grad._launch(COLUMNS, capability_of(device))
+        splits, of_each = split_tokens(tokens, programs, launch, device)
         of_each = cdiv(of_each, blocks.tokens) * blocks.tokens
         splits = cdiv(tokens, of_each)
         partial = torch.empty(splits, RANK, width, dtype=fp32, device=device)
         arguments = (
             *(partial, source, made(tokens, RANK), *(norm if is_norm else [source] * 4), source),
-            *(tokens, of_each, width, RANK, *WORDS),
-            *(case.activation, is_norm, is_norm, True, False, *sizes),
+            *(tokens, of_each, width, *WORDS),
+            *(RANK, case.activation, is_norm, is_norm, True, False, *sizes),
         )
         return low_rank_grad.grad_kernel, programs * splits, arguments
     is_tall = n > 1
@@ -112,16 +119,16 @@ def prepared(
     if case.kind == "down":
         output = x.new_empty(tokens, n * RANK)
         arguments = (
-            *(output, x, factor, x, tokens, width, *span, RANK, n * RANK, 1.5, *words),
-            *(is_tall, not is_tall, False, *sizes),
+            *(output, x, factor, x, tokens, width, *span, n * RANK, 1.5, *words),
+            *(RANK, is_tall, not is_tall, False, *sizes),
         )
         return low_rank.down_kernel, cdiv(tokens, blocks.tokens) * n, arguments
     output = x.clone() if is_tall else torch.empty(tokens, width, device=device)
     bias = made(width, dtype=fp32)
     arguments = (
         *(output, output if is_tall else x, made(tokens, n * RANK), factor, bias, x),
-        *(tokens, width, *span, RANK, n * RANK, 1.0, *words),
-        *(is_tall, is_tall, not is_tall, False, *sizes),
+        *(tokens, width, *span, 1.0, *words),
+        *(RANK, n, n * RANK, is_tall, is_tall, not is_tall, False, *sizes),
     )
     programs = cdiv(tokens, blocks.tokens) * n * cdiv(width // n, blocks.features)
     return low_rank.up_kernel, programs, arguments
@@ -144,13 +151,14 @@ def _options(blocks: Blocks) -> dict[str, int]:
 
 def tuned(median_us: Callable[[Callable[[], object]], float]) -> Iterator[dict[str, Any]]:
     """Every configuration of every case that compiles, and what it takes."""
+    capability = capability_of(torch.device("cuda"))
     jobs = [(case, blocks) for case in CASES for blocks in candidates(case.kind)]
     spawning = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(14, mp_context=spawning) as pool:
         problems = list(pool.map(_compile, jobs, chunksize=4))
     for (case, blocks), problem in zip(jobs, problems, strict=True):
         row = {"case": asdict(case), "blocks": asdict(blocks), "problem": problem}
-        row["shipped"] = blocks == SHIPPED[case.kind]
+        row["shipped"] = blocks == shipped(case, capability)
         if not problem:
             kernel, programs, arguments = prepared(case, blocks, torch.device("cuda"))
             launch = kernel[(programs,)]

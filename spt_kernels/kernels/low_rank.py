@@ -16,19 +16,19 @@ from torch import Tensor
 
 from .card import Launch, cdiv
 from .dropout import is_kept
-from .low_rank_parts import ACROSS, Dropped, constants_of, depth_and_columns, shipped_sizes
+from .low_rank_parts import TOKENS, Dropped, blocks_of, shipped_ranks
 from .prepared_launch import PreparedLaunches, alignment
 from .variant import POINTER, Variant, short_name
 
 Span = tuple[int, int, int, int]  # as `reference.low_rank` has them
 
-_DOWN = Launch(tokens=64, num_warps=4, num_stages=3, programs_per_sm=2)
-_UP = Launch(tokens=64, num_warps=4, num_stages=1, programs_per_sm=2)
+_DOWN = Launch(tokens=TOKENS, num_warps=4, num_stages=3, programs_per_sm=2)
+_UP = Launch(tokens=TOKENS, num_warps=4, num_stages=1, programs_per_sm=4)
 
 _launches = PreparedLaunches()
 
 
-@triton.jit(do_not_specialize=["n_tokens", "rank", "n_outputs", "before", "between", "threshold"])
+@triton.jit(do_not_specialize=["n_tokens", "n_outputs", "before", "between", "threshold"])
 def down_kernel(
     output_ptr,
     input_ptr,
@@ -39,12 +39,12 @@ def down_kernel(
     first,
     step,
     width,
-    rank,
     n_outputs,
     scale: tl.float32,
     before: tl.int64,
     between: tl.int64,
     threshold: tl.int64,
+    RANK: tl.constexpr,
     IS_TALL: tl.constexpr,
     DROPS: tl.constexpr,
     IN_MEMORY: tl.constexpr,
@@ -60,21 +60,21 @@ def down_kernel(
     token_mask = (tokens < n_tokens)[:, None]
     tokens = tokens.to(tl.int64)[:, None]
     columns = tl.arange(0, BLOCK_RANK)[None, :]
-    column_mask = columns < rank
+    column_mask = columns < RANK
     if IN_MEMORY:
         before = tl.load(key_ptr)
         between = tl.load(key_ptr + 1)
 
     starts = tokens * n_features + (first + one * step)  # of the range, in each token
     input_ptr += starts
-    factor_ptr += one.to(tl.int64) * width * rank  # of one range alone where it is not tall
+    factor_ptr += one.to(tl.int64) * width * RANK  # of one range alone where it is not tall
     sums = tl.zeros((BLOCK_TOKENS, BLOCK_RANK), dtype=tl.float32)
     for start in range(0, width, BLOCK_FEATURES):
         features = start + tl.arange(0, BLOCK_FEATURES)
         mask = features < width
         x = tl.load(input_ptr + features[None, :], mask=token_mask & mask[None, :], other=0.0)
         if IS_TALL:
-            factor_ptrs = factor_ptr + features[:, None] * rank + columns
+            factor_ptrs = factor_ptr + features[:, None] * RANK + columns
         else:
             factor_ptrs = factor_ptr + columns * width + features[:, None]
         factor = tl.load(factor_ptrs, mask=mask[:, None] & column_mask, other=0.0).to(x.dtype)
@@ -87,15 +87,13 @@ def down_kernel(
         sums = tl.dot(x, factor, sums, input_precision="tf32x3")
 
     tl.store(
-        output_ptr + tokens * n_outputs + one * rank + columns,
+        output_ptr + tokens * n_outputs + one * RANK + columns,
         (sums * scale).to(output_ptr.dtype.element_ty),
         mask=token_mask & column_mask,
     )
 
 
-@triton.jit(
-    do_not_specialize=["n_tokens", "rank", "inner_stride", "before", "between", "threshold"]
-)
+@triton.jit(do_not_specialize=["n_tokens", "before", "between", "threshold"])
 def up_kernel(
     output_ptr,
     base_ptr,
@@ -108,12 +106,13 @@ def up_kernel(
     first,
     step,
     width,
-    rank,
-    inner_stride,
     scale: tl.float32,
     before: tl.int64,
     between: tl.int64,
     threshold: tl.int64,
+    RANK: tl.constexpr,
+    N_RANGES: tl.constexpr,
+    INNER_STRIDE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     IS_TALL: tl.constexpr,
     DROPS: tl.constexpr,
@@ -124,10 +123,11 @@ def up_kernel(
     UPCAST: tl.constexpr,
 ):
     """base + bias + scale · dropout(inner Fᵀ), on a tile of one range."""
-    token_blocks = tl.cdiv(n_tokens, BLOCK_TOKENS)
-    tokens = (tl.program_id(0) % token_blocks) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
-    across = tl.program_id(0) // token_blocks
     feature_blocks = tl.cdiv(width, BLOCK_FEATURES)
+    # programs that run side by side go through the same tokens, whose memory lies side by side
+    tokens = (tl.program_id(0) // (feature_blocks * N_RANGES)) * BLOCK_TOKENS
+    tokens += tl.arange(0, BLOCK_TOKENS)
+    across = tl.program_id(0) % (feature_blocks * N_RANGES)
     one = across // feature_blocks  # of the ranges
     features = (across % feature_blocks) * BLOCK_FEATURES + tl.arange(0, BLOCK_FEATURES)
     token_mask = (tokens < n_tokens)[:, None]
@@ -139,30 +139,31 @@ def up_kernel(
         before = tl.load(key_ptr)
         between = tl.load(key_ptr + 1)
 
+    # most of what is read, hence asked for first
+    placed = features + (first + one * step)
+    places = tokens * n_features + placed[None, :]
+    base = tl.load(base_ptr + places, mask=token_mask & feature_mask, other=0.0)
     inner = tl.load(
-        inner_ptr + tokens * inner_stride + one * rank + columns[None, :],
-        mask=token_mask & (columns < rank)[None, :],
+        inner_ptr + tokens * INNER_STRIDE + one * RANK + columns[None, :],
+        mask=token_mask & (columns < RANK)[None, :],
         other=0.0,
     )
-    factor_ptr += one.to(tl.int64) * width * rank
+    factor_ptr += one.to(tl.int64) * width * RANK
     if IS_TALL:
-        factor_ptrs = factor_ptr + features[None, :] * rank + columns[:, None]
+        factor_ptrs = factor_ptr + features[None, :] * RANK + columns[:, None]
     else:
         factor_ptrs = factor_ptr + columns[:, None] * width + features[None, :]
-    factor_mask = feature_mask & (columns < rank)[:, None]
+    factor_mask = feature_mask & (columns < RANK)[:, None]
     factor = tl.load(factor_ptrs, mask=factor_mask, other=0.0).to(inner.dtype)
     if UPCAST:
         inner = inner.to(tl.float32)
         factor = factor.to(tl.float32)
     added = tl.dot(inner, factor, input_precision="tf32x3") * scale
-    features += first + one * step
-    places = tokens * n_features + features[None, :]
     if DROPS:
         added = tl.where(is_kept(places, before, between, threshold), added, 0.0)
-    base = tl.load(base_ptr + places, mask=token_mask & feature_mask, other=0.0)
     total = base.to(tl.float32) + added
     if HAS_BIAS:
-        total += tl.load(bias_ptr + features, mask=in_range, other=0.0).to(tl.float32)[None, :]
+        total += tl.load(bias_ptr + placed, mask=in_range, other=0.0).to(tl.float32)[None, :]
     tl.store(
         output_ptr + places,
         total.to(output_ptr.dtype.element_ty),
@@ -187,16 +188,16 @@ def low_rank_down(
     )
     made = _launches.get(like)
     if made is None:
-        blocks = _blocks(input.dtype, rank)
+        blocks = blocks_of(input.dtype, rank)
         n_ranges, width, step, first = span
         made = _launches.prepare(
             like,
             down_kernel,
-            cdiv(n_tokens, ACROSS) * n_ranges,
+            cdiv(n_tokens, TOKENS) * n_ranges,
             tensors,
-            (n_tokens, n_features, first, step, width, rank, n_ranges * rank),
+            (n_tokens, n_features, first, step, width, n_ranges * rank),
             (scale, *words),
-            (is_tall, *dropped.constants, *blocks.values()),
+            (rank, is_tall, *dropped.constants, *blocks.values()),
             **_DOWN.options,
         )
     made.launch(*tensors, *made.sizes, scale, *words, *made.constants)
@@ -232,16 +233,20 @@ def low_rank_up(
     )
     made = _launches.get(like)
     if made is None:
-        blocks = _blocks(base.dtype, rank)
+        blocks = blocks_of(base.dtype, rank)
         n_ranges, width, step, first = span
         made = _launches.prepare(
             like,
             up_kernel,
-            cdiv(n_tokens, ACROSS) * n_ranges * cdiv(width, blocks["BLOCK_FEATURES"]),
+            cdiv(n_tokens, TOKENS) * n_ranges * cdiv(width, blocks["BLOCK_FEATURES"]),
             tensors,
-            (n_tokens, n_features, first, step, width, rank, inner_stride),
+            (n_tokens, n_features, first, step, width),
             (scale, *words),
-            (bias is not None, is_tall, *dropped.constants, *blocks.values()),
+            (
+                *(rank, n_ranges, inner_stride, bias is not None, is_tall),
+                *dropped.constants,
+                *blocks.values(),
+            ),
             **_UP.options,
         )
     made.launch(*tensors, *made.sizes, scale, *words, *made.constants)
@@ -258,17 +263,12 @@ def _laid_out(factor: Tensor, n_ranges: int) -> tuple[Tensor, int, bool]:
     return factor.contiguous(), rank, True
 
 
-def _blocks(dtype: torch.dtype, rank: int) -> dict[str, Any]:
-    features, columns = depth_and_columns(dtype, rank)
-    return constants_of(ACROSS, features, columns)
-
-
 def shipped_variants() -> list[Variant]:
     """What layers launch: the input by a factor, with dropout or without, and back again."""
-    return [variant for dtype, columns in shipped_sizes() for variant in _variants(dtype, columns)]
+    return [variant for dtype, rank in shipped_ranks() for variant in _variants(dtype, rank)]
 
 
-def _variants(dtype: torch.dtype, columns: int) -> Iterator[Variant]:
+def _variants(dtype: torch.dtype, rank: int) -> Iterator[Variant]:
     own = dict.fromkeys(("key_ptr", "input_ptr", "inner_ptr", "base_ptr"), POINTER[dtype])
     own |= {"factor_ptr": "*fp32", "bias_ptr": "*fp32"}
 
@@ -276,11 +276,16 @@ def _variants(dtype: torch.dtype, columns: int) -> Iterator[Variant]:
         kind = kernel.__name__.removesuffix("_kernel")
         shown = "".join(f"-{name.lower()}" for name, is_so in flags.items() if is_so)
         types = own | {"output_ptr": POINTER[out]}
+        sizes = {"RANK": rank, "N_RANGES": 1, "INNER_STRIDE": rank}
         return Variant(
-            name=f"{kind}-{short_name(dtype)}-{columns}-to-{short_name(out)}{shown}",
+            name=f"{kind}-{short_name(dtype)}-{rank}-to-{short_name(out)}{shown}",
             kernel=kernel,
             types={name: kind for name, kind in types.items() if name in kernel.arg_names},
-            constexprs=flags | {"IN_MEMORY": False} | _blocks(dtype, columns),
+            constexprs={name: value for name, value in sizes.items() if name in kernel.arg_names}
+            | flags
+            | {"IN_MEMORY": False}
+            | blocks_of(dtype, rank),
+            is_thin=True,
             programs_per_sm=launch.programs_per_sm,
             **launch.options,
         )

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .card import Launch, cdiv
+from .card import Launch, capability_of, cdiv
 from .dropout import is_kept
-from .low_rank_parts import ACROSS, Dropped, constants_of, depth_and_columns, shipped_sizes
+from .low_rank_parts import TOKENS, Dropped, blocks_of, shipped_ranks
 from .prepared_launch import PreparedLaunches, alignment
 from .rebuild_input import gelu
 from .token_split import split_tokens
 from .variant import POINTER, Variant, short_name
 
-_GRAD = Launch(tokens=64, num_warps=4, num_stages=3, programs_per_sm=2)
+# Short splits: few features make few programs, of which each waits for its first reads
+# By card: depth of pipelining, and programs on a multiprocessor
+_DEPTHS = {80: (3, 3), 86: (3, 2), 90: (4, 3)}
 
 # Mean, reciprocal deviation, weight and bias of a LayerNorm, where there is one
 Norm = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -26,7 +25,7 @@ Norm = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 _launches = PreparedLaunches()
 
 
-@triton.jit(do_not_specialize=["n_tokens", "rank", "before", "between", "threshold"])
+@triton.jit(do_not_specialize=["n_tokens", "before", "between", "threshold"])
 def grad_kernel(
     partial_ptr,
     input_ptr,
@@ -39,10 +38,10 @@ def grad_kernel(
     n_tokens,
     tokens_per_split,
     n_features,
-    rank,
     before: tl.int64,
     between: tl.int64,
     threshold: tl.int64,
+    RANK: tl.constexpr,
     ACTIVATION: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -53,12 +52,12 @@ def grad_kernel(
     BLOCK_RANK: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """dropout(activation(input))ᵀ grad_inner, of a block of features and a split of the tokens."""
+    """grad_innerᵀ dropout(activation(input)), of a block of features and a split of the tokens."""
     feature_blocks = tl.cdiv(n_features, BLOCK_FEATURES)
     split = tl.program_id(0) // feature_blocks
     features = (tl.program_id(0) % feature_blocks) * BLOCK_FEATURES + tl.arange(0, BLOCK_FEATURES)
-    feature_mask = (features < n_features)[:, None]
-    columns = tl.arange(0, BLOCK_RANK)[None, :]
+    feature_mask = (features < n_features)[None, :]
+    columns = tl.arange(0, BLOCK_RANK)[:, None]
     first = split * tokens_per_split
     last = min(first + tokens_per_split, n_tokens)
     if IN_MEMORY:
@@ -70,16 +69,17 @@ def grad_kernel(
     if HAS_BIAS:
         shift = tl.load(bias_ptr + features, mask=features < n_features, other=0.0)
 
-    sums = tl.zeros((BLOCK_FEATURES, BLOCK_RANK), dtype=tl.float32)
+    sums = tl.zeros((BLOCK_RANK, BLOCK_FEATURES), dtype=tl.float32)
     for start in range(first, last, BLOCK_TOKENS):
         tokens = start + tl.arange(0, BLOCK_TOKENS)
         mask = tokens < last
         tokens = tokens.to(tl.int64)
-        places = tokens[None, :] * n_features + features[:, None]
-        x = tl.load(input_ptr + places, mask=mask[None, :] & feature_mask, other=0.0)
+        places = tokens[:, None] * n_features + features[None, :]
+        x = tl.load(input_ptr + places, mask=mask[:, None] & feature_mask, other=0.0)
+        # pointers, not values, are transposed: so the copy to shared memory can be asynchronous
         inner = tl.load(
-            inner_ptr + tokens[:, None] * rank + columns,
-            mask=mask[:, None] & (columns < rank),
+            inner_ptr + tokens[None, :] * RANK + columns,
+            mask=mask[None, :] & (columns < RANK),
             other=0.0,
         )
         if ACTIVATION == "gelu" or ACTIVATION == "tanh":
@@ -87,11 +87,11 @@ def grad_kernel(
         if ACTIVATION == "layer_norm":
             mean = tl.load(mean_ptr + tokens, mask=mask, other=0.0).to(tl.float32)
             rstd = tl.load(rstd_ptr + tokens, mask=mask, other=0.0).to(tl.float32)
-            y = (x.to(tl.float32) - mean[None, :]) * rstd[None, :]
+            y = (x.to(tl.float32) - mean[:, None]) * rstd[:, None]
             if HAS_WEIGHT:
-                y *= gain.to(tl.float32)[:, None]
+                y *= gain.to(tl.float32)[None, :]
             if HAS_BIAS:
-                y += shift.to(tl.float32)[:, None]
+                y += shift.to(tl.float32)[None, :]
             x = y.to(x.dtype)  # as the forward rounded it
         x = x.to(inner.dtype)
         if DROPS:
@@ -99,13 +99,13 @@ def grad_kernel(
         if UPCAST:
             x = x.to(tl.float32)
             inner = inner.to(tl.float32)
-        sums = tl.dot(x, inner, sums, input_precision="tf32x3")
+        sums = tl.dot(inner, x, sums, input_precision="tf32x3")
 
-    partial_ptr += split.to(tl.int64) * rank * n_features
+    partial_ptr += split.to(tl.int64) * RANK * n_features
     tl.store(
-        partial_ptr + columns.to(tl.int64) * n_features + features[:, None],
+        partial_ptr + columns.to(tl.int64) * n_features + features[None, :],
         sums,
-        mask=feature_mask & (columns < rank),
+        mask=feature_mask & (columns < RANK),
     )
 
 
@@ -129,42 +129,50 @@ def low_rank_grad(
         *(n_tokens, n_features, rank, words[2] > 0, key is None, weight is None, bias is None),
         *[tensor.dtype for tensor in given],
     )
-    splits, tokens_per_split = _splits(n_tokens, n_features, input.device)
-    partial = torch.empty(splits, rank, n_features, dtype=torch.float32, device=input.device)
     made = _launches.get(like)
     if made is None:
+        blocks = blocks_of(grad_inner.dtype, rank, is_made=activation != "none")
+        programs = cdiv(n_features, blocks["BLOCK_FEATURES"])
+        launch = _launch(blocks["BLOCK_RANK"], capability_of(input.device))
+        splits, tokens_per_split = split_tokens(n_tokens, programs, launch, input.device)
         made = _launches.prepare(
             like,
             grad_kernel,
-            cdiv(n_features, ACROSS) * splits,
-            (partial, *sources),
-            (n_tokens, tokens_per_split, n_features, rank),
+            programs * splits,
+            (torch.empty(0, dtype=torch.float32, device=input.device), *sources),
+            (n_tokens, tokens_per_split, n_features),
             words,
             (
-                *(activation, weight is not None, bias is not None, *dropped.constants),
-                *_blocks(grad_inner.dtype, rank).values(),
+                *(rank, activation, weight is not None, bias is not None, *dropped.constants),
+                *blocks.values(),
             ),
-            **_GRAD.options,
+            **launch.options,
         )
+    splits = cdiv(n_tokens, made.sizes[1])  # of so many tokens each
+    partial = torch.empty(splits, rank, n_features, dtype=torch.float32, device=input.device)
     made.launch(partial, *sources, *made.sizes, *words, *made.constants)
     return partial.sum(0) if splits != 1 else partial[0]
 
 
-@functools.lru_cache(256)
-def _splits(n_tokens: int, n_features: int, device: torch.device) -> tuple[int, int]:
-    return split_tokens(n_tokens, cdiv(n_features, ACROSS), _GRAD, device)
-
-
-def _blocks(dtype: torch.dtype, rank: int) -> dict[str, Any]:
-    tokens, columns = depth_and_columns(dtype, rank)
-    return constants_of(tokens, ACROSS, columns)
+def _launch(columns: int, capability: int) -> Launch:
+    num_stages, programs_per_sm = _DEPTHS[capability]
+    return Launch(
+        tokens=TOKENS,
+        # rows of the product are columns of the factor: `TOKENS` says what 64 of them avoid so
+        num_warps=2 if columns >= 64 else 4,
+        num_stages=num_stages,
+        programs_per_sm=programs_per_sm,
+        least_tokens=128,
+        most_splits=128,
+    )
 
 
 def shipped_variants() -> list[Variant]:
     """Of an input that was kept with dropout, without which a library's product does; and made."""
     return [
-        _variant(dtype, columns, activation, drops, source)
-        for dtype, columns in shipped_sizes()
+        _variant(capability, dtype, rank, activation, drops, source)
+        for capability in _DEPTHS
+        for dtype, rank in shipped_ranks()
         for activation, drops, source in (
             ("none", True, dtype),
             ("gelu", False, dtype),
@@ -175,19 +183,28 @@ def shipped_variants() -> list[Variant]:
 
 
 def _variant(
-    dtype: torch.dtype, columns: int, activation: str, drops: bool, source: torch.dtype
+    capability: int,
+    dtype: torch.dtype,
+    rank: int,
+    activation: str,
+    drops: bool,
+    source: torch.dtype,
 ) -> Variant:
+    blocks = blocks_of(dtype, rank, is_made=activation != "none")
+    launch = _launch(blocks["BLOCK_RANK"], capability)
     is_norm = activation == "layer_norm"
     statistics = "*fp32" if is_norm else POINTER[source]
     return Variant(
-        name=f"grad-{short_name(dtype)}-{columns}-of-{activation}",
+        name=f"grad-{short_name(dtype)}-{rank}-of-{activation}-sm_{capability}",
         kernel=grad_kernel,
         types=dict.fromkeys(("input_ptr", "key_ptr", "weight_ptr", "bias_ptr"), POINTER[source])
         | dict.fromkeys(("mean_ptr", "rstd_ptr"), statistics)
         | {"inner_ptr": POINTER[dtype], "partial_ptr": "*fp32"},
         constexprs={"ACTIVATION": activation, "HAS_WEIGHT": is_norm, "HAS_BIAS": is_norm}
-        | {"DROPS": drops, "IN_MEMORY": False}
-        | _blocks(dtype, columns),
-        programs_per_sm=_GRAD.programs_per_sm,
-        **_GRAD.options,
+        | {"RANK": rank, "DROPS": drops, "IN_MEMORY": False}
+        | blocks,
+        is_thin=True,
+        capability=capability,
+        programs_per_sm=launch.programs_per_sm,
+        **launch.options,
     )

@@ -37,6 +37,8 @@ class Variant:
         num_stages: depth of software pipelining.
         load_bits: the width that global loads must reach in the compiled code; 0 promises nothing.
         store_bits: likewise of global stores.
+        is_thin: its products have fewer rows than Hopper's own units take, so that nothing fences
+            what is read ahead.
         capability: the only card that it is launched on, one of `card.CAPABILITIES`; 0: all.
         programs_per_sm: programs that the launcher counts on a multiprocessor to hold at once.
     """
@@ -49,6 +51,7 @@ class Variant:
     num_stages: int = 1
     load_bits: int = 0
     store_bits: int = 0
+    is_thin: bool = False
     capability: int = 0
     programs_per_sm: int = 0
 
