@@ -60,7 +60,7 @@ def candidates(shipped: Launch) -> Iterator[Launch]:
     yield shipped
     for stages in {2, 3, 4, 5} - {shipped.num_stages}:
         yield replace(shipped, num_stages=stages)
-    for warps in {4, 8} - {shipped.num_warps}:
+    for warps in {2, 4, 8} - {shipped.num_warps}:
         yield replace(shipped, num_warps=warps)
     for tokens in {16, 32, 64} - {shipped.tokens}:
         yield replace(shipped, tokens=tokens)

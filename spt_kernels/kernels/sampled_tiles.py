@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .card import INTERPRETED, Launch, capability_of
 from .prepared_launch import PreparedLaunches, alignment
+from .take import take_channels
 from .tile_plan import STRIP_HEIGHT, TilePlan
 from .token_split import split_tokens
 from .transpose import transposed
@@ -140,11 +141,11 @@ def by_tiles(grad_output: Tensor, input: Tensor, plan: TilePlan) -> Tensor:
     if plan.lists_rows:
         left, right, together, others = input, grad_output, plan.columns, plan.rows
     if together.numel():
-        left = left.index_select(1, together)
+        left = take_channels(left, together)
     if lists is not None:
         right = transposed(right).t()  # [tokens and zeros, channels]
     elif others.numel():
-        right = right.index_select(1, others)
+        right = take_channels(right, others)
     is_fp32, capability = input.dtype == torch.float32, capability_of(input.device)
     launch = LAUNCHES[plan.block, plan.width, is_fp32, capability]
     n_tiles, nnz = len(plan.tiles), plan.order.numel()

@@ -12,6 +12,7 @@ from .gradient_cost import Way, Work, cheapest_way
 from .prepared_launch import PreparedLaunches, alignment
 from .sampled_tiles import by_tiles
 from .stored_rates import rates_on
+from .take import take_entries
 from .tile_plan import TilePlan
 from .token_split import split_tokens
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
@@ -141,7 +142,7 @@ def by_vectors(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
 
 def by_dense(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
     """Entries of torch's product, `[nnz]`, at positions that lie in it: two launches."""
-    return _product(grad_output.T, input).view(-1).index_select(0, index)
+    return take_entries(_product(grad_output.T, input), index.contiguous())
 
 
 def by_dense_blocks(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
