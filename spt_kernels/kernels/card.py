@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -38,7 +39,7 @@ class Launch:
     most_splits: int = 32
 
     @property
-    def options(self) -> dict[str, int]:
+    def options(self) -> dict[str, Any]:
         """What the compiler is told of it."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 

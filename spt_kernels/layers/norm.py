@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.launching import goes_as_on_card, is_transformed
+from .autograd.autocast import is_any_autocast_on
+from .autograd.card_norm import CardLayerNorm, NormCall
 from .deltas.delta_holder import DeltaHolder
 from .deltas.position_index import CheckedIndex, checked_index
 from .deltas.sparse_delta import SparseDelta, tag
@@ -131,8 +135,48 @@ class SparseDeltaLayerNorm(SparseDeltaNorm):
     def forward(self, input: Tensor) -> Tensor:
         """What the plain norm returns."""
         own: Any = self
+        if goes_as_on_card(input) and self._may_train_entries_alone(input):
+            self.write_stale_deltas()
+            weight, bias = self._parameters["weight"], self._parameters["bias"]
+            (weight_delta, weight_index), (bias_delta, bias_index) = map(self._trained, _AFFINE)
+            if not (weight_delta is bias_delta is None):
+                shape, connected = own.normalized_shape, partial(affine_of, own)
+                call = NormCall(shape, own.eps, weight_index, bias_index, connected)
+                return CardLayerNorm.apply(input, weight, bias, weight_delta, bias_delta, call)  # type: ignore[no-any-return]
         weight, bias = affine_of(own)
         return F.layer_norm(input, own.normalized_shape, weight, bias, own.eps)
+
+    def _may_train_entries_alone(self, input: Tensor) -> bool:
+        """Whether `CardLayerNorm` is for such an input, and for all that is trained here."""
+        dtype = input.dtype
+        if (
+            dtype not in _FLOATS
+            or torch.compiler.is_compiling()
+            or (dtype is not torch.float32 and is_any_autocast_on())  # which computes it in fp32
+            or not torch.is_grad_enabled()
+            or is_transformed()
+        ):
+            return False
+        for local in _AFFINE:
+            parameter, state = self._parameters[local], self._spt_states.get(local)
+            if parameter is not None and (parameter.dtype is not dtype or parameter.requires_grad):
+                return False
+            if state is not None:
+                delta, is_whole = self._parameters.get(state.name), state.index_name is None
+                if is_whole or delta is None or not delta.requires_grad or state.is_sharded:
+                    return False
+        return True
+
+    def _trained(self, local: str) -> tuple[Tensor | None, Tensor | None]:
+        """The delta of a parameter and its positions, where it has one."""
+        state = self._spt_states.get(local)
+        if state is None or state.index_name is None:
+            return None, None
+        return self._parameters[state.name], self.__dict__[state.index_name]
+
+
+_AFFINE = ("weight", "bias")
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def affine_of(norm: nn.Module) -> tuple[Any, Any]:

@@ -10,6 +10,7 @@ from .low_rank import low_rank_down, low_rank_grad, low_rank_up, low_rank_up_
 from .rebuild_input import rebuild_gelu, rebuild_layer_norm
 from .shared_top_tau import shared_top_tau
 from .sparse_adamw import AdamWEntry, sparse_adamw
+from .sparse_norm_grad import sparse_norm_grad
 from .sparse_weight_grad import sparse_weight_grad
 from .squared_grad import accumulate_squared_grad, accumulate_squared_vector_grad
 from .top_tau import top_tau
@@ -34,6 +35,7 @@ __all__ = [
     "rebuild_layer_norm",
     "shared_top_tau",
     "sparse_adamw",
+    "sparse_norm_grad",
     "sparse_weight_grad",
     "top_tau",
     "write_delta",

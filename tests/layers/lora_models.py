@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spt_kernels.layers import LoraLinear
+from spt_kernels.layers import LoraLinear, SparseDeltaNorm
 from spt_kernels.plan import LoraSpec
 
 IN, TOKENS = 24, 7
@@ -16,6 +16,9 @@ BEFORE: dict[str, Callable[[], nn.Module]] = {
     "layer_norm": lambda: nn.LayerNorm(IN),
     "bare layer_norm": lambda: nn.LayerNorm(IN, elementwise_affine=False),
     "layer_norm of two dimensions": lambda: nn.LayerNorm((TOKENS, IN)),
+    "tuned layer_norm": lambda: SparseDeltaNorm(
+        nn.LayerNorm(IN), torch.tensor([3, 5]), torch.tensor([0, 23])
+    ),
     "gelu": nn.GELU,
     "tanh": lambda: nn.GELU("tanh"),
     "relu": nn.ReLU,

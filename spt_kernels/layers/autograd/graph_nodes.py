@@ -7,7 +7,7 @@ its host does.
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,6 +62,59 @@ class Kept:
             return None
 
 
+class KeptBySelf:
+    """What an autograd function of ours keeps, all of it."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def is_readable(node: Any) -> bool:
+        """Whether a backward may read it, beside that of the function itself.
+
+        A checkpoint that holds the function alone, and not the layer, gives each tensor once.
+        """
+        try:
+            hooks = [hook_of(raw) for raw in node._raw_saved_tensors if raw is not None]
+        except UNREADABLE:
+            return False
+        return all(hook is None or hook is unpack for hook in hooks)
+
+
+class KeptLayerNorm(NamedTuple):
+    """What a LayerNorm keeps, from which its output is had again.
+
+    Attributes:
+        input: `[..., *normalized]`.
+        mean: one per row.
+        rstd: one per row, reciprocal standard deviation.
+        weight: `[*normalized]`, or None.
+        bias: `[*normalized]`, or None.
+        normalized_ndim: how many trailing dimensions are normalized.
+    """
+
+    input: Tensor
+    mean: Tensor
+    rstd: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    normalized_ndim: int
+
+    @classmethod
+    def of(cls, node: Any) -> KeptLayerNorm:
+        """Read from a node whose kind is `layer_norm`, in a backward that has not come to it."""
+        if issubclass(type(node), BackwardCFunction):
+            input, mean, rstd, weight, bias, *_ = node.saved_tensors
+            return cls(input, mean, rstd, weight, bias, len(node.call.shape))
+        return cls(
+            node._saved_input,
+            node._saved_result1,
+            node._saved_result2,
+            node._saved_weight,
+            node._saved_bias,
+            len(node._saved_normalized_shape),
+        )
+
+
 class NodeType:
     """What is so of all nodes of one type.
 
@@ -69,7 +122,7 @@ class NodeType:
         name: of the type.
         kind: of what can have the means to give its output again: a GELU, a LayerNorm, an autograd
             function in Python; None for all others.
-        source: what a GELU or a LayerNorm has for that.
+        source: what it has for that, and whether it may be read.
         is_reshape: the output is the input in another shape.
         is_move: it is that, or a permutation.
         is_view: it may share its storage with the input.
@@ -78,13 +131,13 @@ class NodeType:
 
     __slots__ = ("is_move", "is_reshape", "is_view", "kept", "kind", "name", "source")
 
-    def __init__(self, node_type: type) -> None:
+    def __init__(self, node_type: type, kind: Kind | None = None) -> None:
         self.name = node_type.__name__
         self.kind: Kind | None
-        self.source: Kept | None
+        self.source: Kept | KeptBySelf | None
         self.kind, self.source = _SOURCES.get(self.name, (None, None))
-        if issubclass(node_type, BackwardCFunction):
-            self.kind = "function"
+        if kind is not None:
+            self.kind, self.source = kind, KeptBySelf()
         self.is_reshape = self.name in _RESHAPES
         self.is_move, self.is_view = self.name in _MOVES, self.name in _VIEWS
         names = [name.removeprefix(_RAW) for name in dir(node_type) if name.startswith(_RAW)]
@@ -104,13 +157,15 @@ class _NodeTypes(dict[type, NodeType]):
 
     def __missing__(self, node_type: type) -> NodeType:
         if issubclass(node_type, BackwardCFunction):
-            return _FUNCTION
+            function = getattr(node_type, "_forward_cls", None)
+            return _FUNCTIONS[getattr(function, "spt_kind", "function")]
         found = self[node_type] = NodeType(node_type)
         return found
 
 
 NODE_TYPES = _NodeTypes()
-_FUNCTION = NodeType(BackwardCFunction)
+_KINDS: tuple[Kind, ...] = ("function", "layer_norm")
+_FUNCTIONS = {kind: NodeType(BackwardCFunction, kind) for kind in _KINDS}
 
 
 def way_to(node: Any) -> tuple[tuple[Any, ...], tuple[NodeType, ...], int, bool]:

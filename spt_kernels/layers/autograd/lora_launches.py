@@ -20,6 +20,7 @@ from ...ops.low_rank_ways import (
     launch_up_,
     serves,
 )
+from .graph_nodes import KeptLayerNorm
 from .lora_terms import LoraTerms
 from .saved_input import SavedInput
 from .wide_product import wide_product
@@ -91,10 +92,11 @@ def source_of(saved: SavedInput) -> tuple[Tensor, Activation, Norm] | None:
     if kind == "gelu":
         source, is_exact = node._saved_self, node._saved_approximate == "none"
         return source.reshape(-1, source.shape[-1]), "gelu" if is_exact else "tanh", NO_NORM
-    if kind == "layer_norm" and len(node._saved_normalized_shape) == 1:
-        source, statistics = node._saved_input, (node._saved_result1, node._saved_result2)
-        norm = *statistics, node._saved_weight, node._saved_bias
-        return source.reshape(-1, source.shape[-1]), "layer_norm", norm
+    if kind == "layer_norm":
+        source, mean, rstd, weight, bias, normalized_ndim = KeptLayerNorm.of(node)
+        if normalized_ndim == 1:
+            norm = mean, rstd, weight, bias
+            return source.reshape(-1, source.shape[-1]), "layer_norm", norm
     return None
 
 

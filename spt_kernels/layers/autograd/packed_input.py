@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import native
+from .graph_nodes import KeptLayerNorm
 from .saved_input import SavedInput, Tensors
 
 _FP32 = torch.float32
@@ -38,8 +39,7 @@ def packed_input(
     if steps:
         return None
     if kind == "layer_norm":
-        source, mean, rstd = node._saved_input, node._saved_result1, node._saved_result2
-        weight, bias = node._saved_weight, node._saved_bias
+        source, mean, rstd, weight, bias, _ = KeptLayerNorm.of(node)
         if (
             source.dtype is not _FP32
             or mean.numel() != tokens  # of more dimensions than one

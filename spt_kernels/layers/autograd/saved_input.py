@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from ...ops.launching import is_plain
 from ...ops.rebuild_input import launch_gelu, launch_layer_norm, rebuild_gelu, rebuild_layer_norm
-from .graph_nodes import NODE_TYPES, UNREADABLE, hook_of, is_kept, way_to
-from .recording import Recording, hooks_in_use, recording_of, unpack
+from .graph_nodes import NODE_TYPES, KeptLayerNorm, is_kept, way_to
+from .recording import Recording, hooks_in_use, recording_of
 from .traced import made_again
 
 _REBUILDABLE = (torch.float32, torch.bfloat16, torch.float16)
@@ -123,17 +123,9 @@ class RebuildingFunction(torch.autograd.Function):
 
 
 def _layer_norm_again(node: Any, dtype: torch.dtype) -> Tensor:
-    source = node._saved_input
-    make: Any = launch_layer_norm if is_plain(source) else rebuild_layer_norm
-    return make(  # type: ignore[no-any-return]
-        source,
-        node._saved_result1,
-        node._saved_result2,
-        node._saved_weight,
-        node._saved_bias,
-        len(node._saved_normalized_shape),
-        dtype,
-    )
+    kept = KeptLayerNorm.of(node)
+    make: Any = launch_layer_norm if is_plain(kept.input) else rebuild_layer_norm
+    return make(*kept, dtype)  # type: ignore[no-any-return]
 
 
 def _gelu_again(node: Any, dtype: torch.dtype) -> Tensor:
@@ -188,12 +180,10 @@ def _chosen(
         # outputs after the first are others, such as the mean, which a LayerNorm gives as well
         if is_moved_alone and output == 0 and x._version == 0:
             producer, kind, source = way[-1], types[-1].kind, types[-1].source
-            if source is None:
-                is_readable = kind is not None and _is_function_readable(producer)
-            else:
-                is_readable = source.is_readable(producer)
             if (
-                is_readable
+                source is not None
+                and (kind != "function" or hasattr(producer, "spt_rebuild_output"))
+                and source.is_readable(producer)
                 and dtype in _REBUILDABLE
                 and x.dtype in _REBUILDABLE
                 and not _is_backward_compiled()
@@ -217,20 +207,6 @@ def _is_backward_compiled() -> bool:
 
 
 _new = tuple.__new__  # without the frame that a constructor in Python is
-
-
-def _is_function_readable(node: Any) -> bool:
-    """Whether a function can tell its output again, and what it saved may be read beside itself.
-
-    A checkpoint that holds the function alone, and not the layer, gives each tensor once.
-    """
-    if not hasattr(node, "spt_rebuild_output"):
-        return False
-    try:
-        hooks = [hook_of(raw) for raw in node._raw_saved_tensors if raw is not None]
-    except UNREADABLE:
-        return False
-    return all(hook is None or hook is unpack for hook in hooks)
 
 
 def _steps(x: Tensor) -> tuple[Step, ...]:
