@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from ..layers.norm import is_layer_norm
 from ..model.check import check_not_wrapped
 from .activation import ApproximateActivation, function_of
 from .choice import GELU_BITS, Approximation, check_choice
-from .layer_norm import ApproximateLayerNorm, is_layer_norm
+from .layer_norm import ApproximateLayerNorm
 from .stand_in import StandIn, may_stand_in, remove
 
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..layers.autograd.plain_backward import plain_backward
 from ..layers.norm import affine_of
-from ..layers.tuned_class import plain_class
 from ..ops.launching import may_launch
 from ..ops.rebuild_input import launch_layer_norm, rebuild_layer_norm
 from .stand_in import StandIn
-
-_OF_TIMM = "timm.layers.norm.LayerNorm"
 
 
 class LayerNormFromOutput(torch.autograd.Function):
@@ -90,12 +87,3 @@ class ApproximateLayerNorm(StandIn):
             input, module.normalized_shape, weight, bias, module.eps
         )
         return y
-
-
-def is_layer_norm(module: nn.Module) -> bool:
-    """Whether a module computes what `nn.LayerNorm` does."""
-    if not isinstance(module, nn.LayerNorm):
-        return False
-    kind = plain_class(module)
-    is_timms = f"{kind.__module__}.{kind.__name__}" == _OF_TIMM
-    return is_timms or kind.forward is nn.LayerNorm.forward

@@ -130,11 +130,13 @@ class SparseDeltaNorm(DeltaHolder):
 
 
 class SparseDeltaLayerNorm(SparseDeltaNorm):
-    """The same for norms that compute what `nn.LayerNorm` does: called at once."""
+    """The same for norms that compute what `nn.LayerNorm` does, as timm's: called at once."""
 
     def forward(self, input: Tensor) -> Tensor:
         """What the plain norm returns."""
         own: Any = self
+        if self.__dict__.get("_fast_norm"):  # timm's, by another call
+            return super().forward(input)  # type: ignore[no-any-return]
         if goes_as_on_card(input) and self._may_train_entries_alone(input):
             self.write_stale_deltas()
             weight, bias = self._parameters["weight"], self._parameters["bias"]
@@ -188,10 +190,18 @@ def affine_of(norm: nn.Module) -> tuple[Any, Any]:
     return attached(norm, "weight"), attached(norm, "bias")
 
 
+def is_layer_norm(module: nn.Module) -> bool:
+    """Whether a module computes what `nn.LayerNorm` does."""
+    if not isinstance(module, nn.LayerNorm):
+        return False
+    kind = plain_class(module)
+    is_timms = f"{kind.__module__}.{kind.__name__}" == "timm.layers.norm.LayerNorm"
+    return is_timms or kind.forward is nn.LayerNorm.forward
+
+
 def norm_tuner(norm: nn.Module) -> type[SparseDeltaNorm]:
     """The class that tunes a norm of this kind."""
-    computes_plainly = getattr(type(norm), "forward", None) is nn.LayerNorm.forward
-    return SparseDeltaLayerNorm if computes_plainly else SparseDeltaNorm
+    return SparseDeltaLayerNorm if is_layer_norm(norm) else SparseDeltaNorm
 
 
 def tune_norm(norm: nn.Module, positions: Mapping[str, Tensor | CheckedIndex]) -> None:

@@ -35,7 +35,9 @@ _IN_PLACE = {_aten.addmm_: _aten.addmm, _aten.baddbmm_: _aten.baddbmm}
 # Ops that multiply all tokens by a factor, and where it is among their arguments
 _FACTOR_AT = {"low_rank_down": 1, "low_rank_up": 2, "low_rank_up_": 2}
 # Ops whose second kernel reads what the first has made: entries of a product, partial sums
-_OF_TWO_KERNELS = {"sparse_weight_grad", "low_rank_grad"}
+_OF_TWO_KERNELS = {"sparse_weight_grad", "sparse_norm_grad", "low_rank_grad"}
+# What a card moves at the least of memory: one channel of a token
+_SECTOR_BYTES = 32
 # Weights that a delta is written into: of most of their elements nothing is touched
 _SPARSELY_WRITTEN = "targets"
 
@@ -102,8 +104,11 @@ class WorkCounter(CallMode):
         result = func(*args, **kwargs)
         if func.is_view or func in _FREE or func.namespace == "prim":
             return result
-        touched = _touched(func, args, kwargs, result)
-        moved = sum(t.nbytes for t in tree_iter(touched) if isinstance(t, Tensor))
+        if func is torch.ops.spt.sparse_norm_grad.default:
+            moved = _moved_for_channels(*args)
+        else:
+            touched = _touched(func, args, kwargs, result)
+            moved = sum(t.nbytes for t in tree_iter(touched) if isinstance(t, Tensor))
         flops, dtype = _products(func, args, kwargs, result)
         self._calls[Call(flops, dtype, moved)] += 1
         if func.namespace == "spt" and func._opname in _OF_TWO_KERNELS:
@@ -122,6 +127,14 @@ def _touched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: A
         if argument.name != _SPARSELY_WRITTEN
     ]
     return given, kwargs, [value for value, is_written in given if is_written]
+
+
+def _moved_for_channels(gy: Tensor, x: Tensor, *others: Tensor | None) -> int:
+    """Bytes that are read for some channels of a LayerNorm, of its weight and of its bias."""
+    n_weights, n_biases = (0 if index is None else index.numel() for index in others[-2:])
+    statistics = sum(t.nbytes for t in others[:2] if t is not None)
+    of_gy = min(gy.nbytes, len(gy) * _SECTOR_BYTES * (n_weights + n_biases))
+    return statistics + of_gy + min(x.nbytes, len(x) * _SECTOR_BYTES * n_weights)
 
 
 def _products(

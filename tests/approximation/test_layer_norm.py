@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spt_kernels import LoraLinear, LoraSpec, SparseDeltaLinear, SparseDeltaNorm, approximate
-from spt_kernels.approximation.layer_norm import is_layer_norm
+from spt_kernels.layers.norm import is_layer_norm
 
 from .test_activation import kept_bytes
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerNorm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -19,6 +20,7 @@ from spt_kernels.plan import LoraSpec
 FUNCTION = "CardLayerNormBackward"
 PLACES = {
     "both": (nn.LayerNorm(8), [1, 2, 7], [0, 5]),
+    "timm": (LayerNorm(8), [1, 2], [0, 5]),
     "weight": (nn.LayerNorm(8), [3], None),
     "bias": (nn.LayerNorm(8), None, [0, 1, 2]),
     "no_bias": (nn.LayerNorm(8, bias=False), [0, 7], None),
@@ -199,6 +201,15 @@ def test_what_it_is_for() -> None:
         frozen = copy.deepcopy(norm)
         frozen.bias_delta.requires_grad_(False)
         assert name_of(frozen, x) == plain
+
+
+def test_timms_fast_norm_is_its_own() -> None:
+    norm, x = tuned("timm"), inputs()
+    expected = gradients(norm, x, as_card=True)
+    norm._fast_norm = True
+    with as_on_card():
+        assert name_of(norm, x) != FUNCTION
+    assert_same(gradients(norm, x, as_card=True), expected)
 
 
 def test_a_weight_that_is_trained_itself_is_refused_as_on_a_cpu() -> None:
