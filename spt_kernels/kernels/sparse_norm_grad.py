@@ -1,4 +1,4 @@
-"""Triton kernel of chosen entries of the gradients of a LayerNorm's weight and bias."""
+"""Triton kernel of chosen entries of the gradients of a LayerNorm's weight, and of any bias."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def norm_grad_kernel(
         mask = in_split[:, None] & ((of_weight | of_bias) & is_channel)[None, :]
         grad = tl.load(grad_ptr + places, mask=mask, other=0.0).to(tl.float32)
         x = tl.load(input_ptr + places, mask=mask & is_weight, other=0.0).to(tl.float32)
-        mean = tl.load(mean_ptr + tokens, mask=in_split, other=0.0).to(tl.float32)
-        rstd = tl.load(rstd_ptr + tokens, mask=in_split, other=0.0).to(tl.float32)
+        mean = tl.load(mean_ptr + tokens, mask=in_split & is_weight, other=0.0).to(tl.float32)
+        rstd = tl.load(rstd_ptr + tokens, mask=in_split & is_weight, other=0.0).to(tl.float32)
         normalized = (x - mean[:, None]) * rstd[:, None]
         sums += grad * tl.where(is_weight, normalized, 1.0)
 
@@ -79,27 +79,30 @@ def norm_grad_kernel(
 
 def sparse_norm_grad(
     grad_output: Tensor,
-    input: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
+    input: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
     weight_index: Tensor | None,
     bias_index: Tensor | None,
 ) -> Tensor:
     """See `spt_kernels.ops.sparse_norm_grad.sparse_norm_grad`; all contiguous."""
-    n_tokens, n_features = input.shape
+    n_tokens, n_features = grad_output.shape
     n_weights = 0 if weight_index is None else len(weight_index)
     n_biases = 0 if bias_index is None else len(bias_index)
     if n_tokens == 0 or n_weights + n_biases == 0:
-        return torch.zeros(n_weights + n_biases, dtype=torch.float32, device=input.device)
+        return torch.zeros(n_weights + n_biases, dtype=torch.float32, device=grad_output.device)
     given: Any = weight_index if bias_index is None else bias_index
     of_weight = given if weight_index is None else weight_index
-    tensors = grad_output, input, mean, rstd, of_weight, given
+    of_norm = [grad_output if each is None else each for each in (input, mean, rstd)]
+    tensors = grad_output, *of_norm, of_weight, given
     blocks = cdiv(n_weights, _ENTRIES) + cdiv(n_biases, _ENTRIES)
-    splits, tokens_per_split = split_tokens(n_tokens, blocks, _LAUNCH, input.device)
-    partial = torch.empty(splits, n_weights + n_biases, dtype=torch.float32, device=input.device)
+    splits, tokens_per_split = split_tokens(n_tokens, blocks, _LAUNCH, grad_output.device)
+    partial = torch.empty(
+        splits, n_weights + n_biases, dtype=torch.float32, device=grad_output.device
+    )
     sizes = n_weights, n_biases, n_tokens, tokens_per_split, n_features
-    dtypes = grad_output.dtype, input.dtype, mean.dtype, rstd.dtype
-    key = input.get_device(), alignment(*tensors), sizes, dtypes
+    dtypes = [each.dtype for each in tensors[:4]]
+    key = grad_output.get_device(), alignment(*tensors), sizes, *dtypes
     made = _launches.get(key)
     if made is None:
         made = _launches.prepare(

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.launching import goes_as_on_card, is_transformed
+from ..ops.sparse_norm_grad import FLOATS
 from .autograd.autocast import is_any_autocast_on
 from .autograd.card_norm import CardLayerNorm, NormCall
 from .deltas.delta_holder import DeltaHolder
@@ -152,7 +153,7 @@ class SparseDeltaLayerNorm(SparseDeltaNorm):
         """Whether `CardLayerNorm` is for such an input, and for all that is trained here."""
         dtype = input.dtype
         if (
-            dtype not in _FLOATS
+            dtype not in FLOATS
             or torch.compiler.is_compiling()
             or (dtype is not torch.float32 and is_any_autocast_on())  # which computes it in fp32
             or not torch.is_grad_enabled()
@@ -178,7 +179,6 @@ class SparseDeltaLayerNorm(SparseDeltaNorm):
 
 
 _AFFINE = ("weight", "bias")
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def affine_of(norm: nn.Module) -> tuple[Any, Any]:

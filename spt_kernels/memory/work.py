@@ -129,12 +129,13 @@ def _touched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: A
     return given, kwargs, [value for value, is_written in given if is_written]
 
 
-def _moved_for_channels(gy: Tensor, x: Tensor, *others: Tensor | None) -> int:
+def _moved_for_channels(gy: Tensor, x: Tensor | None, *others: Tensor | None) -> int:
     """Bytes that are read for some channels of a LayerNorm, of its weight and of its bias."""
-    n_weights, n_biases = (0 if index is None else index.numel() for index in others[-2:])
-    statistics = sum(t.nbytes for t in others[:2] if t is not None)
-    of_gy = min(gy.nbytes, len(gy) * _SECTOR_BYTES * (n_weights + n_biases))
-    return statistics + of_gy + min(x.nbytes, len(x) * _SECTOR_BYTES * n_weights)
+    *statistics, of_weight, of_bias = (0 if t is None else t.nbytes for t in others)
+    n_weights, n_entries = of_weight // 4, (of_weight + of_bias) // 4
+    of_gy = min(gy.nbytes, len(gy) * _SECTOR_BYTES * n_entries)
+    of_x = 0 if x is None else min(x.nbytes, len(gy) * _SECTOR_BYTES * n_weights)
+    return sum(statistics) + of_gy + of_x
 
 
 def _products(

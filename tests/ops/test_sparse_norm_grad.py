@@ -67,6 +67,13 @@ def test_they_are_those_of_autograd(device: str) -> None:
     torch.testing.assert_close(found, torch.cat((of_weight[chosen], of_bias[chosen[:2]])))
 
 
+def test_a_bias_alone_needs_no_norm(device: str) -> None:
+    gy, *of_norm = made(1100, 70, torch.bfloat16, device)
+    chosen = torch.tensor([0, 3, 69], dtype=torch.int32, device=device)
+    found = sparse_norm_grad(gy, None, None, None, None, chosen)
+    assert torch.equal(found, sparse_norm_grad(gy, *of_norm, None, chosen))
+
+
 def test_tensors_need_not_be_contiguous(device: str) -> None:
     gy, x, mean, rstd = made(50, 24, torch.float32, device)
     chosen = torch.arange(0, 24, 3, dtype=torch.int32, device=device)
@@ -101,15 +108,16 @@ def test_opcheck(device: str) -> None:
     ("replaced", "error", "message"),
     [
         ({0: torch.zeros(6, 8).double()}, TypeError, "grad_output: expected fp32, bf16 or fp16"),
-        ({0: torch.zeros(5, 8)}, ValueError, r"grad_output: expected shape \(6, 8\)"),
-        ({1: torch.zeros(48)}, ValueError, r"input: expected \[tokens, channels\]"),
+        ({0: torch.zeros(48)}, ValueError, r"grad_output: expected \[tokens, channels\]"),
+        ({1: torch.zeros(5, 8)}, ValueError, r"input: expected shape \(6, 8\)"),
+        ({2: None}, ValueError, "mean: expected a tensor where weight_index is one, got None"),
         ({2: torch.zeros(5)}, ValueError, "mean: expected 6 values, one per row, got 5"),
         ({3: torch.zeros(6, device="meta")}, ValueError, "rstd: expected device cpu, got meta"),
         ({4: torch.zeros(2)}, TypeError, "weight_index: expected int32, got torch.float32"),
         ({5: torch.zeros(1, 2).int()}, ValueError, "bias_index: expected one dimension"),
     ],
 )
-def test_refusals(replaced: dict[int, Tensor], error: type[Exception], message: str) -> None:
+def test_refusals(replaced: dict[int, Any], error: type[Exception], message: str) -> None:
     chosen = torch.tensor([1, 2], dtype=torch.int32)
     given: list[Any] = [*made(6, 8, torch.float32, "cpu"), chosen, chosen]
     for place, tensor in replaced.items():

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...ops.launching import goes_as_on_card, is_transformed
+from ...ops.sparse_norm_grad import FLOATS, launch_sparse_norm_grad
 from ..deltas.sparse_delta import check_trained_whole
 from .autocast import is_cast, wide_dtype
 from .gradient_of_delta import gradient_of_delta
@@ -202,4 +204,6 @@ def linear_with_lora(
 def _grad_of_bias(gy: Tensor, index: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # a sum can be fused with what chooses its columns
         return gy.index_select(1, index).sum(0, dtype=wide_dtype(gy))
+    if goes_as_on_card(gy) and gy.dtype in FLOATS and not is_transformed():
+        return launch_sparse_norm_grad(gy, None, None, None, None, index)
     return gy.sum(0, dtype=wide_dtype(gy)).index_select(0, index)
