@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.launching import goes_as_on_card
+from .autograd.card_adapter import CardAdapter, is_on_card
+from .autograd.row_ranges import groups_of
 from .autograd.traced_adapter import FrozenBase, TracedAdapter
 from .structured import (
     NEW,
@@ -117,7 +120,16 @@ class AdapterLinear(AdapterLayer, StructuredLinear):
             y = self._traced_base(input)
             return add_to_rows(y, [self._traced_update(input, y, *places) for places in ranges])
         y = self._with_deltas(input)
-        updates = []
+        if goes_as_on_card(y):
+            groups, parameters = groups_of(ranges), self._new_parameters()
+            if is_on_card(y, groups, len(parameters[0])):
+                adapted: Tensor = CardAdapter.apply(y, *parameters, groups[0], self._adapted)
+                return adapted
+        return self._adapted(y)
+
+    def _adapted(self, y: Tensor) -> Tensor:
+        """The base layer's output `[..., out]`, adapted by torch's calls."""
+        ranges, updates = self.__dict__["_spt_ranges"], []
         for (rows, _, _), (down, down_bias, up, up_bias) in zip(
             ranges, self._of_ranges(y.dtype), strict=True
         ):

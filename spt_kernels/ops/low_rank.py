@@ -32,7 +32,7 @@ torch.library.define(
 torch.library.define(
     "spt::low_rank_up",
     "(Tensor base, Tensor inner, Tensor factor, int[] span, float scale, "
-    f"{_DROPPED}, ScalarType dtype) -> Tensor",
+    f"{_DROPPED}, ScalarType dtype, Tensor? bias=None) -> Tensor",
 )
 torch.library.define(
     "spt::low_rank_up_",
@@ -80,37 +80,45 @@ def low_rank_up(
     base: Tensor,
     inner: Tensor,
     factor: Tensor,
+    span: Span | None = None,
     *,
     scale: float = 1.0,
     probability: float = 0.0,
     seed: int | Tensor = 0,
     dtype: torch.dtype | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """`base + scale · dropout(inner Fᵀ)`, with sums in fp32.
+    """`base + bias` and `scale · dropout(inner_i F_iᵀ)` of every range, with sums in fp32.
 
     Args:
         base: `[tokens, features]`, fp32, bf16, fp16 or fp64.
-        inner: `[tokens, rank]`, of the dtype of `base`.
+        inner: `[tokens, ranges · rank]`, of the dtype of `base`.
         factor: `[features, rank]`, floating; rounded to that dtype.
+        span: the ranges, which are all features; None for these as one.
         scale: of the products.
         probability: of a product to be dropped, as an element of `base` would be by `dropout`.
         seed: of `dropout`.
         dtype: of the result; by default that of `base`.
+        bias: `[features]`, floating, is added as well.
 
     Returns:
         `[tokens, features]`, contiguous.
 
     Raises:
         TypeError: a dtype is none of these.
-        ValueError: a shape, a device or a number does not fit.
+        ValueError: a shape, a span, a device or a number does not fit.
     """
-    span = _checked("base", base, factor, None, probability, seed)
-    _check_inner(base, inner, factor.shape[1])
+    span = _checked("base", base, factor, span, probability, seed)
+    _check_inner(base, inner, span[0] * factor.shape[1])
+    if not ways.covers_all(span, base.shape[1]):
+        raise ValueError(f"span: expected one of all {base.shape[1]} features, got {span}")
+    if bias is not None:
+        _check_bias(base, bias, span)
     dtype = base.dtype if dtype is None else dtype
     if dtype not in _FLOATS:
         raise TypeError(f"dtype: expected fp32, bf16, fp16 or fp64, got {dtype}")
     dropped = probability, *seeded(seed)
-    return torch.ops.spt.low_rank_up(base, inner, factor, span, scale, *dropped, dtype)
+    return torch.ops.spt.low_rank_up(base, inner, factor, span, scale, *dropped, dtype, bias)
 
 
 def low_rank_up_(
@@ -299,8 +307,19 @@ def _fake_down(input: Tensor, factor: Tensor, span: Any, *_: Any) -> Tensor:
 
 
 @torch.library.register_fake("spt::low_rank_up")
-def _fake_up(base: Tensor, inner: Tensor, factor: Tensor, *rest: Any) -> Tensor:
-    return base.new_empty(base.shape, dtype=rest[-1])
+def _fake_up(
+    base: Tensor,
+    inner: Tensor,
+    factor: Tensor,
+    span: Any,
+    scale: float,
+    probability: float,
+    seed: int,
+    key: Tensor | None,
+    dtype: torch.dtype,
+    bias: Tensor | None = None,
+) -> Tensor:
+    return base.new_empty(base.shape, dtype=dtype)
 
 
 @torch.library.register_fake("spt::low_rank_grad")

@@ -51,16 +51,15 @@ def launch_up(
     base: Tensor,
     inner: Tensor,
     factor: Tensor,
+    span: Span,
     scale: float,
     probability: float,
     seed: int | Tensor,
     dtype: torch.dtype,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """`low_rank_up` likewise; in place if the dtype is that of `base`, which is contiguous."""
-    span = 1, base.shape[1], 0, 0
-    if dtype is base.dtype:
-        return launch_up_(base, inner, factor, span, scale, probability, seed)
-    arguments = base, inner, factor, span, scale, probability, *seeded(seed), dtype
+    """`low_rank_up` likewise."""
+    arguments = base, inner, factor, span, scale, probability, *seeded(seed), dtype, bias
     if may_launch(base) and type(factor) is Tensor:
         return (up_on_card if base.is_cuda else up)(*arguments)
     return torch.ops.spt.low_rank_up(*arguments)  # type: ignore[no-any-return]
@@ -184,25 +183,38 @@ def up(
     seed: int,
     key: Tensor | None,
     dtype: torch.dtype,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """`low_rank_up` by the reference."""
-    total = base
+    total = base if bias is None else base + bias
     if probability < 1.0:
         words = _words(probability, seed, key)
-        total = reference.low_rank_up(base, inner, factor, span, scale, words)
+        total = reference.low_rank_up(base, inner, factor, span, scale, words, bias)
     return total.to(dtype, memory_format=torch.contiguous_format, copy=total is base)
 
 
-def up_on_card(*given: Any) -> Tensor:
+def up_on_card(
+    base: Tensor,
+    inner: Tensor,
+    factor: Tensor,
+    span: Any,
+    scale: float,
+    probability: float,
+    seed: int,
+    key: Tensor | None,
+    dtype: torch.dtype,
+    bias: Tensor | None = None,
+) -> Tensor:
     """What `up` is given, likewise."""
-    base, inner, factor, span, scale, *mask, dtype = given
-    if dtype is torch.float64 or not _is_served(base, factor.shape[1], mask[0]):
-        return up(*given)
+    mask = probability, seed, key
+    if dtype is torch.float64 or not _is_served(base, factor.shape[1], probability):
+        return up(base, inner, factor, span, scale, *mask, dtype, bias)
     kernels, _ = kernels_of_a_card()
     output = torch.empty(base.shape, dtype=dtype, device=base.device)
+    dense = bias if bias is None else bias.contiguous()
     with on_card(base.device):
         tensors = base.contiguous(), output, _dense(inner), factor
-        kernels.low_rank_up(*tensors, span, scale, _dropped(*mask))
+        kernels.low_rank_up(*tensors, span, scale, _dropped(*mask), dense)
     return output
 
 

@@ -106,6 +106,23 @@ def test_up_into_another_dtype(out: torch.dtype, dtype: torch.dtype, device: str
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("out", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("span", [(1, 24, 0, 0), QKV], ids=str)
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_up_with_a_bias_leaves_the_base_alone(
+    probability: float, span: Any, out: torch.dtype, device: str
+) -> None:
+    base, inner = (made(33, n, dtype=torch.bfloat16, device=device) for n in (24, span[0] * 3))
+    factor, bias = made(24, 3, device=device), made(48, device=device)[::2]
+    how, before = {"probability": probability, "seed": SEED, "bias": bias}, base.clone()
+    found = low_rank_up(base, inner, factor, span, **how, dtype=out)
+    assert found.dtype == out
+    assert torch.equal(base, before)
+    expected = low_rank_up_(base.double(), inner.double(), factor.bfloat16(), span, **how)
+    assert_within_budget(found, expected.to(out), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n_tokens", [0, 1, 1300])
 def test_grad(n_tokens: int, dtype: torch.dtype, device: str) -> None:
@@ -191,6 +208,7 @@ def test_registered_as_they_should_be(dtype: torch.dtype) -> None:
     check(ops.low_rank_up_.default, (x, inner, factor, QKV, 0.5, 0.0, 0, None, made(24)))
     one = inner[:, :3], factor, (1, 24, 0, 0)
     check(ops.low_rank_up.default, (x, *one, 0.5, 0.3, SEED, None, torch.float32))
+    check(ops.low_rank_up.default, (x, *one, 0.5, 0.0, 0, None, torch.float32, made(24)))
     check(ops.low_rank_grad.default, (x, inner, 0.3, SEED, None))
     if dtype != torch.float64:
         check(ops.low_rank_grad.default, (x, inner, 0.3, SEED, None, "gelu"))
@@ -213,6 +231,10 @@ def test_nothing_is_left_half_done_by_what_is_refused() -> None:
         TypeError, match=r"dtype: expected fp32, bf16, fp16 or fp64, got torch\.int"
     ):
         low_rank_up(x, inner, factor, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"span: expected one of all \d+ features"):
+        low_rank_up(x, inner, factor[:4], (1, 4, 0, 0))
+    with pytest.raises(ValueError, match=r"bias: expected \[\d+\], got \[2\]"):
+        low_rank_up(x, inner, factor, bias=torch.zeros(2))
     with pytest.raises(ValueError, match=r"input: expected \[tokens, features\], got \[24\]"):
         low_rank_down(x[0], factor)
     with pytest.raises(ValueError, match=r"factor: expected \[24, rank\], got \[23, 3\]"):

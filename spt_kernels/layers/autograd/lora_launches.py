@@ -109,5 +109,7 @@ def grad_of_x(
     dtype: torch.dtype,
 ) -> Tensor:
     """`[tokens, in]` in the dtype of the input, from `weight` in that of `gy`."""
-    grad = torch.mm(gy, weight)
-    return launch_up(grad, grad_inner, lora_a.t(), 1.0, lora.dropout, lora.seed, dtype)
+    grad, low, all_of_x = torch.mm(gy, weight), lora_a.t(), (1, lora_a.shape[1], 0, 0)
+    if dtype is grad.dtype:
+        return launch_up_(grad, grad_inner, low, all_of_x, 1.0, lora.dropout, lora.seed)
+    return launch_up(grad, grad_inner, low, all_of_x, 1.0, lora.dropout, lora.seed, dtype)
