@@ -36,6 +36,7 @@ def table_of(found: Mapping[Key, Compiled | Failure], capability: int) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("tensor cores", no_wrap=True)
     table.add_column("async", justify="right")
+    table.add_column("fences", justify="right")
     table.add_column("programs/SM", justify="right")
     table.add_column("occupancy", justify="right")
     table.add_column("limited by")
@@ -58,6 +59,7 @@ def _cells(result: Compiled | Failure) -> list[str]:
         _widths(code.stores),
         ", ".join(sorted({operation.split(".F32")[0] for operation in code.tensor_core})),
         copies,
+        str(code.fences or ""),
         str(result.resident),
         f"{result.occupancy:.0%}",
         result.limited_by,
