@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.utils._pytree import tree_iter
 
 from ..model.buffers import copied
 from ..model.check import check_trainable_itself
+from ..model.deep_copy import deep_copy
 from ..model.kept import forget_kept, has_own_mode
 from ..model.quantized import quantized_names
 from ..model.tied import has_memory, identity_of
@@ -175,7 +175,7 @@ def _without_values(model: nn.Module) -> nn.Module:
         for value in tree_iter(vars(module)):
             if isinstance(value, Tensor):
                 tensors.setdefault(id(value), torch.empty_like(value.detach(), device="meta"))
-    return copy.deepcopy(model, tensors)
+    return deep_copy(model, tensors, "a bank")
 
 
 def _like(parameter: Tensor, memory: dict[int, torch.UntypedStorage]) -> Tensor:
