@@ -422,7 +422,7 @@ def _with_a_head_in_the_memory_of_tokens() -> nn.Module:
 
 def _with_a_weight_in_the_memory_of_another() -> nn.Module:
     model = tiny_vit()
-    model.blocks[1].attn.qkv.weight.data = model.blocks[0].mlp.fc1.weight.data[:72]
+    model.blocks[1].attn.qkv.weight.data = model.blocks[0].mlp.fc1.weight.data[5:77]
     return model
 
 
