@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +11,10 @@ from torch.utils._pytree import tree_iter
 
 from ..model.buffers import copied
 from ..model.check import check_trainable_itself
+from ..model.deep_copy import deep_copy
 from ..model.kept import forget_kept, has_own_mode
 from ..model.quantized import quantized_names
-from ..model.tied import identity_of
+from ..model.tied import has_memory, identity_of
 from ..ops.write_delta import gather_original
 from ..task.base_model import BaseModel, holds_peft
 from ..task.file.fingerprint import Fingerprint
@@ -164,8 +164,9 @@ def _without_values(model: nn.Module) -> nn.Module:
     """A copy of a model on the meta device, which takes no memory."""
     tensors: dict[int, Any] = {}
     same: dict[object, nn.Parameter] = {}  # of two that lie in one memory
+    memory: dict[int, torch.UntypedStorage] = {}
     for parameter in model.parameters():
-        empty = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        empty = nn.Parameter(_like(parameter, memory), parameter.requires_grad)
         key = identity_of(parameter), parameter.shape
         tensors[id(parameter)] = same.setdefault(key, empty)
     for buffer in model.buffers():
@@ -174,4 +175,16 @@ def _without_values(model: nn.Module) -> nn.Module:
         for value in tree_iter(vars(module)):
             if isinstance(value, Tensor):
                 tensors.setdefault(id(value), torch.empty_like(value.detach(), device="meta"))
-    return copy.deepcopy(model, tensors)
+    return deep_copy(model, tensors, "a bank")
+
+
+def _like(parameter: Tensor, memory: dict[int, torch.UntypedStorage]) -> Tensor:
+    """The same on the meta device, in memory that it shares with whom it shares its own."""
+    empty = torch.empty_like(parameter, device="meta")
+    if not has_memory(parameter):
+        return empty
+    own = parameter.untyped_storage()
+    if own._cdata not in memory:
+        memory[own._cdata] = torch.UntypedStorage(own.nbytes(), device="meta")
+    shape, stride = parameter.shape, parameter.stride()
+    return empty.set_(memory[own._cdata], parameter.storage_offset(), shape, stride)

@@ -84,7 +84,11 @@ Every command has --json for machines, and --help with examples.
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    """Run one command and return the exit code.
+
+    It is 0, 2 for what the user can mend, 130 for Ctrl-C, or 1 where a command has done what was
+    asked for and the answer is no.
+    """
     state: dict[str, Any] = {"debug": "--debug" in (sys.argv if arguments is None else arguments)}
     given = None if arguments is None else list(arguments)
     try:

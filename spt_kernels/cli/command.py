@@ -40,10 +40,13 @@ class _Help:
     panel_of_help: str | None = None
 
     def format_help(self, context: Any, formatter: Any) -> None:
-        """Show it, no wider than one likes to read, and every paragraph filled anew."""
+        """Show it, no wider than one likes to read, every paragraph filled anew, nothing cut."""
         from typer import rich_utils
 
+        from .layout import Folded
+
         rich_utils.MAX_WIDTH = min(shutil.get_terminal_size().columns, _WIDEST)
+        rich_utils.Table = Folded  # type: ignore[misc]
         super().format_help(context, formatter)  # type: ignore[misc]
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 HELP = """Put finished runs side by side: accuracy, what is trained, what it costs.
 
-A folder of runs stands for all runs in it:
+A folder stands for all runs in it, and in the folders in it:
 
   spt-kernels compare runs/lora runs/spt-lora-0 runs/spt-lora-1
   spt-kernels compare demo-output -o comparison.png

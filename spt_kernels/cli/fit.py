@@ -44,8 +44,10 @@ against time, in which a method that lies above another is never better:
 No card is needed. Memory is accounted. Times are a model: arithmetic and
 traffic of the step over the figures of the card, as an H100 reached them;
 they compare ways, and are no promise. finetune --memory 8GiB does the same
-by itself.
+by itself. The exit code is 1 where nothing fits.
 """
+
+NOTHING_FITS = 1  # exit code
 
 _DTYPES = ("fp32", "bf16-autocast")
 _AMP = {"fp32": (), "bf16-autocast": ("--amp", "bf16")}
@@ -110,8 +112,8 @@ def run(
         described("Output", "--output -o PICTURE", "Draw memory against time; takes longer."),
     ] = None,
     force: Annotated[bool, described("Output", "--force", "Overwrite the picture.")] = False,
-) -> None:
-    """Look for the fastest way of each method and precision, show them."""
+) -> int:
+    """Look for the fastest way of each method and precision, show them; the exit code."""
     limit, dtypes, away = what.limit_bytes(), what.dtypes(), OffloadWords.parse(what.offload)
     source = model.source()
     if source is None:
@@ -183,6 +185,7 @@ def run(
     if output is not None:
         parts += ["", f"written to {output}"]
     terminal.show(value, *parts)
+    return NOTHING_FITS if first in too_large else 0
 
 
 def _besides(source: ModelSource, what: FittingOptions) -> list[str]:

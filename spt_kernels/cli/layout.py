@@ -109,6 +109,18 @@ class Aligned:
         return needed
 
 
+class Folded(Table):
+    """A table of rich in which a word that is wider than its column is folded, and never cut."""
+
+    def add_row(self, *cells: Any, **how: Any) -> None:
+        """Add a row of texts, or of several texts to a cell."""
+        for cell in cells:
+            for part in getattr(cell, "renderables", [cell]):
+                if isinstance(part, Text):
+                    part.overflow = "fold"
+        super().add_row(*cells, **how)
+
+
 @dataclass(frozen=True)
 class Facts:
     """Names and values, a pair per line; what is longer is broken at spaces, a path never."""

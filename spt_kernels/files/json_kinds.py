@@ -37,10 +37,15 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _is_range(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_count, value))
+
+
 def _are(kind: Kind) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(map(kind.holds, value))
 
 
+NUMBER = Kind("a number", _is_number)
 AMOUNT = Kind("a number of 0 or more", lambda value: _is_number(value) and value >= 0)
 SHARE = Kind("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
 COUNT = Kind("a whole number of 0 or more", _is_count)
@@ -50,6 +55,7 @@ TEXT = Kind("a string", lambda value: isinstance(value, str))
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 TEXTS = Kind("a list of strings", _are(TEXT))
 COUNTS = Kind("a list of whole numbers of 0 or more", _are(COUNT))
+RANGES = Kind("a list of ranges, each a list of its start and its stop", _are(Kind("", _is_range)))
 
 
 def or_null(kind: Kind) -> Kind:
@@ -65,19 +71,20 @@ def checked(value: JsonObject, kinds: Kinds) -> JsonObject:
     Raises:
         ValueError: the first value that is not, with the file, its name, and what was expected.
     """
-    _check(value, kinds, value.file, "")
+    check(value, kinds, f"{value.file}: ")
     return value
 
 
-def _check(value: Mapping[str, Any], kinds: Kinds, file: str, prefix: str) -> None:
+def check(value: Mapping[str, Any], kinds: Kinds, where: str = "") -> None:
+    """Raise `ValueError`, as `checked` does, for an object of no file; `where` is said in front."""
     for name, kind in kinds.items():
         if name not in value:
             continue
-        held, path = value[name], f"{prefix}{name}"
+        held = value[name]
         own = kind if isinstance(kind, Kind) else OBJECT
         if not own.holds(held):
             shown = json.dumps(held)
             shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-            raise ValueError(f"{file}: {path}: expected {own.words}, got {shown}")
+            raise ValueError(f"{where}{name}: expected {own.words}, got {shown}")
         if not isinstance(kind, Kind):
-            _check(held, kind, file, f"{path}.")
+            check(held, kind, f"{where}{name}.")

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from ..ops.launching import as_on_card
+from ..ops.low_rank_ways import serves
 from .ledger import Ledger
 from .quantized import scratch_of_4_bits
 
@@ -33,15 +34,18 @@ _IN_FP32 = frozenset(
     )
     if hasattr(space, name)
 )
+# Programs that an H100 runs at once of the gradient of a LoRA's factor, and features of each
+_GRAD_PROGRAMS, _GRAD_FEATURES = 264, 64
+_LEAST_TOKENS, _MOST_SPLITS = 512, 32  # of a part of the tokens, and how many parts there may be
 _MASK_ALIGNMENT = 8  # rows of a mask that are no multiple of this are padded to one
 
 
 class CudaLedger(Ledger):
     """A ledger of fake CPU tensors that, while active, are computed with as on CUDA.
 
-    What kernels allocate within themselves is counted for flash attention and for products with
-    weights of 4 bits only: the workspaces of cuBLAS (8 MiB, on Hopper 32) and of cuDNN's
-    convolutions come on top.
+    What kernels allocate within themselves is counted for flash attention, for products with
+    weights of 4 bits and for the gradient of a LoRA only: the workspaces of cuBLAS (8 MiB, on
+    Hopper 32) and of cuDNN's convolutions come on top.
     """
 
     BLOCK_BYTES = 512  # the caching allocator hands out multiples of this
@@ -57,11 +61,27 @@ class CudaLedger(Ledger):
         self._as_on_cuda.__exit__(*raised)
 
     def scratch_bytes(self, func: Any, args: tuple[Any, ...]) -> int:
-        """An fp32 gradient of the query and one number for each of its rows; a weight as floats."""
+        """An fp32 gradient of the query and one number for each of its rows; a weight as floats.
+
+        Of the gradient of a LoRA's factor the sums of all parts of the tokens.
+        """
+        if func is torch.ops.spt.low_rank_grad.default:
+            return _partial_sums(*args[:2])
         if func is not torch.ops.aten._scaled_dot_product_flash_attention_backward.default:
             return scratch_of_4_bits(func, args)
         batch, heads, tokens, width = args[1].shape
         return 4 * batch * heads * _rounded(tokens, 128) * (_rounded(width, 32) + 1)
+
+
+def _partial_sums(input: Tensor, grad_inner: Tensor) -> int:
+    """Bytes of them, about: a few parts more or less where the programs fill the card better."""
+    n_tokens, n_features = input.shape
+    rank = grad_inner.shape[1]
+    if not serves(grad_inner.dtype, rank):
+        return 0
+    blocks = -(-n_features // _GRAD_FEATURES)
+    parts = min(_MOST_SPLITS, n_tokens // _LEAST_TOKENS, _GRAD_PROGRAMS // blocks)
+    return 4 * parts * rank * n_features if parts > 1 else 0
 
 
 def take_default_path(optimizer: torch.optim.Optimizer) -> None:

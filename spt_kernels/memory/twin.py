@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_iter
 
 from ..layers import sparse_deltas
 from ..layers.autograd.sparse_gradient import DeltaPattern
+from ..model.deep_copy import deep_copy
 from ..model.quantized import inner_tensors, is_quantized
 from ..ops.sparse_weight_grad import SparsePattern
 
@@ -37,7 +38,7 @@ def fake_copy(
         a forward may look at their values.
 
     Raises:
-        ValueError: the model is tuned and on the meta device.
+        ValueError: the model is tuned and on the meta device, or cannot be copied.
     """
     tuning = getattr(model, "spt_tuning", None)
     tensors = {id(t): t for t in _held_by(model)}
@@ -83,7 +84,7 @@ def fake_copy(
                 memo[key] = besides[-1]
             elif not t.is_cpu:  # the step runs on the CPU wherever the model is
                 memo.setdefault(key, t.to(_CPU))
-    return copy.deepcopy(model, memo), besides
+    return deep_copy(model, memo, "an account of its memory"), besides
 
 
 def _on_cpu(pattern: SparsePattern) -> SparsePattern:

@@ -27,6 +27,7 @@ from ..model import (
     head_numel,
     possible_names,
 )
+from ..model.tied import check_own_memory, sharing_names
 from ..offloading import OffloadedAdamW, brought_back
 from ..optim import SparseAdamW, param_groups
 from ..plan import AdapterSpec, LoraSpec, Plan
@@ -246,7 +247,13 @@ def counted(
         file: likewise.
         head: of the model, as `head_names` has it.
         in_head: how much of what is trained is the head, where `head` cannot tell.
+
+    Raises:
+        ValueError: what is trained lies in the memory of another parameter.
     """
+    every = dict(model.named_parameters(remove_duplicate=False))
+    names = [name for name, parameter in every.items() if parameter.requires_grad]
+    check_own_memory(names, every, sharing_names(every.items()))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     in_head = head_numel(model, head) if in_head is None else in_head
     return Tunable(model, trained - in_head, fold=fold, file=file, in_head=in_head)

@@ -11,7 +11,7 @@ from .head import HeadPatterns, config_entry, head_names, is_timm
 from .parameter_info import blocks_among, describe
 from .quantized import logical_numel
 from .reparametrised import check_own_weights
-from .tied import identity_of
+from .tied import sharing_names
 
 _TUNABLE_KINDS = frozenset({"linear", "pointwise", "functional", "conv2d", "norm", "bias"})
 _STEM_ATTRIBUTES = frozenset(
@@ -77,7 +77,8 @@ def candidate_names(
 
     By default these are weights and biases of every Linear, Conv2d and norm that is neither in the
     head nor in the stem, and the q, k and v biases that some models keep outside their Linear.
-    Parameters that go by several names, being shared, cannot be tuned and are left out.
+    Parameters that go by several names, or lie in the memory of others, cannot be tuned and are
+    left out.
 
     Args:
         model: any module.
@@ -114,7 +115,8 @@ def possible_names(
         for name, what in info.items()
         if what.kind in _TUNABLE_KINDS or name.endswith(_BARE_BIASES)
     }
-    chosen -= {*head_names(model, head), *stem_names(model), *_shared_names(model)}
+    shared = sharing_names(model.named_parameters(remove_duplicate=False))
+    chosen -= {*head_names(model, head), *stem_names(model), *shared}
     chosen |= _matching(info, include, "include")
     chosen -= _matching(info, exclude, "exclude")
     if not chosen:
@@ -123,14 +125,6 @@ def possible_names(
             "modules outside head and stem, or names added by include"
         )
     return [name for name in info if name in chosen]
-
-
-def _shared_names(model: nn.Module) -> set[str]:
-    """Names of the parameters that occur more than once in the model."""
-    names: dict[object, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(identity_of(parameter), []).append(name)
-    return {name for same in names.values() if len(same) > 1 for name in same}
 
 
 def _matching(names: Iterable[str], patterns: Iterable[str], argument: str) -> set[str]:

@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from ..files.json_kinds import COUNTS, SIZE, TEXT, Kinds, check
+from ..files.json_kinds import Kind as JsonKind
 from .plain_layer import runs_as_conv2d
 from .quantized import is_quantized, logical_shape, matrix_of
 
@@ -93,20 +95,33 @@ class ParameterInfo:
     def from_json(cls, value: Mapping[str, Any]) -> ParameterInfo:
         """Read what `to_json` wrote; ValueError when it is not that."""
         try:
+            check(value, _JSON)
             if value["kind"] not in get_args(Kind):
                 raise ValueError(f"kind {value['kind']!r}")
-            return cls(
-                kind=value["kind"],
-                shape=tuple(int(size) for size in value["shape"]),
-                row_blocks=tuple(
-                    RowBlock(str(operation), int(start), int(stop))
-                    for operation, start, stop in value["rows"]
-                ),
-                groups=int(value["groups"]),
-                block=str(value["block"]),
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            rows = tuple(RowBlock(*each) for each in value["rows"])
+            shape = tuple(value["shape"])
+            n_rows = shape[0] if shape else 1
+            if not all(own.start <= own.stop <= n_rows for own in rows):
+                raise ValueError(f"rows beyond the {n_rows} that there are")
+            return cls(value["kind"], shape, rows, value["groups"], value["block"])
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not the description of a parameter: {value!r} ({error})") from error
+
+
+def _is_row_block(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and TEXT.holds(value[0])
+        and COUNTS.holds(value[1:])
+    )
+
+
+_ROWS = JsonKind(
+    "a list of rows, each a list of the operation, its start and its stop",
+    lambda value: isinstance(value, list) and all(map(_is_row_block, value)),
+)
+_JSON: Kinds = {"kind": TEXT, "shape": COUNTS, "rows": _ROWS, "groups": SIZE, "block": TEXT}
 
 
 def describe(model: nn.Module) -> dict[str, ParameterInfo]:

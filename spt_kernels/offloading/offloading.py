@@ -124,7 +124,11 @@ def offload(
     loading = model.register_load_state_dict_pre_hook(_refuse_to_load)
     hooks: Any = model._load_state_dict_pre_hooks
     hooks.move_to_end(loading.id, last=False)
-    vars(model)[_HOOKS] = [loading, model.register_forward_pre_hook(schedule.begin_model)]
+    vars(model)[_HOOKS] = [
+        loading,
+        model.register_forward_pre_hook(schedule.begin_model),
+        model.register_forward_hook(schedule.end_model, always_call=True),
+    ]
     made = Offload(
         *(what, keep_bytes, ahead, home),
         {block.name: block.nbytes for block in blocks},

@@ -70,6 +70,11 @@ class Schedule:
         if self._ahead:
             self._fetch_ahead(self._order[:1])
 
+    def end_model(self, *_: Any) -> None:
+        """A hook after the model: what came for a block that was not called goes again."""
+        if not in_backward():
+            self._fetch_ahead([])
+
     def begin_forward(self, block: Block) -> None:
         """A block is about to run, and is there."""
         if block not in self._place:

@@ -106,6 +106,7 @@ class StreamedBlock:
             None: PinnedTensors(tensors, [t.dtype for t in tensors], device, side)
         }
         self._versions: dict[Kind, list[int]] = {}  # of the parameters when they were cast
+        self._fetched_versions: list[int] = []  # when they were fetched
         # place of a matrix -> which state of its delta the fetched values hold, by kind
         self._written: dict[Kind, dict[int, WrittenState]] = {}
         self._show(self._masters.on_host)
@@ -203,9 +204,7 @@ class StreamedBlock:
         """
         if kind is None:
             return self._masters
-        # what has a delta counts as changed at each step, and its base is not
-        plain = [m for n, m in enumerate(self.matrices) if n not in self._tuned]
-        versions = [matrix.parameter._version for matrix in plain]
+        versions = self._versions_now()
         if self._versions.get(kind) != versions and not self._held:
             host = self._masters.on_host
             pairs = zip(self._is_cast, host, strict=True)
@@ -214,6 +213,12 @@ class StreamedBlock:
                 self._pinned[kind] = PinnedTensors(host, dtypes, self.device, self._side)
             self._versions[kind] = versions
         return self._pinned[kind]
+
+    def _versions_now(self) -> list[int]:
+        """How often each parameter was changed in place."""
+        # what has a delta counts as changed at each step, and its base is not
+        plain = [m for n, m in enumerate(self.matrices) if n not in self._tuned]
+        return [matrix.parameter._version for matrix in plain]
 
     def values_on(self, device: torch.device) -> list[Tensor]:
         """Copies of all values, without what is trained in them."""
@@ -311,9 +316,11 @@ class StreamedBlock:
         self._kind = call.kind
 
     def _fetched(self, kind: Kind) -> PinnedTensors:
-        pinned = self.make_ready(kind)
+        pinned, versions = self.make_ready(kind), self._versions_now()
+        if not self._held and versions != self._fetched_versions:
+            pinned.release()  # fetched ahead of a change
         if pinned.fetch():
-            self._written[kind] = {}
+            self._written[kind], self._fetched_versions = {}, versions
         if not self._held:
             for other in self._pinned.values():
                 if other is not pinned:

@@ -208,7 +208,8 @@ class SptModel(BaseTuner):
         if adapter_name == tuner.spt.on_model and not tuner.spt.merged:
             _check_own(model, trained_parameters(tuner.model), state_dict)
         with tuner.spt.showing(tuner.model, adapter_name):
-            task = task_of(tuner.model)
+            classes = tuning_of(tuner.model).classes
+            task = task_of(tuner.model, metadata={"classes": classes} if classes else {})
         config.plan = task.plan
         return to_tensors(task)
 

@@ -7,8 +7,9 @@ Of a parameter `NAME` of the base model these are, below PEFT's `base_model.mode
 * `NAME` itself: the head, what else was trained whole, and buffers that forwards have changed.
 
 `spt_task` is JSON as bytes: the plan that the deltas belong to, the base values, told by
-fingerprints, and the names of what is there whole. The plan itself is the configuration's. PEFT
-adds the tables of words that were resized, or that it was asked for, with all that is on them.
+fingerprints, the names of what is there whole, to what that is tied, and the names of classes,
+where a task file brought such along. The plan itself is the configuration's. PEFT adds the tables
+of words that were resized, or that it was asked for, with all that is on them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ BASE = "base_model.model."
 ABOUT = f"{BASE}spt_task"
 _DELTA = ".spt_delta"
 _FORMAT = 1
+_TOLD = ("plan", "base", "recast", "model_name", "whole", "tied", "classes")
 
 
 def to_tensors(task: TaskFile) -> dict[str, Tensor]:
@@ -41,6 +43,8 @@ def to_tensors(task: TaskFile) -> dict[str, Tensor]:
         "recast": {name: task.recast[name].to_json() for name in sorted(task.recast)},
         "model_name": task.model_name,
         "whole": sorted({*task.dense, *task.buffers}),
+        "tied": {name: list(task.tied[name]) for name in sorted(task.tied)},
+        "classes": list(task.metadata.get("classes", ())),
     }
     tensors = {ABOUT: torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)}
     tensors |= {f"{BASE}{name}{_DELTA}": values for name, values in task.values.items()}
@@ -90,7 +94,10 @@ def from_tensors(
         dense = {name: tensor for name, tensor in own.items() if name in parameters}
         buffers = {name: tensor for name, tensor in own.items() if name not in parameters}
         return TaskFile(
-            about["model_name"], plan, base, values, structured, dense, buffers, recast=recast
+            *(about["model_name"], plan, base, values, structured, dense, buffers),
+            metadata={"classes": about["classes"]} if about["classes"] else {},
+            recast=recast,
+            tied={name: tuple(others) for name, others in about["tied"].items()},
         )
     except KeyError as error:
         raise DeltaFormatError(f"{where} lack the tensor {error}") from error
@@ -121,6 +128,7 @@ def _about(tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
                 "version of spt_kernels reads: upgrade it"
             )
         about.setdefault("whole", [key.removeprefix(BASE) for key in tensors])  # before 0.8.0
-        return {key: about[key] for key in ("plan", "base", "recast", "model_name", "whole")}
+        about = {"tied": {}, "classes": [], **about}  # before 0.8.3
+        return {key: about[key] for key in _TOLD}
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise DeltaFormatError(f"{where}: {ABOUT} is damaged: {error!r}") from error

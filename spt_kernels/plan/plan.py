@@ -12,6 +12,21 @@ import torch
 from torch import Tensor
 
 from ..files import checked_file
+from ..files.json_kinds import (
+    COUNT,
+    COUNTS,
+    NUMBER,
+    OBJECT,
+    RANGES,
+    SHARE,
+    SIZE,
+    TEXT,
+    TEXTS,
+    Kind,
+    Kinds,
+    check,
+    or_null,
+)
 from ..model import HeadSource, ParameterInfo, head_line
 from ..model.head import head_source
 from . import table
@@ -177,7 +192,10 @@ class Plan:
         if not self.from_block:  # older versions read what tells no more than they know
             del document["from_block"], document["forgone"]
         document["head"] = list(self.head)
-        document["structured"] = {name: asdict(spec) for name, spec in self.structured.items()}
+        document["structured"] = {
+            name: {**asdict(spec), "rows": [list(rows) for rows in spec.rows]}
+            for name, spec in self.structured.items()
+        }
         document["info"] = {name: info.to_json() for name, info in self.info.items()}
         document["selected"] = {name: list(counts) for name, counts in self.selected.items()}
         return document
@@ -186,10 +204,12 @@ class Plan:
     def from_json(cls, document: Mapping[str, Any], unstructured: Mapping[str, Tensor]) -> Plan:
         """The plan that `to_json` described; `ValueError` if it and the positions do not fit."""
         values = dict(document)
+        check(document, _JSON)
         try:
-            values["structured"] = {n: _spec(d) for n, d in document["structured"].items()}
+            values["structured"] = {n: _spec(n, d) for n, d in document["structured"].items()}
             values["head_source"] = head_source(document.get("head_source", ""))  # not in old files
             values["info"] = {n: ParameterInfo.from_json(d) for n, d in document["info"].items()}
+            check(document["selected"], dict.fromkeys(document["selected"], COUNTS), "selected.")
             values["selected"] = {n: tuple(c) for n, c in document["selected"].items()}
             # in the order of the model, which a file of tensors does not keep
             in_order = {n: unstructured[n] for n in document["info"] if n in unstructured}
@@ -240,6 +260,31 @@ def _title(plan: Plan) -> list[str]:
 
 
 _MAPPINGS = ("unstructured", "structured", "info", "selected")
+_KIND = Kind(f"one of {', '.join(table.KINDS)}", lambda value: value in list(table.KINDS))
+_JSON: Kinds = {  # of a file
+    "budget": COUNT,
+    "head": TEXTS,
+    "model_name": TEXT,
+    "rule": TEXT,
+    "kind": or_null(_KIND),
+    "rank": COUNT,
+    "scale": NUMBER,
+    "dropout": SHARE,
+    "num_samples": COUNT,
+    "backbone_numel": COUNT,
+    "from_block": TEXT,
+    "forgone": SHARE,
+    "structured": OBJECT,
+    "info": OBJECT,
+    "selected": OBJECT,
+}
+_SPEC: Kinds = {
+    "rank": SIZE,
+    "rows": RANGES,
+    "in_features": SIZE,
+    "scale": NUMBER,
+    "dropout": SHARE,
+}
 
 
 def _rows(info: ParameterInfo) -> int:
@@ -252,8 +297,9 @@ def _with_rows(spec: LoraSpec | AdapterSpec, rows: list[tuple[int, int]]) -> Lor
     return AdapterSpec(spec.rank, tuple(rows))
 
 
-def _spec(document: Mapping[str, Any]) -> LoraSpec | AdapterSpec:
-    values = {**document, "rows": tuple((int(a), int(b)) for a, b in document["rows"])}
+def _spec(name: str, document: Mapping[str, Any]) -> LoraSpec | AdapterSpec:
+    check(document, _SPEC, f"structured.{name}.")
+    values = {**document, "rows": tuple((start, stop) for start, stop in document["rows"])}
     return LoraSpec(**values) if "in_features" in values else AdapterSpec(**values)
 
 

@@ -156,6 +156,9 @@ def samples_ablation(
 ) -> AccuracyTable:
     """Accuracy against C, the samples that sensitivities are measured on: the paper's Table 8.
 
+    C is as many as were asked for, or where all tasks have fewer training images, and as many each,
+    what there was.
+
     Args:
         runs: of sensitivity-aware methods; those of others are passed over.
         groups: as `accuracy_by_budget` has them.
@@ -164,6 +167,7 @@ def samples_ablation(
         ValueError: as `accuracy_by_budget`, or sensitivities on one number of samples alone.
     """
     aware = [run for run in runs if "samples" in entry_of(run.method).options]
+    aware = [_as_measured(run, aware) for run in aware]
     if len(counts := {run.settings["samples"] for run in aware}) < 2:
         raise ValueError(
             "files: expected runs whose sensitivities were measured on two or more numbers of "
@@ -171,6 +175,17 @@ def samples_ablation(
         )
     made = _table(aware, groups or {})
     return replace(made, each=tuple(sorted(made.each, key=lambda row: row.settings["samples"])))
+
+
+def _as_measured(run: TaskRun, runs: Sequence[TaskRun]) -> TaskRun:
+    """The run with the samples of its sensitivity, if all that ask for as many had as many."""
+    asked = run.settings["samples"]
+    found = {other.measured_on for other in runs if other.settings["samples"] == asked}
+    return (
+        run
+        if len(found) > 1
+        else replace(run, settings={**run.settings, "samples": run.measured_on})
+    )
 
 
 def labels(rows: Sequence[AccuracyRow], *, but: Sequence[str] = ()) -> list[str]:

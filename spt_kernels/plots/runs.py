@@ -40,6 +40,8 @@ class TaskRun:
         unstructured: those trained one by one; `None` without a plan.
         backbone: parameters of the model without its head.
         model: which one, built with what, and from which weights.
+        measured_on: samples of its sensitivity: fewer than were asked for where there are no more
+            training images.
     """
 
     path: str
@@ -54,6 +56,7 @@ class TaskRun:
     unstructured: int | None
     backbone: int
     model: str
+    measured_on: int
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,15 @@ def _run(
         unstructured=result.get("unstructured_parameters"),
         backbone=result["backbone_parameters"],
         model=_model(job["model"]),
+        measured_on=_measured_on(job, result),
     )
+
+
+def _measured_on(job: Mapping[str, Any], result: Mapping[str, Any]) -> int:
+    samples: int = job["method"]["samples"]
+    is_given = job.get("plan") is not None or job.get("sensitivity") is not None
+    # of what was given the job tells; runs of older versions do not tell of their images
+    return samples if is_given else min(samples, result.get("images", {}).get("train", samples))
 
 
 def _model(source: Mapping[str, Any]) -> str:

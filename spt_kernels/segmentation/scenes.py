@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import needed
 from ..finetuning.images.image_file import opened
 from ..finetuning.images.image_mode import in_eight_bits
+from ..finetuning.images.upright import turn_of, turned, upright
 from .ade20k import IGNORED
 from .form import SceneForm
 
@@ -21,13 +22,13 @@ _NO_LABELS = "{path}: cannot read the label map ({reason})"
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read an image in RGB, as it lies in the file: label maps know of no rotation by EXIF.
+    """Read an image in RGB, upright.
 
     Raises:
         ValueError: it is no image, or damaged.
     """
     with opened(path) as file:
-        return in_eight_bits(file, file, "RGB")
+        return in_eight_bits(upright(file), file, "RGB")
 
 
 def read_labels(path: Path, num_classes: int) -> np.ndarray:
@@ -53,12 +54,20 @@ def read_labels(path: Path, num_classes: int) -> np.ndarray:
 
 
 def read_scene(path: Path, annotation: Path, num_classes: int) -> tuple[Image.Image, np.ndarray]:
-    """Read an image with its label map.
+    """Read an image with its label map, both upright.
+
+    A label map knows of no rotation by EXIF: it is turned as its image is, unless it has the size
+    of the upright one already.
 
     Raises:
         ValueError: as `read_image` and `read_labels`, or they are of different sizes.
     """
-    image, labels = read_image(path), read_labels(annotation, num_classes)
+    with opened(path) as file:
+        turn, lying = turn_of(file), file.size
+        image = in_eight_bits(turned(file, turn), file, "RGB")
+    labels = read_labels(annotation, num_classes)
+    if turn is not None and labels.shape == lying[::-1]:
+        labels = np.array(turned(Image.fromarray(labels), turn))
     rows, columns = labels.shape
     _check_sizes(annotation, image.size, (columns, rows))
     return image, labels
@@ -71,10 +80,13 @@ def glance_at_scene(path: Path, annotation: Path) -> None:
         ValueError: one of them is no image, or they are of different sizes.
     """
     with opened(path) as file:
-        width, height = file.size
+        size = file.size
     with opened(annotation, _NO_LABELS) as file:
-        columns, rows = file.size
-    _check_sizes(annotation, (width, height), (columns, rows))
+        of_labels = file.size
+    if size != of_labels:  # which may be that of the upright one
+        with opened(path) as file:
+            size = upright(file).size
+    _check_sizes(annotation, size, of_labels)
 
 
 def as_pixels(image: Image.Image) -> Tensor:

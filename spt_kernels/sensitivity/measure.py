@@ -30,6 +30,7 @@ from ..model.check import (
     check_trainable_itself,
 )
 from ..model.quantized import logical_numel, quantized_names
+from ..model.tied import check_own_memory, sharing_names
 from .per_sample.batches import Samples
 from .per_sample.counted import on_first_counted
 from .per_sample.last import last_before_loss
@@ -132,7 +133,8 @@ def measure_sensitivity(
             not finite, fails, or depends on nothing of the model that is measured; samples that
             influence each other; a pattern that matches nothing; scores that are not finite, or all
             zero; a model that is compiled, wrapped for data parallelism, tuned, on the meta device,
-            or made in inference mode; the models of a group's processes differ.
+            or made in inference mode; the head, or what is included, lies in the memory of another
+            parameter; the models of a group's processes differ.
     """
     processes = Processes.of(group)
     measured = measured_together(
@@ -179,6 +181,8 @@ def _measure(
     loss, pairs = loss_of_batches(loss_fn, batches)
     samples = Samples(pairs, num_samples, where, loss.labelled)
     quantized = quantized_names(model)
+    by_any_name = dict(model.named_parameters(remove_duplicate=False))
+    shared = sharing_names(by_any_name.items())
     with (
         stand_ins(model),
         borrowed(model, train=train),
@@ -192,6 +196,7 @@ def _measure(
             names = [name for name in names if name not in given]
             if not names:
                 raise ValueError(f"head: {head!r} leaves nothing to measure")
+        check_own_memory([*last, *names], by_any_name, shared)
         info, tokens, linears = _described(model, names)
         check_are_matrices(info, quantized)
         check_are_real(names, parameters)

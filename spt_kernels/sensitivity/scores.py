@@ -11,8 +11,26 @@ import torch
 from torch import Tensor
 
 from ..files import checked_file
+from ..files.json_kinds import COUNT, TEXT, TEXTS, Kind, Kinds, check
 from ..model import HeadPatterns, HeadSource, ParameterInfo, guess
 from ..model.head import as_patterns, head_source, matching_names
+
+_PAIRS = Kind(
+    "a list of pairs, each of a name and what is there",
+    lambda value: (
+        isinstance(value, list)
+        and all(isinstance(pair, list) and len(pair) == 2 and TEXT.holds(pair[0]) for pair in value)
+    ),
+)
+_JSON: Kinds = {  # of a file
+    "info": _PAIRS,
+    "num_samples": COUNT,
+    "model_name": TEXT,
+    "head": TEXTS,
+    "backbone_numel": COUNT,
+    "fallback": TEXTS,
+    "idle": TEXTS,
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -178,7 +196,10 @@ class Sensitivity(Mapping[str, Tensor]):
 
     @classmethod
     def _from_json(cls, document: Mapping[str, Any], scores: Mapping[str, Tensor]) -> Sensitivity:
+        check(document, _JSON)
         info = {name: ParameterInfo.from_json(what) for name, what in document["info"]}
+        for name in scores.keys() - info.keys():
+            raise ValueError(f"info: expected what {name!r} is, which there are scores of")
         return cls(
             scores={name: scores[name] for name in info},
             info=info,

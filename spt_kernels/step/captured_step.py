@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..layers import sparse_deltas, write_deltas
 from ..layers.autograd.mask_keys import MaskKeys
 from .device_graph import DeviceGraph, refusing_waits
 from .held_model import HeldModel
 from .held_optimizer import HeldOptimizer
-from .refusal import check_arguments, check_step
+from .refusal import check_arguments, check_no_new_hooks, check_step
 from .saved_state import SavedState, host_random_state, is_same_random_state, trained_parameters
 from .training_step import TrainingStep
 
@@ -69,7 +70,8 @@ def capture_step(
         accumulate: batches, that is calls, to an update.
         ragged: what to do with a batch of another length, as the last one of an epoch: `"error"`,
             or `"eager"` to compute its gradients without a graph.
-        allow_hooks: capture a model with hooks, of which a graph keeps what they do on the card.
+        allow_hooks: capture a model with hooks, of which a graph keeps what they do on the card,
+            also when they are removed. One that is added later is refused by the next call.
 
     Raises:
         TypeError: an argument is of another type.
@@ -144,6 +146,7 @@ class CapturedStep:
         self._model = HeldModel(step.model)
         self._deltas = list(sparse_deltas(step.model).values())
         self._versions = self._versions_now()
+        self._captured_at = self._looked_at = RemovableHandle.next_id  # of torch's next hook
 
     def __call__(self, *batch: Tensor, **named: Tensor) -> Tensor:
         """Train on a batch, given as it was captured: tensors in order, or by name; its loss.
@@ -151,7 +154,8 @@ class CapturedStep:
         Raises:
             TypeError: these are not the tensors that were captured, by number or by name.
             ValueError: one has another shape, dtype or device than was captured.
-            RuntimeError: the model or the optimizer is not what was captured any more.
+            RuntimeError: the model or the optimizer is not what was captured any more, or has a
+                hook that it had not then.
         """
         given: dict[int | str, Tensor] = dict(enumerate(batch))
         given.update(named)
@@ -159,6 +163,7 @@ class CapturedStep:
         difference = self._model.difference()
         if difference is not None:
             raise RuntimeError(f"model: {difference}; put it back, or capture the step anew")
+        self._check_hooks()
         self._optimizer.carry_over()
         self._follow_deltas()
         loss = self._loss_of_ragged(given) if is_ragged else self._loss_of(given)
@@ -168,6 +173,12 @@ class CapturedStep:
             self._update.replay()
             vars(self._step.optimizer)["_opt_called"] = True  # which a scheduler looks for
         return loss
+
+    def _check_hooks(self) -> None:
+        """Refuse new hooks; a look at all there are takes a millisecond, so not at each call."""
+        if self._looked_at != RemovableHandle.next_id:
+            check_no_new_hooks(self._step, self._captured_at)
+            self._looked_at = RemovableHandle.next_id
 
     def _follow_deltas(self) -> None:
         """Write what was changed in place since the last call, which no graph looks at."""

@@ -15,6 +15,7 @@ from ..offloading import OffloadedAdamW
 from .training_step import TrainingStep
 
 RAGGED = ("error", "eager")
+_OF_MODULES = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def check_arguments(
@@ -73,10 +74,12 @@ def check_step(
     _check_optimizer(step)
     if not allow_hooks:
         for name, hook in _hooks_of(step):
+            if isinstance(hook, types.BuiltinFunctionType):
+                continue  # written in C, as a tensor's method is
             raise ValueError(
-                f"{name} has a hook, {getattr(hook, '__qualname__', hook)!s}, that Python would "
-                "run while the step is captured and never again: remove it, or pass "
-                "allow_hooks=True if all that it does is computed on the card"
+                f"{name} has a hook, {_told(hook)}, that Python would run while the step is "
+                "captured and never again: remove it, or pass allow_hooks=True if all that it does "
+                "is computed on the card"
             )
     return device
 
@@ -124,23 +127,43 @@ def _check_optimizer(step: TrainingStep) -> None:
         )
 
 
-def _hooks_of(step: TrainingStep) -> Iterator[tuple[str, Any]]:
-    """Name of what has one -> a hook that is neither ours nor written in C."""
+def check_no_new_hooks(step: TrainingStep, since: int) -> None:
+    """Refuse a hook that was put on what a step runs after it was captured.
+
+    Args:
+        step: as it was captured.
+        since: `RemovableHandle.next_id` of then.
+
+    Raises:
+        RuntimeError: there is one; says on what.
+    """
+    for name, hook in _hooks_of(step, since):
+        raise RuntimeError(
+            f"{name} has a hook, {_told(hook)}, that was put there after the step was captured, "
+            "which never runs it: remove it, or capture the step anew"
+        )
+
+
+def _hooks_of(step: TrainingStep, since: int = 0) -> Iterator[tuple[str, Any]]:
+    """Name of what has one -> a hook that is not ours, of those whose number is `since` or more."""
     for name, module in step.model.named_modules():
-        for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks"):
-            yield from _foreign(name or "model", vars(module).get(kind))
-        yield from _foreign(name or "model", vars(module).get("_backward_hooks"))
+        for kind in _OF_MODULES:
+            yield from _foreign(name or "model", vars(module).get(kind), since)
+    for kind in _OF_MODULES:
+        yield from _foreign("every module", getattr(nn.modules.module, f"_global{kind}"), since)
     for name, parameter in step.model.named_parameters():
         for kind in ("_backward_hooks", "_post_accumulate_grad_hooks"):
-            yield from _foreign(name, getattr(parameter, kind, None))
+            yield from _foreign(name, getattr(parameter, kind, None), since)
     for kind in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
-        yield from _foreign("optimizer", vars(step.optimizer).get(kind))
+        yield from _foreign("optimizer", vars(step.optimizer).get(kind), since)
 
 
-def _foreign(name: str, hooks: Any) -> Iterator[tuple[str, Any]]:
-    for hook in (hooks or {}).values():
-        is_ours = (getattr(hook, "__module__", None) or "").partition(".")[
-            0
-        ] == __package__.partition(".")[0]
-        if not is_ours and not isinstance(hook, types.BuiltinFunctionType):
+def _foreign(name: str, hooks: Mapping[int, Any] | None, since: int) -> Iterator[tuple[str, Any]]:
+    for number, hook in (hooks or {}).items():
+        module = getattr(hook, "__module__", None) or ""
+        if number >= since and module.partition(".")[0] != __package__.partition(".")[0]:
             yield name, hook
+
+
+def _told(hook: Any) -> str:
+    return str(getattr(hook, "__qualname__", hook))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,7 +30,7 @@ from ..model import is_pointwise
 from ..model.parameter_info import fused_parts
 from ..model.plain_layer import runs_as_conv2d, runs_as_linear
 from ..model.quantized import is_quantized, matrix_of, quantized_matrices
-from ..model.tied import identity_of
+from ..model.tied import check_own_memory, sharing_names
 from ..plan import AdapterSpec, LoraSpec, Plan
 
 
@@ -190,26 +189,22 @@ def _reads_itself(plan: Plan, module_name: str) -> bool:
 def check_places(
     every: list[tuple[str, nn.Parameter]], places: list[Place], head: tuple[str, ...]
 ) -> None:
-    """Raise unless each touched parameter has one place, outside of the head, and can be tuned."""
-    times = Counter(identity_of(parameter) for _, parameter in every)
+    """Raise unless each touched parameter has one place, outside of the head, and can be tuned.
+
+    A head may be tied to something else as one parameter, whose gradient is that of all its places.
+    """
+    parameters, shared = dict(every), sharing_names(every)
+    check_own_memory(head, parameters, shared)
     for place in places:
         touched = {*place.positions, *(["weight"] if place.spec else [])}
         for local in sorted(touched):
             name = f"{place.name}.{local}" if place.name else local
-            parameter = place.module._parameters[local]
-            assert parameter is not None
-            own = identity_of(parameter)
-            if times[own] > 1:
-                other, same = next((n, p) for n, p in every if identity_of(p) == own and n != name)
-                if same is not parameter:
-                    raise ValueError(
-                        f"{name} is shared with {other}: two parameters lie in one memory; give "
-                        "each its own, or make them one parameter again, as tie_weights() of "
-                        "transformers does"
-                    )
+            parameter = parameters[name]
+            check_own_memory([name], parameters, shared)
+            if name in shared:
                 raise ValueError(
-                    f"{name} is shared with {other}: tied weights cannot be tuned by a plan, only "
-                    f"trained whole, with head=[{name!r}] in measure_sensitivity"
+                    f"{name} is shared with {shared[name][0]}: tied weights cannot be tuned by a "
+                    f"plan, only trained whole, with head=[{name!r}] in measure_sensitivity"
                 )
             if name in head:
                 raise ValueError(f"{name} is part of the head, which is trained as a whole")

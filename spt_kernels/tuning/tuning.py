@@ -71,8 +71,8 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
 
     Raises:
         ValueError: the model is tuned already, compiled, wrapped, on the meta device or made in
-            inference mode; a planned parameter is shared between modules, is
-            part of the head, or cannot be tuned as planned.
+            inference mode; a planned parameter is shared between modules, is part of the head, or
+            cannot be tuned as planned; one of the head lies in the memory of another.
         BaseModelMismatch: the plan is for another model; names the first difference.
     """
     return apply_to_known(model, plan, {})

@@ -11,7 +11,7 @@ from spt_kernels.plan import Plan
 
 
 class Tied(nn.Module):
-    """Two layers of one weight: one parameter, or two that lie in one memory."""
+    """Two layers of one weight: one parameter, two in one memory, or a part of it."""
 
     def __init__(self, way: str = "parameter") -> None:
         super().__init__()
@@ -20,8 +20,11 @@ class Tied(nn.Module):
         self.second = nn.Linear(6, 6, bias=False)
         if way == "parameter":
             self.second.weight = self.first.weight
-        else:
+        elif way == "memory":
             self.second.weight.data = self.first.weight.data
+        elif way == "part":
+            self.second = nn.Linear(6, 4, bias=False)
+            self.second.weight.data = self.first.weight.data[1:5]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.norm(self.first(x)))
@@ -56,3 +59,13 @@ def test_entries_of_what_lies_in_one_memory_are_refused() -> None:
     spt.apply(tuned, spt.allocate(sensitivity, 3, None))
     with pytest.raises(ValueError, match=r"second\.weight is shared with first\.weight"):
         spt.TaskBank(Tied("memory")).add("t", tuned)
+
+
+@torch.no_grad()
+def test_a_head_in_the_memory_of_another_weight_is_refused() -> None:
+    tuned = Tied("part")
+    tuned.second.weight.data = tuned.second.weight.data.clone()
+    spt.apply(tuned, Plan({}, {}, {}, head=("second.weight",), model_name="tied"))
+    tuned.second.weight.add_(1.0)
+    with pytest.raises(ValueError, match=r"second\.weight is shared with first\.weight: two param"):
+        spt.TaskBank(Tied("part")).add("t", tuned)

@@ -92,11 +92,23 @@ def test_a_convnet_is_not_built_for_a_size() -> None:
 
 
 def test_what_does_not_fit_tells_the_least(capsys: pytest.CaptureFixture[str]) -> None:
-    text = output_of([*FIT, "--gib", "0.00005", "--method", "linear", "--dtype", "fp32"], capsys)
+    asked = [*FIT, "--gib", "0.00005", "--method", "linear", "--dtype", "fp32"]
+    assert run(asked) == 1
+    text = capsys.readouterr().out
     assert "Nothing fits" in text
     [row] = [line for line in text.splitlines() if line.startswith("linear")]
     assert row.split()[1:4] == ["fp32", "1", "of"]
     assert row.endswith("does not fit")
+    assert run([*asked, "--json"]) == 1
+    value = json.loads(capsys.readouterr().out)
+    assert (value["ways"], len(value["too_large"])) == ([], 1)
+
+
+def test_one_that_fits_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [*FIT, "--gib", "0.0002", "--method", "linear,full", "--dtype", "fp32", "--json"]
+    value = json.loads(output_of(asked, capsys))
+    assert [way["method"] for way in value["ways"]] == ["linear"]
+    assert [way["method"] for way in value["too_large"]] == ["full"]
 
 
 @pytest.mark.parametrize(

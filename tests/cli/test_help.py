@@ -27,6 +27,17 @@ def test_flags_have_no_type_and_any_terminal_is_wide_enough(
         assert max(len(line) for line in text.splitlines()) <= widest
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_narrow_terminal_cuts_nothing(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dots = []
+    for columns in ("40", "60", "300"):
+        monkeypatch.setenv("COLUMNS", columns)
+        dots.append(output_of([name, "--help"], capsys).count("…"))
+    assert dots == [dots[-1]] * 3
+
+
 @pytest.mark.parametrize(
     ("name", "unread"),
     [

@@ -128,10 +128,62 @@ def test_any_value_anywhere_in_the_description(
             parent[place[-1]] = value
             checked_file.write(path, kind, document, tensors)
             try:
-                LOADERS[kind](path)
+                found = LOADERS[kind](path)
             except spt.DeltaFormatError:
                 refused += 1
+                continue
+            assert repr(found)
+            assert kind == "sensitivity" or found.summary()
+            found.save(path)  # what was read is what was there
+            again, _ = checked_file.read(path, kind, lambda *parts: parts)
+            assert again == document
     assert refused > 400
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "value", "message"),
+    [
+        ("plan", ["rank"], "8", 'rank: expected a whole number of 0 or more, got "8"'),
+        ("plan", ["budget"], 20.0, r"budget: expected a whole number of 0 or more, got 20\.0"),
+        ("plan", ["kind"], "loha", 'kind: expected one of lora, adapter, or null, got "loha"'),
+        ("plan", ["head"], "head", 'head: expected a list of strings, got "head"'),
+        ("plan", ["model_name"], None, "model_name: expected a string, got null"),
+        (
+            "plan",
+            ["selected", "blocks.0.qkv.bias"],
+            [1.5, 0, 0],
+            "selected.blocks.0.qkv.bias: expe",
+        ),
+        (
+            "plan",
+            ["structured", "blocks.0.qkv.weight", "scale"],
+            None,
+            r"structured\.blocks\.0\.qkv\.weight\.scale: expected a number, got null",
+        ),
+        (
+            "plan",
+            ["info", "blocks.0.qkv.bias", "shape"],
+            [6.0],
+            "shape: expected a list of whole n",
+        ),
+        ("sensitivity", ["num_samples"], "3", "num_samples: expected a whole number of 0 or more"),
+        ("sensitivity", ["idle"], [3], r"idle: expected a list of strings, got \[3\]"),
+        ("sensitivity", ["info", 1, 1, "groups"], "1", "groups: expected a whole number above 0"),
+    ],
+)
+def test_a_value_of_another_type_is_named(
+    kind: str, place: list[Any], value: Any, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    example(kind).save(path)
+    document, tensors = checked_file.read(path, kind, lambda *parts: parts)
+    parent = document
+    for key in place[:-1]:
+        parent = parent[key]
+    parent[place[-1]] = value
+    checked_file.write(path, kind, document, tensors)
+    with pytest.raises(spt.DeltaFormatError, match=f"cannot load the {kind} .*{message}"):
+        LOADERS[kind](path)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -74,6 +74,22 @@ def test_seeds_are_one_row(tmp_path: Path) -> None:
     assert [way["mean_accuracy"] for way in value["ways"]] == [first.mean, 0.5]
 
 
+def test_runs_of_a_benchmark_are_found_in_its_folders(tmp_path: Path) -> None:
+    for seed in range(2):
+        run(tmp_path / "dtd" / "spt-lora" / f"seed{seed}", {}, recipe={"seed": seed})
+    (tmp_path / "dtd" / "spt-lora" / "choice.json").write_text("{}")
+    run(tmp_path / "dtd" / "spt-lora" / "choice" / "lr=0.1", {}, recipe={"lr": 0.1})
+    run(tmp_path / "dtd" / "lora" / "seed0", {}, method={"name": "lora"})
+    run(tmp_path / "dtd" / ".trash" / "old", {}, method={"name": "bias"})
+    run(tmp_path / "dtd" / "lora" / "seed0" / "within", {}, method={"name": "full"})
+    for folder in (tmp_path, tmp_path / "dtd"):
+        made = compare_runs([folder])
+        assert [(way.name, len(way.runs)) for way in made.ways] == [("lora", 1), ("spt-lora", 2)]
+        assert not made.missing
+    [chosen] = compare_runs([tmp_path / "dtd" / "spt-lora" / "choice"]).ways
+    assert chosen.runs == (str(tmp_path / "dtd" / "spt-lora" / "choice" / "lr=0.1"),)
+
+
 def test_a_row_says_what_tells_it_from_others_of_its_method(tmp_path: Path) -> None:
     run(tmp_path / "a", {}, method={"budget": 400_000})
     run(tmp_path / "b", {}, method={"budget": 0.01})

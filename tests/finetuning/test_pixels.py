@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from pathlib import Path
 
@@ -73,8 +74,19 @@ def test_a_photograph_with_odd_metadata_is_turned_upright(tmp_path: Path, orient
 ODD = b"DDS " + struct.pack("<I", 124) + bytes(120)  # Pillow has a RuntimeError for it
 
 
+def damaged_spider() -> bytes:
+    """An image of a stack that there is none of, for which Pillow has an AttributeError."""
+    file = io.BytesIO()
+    Image.new("F", (4, 4)).save(file, "SPIDER")
+    values = bytearray(file.getvalue())
+    values[104:108] = struct.pack("f", 1.0)
+    return bytes(values)
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"no image at all", None, ODD], ids=["empty", "text", "cut", "odd"]
+    "content",
+    [b"", b"no image at all", None, ODD, damaged_spider()],
+    ids=["empty", "text", "cut", "odd", "spider"],
 )
 def test_a_damaged_image_is_named(tmp_path: Path, content: bytes | None) -> None:
     write_images(tmp_path, {"a": 2}, size=(64, 64))

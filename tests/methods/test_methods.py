@@ -223,6 +223,16 @@ def test_what_an_older_version_wrote_is_read_without_options_of_no_effect() -> N
         Method.from_json({"name": "lora", "samples": 3})
 
 
+def test_what_lies_in_the_memory_of_another_is_not_trained() -> None:
+    model = tiny_vit()
+    model.head.weight.data = model.pos_embed.data[0, :5]
+    for name in ("full", "linear", "prompt-deep"):
+        with pytest.raises(
+            ValueError, match=r"is shared with .*: two parameters lie in one memory"
+        ):
+            spt.methods[name](model, **({"budget": 300} if name == "prompt-deep" else {}))
+
+
 def test_methods_that_choose_need_scores() -> None:
     for name in NAMES:
         if Method(name).is_sensitivity_aware:

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import spt_kernels as spt
 from spt_kernels.offloading import blocks_on_host
 
-from .runs import DEPTH, assert_same, loss_of, torchs, train, tuned, values_of
+from .runs import DEPTH, assert_same, loss_of, there, torchs, train, tuned, values_of
 
 
 def test_whatever_the_default_device_is() -> None:
@@ -98,3 +99,45 @@ def test_a_state_dict_has_whole_values_within_a_call(way: str) -> None:
         loss_of(model, 0, autocast=True).backward()
     for state in (*seen, values_of(model)):  # and after one that was interrupted
         assert_same(([], state), ([], expected))
+
+
+class Leaving(nn.Module):
+    """Blocks of which a forward runs some, from one on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8)) for _ in range(4))
+
+    def forward(self, x: torch.Tensor, first: int = 0, last: int = 4) -> torch.Tensor:
+        for block in self.blocks[first:last]:
+            x = block(x)
+        return x
+
+
+@torch.no_grad()
+def test_what_was_fetched_for_a_block_that_is_not_called_goes_with_the_forward() -> None:
+    model, x = Leaving().requires_grad_(False), torch.randn(2, 8)
+    spt.offload(model)
+    model(x)
+    for first, last in ((0, 2), (2, 3), (0, 0)):
+        model(x, first, last)
+        assert there(model) == []
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model(x[:, :2])
+    assert there(model) == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_what_was_fetched_ahead_of_a_change_is_fetched_again(dtype: torch.dtype | None) -> None:
+    model, other = (Leaving().requires_grad_(False) for _ in range(2))
+    spt.offload(model)
+    x = torch.randn(2, 8)
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        model(x)
+        model.blocks[0](x)  # past the model, which would give back what comes ahead of the next
+        assert there(model) == ["blocks.1"]
+        for each in (model, other):
+            each.blocks[1][0].weight.mul_(2)
+        assert torch.equal(model.blocks[1](x), other.blocks[1](x))

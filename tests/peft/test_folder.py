@@ -22,6 +22,7 @@ from spt_kernels.peft import SptConfig
 from spt_kernels.peft.config import PLAN_FILE
 from spt_kernels.peft.weights import ABOUT
 from tests.models import tiny_vit
+from tests.task.test_tied import WORDS, Speaker
 
 from .small import output, plan, train
 
@@ -277,3 +278,26 @@ def test_cast_after_training_it_fits_both_bases(tmp_path: Path) -> None:
     torch.testing.assert_close(output(whole), tuned, atol=2e-3, rtol=0)  # the head was rounded
     with pytest.raises(spt.BaseModelMismatch, match="expected float32 weights, got float64"):
         PeftModel.from_pretrained(tiny_vit().double(), tmp_path)
+
+
+def test_what_is_tied_is_loaded_where_it_is_tied_alone(tmp_path: Path) -> None:
+    plan = spt.Plan({}, {}, {}, head=("words.weight",), model_name="speaker")
+    model = get_peft_model(Speaker(is_tied=True), SptConfig(plan=plan))
+    with torch.no_grad():
+        model.base_model.model.words.weight.add_(1.0)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(Speaker(is_tied=True), tmp_path)
+    assert torch.equal(loaded(WORDS), model(WORDS))
+    with pytest.raises(spt.BaseModelMismatch, match=r"say\.weight: expected the same parameter as"):
+        PeftModel.from_pretrained(Speaker(is_tied=False), tmp_path)
+
+
+def test_folders_of_before_tell_of_no_ties_and_no_classes(tmp_path: Path) -> None:
+    before = saved(tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    about = json.loads(bytes(tensors[ABOUT].numpy()))
+    del about["tied"], about["classes"]
+    text = json.dumps(about).encode()
+    tensors[ABOUT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    save_file(tensors, tmp_path / WEIGHTS)
+    assert torch.equal(output(PeftModel.from_pretrained(tiny_vit(), tmp_path)), before)

@@ -167,3 +167,16 @@ def test_a_language_model_generates(tmp_path: Path) -> None:
     words = loaded.generate(input_ids=tokens, attention_mask=mask, **told)
     merged = loaded.merge_and_unload()
     assert torch.equal(merged.generate(input_ids=tokens, attention_mask=mask, **told), words)
+
+
+def test_names_of_classes_that_a_task_file_brought_are_in_the_folder(tmp_path: Path) -> None:
+    names, other = ("rose", "lily", "iris"), vit()
+    head = ("classifier.weight", "classifier.bias")
+    plan = spt.Plan({}, {}, {}, head=head, head_source="given", model_name="vit")
+    tuned = spt.apply(other, plan)
+    spt.save_delta(tuned, tmp_path / "task", metadata={"classes": list(names)})
+    model = get_peft_model(spt.load_delta(vit(), tmp_path / "task"), SptConfig())
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(vit(), tmp_path)
+    assert tuple(loaded.config.id2label.values()) == names
+    assert tuple(loaded.unload().config.id2label.values()) == ("LABEL_0", "LABEL_1", "LABEL_2")

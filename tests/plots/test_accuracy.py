@@ -129,6 +129,39 @@ def test_structure_is_of_sensitivity_aware_methods(tmp_path: Path) -> None:
     )
 
 
+def test_samples_are_those_that_there_were(tmp_path: Path) -> None:
+    few = {"images": {"train": 300}}
+    run(tmp_path / "a", 0.5, samples=240, result=few)
+    run(tmp_path / "b", 0.6, samples=800, result=few)
+    run(tmp_path / "c", 0.1, "linear", samples=800, result={"images": {"train": 9}})  # of none
+    at = [row.settings["samples"] for row in samples_ablation(read_runs([tmp_path]).runs).each]
+    assert at == [240, 300]
+    run(tmp_path / "d", 0.7, samples=1600, result=few)
+    with pytest.raises(ValueError, match=r"two runs of spt-lora on photos .*leave one out"):
+        samples_ablation(read_runs([tmp_path]).runs)
+    for name, samples in (("w", 240), ("x", 800)):  # another task has them all
+        run(
+            tmp_path / "more" / name,
+            0.6,
+            samples=samples,
+            images="w",
+            result={"images": {"train": 900}},
+        )
+    both = [tmp_path / name for name in ("a", "b", "more")]
+    at = [row.settings["samples"] for row in samples_ablation(read_runs(both).runs).each]
+    assert at == [240, 800]
+
+
+def test_samples_of_a_given_sensitivity_are_its_own(tmp_path: Path) -> None:
+    for name, samples in (("a", 240), ("b", 800)):
+        folder = run(tmp_path / name, 0.5, samples=samples, result={"images": {"train": 30}})
+        config = json.loads((folder / "config.json").read_text())
+        config["job"]["sensitivity"] = "scores.safetensors"
+        (folder / "config.json").write_text(json.dumps(config))
+    made = samples_ablation(read_runs([tmp_path]).runs)
+    assert [row.settings["samples"] for row in made.each] == [240, 800]
+
+
 def test_samples_come_in_their_order(tmp_path: Path) -> None:
     for samples, accuracy in ((800, 0.8), (240, 0.5), (400, 0.6)):
         run(tmp_path / str(samples), accuracy, samples=samples)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from spt_kernels.finetuning.images import readable
 from spt_kernels.finetuning.progress import Silent
@@ -17,6 +17,7 @@ from spt_kernels.methods import Method
 from spt_kernels.segmentation import SegmentationJob, read_ade20k, segment
 from spt_kernels.segmentation.ade20k import hold_out
 from spt_kernels.segmentation.reading import check_scenes, images_of, scenes_of
+from spt_kernels.segmentation.scenes import glance_at_scene, read_image, read_scene
 from tests.finetuning.test_readable import Stages
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -128,3 +129,32 @@ def test_a_test_without_a_label_is_said_before_the_training(
         for words in ("no pixel of the validation images has a label", "linear trains")
     ]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("side", [6, 4], ids=["wide", "square"])
+def test_a_photograph_and_its_label_map_are_turned_upright(
+    tmp_path: Path, orientation: int, side: int
+) -> None:
+    values = np.arange(4 * side, dtype=np.uint8).reshape(4, side)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photograph, lying, upright = (tmp_path / f"{name}.png" for name in ("x", "lying", "upright"))
+    Image.fromarray(values).save(photograph, exif=exif)
+    Image.fromarray(values + 1).save(lying)
+    with Image.open(photograph) as file:
+        expected = np.asarray(ImageOps.exif_transpose(file))
+    Image.fromarray(expected + 1).save(upright)
+    assert np.array_equal(np.asarray(read_image(photograph))[..., 0], expected)
+    # of one size with both a label map lies as its image does
+    is_told = expected.shape != values.shape
+    for annotation in (lying, upright) if is_told else (lying,):
+        glance_at_scene(photograph, annotation)
+        image, labels = read_scene(photograph, annotation, 200)
+        assert np.array_equal(np.asarray(image)[..., 0], expected)
+        assert np.array_equal(labels, expected)
+    Image.new("L", (3, 3)).save(lying)
+    for read in (glance_at_scene, lambda *paths: read_scene(*paths, 200)):
+        rows, columns = expected.shape
+        with pytest.raises(ValueError, match=f"expected the {columns} × {rows} of its image"):
+            read(photograph, lying)

@@ -354,3 +354,23 @@ def test_files_keep_it_and_older_ones_do_without(tmp_path) -> None:
     assert "head_source" not in document
     checked_file.write(tmp_path / "old-plan", "plan", document, tensors)
     assert spt.Plan.load(tmp_path / "old-plan").head == sensitivity.head
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, r"head\.weight"),
+        ({"head": "none", "include": ["pos_embed"]}, "pos_embed"),
+    ],
+)
+def test_one_in_the_memory_of_another_parameter_is_refused_before_the_measurement(
+    options: dict[str, Any], name: str
+) -> None:
+    model = tiny_vit(depth=1)
+    model.head.weight.data = model.pos_embed.data[0, :CLASSES]
+    told: list[int] = []
+    with pytest.raises(ValueError, match=rf"^{name} is shared with .*: two parameters lie in one"):
+        spt.measure_sensitivity(
+            model, [(IMAGES, LABELS)], num_samples=4, progress=lambda *n: told.append(1), **options
+        )
+    assert not told

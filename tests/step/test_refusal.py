@@ -116,15 +116,44 @@ def after_accumulation(model: Any) -> Any:
     return model.head.bias.register_post_accumulate_grad_hook(lambda _: None), "head.bias"
 
 
+def on_every_module(model: Any) -> Any:
+    return nn.modules.module.register_module_forward_hook(lambda *_: None), "every module"
+
+
+def written_in_c(model: Any) -> Any:
+    return model.head.weight.register_hook(torch.ones(5, 24).mul), "head.weight"
+
+
 @pytest.mark.parametrize(
-    "put", [on_module, before_module, in_backward, on_parameter, after_accumulation]
+    "put",
+    [on_module, before_module, in_backward, on_parameter, after_accumulation, on_every_module],
 )
 def test_hooks(model: nn.Module, put: Any) -> None:
     handle, name = put(model)
-    with pytest.raises(ValueError, match=rf"^{name} has a hook, .*<lambda>.*allow_hooks=True"):
-        capture(model)
-    handle.remove()
+    try:
+        with pytest.raises(ValueError, match=rf"^{name} has a hook, .*<lambda>.*allow_hooks=True"):
+            capture(model)
+    finally:
+        handle.remove()
     capture(model)
+
+
+@pytest.mark.parametrize(
+    "put", [on_module, before_module, in_backward, on_parameter, on_every_module, written_in_c]
+)
+def test_hooks_that_are_put_on_later(model: nn.Module, put: Any) -> None:
+    batch = batches(1, "cuda")[0]
+    before_module(model)  # what is captured with it is no matter
+    step = spt.capture_step(model, F.cross_entropy, adamw(model), batch, allow_hooks=True)
+    step(*batch)
+    handle, name = put(model)
+    try:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=rf"^{name} has a hook, .* after the step was c"):
+                step(*batch)
+    finally:
+        handle.remove()
+    step(*batch)
 
 
 def test_hooks_of_the_optimizer_and_hooks_that_are_allowed(model: nn.Module) -> None:

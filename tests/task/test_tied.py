@@ -69,3 +69,19 @@ def test_one_that_is_not_is_refused(trained: nn.Module, dtype: torch.dtype, tmp_
         spt.load_delta(model, tmp_path / "task")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not hasattr(model, "spt_tuning")
+
+
+def test_one_whose_two_lie_in_one_memory_is_refused(trained: nn.Module, tmp_path: Path) -> None:
+    """A task of either could not be dropped again, and one of two tables would be in both."""
+    spt.save_delta(trained, tmp_path / "tied")
+    apart = spt.apply(
+        Speaker(is_tied=False).to(trained.norm.weight.dtype),  # type: ignore[arg-type]
+        Plan({}, {}, {}, head=("words.weight",), model_name="speaker"),
+    )
+    spt.save_delta(apart, tmp_path / "apart")
+    model = Speaker(is_tied=False).to(trained.norm.weight.dtype)  # type: ignore[arg-type]
+    model.say.weight.data = model.words.weight.data
+    for name in ("tied", "apart"):
+        with pytest.raises(ValueError, match=r"words\.weight is shared with say\.weight: two"):
+            spt.load_delta(model, tmp_path / name)
+        assert not hasattr(model, "spt_tuning")

@@ -42,6 +42,7 @@ from spt_kernels.layers import (
     tuned_modules,
 )
 from spt_kernels.model import describe, guess, head_names
+from spt_kernels.model.tied import sharing_names
 from spt_kernels.task.base_model import BaseModel
 from spt_kernels.tuning import replace_module
 from tests.models import tiny_batch, tiny_convnext, tiny_swin, tiny_vit
@@ -413,6 +414,18 @@ def _with_two_weights_in_one_memory() -> nn.Module:
     return model
 
 
+def _with_a_head_in_the_memory_of_tokens() -> nn.Module:
+    model = tiny_vit()
+    model.head.weight.data = model.pos_embed.data[0, :5]
+    return model
+
+
+def _with_a_weight_in_the_memory_of_another() -> nn.Module:
+    model = tiny_vit()
+    model.blocks[1].attn.qkv.weight.data = model.blocks[0].mlp.fc1.weight.data[5:77]
+    return model
+
+
 def _with_a_transposed_weight() -> nn.Module:
     model = tiny_vit()
     fc1 = model.blocks[0].mlp.fc1
@@ -428,9 +441,17 @@ def _with_a_transposed_weight() -> nn.Module:
             _with_two_weights_in_one_memory,
             r"blocks\.0\.mlp\.fc1\.weight is shared with blocks\.1.*lie in one memory",
         ),
+        (
+            _with_a_head_in_the_memory_of_tokens,
+            r"head\.weight is shared with pos_embed: two parameters lie in one memory",
+        ),
+        (
+            _with_a_weight_in_the_memory_of_another,
+            r"fc1\.weight is shared with blocks\.1\.attn\.qkv\.weight: two parameters lie",
+        ),
         (_with_a_transposed_weight, r"blocks\.0\.mlp\.fc1\.weight must be contiguous"),
     ],
-    ids=["shared", "one-memory", "strided"],
+    ids=["shared", "one-memory", "head", "part", "strided"],
 )
 def test_weights_that_cannot_be_tuned(make: Callable[[], nn.Module], message: str) -> None:
     model = make()
@@ -438,6 +459,19 @@ def test_weights_that_cannot_be_tuned(make: Callable[[], nn.Module], message: st
     with pytest.raises(ValueError, match=message):
         apply(model, unstructured(model))
     assert_untouched(model, before)
+
+
+def test_parameters_beside_each_other_in_one_memory_are_tuned() -> None:
+    """Columns of one matrix, whose elements lie between each other, and parts of a flat buffer."""
+    model = tiny_vit()
+    first, second = (block.attn.proj.weight for block in model.blocks)
+    both = torch.cat([first.data, second.data], 1)
+    first.data, second.data = both[:, :24], both[:, 24:]
+    flat = torch.cat([model.head.weight.data.flatten(), model.head.bias.data])
+    model.head.weight.data, model.head.bias.data = flat[:-5].view(5, 24), flat[-5:]
+    assert sharing_names(model.named_parameters()) == {}
+    scores = {"blocks.0.mlp.fc1.weight": torch.rand(96, 24)}
+    apply(model, allocate(Sensitivity.from_tensors(scores, 1), 5, None))
 
 
 def test_a_head_told_as_a_layer_or_a_pattern_is_looked_up_in_the_model() -> None:

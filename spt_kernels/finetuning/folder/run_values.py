@@ -59,6 +59,7 @@ RUN_VALUES: dict[str, Kinds] = {
         "structured_parameters": or_null(COUNT),
         "unstructured_parameters": or_null(COUNT),
         "backbone_parameters": SIZE,
+        "images": {"train": COUNT},
         "task_bytes": COUNT,
         "accounted_peak_bytes": COUNT,
         "measured_peak_bytes": or_null(COUNT),

@@ -28,8 +28,15 @@ def opened(path: Path, failure: str = _FAILURE) -> Iterator[ImageFile.ImageFile]
         ValueError: whatever goes wrong with it within; names the file.
     """
     try:
-        with Image.open(path) as file:
+        with _begun(path) as file:
             yield file
     except _UNREADABLE as error:
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
         raise ValueError(failure.format(path=path, reason=reason)) from error
+
+
+def _begun(path: Path) -> ImageFile.ImageFile:
+    try:
+        return Image.open(path)
+    except AttributeError as error:  # Pillow's own mistake, of a damaged SPIDER image
+        raise Image.UnidentifiedImageError(f"{path}: {error}") from error

@@ -22,9 +22,10 @@ from .image_mode import in_eight_bits
 from .kept_part import AUGMENTATIONS, FITS, kept_part
 from .labelled import LabelledImages
 from .readable import MANY, check_readable, loaded
+from .upright import upright
 
 with needed("reading images"):
-    from PIL import ExifTags, Image, ImageFile, ImageOps
+    from PIL import Image, ImageOps
 
 CACHE_BYTES = 4 << 30  # decoded images up to this size are kept in memory
 
@@ -33,16 +34,6 @@ _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
-}
-
-_TURNS = {  # by what EXIF calls the orientation
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
 }
 
 
@@ -110,7 +101,7 @@ def decode(path: Path, form: Preprocessing, generator: torch.Generator | None = 
         ValueError: the file is not an image, damaged, or of a mode that `in_eight_bits` refuses.
     """
     with opened(path) as file:
-        image = in_eight_bits(_upright(file), file, _mode_of(form))
+        image = in_eight_bits(upright(file), file, _mode_of(form))
     box, mirror = kept_part(image.size, form.fit, form.crop_pct, form.augment, generator)
     resized = image.resize((form.size, form.size), _FILTERS[form.interpolation], box=box)
     if mirror:
@@ -119,21 +110,11 @@ def decode(path: Path, form: Preprocessing, generator: torch.Generator | None = 
     return flat.view(form.size, form.size, len(form.mean)).permute(2, 0, 1).contiguous()
 
 
-def _upright(file: ImageFile.ImageFile) -> Image.Image:
-    """An image as it is looked at.
-
-    Pillow's `exif_transpose` writes all other metadata anew, and fails where a camera's are odd.
-    """
-    file.load()  # what a PNG tells may come after its pixels
-    turn = _TURNS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
-    return file if turn is None else file.transpose(turn)
-
-
 def _tried(form: Preprocessing, path: Path) -> None:
     """Read an image as `decode` does, in the least time, for its errors alone."""
     with opened(path) as file:
         file.draft(None, (1, 1))  # of a JPEG all is read, and an eighth of each side worked out
-        in_eight_bits(_upright(file), file, _mode_of(form))
+        in_eight_bits(upright(file), file, _mode_of(form))
 
 
 def _glanced_at(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from .standard_error import standard_error
 
 # What a run of an older version, whose recipe lacks a field, was trained by
 _RECIPE = {field.name: field.default for field in fields(Recipe)}
+_DEEP = 4  # folders down: a benchmark's are output/task/method/seed0
+_CANDIDATES = "choice"  # of a benchmark: runs by which options were chosen, beside choice.json
 # Of a recipe, what makes no way better
 _OF_NO_EFFECT = ("seed", "preset", "val_every", *HOW_IT_FITS)
 
@@ -91,7 +93,8 @@ def compare_runs(folders: Iterable[str | os.PathLike[str]]) -> Comparison:
     """Compare finished runs; those that differ in their seed alone are one row.
 
     Args:
-        folders: of runs, or folders with such in them.
+        folders: of runs, or folders with such in them, up to four folders down; not those by which
+            a benchmark has chosen options.
 
     Raises:
         ValueError: a folder is not there or has no run, or none is finished.
@@ -133,11 +136,7 @@ def _run_folders(folders: Iterable[str | os.PathLike[str]]) -> list[RunFolder]:
     for path in map(Path, folders):
         if not path.is_dir():
             raise ValueError(f"runs: no such folder: {path}")
-        inside = sorted(p for p in path.iterdir() if p.is_dir())
-        own = [RunFolder(p) for p in (path, *inside)]
-        own = [folder for folder in own if folder.read_config() is not None]
-        if own and own[0].path == path:
-            own = own[:1]
+        own = list(_runs_in(path, _DEEP))
         if not own:
             raise ValueError(
                 f"runs: {path} holds no run ({FILES['config']} is not there, or another's)"
@@ -146,6 +145,19 @@ def _run_folders(folders: Iterable[str | os.PathLike[str]]) -> list[RunFolder]:
     if not found:
         raise ValueError("runs: expected at least one folder, got none")
     return list(found.values())
+
+
+def _runs_in(path: Path, deep: int) -> Iterator[RunFolder]:
+    """The folder itself where it is a run's, else all such in it."""
+    own = RunFolder(path)
+    if own.read_config() is not None:
+        yield own
+    elif deep:
+        with os.scandir(path) as entries:
+            inside = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        for name in inside:
+            if name != _CANDIDATES or not path.joinpath(f"{name}.json").is_file():
+                yield from _runs_in(path / name, deep - 1)
 
 
 def _way(
