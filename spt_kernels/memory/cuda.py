@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from ..ops.launching import as_on_card
-from ..ops.low_rank_ways import serves
+from ..ops.low_rank_ways import MOST_COLUMNS, serves
 from .ledger import Ledger
 from .quantized import scratch_of_4_bits
 
@@ -34,9 +34,10 @@ _IN_FP32 = frozenset(
     )
     if hasattr(space, name)
 )
-# Programs that an H100 runs at once of the gradient of a LoRA's factor, and features of each
-_GRAD_PROGRAMS, _GRAD_FEATURES = 264, 64
-_LEAST_TOKENS, _MOST_SPLITS = 512, 32  # of a part of the tokens, and how many parts there may be
+# Of the gradient of a LoRA's factor on an H100, as `kernels.low_rank_grad` has them: programs at
+# once; bytes of a token that each reads at a time, and tokens; tokens of a part, and how many parts
+_GRAD_PROGRAMS, _GRAD_BYTES, _GRAD_TOKENS = 396, 256, 32
+_LEAST_TOKENS, _MOST_SPLITS = 128, 128
 _MASK_ALIGNMENT = 8  # rows of a mask that are no multiple of this are padded to one
 
 
@@ -66,22 +67,29 @@ class CudaLedger(Ledger):
         Of the gradient of a LoRA's factor the sums of all parts of the tokens.
         """
         if func is torch.ops.spt.low_rank_grad.default:
-            return _partial_sums(*args[:2])
+            return _partial_sums(*args)
         if func is not torch.ops.aten._scaled_dot_product_flash_attention_backward.default:
             return scratch_of_4_bits(func, args)
         batch, heads, tokens, width = args[1].shape
         return 4 * batch * heads * _rounded(tokens, 128) * (_rounded(width, 32) + 1)
 
 
-def _partial_sums(input: Tensor, grad_inner: Tensor) -> int:
+def _partial_sums(input: Tensor, grad_inner: Tensor, *others: Any) -> int:
     """Bytes of them, about: a few parts more or less where the programs fill the card better."""
     n_tokens, n_features = input.shape
-    rank = grad_inner.shape[1]
-    if not serves(grad_inner.dtype, rank):
+    rank, dtype = grad_inner.shape[1], grad_inner.dtype
+    if not serves(dtype, rank):
         return 0
-    blocks = -(-n_features // _GRAD_FEATURES)
+    is_made = len(others) > 3 and others[3] != "none"  # of something else, an activation
+    features = _GRAD_BYTES // dtype.itemsize
+    if is_made or rank > MOST_COLUMNS[dtype] // 2:
+        features //= 2
+    blocks = -(-n_features // features)
     parts = min(_MOST_SPLITS, n_tokens // _LEAST_TOKENS, _GRAD_PROGRAMS // blocks)
-    return 4 * parts * rank * n_features if parts > 1 else 0
+    if parts <= 1:
+        return 0
+    parts = -(-n_tokens // _rounded(-(-n_tokens // parts), _GRAD_TOKENS))
+    return 4 * parts * rank * n_features
 
 
 def take_default_path(optimizer: torch.optim.Optimizer) -> None:

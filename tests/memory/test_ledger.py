@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from spt_kernels.kernels import low_rank_grad, token_split
 from spt_kernels.memory.cuda import CudaLedger
 from spt_kernels.memory.ledger import CATEGORIES, Ledger
 
@@ -96,19 +95,26 @@ def test_what_was_before_a_step_is_not_gone_through_again() -> None:
     assert sum(ledger.bytes_alive().values()) == 4 * len(kept)
 
 
-@pytest.mark.parametrize("n_tokens", [300, 1_576, 12_608])
-@pytest.mark.parametrize(("n_features", "rank"), [(768, 8), (768, 24), (3072, 8), (192, 16)])
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+@pytest.mark.parametrize("n_tokens", [200, 1_576, 12_608])
+@pytest.mark.parametrize(("n_features", "rank"), [(768, 8), (768, 24), (3072, 64), (192, 16)])
 def test_a_ledger_of_cuda_counts_what_a_loras_gradient_adds_up(
-    n_tokens: int, n_features: int, rank: int, monkeypatch: pytest.MonkeyPatch
+    n_tokens: int, n_features: int, rank: int, activation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from spt_kernels.kernels import low_rank_grad, token_split
+    from spt_kernels.kernels.low_rank_parts import blocks_of
+
     monkeypatch.setattr(token_split, "multiprocessors_of", lambda device: 132)
-    blocks, launch = -(-n_features // low_rank_grad.ACROSS), low_rank_grad._GRAD
+    sizes = blocks_of(torch.bfloat16, rank, is_made=activation != "none")
+    blocks = -(-n_features // sizes["BLOCK_FEATURES"])
+    launch = low_rank_grad._launch(sizes["BLOCK_RANK"], 90)
     parts, _ = token_split.split_tokens.__wrapped__(n_tokens, blocks, launch, torch.device("cpu"))
     result = 4 * rank * n_features
     with FakeTensorMode(), CudaLedger() as ledger:
         x, grad_inner = (torch.empty(n_tokens, n, dtype=torch.bfloat16) for n in (n_features, rank))
         before = sum(ledger.bytes_alive().values())
-        grad = torch.ops.spt.low_rank_grad(x, grad_inner, 0.1, 0, None)
+        grad = torch.ops.spt.low_rank_grad(x, grad_inner, 0.1, 0, None, activation)
     assert grad.nbytes == result
     beside = sum(ledger.peak().values()) - before - result
     assert beside == 0 if parts == 1 else 0 < beside <= 1.1 * parts * result
