@@ -114,6 +114,13 @@ def test_views_are_ranked_by_their_own_positions() -> None:
     assert top_tau([score[:, 1:3].requires_grad_()], 1)[0].tolist() == [5]
 
 
+def test_scores_that_are_not_as_their_memory_or_of_a_class_of_their_own() -> None:
+    negated = torch.tensor([1 - 2j]).conj().imag  # 2, in whose memory there is -2
+    assert negated.is_neg()
+    parameter = torch.nn.Parameter(torch.tensor([1.0, 3.0]))
+    assert [p.tolist() for p in top_tau([negated, parameter], 2)] == [[0], [1]]
+
+
 def test_same_result_with_one_thread() -> None:
     scores = [torch.rand(300, 700, generator=torch.Generator().manual_seed(s)) for s in range(3)]
     scores[1] = (scores[1] * 8).floor()  # ties across whatever the threads split at
