@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .address_table import find_row, upload
 from .card import cdiv
-from .prepared_launch import PreparedLaunches
+from .prepared_launch import load
 from .variant import Variant
 
 # Words of the table for each tensor: its first filter, its scores, its first group, its address,
@@ -53,7 +53,8 @@ CUT = Cut(tile=2048, filtered=8, grouped=64, slots=32)
 _WARPS = 8  # of a program that reads a group
 _UNCAPPED = 2**62
 
-_launches = PreparedLaunches()
+# Kernels that have been launched, by all that Triton makes another one for
+_loaded: dict[tuple[Any, ...], Any] = {}
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Pieces:
         num_warps: int,
         of_candidates: bool = True,
     ) -> None:
-        """Launch a kernel as it was prepared by the first selection that has as many programs.
+        """Launch a kernel as the first selection has loaded it.
 
         Args:
             kernel: `@triton.jit` function, which specialises on none of its numbers.
@@ -123,13 +124,12 @@ class Pieces:
             of_candidates: whether the pointers to candidates are there; else they are None.
         """
         # Triton's own object takes longer to hash than all the rest
-        key = kernel.fn, self.table.get_device(), n_programs, constants, of_candidates
-        made = _launches.get(key)
-        if made is None:
-            made = _launches.prepare(
-                key, kernel, n_programs, arguments, (), (), constants, num_warps=num_warps
-            )
-        made.launch(*arguments, *constants)
+        key = kernel.fn, self.table.get_device(), constants, of_candidates
+        loaded = _loaded.get(key)
+        if loaded is None:
+            loaded = load(kernel, *arguments, *constants, num_warps=num_warps)
+            _loaded[key] = loaded
+        loaded[(n_programs, 1, 1)](*arguments, *constants)
 
     def launch_on_groups(
         self,

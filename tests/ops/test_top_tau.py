@@ -206,6 +206,21 @@ def test_cuda_launches_little_and_waits_once() -> None:
     assert sum("DtoH" in name for name in names) == 1
 
 
+@pytest.mark.gpu
+def test_cuda_follows_tensors_from_call_to_call_and_stream_to_stream() -> None:
+    memory = torch.rand(300_000, device="cuda")
+    streams = [torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.Stream()]
+    for first in (100_000, 99_999):  # of which another table is made
+        for stream in streams * 2:
+            torch.cuda.synchronize()
+            with torch.cuda.stream(stream):
+                memory.copy_(memory.flip(0))
+                scores = [memory[:first], memory[first:]]
+                found = [positions.cpu() for positions in top_tau(scores, 500)]
+            expected = top_tau([score.cpu() for score in scores], 500)
+            assert all(map(torch.equal, found, expected))
+
+
 def test_nothing_to_select_from() -> None:
     assert top_tau([], 0) == []
     assert [t.tolist() for t in top_tau([torch.empty(0), torch.zeros(3)], 0)] == [[], []]

@@ -14,9 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from spt_kernels.kernels import prepared_launch, top_tau_filter, top_tau_pieces
 from spt_kernels.kernels import top_tau as kernels
-from spt_kernels.kernels.prepared_launch import PreparedLaunches
+from spt_kernels.kernels import top_tau_filter, top_tau_pieces
 from spt_kernels.kernels.top_tau_pieces import Pieces
 from spt_kernels.reference import top_tau as reference
 
@@ -165,29 +164,29 @@ def test_many_scores_leave_few_candidates(
     assert launched == LAUNCHES
     assert len(reads) == 1, "the host waits once"
     # besides the table: what is drawn, candidates (three), totals, positions; and the state
-    made = {"empty": 6, "zeros": 1, "slice": 1, "split_with_sizes": 1}
+    made = {"empty": 6, "zeros": 1, "slice": 1, "unsafe_split_with_sizes": 1}
     assert calls.names == made | {"lift_fresh": 1, "view": 1}
 
 
-def test_a_second_selection_prepares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared: list[str] = []
-    prepare = prepared_launch.prepared_launch
+def test_a_kernel_is_loaded_once_for_selections_of_all_sizes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded: list[str] = []
 
-    def record(kernel: Any, *args: Any, **options: Any) -> Any:
-        prepared.append(kernel.fn.__name__.removesuffix("_kernel"))
-        return prepare(kernel, *args, **options)
+    def load(kernel: Any, *args: Any, **options: Any) -> Any:
+        loaded.append(kernel.fn.__name__.removesuffix("_kernel"))
+        return kernel
 
-    monkeypatch.setattr(prepared_launch, "prepared_launch", record)
-    monkeypatch.setattr(top_tau_pieces, "_launches", PreparedLaunches())
-    tensors = [normal_scores(50), normal_scores(30, seed=1)]
-    check(tensors, 12)
-    assert prepared == LAUNCHES
-    tensors[0].copy_(tensors[0].flip(0))  # other values where they were
-    check(tensors, 9)
-    assert prepared == LAUNCHES
+    monkeypatch.setattr(top_tau_pieces, "load", load)
+    monkeypatch.setattr(top_tau_pieces, "_loaded", {})
+    tensors = [normal_scores(50), normal_scores(30, seed=1), normal_scores(90, seed=2)]
+    check(tensors[:2], 12)
+    assert loaded == LAUNCHES
+    check(tensors, 1)
+    assert loaded == LAUNCHES
     monkeypatch.setattr(kernels, "keep_candidates", lambda *_: None)
-    check(tensors, 9)
-    assert prepared == LAUNCHES + LAUNCHES[3:], "of all scores others, in as many programs"
+    check(tensors, 16, [9, 30, 50])
+    assert loaded == [*LAUNCHES, *LAUNCHES[3:]], "of all scores"
 
 
 def test_a_table_is_that_of_the_tensors_that_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
