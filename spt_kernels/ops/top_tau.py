@@ -46,7 +46,7 @@ def top_tau(
             lengths or devices do not fit.
         TypeError: a tensor is of another dtype.
     """
-    tensors = list(tensors)
+    tensors, names = list(tensors), None if names is None else list(names)
     validate(tensors, k, caps, names)
     if not tensors:
         if k:
@@ -102,7 +102,7 @@ def validate(
 
 def _call(m: int, names: Sequence[str] | None) -> str:
     """What a message calls a tensor."""
-    return f"tensors[{m}]" if names is None else names[m]
+    return f"tensors[{m}]" if names is None else list(names)[m]
 
 
 def _explain(tensors: list[Tensor], k: int, caps: list[int], names: Sequence[str] | None) -> None:

@@ -241,7 +241,7 @@ def test_bad_scores_are_named(value: float, fault: str, dtype: torch.dtype) -> N
     with pytest.raises(ValueError, match=rf"tensors\[1\] holds 1 {fault} .* position 6"):
         top_tau([good, bad], 3)
     with pytest.raises(ValueError, match=rf"blocks.0.qkv holds 1 {fault}"):
-        top_tau([good, bad], 3, names=["norm", "blocks.0.qkv"])
+        top_tau([good, bad], 3, names={"norm": good, "blocks.0.qkv": bad}.keys())
 
 
 def test_negative_zero_is_a_zero() -> None:
