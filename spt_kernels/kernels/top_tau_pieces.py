@@ -93,8 +93,8 @@ class Pieces:
         memory is given to others only after.
         """
         device = tensors[0].device
-        addresses = tuple([tensor.data_ptr() for tensor in tensors])
-        numels = tuple([tensor.numel() for tensor in tensors])
+        addresses = tuple(map(Tensor.data_ptr, tensors))
+        numels = tuple(map(Tensor.numel, tensors))
         dtypes = tuple([tensor.dtype for tensor in tensors])
         layout = CUT, device, addresses, numels, dtypes, tuple(caps)
         if device.type != "cuda":

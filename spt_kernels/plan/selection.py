@@ -104,7 +104,7 @@ def _side_by_side(within: list[Tensor], sizes: list[int]) -> Tensor:
     counts = [w.numel() for w in within]
     start, count = torch.tensor([starts, counts], device=within[0].device)
     joined = torch.cat(within)
-    return joined + torch.repeat_interleave(start, count, output_size=joined.numel())
+    return joined.add_(torch.repeat_interleave(start, count, output_size=joined.numel()))
 
 
 def select_shared(
