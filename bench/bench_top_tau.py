@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 import spt_kernels as spt
 from spt_kernels import native, ops
+from spt_kernels.finetuning.demo import one_thread
 from tests.plan.score_reads import ScoreReads
 
 from .contest import hold
@@ -95,6 +98,38 @@ def test_allocate(
         rounds=5,
         bytes_moved=flat.nbytes,
         facts={"passes": reads.passes} if reads.bytes_read else {},
+    )
+
+
+@one_thread()
+def test_host_of_a_selection_on_a_card(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What surrounds the launches, with tensors of a CPU, whose addresses take as long to read."""
+    kernels = pytest.importorskip("spt_kernels.kernels.top_tau", reason="Triton is not installed")
+    pieces = importlib.import_module("spt_kernels.kernels.top_tau_pieces")
+    n = 12 * len(VIT_BLOCK)
+    scores = [torch.ones(8) for _ in range(n)]
+    # as if of each tensor one score were selected
+    found = torch.tensor([1, 0, n, 0, 0, 0, 0, 0, *[1] * n, *[0] * n])
+    monkeypatch.setattr(kernels, "_empty_state", lambda *_: found)
+    monkeypatch.setattr(pieces, "load", lambda *_, **__: defaultdict(lambda: lambda *_: None))
+    monkeypatch.setattr(pieces, "_loaded", {})
+    monkeypatch.setattr(importlib.import_module("spt_kernels.ops.top_tau"), "_cpu", kernels.top_tau)
+    assert [p.numel() for p in ops.top_tau(scores, n)] == [1] * n
+
+    def of_new_tensors() -> None:
+        pieces._laid_out.cache_clear()
+        ops.top_tau(scores, n)
+
+    positions = torch.zeros(n, dtype=torch.int64)
+    hold(
+        benchmark,
+        f"host of a selection on a card, without its launches: {n} tensors, one thread",
+        {
+            "spt.ops.top_tau": lambda: ops.top_tau(scores, n),
+            "the same of new tensors": of_new_tensors,
+            "torch.split into as many (not a selection)": lambda: positions.split(1),
+        },
+        rounds=51,
     )
 
 

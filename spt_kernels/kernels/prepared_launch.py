@@ -32,10 +32,13 @@ def prepared_launch(
     Returns:
         A call that takes arguments like these and launches.
     """
-    if INTERPRETED:
-        return kernel[(n_programs,)]  # type: ignore[no-any-return]
-    compiled = kernel.warmup(*arguments, grid=(n_programs,), **options)
-    return compiled[(n_programs, 1, 1)]  # type: ignore[no-any-return]
+    loaded = load(kernel, *arguments, **options)
+    return loaded[(n_programs, 1, 1)]  # type: ignore[no-any-return]
+
+
+def load(kernel: Any, *arguments: Any, **options: int) -> Any:
+    """The kernel of a `prepared_launch`, which it is for any number of programs in brackets."""
+    return kernel if INTERPRETED else kernel.warmup(*arguments, grid=(1,), **options)
 
 
 class Prepared(NamedTuple):

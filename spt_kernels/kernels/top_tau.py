@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,15 +42,15 @@ def top_tau(tensors: Sequence[Tensor], k: int, caps: Sequence[int]) -> list[Tens
     The host waits once, and once more where the guess does not hold. All positions lie in one
     buffer, of which the results are parts.
     """
-    is_capped = any(cap < tensor.numel() for cap, tensor in zip(caps, tensors, strict=True))
-    pieces = Pieces.of(tensors, caps if is_capped else [2**62] * len(tensors))
+    pieces = Pieces.of(tensors, caps)
     if pieces.n_groups == 0:
         return _nothing(tensors, k, 0)
-    n_rows = len(tensors) if is_capped else 1
+    n_rows = len(tensors) if pieces.is_capped else 1
 
     state = _empty_state(pieces, n_rows)
+    kept = keep_candidates(pieces, k, state)
+    # what is not needed before is allocated once the device has something to do
     totals = torch.empty(pieces.n_groups, 2, dtype=torch.int64, device=pieces.device)
-    kept = keep_candidates(pieces, k, is_capped, state)
     found = _rank(pieces, state, totals, n_rows, k, kept)
     if kept is not None and (found.n_invalid or found.reached < k or found.n_fours > kept.capacity):
         kept, state = None, _empty_state(pieces, n_rows)
@@ -59,11 +60,15 @@ def top_tau(tensors: Sequence[Tensor], k: int, caps: Sequence[int]) -> list[Tens
     if k == 0 or found.reached < k:
         return _nothing(tensors, k, found.reached)
 
-    ties = _share_ties(found.above, found.tied, caps, k)
-    sizes = [n_above + n_ties for n_above, n_ties in zip(found.above, ties, strict=True)]
-    output = torch.empty(sum(sizes), dtype=torch.int64, device=pieces.device)  # [selected]
-    collect(pieces, state, totals, output, found.threshold, sum(ties), kept)
-    return list(output.split(sizes))
+    counted = sum(map(min, found.above, caps) if pieces.is_capped else found.above)
+    ties = _share_ties(found.above, found.tied, caps, k - counted)
+    n_ties = sum(ties)
+    n_selected = sum(found.above) + n_ties
+    output = torch.empty(n_selected, dtype=torch.int64, device=pieces.device)  # [selected]
+    collect(pieces, state, totals, output, found.threshold, n_ties, kept)
+    sizes = list(map(operator.add, found.above, ties))
+    # what is unsafe about it concerns gradients, of which integers have none; it takes less
+    return list(torch.unsafe_split_with_sizes(output, sizes))
 
 
 def _nothing(tensors: Sequence[Tensor], k: int, reached: int) -> list[Tensor]:
@@ -99,14 +104,12 @@ def _rank(
     )
 
 
-def _share_ties(above: list[int], tied: list[int], caps: Sequence[int], k: int) -> list[int]:
-    """How many of its tied scores each tensor gives, the earlier first, until k is met."""
-    missing = k - sum(map(min, above, caps))
+def _share_ties(above: list[int], tied: list[int], caps: Sequence[int], missing: int) -> list[int]:
+    """How many of its tied scores each tensor gives, the earlier first, to count for `missing`."""
     taken = [0] * len(tied)
-    for m, (n_above, n_tied, cap) in enumerate(zip(above, tied, caps, strict=True)):
-        if missing == 0:
-            break
-        counted = min(n_above + n_tied, cap) - min(n_above, cap)
-        taken[m] = n_tied if counted < missing else missing
-        missing -= min(counted, missing)
+    for m, n_tied in enumerate(tied):
+        if n_tied and missing:
+            counted = min(above[m] + n_tied, caps[m]) - min(above[m], caps[m])
+            taken[m] = n_tied if counted < missing else missing
+            missing -= min(counted, missing)
     return taken

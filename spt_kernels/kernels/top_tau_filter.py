@@ -92,7 +92,7 @@ def load_tile(address, is_bf16, start, left, TILE: tl.constexpr):
     return bits
 
 
-@triton.jit(do_not_specialize=["n_tensors"])
+@triton.jit(do_not_specialize=["n_tensors", "capacity"])
 def filter_kernel(
     table_ptr,
     state_ptr,
@@ -135,9 +135,9 @@ def filter_kernel(
                 tl.store(fours_ptr + first * 4 + offsets, bits, mask=kept[:, None] > 0)
 
 
-def keep_candidates(pieces: Pieces, k: int, is_capped: bool, state: Tensor) -> Candidates | None:
+def keep_candidates(pieces: Pieces, k: int, state: Tensor) -> Candidates | None:
     """Guess and filter; None where a sample says too little or most of the scores would stay."""
-    n_tensors, numel = len(pieces.numels), pieces.numel
+    n_tensors, numel, cut = len(pieces.numels), pieces.numel, pieces.cut
     rows = next((rows for rows in _ROWS if rows >= n_tensors), 0)
     if not rows:
         return None
@@ -147,47 +147,37 @@ def keep_candidates(pieces: Pieces, k: int, is_capped: bool, state: Tensor) -> C
         capacity = numel // 4 + n_tensors
     elif wanted <= numel / 32:
         # scores past a cap are selected, but do not count
-        capacity = min(int(wanted) * (4 if is_capped else 2), numel // 16)
+        capacity = min(int(wanted) * (4 if pieces.is_capped else 2), numel // 16)
     else:
         return None
 
-    device = pieces.device
+    table, device = pieces.table, pieces.device
+    drawn = torch.empty(_SAMPLES, dtype=torch.int32, device=device)  # [samples of each, rows]
+    pieces.launch(
+        draw_kernel,
+        _SAMPLES // _DRAW_BLOCK,
+        (table, drawn, n_tensors),
+        (rows, _DRAW_BLOCK),
+        _DRAW_WARPS,
+    )
+    pieces.launch(
+        guess_kernel,
+        1,
+        (table, drawn, state, n_tensors, wanted),
+        (rows, _SAMPLES // rows),
+        _GUESS_WARPS,
+    )
     kept = Candidates(
-        torch.empty(pieces.n_groups * pieces.cut.grouped, dtype=torch.int64, device=device),
+        torch.empty(pieces.n_groups * cut.grouped, dtype=torch.int64, device=device),
         torch.empty(capacity, 4, dtype=torch.int32, device=device),
         torch.empty(capacity, dtype=torch.int32, device=device),
     )
-    drawn = torch.empty(_SAMPLES, dtype=torch.int32, device=device)  # [samples of each, rows]
-    draw_kernel[(_SAMPLES // _DRAW_BLOCK,)](
-        pieces.table,
-        drawn,
-        n_tensors=n_tensors,
-        ROWS=rows,
-        BLOCK=_DRAW_BLOCK,
-        num_warps=_DRAW_WARPS,
-    )
-    guess_kernel[(1,)](
-        pieces.table,
-        drawn,
-        state,
-        n_tensors=n_tensors,
-        wanted=wanted,
-        ROWS=rows,
-        DRAWN=_SAMPLES // rows,
-        num_warps=_GUESS_WARPS,
-    )
-    filter_kernel[(pieces.n_filters,)](
-        pieces.table,
-        state,
-        kept.runs,
-        kept.fours,
-        kept.places,
-        n_tensors=n_tensors,
-        capacity=capacity,
-        TILE=pieces.cut.tile,
-        TILES=pieces.cut.filtered,
-        GROUPED=pieces.cut.grouped,
-        num_warps=_FILTER_WARPS,
+    pieces.launch(
+        filter_kernel,
+        pieces.n_filters,
+        (table, state, kept.runs, kept.fours, kept.places, n_tensors, capacity),
+        (cut.tile, cut.filtered, cut.grouped),
+        _FILTER_WARPS,
     )
     return kept
 

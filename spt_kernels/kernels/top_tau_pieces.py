@@ -7,9 +7,11 @@ group is what one program reads of a tensor: some tiles, of each all scores or i
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,6 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .address_table import find_row, upload
+from .card import cdiv
+from .prepared_launch import load
 from .variant import Variant
 
 # Words of the table for each tensor: its first filter, its scores, its first group, its address,
@@ -24,8 +28,7 @@ from .variant import Variant
 WORDS = tl.constexpr(6)
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """Sizes of the pieces.
 
     Attributes:
@@ -41,13 +44,17 @@ class Cut:
     slots: int
 
     @property
-    def group_sizes(self) -> dict[str, int]:
-        """What a kernel that reads groups is told of them."""
-        return {"TILE": self.tile, "TILES": self.grouped, "SLOTS": self.slots}
+    def of_group(self) -> tuple[int, int, int]:
+        """`TILE`, `TILES` and `SLOTS` of a kernel that reads groups."""
+        return self.tile, self.grouped, self.slots
 
 
 CUT = Cut(tile=2048, filtered=8, grouped=64, slots=32)
 _WARPS = 8  # of a program that reads a group
+_UNCAPPED = 2**62
+
+# Kernels that have been launched, by all that Triton makes another one for
+_loaded: dict[tuple[Any, ...], Any] = {}
 
 
 @dataclass(frozen=True)
@@ -58,13 +65,17 @@ class Pieces:
         cut: how large the pieces are.
         table: `WORDS` for each tensor, on the device.
         numels: of each tensor.
+        numel: scores in all.
+        is_capped: whether a tensor may count for less than it has.
         n_filters: programs of the filter.
         n_groups: programs of everything else.
     """
 
     cut: Cut
     table: Tensor
-    numels: Sequence[int]
+    numels: tuple[int, ...]
+    numel: int
+    is_capped: bool
     n_filters: int
     n_groups: int
 
@@ -73,36 +84,98 @@ class Pieces:
         """Where the scores are."""
         return self.table.device
 
-    @property
-    def numel(self) -> int:
-        """Scores in all."""
-        return sum(self.numels)
-
     @classmethod
     def of(cls, tensors: Sequence[Tensor], caps: Sequence[int]) -> Pieces:
-        """Lay out contiguous tensors on one device, not none."""
-        numels: list[int] = []
-        words: list[int] = []
-        n_filters = n_groups = 0
-        for tensor, cap in zip(tensors, caps, strict=True):
-            numel, is_bf16 = tensor.numel(), tensor.dtype == torch.bfloat16
-            numels.append(numel)
-            words += (n_filters, numel, n_groups, tensor.data_ptr(), is_bf16, cap)
-            n_filters += -(-numel // (CUT.tile * CUT.filtered))
-            n_groups += -(-numel // (CUT.tile * CUT.grouped))
-        table = torch.tensor(words, dtype=torch.int64, device="cpu").view(-1, WORDS.value)
-        return cls(CUT, upload(table, tensors[0].device), numels, n_filters, n_groups)
+        """Lay out contiguous tensors on one device, not none.
 
-    def read_by(self, kept: Candidates | None) -> dict[str, Any]:
-        """The arguments of a kernel that reads groups: of candidates, or of all scores."""
-        options = {**self.cut.group_sizes, "num_warps": _WARPS}
-        if kept is None:
-            return options | {"runs_ptr": None, "scores_ptr": None, "capacity": 0}
-        return options | {
-            "runs_ptr": kept.runs,
-            "scores_ptr": kept.fours,
-            "capacity": kept.capacity,
-        }
+        Tensors that have been laid out before, and still are where they were, find their table on
+        the device. Each stream has its own: on that it was written before it is read, and its
+        memory is given to others only after.
+        """
+        device = tensors[0].device
+        addresses = tuple(map(Tensor.data_ptr, tensors))
+        numels = tuple(map(Tensor.numel, tensors))
+        dtypes = tuple([tensor.dtype for tensor in tensors])
+        layout = CUT, device, addresses, numels, dtypes, tuple(caps)
+        if device.type != "cuda":
+            return _laid_out(*layout, stream=0)
+        if torch.cuda.is_current_stream_capturing():  # nothing is written until a replay
+            return _laid_out.__wrapped__(*layout, stream=0)
+        return _laid_out(*layout, stream=torch.cuda.current_stream(device).cuda_stream)
+
+    def launch(
+        self,
+        kernel: Any,
+        n_programs: int,
+        arguments: tuple[Any, ...],
+        constants: tuple[Any, ...],
+        num_warps: int,
+        of_candidates: bool = True,
+    ) -> None:
+        """Launch a kernel as the first selection has loaded it.
+
+        Args:
+            kernel: `@triton.jit` function, which specialises on none of its numbers.
+            n_programs: the grid.
+            arguments: of run time: tensors, whole allocations, which are aligned, of dtypes that
+                the kernel knows; and numbers.
+            constants: what is compiled in.
+            num_warps: of a program.
+            of_candidates: whether the pointers to candidates are there; else they are None.
+        """
+        # Triton's own object takes longer to hash than all the rest
+        key = kernel.fn, self.table.get_device(), constants, of_candidates
+        loaded = _loaded.get(key)
+        if loaded is None:
+            loaded = load(kernel, *arguments, *constants, num_warps=num_warps)
+            _loaded[key] = loaded
+        loaded[(n_programs, 1, 1)](*arguments, *constants)
+
+    def launch_on_groups(
+        self,
+        kernel: Any,
+        state: Tensor,
+        kept: Candidates | None,
+        tensors: tuple[Tensor | None, ...],
+        numbers: tuple[int, ...],
+        constants: tuple[int, ...] = (),
+    ) -> None:
+        """Launch a kernel that reads groups: of candidates, or of all scores."""
+        runs, scores, capacity = None, None, 0
+        if kept is not None:
+            runs, scores, capacity = kept.runs, kept.fours, kept.capacity
+        self.launch(
+            kernel,
+            self.n_groups,
+            (self.table, state, runs, scores, *tensors, len(self.numels), *numbers, capacity),
+            (*constants, *self.cut.of_group),
+            _WARPS,
+            of_candidates=kept is not None,
+        )
+
+
+@functools.lru_cache(maxsize=8)
+def _laid_out(
+    cut: Cut,
+    device: torch.device,
+    addresses: tuple[int, ...],
+    numels: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    caps: tuple[int, ...],
+    stream: int,
+) -> Pieces:
+    """`Pieces.of` tensors that are told by all that their table holds, on one stream."""
+    is_capped = any(map(operator.lt, caps, numels))
+    if not is_capped:
+        caps = (_UNCAPPED,) * len(numels)
+    words: list[int] = []
+    n_filters = n_groups = 0
+    for address, numel, dtype, cap in zip(addresses, numels, dtypes, caps, strict=True):
+        words += (n_filters, numel, n_groups, address, dtype is torch.bfloat16, cap)
+        n_filters += cdiv(numel, cut.tile * cut.filtered)
+        n_groups += cdiv(numel, cut.tile * cut.grouped)
+    table = torch.tensor(words, dtype=torch.int64, device="cpu").view(-1, WORDS.value)
+    return Pieces(cut, upload(table, device), numels, sum(numels), is_capped, n_filters, n_groups)
 
 
 @dataclass(frozen=True)
@@ -190,7 +263,8 @@ def variants_that_read(
 ) -> list[Variant]:
     """Both variants of a kernel that reads groups; `of_candidates` are pointers to those alone."""
     pointers = {"runs_ptr": "*i64", "scores_ptr": "*i32", **(of_candidates or {})}
-    sizes = {**CUT.group_sizes, **(constexprs or {})}
+    groups = dict(zip(("TILE", "TILES", "SLOTS"), CUT.of_group, strict=True))
+    sizes = groups | dict(constexprs or {})
     of_all = sizes | dict.fromkeys(pointers)
     return [
         Variant(f"{name}-candidates", kernel, {**types, **pointers}, sizes, _WARPS),

@@ -71,7 +71,7 @@ def next_prefix(table_ptr, state_ptr, n_tensors, n_rows, k, LEVEL: tl.constexpr)
     return prefix
 
 
-@triton.jit(do_not_specialize=["n_tensors", "n_rows"])
+@triton.jit(do_not_specialize=["n_tensors", "n_rows", "k", "capacity"])
 def histogram_kernel(
     table_ptr,
     state_ptr,
@@ -131,20 +131,12 @@ def histogram_kernel(
 def rank(pieces: Pieces, state: Tensor, n_rows: int, k: int, kept: Candidates | None) -> None:
     """Fill the histograms of all digits, with `n_rows` rows: one for each tensor, or one."""
     for level in range(len(SHIFTS)):
-        histogram_kernel[(pieces.n_groups,)](
-            pieces.table,
-            state,
-            n_tensors=len(pieces.numels),
-            n_rows=n_rows,
-            k=k,
-            **_digit(level),
-            **pieces.read_by(kept),
-        )
+        pieces.launch_on_groups(histogram_kernel, state, kept, (), (n_rows, k), _digit(level))
 
 
-def _digit(level: int) -> dict[str, int]:
-    above = 31 if level == 0 else SHIFTS[level - 1]
-    return {"LEVEL": level, "SHIFT": SHIFTS[level], "ABOVE": above}
+def _digit(level: int) -> tuple[int, int, int]:
+    """`LEVEL`, `SHIFT` and `ABOVE` of its histogram."""
+    return level, SHIFTS[level], 31 if level == 0 else SHIFTS[level - 1]
 
 
 def shipped_variants() -> list[Variant]:
@@ -154,6 +146,9 @@ def shipped_variants() -> list[Variant]:
         variant
         for level in range(len(SHIFTS))
         for variant in variants_that_read(
-            f"histogram-{level}", histogram_kernel, types, _digit(level)
+            f"histogram-{level}",
+            histogram_kernel,
+            types,
+            dict(zip(("LEVEL", "SHIFT", "ABOVE"), _digit(level), strict=True)),
         )
     ]

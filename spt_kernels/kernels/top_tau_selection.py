@@ -39,7 +39,7 @@ def count_runs(
     return tl.sum(found, 1)
 
 
-@triton.jit(do_not_specialize=["n_tensors", "n_rows"])
+@triton.jit(do_not_specialize=["n_tensors", "n_rows", "k", "capacity"])
 def count_kernel(
     table_ptr,
     state_ptr,
@@ -88,7 +88,7 @@ def before(totals_ptr):
     return tl.sum(above, 0), tl.sum(tied, 0)
 
 
-@triton.jit(do_not_specialize=["n_tensors", "threshold", "ties"])
+@triton.jit(do_not_specialize=["n_tensors", "threshold", "ties", "capacity"])
 def collect_kernel(
     table_ptr,
     state_ptr,
@@ -142,15 +142,7 @@ def count(
     pieces: Pieces, state: Tensor, totals: Tensor, n_rows: int, k: int, kept: Candidates | None
 ) -> None:
     """Fill what `state` has for tensors, and `totals`, int64 `[groups, 2]`."""
-    count_kernel[(pieces.n_groups,)](
-        pieces.table,
-        state,
-        totals_ptr=totals,
-        n_tensors=len(pieces.numels),
-        n_rows=n_rows,
-        k=k,
-        **pieces.read_by(kept),
-    )
+    pieces.launch_on_groups(count_kernel, state, kept, (totals,), (n_rows, k))
 
 
 def collect(
@@ -163,17 +155,9 @@ def collect(
     kept: Candidates | None,
 ) -> None:
     """Write the selected positions of all tensors, one after the other, to `output`."""
-    collect_kernel[(pieces.n_groups,)](
-        pieces.table,
-        state,
-        places_ptr=None if kept is None else kept.places,
-        totals_ptr=totals,
-        output_ptr=output,
-        n_tensors=len(pieces.numels),
-        threshold=threshold,
-        ties=ties,
-        **pieces.read_by(kept),
-    )
+    places = None if kept is None else kept.places
+    tensors = places, totals, output
+    pieces.launch_on_groups(collect_kernel, state, kept, tensors, (threshold, ties))
 
 
 def shipped_variants() -> list[Variant]:

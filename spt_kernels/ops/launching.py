@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -47,6 +47,15 @@ def may_launch(tensor: Tensor) -> bool:
     an autograd function does else.
     """
     return not torch.compiler.is_compiling() and is_plain(tensor)  # first: what traces stops here
+
+
+def may_launch_all(tensors: Sequence[Tensor]) -> bool:
+    """`may_launch` of each of some tensors on one device, not none."""
+    return (
+        may_launch(tensors[0])
+        and set(map(type, tensors)) == {Tensor}
+        and not any(map(Tensor.is_neg, tensors))
+    )
 
 
 def is_plain(tensor: Tensor) -> bool:

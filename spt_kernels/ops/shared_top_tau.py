@@ -80,7 +80,8 @@ def _candidates(
 ) -> list[Tensor]:
     """Positions of the highest scores here that count for `k`, or of all that are positive."""
     validate(tensors, k, caps, names)
-    positive = [int((tensor > 0).sum()) for tensor in tensors]
+    counts = [(tensor > 0).sum() for tensor in tensors]
+    positive = torch.stack(counts).tolist() if counts else []  # for which the host waits once
     limits = [_UNCAPPED] * len(tensors) if caps is None else caps
     reachable = sum(map(min, positive, limits))
     found = top_tau(tensors, min(k, reachable), caps, names=names)

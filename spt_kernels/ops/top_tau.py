@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import native
 from ..reference import top_tau as reference
+from .launching import may_launch_all, on_card, register
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _INT64_MAX = 2**63 - 1  # more than any tensor has, and all that an op can be given
@@ -45,60 +46,70 @@ def top_tau(
             lengths or devices do not fit.
         TypeError: a tensor is of another dtype.
     """
-    tensors = list(tensors)
-    calls = validate(tensors, k, caps, names)
+    tensors, names = list(tensors), None if names is None else list(names)
+    validate(tensors, k, caps, names)
     if not tensors:
         if k:
             raise ValueError(f"k is {k}, but tensors is empty")
         return []
-    scores = [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors]
-    scores = [score if score.is_contiguous() else score.contiguous() for score in scores]
-    most = [score.numel() for score in scores]
-    capped = most if caps is None else [min(cap, _INT64_MAX) for cap in caps]
+    scores = [t if t.is_contiguous() else t.detach().contiguous() for t in tensors]
+    most = [_INT64_MAX] * len(scores)
+    capped = most if caps is None else list(map(min, caps, most))
     if k > _INT64_MAX:
-        _explain([score.view(-1) for score in scores], k, capped, calls)
+        _explain(scores, k, capped, names)
     try:
+        if may_launch_all(scores):
+            launch = _cuda if scores[0].is_cuda else _cpu
+            return launch(scores, k, capped)
+        scores = [score.detach() if score.requires_grad else score for score in scores]
         return list(torch.ops.spt.top_tau(scores, k, capped))
     except ValueError:
         # whichever backend objects, the message is the same and names the tensor
-        _explain([score.view(-1) for score in scores], k, capped, calls)
+        _explain(scores, k, capped, names)
         raise
 
 
 def validate(
     tensors: list[Tensor], k: int, caps: Sequence[int] | None, names: Sequence[str] | None
-) -> list[str]:
-    """What to call the tensors, if the arguments of `top_tau` fit together, values aside."""
-    calls = [f"tensors[{m}]" for m in range(len(tensors))] if names is None else list(names)
-    if len(calls) != len(tensors):
-        raise ValueError(f"names has {len(calls)} items, expected {len(tensors)}, one per tensor")
+) -> None:
+    """Refuse arguments of `top_tau` that do not fit together, values aside."""
+    n_tensors = len(tensors)
+    if names is not None and len(names) != n_tensors:
+        raise ValueError(f"names has {len(names)} items, expected {n_tensors}, one per tensor")
     if isinstance(k, bool) or not isinstance(k, int):
         raise TypeError(f"k must be an int, got {k!r}")
     if k < 0:
         raise ValueError(f"k must not be negative, got {k}")
-    for call, tensor in zip(calls, tensors, strict=True):
+    for m, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{call} must be a tensor, got {type(tensor).__name__}")
+            raise TypeError(f"{_call(m, names)} must be a tensor, got {type(tensor).__name__}")
         if tensor.dtype not in _DTYPES:
-            raise TypeError(f"{call} must be float32 or bfloat16, got {tensor.dtype}")
-        if tensor.device != tensors[0].device:
-            raise ValueError(
-                f"{call} is on {tensor.device}, but {calls[0]} is on {tensors[0].device}: "
-                "all tensors must be on one device"
-            )
+            raise TypeError(f"{_call(m, names)} must be float32 or bfloat16, got {tensor.dtype}")
+    devices = [tensor.device for tensor in tensors]
+    if devices and devices.count(devices[0]) < n_tensors:
+        m = next(m for m, device in enumerate(devices) if device != devices[0])
+        raise ValueError(
+            f"{_call(m, names)} is on {devices[m]}, but {_call(0, names)} is on {devices[0]}: "
+            "all tensors must be on one device"
+        )
     if caps is not None:
-        if len(caps) != len(tensors):
-            raise ValueError(f"caps has {len(caps)} items, expected {len(tensors)}, one per tensor")
-        for call, cap in zip(calls, caps, strict=True):
+        if len(caps) != n_tensors:
+            raise ValueError(f"caps has {len(caps)} items, expected {n_tensors}, one per tensor")
+        for m, cap in enumerate(caps):
             if cap < 0:
-                raise ValueError(f"the cap of {call} must not be negative, got {cap}")
-    return calls
+                raise ValueError(f"the cap of {_call(m, names)} must not be negative, got {cap}")
 
 
-def _explain(tensors: list[Tensor], k: int, caps: list[int], calls: list[str]) -> None:
+def _call(m: int, names: Sequence[str] | None) -> str:
+    """What a message calls a tensor."""
+    return f"tensors[{m}]" if names is None else list(names)[m]
+
+
+def _explain(tensors: list[Tensor], k: int, caps: list[int], names: Sequence[str] | None) -> None:
     """Raise the error that says which tensor is at fault, or how many scores can be selected."""
     reachable = 0
-    for tensor, cap, call in zip(tensors, caps, calls, strict=True):
+    for m, (score, cap) in enumerate(zip(tensors, caps, strict=True)):
+        tensor = score.detach().view(-1)
         for fault, where in (
             ("NaN", tensor.isnan()),
             ("infinite", tensor.isinf()),
@@ -107,8 +118,8 @@ def _explain(tensors: list[Tensor], k: int, caps: list[int], calls: list[str]) -
             if where.any():
                 at = int(where.nonzero()[0])
                 raise ValueError(
-                    f"{call} holds {int(where.sum())} {fault} score(s), the first at flat position "
-                    f"{at}: scores must be finite and not negative"
+                    f"{_call(m, names)} holds {int(where.sum())} {fault} score(s), the first at "
+                    f"flat position {at}: scores must be finite and not negative"
                 ) from None
         reachable += min(int((tensor > 0).sum()), cap)
     if k > reachable:
@@ -118,18 +129,20 @@ def _explain(tensors: list[Tensor], k: int, caps: list[int], calls: list[str]) -
         ) from None
 
 
-@torch.library.register_kernel("spt::top_tau", "cpu")
 def _cpu(tensors: list[Tensor], k: int, caps: list[int]) -> list[Tensor]:
     backend = native if native.available() else reference
     return backend.top_tau(tensors, k, caps)
 
 
-@torch.library.register_kernel("spt::top_tau", "cuda")
 def _cuda(tensors: list[Tensor], k: int, caps: list[int]) -> list[Tensor]:
     from ..kernels import top_tau as kernels
 
-    with torch.cuda.device_of(tensors[0]):  # Triton launches on the current device
+    with on_card(tensors[0].device):
         return kernels.top_tau(tensors, k, caps)
+
+
+register("spt::top_tau", "cpu", _cpu)
+register("spt::top_tau", "cuda", _cuda)
 
 
 @torch.library.register_fake("spt::top_tau")

@@ -6,6 +6,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from .selection import (
     Overspent,
     Segment,
     Selected,
+    on_host,
     overspent,
     select,
     select_by_cost,
@@ -201,8 +203,11 @@ def _segments(
             scores = scores.float()
         n_rows = info.shape[0] if info.shape else 1
         row_numel = info.numel // max(1, n_rows)
-        begin, end = local_rows(scores) if is_sharded(scores) else (0, n_rows)
-        flat = local_part(scores.detach()).reshape(-1)  # [numel], a view of a contiguous score
+        begin, end = 0, n_rows
+        if is_sharded(scores):
+            begin, end = local_rows(scores)
+            scores = local_part(scores)
+        flat = scores.detach().reshape(-1)  # [numel], a view of a contiguous score
         for place, block in enumerate(info.row_blocks):
             offset, d_out = block.start * row_numel, block.stop - block.start
             numel = d_out * row_numel
@@ -266,15 +271,14 @@ def _assign(
     rows: dict[str, list[tuple[int, int]]] = {}
     counts: dict[str, tuple[int, ...]] = {}
     ranked = {segment.name for segment in segments}
-    # one copy from the device, for which the host waits once
-    lengths = [positions.numel() for positions in selected.positions]
-    own = torch.cat(selected.positions).cpu().split(lengths)
-    for segment, positions, count in zip(segments, own, selected.counts, strict=True):
+    are_single = [0 < n < s.threshold for n, s in zip(selected.counts, segments, strict=True)]
+    single = iter(on_host(list(compress(selected.positions, are_single))))
+    for segment, count, is_single in zip(segments, selected.counts, are_single, strict=True):
         counts[segment.name] = (*counts.get(segment.name, ()), count)
         if count == 0:
             continue
-        if count < segment.threshold:
-            parts.setdefault(segment.name, []).append(positions + segment.offset)
+        if is_single:
+            parts.setdefault(segment.name, []).append(next(single) + segment.offset)
         elif segment.structured:
             block = sensitivity.info[segment.name].row_blocks[segment.block]
             rows.setdefault(segment.name, []).append((block.start, block.stop))
@@ -286,7 +290,7 @@ def _assign(
         for name, ranges in rows.items()
         if kind is not None
     }
-    unstructured = {name: torch.cat(p) for name, p in parts.items()}
+    unstructured = {name: torch.cat(p) if len(p) > 1 else p[0] for name, p in parts.items()}
     counts |= {n: (0,) * len(i.row_blocks) for n, i in sensitivity.info.items() if n not in ranked}
     return {"unstructured": unstructured, "structured": specs, "selected": counts}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import Processes
-from .selection import Segment, Selected
+from .selection import Segment, Selected, on_host
 
 
 def captured(segments: Sequence[Segment], selected: Selected, group: Any) -> float:
@@ -30,12 +30,17 @@ def captured(segments: Sequence[Segment], selected: Selected, group: Any) -> flo
     ):
         scores = segment.scores
         if count < segment.threshold or positions.numel() >= segment.cost:
-            here = positions.to(scores.device) - segment.first
-            scores = scores[here[(here >= 0) & (here < scores.numel())]]
+            here = positions.to(scores.device)
+            if scores.numel() < segment.numel:  # others are elsewhere; to look makes the host wait
+                here = here - segment.first
+                here = here[(here >= 0) & (here < scores.numel())]
+            scores = scores.index_select(0, here)
         # else it is trained whole, or by a module that costs more than is known to be selected
-        own.append(_highest(scores, segment.cost).cpu())
+        own.append(_highest(scores, segment.cost))
     total = torch.zeros((), dtype=torch.float64, device="cpu")
-    for segment, *parts in zip(segments, *Processes.of(group).gather(own), strict=True):
+    # a part of one copy would be sent with all of it
+    parts_of_all = Processes.of(group).gather([scores.clone() for scores in on_host(own)])
+    for segment, *parts in zip(segments, *parts_of_all, strict=True):
         total += _highest(torch.cat(parts), segment.cost).sum(dtype=torch.float64)
     return float(total)
 

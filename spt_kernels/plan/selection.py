@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -56,24 +57,54 @@ class Selected:
     counts: list[int]
 
 
+def on_host(tensors: list[Tensor]) -> Sequence[Tensor]:
+    """Vectors from the device in one copy, for which the host waits once."""
+    sizes = [tensor.numel() for tensor in tensors]
+    return torch.cat(tensors).cpu().split(sizes) if tensors else ()
+
+
 def select(segments: Sequence[Segment], budgets: Sequence[int]) -> list[Selected]:
     """For each budget the shortest prefix whose `min(count, threshold)` sum to it.
 
     Under the paper's rule the threshold is the cost, so this spends a budget exactly. The prefix
     of a smaller budget lies within that of a larger one: only the largest reads all scores.
     """
-    thresholds = [s.threshold for s in segments]
-    found: dict[int, Selected] = {}
-    values = [s.scores for s in segments]
-    within: list[Tensor] = []  # where among the values of the next larger budget
-    positions: list[Tensor] = []
-    for budget in sorted(set(budgets), reverse=True):
-        if within:
-            values = [v[w] for v, w in zip(values, within, strict=True)]
-        within = top_tau(values, budget, thresholds, names=_names(segments))
-        positions = [p[w] for p, w in zip(positions, within, strict=True)] if positions else within
-        found[budget] = Selected(positions, [p.numel() for p in positions])
+    if not budgets:
+        return []
+    thresholds, names = [s.threshold for s in segments], _names(segments)
+    most, *others = sorted(set(budgets), reverse=True)
+    chosen = top_tau([s.scores for s in segments], most, thresholds, names=names)
+    found = {most: _selected(chosen)}
+    if others:  # what is left lies side by side: a call for all of it, not for each segment
+        positions = torch.cat(chosen)
+        values = _scores_of(segments, chosen)
+    for budget in others:
+        sizes = [p.numel() for p in chosen]
+        within = top_tau(list(values.split(sizes)), budget, thresholds, names=names)
+        kept = _side_by_side(within, sizes)
+        positions, values = (part.index_select(0, kept) for part in (positions, values))
+        chosen = list(positions.split([w.numel() for w in within]))
+        found[budget] = _selected(chosen)
     return [found[budget] for budget in budgets]
+
+
+def _selected(positions: list[Tensor]) -> Selected:
+    return Selected(positions, [p.numel() for p in positions])
+
+
+def _scores_of(segments: Sequence[Segment], positions: Sequence[Tensor]) -> Tensor:
+    """Those at the positions in each segment, joined; an index in brackets takes a CPU longer."""
+    pairs = zip(segments, positions, strict=True)
+    return torch.cat([segment.scores.index_select(0, own) for segment, own in pairs])
+
+
+def _side_by_side(within: list[Tensor], sizes: list[int]) -> Tensor:
+    """Positions within each of some parts as positions in all of them, of these sizes, joined."""
+    starts = list(accumulate(sizes, initial=0))[:-1]
+    counts = [w.numel() for w in within]
+    start, count = torch.tensor([starts, counts], device=within[0].device)
+    joined = torch.cat(within)
+    return joined.add_(torch.repeat_interleave(start, count, output_size=joined.numel()))
 
 
 def select_shared(
@@ -93,7 +124,7 @@ def select_shared(
         placed = [(p + s.first).cpu() for p, s in zip(own, segments, strict=True)]
         # rows are dealt out in the order of ranks
         positions = [torch.cat(parts) for parts in zip(*processes.gather(placed), strict=True)]
-        chosen.append(Selected(positions, [p.numel() for p in positions]))
+        chosen.append(_selected(positions))
     return chosen
 
 
@@ -109,7 +140,7 @@ def select_by_cost(segments: Sequence[Segment], budgets: Sequence[int]) -> list[
     candidates = _walkable(segments, max(budgets))
     device = candidates[0].device
     sizes = torch.tensor([p.numel() for p in candidates], device=device)
-    values = torch.cat([s.scores[p] for s, p in zip(segments, candidates, strict=True)])
+    values = _scores_of(segments, candidates)
     ranking = torch.argsort(values, descending=True, stable=True)  # [n], ties in model order
     owner = torch.repeat_interleave(sizes)[ranking]  # [n] the segment of each entry
     grouped = torch.argsort(owner, stable=True)
@@ -150,7 +181,7 @@ def overspent(budget: int, most: int) -> Overspent:
 
 def _walkable(segments: Sequence[Segment], budget: int) -> list[Tensor]:
     """Positions per segment of the entries that can change what a prefix within `budget` costs."""
-    positives = [int((s.scores > 0).sum()) for s in segments]
+    positives = torch.stack([(s.scores > 0).sum() for s in segments]).tolist()
     bounded = [s.threshold < s.scores.numel() for s in segments]
     free = [m for m, is_bounded in enumerate(bounded) if not is_bounded]
     most = min(budget, sum(positives[m] for m in free))

@@ -114,6 +114,13 @@ def test_views_are_ranked_by_their_own_positions() -> None:
     assert top_tau([score[:, 1:3].requires_grad_()], 1)[0].tolist() == [5]
 
 
+def test_scores_that_are_not_as_their_memory_or_of_a_class_of_their_own() -> None:
+    negated = torch.tensor([1 - 2j]).conj().imag  # 2, in whose memory there is -2
+    assert negated.is_neg()
+    parameter = torch.nn.Parameter(torch.tensor([1.0, 3.0]))
+    assert [p.tolist() for p in top_tau([negated, parameter], 2)] == [[0], [1]]
+
+
 def test_same_result_with_one_thread() -> None:
     scores = [torch.rand(300, 700, generator=torch.Generator().manual_seed(s)) for s in range(3)]
     scores[1] = (scores[1] * 8).floor()  # ties across whatever the threads split at
@@ -199,6 +206,21 @@ def test_cuda_launches_little_and_waits_once() -> None:
     assert sum("DtoH" in name for name in names) == 1
 
 
+@pytest.mark.gpu
+def test_cuda_follows_tensors_from_call_to_call_and_stream_to_stream() -> None:
+    memory = torch.rand(300_000, device="cuda")
+    streams = [torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.Stream()]
+    for first in (100_000, 99_999):  # of which another table is made
+        for stream in streams * 2:
+            torch.cuda.synchronize()
+            with torch.cuda.stream(stream):
+                memory.copy_(memory.flip(0))
+                scores = [memory[:first], memory[first:]]
+                found = [positions.cpu() for positions in top_tau(scores, 500)]
+            expected = top_tau([score.cpu() for score in scores], 500)
+            assert all(map(torch.equal, found, expected))
+
+
 def test_nothing_to_select_from() -> None:
     assert top_tau([], 0) == []
     assert [t.tolist() for t in top_tau([torch.empty(0), torch.zeros(3)], 0)] == [[], []]
@@ -219,7 +241,7 @@ def test_bad_scores_are_named(value: float, fault: str, dtype: torch.dtype) -> N
     with pytest.raises(ValueError, match=rf"tensors\[1\] holds 1 {fault} .* position 6"):
         top_tau([good, bad], 3)
     with pytest.raises(ValueError, match=rf"blocks.0.qkv holds 1 {fault}"):
-        top_tau([good, bad], 3, names=["norm", "blocks.0.qkv"])
+        top_tau([good, bad], 3, names={"norm": good, "blocks.0.qkv": bad}.keys())
 
 
 def test_negative_zero_is_a_zero() -> None:

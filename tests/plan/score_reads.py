@@ -34,7 +34,7 @@ class ScoreReads(TorchDispatchMode):
         if func is torch.ops.spt.top_tau.default:
             assert len(read) == len(args[0])
             self.bytes_read += native.top_tau_bytes_read(*args)
-        elif func is torch.ops.aten.index.Tensor:
+        elif func is torch.ops.aten.index_select.default:
             self.bytes_read += out.numel() * 64  # a cache line for each element
         elif not func.is_view and func is not torch.ops.aten.detach.default:
             self.bytes_read += sum(t.nbytes for t in read)

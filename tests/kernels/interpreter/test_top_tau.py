@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from spt_kernels.kernels import top_tau as kernels
 from spt_kernels.kernels import top_tau_filter, top_tau_pieces
+from spt_kernels.kernels.top_tau_pieces import Pieces
 from spt_kernels.reference import top_tau as reference
 
 from ...ops.test_top_tau import brute_force, selections
@@ -48,14 +51,14 @@ def many_scores(monkeypatch: pytest.MonkeyPatch) -> None:
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the kernels that were launched."""
     names: list[str] = []
-    kind = type(top_tau_filter.filter_kernel)
-    get = kind.__getitem__
+    launch = Pieces.launch
 
-    def record(kernel: object, grid: object) -> Callable[..., object]:
-        names.append(kernel.fn.__name__.removesuffix("_kernel"))  # type: ignore[attr-defined]
-        return get(kernel, grid)
+    def record(pieces: Pieces, kernel: Any, *args: Any, **options: Any) -> None:
+        names.append(kernel.fn.__name__.removesuffix("_kernel"))
+        with _disable_current_modes():  # who counts calls of torch means not the interpreter's
+            launch(pieces, kernel, *args, **options)
 
-    monkeypatch.setattr(kind, "__getitem__", record)
+    monkeypatch.setattr(Pieces, "launch", record)
     return names
 
 
@@ -132,6 +135,20 @@ def test_a_tensor_that_is_not_aligned(way: str) -> None:
     check([scores[1:], scores[3:].bfloat16()[1:]], 60)
 
 
+class Calls(TorchDispatchMode):
+    """Counts the operators of torch by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.names[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
 def test_many_scores_leave_few_candidates(
     launched: list[str], many_scores: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,11 +156,54 @@ def test_many_scores_leave_few_candidates(
     tolist = Tensor.tolist
     monkeypatch.setattr(Tensor, "tolist", lambda t: reads.append(t.numel()) or tolist(t))
     tensors = [normal_scores(1500), normal_scores(500, seed=1)]
+    top_tau_pieces._laid_out.cache_clear()
     expected = reference.top_tau(tensors, 12, [1500, 500])
-    for ours, spec in zip(kernels.top_tau(tensors, 12, [1500, 500]), expected, strict=True):
-        assert torch.equal(ours, spec)
+    with Calls() as calls:
+        found = kernels.top_tau(tensors, 12, [1500, 500])
+    assert all(map(torch.equal, found, expected))
     assert launched == LAUNCHES
     assert len(reads) == 1, "the host waits once"
+    # besides the table: what is drawn, candidates (three), totals, positions; and the state
+    made = {"empty": 6, "zeros": 1, "slice": 1, "unsafe_split_with_sizes": 1}
+    assert calls.names == made | {"lift_fresh": 1, "view": 1}
+
+
+def test_a_kernel_is_loaded_once_for_selections_of_all_sizes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded: list[str] = []
+
+    def load(kernel: Any, *args: Any, **options: Any) -> Any:
+        loaded.append(kernel.fn.__name__.removesuffix("_kernel"))
+        return kernel
+
+    monkeypatch.setattr(top_tau_pieces, "load", load)
+    monkeypatch.setattr(top_tau_pieces, "_loaded", {})
+    tensors = [normal_scores(50), normal_scores(30, seed=1), normal_scores(90, seed=2)]
+    check(tensors[:2], 12)
+    assert loaded == LAUNCHES
+    check(tensors, 1)
+    assert loaded == LAUNCHES
+    monkeypatch.setattr(kernels, "keep_candidates", lambda *_: None)
+    check(tensors, 16, [9, 30, 50])
+    assert loaded == [*LAUNCHES, *LAUNCHES[3:]], "of all scores"
+
+
+def test_a_table_is_that_of_the_tensors_that_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "keep_candidates", lambda *_: None)
+    memory = normal_scores(60)
+    halves = memory.view(torch.bfloat16)
+    halves.abs_().nan_to_num_(0, posinf=0)
+    first = [memory[:20], memory[20:]], [20, 40]
+    others = {  # by what alone of them is another
+        "cap": ([memory[:20], memory[20:]], [3, 40]),
+        "numel": ([memory[:20], memory[20:50]], [20, 40]),
+        "address": ([memory[10:30], memory[20:]], [20, 40]),
+        "dtype": ([halves[:20], memory[20:]], [20, 40]),
+    }
+    for other in others.values():
+        for tensors, caps in (first, other):
+            check(tensors, 15, caps)
 
 
 @pytest.mark.parametrize("scores", [torch.ones(2000), torch.full((2000,), -0.0)], ids=["ties", "0"])

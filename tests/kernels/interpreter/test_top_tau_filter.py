@@ -23,7 +23,7 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 def kept_of(tensors: list[Tensor], k: int, caps: list[int]) -> tuple[Candidates, int, int]:
     """Candidates, the bits from which on they are, and how many fours of them were found."""
     pieces, state = Pieces.of(tensors, caps), torch.zeros(HEADER.value, dtype=torch.int64)
-    kept = top_tau_filter.keep_candidates(pieces, k, min(caps) < 2**62, state)
+    kept = top_tau_filter.keep_candidates(pieces, k, state)
     assert kept is not None
     return kept, int(state[LOW.value]), int(state[N_FOURS.value])
 
@@ -78,4 +78,4 @@ def test_what_a_tensor_counts_for_has_a_limit(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_sample_holds_no_more_tensors_than_it_has_rows() -> None:
     pieces = Pieces.of([torch.ones(4)] * 1025, [4] * 1025)
-    assert top_tau_filter.keep_candidates(pieces, 1, False, torch.zeros(8).long()) is None
+    assert top_tau_filter.keep_candidates(pieces, 1, torch.zeros(8).long()) is None
