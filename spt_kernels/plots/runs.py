@@ -166,8 +166,11 @@ def _run(
 def _measured_on(job: Mapping[str, Any], result: Mapping[str, Any]) -> int:
     samples: int = job["method"]["samples"]
     is_given = job.get("plan") is not None or job.get("sensitivity") is not None
+    images = result.get("images")
     # of what was given the job tells; runs of older versions do not tell of their images
-    return samples if is_given else min(samples, result.get("images", {}).get("train", samples))
+    if is_given or not isinstance(images, Mapping):
+        return samples
+    return min(samples, images.get("train", samples))
 
 
 def _model(source: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from ...files.json_kinds import (
     SIZE,
     TEXT,
     TEXTS,
+    Kind,
     Kinds,
     or_null,
 )
@@ -23,6 +24,11 @@ _MODEL: Kinds = {
     "pretrained": FLAG,
     "new_head": FLAG,
 }
+# How many there were, by split; of a run that labels pixels how many it was tested on
+_IMAGES = Kind(
+    "whole numbers of 0 or more, by split",
+    lambda value: all(map(COUNT.holds, value.values() if isinstance(value, dict) else [value])),
+)
 # By the names of `FILES`. Of a job, what is read without making one of it
 RUN_VALUES: dict[str, Kinds] = {
     "config": {
@@ -59,7 +65,7 @@ RUN_VALUES: dict[str, Kinds] = {
         "structured_parameters": or_null(COUNT),
         "unstructured_parameters": or_null(COUNT),
         "backbone_parameters": SIZE,
-        "images": {"train": COUNT},
+        "images": _IMAGES,
         "task_bytes": COUNT,
         "accounted_peak_bytes": COUNT,
         "measured_peak_bytes": or_null(COUNT),
