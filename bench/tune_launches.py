@@ -20,6 +20,7 @@ from spt_kernels.costs.way_times import draw_mask
 from spt_kernels.kernels import sampled_tiles, squared_grad
 from spt_kernels.kernels import sparse_weight_grad as gradient_kernels
 from spt_kernels.kernels.card import Launch, capability_of
+from spt_kernels.kernels.prepared_launch import PreparedLaunches
 from spt_kernels.kernels.sampled_tiles import by_tiles
 from spt_kernels.kernels.tile_plan import plan_tiles
 
@@ -95,6 +96,7 @@ def tune_tiles(
         try:
             for launch in candidates(shipped):
                 sampled_tiles.LAUNCHES[key] = launch
+                sampled_tiles._launches = PreparedLaunches()  # of which no key tells the launch
                 yield _timing(kernel, case, launch, launch == shipped, run, measure)
         finally:
             sampled_tiles.LAUNCHES[key] = shipped

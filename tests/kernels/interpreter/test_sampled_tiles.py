@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from spt_kernels.kernels import sampled_tiles
+from spt_kernels.kernels.prepared_launch import PreparedLaunches
 from spt_kernels.kernels.sampled_tiles import LAUNCHES, by_tiles
 from spt_kernels.kernels.tile_plan import TilePlan, _plan_squares
 
@@ -73,3 +74,18 @@ def test_tiles_of_128_with_clustered_rows_and_columns() -> None:
     grad_output = noise(6, 900, seed=0, dtype=torch.float32)
     x = noise(6, 1200, seed=1, dtype=torch.float32)
     check_entries(by_tiles(grad_output, x, plan).sum(0), grad_output, x, index)
+
+
+def test_a_tile_by_parts_is_that_of_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = clustered(torch.arange(0, 900, 3), torch.arange(1, 1200, 4), 1200, 0.06)
+    plan = squares(index, 900, 1200)
+    grad_output = noise(40, 900, seed=0, dtype=torch.float32)
+    x = noise(40, 1200, seed=1, dtype=torch.float32)
+    whole = by_tiles(grad_output, x, plan)
+    monkeypatch.setattr(sampled_tiles, "capability_of", lambda device: 90)
+    monkeypatch.setattr(sampled_tiles, "_launches", PreparedLaunches())
+    by_parts = by_tiles(grad_output, x, plan)
+    (made,) = sampled_tiles._launches._made.values()
+    assert made.constants[1:5] == (128, 128, 64, 64)
+    assert len(by_parts) == len(whole) == 1
+    torch.testing.assert_close(by_parts, whole)

@@ -56,17 +56,21 @@ def test_entries(
     )
 
 
+@pytest.mark.parametrize(("dtype", "card"), [(torch.bfloat16, 80), (torch.float32, 90)], ids=str)
 @pytest.mark.parametrize("width", tile_plan.STRIP_WIDTHS)
-def test_groups_with_several_lists(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_with_several_lists(
+    width: int, dtype: torch.dtype, card: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tile_plan, "STRIP_WIDTHS", (width,))
+    monkeypatch.setattr(sampled_tiles, "capability_of", lambda device: card)
     index = torch.arange(0, 320 * 191, 3, dtype=torch.int32)
     # a group without entries: groups and lists are numbered apart
     index = index[(index < 64 * 191) | (index >= 128 * 191)]
     plan = strips(index, 320, 191)
     assert len(plan.tiles) == 4 * -(-191 // width)
     assert plan.tiles[:, 0].unique().tolist() == [0, 2, 3, 4]
-    grad_output = noise(70, 320, seed=0, dtype=torch.bfloat16)
-    x = noise(70, 191, seed=1, dtype=torch.bfloat16)
+    grad_output = noise(70, 320, seed=0, dtype=dtype)
+    x = noise(70, 191, seed=1, dtype=dtype)
     check_entries(by_tiles(grad_output, x, plan).sum(0), grad_output, x, index)
 
 
