@@ -129,6 +129,7 @@ first() {
         bench rebuild_input "rebuild" "beside_the_forward and layer_norm"
         if [[ $DEVICE != cpu ]]; then # which has no such kernels, and no tiny model to swap in
             bench low_rank "down or up or grad" ""
+            bench sparse_norm_grad "norm or bias" ""
             bench swap "swap_vit_b" ""
         fi
     else
