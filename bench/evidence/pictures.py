@@ -84,6 +84,7 @@ def _runs(
             unstructured=None,
             backbone=backbone,
             model=suite.model.name,
+            measured_on=contender.method.samples,
         )
         for contender in contenders
         for run, record in records.items()

@@ -74,7 +74,7 @@ def test_ways_of_the_sparse_weight_gradient(itemsize: int) -> None:
 def test_what_was_found_is_shown_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = MachineCode(40, 0, {128: 4, 32: 2}, {128: 1}, 12, 0, ("HMMA.16816.F32.BF16",))
+    code = MachineCode(40, 0, {128: 4, 32: 2}, {128: 1}, 12, 0, 0, ("HMMA.16816.F32.BF16",))
     found: dict[Key, Compiled | Failure] = {
         ("sampled_tiles", "good", 90): Compiled(code, 1024, 3, "shared", 0.19),
         ("sampled_tiles", "bad", 90): Failure("CompilationError: no\nmore"),
