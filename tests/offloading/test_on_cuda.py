@@ -69,6 +69,17 @@ def train(model: nn.Module, autocast: torch.dtype | None, steps: int = 6) -> lis
     return losses
 
 
+def first_gradients(model: nn.Module, autocast: torch.dtype | None) -> dict[str, Tensor]:
+    """Of everything that is trained, which loses them."""
+    torch.manual_seed(3)
+    images, target = torch.randn(BATCH, 3, 64, 64), torch.randint(10, (BATCH,))
+    with torch.autocast("cuda", autocast, enabled=autocast is not None):
+        F.cross_entropy(model(images.cuda()), target.cuda()).backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return grads
+
+
 def assert_same(found: nn.Module, expected: nn.Module) -> None:
     states = found.state_dict()
     for name, tensor in expected.state_dict().items():
@@ -80,6 +91,9 @@ def assert_same(found: nn.Module, expected: nn.Module) -> None:
 def test_a_card_trains_the_same(method: str, autocast: torch.dtype | None) -> None:
     expected, model = (tuned(method, base().cuda()) for _ in range(2))
     spt.offload(model)
+    gradients = [first_gradients(each, autocast) for each in (model, expected)]
+    different = [name for name, grad in gradients[1].items() if not grad.equal(gradients[0][name])]
+    assert not different, "before any update"
     pairs = zip(train(model, autocast), train(expected, autocast), strict=True)
     for n, (loss, wanted) in enumerate(pairs):
         assert torch.equal(loss, wanted), n
