@@ -307,18 +307,8 @@ def _fake_down(input: Tensor, factor: Tensor, span: Any, *_: Any) -> Tensor:
 
 
 @torch.library.register_fake("spt::low_rank_up")
-def _fake_up(
-    base: Tensor,
-    inner: Tensor,
-    factor: Tensor,
-    span: Any,
-    scale: float,
-    probability: float,
-    seed: int,
-    key: Tensor | None,
-    dtype: torch.dtype,
-    bias: Tensor | None = None,
-) -> Tensor:
+def _fake_up(base: Tensor, inner: Tensor, factor: Tensor, *rest: Any) -> Tensor:
+    _span, _scale, _probability, _seed, _key, dtype, *_ = rest
     return base.new_empty(base.shape, dtype=dtype)
 
 

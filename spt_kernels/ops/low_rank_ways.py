@@ -193,28 +193,17 @@ def up(
     return total.to(dtype, memory_format=torch.contiguous_format, copy=total is base)
 
 
-def up_on_card(
-    base: Tensor,
-    inner: Tensor,
-    factor: Tensor,
-    span: Any,
-    scale: float,
-    probability: float,
-    seed: int,
-    key: Tensor | None,
-    dtype: torch.dtype,
-    bias: Tensor | None = None,
-) -> Tensor:
+def up_on_card(*given: Any) -> Tensor:
     """What `up` is given, likewise."""
-    mask = probability, seed, key
-    if dtype is torch.float64 or not _is_served(base, factor.shape[1], probability):
-        return up(base, inner, factor, span, scale, *mask, dtype, bias)
+    base, inner, factor, span, scale, *mask, dtype = given[:9]
+    if dtype is torch.float64 or not _is_served(base, factor.shape[1], mask[0]):
+        return up(*given)
     kernels, _ = kernels_of_a_card()
     output = torch.empty(base.shape, dtype=dtype, device=base.device)
-    dense = bias if bias is None else bias.contiguous()
+    bias = [each if each is None else each.contiguous() for each in given[9:]]  # none or one
     with on_card(base.device):
         tensors = base.contiguous(), output, _dense(inner), factor
-        kernels.low_rank_up(*tensors, span, scale, _dropped(*mask), dense)
+        kernels.low_rank_up(*tensors, span, scale, _dropped(*mask), *bias)
     return output
 
 
