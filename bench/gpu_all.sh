@@ -143,6 +143,7 @@ second() {
         table7 captured 90 bf16-autocast captured --methods "$WAYS"
         if has_module pytest_benchmark; then bench captured_step "captured_step_vit_b" ""; fi
     fi
+    if has_module pytest_benchmark; then bench adapter "autocast" "fp32"; fi
     table7 compiled 170 bf16-autocast compiled --methods "$WAYS"
     table7 fp32 100 fp32 eager --methods "$WAYS"
     table7 bf16 100 bf16 eager --methods "$WAYS"
