@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar
-from functools import partial
 from typing import Any
 
 import torch
@@ -133,19 +132,19 @@ class SparseDeltaNorm(DeltaHolder):
 class SparseDeltaLayerNorm(SparseDeltaNorm):
     """The same for norms that compute what `nn.LayerNorm` does, as timm's: called at once."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """What the plain norm returns."""
         own: Any = self
-        if self.__dict__.get("_fast_norm"):  # timm's, by another call
-            return super().forward(input)  # type: ignore[no-any-return]
+        if len(inputs) != 1 or named or self.__dict__.get("_fast_norm"):  # timm's, by another call
+            return super().forward(*inputs, **named)
+        (input,) = inputs
         if goes_as_on_card(input) and self._may_train_entries_alone(input):
             self.write_stale_deltas()
             weight, bias = self._parameters["weight"], self._parameters["bias"]
             (weight_delta, weight_index), (bias_delta, bias_index) = map(self._trained, _AFFINE)
             if not (weight_delta is bias_delta is None):
-                shape, connected = own.normalized_shape, partial(affine_of, own)
-                call = NormCall(shape, own.eps, weight_index, bias_index, connected)
-                return CardLayerNorm.apply(input, weight, bias, weight_delta, bias_delta, call)  # type: ignore[no-any-return]
+                call = NormCall(own.normalized_shape, own.eps, weight_index, bias_index)
+                return CardLayerNorm.apply(input, weight, bias, weight_delta, bias_delta, call)
         weight, bias = affine_of(own)
         return F.layer_norm(input, own.normalized_shape, weight, bias, own.eps)
 
@@ -192,8 +191,8 @@ def affine_of(norm: nn.Module) -> tuple[Any, Any]:
 
 def is_layer_norm(module: nn.Module) -> bool:
     """Whether a module computes what `nn.LayerNorm` does."""
-    if not isinstance(module, nn.LayerNorm):
-        return False
+    if not isinstance(module, nn.LayerNorm) or not module._parameters.keys() >= {*_AFFINE}:
+        return False  # where one is missing it is made of others as it is read
     kind = plain_class(module)
     is_timms = f"{kind.__module__}.{kind.__name__}" == "timm.layers.norm.LayerNorm"
     return is_timms or kind.forward is nn.LayerNorm.forward

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm, LayerNorm2d, RmsNorm
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from spt_kernels import Plan, apply
 from spt_kernels.layers import SparseDeltaLinear, SparseDeltaNorm
@@ -89,6 +90,28 @@ def test_a_sparse_linear_still_rebuilds_what_a_sparse_norm_produced(name: str) -
     h = F.layer_norm(leaf, (8,), scale, torch.zeros(8), norm.eps)
     F.linear(h, weight, linear.bias).square().sum().backward()
     torch.testing.assert_close(linear.delta.grad, weight.grad.flatten()[::3])
+
+
+@pytest.mark.parametrize(("name", "argument"), [("LayerNorm", "input"), ("timm_LayerNorm", "x")])
+def test_an_input_by_its_name(name: str, argument: str) -> None:
+    norm = SparseDeltaNorm(NORMS[name][0](), torch.tensor([2]))
+    nn.init.constant_(norm.weight_delta, 0.3)
+    x = torch.randn(3, 8)
+    y = norm(**{argument: x})
+    assert torch.equal(y, norm(x))
+    y.sum().backward()
+    assert norm.weight_delta.grad is not None
+    with pytest.raises(TypeError, match="positional argument"):
+        norm(x, x)
+
+
+def test_a_weight_that_is_made_of_others_is_not_left_out() -> None:
+    plain = nn.LayerNorm(8)
+    parametrizations.weight_norm(plain, dim=None)
+    nn.init.constant_(plain.parametrizations.weight.original0, 7.0)
+    x = torch.randn(3, 8)
+    expected = plain(x)
+    assert torch.equal(SparseDeltaNorm(plain, bias_index=torch.tensor([2]))(x), expected)
 
 
 def test_state_copies_casts_and_attributes() -> None:
