@@ -20,7 +20,7 @@ _gelu_backward: Any = torch.ops.aten.gelu_backward.default
 
 
 class CardAdapter(torch.autograd.Function):
-    """`y + Up(GELU(Down(y)))` of each range of `y`, in two passes over it, and four back.
+    """`y + Up(GELU(Down(y)))` of each range of `y`, in two passes over activations, and five back.
 
     A library's products take one for every change of dtype, bias, range and sum besides.
     """
