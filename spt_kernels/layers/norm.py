@@ -160,8 +160,11 @@ class SparseDeltaLayerNorm(SparseDeltaNorm):
         ):
             return False
         for local in _AFFINE:
-            parameter, state = self._parameters[local], self._spt_states.get(local)
-            if parameter is not None and (parameter.dtype is not dtype or parameter.requires_grad):
+            parameter, state = self._parameters.get(local), self._spt_states.get(local)
+            if parameter is None:
+                if state is not None or local not in self._parameters:
+                    return False
+            elif parameter.dtype is not dtype or parameter.requires_grad:
                 return False
             if state is not None:
                 delta, is_whole = self._parameters.get(state.name), state.index_name is None
@@ -186,13 +189,15 @@ def affine_of(norm: nn.Module) -> tuple[Any, Any]:
         return norm.weight, norm.bias
     if not torch.compiler.is_compiling():
         norm.write_stale_deltas()
-    return attached(norm, "weight"), attached(norm, "bias")
+    own = norm._parameters  # without what is made of others whenever it is read, as by pruning
+    weight = attached(norm, "weight") if "weight" in own else norm.weight
+    return weight, attached(norm, "bias") if "bias" in own else norm.bias
 
 
 def is_layer_norm(module: nn.Module) -> bool:
     """Whether a module computes what `nn.LayerNorm` does."""
-    if not isinstance(module, nn.LayerNorm) or not module._parameters.keys() >= {*_AFFINE}:
-        return False  # where one is missing it is made of others as it is read
+    if not isinstance(module, nn.LayerNorm):
+        return False
     kind = plain_class(module)
     is_timms = f"{kind.__module__}.{kind.__name__}" == "timm.layers.norm.LayerNorm"
     return is_timms or kind.forward is nn.LayerNorm.forward
