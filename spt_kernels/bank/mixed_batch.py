@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..layers.norm import is_layer_norm
 from ..tuning.places import is_linear
 from .banked_task import BankedTask, OwnParameters
 from .base import Base
@@ -134,7 +135,7 @@ def mixed_kind(module: nn.Module) -> type[MixedCall]:
     """How a module of this kind is called for several tasks."""
     if is_linear(module) or type(module) is nn.Identity:
         return MixedLinear
-    if isinstance(module, nn.LayerNorm) and MixedNorm.serves(module):
+    if is_layer_norm(module):
         return MixedNorm
     return MixedPieces
 

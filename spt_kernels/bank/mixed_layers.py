@@ -147,13 +147,6 @@ class MixedLinear(MixedCall):
 class MixedNorm(MixedCall):
     """A LayerNorm: normalised once, in fp32, then scaled and shifted for each sample."""
 
-    @staticmethod
-    def serves(module: nn.LayerNorm) -> bool:
-        """Whether a module computes what `nn.LayerNorm` does."""
-        kind = type(module)
-        of_timm = f"{kind.__module__}.{kind.__name__}" == "timm.layers.norm.LayerNorm"
-        return of_timm or kind.forward is nn.LayerNorm.forward
-
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Made of the input alone."""
         with without_autocast(y.device):

@@ -26,7 +26,7 @@ class Rates:
         tiled: of an element of a tile, as far as arithmetic goes.
         staged: of a value that a program reads for a tile, from L2 mostly.
         copied: of a value that is transposed beforehand.
-        selected: of a value of a channel that `index_select` brings together with others.
+        selected: of a value of a channel that is brought together with others.
         called: of a dense product besides its elements: it fills a card badly when it is small, and
             the entries are still to be read from it.
     """

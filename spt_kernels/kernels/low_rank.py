@@ -174,7 +174,8 @@ def up_kernel(
 def low_rank_down(
     input: Tensor, factor: Tensor, span: Span, scale: float, dropped: Dropped
 ) -> Tensor:
-    """See `spt_kernels.reference.low_rank`; `input` is contiguous."""
+    """See `spt_kernels.reference.low_rank`."""
+    input = input.contiguous()
     n_tokens, n_features = input.shape
     factor, rank, is_tall = _laid_out(factor, span[0])
     output = input.new_empty(n_tokens, span[0] * rank)
@@ -214,11 +215,13 @@ def low_rank_up(
     dropped: Dropped,
     bias: Tensor | None = None,
 ) -> None:
-    """See `spt_kernels.reference.low_rank`; into `output`, which may be `base`; all contiguous.
+    """See `spt_kernels.reference.low_rank`; into `output`, which may be `base`, both contiguous.
 
-    Features without a range are left alone. Of `inner` a token's numbers lie side by side.
+    Features without a range are left alone.
     """
     n_tokens, n_features = base.shape
+    inner = inner if inner.stride(1) == 1 else inner.contiguous()  # a token's numbers side by side
+    bias = None if bias is None else bias.contiguous()
     factor, rank, is_tall = _laid_out(factor, span[0])
     if base.numel() == 0 or factor.numel() == 0:
         return

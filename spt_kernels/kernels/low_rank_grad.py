@@ -112,13 +112,14 @@ def grad_kernel(
 def low_rank_grad(
     input: Tensor, grad_inner: Tensor, dropped: Dropped, activation: str, norm: Norm
 ) -> Tensor:
-    """See `spt_kernels.reference.low_rank`; all contiguous."""
+    """See `spt_kernels.reference.low_rank`."""
+    input, grad_inner = input.contiguous(), grad_inner.contiguous()
     n_tokens, n_features = input.shape
     rank = grad_inner.shape[1]
     if input.numel() == 0 or rank == 0:
         return torch.zeros(rank, n_features, dtype=torch.float32, device=input.device)
     words, key = dropped
-    mean, rstd, weight, bias = norm
+    mean, rstd, weight, bias = (None if each is None else each.contiguous() for each in norm)
     given = (
         *(input if mean is None else mean, input if rstd is None else rstd),
         *(input if weight is None else weight, input if bias is None else bias),

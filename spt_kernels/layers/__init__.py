@@ -2,6 +2,7 @@
 
 from .adapter import AdapterConv2d, AdapterLayer, AdapterLinear
 from .all_or_nothing import all_or_nothing
+from .autograd.attach import AttachDelta
 from .conv import SparseDeltaConv2d
 from .deltas.sparse_delta import SparseDelta, delta_of, restore_deltas, write_deltas
 from .earlier_names import know_earlier_names
@@ -11,7 +12,7 @@ from .linear import SparseDeltaLinear
 from .lookup import sparse_deltas, tuned_modules
 from .lora import LoraConv2d, LoraLayer, LoraLinear
 from .norm import SparseDeltaNorm, tune_norm
-from .parameter import AttachDelta, attach_parameter, attach_whole
+from .parameter import attach_parameter, attach_whole
 from .quantized import QuantizedAdapterLinear, QuantizedDeltaLinear, QuantizedLoraLinear
 from .tuned_class import is_tuned, plain_class
 

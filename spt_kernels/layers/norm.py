@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar
-from functools import partial
 from typing import Any
 
 import torch
@@ -133,19 +132,19 @@ class SparseDeltaNorm(DeltaHolder):
 class SparseDeltaLayerNorm(SparseDeltaNorm):
     """The same for norms that compute what `nn.LayerNorm` does, as timm's: called at once."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """What the plain norm returns."""
         own: Any = self
-        if self.__dict__.get("_fast_norm"):  # timm's, by another call
-            return super().forward(input)  # type: ignore[no-any-return]
+        if len(inputs) != 1 or named or self.__dict__.get("_fast_norm"):  # timm's, by another call
+            return super().forward(*inputs, **named)
+        (input,) = inputs
         if goes_as_on_card(input) and self._may_train_entries_alone(input):
             self.write_stale_deltas()
             weight, bias = self._parameters["weight"], self._parameters["bias"]
             (weight_delta, weight_index), (bias_delta, bias_index) = map(self._trained, _AFFINE)
             if not (weight_delta is bias_delta is None):
-                shape, connected = own.normalized_shape, partial(affine_of, own)
-                call = NormCall(shape, own.eps, weight_index, bias_index, connected)
-                return CardLayerNorm.apply(input, weight, bias, weight_delta, bias_delta, call)  # type: ignore[no-any-return]
+                call = NormCall(own.normalized_shape, own.eps, weight_index, bias_index)
+                return CardLayerNorm.apply(input, weight, bias, weight_delta, bias_delta, call)
         weight, bias = affine_of(own)
         return F.layer_norm(input, own.normalized_shape, weight, bias, own.eps)
 
@@ -161,8 +160,11 @@ class SparseDeltaLayerNorm(SparseDeltaNorm):
         ):
             return False
         for local in _AFFINE:
-            parameter, state = self._parameters[local], self._spt_states.get(local)
-            if parameter is not None and (parameter.dtype is not dtype or parameter.requires_grad):
+            parameter, state = self._parameters.get(local), self._spt_states.get(local)
+            if parameter is None:
+                if state is not None or local not in self._parameters:
+                    return False
+            elif parameter.dtype is not dtype or parameter.requires_grad:
                 return False
             if state is not None:
                 delta, is_whole = self._parameters.get(state.name), state.index_name is None
@@ -187,7 +189,9 @@ def affine_of(norm: nn.Module) -> tuple[Any, Any]:
         return norm.weight, norm.bias
     if not torch.compiler.is_compiling():
         norm.write_stale_deltas()
-    return attached(norm, "weight"), attached(norm, "bias")
+    own = norm._parameters  # without what is made of others whenever it is read, as by pruning
+    weight = attached(norm, "weight") if "weight" in own else norm.weight
+    return weight, attached(norm, "bias") if "bias" in own else norm.bias
 
 
 def is_layer_norm(module: nn.Module) -> bool:

@@ -169,7 +169,7 @@ def down_on_card(*given: Any) -> Tensor:
         return down(*given)
     kernels, _ = kernels_of_a_card()
     with on_card(input.device):
-        made = kernels.low_rank_down(input.contiguous(), factor, span, scale, _dropped(*mask))
+        made = kernels.low_rank_down(input, factor, span, scale, _dropped(*mask))
     return made  # type: ignore[no-any-return]
 
 
@@ -200,10 +200,9 @@ def up_on_card(*given: Any) -> Tensor:
         return up(*given)
     kernels, _ = kernels_of_a_card()
     output = torch.empty(base.shape, dtype=dtype, device=base.device)
-    bias = [each if each is None else each.contiguous() for each in given[9:]]  # none or one
     with on_card(base.device):
-        tensors = base.contiguous(), output, _dense(inner), factor
-        kernels.low_rank_up(*tensors, span, scale, _dropped(*mask), *bias)
+        tensors = base.contiguous(), output, inner, factor
+        kernels.low_rank_up(*tensors, span, scale, _dropped(*mask), *given[9:])  # and a bias
     return output
 
 
@@ -234,9 +233,8 @@ def up_in_place_on_card(*given: Any) -> None:
         return
     kernels, _ = kernels_of_a_card()
     dropped = _dropped(probability, seed, key)
-    dense = [each if each is None else each.contiguous() for each in bias]  # none or one
     with on_card(base.device):
-        kernels.low_rank_up(base, base, _dense(inner), factor, span, scale, dropped, *dense)
+        kernels.low_rank_up(base, base, inner, factor, span, scale, dropped, *bias)
 
 
 def grad(
@@ -278,17 +276,10 @@ def grad_on_card(
         return grad(input, grad_inner, probability, seed, key, activation, *norm)
     _, kernels = kernels_of_a_card()
     dropped = _dropped(probability, seed, key)
-    dense = [None if each is None else each.contiguous() for each in (mean, rstd, weight, bias)]
+    norm = mean, rstd, weight, bias
     with on_card(input.device):
-        return kernels.low_rank_grad(
-            input.contiguous(), grad_inner.contiguous(), dropped, activation, dense
-        )
+        return kernels.low_rank_grad(input, grad_inner, dropped, activation, norm)
 
 
 def _is_served(activations: Tensor, columns: int, probability: float) -> bool:
     return probability < 1.0 and serves(activations.dtype, columns)
-
-
-def _dense(inner: Tensor) -> Tensor:
-    """With the numbers of a token side by side."""
-    return inner if inner.stride(1) == 1 else inner.contiguous()

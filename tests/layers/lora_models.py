@@ -12,6 +12,15 @@ from spt_kernels.layers import LoraLinear, SparseDeltaNorm
 from spt_kernels.plan import LoraSpec
 
 IN, TOKENS = 24, 7
+
+
+class Part(nn.Module):
+    """A part of the channels of what is wider: tokens are apart in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((x, x.square()), -1)[..., 1 : 1 + IN]
+
+
 BEFORE: dict[str, Callable[[], nn.Module]] = {
     "layer_norm": lambda: nn.LayerNorm(IN),
     "bare layer_norm": lambda: nn.LayerNorm(IN, elementwise_affine=False),
@@ -23,6 +32,9 @@ BEFORE: dict[str, Callable[[], nn.Module]] = {
     "tanh": lambda: nn.GELU("tanh"),
     "relu": nn.ReLU,
     "nothing": nn.Identity,
+    "a part": lambda: Part(),
+    "gelu of a part": lambda: nn.Sequential(Part(), nn.GELU()),
+    "layer_norm of a part": lambda: nn.Sequential(Part(), nn.LayerNorm(IN)),
     "moved gelu": lambda: nn.Sequential(nn.GELU(), nn.Unflatten(2, (2, 12)), nn.Flatten(2)),
 }
 ROWS = {

@@ -98,6 +98,15 @@ def test_its_output_may_be_edited_in_place() -> None:
     assert net[2].up_bias.grad.isfinite().all()
 
 
+def test_nothing_goes_through_the_dispatcher_that_may_be_launched() -> None:
+    net, x = model(ROWS["thirds"]), torch.ones(2, 8)
+    with as_on_card(), torch.profiler.profile() as profile:
+        net(x).sum().backward()
+    called = {event.name for event in profile.events()}
+    assert "aten::gelu_backward" in called
+    assert not [name for name in called if name.startswith("spt::")]
+
+
 def test_its_gradients_can_be_differentiated() -> None:
     adapter, x = model(ROWS["thirds"])[2], torch.randn(4, 8)
     parameters = adapter._new_parameters()

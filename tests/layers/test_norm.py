@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 from collections.abc import Callable
@@ -11,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm, LayerNorm2d, RmsNorm
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 from spt_kernels import Plan, apply
 from spt_kernels.layers import SparseDeltaLinear, SparseDeltaNorm
 from spt_kernels.model import describe
+from spt_kernels.ops.launching import as_on_card
 
 NORMS = {
     "LayerNorm": (lambda: nn.LayerNorm(8), (3, 5, 8)),
@@ -89,6 +92,51 @@ def test_a_sparse_linear_still_rebuilds_what_a_sparse_norm_produced(name: str) -
     h = F.layer_norm(leaf, (8,), scale, torch.zeros(8), norm.eps)
     F.linear(h, weight, linear.bias).square().sum().backward()
     torch.testing.assert_close(linear.delta.grad, weight.grad.flatten()[::3])
+
+
+@pytest.mark.parametrize(("name", "argument"), [("LayerNorm", "input"), ("timm_LayerNorm", "x")])
+def test_an_input_by_its_name(name: str, argument: str) -> None:
+    norm = SparseDeltaNorm(NORMS[name][0](), torch.tensor([2]))
+    nn.init.constant_(norm.weight_delta, 0.3)
+    x = torch.randn(3, 8)
+    y = norm(**{argument: x})
+    assert torch.equal(y, norm(x))
+    y.sum().backward()
+    assert norm.weight_delta.grad is not None
+    with pytest.raises(TypeError, match="positional argument"):
+        norm(x, x)
+
+
+@pytest.mark.parametrize("as_card", [False, True])
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize("way", ["weight_norm", "pruning"])
+def test_a_weight_that_is_made_of_others_is_not_left_out(
+    way: str, is_late: bool, as_card: bool
+) -> None:
+    def change(norm: nn.Module) -> None:
+        if way == "pruning":
+            prune.l1_unstructured(norm, "weight", 0.5)
+        else:
+            parametrizations.weight_norm(norm, dim=None)
+
+    norm, x = nn.LayerNorm(8), torch.randn(3, 8)
+    nn.init.normal_(norm.weight)
+    if is_late:
+        norm = SparseDeltaNorm(norm, bias_index=torch.tensor([2]))
+    change(norm)
+    if not is_late:
+        norm = SparseDeltaNorm(norm, bias_index=torch.tensor([2]))
+    with as_on_card() if as_card else contextlib.nullcontext():
+        assert torch.equal(norm(x), F.layer_norm(x, (8,), norm.weight, norm.bias))
+
+
+@pytest.mark.parametrize("as_card", [False, True])
+def test_a_weight_that_is_gone_is_told_of(as_card: bool) -> None:
+    norm = SparseDeltaNorm(nn.LayerNorm(8), torch.tensor([2]))
+    norm.weight = None
+    way = as_on_card() if as_card else contextlib.nullcontext()
+    with way, pytest.raises(ValueError, match=r"\.weight is gone"):
+        norm(torch.randn(3, 8))
 
 
 def test_state_copies_casts_and_attributes() -> None:

@@ -20,7 +20,7 @@ _gelu_backward: Any = torch.ops.aten.gelu_backward.default
 
 
 class CardAdapter(torch.autograd.Function):
-    """`y + Up(GELU(Down(y)))` of each range of `y`, in two passes over it, and four back.
+    """`y + Up(GELU(Down(y)))` of each range of `y`, in two passes over activations, and five back.
 
     A library's products take one for every change of dtype, bias, range and sum besides.
     """
@@ -51,7 +51,8 @@ class CardAdapter(torch.autograd.Function):
         flat = y.reshape(-1, y.shape[-1])
         inner = launch_down(flat, down.t(), group.span, 1.0, 0.0, 0).add_(down_bias)
         hidden = F.gelu(inner)
-        out = launch_up(flat, hidden, up, group.span, 1.0, 0.0, 0, y.dtype, up_bias)
+        whole = up.detach()  # a Parameter would go through the dispatcher
+        out = launch_up(flat, hidden, whole, group.span, 1.0, 0.0, 0, y.dtype, up_bias)
         ctx.save_for_backward(y, inner, down, down_bias, up, up_bias)
         ctx.how = group, plainly
         return out.view(y.shape).data  # no view, so that what follows may work on it in place

@@ -40,7 +40,7 @@ class CardLowRankLinear(RebuildingFunction):
         span = group.span
         # one that autocast would cast is added as it is, by the update
         late = bias is not None and bias.dtype is not dtype and covers_all(span, bias.shape[0])
-        y = F.linear(low, weight, None if late else bias)
+        y = F.linear(low, weight, None if late else bias).contiguous()
         flat_x, flat_y = low.reshape(-1, lora_a.shape[1]), y.view(-1, y.shape[-1])
         with on_card(x.device):
             all_of_x = 1, lora_a.shape[1], 0, 0
@@ -85,7 +85,7 @@ class CardLowRankLinear(RebuildingFunction):
                 flat = saved.rebuild(kept).reshape(-1, lora_a.shape[1])
                 if lora.dropout:
                     as_it_is = "none", NO_NORM
-                    grad_a = grads.low_rank_grad(flat.contiguous(), grad_inner, dropped, *as_it_is)
+                    grad_a = grads.low_rank_grad(flat, grad_inner, dropped, *as_it_is)
                 else:
                     grad_a = wide_product(grad_inner.t(), flat)
                 del flat  # before the gradient of the same size is made

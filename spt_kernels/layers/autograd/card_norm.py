@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...ops.sparse_norm_grad import launch_sparse_norm_grad
+from .attach import AttachDelta
 from .autocast import without_autocast
 
 _layer_norm_backward: Any = torch.ops.aten.native_layer_norm_backward.default
@@ -23,14 +24,12 @@ class NormCall(NamedTuple):
         eps: that it adds to variances.
         weight_index: int32 `[n_weights]`, the trained entries of the weight; None without any.
         bias_index: int32 `[n_biases]`, the same of the bias.
-        connected: weight and bias as autograd follows them to their deltas.
     """
 
     shape: tuple[int, ...]
     eps: float
     weight_index: Tensor | None
     bias_index: Tensor | None
-    connected: Callable[[], tuple[Tensor | None, Tensor | None]]
 
 
 class CardLayerNorm(torch.autograd.Function):
@@ -53,8 +52,9 @@ class CardLayerNorm(torch.autograd.Function):
     ) -> Tensor:
         """The normalized input; weight and bias hold base + delta already."""
         y, mean, rstd = torch.native_layer_norm(x, call.shape, weight, bias, call.eps)
-        ctx.save_for_backward(x, mean, rstd, weight, bias, weight_delta, bias_delta)
-        ctx.call = call
+        ctx.save_for_backward(x, mean, rstd, weight, bias)
+        # not saved: nothing reads their values, which may be others by the time of the backward
+        ctx.call, ctx.deltas = call, (weight_delta, bias_delta)
         return y
 
     @staticmethod
@@ -76,7 +76,7 @@ def _needed(ctx: Any) -> tuple[bool, bool, bool]:
 
 
 def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    x, mean, rstd, weight, bias, *_ = ctx.saved_tensors
+    x, mean, rstd, weight, bias = ctx.saved_tensors
     call: NormCall = ctx.call
     needs_x, has_weight, has_bias = _needed(ctx)
     grad_x = None
@@ -85,7 +85,8 @@ def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, _, _ = _layer_norm_backward(
             grad_output, x, call.shape, mean, rstd, weight, bias, input_alone
         )
-    flat_gy, flat_x = (tensor.reshape(mean.numel(), -1) for tensor in (grad_output, x))
+    flat = mean.numel(), math.prod(call.shape)  # without tokens no size can be told from the others
+    flat_gy, flat_x = grad_output.reshape(flat), x.reshape(flat)
     indices = call.weight_index, call.bias_index
     entries = launch_sparse_norm_grad(flat_gy, flat_x, mean, rstd, *indices)
     n_weights = 0 if call.weight_index is None else len(call.weight_index)
@@ -95,10 +96,15 @@ def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 
 def _differentiable(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     """The same by torch's own LayerNorm, of which every derivative is known."""
-    x, _, _, _, _, *deltas = ctx.saved_tensors
+    x, _, _, *affine = ctx.saved_tensors
     call: NormCall = ctx.call
-    y = F.layer_norm(x, call.shape, *call.connected(), call.eps)
+    indices = call.weight_index, call.bias_index
+    weight, bias = (
+        tensor if delta is None else AttachDelta.apply(tensor, delta, index)
+        for tensor, delta, index in zip(affine, ctx.deltas, indices, strict=True)
+    )
+    y = F.layer_norm(x, call.shape, weight, bias, call.eps)
     needed = _needed(ctx)
-    wanted = [tensor for tensor, is_one in zip((x, *deltas), needed, strict=True) if is_one]
+    wanted = [tensor for tensor, is_one in zip((x, *ctx.deltas), needed, strict=True) if is_one]
     found = iter(torch.autograd.grad(y, wanted, grad_output, create_graph=True))
     return tuple(next(found) if is_one else None for is_one in needed)

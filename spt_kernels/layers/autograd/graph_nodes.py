@@ -103,7 +103,7 @@ class KeptLayerNorm(NamedTuple):
     def of(cls, node: Any) -> KeptLayerNorm:
         """Read from a node whose kind is `layer_norm`, in a backward that has not come to it."""
         if issubclass(type(node), BackwardCFunction):
-            input, mean, rstd, weight, bias, *_ = node.saved_tensors
+            input, mean, rstd, weight, bias = node.saved_tensors
             return cls(input, mean, rstd, weight, bias, len(node.call.shape))
         return cls(
             node._saved_input,
