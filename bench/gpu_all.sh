@@ -2,7 +2,7 @@
 # Everything that needs a card, in calls of at most six minutes, what decides most first.
 #
 #   bench/gpu_all.sh first  [OUTPUT]   install, a profile of every way of a step, gpu tests, ops
-#   bench/gpu_all.sh second [OUTPUT]   the cost table in three precisions, captured, compiled, peers
+#   bench/gpu_all.sh second [OUTPUT]   a LoRA's blocks, the cost table, captured, compiled, peers
 #   bench/gpu_all.sh rest   [OUTPUT]   where there is more time: launch tuning, compiled code, all rows
 #
 # Results are small files in OUTPUT [bench/results/gpu], written as they come. Each part has a time
@@ -138,6 +138,10 @@ first() {
 }
 
 second() {
+    if [[ $DEVICE != cpu ]]; then
+        part low-rank-blocks 90 "$PYTHON" -m bench.tune_low_rank \
+            --json "$OUTPUT/low-rank-blocks.json"
+    fi
     table7 autocast 110 bf16-autocast eager --methods "$WAYS,spt-adapter"
     if [[ $DEVICE != cpu ]]; then # whose steps cannot be captured
         table7 captured 90 bf16-autocast captured --methods "$WAYS"
@@ -158,7 +162,6 @@ rest() {
         --output "$OUTPUT/offload.json"
     if [[ $DEVICE == cpu || $CARD == no ]]; then return; fi
     part launches 180 "$PYTHON" -m bench.tune_launches --json "$OUTPUT/launches.json"
-    part low-rank-blocks 120 "$PYTHON" -m bench.tune_low_rank --json "$OUTPUT/low-rank-blocks.json"
     local arch
     arch=$("$PYTHON" -c 'import torch; print("sm_%d%d" % torch.cuda.get_device_capability())')
     case $arch in
