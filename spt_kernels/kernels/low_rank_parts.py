@@ -15,7 +15,7 @@ from .card import INTERPRETED
 # `ops.low_rank_ways`, which tells of it without Triton, has them
 MOST_COLUMNS = {torch.float32: 32, torch.bfloat16: 64, torch.float16: 64}
 # Tokens of a block. From 64 on Triton takes Hopper's own products, for which a factor goes through
-# shared memory once more, behind a fence that also waits for what was asked for ahead: an H200
+# shared memory once more, behind a fence that seems to wait for what was asked for ahead: an H200
 # then read at a quarter of its memory's speed.
 TOKENS = 32
 _LEAST_COLUMNS = 16  # of a factor in a product of tensor cores

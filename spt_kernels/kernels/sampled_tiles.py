@@ -28,7 +28,7 @@ _launches = PreparedLaunches()
 # second, hence more warps to the one. In fp32 the operands are in registers three times over
 # (tf32x3 splits each), hence fewer tokens. On Hopper two warps make products of fp32 by parts of
 # 64×64 each: for its own units, which four would take, every part of a split factor goes through
-# shared memory once more, behind a fence that also waits for what was asked for ahead.
+# shared memory once more, behind a fence that seems to wait for what was asked for ahead.
 LAUNCHES = {
     (64, 64, False, 80): Launch(tokens=64, num_warps=4, num_stages=3, programs_per_sm=4),
     (64, 64, False, 86): Launch(tokens=64, num_warps=4, num_stages=3, programs_per_sm=3),
