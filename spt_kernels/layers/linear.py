@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.launching import goes_as_on_card
 from .autograd.autocast import is_cast
 from .autograd.sparse_gradient import DeltaPattern
 from .autograd.sparse_linear import SparseLinear
@@ -127,11 +128,12 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear` where neither weight nor bias is trained, and its backward reads no cast weight.
 
     Autocast remembers casts of parameters that require a gradient alone: of a frozen one autograd
-    would keep that of each call.
+    would keep that of each call. On a card the gradient of an input that is cast comes out of the
+    product in the input's dtype, whoever has cast the weight.
     """
     is_trained = is_trained_whole(weight, bias)
     has_backward = torch.is_grad_enabled() and x.requires_grad and not is_trained
-    if not (has_backward and is_cast(x, weight)):
+    if not (has_backward and (is_cast(x, weight) or (goes_as_on_card(x) and is_cast(x, x)))):
         return F.linear(x, weight, bias)
     y: Tensor = TunedLinear.apply(x, weight, bias, *(None,) * 7)
     return y

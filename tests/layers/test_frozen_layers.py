@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from spt_kernels import Plan, apply, merge, unload
 from spt_kernels.layers import FrozenConv2d, FrozenLinear, freeze_layer
 from spt_kernels.model import describe, head_names
+from spt_kernels.ops.launching import as_on_card
 from spt_kernels.task.transfer import train_besides
 from tests.models import tiny_batch, tiny_convnext, tiny_vit
 
@@ -83,6 +84,33 @@ def test_what_is_trained_after_all_gets_its_gradient(name: str) -> None:
         layer(x).float().sum().backward()
     assert layer.weight.grad is not None
     assert x.grad is not None
+
+
+def test_on_a_card_a_weight_that_comes_cast_gives_the_same_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    multiply = torch.mm
+
+    def mm(left: Tensor, right: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        """A card's, which can widen its result."""
+        return multiply(left, right) if out_dtype is None else left.float() @ right.float()
+
+    monkeypatch.setattr(torch, "mm", mm)
+    torch.manual_seed(0)
+    layer = nn.Linear(12, 20).requires_grad_(False)
+    layer.weight.data = layer.weight.bfloat16().float()
+    as_it_comes = copy.deepcopy(layer)
+    as_it_comes.weight.data = layer.weight.bfloat16()  # as an offloaded block's
+    found = []
+    for each in (layer, as_it_comes):
+        freeze_layer(each)
+        x = torch.randn(7, 12, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        with as_on_card(), torch.autocast("cpu", torch.bfloat16):
+            each(x).float().pow(2).sum().backward()
+        assert x.grad is not None
+        found.append(x.grad)
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], found[0].bfloat16().float())  # nor was it rounded
 
 
 def test_one_image_without_a_batch() -> None:
