@@ -67,7 +67,11 @@ def seed_share(seed: int, epoch: int, rank: int) -> None:
 
 @contextlib.contextmanager
 def reproducible() -> Iterator[None]:
-    """Let torch choose algorithms that give the same bits every time, and undo that afterwards."""
+    """Let torch choose algorithms that give the same bits every time, and undo that afterwards.
+
+    Where it has none it goes on, and warns; so it does for attention on a card, whose kernels are
+    exact to the bit only where everything else has to be.
+    """
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
