@@ -133,7 +133,7 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     is_trained = is_trained_whole(weight, bias)
     has_backward = torch.is_grad_enabled() and x.requires_grad and not is_trained
-    if not (has_backward and (is_cast(x, weight) or (goes_as_on_card(x) and is_cast(x, x)))):
+    if not (has_backward and (is_cast(x, weight) or (is_cast(x, x) and goes_as_on_card(x)))):
         return F.linear(x, weight, bias)
     y: Tensor = TunedLinear.apply(x, weight, bias, *(None,) * 7)
     return y

@@ -138,7 +138,8 @@ class SparseDeltaLayerNorm(SparseDeltaNorm):
         if len(inputs) != 1 or named or self.__dict__.get("_fast_norm"):  # timm's, by another call
             return super().forward(*inputs, **named)
         (input,) = inputs
-        if goes_as_on_card(input) and self._may_train_entries_alone(input):
+        is_compiled = torch.compiler.is_compiling()
+        if not is_compiled and goes_as_on_card(input) and self._may_train_entries_alone(input):
             self.write_stale_deltas()
             weight, bias = self._parameters["weight"], self._parameters["bias"]
             (weight_delta, weight_index), (bias_delta, bias_index) = map(self._trained, _AFFINE)
@@ -153,7 +154,6 @@ class SparseDeltaLayerNorm(SparseDeltaNorm):
         dtype = input.dtype
         if (
             dtype not in FLOATS
-            or torch.compiler.is_compiling()
             or (dtype is not torch.float32 and is_any_autocast_on())  # which computes it in fp32
             or not torch.is_grad_enabled()
             or is_transformed()
