@@ -22,12 +22,15 @@ _launches = PreparedLaunches()
 
 
 @triton.jit(do_not_specialize=["nnz"])
-def entries_kernel(output_ptr, matrix_ptr, index_ptr, nnz, BLOCK: tl.constexpr):
+def entries_kernel(output_ptr, matrix_ptr, index_ptr, nnz, numel, BLOCK: tl.constexpr):
     """matrix[index], on a block of entries."""
     entries = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = entries < nnz
     index = tl.load(index_ptr + entries, mask=mask, other=0)
-    tl.store(output_ptr + entries, tl.load(matrix_ptr + index, mask=mask, other=0.0), mask=mask)
+    # a position outside of the matrix is never read, and shows
+    in_range = (index >= 0) & (index < numel)
+    value = tl.load(matrix_ptr + index, mask=mask & in_range, other=float("nan"))
+    tl.store(output_ptr + entries, value, mask=mask)
 
 
 @triton.jit(do_not_specialize=["n_tokens"])
@@ -55,16 +58,16 @@ def channels_kernel(
 
 
 def take_entries(matrix: Tensor, index: Tensor) -> Tensor:
-    """Entries `[nnz]` of a contiguous fp32 matrix at flat int32 positions that lie in it."""
-    nnz = index.numel()
+    """Entries `[nnz]` of a contiguous fp32 matrix at flat int32 positions; NaN outside of it."""
+    nnz, numel = index.numel(), matrix.numel()
     output = torch.empty(nnz, dtype=matrix.dtype, device=matrix.device)
     tensors = output, matrix, index
-    key = "entries", matrix.get_device(), alignment(*tensors), nnz
+    key = "entries", matrix.get_device(), alignment(*tensors), nnz, numel
     made = _launches.get(key)
     if made is None:
         programs, constants = cdiv(nnz, _ENTRIES), (_ENTRIES,)
         made = _launches.prepare(
-            key, entries_kernel, programs, tensors, (nnz,), (), constants, num_warps=_WARPS
+            key, entries_kernel, programs, tensors, (nnz, numel), (), constants, num_warps=_WARPS
         )
     made.launch(*tensors, *made.sizes, *made.constants)
     return output

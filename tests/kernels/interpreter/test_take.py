@@ -23,6 +23,13 @@ def test_entries_are_those_of_torch(nnz: int) -> None:
     )
 
 
+def test_a_position_outside_of_the_matrix_shows() -> None:
+    index = torch.tensor([-1, 0, 11, 12], dtype=torch.int32)
+    found = take_entries(torch.arange(12.0).view(3, 4), index)
+    assert found.isnan().tolist() == [True, False, False, True]
+    assert found[1:3].tolist() == [0.0, 11.0]
+
+
 def test_the_launch_of_other_tensors_of_the_same_sizes_is_theirs() -> None:
     index = torch.arange(0, 12, 2, dtype=torch.int32)
     for first in (0.0, 100.0):
