@@ -69,8 +69,8 @@ def seed_share(seed: int, epoch: int, rank: int) -> None:
 def reproducible() -> Iterator[None]:
     """Let torch choose algorithms that give the same bits every time, and undo that afterwards.
 
-    Where it has none it goes on, and warns; so it does for attention on a card, whose kernels are
-    exact to the bit only where everything else has to be.
+    Where it has none it goes on, and warns. So it does for attention on a card, whose kernels sum
+    in a fixed order only where torch is told to refuse whatever does not.
     """
     before = (
         torch.are_deterministic_algorithms_enabled(),

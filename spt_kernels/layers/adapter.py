@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..ops.launching import goes_as_on_card
 from .autograd.card_adapter import CardAdapter, is_on_card
-from .autograd.row_ranges import groups_of
+from .autograd.row_ranges import groups_on
 from .autograd.traced_adapter import FrozenBase, TracedAdapter
 from .structured import (
     NEW,
@@ -121,9 +121,11 @@ class AdapterLinear(AdapterLayer, StructuredLinear):
             return add_to_rows(y, [self._traced_update(input, y, *places) for places in ranges])
         y = self._with_deltas(input)
         if goes_as_on_card(y):
-            groups, parameters = groups_of(ranges), self._new_parameters()
-            if is_on_card(y, groups, len(parameters[0])):
-                adapted: Tensor = CardAdapter.apply(y, *parameters, groups[0], self._adapted)
+            spec = self.__dict__["_spt_spec"]
+            groups = groups_on(spec.rank, spec.rows)
+            if is_on_card(y, groups, spec.rank):
+                factors = self._new_parameters()
+                adapted: Tensor = CardAdapter.apply(y, *factors, groups[0], self._adapted)
                 return adapted
         return self._adapted(y)
 

@@ -138,19 +138,19 @@ class SparseDeltaLayerNorm(SparseDeltaNorm):
         if len(inputs) != 1 or named or self.__dict__.get("_fast_norm"):  # timm's, by another call
             return super().forward(*inputs, **named)
         (input,) = inputs
-        is_compiled = torch.compiler.is_compiling()
-        if not is_compiled and goes_as_on_card(input) and self._may_train_entries_alone(input):
-            self.write_stale_deltas()
-            weight, bias = self._parameters["weight"], self._parameters["bias"]
-            (weight_delta, weight_index), (bias_delta, bias_index) = map(self._trained, _AFFINE)
-            if not (weight_delta is bias_delta is None):
+        if not torch.compiler.is_compiling() and goes_as_on_card(input):
+            entries = self._entries_alone(input)
+            if entries is not None:
+                self.write_stale_deltas()
+                weight, bias = self._parameters["weight"], self._parameters["bias"]
+                (weight_delta, weight_index), (bias_delta, bias_index) = entries
                 call = NormCall(own.normalized_shape, own.eps, weight_index, bias_index)
                 return CardLayerNorm.apply(input, weight, bias, weight_delta, bias_delta, call)
         weight, bias = affine_of(own)
         return F.layer_norm(input, own.normalized_shape, weight, bias, own.eps)
 
-    def _may_train_entries_alone(self, input: Tensor) -> bool:
-        """Whether `CardLayerNorm` is for such an input, and for all that is trained here."""
+    def _entries_alone(self, input: Tensor) -> list[tuple[Tensor | None, Tensor | None]] | None:
+        """Deltas of weight and bias, each with its positions; None if not for `CardLayerNorm`."""
         dtype = input.dtype
         if (
             dtype not in FLOATS
@@ -158,29 +158,25 @@ class SparseDeltaLayerNorm(SparseDeltaNorm):
             or not torch.is_grad_enabled()
             or is_transformed()
         ):
-            return False
-        for local in _AFFINE:
+            return None
+        found: list[tuple[Tensor | None, Tensor | None]] = []
+        for local in ("weight", "bias"):
             parameter, state = self._parameters.get(local), self._spt_states.get(local)
             if parameter is None:
                 if state is not None or local not in self._parameters:
-                    return False
+                    return None
             elif parameter.dtype is not dtype or parameter.requires_grad:
-                return False
-            if state is not None:
-                delta, is_whole = self._parameters.get(state.name), state.index_name is None
-                if is_whole or delta is None or not delta.requires_grad or state.is_sharded:
-                    return False
-        return True
-
-    def _trained(self, local: str) -> tuple[Tensor | None, Tensor | None]:
-        """The delta of a parameter and its positions, where it has one."""
-        state = self._spt_states.get(local)
-        if state is None or state.index_name is None:
-            return None, None
-        return self._parameters[state.name], self.__dict__[state.index_name]
-
-
-_AFFINE = ("weight", "bias")
+                return None
+            if state is None:
+                found.append((None, None))
+                continue
+            delta = self._parameters.get(state.name)
+            if state.index_name is None or state.is_sharded:  # trained whole, or in parts
+                return None
+            if delta is None or not delta.requires_grad:
+                return None
+            found.append((delta, self.__dict__[state.index_name]))
+        return found if any(delta is not None for delta, _ in found) else None
 
 
 def affine_of(norm: nn.Module) -> tuple[Any, Any]:

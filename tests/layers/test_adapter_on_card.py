@@ -45,12 +45,6 @@ def run(net: nn.Module, *, as_card: bool, device: str = "cpu") -> dict[str, Tens
     return {name: tensor.cpu() for name, tensor in found.items() if tensor is not None}
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, msg=lambda m, name=name: f"{name}: {m}")
-
-
 def name_of(net: nn.Module) -> str:
     y = net(torch.ones(2, 8))
     return "" if y.grad_fn is None else str(y.grad_fn.name())
@@ -64,7 +58,7 @@ def test_output_and_gradients_are_those_of_the_other_way(
     net = model(rows, deltas=deltas)
     expected = run(net, as_card=False)
     assert {"2.down_weight", "2.down_bias", "2.up_weight", "2.up_bias"} <= expected.keys()
-    assert_same(run(net, as_card=True), expected)
+    torch.testing.assert_close(run(net, as_card=True), expected)
     with as_on_card():
         assert name_of(net) == FUNCTION
 
@@ -86,7 +80,7 @@ def test_some_of_it_may_be_frozen(trained: str) -> None:
         parameter.requires_grad_(name == f"2.{trained}")
     expected = run(net, as_card=False)
     assert expected.keys() == {"y", "x", f"2.{trained}"}
-    assert_same(run(net, as_card=True), expected)
+    torch.testing.assert_close(run(net, as_card=True), expected)
 
 
 def test_its_output_may_be_edited_in_place() -> None:
@@ -124,7 +118,7 @@ def test_its_gradients_can_be_differentiated() -> None:
 @pytest.mark.parametrize("rows", OTHER_ROWS.values(), ids=OTHER_ROWS)
 def test_what_it_is_not_for_goes_by_torch(rows: tuple[tuple[int, int], ...]) -> None:
     net = model(rows)
-    assert_same(run(net, as_card=True), run(net, as_card=False))
+    torch.testing.assert_close(run(net, as_card=True), run(net, as_card=False))
     with as_on_card():
         assert name_of(net) != FUNCTION
 

@@ -55,19 +55,13 @@ def gradients(model: nn.Module, x: Tensor, *, as_card: bool) -> dict[str, Tensor
     return {"y": y.detach(), **found} | ({} if leaf.grad is None else {"x": leaf.grad})
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, msg=lambda m, name=name: f"{name}: {m}")
-
-
 @pytest.mark.parametrize("needs_x", [True, False])
 @pytest.mark.parametrize("name", PLACES)
 def test_output_and_gradients_are_those_of_the_other_way(name: str, needs_x: bool) -> None:
     norm, x = tuned(name), inputs().requires_grad_(needs_x)
     expected = gradients(norm, x, as_card=False)
     found = gradients(norm, x, as_card=True)
-    assert_same(found, expected)
+    torch.testing.assert_close(found, expected)
     assert torch.equal(found["y"], expected["y"])
     with as_on_card():
         assert norm(x).grad_fn.name() == FUNCTION
@@ -120,7 +114,9 @@ def layers() -> dict[str, nn.Module]:
 def test_what_is_behind_makes_its_input_again(kind: str, checkpointed: bool) -> None:
     torch.manual_seed(4)
     model, x = Behind(layers()[kind], checkpointed=checkpointed), inputs()
-    assert_same(gradients(model, x, as_card=True), gradients(model, x, as_card=False))
+    torch.testing.assert_close(
+        gradients(model, x, as_card=True), gradients(model, x, as_card=False)
+    )
     if not checkpointed:
         with as_on_card():
             y: Any = model(x)
@@ -155,7 +151,7 @@ def test_its_output_may_be_edited_in_place() -> None:
 @pytest.mark.parametrize("shape", [(0, 8), (2, 0, 8)])
 def test_without_tokens(shape: tuple[int, ...]) -> None:
     norm, x = tuned(), torch.zeros(shape, requires_grad=True)
-    assert_same(gradients(norm, x, as_card=True), gradients(norm, x, as_card=False))
+    torch.testing.assert_close(gradients(norm, x, as_card=True), gradients(norm, x, as_card=False))
 
 
 def test_deltas_may_change_before_the_backward() -> None:
@@ -231,7 +227,7 @@ def test_timms_fast_norm_is_its_own() -> None:
     norm._fast_norm = True
     with as_on_card():
         assert name_of(norm, x) != FUNCTION
-    assert_same(gradients(norm, x, as_card=True), expected)
+    torch.testing.assert_close(gradients(norm, x, as_card=True), expected)
 
 
 def test_a_weight_that_is_trained_itself_is_refused_as_on_a_cpu() -> None:

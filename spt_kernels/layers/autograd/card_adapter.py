@@ -13,6 +13,7 @@ from ...ops.low_rank_ways import covers_all, launch_down, launch_up
 from . import lora_launches
 from .autocast import without_autocast
 from .lora_terms import LoraTerms
+from .plain_backward import recorded_gradients
 from .row_ranges import RangeGroup
 from .wide_product import wide_product
 
@@ -90,10 +91,7 @@ def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 def _differentiable(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     y, _, *parameters = ctx.saved_tensors
     _, plainly = ctx.how
-    needed = ctx.needs_input_grad[:5]
-    wanted = [t for t, is_one in zip((y, *parameters), needed, strict=True) if is_one]
-    found = iter(torch.autograd.grad(plainly(y), wanted, grad_output, create_graph=True))
-    return tuple(next(found) if is_one else None for is_one in needed)
+    return recorded_gradients(plainly(y), (y, *parameters), ctx.needs_input_grad[:5], grad_output)
 
 
 def is_on_card(y: Tensor, groups: tuple[RangeGroup, ...], rank: int) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...ops.sparse_norm_grad import launch_sparse_norm_grad
 from .attach import AttachDelta
 from .autocast import without_autocast
+from .plain_backward import recorded_gradients
 
 _layer_norm_backward: Any = torch.ops.aten.native_layer_norm_backward.default
 
@@ -104,7 +105,4 @@ def _differentiable(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         for tensor, delta, index in zip(affine, ctx.deltas, indices, strict=True)
     )
     y = F.layer_norm(x, call.shape, weight, bias, call.eps)
-    needed = _needed(ctx)
-    wanted = [tensor for tensor, is_one in zip((x, *ctx.deltas), needed, strict=True) if is_one]
-    found = iter(torch.autograd.grad(y, wanted, grad_output, create_graph=True))
-    return tuple(next(found) if is_one else None for is_one in needed)
+    return recorded_gradients(y, (x, *ctx.deltas), _needed(ctx), grad_output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,22 @@ def plain_backward(backward: Backward) -> Backward:
         return backward(ctx, grad)
 
     return wrapper
+
+
+def recorded_gradients(
+    output: Tensor, inputs: Iterable[Tensor | None], needed: Sequence[bool], grad_output: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients by torch's own backward, which can be differentiated; None where none is needed.
+
+    Args:
+        output: computed by torch's calls.
+        inputs: of it.
+        needed: of which a gradient is.
+        grad_output: of the output.
+    """
+    wanted = [tensor for tensor, is_one in zip(inputs, needed, strict=True) if is_one]
+    found = iter(torch.autograd.grad(output, wanted, grad_output, create_graph=True))  # type: ignore[arg-type]
+    return tuple(next(found) if is_one else None for is_one in needed)
 
 
 def _guarded(backward: Backward, ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:

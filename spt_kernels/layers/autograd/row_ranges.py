@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -82,6 +83,12 @@ def groups_of(ranges: Ranges) -> tuple[RangeGroup, ...]:
     if len(widths) == 1 and len(steps) <= 1:
         return (_grouped(ranges, *steps),)
     return tuple(_grouped((one,)) for one in ranges)
+
+
+@functools.lru_cache
+def groups_on(rank: int, rows: tuple[tuple[int, int], ...]) -> tuple[RangeGroup, ...]:
+    """`groups_of` what `ranges_of` gives, which is the same in every step."""
+    return groups_of(ranges_of(rank, rows))
 
 
 def _grouped(ranges: Ranges, step: int = 0) -> RangeGroup:
