@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from spt_kernels.kernels.gradient_cost import RATES, Rates, Way
-from spt_kernels.kernels.tile_plan import TilePlan
+from spt_kernels.gradient_ways.gradient_cost import RATES, Rates, Way
+from spt_kernels.gradient_ways.tile_plan import TilePlan
 
 from .cards import CARDS, Card
 
@@ -47,7 +47,7 @@ class Gradient:
 
 
 def rates_of(card: Card, *, is_fp32: bool) -> Rates:
-    """The rates that `spt_kernels.kernels.gradient_cost` ships for a card that was not measured.
+    """The rates that `spt_kernels.gradient_ways.gradient_cost` has of a card that was not measured.
 
     What the card's figures give, each in the proportion in which an H100's measured rate departs
     from what its own figures give.

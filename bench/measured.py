@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from spt_kernels.kernels.gradient_cost import Way
+from spt_kernels.gradient_ways.gradient_cost import Way
 
 SOURCE = (
     "one NVIDIA H100 80GB HBM3, driver 580, torch 2.11.0+cu130, Triton 3.6.0, 2026-11-28, "

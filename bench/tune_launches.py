@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from spt_kernels.costs.way_times import draw_mask
+from spt_kernels.gradient_ways.tile_plan import plan_tiles
 from spt_kernels.kernels import sampled_tiles, squared_grad
 from spt_kernels.kernels import sparse_weight_grad as gradient_kernels
 from spt_kernels.kernels.card import Launch, capability_of
 from spt_kernels.kernels.prepared_launch import PreparedLaunches
 from spt_kernels.kernels.sampled_tiles import by_tiles
-from spt_kernels.kernels.tile_plan import plan_tiles
 
 Measure = Callable[[Callable[[], object]], float]  # a call -> its median in microseconds
 

@@ -35,8 +35,9 @@ BESIDES = {
     "distributed": {"errors"},
     "native": {"_native"},
     "reference": set(),
-    "kernels": set(),
-    "ops": {"distributed", "errors", "reference", "kernels", "native"},
+    "gradient_ways": set(),
+    "kernels": {"gradient_ways"},
+    "ops": {"distributed", "errors", "reference", "gradient_ways", "kernels", "native"},
     "environment": {"native"},
     "__main__": {"cli"},
 }

@@ -48,7 +48,11 @@ def test_what_is_imported_first_or_absent_makes_no_difference() -> None:
         "import sys; sys.modules[{!r}] = None\n"
         "import spt_kernels as spt\n"
         "assert spt.ops.top_tau([torch.tensor([1.0, 3.0, 2.0])], 2)[0].tolist() == [1, 2]\n"
-        "assert 'absent' in str(spt.backends())"
+        "assert 'absent' in str(spt.backends())\n"
+        "model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))\n"
+        "scores = {{'0.weight': torch.arange(16.0).view(4, 4)}}\n"
+        "plan = spt.allocate(spt.Sensitivity.from_tensors(scores, num_samples=1), budget=3)\n"
+        "assert spt.estimate_memory(model, (2, 4), plan=plan).peak_bytes"
     )
     run_each(*each, *(without.format(absent) for absent in ("triton", "spt_kernels._native")))
 

@@ -12,7 +12,7 @@ from .written import check_folder
 if TYPE_CHECKING:
     from ..costs.rate_fit import FittedRates
     from ..costs.way_times import WayTimes
-    from ..kernels.gradient_cost import CardRates
+    from ..gradient_ways.gradient_cost import CardRates
 
 
 def tune(terminal: Terminal, device: str) -> int:
@@ -33,8 +33,8 @@ def tune(terminal: Terminal, device: str) -> int:
     from ..costs.rate_fit import fit_rates
     from ..costs.rate_store import store_of_user, store_rates
     from ..costs.way_times import N_CASES, time_tf32, time_ways
+    from ..gradient_ways.gradient_cost import RATES
     from ..kernels.card import capability_of
-    from ..kernels.gradient_cost import RATES
 
     path, machine = store_of_user(), describe(card)
     check_folder("rates", path.parent)

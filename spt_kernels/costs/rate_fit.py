@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..kernels.gradient_cost import CardRates, Rates, Way, Work, cheapest_way
+from ..gradient_ways.gradient_cost import CardRates, Rates, Way, Work, cheapest_way
 from .way_times import WayTimes
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.atomic import write_atomically
-from ..kernels.gradient_cost import CardRates
+from ..gradient_ways.gradient_cost import CardRates
 from ..kernels.stored_rates import FORMAT, VARIABLE, rates_file, read_rates
 
 

@@ -10,10 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..kernels.gradient_cost import Way, Work
+from ..gradient_ways.gradient_cost import Way, Work
+from ..gradient_ways.tile_plan import plan_tiles
 from ..kernels.sampled_tiles import by_tiles
 from ..kernels.sparse_weight_grad import by_dense, by_vectors
-from ..kernels.tile_plan import plan_tiles
 
 Clock = Callable[[Callable[[], object]], float]  # a call -> what its kernels take, in microseconds
 

@@ -7,10 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..gradient_ways.tile_plan import STRIP_HEIGHT, TilePlan
 from .card import INTERPRETED, Launch, capability_of
 from .prepared_launch import PreparedLaunches, alignment
 from .take import take_channels
-from .tile_plan import STRIP_HEIGHT, TilePlan
 from .token_split import split_tokens
 from .transpose import transposed
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name

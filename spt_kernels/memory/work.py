@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
-from ..kernels.gradient_cost import RATES
-from ..kernels.gradient_cost import Work as GradientWork
+from ..gradient_ways.gradient_cost import RATES
+from ..gradient_ways.gradient_cost import Work as GradientWork
 from .call_mode import CallMode
 
 _aten: Any = torch.ops.aten

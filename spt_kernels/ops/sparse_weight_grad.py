@@ -15,7 +15,7 @@ from ..reference import sparse_weight_grad as reference
 from .launching import on_card, register
 
 if TYPE_CHECKING:
-    from ..kernels.tile_plan import TilePlan
+    from ..gradient_ways.tile_plan import TilePlan
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -134,7 +134,7 @@ class SparsePattern:
     @functools.cached_property
     def _tile_plan(self) -> TilePlan | None:
         """The plan as one object, which remembers what was chosen by it."""
-        from ..kernels.tile_plan import TilePlan
+        from ..gradient_ways.tile_plan import TilePlan
 
         return TilePlan(self._block, *self._plan) if self._plan else None
 
@@ -149,7 +149,8 @@ class SparsePattern:
             return cls(index, out_features, in_features, rows, columns, (begin,), n_cells)
         if index.device.type != "cuda" or len(index) == 0:
             return cls(index, out_features, in_features, rows, columns)
-        from ..kernels.tile_plan import plan_tiles
+        from .. import kernels  # noqa: F401 -- without Triton refuses here, not in the backward
+        from ..gradient_ways.tile_plan import plan_tiles
 
         plan = plan_tiles(index, out_features, in_features)
         tensors = (plan.tiles, plan.order, plan.places, plan.rows, plan.columns)
@@ -343,7 +344,7 @@ def _whole_rows(matrix: Tensor) -> Tensor:
 def _cuda(
     grad_output: Tensor, input: Tensor, index: Tensor, plan: Sequence[Tensor], block: int
 ) -> Tensor:
-    from ..kernels.tile_plan import TilePlan
+    from ..gradient_ways.tile_plan import TilePlan
 
     tile_plan = TilePlan(block, *plan) if plan else None
     return _launch_on_card(grad_output, input, index, tile_plan)

@@ -51,7 +51,7 @@ def test_tune_shows_and_stores_what_was_fitted(
 ) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     from spt_kernels.costs import way_times
-    from spt_kernels.kernels.gradient_cost import RATES
+    from spt_kernels.gradient_ways.gradient_cost import RATES
     from spt_kernels.kernels.stored_rates import VARIABLE, rates_on, read_rates
     from tests.costs.planted import CPU, TOKENS, planted_clock
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from spt_kernels.costs import way_times
-from spt_kernels.kernels.gradient_cost import RATES, CardRates
+from spt_kernels.gradient_ways.gradient_cost import RATES, CardRates
 
 CPU = torch.device("cpu")
 TOKENS = 3

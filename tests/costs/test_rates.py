@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from spt_kernels.costs.rate_fit import FittedRates, fit_rates
 from spt_kernels.costs.way_times import N_CASES, WayTimes, time_tf32, time_ways
-from spt_kernels.kernels.gradient_cost import CardRates
+from spt_kernels.gradient_ways.gradient_cost import CardRates
 
 from .planted import CPU, PLANTED, TOKENS, planted_clock
 

@@ -17,7 +17,7 @@ from bench.gradient_model import H100, staged_values, transposed_values, ways_us
 from bench.machine_code import MachineCode
 from bench.measured import H100_KERNELS, H100_STEPS
 from bench.roofline_gpu import fc1, kernels, taken_way
-from spt_kernels.kernels.gradient_cost import Way
+from spt_kernels.gradient_ways.gradient_cost import Way
 
 
 def test_nothing_is_expected_below_its_floor() -> None:

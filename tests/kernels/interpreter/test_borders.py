@@ -12,13 +12,13 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from spt_kernels.gradient_ways import tile_plan
 from spt_kernels.kernels import (
     rebuild_input,
     sampled_tiles,
     sparse_weight_grad,
     squared_grad,
     squared_vector_grad,
-    tile_plan,
     top_tau,
     transpose,
     write_delta,

@@ -11,9 +11,9 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from spt_kernels.gradient_ways.gradient_cost import Way
+from spt_kernels.gradient_ways.tile_plan import plan_tiles
 from spt_kernels.kernels import fingerprint, sparse_weight_grad, squared_grad, top_tau, write_delta
-from spt_kernels.kernels.gradient_cost import Way
-from spt_kernels.kernels.tile_plan import plan_tiles
 from tests.card.pretend import pretended_card
 from tests.optim.runs import Run, assert_close
 

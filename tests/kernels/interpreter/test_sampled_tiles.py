@@ -9,10 +9,10 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from spt_kernels.gradient_ways.tile_plan import TilePlan, _plan_squares
 from spt_kernels.kernels import sampled_tiles
 from spt_kernels.kernels.prepared_launch import PreparedLaunches
 from spt_kernels.kernels.sampled_tiles import LAUNCHES, by_tiles
-from spt_kernels.kernels.tile_plan import TilePlan, _plan_squares
 
 from .entries import (
     DTYPES,

@@ -9,9 +9,9 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from spt_kernels.gradient_ways.gradient_cost import Way
+from spt_kernels.gradient_ways.tile_plan import plan_tiles
 from spt_kernels.kernels import sparse_weight_grad as kernels
-from spt_kernels.kernels.gradient_cost import Way
-from spt_kernels.kernels.tile_plan import plan_tiles
 
 from .entries import (
     DTYPES,

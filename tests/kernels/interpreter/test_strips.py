@@ -10,9 +10,10 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from spt_kernels.kernels import sampled_tiles, tile_plan
+from spt_kernels.gradient_ways import tile_plan
+from spt_kernels.gradient_ways.tile_plan import TilePlan, plan_tiles
+from spt_kernels.kernels import sampled_tiles
 from spt_kernels.kernels.sampled_tiles import LAUNCHES, by_tiles
-from spt_kernels.kernels.tile_plan import TilePlan, plan_tiles
 
 from .entries import (
     DTYPES,

@@ -18,10 +18,10 @@ from bench.cards import CARDS, Card
 from bench.gradient_model import rates_of
 from bench.measured import H100_WAYS, MeasuredWays
 from spt_kernels.costs.way_times import draw_mask
+from spt_kernels.gradient_ways.gradient_cost import RATES, RATES_BY_NAME, Way, Work, cheapest_way
+from spt_kernels.gradient_ways.tile_plan import plan_tiles
 from spt_kernels.kernels import sparse_weight_grad
 from spt_kernels.kernels.card import Launch, capability_of
-from spt_kernels.kernels.gradient_cost import RATES, RATES_BY_NAME, Way, Work, cheapest_way
-from spt_kernels.kernels.tile_plan import plan_tiles
 from spt_kernels.kernels.token_split import split_tokens
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"

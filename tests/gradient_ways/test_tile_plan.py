@@ -6,10 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("triton", reason="Triton is not installed")
-
-from spt_kernels.kernels import tile_plan
-from spt_kernels.kernels.tile_plan import TilePlan, plan_tiles
+from spt_kernels.gradient_ways import tile_plan
+from spt_kernels.gradient_ways.tile_plan import TilePlan, plan_tiles
 
 
 def some(n_rows: int, n_columns: int, share: float, shape: tuple[int, int]) -> Tensor:
