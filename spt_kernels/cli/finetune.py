@@ -92,6 +92,10 @@ def run(
         float, described(_RUN, "--checkpoint-every SECONDS", "At an epoch's end [60].")
     ] = 60.0,
     tensorboard: Annotated[bool, TENSORBOARD] = False,
+    deterministic: Annotated[
+        bool,
+        described(_RUN, "--deterministic", "The same bits each time on a card too, or an error."),
+    ] = False,
     *,
     machine: MachineOptions,
 ) -> None:
@@ -126,6 +130,7 @@ def run(
             workers=machine.workers,
             checkpoint_seconds=checkpoint_seconds,
             graph=running.graph,
+            deterministic=deterministic,
             progress=progress,
             tensorboard=tensorboard,
             group=processes.group,

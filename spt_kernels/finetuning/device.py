@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,10 @@ import numpy as np
 import torch
 
 _DETERMINISTIC: Any = torch.utils.deterministic  # has its flag by a dynamic module class
+
+# What torch says of an operation that it is told to refuse, and of cuBLAS where that came too early
+_HAS_NO_FIXED_ORDER = re.compile(r"(\S+) does not have a deterministic implementation")
+_CUBLAS_SETTING = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -66,11 +71,15 @@ def seed_share(seed: int, epoch: int, rank: int) -> None:
 
 
 @contextlib.contextmanager
-def reproducible() -> Iterator[None]:
+def reproducible(*, strictly: bool = False) -> Iterator[None]:
     """Let torch choose algorithms that give the same bits every time, and undo that afterwards.
 
-    Where it has none it goes on, and warns. So it does for attention on a card, whose kernels sum
-    in a fixed order only where torch is told to refuse whatever does not.
+    Args:
+        strictly: refuse an operation that has none, in place of a warning. Attention on a card has
+            one only then: else its kernels add up gradients in an order that is not fixed.
+
+    Raises:
+        ValueError: such an operation came, which is named; or cuBLAS was set up otherwise before.
     """
     before = (
         torch.are_deterministic_algorithms_enabled(),
@@ -78,14 +87,35 @@ def reproducible() -> Iterator[None]:
         torch.backends.cudnn.benchmark,
         _DETERMINISTIC.fill_uninitialized_memory,
     )
-    # cuBLAS reads it when first used in the process; torch warns by name if it came too late
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # cuBLAS reads it when first used in the process; torch tells by name if it came too late
+    os.environ.setdefault(_CUBLAS_SETTING, ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=not strictly)
     torch.backends.cudnn.benchmark = False
     _DETERMINISTIC.fill_uninitialized_memory = False
     try:
         yield
+    except RuntimeError as error:
+        refusal = _refusal(str(error)) if strictly else None
+        if refusal is None:
+            raise
+        raise ValueError(refusal) from error
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.backends.cudnn.benchmark = before[2]
         _DETERMINISTIC.fill_uninitialized_memory = before[3]
+
+
+def _refusal(message: str) -> str | None:
+    """What to say of a message of torch that is about that; None where it is not."""
+    found = _HAS_NO_FIXED_ORDER.search(message)
+    if found is not None:
+        return (
+            f"deterministic: torch has no deterministic implementation of {found[1]} here; "
+            "where this is not asked for, it only warns of that"
+        )
+    if _CUBLAS_SETTING in message:
+        return (
+            "deterministic: set CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment, for this "
+            "process has multiplied on the card before"
+        )
+    return None

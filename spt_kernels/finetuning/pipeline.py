@@ -56,6 +56,7 @@ def finetune(
     workers: int = 0,
     checkpoint_seconds: float = 60.0,
     graph: bool | None = None,
+    deterministic: bool = False,
     progress: Progress | None = None,
     on_epoch: Callable[[EpochFigures], object] | None = None,
     tensorboard: bool = False,
@@ -64,7 +65,8 @@ def finetune(
     """Run `job` and write all it makes into the folder `output`; return what `result.json` holds.
 
     A run that was killed, wherever that was, and is resumed gives the same task file, to the byte,
-    as one that was not, on the same machine with the same number of threads and the same `graph`.
+    as one that was not, on the same machine with the same number of threads and the same `graph`;
+    on a card with attention, where `deterministic`.
 
     The task file is of the last epoch, and the test images are looked at once, with that. Where an
     earlier epoch was better on the validation images, what it trained is in a file beside,
@@ -89,6 +91,8 @@ def finetune(
         workers: processes that decode images; 0 decodes in this one.
         checkpoint_seconds: least time between two checkpoints.
         graph: whether training steps run as CUDA graphs; `None` lets them on a card where they can.
+        deterministic: refuse operations that have no deterministic implementation, of which torch
+            only warns otherwise. Attention on a card has a slower one, which is taken only then.
         progress: told how far it is; what it is told is in `log.txt` as well.
         on_epoch: called with the figures of each epoch that this call trains, when it is over, for
             any tracker of experiments; of a group in the first process alone. What it raises ends
@@ -108,7 +112,8 @@ def finetune(
     graph = False if processes.size > 1 else graph
     log = Logged(progress if progress is not None and processes.is_first else Silent())
     clock = Clock()
-    with opened(processes, output, resume=resume, force=force) as folder, reproducible():
+    alike = reproducible(strictly=deterministic)
+    with opened(processes, output, resume=resume, force=force) as folder, alike:
         with folder.starting():
             start = processes.together(
                 lambda: _started(job, folder, resume, device, workers, graph, log, processes)

@@ -25,7 +25,7 @@ BATCH = 16
 
 @pytest.fixture(autouse=True)
 def same_bits() -> Iterator[None]:
-    with reproducible():
+    with reproducible(strictly=True):  # attention as well
         yield
 
 

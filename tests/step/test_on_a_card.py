@@ -27,7 +27,7 @@ def without_onednn() -> None:
 
 @pytest.fixture(autouse=True)
 def same_bits() -> Iterator[None]:
-    with reproducible():
+    with reproducible(strictly=True):  # attention as well
         yield
 
 
