@@ -13,6 +13,10 @@ from .autocast import is_any_autocast_on, without_autocast
 
 Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
 
+# Of `torch.autograd.grad`, whose vmap is another than that of `torch.func`
+_is_batch = torch._C._functorch.is_legacy_batchedtensor
+_MOST_LEVELS = 64  # that torch has
+
 
 def plain_backward(backward: Backward) -> Backward:
     """Run a backward of one output in its forward's dtypes, and fail if it is differentiated.
@@ -20,11 +24,14 @@ def plain_backward(backward: Backward) -> Backward:
     Autocast, under which some call `backward`, must not change dtypes a second time. Nothing is
     recorded; torch's `once_differentiable` says nothing when only the saved tensors, and not the
     gradient that came in, depend on what is differentiated: a gradient penalty would lose terms in
-    silence.
+    silence. Of many gradients in one (`is_grads_batched`), of which kernels know nothing, each is
+    taken by itself.
     """
 
     @functools.wraps(backward)
     def wrapper(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.compiler.is_compiling() and _is_batch(grad):
+            return _one_by_one(functools.partial(wrapper, ctx), grad)
         if torch.is_grad_enabled():  # unlike in an ordinary backward
             return _guarded(backward, ctx, grad)
         if is_any_autocast_on():
@@ -49,6 +56,30 @@ def recorded_gradients(
     wanted = [tensor for tensor, is_one in zip(inputs, needed, strict=True) if is_one]
     found = iter(torch.autograd.grad(output, wanted, grad_output, create_graph=True))  # type: ignore[arg-type]
     return tuple(next(found) if is_one else None for is_one in needed)
+
+
+def _one_by_one(
+    gradients_of: Callable[[Tensor], tuple[Tensor | None, ...]], batch: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of each of a batch that `torch.autograd.grad` looks at as one, as such."""
+    level = _level_of(batch)
+    grads = torch._remove_batch_dim(batch, level, 0, 0)  # [batch, ...]; it has its own size
+    found = zip(*map(gradients_of, grads), strict=True)
+    return tuple(
+        None if each[0] is None else torch._add_batch_dim(torch.stack(each), 0, level)
+        for each in found
+    )
+
+
+def _level_of(batch: Tensor) -> int:
+    """Which vmap made it; torch counts them in the thread of the call, a card's runs in another."""
+    for level in range(1, _MOST_LEVELS + 1):
+        if not _is_batch(torch._remove_batch_dim(batch, level, 0, 0)):
+            return level
+    raise NotImplementedError(
+        "batches of gradients within one another reach a layer tuned or approximated by "
+        "spt_kernels: call torch.autograd.grad without is_grads_batched in one of them"
+    )
 
 
 def _guarded(backward: Backward, ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
