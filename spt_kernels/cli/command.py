@@ -20,6 +20,8 @@ from .terminal import Terminal
 
 _CALLED = {"save_to": "save_predictions"}  # what functions call an option otherwise
 _WIDEST = 100  # columns of help; lines that are longer are hard to read
+_MARGINS = 2  # columns beside it
+_CONTINUED = 6  # spaces before what goes on in another line of an example
 
 
 class _Help:
@@ -38,6 +40,7 @@ class _Help:
         return given
 
     panel_of_help: str | None = None
+    help: str | None
 
     def format_help(self, context: Any, formatter: Any) -> None:
         """Show it, no wider than one likes to read, every paragraph filled anew, nothing cut."""
@@ -45,9 +48,14 @@ class _Help:
 
         from .layout import Folded
 
-        rich_utils.MAX_WIDTH = min(shutil.get_terminal_size().columns, _WIDEST)
+        width = min(shutil.get_terminal_size().columns, _WIDEST)
+        rich_utils.MAX_WIDTH = width
         rich_utils.Table = Folded  # type: ignore[misc]
-        super().format_help(context, formatter)  # type: ignore[misc]
+        written, self.help = self.help, broken(self.help or "", width - _MARGINS)
+        try:
+            super().format_help(context, formatter)  # type: ignore[misc]
+        finally:
+            self.help = written
 
 
 class Command(_Help, TyperCommand):
@@ -171,3 +179,25 @@ def named_of(context: typer.Context, names: Iterable[str]) -> list[str]:
     """Those of the parameters called `names` that stand on the command line."""
     source = context.get_parameter_source
     return [name for name in names if getattr(source(name), "name", "") == "COMMANDLINE"]
+
+
+def broken(text: str, width: int) -> str:
+    """Examples in lines that are not wider than that, as a shell goes on with them."""
+    return "\n".join(
+        part
+        for line in text.split("\n")
+        for part in (_parts(line, width) if line.startswith(" ") else [line])
+    )
+
+
+def _parts(line: str, width: int) -> list[str]:
+    """One line of an example in several, each but the last with a backslash at its end."""
+    line, goes_on = line.removesuffix(" \\"), line.endswith(" \\")
+    parts = []
+    while len(line) > width - 2 * goes_on:
+        end = line.rfind(" ", len(line) - len(line.lstrip()), width - 1)
+        if end < 0:  # a word that is wider
+            break
+        parts.append(line[:end])
+        line = " " * _CONTINUED + line[end + 1 :]
+    return [f"{part} \\" for part in parts] + [f"{line} \\" if goes_on else line]

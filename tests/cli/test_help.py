@@ -38,6 +38,27 @@ def test_a_narrow_terminal_cuts_nothing(
     assert dots == [dots[-1]] * 3
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_may_be_copied_from_a_narrow_terminal(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = []
+    for columns in ("60", "80", "300"):
+        monkeypatch.setenv("COLUMNS", columns)
+        examples.append(examples_in(output_of([name, "--help"], capsys)))
+    assert any(line.startswith("spt-kernels") for line in examples[-1])
+    assert examples == [examples[-1]] * 3
+
+
+def examples_in(text: str) -> list[str]:
+    """What a shell gets of the indented lines of a help, and of those that they go on in."""
+    lines = [line.rstrip() for line in text.partition("╭")[0].splitlines()]
+    below_usage = lines[lines.index("", 1) :]
+    shown = [line for line in below_usage if line.startswith("   ")]
+    joined = "\n".join(shown).replace("\\\n", " ")
+    return [" ".join(line.split()) for line in joined.splitlines()]
+
+
 @pytest.mark.parametrize(
     ("name", "unread"),
     [
