@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import needed
 from .atomic import write_atomically
+from .fonts import fonts_with
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +62,8 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 def save_picture(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a picture, whole or not at all; the same figure gives the same bytes.
 
-    Letters that no font at hand has are boxes in it, which is said once.
+    Letters that its font lacks, such as Chinese ones, are of another that this machine has; those
+    that no font has are boxes in it, which is said once.
 
     Args:
         figure: what to write.
@@ -72,23 +74,36 @@ def save_picture(figure: Figure, path: str | os.PathLike[str]) -> None:
         OSError: it cannot be written.
     """
     kind = kind_of_picture(path)
+    from matplotlib.text import Text
+
+    data, boxes = _drawn(figure, kind)
+    fonts = fonts_with(boxes)
+    if fonts:
+        for text in figure.findobj(Text):
+            text.set_fontfamily([*text.get_fontfamily(), *fonts])  # type: ignore[attr-defined]
+        data, boxes = _drawn(figure, kind)
+    if boxes:
+        _logger.warning("%s: boxes stand for letters that no font has: %s", path, boxes)
+    write_atomically(path, data)
+
+
+def _drawn(figure: Figure, kind: str) -> tuple[bytes, str]:
+    """The bytes of a picture, and the letters in whose places it has boxes."""
     from matplotlib import rc_context
 
     data = io.BytesIO()
     with rc_context(_WRITING), warnings.catch_warnings(record=True) as seen:
         figure.savefig(data, format=kind, dpi=figure.dpi, metadata=_MOMENT[kind])
-    letters = ""
+    boxes = ""
     for warning in seen:
         glyph = re.match(r"Glyph (\d+) .*missing from font", str(warning.message))
         if glyph:
-            letters += chr(int(glyph[1]))
+            boxes += chr(int(glyph[1]))
         else:
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
-    if letters:
-        _logger.warning("%s: boxes stand for letters that no font has: %s", path, letters)
-    write_atomically(path, data.getvalue())
+    return data.getvalue(), boxes
 
 
 def kind_of_picture(path: str | os.PathLike[str]) -> str:

@@ -9,7 +9,10 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from spt_kernels.files import fonts
 from spt_kernels.files.picture import new_figure, save_picture
+
+OF_STIX = "\u1d84"  # which the font of our pictures lacks
 
 
 def drawn():
@@ -64,8 +67,12 @@ def test_what_cannot_be_written_leaves_what_was_there(
 
 
 def test_letters_that_no_font_has_are_told_in_one_line(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(fonts, "_letters_of_fonts", dict)
     figure = drawn()
     figure.suptitle("\u86d9, \u86d9 and \u732b")  # of a font that matplotlib does not bring
     save_picture(figure, tmp_path / "frog.png")
@@ -86,3 +93,42 @@ def test_no_other_code_writes_pictures() -> None:
     files = [path for folder in ("spt_kernels", "bench") for path in (root / folder).rglob("*.py")]
     by_itself = [path.name for path in files if ".savefig(" in path.read_text()]
     assert by_itself == ["picture.py"]
+
+
+def test_a_letter_is_of_the_font_that_has_it(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def saved(name: str) -> bytes:
+        figure = drawn()
+        figure.suptitle(f"{OF_STIX} and more")
+        save_picture(figure, tmp_path / name)
+        return (tmp_path / name).read_bytes()
+
+    with monkeypatch.context() as without:
+        without.setattr(fonts, "_letters_of_fonts", dict)
+        box = saved("box.png")
+    caplog.clear()
+    letter = saved("letter.png")
+    assert not caplog.messages
+    assert not recwarn.list
+    assert letter != box
+    assert saved("again.png") == letter
+
+
+def test_as_few_fonts_as_have_the_most_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    letters = {"Serif": "abc", "A Sans": "abc", "Other": "cd", "Small": "d", "None": "xyz"}
+    known = {name: frozenset(map(ord, has)) for name, has in letters.items()}
+    monkeypatch.setattr(fonts, "_letters_of_fonts", lambda: known)
+    assert fonts.fonts_with("abc") == ["A Sans"]
+    assert fonts.fonts_with("dabq") == ["A Sans", "Small"]
+    assert fonts.fonts_with("cd") == ["Other"]
+    assert fonts.fonts_with("qw") == []
+    assert fonts.fonts_with("") == []
+
+
+def test_the_fonts_of_this_machine_are_read() -> None:
+    (name,) = fonts.fonts_with(OF_STIX)
+    assert not name.startswith("Last Resort")
