@@ -57,6 +57,26 @@ def test_what_is_imported_first_or_absent_makes_no_difference() -> None:
     run_each(*each, *(without.format(absent) for absent in ("triton", "spt_kernels._native")))
 
 
+def test_a_compiled_module_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
+    """In one warning; then the package does without, as where there is none."""
+    broken = tmp_path / "_native.so"
+    broken.write_bytes(b"of another system")
+    run(
+        "import importlib.util, sys, warnings\n"
+        "class Broken:\n"
+        "    def find_spec(name, *_):\n"
+        "        if name == 'spt_kernels._native':\n"
+        f"            return importlib.util.spec_from_file_location(name, {str(broken)!r})\n"
+        "sys.meta_path.insert(0, Broken)\n"
+        "import torch, spt_kernels as spt\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    assert spt.ops.top_tau([torch.ones(2)], 1)[0].tolist() == [0]\n"
+        f"[warning] = [str(w.message) for w in seen if {str(broken)!r} in str(w.message)]\n"
+        "assert 'C++ module of spt_kernels cannot be loaded' in warning\n"
+        "assert 'reinstall' in str(spt.backends())\n"
+    )
+
+
 def test_unknown_name_is_an_attribute_error() -> None:
     run("import spt_kernels\ntry: spt_kernels.nonsense\nexcept AttributeError as e: print(e)")
 

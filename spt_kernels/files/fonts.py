@@ -15,7 +15,9 @@ def fonts_with(letters: Iterable[str]) -> list[str]:
     found: list[str] = []
     while missing:
         has = {name: len(missing & known) for name, known in _letters_of_fonts().items()}
-        best = max(has, key=lambda name: (has[name], "Sans" in name, name), default="")
+        best = max(
+            has, key=lambda name: (has[name], "Sans" in name, "Mono" not in name, name), default=""
+        )
         if not has.get(best):
             break
         found.append(best)

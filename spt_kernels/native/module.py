@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from types import ModuleType
 
 _native: ModuleType | None = None
 _import_error: ImportError | None = None
 try:
     _native = importlib.import_module("spt_kernels._native")
-except ImportError as error:  # installed without a compiler, which is allowed
+except ModuleNotFoundError as error:  # installed without a compiler, which is allowed
     _import_error = error
+except ImportError as error:  # built for another Python or another system
+    _import_error = error
+    warnings.warn(
+        f"the C++ module of spt_kernels cannot be loaded, and a CPU does without it, slowly: "
+        f"{error}; reinstall spt_kernels here, with a C++17 compiler",
+        RuntimeWarning,
+        stacklevel=1,
+    )
 
 # in the order of InstructionSet in csrc/instruction_set.h
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
