@@ -16,17 +16,21 @@ class Backends:
         native: `"available"` when the compiled C++ module for CPU tensors is there.
         triton: the version of Triton, which the kernels for CUDA tensors need.
         cuda: the name of the first CUDA device.
+        rebuilding: `"available"` where this torch lets a layer make its input again of what a GELU
+            or LayerNorm before it keeps; elsewhere it keeps that itself, and a step takes more
+            memory.
         missing: for each absent backend, one sentence that says why and what to do.
     """
 
     native: str | None
     triton: str | None
     cuda: str | None
+    rebuilding: str | None
     missing: dict[str, str]
 
     def __str__(self) -> str:
         rows = [("reference", "available")]
-        for name in ("native", "triton", "cuda"):
+        for name in ("native", "triton", "cuda", "rebuilding"):
             present = getattr(self, name)
             rows.append((name, present if present else f"absent: {self.missing[name]}"))
         return "\n".join(f"{name:<10} {state}" for name, state in rows)
@@ -37,6 +41,7 @@ def backends() -> Backends:
     import torch
 
     from . import native
+    from .layers.autograd.graph_nodes import tells_what_is_kept
 
     missing = {}
     if not native.available():
@@ -51,7 +56,14 @@ def backends() -> Backends:
         missing["cuda"] = "torch sees no CUDA device"
     else:
         cuda = torch.cuda.get_device_name(0)
-    return Backends("available" if native.available() else None, triton, cuda, missing)
+    is_told = tells_what_is_kept()
+    if not is_told:
+        missing["rebuilding"] = (
+            f"torch {torch.__version__} does not tell a layer what is kept before it (2.11 does): "
+            "steps take more memory"
+        )
+    states = ("available" if native.available() else None, triton, cuda)
+    return Backends(*states, "available" if is_told else None, missing)
 
 
 def _version_of_triton() -> str:

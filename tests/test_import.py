@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import operator
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import torch
 
 import spt_kernels as spt
+from spt_kernels.layers.autograd import graph_nodes
 
 
 def run(code: str) -> str:
@@ -99,6 +102,15 @@ def test_triton_may_have_been_installed_under_another_name(monkeypatch) -> None:
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     assert spt.backends().triton == triton.__version__
+
+
+def test_a_torch_that_tells_nothing_of_what_is_kept_is_named(monkeypatch) -> None:
+    """There inputs are kept, not made again: of 2.9 nodes say nothing of hooks."""
+    assert spt.backends().rebuilding == "available"
+    monkeypatch.setattr(graph_nodes, "hook_of", operator.attrgetter("is_not_there"))
+    found = spt.backends()
+    assert found.rebuilding is None
+    assert f"rebuilding absent: torch {torch.__version__} does not tell" in str(found)
 
 
 def test_matplotlib_is_imported_where_something_is_drawn() -> None:

@@ -88,6 +88,7 @@ def reproducible(*, strictly: bool = False) -> Iterator[None]:
         _DETERMINISTIC.fill_uninitialized_memory,
     )
     # cuBLAS reads it when first used in the process; torch tells by name if it came too late
+    is_set = _CUBLAS_SETTING in os.environ
     os.environ.setdefault(_CUBLAS_SETTING, ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=not strictly)
     torch.backends.cudnn.benchmark = False
@@ -100,6 +101,8 @@ def reproducible(*, strictly: bool = False) -> Iterator[None]:
             raise
         raise ValueError(refusal) from error
     finally:
+        if not is_set:
+            os.environ.pop(_CUBLAS_SETTING, None)
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.backends.cudnn.benchmark = before[2]
         _DETERMINISTIC.fill_uninitialized_memory = before[3]

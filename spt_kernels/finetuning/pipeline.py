@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -78,6 +79,8 @@ def finetune(
     that the result is that of one process, up to what sums in another order round and to which
     elements a dropout drops. A run goes on with any number of processes.
 
+    The random generators of Python, numpy and torch are seeded by the run, and stay so.
+
     Args:
         job: what to do.
         output: a folder, which must be empty or absent unless `resume` or `force`.
@@ -112,8 +115,11 @@ def finetune(
     graph = False if processes.size > 1 else graph
     log = Logged(progress if progress is not None and processes.is_first else Silent())
     clock = Clock()
-    alike = reproducible(strictly=deterministic)
-    with opened(processes, output, resume=resume, force=force) as folder, alike:
+    with (
+        opened(processes, output, resume=resume, force=force) as folder,
+        reproducible(strictly=deterministic),
+        contextlib.ExitStack() as closing,
+    ):
         with folder.starting():
             start = processes.together(
                 lambda: _started(job, folder, resume, device, workers, graph, log, processes)
@@ -152,11 +158,11 @@ def finetune(
                 log.say(ready.line)
             events = None
             if tensorboard and processes.is_first:
-                events = EventFiles(folder.events, run.config)
+                events = closing.enter_context(EventFiles(folder.events, run.config))
             history, best = _train(run, images, ready, graph, on_epoch, events)
         result = _finish(run, ready, history, best)
         if events is not None:
-            events.close(history[-1].epoch, {"accuracy/test": result["test_accuracy"]})
+            events.finish(history[-1].epoch, {"accuracy/test": result["test_accuracy"]})
         return result
 
 

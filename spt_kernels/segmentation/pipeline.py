@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from ..finetuning.run.facts import machine_of, measured_bytes
 from ..finetuning.run.run import Clock, Run, check_weights_stay, finished_in, spent_in
 from ..finetuning.run.same_inputs import check_as_begun
 from ..finetuning.training.best import BestSoFar, save_best
+from ..finetuning.training.loop import median_step_ms
 from ..finetuning.training.run_step import wants_graph
 from ..methods import Method, make_plan, tune
 from ..methods.tunable import Tunable
@@ -109,7 +111,7 @@ def segment(
     log = Logged(progress or Silent())
     clock = Clock()
     folder = RunFolder.open(output, resume=resume, force=force)
-    with reproducible():
+    with reproducible(), contextlib.ExitStack() as closing:
         with folder.starting():
             check_weights_stay(folder, job.model.weights)
             job, plan, given = settled(job, folder, resume=resume)
@@ -136,11 +138,13 @@ def segment(
                 blocks_by(setting.base.model, job.recipe.recompute)  # likewise
             run = Run(setting, config, folder, clock, log, checkpoint_seconds)
             ready = _made_ready(run, plan, given)
-            events = EventFiles(folder.events, run.config) if tensorboard else None
+            events = None
+            if tensorboard:
+                events = closing.enter_context(EventFiles(folder.events, run.config))
             history, best = _train(run, ready.tunable, graph, report_every, on_report, events)
         result = _finish(run, ready, history, best, multi_scale, save_predictions)
         if events is not None:
-            events.close(history[-1].iteration, {"mIoU/test": result["miou"]})
+            events.finish(history[-1].iteration, {"mIoU/test": result["miou"]})
         return result
 
 
@@ -252,7 +256,7 @@ def _finish(
         "recompute": job.recipe.recompute,
         "file": folder[tunable.file].name,
         "task_bytes": size,
-        "step_ms": sorted(row.step_ms for row in history)[len(history) // 2],
+        "step_ms": median_step_ms(history),
         "seconds": round(run.clock(), 1),
         "accounted_peak_bytes": ready.accounted_bytes,
         "measured_peak_bytes": measured_bytes(setting.device),

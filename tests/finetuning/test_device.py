@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from tests.methods import every
 
 from .undrawn import draw_nothing
 
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+
 
 def put_somewhere(tensor: Tensor) -> Tensor:
     """The same values, by an operation that torch has no deterministic implementation of."""
@@ -32,13 +35,21 @@ def flags() -> tuple[bool, bool]:
     )
 
 
+@pytest.mark.parametrize("setting", [None, ":16:8"])
 @pytest.mark.parametrize("strictly", [False, True])
-def test_flags_are_as_before(strictly: bool) -> None:
+def test_flags_and_the_environment_are_as_before(
+    strictly: bool, setting: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(CUBLAS, raising=False)
+    if setting is not None:
+        monkeypatch.setenv(CUBLAS, setting)
     before = flags()
     with contextlib.suppress(KeyError), reproducible(strictly=strictly):
         assert flags() == (True, not strictly)
+        assert os.environ[CUBLAS] == (setting or ":4096:8")
         raise KeyError
     assert flags() == before
+    assert os.environ.get(CUBLAS) == setting
 
 
 def test_what_has_no_fixed_order_is_named_or_warned_of() -> None:

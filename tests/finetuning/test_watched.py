@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import pytest
 
@@ -134,6 +136,53 @@ def test_what_tensorboard_reads_is_what_was_written_down(
     assert test.value == pytest.approx(result["test_accuracy"])
     finetune(job, folder, force=True)
     assert not (folder / "tensorboard").exists()  # another run's
+
+
+class Writer:
+    """Stands for the one of TensorBoard, and knows whether it was closed."""
+
+    made: ClassVar[list[Writer]] = []
+
+    def __init__(self, folder: str) -> None:
+        self.is_closed = False
+        self.made.append(self)
+
+    def add_scalar(self, name: str, value: float, at: int) -> None:
+        assert not self.is_closed
+
+    def add_text(self, name: str, text: str) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_files_of_tensorboard_are_closed_however_a_run_ends(
+    is_stopped: bool,
+    tmp_path: Path,
+    task: ImageSource,
+    base: ModelSource,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Writer, "made", [])
+    monkeypatch.setitem(sys.modules, "tensorboard", ModuleType("tensorboard"))
+    module = ModuleType("torch.utils.tensorboard")
+    monkeypatch.setattr(module, "SummaryWriter", Writer, raising=False)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+
+    def stop(figures: Any) -> None:
+        if is_stopped and figures.epoch == 2:
+            raise KeyboardInterrupt
+
+    job = job_of(task, base, Recipe(epochs=3, batch_size=8))
+    with pytest.raises(KeyboardInterrupt) if is_stopped else contextlib.nullcontext():
+        finetune(job, tmp_path / "run", tensorboard=True, on_epoch=stop)
+    [writer] = Writer.made
+    assert writer.is_closed
 
 
 def test_what_cannot_be_watched_is_refused(

@@ -23,7 +23,7 @@ class Figures(Protocol):
 
 
 class EventFiles:
-    """Writes a scalar for each figure of a run into a folder of their own.
+    """Writes a scalar for each figure of a run into a folder of their own; closed as a context.
 
     A run that goes on writes the figures before it again, in place of the old files: none
     is there twice, and the time that a run was stopped for does not show.
@@ -46,10 +46,17 @@ class EventFiles:
         self._written = len(history)
         self._open().flush()
 
-    def close(self, at: int, scores: Mapping[str, float | None]) -> None:
+    def finish(self, at: int, scores: Mapping[str, float | None]) -> None:
         """Add what the test images say, if there are any."""
         self._add(scores, at)
-        self._open().close()
+        self._open().flush()
+
+    def __enter__(self) -> EventFiles:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
     def _add(self, scalars: Mapping[str, float | None], at: int) -> None:
         writer = self._open()

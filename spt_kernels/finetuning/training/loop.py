@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import torch
 from torch import nn
@@ -215,8 +215,16 @@ def _line(figures: EpochFigures, epochs: int, seconds: float) -> str:
     return " · ".join([*parts, f"lr {figures.lr:.2e}", f"{seconds:.1f} s"])
 
 
-def median_step_ms(history: list[EpochFigures]) -> float:
-    """Median over the epochs, the first one (which warms up) left out where there are others."""
+class Timed(Protocol):
+    """Figures of a part of a training."""
+
+    @property
+    def step_ms(self) -> float:
+        """Milliseconds of one of its steps."""
+
+
+def median_step_ms(history: Sequence[Timed]) -> float:
+    """Median over its parts, the first one (which warms up) left out where there are others."""
     times = sorted(row.step_ms for row in (history[1:] or history))
     return times[len(times) // 2]
 

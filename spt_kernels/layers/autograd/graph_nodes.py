@@ -36,6 +36,13 @@ hook_of = attrgetter("unpack_hook")
 UNREADABLE = (RuntimeError, AttributeError)
 
 
+def tells_what_is_kept() -> bool:
+    """Whether this torch lets a layer see what a GELU before it keeps, without side effects."""
+    with torch.enable_grad():
+        node = torch.nn.functional.gelu(torch.ones(1, requires_grad=True)).grad_fn
+    return Kept("self").is_readable(node)
+
+
 class Kept:
     """One of the things that nodes of a type keep, by its name without prefix."""
 
