@@ -35,7 +35,7 @@ from .per_sample.batches import Samples
 from .per_sample.counted import on_first_counted
 from .per_sample.last import last_before_loss
 from .per_sample.losses import LossFunction, PerSampleLoss
-from .per_sample.measurement import forked_random_state, logger, measure
+from .per_sample.measurement import logger, measure
 from .per_sample.own_loss import loss_of_batches
 from .per_sample.progress import reporting
 from .per_sample.restoration import borrowed, frozen
@@ -240,10 +240,9 @@ def _found_head(
     model: nn.Module, loss: PerSampleLoss, samples: Samples, include: Iterable[str]
 ) -> tuple[str, ...]:
     """The parameters that come last before the loss, if there is more to the model than these."""
-    with forked_random_state(model.parameters()):
-        last = on_first_counted(
-            model, loss, samples, lambda batch: last_before_loss(model, loss, batch)
-        )
+    last = on_first_counted(
+        model, loss, samples, lambda batch: last_before_loss(model, loss, batch)
+    )
     words = vocabulary_names(model)
     last = tuple(name for name in last if name not in words)
     others = set(possible_names(model, include, head=())).difference(last)

@@ -34,6 +34,30 @@ def batches_of(sizes: list[int], *, size: int = 16) -> list[tuple[Tensor, Tensor
     return list(zip(images.split(sizes), labels.split(sizes), strict=True))
 
 
+@pytest.mark.parametrize("n_without_label", [0, 1])
+def test_what_batches_draw_at_random_is_drawn_once(n_without_label: int) -> None:
+    """As augmentations are; also where the loss of the first batch depends on nothing."""
+    drawn: list[list[Tensor]] = []
+
+    def augmented():
+        for n, (images, labels) in enumerate(batches_of([2, 2, 2])):
+            noise = torch.randn_like(images)
+            drawn[-1].append(noise)
+            yield images + noise, torch.full_like(labels, -100) if n < n_without_label else labels
+
+    def loss_fn(scores: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(scores, labels)
+
+    model = tiny_vit()
+    for look in (lambda batches: measure(model, batches, loss_fn=loss_fn), list):
+        torch.manual_seed(0)
+        drawn.append([])
+        look(augmented())
+    measured, alone = drawn
+    assert len(measured) == 3
+    assert all(map(torch.equal, measured, alone))
+
+
 class Twice(nn.Module):
     """A Linear and a norm used twice, at different widths of tokens, and a weight shared by two."""
 

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from .batches import Batch, Samples, two_samples
 from .losses import PerSampleLoss
+from .random_state import forked_random_state
 
 T = TypeVar("T")
 
@@ -23,7 +24,8 @@ def on_first_counted(
 ) -> T:
     """What `attempt` makes of the first batch in which some samples count.
 
-    That batch comes again from `samples`, without those that do not.
+    That batch comes again from `samples`, without those that do not. What the model draws at random
+    is drawn again then; what drawing samples does, as their augmentation, is not.
 
     Args:
         model: frozen.
@@ -36,9 +38,11 @@ def on_first_counted(
     """
     passed_over, index, is_undefined = 0, 0, False
     for batch in samples:
-        made = attempt(batch)
+        with forked_random_state(model.parameters()):
+            made = attempt(batch)
+            if made is None:
+                counting, is_undefined = _counting(model, loss, batch)
         if made is None:
-            counting, is_undefined = _counting(model, loss, batch)
             samples.give_back(batch.size - len(counting))
             if not counting:
                 passed_over, index = passed_over + batch.size, batch.index
@@ -46,7 +50,8 @@ def on_first_counted(
                     break
                 continue
             batch = batch.keep(counting)
-            made = attempt(batch)
+            with forked_random_state(model.parameters()):
+                made = attempt(batch)
             if made is None:
                 raise _independent(loss, "any parameter that is measured")
         samples.put_back(batch)

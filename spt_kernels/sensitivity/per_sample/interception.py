@@ -71,6 +71,17 @@ class Arrival(NamedTuple):
         return factors if piece.stop is None else factors.among(slice(piece.start, piece.stop))
 
 
+class _Watch(NamedTuple):
+    """What `Interception.watching` was told, for as long as it watches."""
+
+    samples: int
+    receive: Callable[[Arrival], None]
+    on_use: Callable[[Tensor], None] | None
+    derived: Collection[str]
+    selections: Selections | None
+    replaced: Mapping[int, Tensor]  # id of a parameter -> what to compute with
+
+
 class Interception:
     """Puts an observer behind every recognized use of `parameters` while it watches them.
 
@@ -97,7 +108,7 @@ class Interception:
         self.used_without_grad = False
         self._task: int | None = None  # of autograd's engine, while `backward` runs
         self._parameters = parameters
-        self._is_watching = False
+        self._watch: _Watch | None = None
         self._watcher = Watcher(self.call)
         self._derivations = Derivations(parameters, constants, self._watcher.watch)
         self._productions = Productions()
@@ -127,58 +138,62 @@ class Interception:
         """
         replaced = replaced or {}
         watched = {name: self._parameters[name] for name in (*names, *replaced)}
-        self._samples, self._deliver, self._on_use = samples, receive, on_use
-        self._derived = self._parameters.keys() if derived is None else derived
-        self._selections = None if on_use is None else Selections(samples)
-        self._replaced = {id(watched[name]): by for name, by in replaced.items()}
+        selections = None if on_use is None else Selections(samples)
         with (
             self._watcher.watching(watched, self._note_out_of_sight),
             self._productions.noting(find=on_use is not None),
-            self._selections or contextlib.nullcontext(),
+            selections or contextlib.nullcontext(),
         ):
-            self._is_watching = True
+            self._watch = _Watch(
+                samples,
+                receive,
+                on_use,
+                self._parameters.keys() if derived is None else derived,
+                selections,
+                {id(watched[name]): by for name, by in replaced.items()},
+            )
             try:
                 yield
             finally:
-                self._is_watching = False
+                self._watch = None
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a call that was given a watched tensor, observed if need be."""
-        recognize = _RECOGNIZED.get(func)
-        if not self._is_watching or (recognize is None and call_name(func) in INERT_CALLS):
+        recognize, watch = _RECOGNIZED.get(func), self._watch
+        if watch is None or (recognize is None and call_name(func) in INERT_CALLS):
             return func(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             return attention(args, kwargs)
         found = watched_in(args, kwargs)
-        if self._on_use is not None:
+        if watch.on_use is not None:
             for value in found:
-                self._on_use(value)
-        if self._replaced:
-            args, kwargs = _replaced(args, self._replaced), _replaced(kwargs, self._replaced)
-            found = [value for value in found if id(value) not in self._replaced]
+                watch.on_use(value)
+        if watch.replaced:
+            args, kwargs = _replaced(args, watch.replaced), _replaced(kwargs, watch.replaced)
+            found = [value for value in found if id(value) not in watch.replaced]
         if not found:
             return func(*args, **kwargs)
         # as in `torch.vmap`: what rows are is lost; where they are chosen: it is another each time
         is_lost = torch._C._are_functorch_transforms_active()
-        if is_lost or (self._selections and self._selections.hold_any((*args, *kwargs.values()))):
+        if is_lost or (watch.selections and watch.selections.hold_any((*args, *kwargs.values()))):
             return self._give_up(found, _run_frozen(func, args, kwargs, found))
         if recognize is None:
             output = self._same_numbers(func, args, kwargs)
             if output is not None:
                 return output
         use = None if recognize else self._recognize(func, args, kwargs)
-        if self._may_derive(found):
-            in_every_batch = self._on_use is not None
+        if _may_derive(found, watch.derived):
+            in_every_batch = watch.on_use is not None
             if self._derivations.are_alone(
-                func, args, kwargs, found, self._samples, in_every_batch=in_every_batch
+                func, args, kwargs, found, watch.samples, in_every_batch=in_every_batch
             ):
                 made = self._derivations.run(func, args, kwargs)
                 if made is not NotImplemented:
                     return made
             elif recognize is None and use is None:
-                met = self._derivations.meetings(func, args, kwargs, self._samples)
+                met = self._derivations.meetings(func, args, kwargs, watch.samples)
                 if met is not None:
-                    return self._meet(func, args, kwargs, met)
+                    return self._meet(func, args, kwargs, met, watch)
         output = _run_frozen(func, args, kwargs, found)
         if recognize:
             use = recognize(*args, **kwargs)
@@ -192,13 +207,13 @@ class Interception:
         # the same tensor in two places, or in a place that is no role, is more than a role tells
         if len(found) != len(ids) or len(found) != len(roles):
             return self._give_up(found, output)
-        rows, samples = output.shape[0], self._samples
-        if rows % samples or use.input.shape[0] != rows:
+        rows = output.shape[0]
+        if rows % watch.samples or use.input.shape[0] != rows:
             return self._give_up(found, output)
         if not torch.is_grad_enabled():
             self.used_without_grad = True
             return output
-        observed = self._observe(use, roles, output)
+        observed = self._observe(use, roles, output, watch)
         if recognize is not None:
             self._productions.note(func, args, kwargs, observed)
         return observed
@@ -223,12 +238,13 @@ class Interception:
         self._note_arrival()
         self.unrecognized.add(name)
 
-    def _receive(self, arrival: Arrival) -> None:
-        self._note_arrival()
-        self._deliver(arrival)
+    def _observe(self, use: Use, roles: list[Role], output: Tensor, watch: _Watch) -> Tensor:
+        samples = watch.samples
 
-    def _observe(self, use: Use, roles: list[Role], output: Tensor) -> Tensor:
-        samples, receive = self._samples, self._receive
+        def receive(arrival: Arrival) -> None:
+            self._note_arrival()
+            watch.receive(arrival)
+
         parts: list[tuple[Piece, Role]] = []
         for role in roles:
             derivation = derivation_of(role.parameter)
@@ -252,20 +268,19 @@ class Interception:
 
         return _Observer.apply(self._anchor, output, arrive, kept, *statistics)
 
-    def _may_derive(self, found: list[Tensor]) -> bool:
-        return all(piece.name in self._derived for value in found for piece in pieces_of(value))
-
-    def _meet(self, func: Any, args: Any, kwargs: Any, meetings: list[Meeting]) -> Any:
+    def _meet(
+        self, func: Any, args: Any, kwargs: Any, meetings: list[Meeting], watch: _Watch
+    ) -> Any:
         """The result of a call in which what was made of parameters alone meets the samples."""
         if not torch.is_grad_enabled():
             self.used_without_grad = True
             return func(*args, **kwargs)
-        receive = self._receive
         observed: dict[int, Tensor] = {}
         for met in meetings:
 
             def arrive(grad: Tensor, met: Meeting = met) -> None:
-                receive(Arrival(met.parts(), met.samples, met.by_sample(grad), ()))
+                self._note_arrival()
+                watch.receive(Arrival(met.parts(), met.samples, met.by_sample(grad), ()))
 
             observed[id(met.value)] = _Observer.apply(self._anchor, met.expanded, arrive)
         return func(*_replaced(args, observed), **_replaced(kwargs, observed))
@@ -317,6 +332,10 @@ class Interception:
             for parameter in parameters:
                 self.unrecognized.update(piece.name for piece in pieces_of(parameter))
         return output
+
+
+def _may_derive(found: list[Tensor], derived: Collection[str]) -> bool:
+    return all(piece.name in derived for value in found for piece in pieces_of(value))
 
 
 def _has_gradients(value: Tensor) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -49,97 +48,133 @@ def measure(
     Returns:
         Scores in fp32 by name, the number of samples, and how each parameter was measured.
     """
-    all_parameters = dict(model.named_parameters())
-    parameters = {name: all_parameters[name] for name in names}
-    scores: dict[str, Tensor] = {}
-    dtypes = _compute_dtypes(parameters)
-    loss_scale = _FP16_LOSS_SCALE if torch.float16 in dtypes else 1.0
-    tolerance = 0.1 if dtypes & set(_LOW_PRECISION) else 1e-3
-    interception = Interception(parameters, [*model.parameters(), *model.buffers()])
-    methods: Methods | None = None
+    measurement = _Measurement(model, loss, samples, names, tokens, layers)
     done = 0
-    reached: set[str] = set()
     for batch in samples:
-        if methods is None:
-            samples.put_back(batch)
-            with forked_random_state(parameters.values()):
-                methods = on_first_counted(
-                    model,
-                    loss,
-                    samples,
-                    lambda batch: probe(
-                        model,
-                        loss,
-                        batch,
-                        parameters,
-                        interception,
-                        tokens,
-                        layers,
-                        loss_scale,
-                        tolerance,
-                    ),
-                )
-            batch = next(samples)
-            _tell(methods, parameters)
-            # from here on: the probe has what the scores take to itself
-            scores |= {name: _zeros_like(parameter) for name, parameter in parameters.items()}
-            accumulator = Accumulator(scores, methods.n_uses, 1 / loss_scale)
-            one_by_one = {name: parameters[name] for name in methods.one_by_one}
-            sleepers = _Sleepers(methods.asleep, accumulator)
-        counted: int | None = None
-        if methods.n_uses or methods.expanded:
-            leaves = expand({name: parameters[name] for name in methods.expanded}, batch.size)
-            watched = [*methods.n_uses, *sleepers.names]
-            # as in the probe: what asks for a gradient is no constant, but a sample's own
-            needs_grad = methods.input_needs_grad or bool(methods.derived)
-            with interception.watching(
-                watched, batch.size, sleepers.receive, derived=methods.derived, replaced=leaves
-            ):
-                counted = _run(model, loss, batch, needs_grad, loss_scale)
-            woken = sleepers.woken(interception.unrecognized)
-            _check_uses(interception.unrecognized)
-            accumulator.finish_batch()
-            if woken:
-                # plain autograd takes over, from this batch on
-                one_by_one |= {name: parameters[name] for name in woken}
-                methods = methods.with_woken(woken)
-                _tell(methods, parameters)
-            for name, leaf in leaves.items():
-                if leaf.grad is not None:
-                    squares = (leaf.grad.float() / loss_scale).square_()
-                    scores[name] += squares.sum(0, keepdim=True)
-        if one_by_one:
-            alone = add_squared_gradients(
-                model,
-                loss,
-                batch,
-                one_by_one,
-                loss_scale,
-                methods.input_needs_grad,
-                scores,
-                reached,
-            )
-            counted = alone if counted is None else counted
-        assert counted is not None
+        counted = measurement.add(batch)
         samples.give_back(batch.size - counted)
         done += counted
         report(done)
-    assert methods is not None
-    late = set(methods.one_by_one) - reached
-    if late:  # as nobody could tell before the last sample
-        methods = methods.with_idle(late)
-        logger.warning(_idle_line(methods, parameters))
-    accumulator.finish()
-    check_finite(scores)
-    return scores, done, methods
+    return measurement.finish(), done, measurement.methods
 
 
-@contextlib.contextmanager
-def forked_random_state(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """What is drawn in a `with` block is drawn again after it."""
-    devices = sorted({p.device for p in parameters if p.is_cuda}, key=str)
-    with torch.random.fork_rng(devices=devices):
-        yield
+class _Measurement:
+    """Scores in the making: the first samples tell how each parameter is measured, all add to it.
+
+    Args:
+        model: as of `measure`, as are the others.
+        loss: of each sample.
+        samples: of which the first that count are looked at, and come again.
+        names: of the parameters.
+        tokens: those that all samples share.
+        layers: those of which to tell whether the model calls them.
+
+    Attributes:
+        methods: how each parameter is measured, as far as the samples up to now tell.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: PerSampleLoss,
+        samples: Samples,
+        names: list[str],
+        tokens: tuple[str, ...],
+        layers: Iterable[nn.Module],
+    ) -> None:
+        every = dict(model.named_parameters())
+        self._model, self._loss = model, loss
+        self._parameters = parameters = {name: every[name] for name in names}
+        dtypes = _compute_dtypes(parameters)
+        self._loss_scale = scale = _FP16_LOSS_SCALE if torch.float16 in dtypes else 1.0
+        tolerance = 0.1 if dtypes & set(_LOW_PRECISION) else 1e-3
+        self._interception = Interception(parameters, [*model.parameters(), *model.buffers()])
+
+        def attempt(batch: Batch) -> Methods | None:
+            how = parameters, self._interception, tokens, layers, scale, tolerance
+            return probe(model, loss, batch, *how)
+
+        self.methods = on_first_counted(model, loss, samples, attempt)
+        self._tell()
+        # not before: the probe has what the scores take to itself
+        self._scores = {name: _zeros_like(parameter) for name, parameter in parameters.items()}
+        self._accumulator = Accumulator(self._scores, self.methods.n_uses, 1 / scale)
+        self._sleepers = _Sleepers(self.methods.asleep, self._accumulator)
+        self._reached: set[str] = set()  # of those measured one by one
+
+    def add(self, batch: Batch) -> int:
+        """Add the squares of a batch; how many of its samples count."""
+        counted: int | None = None
+        if self.methods.n_uses or self.methods.expanded:
+            counted = self._add_together(batch)
+        if self.methods.one_by_one:
+            alone = self._add_one_by_one(batch)
+            counted = alone if counted is None else counted
+        assert counted is not None
+        return counted
+
+    def finish(self) -> dict[str, Tensor]:
+        """The scores, when there are no more samples."""
+        late = set(self.methods.one_by_one) - self._reached
+        if late:  # as nobody could tell before the last sample
+            self.methods = self.methods.with_idle(late)
+            logger.warning(_idle_line(self.methods, self._parameters))
+        self._accumulator.finish()
+        check_finite(self._scores)
+        return self._scores
+
+    def _add_together(self, batch: Batch) -> int:
+        """One pass over all samples, of what is observed and of what all of them share."""
+        methods, sleepers = self.methods, self._sleepers
+        leaves = expand({name: self._parameters[name] for name in methods.expanded}, batch.size)
+        # as in the probe: what asks for a gradient is no constant, but a sample's own
+        needs_grad = methods.input_needs_grad or bool(methods.derived)
+        with self._interception.watching(
+            [*methods.n_uses, *sleepers.names],
+            batch.size,
+            sleepers.receive,
+            derived=methods.derived,
+            replaced=leaves,
+        ):
+            counted = _run(self._model, self._loss, batch, needs_grad, self._loss_scale)
+        unrecognized = self._interception.unrecognized
+        woken = sleepers.woken(unrecognized)
+        _check_uses(unrecognized)
+        self._accumulator.finish_batch()
+        if woken:  # plain autograd takes over, from this batch on
+            self.methods = methods.with_woken(woken)
+            self._tell()
+        for name, leaf in leaves.items():
+            if leaf.grad is not None:
+                squares = (leaf.grad.float() / self._loss_scale).square_()
+                self._scores[name] += squares.sum(0, keepdim=True)
+        return counted
+
+    def _add_one_by_one(self, batch: Batch) -> int:
+        """A pass for each sample, of what plain autograd alone tells."""
+        return add_squared_gradients(
+            self._model,
+            self._loss,
+            batch,
+            {name: self._parameters[name] for name in self.methods.one_by_one},
+            self._loss_scale,
+            self.methods.input_needs_grad,
+            self._scores,
+            self._reached,
+        )
+
+    def _tell(self) -> None:
+        """One line on the parameters that are measured slowly, or not reached at all."""
+        one_by_one, names, lines = self.methods.one_by_one, self._parameters, []
+        if one_by_one:
+            lines.append(
+                f"{len(one_by_one)} of {len(names)} parameters are measured sample by sample, "
+                f"which is exact but slow: {in_few_words(one_by_one)}"
+            )
+        if self.methods.idle:
+            lines.append(_idle_line(self.methods, names))
+        if lines:
+            logger.warning("; ".join(lines))
 
 
 def _zeros_like(parameter: Tensor) -> Tensor:
@@ -204,20 +239,6 @@ def _compute_dtypes(parameters: Mapping[str, Tensor]) -> set[torch.dtype]:
         if torch.is_autocast_enabled(kind):
             dtypes.add(torch.get_autocast_dtype(kind))
     return dtypes
-
-
-def _tell(methods: Methods, names: Collection[str]) -> None:
-    """One line on the parameters that are measured slowly, or not reached at all."""
-    lines = []
-    if methods.one_by_one:
-        lines.append(
-            f"{len(methods.one_by_one)} of {len(names)} parameters are measured sample by sample, "
-            f"which is exact but slow: {in_few_words(methods.one_by_one)}"
-        )
-    if methods.idle:
-        lines.append(_idle_line(methods, names))
-    if lines:
-        logger.warning("; ".join(lines))
 
 
 def _idle_line(methods: Methods, names: Collection[str]) -> str:
