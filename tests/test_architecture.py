@@ -38,7 +38,7 @@ BESIDES = {
     "gradient_ways": set(),
     "kernels": {"gradient_ways"},
     "ops": {"distributed", "errors", "reference", "gradient_ways", "kernels", "native"},
-    "environment": {"native"},
+    "environment": {"native", "layers"},
     "__main__": {"cli"},
 }
 ROOT_FILES = {"__init__.py", "__main__.py", "errors.py", "environment.py", "py.typed"}

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...ops import squared_grad
 from ...ops.launching import is_plain
 from .embedding import add_squared_lookups
-from .interception import Arrival
+from .observation import Arrival
 from .uses import Factors, Role, whole
 from .watched import Piece
 

@@ -16,10 +16,11 @@ from .call_names import INERT_CALLS, call_name
 from .convolution import conv2d
 from .derived import Derivations, Meeting, derivation_of, note_made_by
 from .embedding import embedding
+from .observation import Arrival, Observer
 from .remaking import Productions
 from .selection import Selections
 from .stand_in import quantized_linear
-from .uses import Factors, Role, Use
+from .uses import Role, Use
 from .watched import Piece, Watcher, pieces_of, watched_in
 
 _RECOGNIZED: dict[Any, Callable[..., Use | None]] = {
@@ -43,32 +44,6 @@ _CASTS = frozenset(
     {Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.to, Tensor.type_as, Tensor.type}
 )
 _KEEPING = _CASTS | {Tensor.reshape, Tensor.view, Tensor.unsqueeze, torch.reshape}
-
-
-class Arrival(NamedTuple):
-    """What one use brings in the backward pass, still to be multiplied out.
-
-    Attributes:
-        parts: the parameters in the use, each with its role.
-        samples: of the batch; `rows` are so many, or a multiple of it.
-        grad_output: `[rows, ...]`.
-        saved: what the rules of roles take besides, `[rows, ...]` each; the input comes first.
-    """
-
-    parts: list[tuple[Piece, Role]]
-    samples: int
-    grad_output: Tensor
-    saved: tuple[Tensor, ...]
-
-    def factors(self, piece: Piece, role: Role, first: int, stop: int) -> Factors:
-        """What some of the samples bring for a parameter."""
-        grad_output, saved = self.grad_output, self.saved if role.needs_input else ()
-        if stop - first != self.samples:
-            k = grad_output.shape[0] // self.samples
-            rows = slice(first * k, stop * k)
-            grad_output, saved = grad_output[rows], tuple(tensor[rows] for tensor in saved)
-        factors = role.rule(stop - first, grad_output, *saved)
-        return factors if piece.stop is None else factors.among(slice(piece.start, piece.stop))
 
 
 class _Watch(NamedTuple):
@@ -253,7 +228,7 @@ class Interception:
             else:
                 parts += derivation.parts(role, output.shape[0] // samples)
         if not any(role.needs_input for role in roles):
-            return _Observer.apply(
+            return Observer.apply(
                 self._anchor,
                 output,
                 lambda grad_output: receive(Arrival(parts, samples, grad_output, ())),
@@ -266,7 +241,7 @@ class Interception:
         def arrive(grad_output: Tensor, kept: Tensor, *statistics: Tensor) -> None:
             receive(Arrival(parts, samples, grad_output, (remake(kept), *statistics)))
 
-        return _Observer.apply(self._anchor, output, arrive, kept, *statistics)
+        return Observer.apply(self._anchor, output, arrive, kept, *statistics)
 
     def _meet(
         self, func: Any, args: Any, kwargs: Any, meetings: list[Meeting], watch: _Watch
@@ -282,7 +257,7 @@ class Interception:
                 self._note_arrival()
                 watch.receive(Arrival(met.parts(), met.samples, met.by_sample(grad), ()))
 
-            observed[id(met.value)] = _Observer.apply(self._anchor, met.expanded, arrive)
+            observed[id(met.value)] = Observer.apply(self._anchor, met.expanded, arrive)
         return func(*_replaced(args, observed), **_replaced(kwargs, observed))
 
     def _recognize(self, func: Any, args: Any, kwargs: Any) -> Use | None:
@@ -388,30 +363,3 @@ def _statistics(output: Tensor) -> tuple[Tensor, ...]:
         return ()
     mean, rstd = node._saved_result1, node._saved_result2
     return (mean, rstd) if mean.dtype == torch.float32 else ()
-
-
-class _Observer(torch.autograd.Function):
-    """Identity that hands the gradient passing through it, and what was saved, to `receive`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, anchor: Tensor, output: Tensor, receive: Callable[..., None], *saved: Tensor
-    ) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.receive = receive
-        ctx.save_for_backward(*saved)
-        # An alias that autograd takes for a result of its own: returning `output` would make a view
-        # that the model could not modify in place. Nobody else sees `output` itself.
-        return output.detach()
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the model differentiates a gradient (create_graph=True) that depends on measured "
-                "parameters: leave them out with exclude"
-            )
-        saved = ctx.saved_tensors  # read once: a checkpoint unpacks them only once
-        if grad_output is not None:
-            ctx.receive(grad_output, *saved)
-        return (None, grad_output, None) + (None,) * len(saved)

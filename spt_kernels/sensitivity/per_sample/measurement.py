@@ -14,9 +14,10 @@ from .accumulator import Accumulator
 from .autograd import add_squared_gradients
 from .batches import Batch, Samples
 from .counted import on_first_counted
-from .interception import Arrival, Interception
+from .interception import Interception
 from .losses import PerSampleLoss, requiring_grad
 from .methods import Methods
+from .observation import Arrival
 from .probe import expand, probe
 
 _FP16_LOSS_SCALE = 1024.0  # keeps small gradients in fp16's range, as a GradScaler would

@@ -19,9 +19,10 @@ from .autograd import has_graph, take_gradients
 from .batches import Batch, two_samples
 from .calls import Calls
 from .comparison import Comparison
-from .interception import Arrival, Interception
+from .interception import Interception
 from .losses import PerSampleLoss, requiring_grad
 from .methods import Methods
+from .observation import Arrival
 
 _SAMPLES = 2
 # Some models sum over a batch what cancels out but for its rounding, far below that of a gradient
