@@ -155,7 +155,7 @@ class Rehearsal:
         image_shape: Sequence[int] | Mapping[str, Tensor],
         **how: Any,
     ) -> None:
-        step = Step(**how)
+        step = Step.of(how)
         model = getattr(model, "_orig_mod", model)  # of a compiled one, which fakes cannot be
         is_planned = plan is not None
         chosen, plan, self._label = _choose(model, plan, method, budget, rank, head, image_shape)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._pytree import tree_iter
 
+from ..methods.method import did_you_mean
 from ..model.call import loss_in, parted
 from ..offloading import WHAT, blocks_on_host, offload, why_not_offloaded
 from ..offloading.streamed_block import StreamedBlock
@@ -82,6 +83,18 @@ class Step:
                 f"recompute={self.recompute!r} is for training: inference keeps nothing that it "
                 "could compute again"
             )
+
+    @classmethod
+    def of(cls, how: Mapping[str, Any]) -> Step:
+        """From arguments by name; `TypeError` for one that there is not, whoever was given it."""
+        known = [field.name for field in fields(cls)]
+        unknown = next((name for name in how if name not in known), None)
+        if unknown is not None:
+            raise TypeError(
+                f"{unknown}: unexpected, a step is told by {', '.join(known)}"
+                f"{did_you_mean(unknown, known)}"
+            )
+        return cls(**how)
 
     @property
     def weight_dtype(self) -> torch.dtype | None:

@@ -168,6 +168,7 @@ def test_a_reserve_is_taken_off() -> None:
         ({"image_shape": {"image": 3}}, TypeError, "image_shape: expected tensors by name"),
         ({"image_shape": (3, 15, 15)}, ValueError, "VisionTransformer cannot take"),
         ({"method": "prompt"}, ValueError, "method: expected one of"),
+        ({"optimiser": "sgd"}, TypeError, "optimiser: unexpected, .*; did you mean optimizer"),
     ],
     ids=[
         "text",
@@ -181,6 +182,7 @@ def test_a_reserve_is_taken_off() -> None:
         "mapping",
         "image",
         "method",
+        "unknown",
     ],
 )
 def test_bad_arguments(arguments: dict, kind: type[Exception], message: str) -> None:
