@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,8 @@ from .training_options import OFFLOAD_HELP, parse_budget
 from .written import check_picture
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ..finetuning.base.models import ModelSource
-    from ..fitting import Fitted
-    from ..methods import Method
-    from .memory_rows import Row
-
-    Key = tuple[str, str]  # of a method and a precision
+    from ..fitting import MethodWay
 
 HELP = """How to train in the memory of your card, in the least time.
 
@@ -49,7 +42,7 @@ by itself. The exit code is 1 where nothing fits.
 
 NOTHING_FITS = 1  # exit code
 
-_DTYPES = ("fp32", "bf16-autocast")
+_DTYPES = ("fp32", "bf16-autocast")  # that finetune trains in
 _AMP = {"fp32": (), "bf16-autocast": ("--amp", "bf16")}
 
 
@@ -123,8 +116,8 @@ def run(
     from ..finetuning.base.models import build_empty
     from ..finetuning.preparation.fitted import check_has_state
     from ..finetuning.run.facts import accounted_offload
-    from ..fitting import Fitting
-    from .memory_rows import methods_of
+    from ..fitting import compare_ways
+    from ..memory.rows import methods_of
 
     names = split_names(what.method)
     if not names:
@@ -134,25 +127,21 @@ def run(
         check_has_state(method)
     card = _card(what.card)
     base, image_shape = build_empty(source, what.num_classes, what.image_size)
-    best: dict[Key, Fitted] = {}  # the fastest that fits, or else the least
-    too_large: set[Key] = set()
-    drawn: dict[str, list[Fitted]] = {}
     with terminal.progress() as progress:
         progress.start("looking for ways", len(methods) * len(dtypes))
-        for name, row in _rows(base, image_shape, methods):
-            for dtype in dtypes:
-                note = f"{name}, {dtype}"
-                how = {"card": card, "captured": not away, "dtype": dtype, **row.asked()}
-                how |= {"state_on_host": away.state, **accounted_offload(away)}
-                fitting = Fitting(base, image_shape, what.batch_size, **how)
-                way = fitting.fastest(limit, functools.partial(progress.advance, 0, note))
-                if way is None:
-                    too_large.add((name, dtype))
-                    way = fitting.least()
-                best[name, dtype] = way
-                if output is not None:
-                    drawn[note] = list(fitting.ways())
-                progress.advance(1, note)
+        ways = compare_ways(
+            base,
+            (what.batch_size, *image_shape),
+            methods,
+            limit,
+            dtypes=dtypes,
+            card=card,
+            with_others=output is not None,
+            on_trial=progress.advance,
+            captured=not away,
+            state_on_host=away.state,
+            **accounted_offload(away),
+        )
     batch = f"{source.name}, batches of {what.batch_size} × {' × '.join(map(str, image_shape))}"
     title = f"{batch}, {limit / 2**30:.2f} GiB of {what.gib:g}"
     title += f", {what.offload} on the host" if away else ""
@@ -160,23 +149,21 @@ def run(
         from ..files.picture import save_picture
         from ..fitting.figure import frontier_figure
 
+        drawn = {f"{way.method}, {way.dtype}": list(way.others) for way in ways}
         save_picture(frontier_figure(drawn, limit, title=f"{batch}, {card.name}"), output)
-    order = sorted(best, key=lambda own: float("inf") if own in too_large else best[own].seconds)
     besides = _besides(source, what)
-    told = {own: _to_json(*own, best[own], besides) for own in order}
     value = {
         "model": source.name,
         "card": card.name,
         "limit_bytes": limit,
         "batch": what.batch_size,
-        "ways": [way for own, way in told.items() if own not in too_large],
-        "too_large": [told[own] for own in order if own in too_large],
+        "ways": [_to_json(way, besides) for way in ways if way.fits],
+        "too_large": [_to_json(way, besides) for way in ways if not way.fits],
     }
-    parts: list[Any] = [title, "", _table({own: best[own] for own in order}, too_large), ""]
-    first = order[0]
-    if first not in too_large:
+    parts: list[Any] = [title, "", _table(ways), ""]
+    if ways[0].fits:
         parts.append(f"The fastest, of {what.batch_size} images on an {card.name} by its figures:")
-        parts.append(f"  {_command(model, *first, best[first], besides)}")
+        parts.append(f"  {_command(model, ways[0], besides)}")
     else:
         parts.append(
             "Nothing fits: the least of each is shown. Smaller images, a smaller model or "
@@ -185,7 +172,7 @@ def run(
     if output is not None:
         parts += ["", f"written to {output}"]
     terminal.show(value, *parts)
-    return NOTHING_FITS if first in too_large else 0
+    return 0 if ways[0].fits else NOTHING_FITS
 
 
 def _besides(source: ModelSource, what: FittingOptions) -> list[str]:
@@ -216,49 +203,38 @@ def _card(name: str | None) -> Any:
         raise ValueError(f"--{error}") from None
 
 
-def _rows(
-    base: Any, image_shape: tuple[int, ...], methods: dict[str, Method]
-) -> Iterator[tuple[str, Row]]:
-    """What each method trains, one when it is asked for; by made-up scores, made once."""
-    from ..memory.made_up import uncalled_of
-    from ..sensitivity import skewed_sensitivity
-    from .memory_rows import row_of
-
-    uncalled = functools.cache(lambda: uncalled_of(base, image_shape))
-    scores = functools.cache(lambda: skewed_sensitivity(base, uncalled()))
-    return ((name, row_of(base, method, uncalled, scores)) for name, method in methods.items())
-
-
-def _table(ways: dict[Key, Fitted], too_large: set[Key]) -> Any:
-    fastest = min((way.seconds for own, way in ways.items() if own not in too_large), default=1.0)
+def _table(ways: list[MethodWay]) -> Any:
+    fastest = ways[0].way.seconds
     rows = []
-    for own, way in ways.items():
-        time = "does not fit" if own in too_large else f"{way.seconds / fastest:.2f}"
+    for of_method in ways:
+        way = of_method.way
+        time = f"{way.seconds / fastest:.2f}" if of_method.fits else "does not fit"
         at_a_time = f"{way.micro_batch} of {way.batch}" if way.parts > 1 else "all"
         again = way.recompute.replace(",", " ") or "nothing"
-        rows.append((*own, at_a_time, again, f"{way.peak_bytes / 2**30:.2f}", time))
+        peak = f"{way.peak_bytes / 2**30:.2f}"
+        rows.append((of_method.method, of_method.dtype, at_a_time, again, peak, time))
     columns = ("method", "precision", "at a time", "computed again", "GiB", "time")
     return table(columns, rows, is_wide=True)
 
 
-def _to_json(method: str, dtype: str, way: Fitted, besides: list[str]) -> dict[str, Any]:
+def _to_json(of_method: MethodWay, besides: list[str]) -> dict[str, Any]:
+    way = of_method.way
     return {
-        "method": method,
-        "dtype": dtype,
+        "method": of_method.method,
+        "dtype": of_method.dtype,
         "micro_batch": way.micro_batch,
         "parts": way.parts,
         "recompute": way.recompute or None,
         "peak_bytes": way.peak_bytes,
         "modelled_step_ms": round(1e3 * way.seconds, 2),
-        "options": [*_AMP[dtype], *way.options, *besides],
+        "options": [*_AMP[of_method.dtype], *way.options, *besides],
     }
 
 
-def _command(
-    model: ArchitectureOptions, method: str, dtype: str, way: Fitted, besides: list[str]
-) -> str:
+def _command(model: ArchitectureOptions, of_method: MethodWay, besides: list[str]) -> str:
+    way = of_method.way
     options = ["-m", str(model.model)]
     options += [word for pair in model.model_arg or [] for word in ("--model-arg", pair)]
-    options += ["--method", method, "--batch-size", str(way.batch)]
-    options += [*_AMP[dtype], *way.options, *besides]
+    options += ["--method", of_method.method, "--batch-size", str(way.batch)]
+    options += [*_AMP[of_method.dtype], *way.options, *besides]
     return shlex.join(["spt-kernels", "finetune", *options]) + " …"

@@ -18,7 +18,7 @@ from .written import check_picture
 
 if TYPE_CHECKING:
     from ..memory import MemoryEstimate
-    from .memory_rows import Answer, Row
+    from ..memory.rows import Answer, Row
 
 HELP = """Will it fit? Account for the memory of a training step, without a GPU.
 
@@ -44,11 +44,6 @@ Not counted: the CUDA context (about 0.5 GiB), what the allocator rounds
 up, what kernels allocate within themselves. --reserve keeps room for it.
 """
 
-# What a model, which is anybody's code, raises where it cannot be tuned so: one row's matter alone
-_FAILURES = (
-    *(ArithmeticError, AssertionError, AttributeError, LookupError),
-    *(RuntimeError, TypeError, ValueError),
-)
 _LESS = ("approximate", "recompute", "offload")  # options that --json repeats
 _MADE_UP = "spt-*, sensitive-*: by made-up scores, skewed as real ones; --plan takes yours."
 _NOT_COUNTED = {
@@ -253,14 +248,12 @@ def _ask(
     """The answer of each row by name, and why others, of the table of all, have none."""
     from ..finetuning.job.given_plan import method_of
     from ..finetuning.preparation.fitted import check_has_state
-    from ..memory.made_up import uncalled_of
-    from ..sensitivity import skewed_sensitivity
-    from .memory_rows import Row, answer, methods_of, row_of, row_of_plan
+    from ..memory.rows import Row, Rows, estimate_rows, methods_of
+    from .planned_row import row_of_plan
 
     names = split_names(step.method, "--method")
     block = parse_block(step.from_block)
-    uncalled = functools.cache(lambda: uncalled_of(base, image_shape))
-    scores = functools.cache(lambda: skewed_sensitivity(base, uncalled()))
+    made = Rows(base, image_shape)
     rows: dict[str, Callable[[], Row]] = {}
     if step.plan is not None:
         if len(names) > 1:
@@ -272,28 +265,34 @@ def _ask(
         rows[name] = lambda: planned
     if step.plan is None or (step.training and not names):
         methods = methods_of(names, parse_budget(step.budget), step.rank, block)
-        of_methods = {
-            name: functools.partial(row_of, base, method, uncalled, scores)
-            for name, method in methods.items()
-        }
+        of_methods = {name: functools.partial(made.of, own) for name, own in methods.items()}
         rows = {**of_methods, **rows} if step.training or names else {"plain": Row}
-    answers, missing = {}, {}
+
+    def checked(make: Callable[[], Row]) -> Row:
+        row = make()
+        if row.plan is not None and step.away().state:
+            check_has_state(row.method or method_of(row.plan))
+        return row
+
+    makers = {name: functools.partial(checked, make) for name, make in rows.items()}
     with terminal.progress() as progress:
         progress.start("estimating", len(rows))
-        for name, make in rows.items():
-            try:
-                row = make()
-                if row.plan is not None and step.away().state:
-                    check_has_state(row.method or method_of(row.plan))
-                answers[name] = answer(row, base, image_shape, step.batch_size, limits, how)
-            except _FAILURES as error:
-                if terminal.debug or name == "the plan":
-                    raise
-                missing[name] = _reason(error)
-            progress.advance(1, name)
+        answers, missing = estimate_rows(
+            base,
+            image_shape,
+            step.batch_size,
+            makers,
+            limits,
+            how,
+            functools.partial(progress.advance, 1),
+        )
+    for name, error in missing.items():
+        if terminal.debug or name == "the plan":
+            raise error
+    reasons = {name: _reason(error) for name, error in missing.items()}
     if not answers:  # whatever is wrong, it is not one method
-        raise ValueError(next(iter(missing.values())))
-    return answers, missing
+        raise ValueError(next(iter(reasons.values())))
+    return answers, reasons
 
 
 def _reason(error: BaseException) -> str:

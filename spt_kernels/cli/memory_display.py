@@ -12,7 +12,7 @@ from .terminal import count, percent, table
 
 if TYPE_CHECKING:
     from ..memory import LargestBatch, MemoryEstimate
-    from .memory_rows import Answer
+    from ..memory.rows import Answer
 
 GIB = 1 << 30
 MIB = 1 << 20

@@ -2,6 +2,7 @@
 
 from .allocation import PlanWithin, allocate_within
 from .card import CARDS, Card, card_named, card_of
+from .comparison import MethodWay, compare_ways
 from .fit import Fitted, Fitting
 from .recompute_plan import Levels, RecomputePlan, recompute
 
@@ -11,10 +12,12 @@ __all__ = [
     "Fitted",
     "Fitting",
     "Levels",
+    "MethodWay",
     "PlanWithin",
     "RecomputePlan",
     "allocate_within",
     "card_named",
     "card_of",
+    "compare_ways",
     "recompute",
 ]

@@ -5,12 +5,14 @@ from .estimate import DEVICES, DTYPES, MemoryEstimate
 from .fit import LargestBatch, PeakByBatch, largest_batch
 from .made_up import made_up_plan, made_up_sensitivity
 from .rehearsal import Rehearsal, estimate_memory
+from .rows import Answer, estimate_methods
 from .tunable import tunable_parts
 from .work import Call, Work
 
 __all__ = [
     "DEVICES",
     "DTYPES",
+    "Answer",
     "BlockUse",
     "Call",
     "LargestBatch",
@@ -19,6 +21,7 @@ __all__ = [
     "Rehearsal",
     "Work",
     "estimate_memory",
+    "estimate_methods",
     "largest_batch",
     "made_up_plan",
     "made_up_sensitivity",

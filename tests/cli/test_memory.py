@@ -10,10 +10,10 @@ import pytest
 import timm
 
 from spt_kernels.approximation import approximate, parse_approximation
-from spt_kernels.cli import app, memory_rows
+from spt_kernels.cli import app
 from spt_kernels.cli.memory_display import bars, cells_of
 from spt_kernels.cli.terminal import Terminal
-from spt_kernels.memory import MemoryEstimate, estimate_memory, figure
+from spt_kernels.memory import MemoryEstimate, estimate_memory, figure, rows
 from spt_kernels.memory.figure import memory_figure
 from spt_kernels.memory.ledger import CATEGORIES
 from spt_kernels.methods import Method, entry_of, make_plan, table_names
@@ -200,7 +200,7 @@ def test_whatever_a_row_fails_with_the_others_stay(
             raise RuntimeError("of the model's\n own")
         return make_plan(base, method, *scores)
 
-    monkeypatch.setattr(memory_rows, "make_plan", fails)
+    monkeypatch.setattr(rows, "make_plan", fails)
     arguments = ["--batch", "2", "--method", "full,bias"]
     value = value_of(arguments, capsys)
     assert list(value["methods"]) == ["full"]

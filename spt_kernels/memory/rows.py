@@ -1,23 +1,27 @@
-"""What `spt-kernels memory` estimates for each of its rows, and what it finds out about one."""
+"""Methods side by side: what a step of each takes, and the largest batch that fits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
-from ..finetuning.job.given_plan import check_agrees, load_plan, method_of
-from ..memory import LargestBatch, MemoryEstimate, PeakByBatch
-from ..memory.made_up import check_called, puts_modules
 from ..methods import Method, entry_of, make_plan, table_names
 from ..plan import Plan
-from ..sensitivity import Sensitivity
+from ..sensitivity import Sensitivity, skewed_sensitivity
+from .estimate import MemoryEstimate
+from .fit import LargestBatch, PeakByBatch
+from .made_up import check_called, puts_modules, uncalled_of
 
-TABLE_LORA_RANK = 16  # the paper's
+_TABLE_LORA_RANK = 16  # the paper's
+# What a model, which is anybody's code, raises where it cannot be tuned so: one row's matter alone
+_FAILURES = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(RuntimeError, TypeError, ValueError),
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def answer(
     image_shape: tuple[int, ...],
     batch: int,
     limits: Mapping[float, int],
-    how: dict[str, Any],
+    how: Mapping[str, Any],
 ) -> Answer:
     """Estimate a row at `batch`, and look for the largest batch within each limit (bytes)."""
     peaks = row.peaks(base, image_shape, how)
@@ -119,10 +123,11 @@ def answer(
     return Answer(row, estimate, found, otherwise)
 
 
-def _other_ways(base: nn.Module, how: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _other_ways(base: nn.Module, how: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Options that need less, of those that the model admits and that were not asked for yet."""
-    bf16: dict[str, Any] = {} if how["dtype"] == "bf16" else {"dtype": "bf16"}
-    may_help = how["training"] and not how["checkpointing"] and _admits_checkpointing(base)
+    bf16: dict[str, Any] = {} if how.get("dtype") == "bf16" else {"dtype": "bf16"}
+    may_help = how.get("training", True) and not how.get("checkpointing")
+    may_help = may_help and _admits_checkpointing(base)
     checkpointing: dict[str, Any] = {"checkpointing": True} if may_help else {}
     ways = {"checkpointing": checkpointing, "bf16": bf16}
     ways = {way: changed for way, changed in ways.items() if changed}
@@ -156,7 +161,7 @@ def methods_of(
     for name in table_names():
         options = entry_of(name).options
         if not entry_of(name).is_baseline:
-            width = TABLE_LORA_RANK if rank is None and name == "lora" else rank
+            width = _TABLE_LORA_RANK if rank is None and name == "lora" else rank
             # LoRA is sized by its rank here: that of the rival whose name says it
             own = budget if "budget" in options and name != "lora" else None
             # what a rank is to AdaptFormer is its width, and not that of all others
@@ -166,46 +171,104 @@ def methods_of(
     return table
 
 
-def row_of(
-    base: nn.Module,
-    method: Method,
-    uncalled: Callable[[], frozenset[str]],
-    scores: Callable[[], Sensitivity],
-) -> Row:
-    """The row of a method, which chooses, where it does, by made-up scores.
+class Rows:
+    """Makes the rows of one model; scores are made up once, when a method first asks for them.
 
     Args:
         base: the plain model.
-        method: which one.
-        uncalled: tells which weights the model reads itself.
-        scores: made up, and knowing these.
-
-    Raises:
-        ValueError: as `make_plan`, or the method puts a module where the model calls none.
+        image_shape: of one input.
     """
-    if method.is_sensitivity_aware:
-        return Row(method, make_plan(base, method, scores()), is_made_up=True)
-    plan = make_plan(base, method)
-    if puts_modules(method):
-        check_called(base, method, plan, uncalled())
-    return Row(method, plan)
+
+    def __init__(self, base: nn.Module, image_shape: Sequence[int]) -> None:
+        self._base, self._shape = base, tuple(image_shape)
+
+    def of(self, method: Method) -> Row:
+        """The row of a method, which chooses, where it does, by made-up scores.
+
+        Raises:
+            ValueError: as `make_plan`, or the method puts a module where the model calls none.
+        """
+        if method.is_sensitivity_aware:
+            return Row(method, make_plan(self._base, method, self._scores), is_made_up=True)
+        plan = make_plan(self._base, method)
+        if puts_modules(method):
+            check_called(self._base, method, plan, self._uncalled)
+        return Row(method, plan)
+
+    @functools.cached_property
+    def _uncalled(self) -> frozenset[str]:
+        """Which weights the model reads itself."""
+        return uncalled_of(self._base, self._shape)
+
+    @functools.cached_property
+    def _scores(self) -> Sensitivity:
+        return skewed_sensitivity(self._base, self._uncalled)
 
 
-def row_of_plan(
-    names: tuple[str, ...], file: Path, given: Mapping[str, Any] = MappingProxyType({})
-) -> tuple[str, Row]:
-    """The row of a saved plan, by the one name that was given, if any.
+def estimate_methods(
+    model: nn.Module,
+    batch_shape: Sequence[int],
+    methods: Sequence[str] = (),
+    *,
+    budget: int | float | None = None,
+    rank: int | None = None,
+    from_block: int | str | None = None,
+    limits_bytes: Sequence[int] = (),
+    on_row: Callable[[str], object] = lambda name: None,
+    **how: Any,
+) -> tuple[dict[str, Answer], dict[str, Exception]]:
+    """The accounted peak of a step of several methods side by side, as `spt-kernels memory` has it.
 
     Args:
-        names: of methods; none or one.
-        file: the plan.
-        given: fields of `Method` that were asked for beside it.
+        model: plain; neither changed nor copied.
+        batch_shape: `(batch, 3, height, width)`.
+        methods: names of `spt_kernels.methods`; none stands for all but baselines.
+        budget: as for `estimate_memory`, of the methods that have one.
+        rank: likewise.
+        from_block: the first block that a method which chooses may choose of.
+        limits_bytes: for each, the largest batch whose peak is at most that is looked for.
+        on_row: called with the name of each method that is done.
+        how: `dtype`, `optimizer` and the other arguments of `estimate_memory`.
+
+    Returns:
+        What was found out about each method, and why others cannot tune this model.
 
     Raises:
-        ValueError: there is no such file, or the plan is not of this method and with these fields.
+        ValueError: an unknown method, or one that budget, rank or block is not for.
     """
-    plan = load_plan(file)
-    check_agrees(plan, names[0] if names else None, given)
-    if not names:
-        return "the plan", Row(plan=plan)
-    return names[0], Row(method_of(plan, names[0]), plan)
+    batch, *image_shape = batch_shape
+    rows, asked = Rows(model, image_shape), methods_of(tuple(methods), budget, rank, from_block)
+    makers = {name: functools.partial(rows.of, method) for name, method in asked.items()}
+    limits = {limit / 2**30: limit for limit in limits_bytes}
+    return estimate_rows(model, tuple(image_shape), batch, makers, limits, how, on_row)
+
+
+def estimate_rows(
+    base: nn.Module,
+    image_shape: tuple[int, ...],
+    batch: int,
+    rows: Mapping[str, Callable[[], Row]],
+    limits: Mapping[float, int],
+    how: Mapping[str, Any],
+    on_row: Callable[[str], object] = lambda name: None,
+) -> tuple[dict[str, Answer], dict[str, Exception]]:
+    """What is found out about each row, and what was raised where a model cannot be tuned so.
+
+    Args:
+        base: the plain model.
+        image_shape: of one input.
+        batch: images.
+        rows: made when their turn comes, by name.
+        limits: bytes to look for the largest batch in, by GiB.
+        how: all other arguments of `estimate_memory`.
+        on_row: called with the name of each that is done.
+    """
+    answers: dict[str, Answer] = {}
+    missing: dict[str, Exception] = {}
+    for name, make in rows.items():
+        try:
+            answers[name] = answer(make(), base, image_shape, batch, limits, how)
+        except _FAILURES as error:
+            missing[name] = error
+        on_row(name)
+    return answers, missing
