@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from torch import nn
 
-from ..files.json_kinds import COUNTS, SIZE, TEXT, Kinds, check
+from ..files.json_kinds import COUNTS, FLAG, SIZE, TEXT, Kinds, check
 from ..files.json_kinds import Kind as JsonKind
-from .plain_layer import runs_as_conv2d
-from .quantized import is_quantized, logical_shape, matrix_of
+from .plain_layer import runs_as_conv2d, runs_as_linear
+from .quantized import is_of_a_quantizer, is_quantized, logical_shape, matrix_of
 
 Kind = Literal["linear", "pointwise", "functional", "conv2d", "norm", "bias", "other"]
 
@@ -27,7 +27,6 @@ _BLOCK = re.compile(
 )
 _TRANSPOSED = "transformers.pytorch_utils.Conv1D"
 _FUSED_PARTS = ("linear1", "linear2", "norm1", "norm2")
-_READ_BY_ATTENTION = nn.modules.linear.NonDynamicallyQuantizableLinear
 _NORM_NAME = re.compile(r"norm|(?:^|[._])(?:bn|ln)\d*(?:$|[._])", re.IGNORECASE)
 
 
@@ -47,14 +46,15 @@ class ParameterInfo:
     Attributes:
         kind: `linear` or `conv2d` (the weight of such a module), `pointwise` (that of a Conv2d
             which is a matrix on the channels of each position), `functional` (the weight of a
-            Linear or of such a Conv2d that other code reads, so that no LoRA or Adapter can stand
-            for the layer, or of a transposed Linear, as GPT-2's `Conv1D` is), `norm` (weight or
-            bias of a norm), `bias` (of a Linear or Conv2d), or
-            `other` (tokens, tables, layer scales, ...).
+            Linear or of such a Conv2d that other code reads, or whose class has a forward of its
+            own, so that no LoRA or Adapter can stand for the layer; or that of a transposed Linear,
+            as GPT-2's `Conv1D` is), `norm` (weight or bias of a norm), `bias` (of a Linear or
+            Conv2d), or `other` (tokens, tables, layer scales, ...).
         shape: the parameter's shape.
         row_blocks: its rows by operation; several for a fused matrix (q, k, v), otherwise one.
         groups: of a convolution.
         block: the block of the model that owns it, as `blocks.0` or `stages.2.blocks.1`; or "".
+        reads: whether the model was seen to use it otherwise than by calls of its module.
     """
 
     kind: Kind
@@ -62,6 +62,16 @@ class ParameterInfo:
     row_blocks: tuple[RowBlock, ...]
     groups: int = 1
     block: str = ""
+    reads: bool = False
+
+    def read(self) -> ParameterInfo:
+        """The same of a parameter that other code than its module's reads."""
+        return replace(self, kind="functional" if self.takes_modules else self.kind, reads=True)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether other code than its module's may read it, so that it is trained where it is."""
+        return self.reads or self.kind == "functional"
 
     @property
     def operation(self) -> str:
@@ -89,6 +99,7 @@ class ParameterInfo:
             "rows": [[rows.operation, rows.start, rows.stop] for rows in self.row_blocks],
             "groups": self.groups,
             "block": self.block,
+            **({"reads": True} if self.reads else {}),
         }
 
     @classmethod
@@ -103,7 +114,8 @@ class ParameterInfo:
             n_rows = shape[0] if shape else 1
             if not all(own.start <= own.stop <= n_rows for own in rows):
                 raise ValueError(f"rows beyond the {n_rows} that there are")
-            return cls(value["kind"], shape, rows, value["groups"], value["block"])
+            reads = value.get("reads", False)
+            return cls(value["kind"], shape, rows, value["groups"], value["block"], reads)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not the description of a parameter: {value!r} ({error})") from error
 
@@ -121,7 +133,10 @@ _ROWS = JsonKind(
     "a list of rows, each a list of the operation, its start and its stop",
     lambda value: isinstance(value, list) and all(map(_is_row_block, value)),
 )
-_JSON: Kinds = {"kind": TEXT, "shape": COUNTS, "rows": _ROWS, "groups": SIZE, "block": TEXT}
+_JSON: Kinds = {
+    **{"kind": TEXT, "shape": COUNTS, "rows": _ROWS},
+    **{"groups": SIZE, "block": TEXT, "reads": FLAG},
+}
 
 
 def describe(model: nn.Module) -> dict[str, ParameterInfo]:
@@ -205,8 +220,10 @@ def _kind(module: nn.Module, local: str, ndim: int, is_floating: bool) -> Kind:
     if isinstance(module, nn.Linear):
         if local == "bias":
             return "bias"
-        # torch's attention never calls its output projection
-        return "functional" if isinstance(module, _READ_BY_ATTENTION) else "linear"
+        # nor does torch's attention call its output projection; while a quantized model is measured
+        # its weights are stood in for
+        is_layer = runs_as_linear(module) or is_of_a_quantizer(type(module))
+        return "linear" if is_layer else "functional"
     if f"{type(module).__module__}.{type(module).__name__}" == _TRANSPOSED:
         return "bias" if local == "bias" else "functional"
     if isinstance(module, nn.Conv2d):

@@ -113,7 +113,7 @@ def is_quantized(tensor: Tensor) -> bool:
     kind = type(tensor)
     if kind is Tensor or kind is nn.Parameter:
         return False
-    return _is_of_a_quantizer(kind) or state_of(tensor) is not None or _dequantizes(kind)
+    return is_of_a_quantizer(kind) or state_of(tensor) is not None or _dequantizes(kind)
 
 
 def quantization(tensor: Tensor) -> str:
@@ -144,7 +144,7 @@ def inner_tensors(tensor: Tensor) -> dict[str, Tensor]:
         names, _ = tensor.__tensor_flatten__()  # type: ignore[operator]
         return {name: getattr(tensor, name) for name in names}
     data = tensor.detach()
-    if _is_of_a_quantizer(type(data)):
+    if is_of_a_quantizer(type(data)):
         data = data.as_subclass(Tensor)
     return {"data": data, **dict(_tensors_of_state(state))}
 
@@ -175,7 +175,8 @@ def state_of(tensor: Any) -> Any:
     return state if hasattr(state, "quant_type") else None
 
 
-def _is_of_a_quantizer(kind: type[Any]) -> bool:
+def is_of_a_quantizer(kind: type[Any]) -> bool:
+    """Whether a class, of tensors or of layers, is one of torchao's or bitsandbytes'."""
     return kind.__module__.partition(".")[0] in _QUANTIZERS
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -197,7 +196,7 @@ def _measure(
             if not names:
                 raise ValueError(f"head: {head!r} leaves nothing to measure")
         check_own_memory([*last, *names], by_any_name, shared)
-        info, tokens, linears = _described(model, names)
+        info, tokens, layers = _described(model, names)
         check_are_matrices(info, quantized)
         check_are_real(names, parameters)
         scores, n_measured, methods = measure(
@@ -206,14 +205,14 @@ def _measure(
             samples,
             names,
             tokens,
-            linears.values(),
+            layers.values(),
             lambda done: report(done, num_samples),
         )
-    for name, module in linears.items():
+    for name, module in layers.items():
         if (
             module not in methods.called
         ):  # BEiT, EVA and Swin V2 read the weight of `qkv` themselves
-            info[name] = replace(info[name], kind="functional")
+            info[name] = info[name].read()
     remaining = tuple(name for name in last if name not in info)
     # a head all of which is included has been decided on
     source: HeadSource = "loss" if given is None and (remaining or not last) else "given"
@@ -252,7 +251,7 @@ def _found_head(
 def _described(
     model: nn.Module, names: Collection[str]
 ) -> tuple[dict[str, ParameterInfo], tuple[str, ...], dict[str, nn.Module]]:
-    """What each parameter is; which are tokens of all samples; and the layers of matrices."""
+    """What each parameter is; which are tokens of all samples; and the layers of the others."""
     described = describe(model)
     info = {name: described[name] for name in names}
     tokens = tuple(
@@ -260,12 +259,12 @@ def _described(
         for name, what in info.items()
         if what.kind == "other" and len(what.shape) > 1 and what.shape[0] == 1
     )
-    linears = {
+    layers = {
         name: model.get_submodule(name.rpartition(".")[0])
         for name, what in info.items()
-        if what.takes_modules
+        if what.takes_modules or what.kind in ("conv2d", "norm", "bias")
     }
-    return info, tokens, linears
+    return info, tokens, layers
 
 
 @torch.inference_mode(False)

@@ -108,7 +108,7 @@ def _combined(outlines: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
     infos = [part["info"] for part in parts.values()]
     combined["info"] = {
         # that the model calls the layer need not show in the samples of each process
-        name: next((i[name] for i in infos if i[name].kind != "functional"), infos[0][name])
+        name: next((i[name] for i in infos if not i[name].is_read), infos[0][name])
         for name in infos[0]
     }
     for field, among in (("fallback", any), ("idle", all)):

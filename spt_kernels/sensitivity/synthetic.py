@@ -56,7 +56,7 @@ def skewed_sensitivity(
             log_score += deviation * torch.randn(sizes, generator=generator)
         scores[name] = log_score.exp()
         if name in uncalled and info[name].takes_modules:
-            info[name] = replace(info[name], kind="functional")
+            info[name] = info[name].read()
     made = Sensitivity.from_tensors(
         scores,
         num_samples=1,

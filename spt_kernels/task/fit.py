@@ -95,7 +95,7 @@ def has_same_structure(model: nn.Module, now: BaseModel, task: TaskFile) -> bool
     whole, dense = now.parameters, dense_names(model, now)
     return (
         ours.head == other.head
-        and _read_weights(ours) == _read_weights(other)
+        and _read_themselves(ours) == _read_themselves(other)
         and ours.structured == other.structured
         and ours.unstructured.keys() == other.unstructured.keys()
         and all(torch.equal(p, other.unstructured[n]) for n, p in ours.unstructured.items())
@@ -135,6 +135,6 @@ def _tied_problem(model: nn.Module, task: TaskFile) -> str | None:
     return None
 
 
-def _read_weights(plan: Plan) -> set[str]:
-    """Weights that the model reads itself: their layers are tuned in place, others are replaced."""
-    return {name for name, info in plan.info.items() if info.kind == "functional"}
+def _read_themselves(plan: Plan) -> set[str]:
+    """What the model reads itself: it is trained where it is, and the layer of others is tuned."""
+    return {name for name, info in plan.info.items() if info.is_read}

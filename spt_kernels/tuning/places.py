@@ -182,8 +182,8 @@ def untouched_layers(
 
 
 def _reads_itself(plan: Plan, module_name: str) -> bool:
-    info = plan.info.get(f"{module_name}.weight" if module_name else "weight")
-    return info is not None and info.kind == "functional"
+    names = (f"{module_name}.{local}" if module_name else local for local in ("weight", "bias"))
+    return any(name in plan.info and plan.info[name].is_read for name in names)
 
 
 def check_places(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 
 import pytest
 import torch
@@ -172,8 +173,10 @@ def test_a_weight_in_channels_last_is_so_again_when_it_is_plain(when: str) -> No
     expected = plain.weight.detach().clone()
     expected.view(-1)[index] += 0.5
     assert torch.equal(layer.weight, expected)
-    twin = copy.deepcopy(layer)
-    for each in (twin, layer.half().float()):
+    twin, file = copy.deepcopy(layer), io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    for each in (twin, torch.load(file, weights_only=False), layer.half().float()):
         untune(each)
         assert each.weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(twin.weight, expected)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..tuned_class import Shown, plain_twin
 from .name_in_model import told_as
-from .row_major import format_of, put_into
+from .row_major import format_named, name_of_format, put_into
 from .sparse_delta import Owner, SparseDelta, owner_of, tag, write_deltas
 from .written_state import WrittenState
 
@@ -136,7 +136,8 @@ class HeldDeltas(Owner):
             target = self._parameters[local]
             assert target is not None
             if local not in self._spt_beside_names and not target.is_contiguous():
-                self.__dict__.setdefault("_spt_formats", {})[local] = format_of(target)
+                formats = self.__dict__.setdefault("_spt_formats", {})
+                formats[local] = name_of_format(target)
                 put_into(target, torch.contiguous_format)
             values = (
                 self._parameters.get(f"{local}_fp32") if local in self._spt_whole_names else None
@@ -146,8 +147,8 @@ class HeldDeltas(Owner):
 
     def _leave_row_major(self) -> None:
         """Give parameters the memory format back that they had."""
-        for local, memory_format in self.__dict__.pop("_spt_formats", {}).items():
-            put_into(self._parameters[local], memory_format)  # type: ignore[arg-type]
+        for local, name in self.__dict__.pop("_spt_formats", {}).items():
+            put_into(self._parameters[local], format_named(name))  # type: ignore[arg-type]
 
     def _tag(self, delta: SparseDelta) -> None:
         """Let a delta lead back to this module."""

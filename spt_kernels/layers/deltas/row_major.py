@@ -32,6 +32,17 @@ def format_of(target: Tensor) -> torch.memory_format:
     return channels_last if is_last else torch.contiguous_format
 
 
+def name_of_format(target: Tensor) -> str:
+    """`format_of`, by name: `torch.save` writes no memory format."""
+    return str(format_of(target)).removeprefix("torch.")
+
+
+def format_named(name: str | torch.memory_format) -> torch.memory_format:
+    """What `name_of_format` has named; models that were pickled before 0.8.4 hold it itself."""
+    named: torch.memory_format = getattr(torch, name) if isinstance(name, str) else name
+    return named
+
+
 def put_into(target: Tensor, memory_format: torch.memory_format) -> None:
     """Give a parameter memory of another format, with the same values; the object stays."""
     if not target.is_contiguous(memory_format=memory_format):

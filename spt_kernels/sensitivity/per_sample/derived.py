@@ -199,7 +199,7 @@ class Derivations:
         """Where a call brings what was made of parameters to the samples; None: not row by row."""
         tensors = _tensors_in(args, kwargs)
         shapes = [tuple(tensor.shape) for tensor in tensors]
-        if func is F.scaled_dot_product_attention:
+        if func is F.scaled_dot_product_attention and samples > 1:
             shape = (*tensors[0].shape[:-1], tensors[1].shape[-2])
             met = [value for value in (*args[3:4], kwargs.get("attn_mask")) if pieces_of(value)]
         elif func in _ELEMENTWISE or samples == 1:

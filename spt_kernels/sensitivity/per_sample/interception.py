@@ -72,6 +72,7 @@ class Interception:
         used_without_grad: whether one was used where the graph of the loss does not lead to: while
             gradients were off, as in the first pass of a reentrant checkpoint, or in a graph that a
             function keeps for a backward pass of its own.
+        followed: names of those of which something was made that is followed in their place.
 
     Args:
         parameters: that may be watched, by name.
@@ -81,6 +82,7 @@ class Interception:
     def __init__(self, parameters: Mapping[str, Tensor], constants: Iterable[Tensor] = ()) -> None:
         self.unrecognized: set[str] = set()
         self.used_without_grad = False
+        self.followed: set[str] = set()
         self._task: int | None = None  # of autograd's engine, while `backward` runs
         self._parameters = parameters
         self._watch: _Watch | None = None
@@ -157,13 +159,14 @@ class Interception:
             if output is not None:
                 return output
         use = None if recognize else self._recognize(func, args, kwargs)
-        if _may_derive(found, watch.derived):
+        if all(name in watch.derived for name in _names_of(found)):
             in_every_batch = watch.on_use is not None
             if self._derivations.are_alone(
                 func, args, kwargs, found, watch.samples, in_every_batch=in_every_batch
             ):
                 made = self._derivations.run(func, args, kwargs)
                 if made is not NotImplemented:
+                    self.followed.update(_names_of(found))
                     return made
             elif recognize is None and use is None:
                 met = self._derivations.meetings(func, args, kwargs, watch.samples)
@@ -281,6 +284,8 @@ class Interception:
         if any(derivation_of(part) for part in parts):
             return None
         output: Tensor = _run_frozen(func, args, kwargs, [p for p in parts if pieces_of(p)])
+        if not joins and output is not source and not pieces_of(output):
+            output = output.detach()  # a leaf, also where it is a view of what asks for a gradient
         if joins:
             pieces = _joined(args, output)
         elif func in _CASTS:
@@ -309,8 +314,8 @@ class Interception:
         return output
 
 
-def _may_derive(found: list[Tensor], derived: Collection[str]) -> bool:
-    return all(piece.name in derived for value in found for piece in pieces_of(value))
+def _names_of(found: list[Tensor]) -> Iterator[str]:
+    return (piece.name for value in found for piece in pieces_of(value))
 
 
 def _has_gradients(value: Tensor) -> bool:

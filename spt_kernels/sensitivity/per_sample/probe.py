@@ -38,6 +38,7 @@ class _Record:
     crosses: bool = False  # gradient at rows of the other sample
     arrives: bool = False  # gradient at rows of its own
     derived: bool = False  # it arrives at what is made of the parameter alone
+    made_with: set[str] = field(default_factory=set)  # those of which the same is made
 
 
 def probe(
@@ -118,6 +119,11 @@ def probe(
             if not comparison.agrees(name, tolerance, slack):
                 derived.remove(name)
                 del observed[name]
+        # what is made with one that no batch observes is not followed there, and so on
+        while lost := [name for name in derived if not records[name].made_with <= observed.keys()]:
+            for name in lost:
+                derived.remove(name)
+                del observed[name]
         used = [name for name in uncertain if name in comparison.used and name not in derived]
         if not used and not observed:
             raise _independent(loss)
@@ -132,7 +138,8 @@ def probe(
     idle = tuple(name for name in parameters if name not in measured)
     return Methods(
         observed,
-        frozenset(derived),
+        # also what a model only looks at the values of, which never comes to the loss
+        frozenset(derived | (interception.followed & observed.keys())),
         tuple(expanded),
         tuple(one_by_one),
         idle,
@@ -209,6 +216,8 @@ def _watch(
             record.arrives |= arrives
             record.crosses |= crosses
             record.derived |= role.derived and arrives
+            if role.derived:
+                record.made_with.update(part.name for part, made in arrival.parts if made.derived)
             if role.derived and arrives and keep:
                 [gradient] = arrival.factors(piece, role, own, own + 1).grad_output
                 before = gradients.get(piece.name)
@@ -231,7 +240,7 @@ def _watch(
             raise ValueError(
                 "the loss of one sample depends on the other samples of its batch (a BatchNorm in "
                 "training mode does that): then no sample has a gradient of its own; measure in "
-                "eval mode"
+                "eval mode, where a BatchNorm must have running statistics"
             )
     return gradients
 
