@@ -97,14 +97,16 @@ def compare(
 
     The processes are forked from one that has imported everything and computed nothing.
     """
+    steps = {name: STEPS_TO_RUN[name] for name in names}
+    peft = ["peft"] if any(step.method.startswith("peft") for step in steps.values()) else []
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.real_memory", "peft"])
+    context.set_forkserver_preload(["bench.real_memory", *peft])
     before = dict(os.environ)
     os.environ.update(environment)  # the allocator reads it when a program starts
     try:
         with context.Pool(1, maxtasksperchild=1) as pool:
-            for name in names:
-                yield name, pool.apply(_measure, (STEPS_TO_RUN[name],))
+            for name, step in steps.items():
+                yield name, pool.apply(_measure, (step,))
     finally:
         os.environ.clear()
         os.environ.update(before)

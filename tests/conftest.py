@@ -40,6 +40,7 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.collect()
         gc.freeze()
+        gc.set_threshold(5000)  # tests leave little garbage, and search for it where it matters
         gc.enable()
 
 

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_iter
 
 from .call_mode import CallMode
+from .fake_view import call
 
 CATEGORIES = ("weights", "optimizer", "gradients", "activations", "temporary")
 
@@ -46,7 +47,7 @@ class Ledger(CallMode):
     def called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the call, and book what it makes."""
         self._follow()
-        result = func(*args, **kwargs)
+        result = call(func, args, kwargs)
         for leaf in tree_iter(result):
             if self._counts(leaf):
                 self._book(leaf)

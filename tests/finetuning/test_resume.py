@@ -77,10 +77,12 @@ def test_a_process_killed_before_its_first_checkpoint_resumes_to_the_same_bytes(
     run(job, place / "whole")
     killed = place / "killed"
     script = (
-        "import json, sys, torch\n"
+        "import json, sys, pytest, torch\n"
         "from spt_kernels.finetuning import FinetuneJob, finetune\n"
         "from tests.finetuning.killed import Ends\n"
+        "from tests.finetuning.undrawn import draw_nothing\n"
         "torch.set_num_threads(int(sys.argv[3]))\n"
+        "draw_nothing(pytest.MonkeyPatch())\n"
         "job = FinetuneJob.from_json(json.loads(sys.argv[1]))\n"
         "how = {'checkpoint_seconds': 3600, 'progress': Ends('epoch 4/')}\n"
         "finetune(job, sys.argv[2], resume=True, **how)\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -32,25 +32,31 @@ from spt_kernels.kernels.variant import Variant
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(interpreted, reason="TRITON_INTERPRET=1: kernels are not compiled")
 
-# of one file for one card after another: they are compiled together
-KEYS: list[Key] = (
-    [] if interpreted else sorted(keys_of(kernel_files()), key=lambda key: (key[0], key[2]))
-)
+# of one card after another: they are read together
+KEYS: list[Key] = [] if interpreted else sorted(keys_of(kernel_files()), key=lambda key: key[2])
 
 TRITON = tuple(int(part) for part in version("triton").split(".")[:2])
 # eight bytes, once a sample and not in the loop over its tokens
 SPILLED_BEFORE_3_7: Key = ("squared_vector_grad", "vector-fp32-input", 80)
 
 
-@cache
-def compiled(file: str, capability: int) -> Mapping[Key, Compiled | Failure]:
-    return compile_group([key for key in KEYS if (key[0], key[2]) == (file, capability)])
+Compilations = Callable[[int], Mapping[Key, Compiled | Failure]]
+
+
+@pytest.fixture(scope="module")
+def compiled(request: pytest.FixtureRequest) -> Compilations:
+    """What is asked for of a card: its disassembler takes longer to start than to read it all."""
+    own = [item for item in request.session.items if item.path == request.path]
+    asked = {item.callspec.params["key"] for item in own if hasattr(item, "callspec")}
+    return cache(lambda card: compile_group([k for k in KEYS if k in asked and k[2] == card]))
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: f"{key[0]}-{key[1]}-sm_{key[2]}")
-def test_variant_compiles_fits_and_uses_the_units_of_its_card(key: Key) -> None:
+def test_variant_compiles_fits_and_uses_the_units_of_its_card(
+    key: Key, compiled: Compilations
+) -> None:
     file, name, capability = key
-    variant, found = variants_of(file)[name], compiled(file, capability)[key]
+    variant, found = variants_of(file)[name], compiled(capability)[key]
 
     assert not isinstance(found, Failure), found.message
     if not (key == SPILLED_BEFORE_3_7 and TRITON < (3, 7)):

@@ -225,7 +225,6 @@ def test_peak_is_what_the_allocator_saw(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from Linux's /proc")
 def test_peak_is_what_was_resident() -> None:
-    pytest.importorskip("peft")
     from bench.real_memory import STEPS_TO_RUN, TOLERANCE, compare
 
     (name,) = [name for name in STEPS_TO_RUN if "inference" in name]

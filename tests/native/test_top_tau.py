@@ -12,34 +12,37 @@ from spt_kernels import native
 LARGE = 400_000  # above the size from which a sample guesses a pivot
 
 
-def ranking(tensors: list[Tensor]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All scores from the highest down, ties in order: owner, position, place in its owner's."""
+def ranking(tensors: list[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """All scores from the highest down, ties in order: where they lie in all tensors, one after
+    another, and in the ranking of their owner's."""
     scores = np.concatenate([t.double().numpy() for t in tensors])
-    owner = np.concatenate([np.full(t.numel(), m) for m, t in enumerate(tensors)])
-    position = np.concatenate([np.arange(t.numel()) for t in tensors])
+    assert not np.isnan(scores).any()
+    owner = np.repeat(np.arange(len(tensors)), [t.numel() for t in tensors])
     order = np.argsort(-scores, kind="stable")  # scores lie by owner, then by position
     place = np.empty(len(order), dtype=np.int64)
     by_owner = np.argsort(owner[order], kind="stable")
-    place[by_owner] = position
-    assert not np.isnan(scores).any()
-    return owner[order], position[order], place
+    place[by_owner] = np.concatenate([np.arange(t.numel()) for t in tensors])
+    return order, place
 
 
 def check(tensors: list[Tensor], *ks: int, caps: list[int] | None = None) -> None:
     """Of each owner no more than its cap count, and all are selected until k have counted."""
-    caps = [t.numel() for t in tensors] if caps is None else caps
-    owner, position, place = ranking(tensors)
-    counted = np.cumsum(place < np.array(caps)[owner])
+    numels = [t.numel() for t in tensors]
+    caps = numels if caps is None else caps
+    order, place = ranking(tensors)
+    counted = np.cumsum(place < np.repeat(caps, numels)[order])
     n_positive = sum(int((t > 0).sum()) for t in tensors)
+    starts = np.cumsum([0, *numels])
     for k in ks:
         n_selected = int(np.searchsorted(counted, k)) + 1
         assert n_selected <= n_positive, "the test asks for more than there is"
         found = native.top_tau(tensors, k, caps)
         assert all(p.dtype == torch.int64 for p in found)
-        key = owner[:n_selected] * len(owner) + position[:n_selected]
-        owners = np.repeat(np.arange(len(found)), [len(p) for p in found])
-        positions = np.concatenate([p.numpy() for p in found])
-        assert np.array_equal(owners * len(owner) + positions, np.sort(key))
+        assert all(((p >= 0) & (p < n)).all() for p, n in zip(found, numels, strict=True))
+        is_selected = np.zeros(len(order), dtype=bool)
+        is_selected[order[:n_selected]] = True
+        lie = [start + p.numpy() for start, p in zip(starts[:-1], found, strict=True)]
+        assert np.array_equal(np.concatenate(lie), np.flatnonzero(is_selected))
 
 
 def normal_scores(numel: int, seed: int = 0) -> Tensor:
