@@ -32,23 +32,32 @@ from spt_kernels.kernels.variant import Variant
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(interpreted, reason="TRITON_INTERPRET=1: kernels are not compiled")
 
-# of one card after another: they are read together
+# of one card after another: those of a group are compiled, and read, together
 KEYS: list[Key] = [] if interpreted else sorted(keys_of(kernel_files()), key=lambda key: key[2])
+# A card's disassembler takes longer to start than to read one; and of a group that two processes
+# share, each compiles all of it
+_OF_A_GROUP = 24
+GROUPS: dict[Key, tuple[int, int]] = {key: (key[2], n // _OF_A_GROUP) for n, key in enumerate(KEYS)}
 
 TRITON = tuple(int(part) for part in version("triton").split(".")[:2])
 # eight bytes, once a sample and not in the loop over its tokens
 SPILLED_BEFORE_3_7: Key = ("squared_vector_grad", "vector-fp32-input", 80)
 
 
-Compilations = Callable[[int], Mapping[Key, Compiled | Failure]]
+Compilations = Callable[[Key], Compiled | Failure]
 
 
 @pytest.fixture(scope="module")
 def compiled(request: pytest.FixtureRequest) -> Compilations:
-    """What is asked for of a card: its disassembler takes longer to start than to read it all."""
+    """What a variant is compiled to, together with those of its group that are asked for."""
     own = [item for item in request.session.items if item.path == request.path]
     asked = {item.callspec.params["key"] for item in own if hasattr(item, "callspec")}
-    return cache(lambda card: compile_group([k for k in KEYS if k in asked and k[2] == card]))
+
+    @cache
+    def group(number: tuple[int, int]) -> Mapping[Key, Compiled | Failure]:
+        return compile_group([key for key in KEYS if key in asked and GROUPS[key] == number])
+
+    return lambda key: group(GROUPS[key])[key]
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: f"{key[0]}-{key[1]}-sm_{key[2]}")
@@ -56,7 +65,7 @@ def test_variant_compiles_fits_and_uses_the_units_of_its_card(
     key: Key, compiled: Compilations
 ) -> None:
     file, name, capability = key
-    variant, found = variants_of(file)[name], compiled(capability)[key]
+    variant, found = variants_of(file)[name], compiled(key)
 
     assert not isinstance(found, Failure), found.message
     if not (key == SPILLED_BEFORE_3_7 and TRITON < (3, 7)):
