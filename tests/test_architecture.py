@@ -41,6 +41,29 @@ BESIDES = {
     "environment": {"native"},
     "__main__": {"cli"},
 }
+# The ops that have no file in a folder of views, and the files of each folder that are no op's.
+WITHOUT = {
+    "reference": {"shared_top_tau"},
+    "kernels": {"shared_top_tau"},
+    "native": {"shared_top_tau", "encode_derivative", "sparse_norm_grad"},
+}
+OF_NO_OP = {
+    "ops": {"__init__", "launching"},
+    "reference": set(),
+    "kernels": {
+        *("card", "variant", "prepared_launch", "address_table", "stored_rates"),  # of launches
+        *("take", "transpose", "token_split"),  # steps of several
+        "adamw_plan",  # sparse_adamw from step to step
+        "sampled_tiles",  # of sparse_weight_grad
+        *("squared_products", "squared_vector_grad"),  # of squared_grad
+    },
+    "native": {"layout", "module"},
+    "csrc": {
+        *("bindings", "instruction_set", "team"),
+        "activation",  # inputs made on the way, of sparse_weight_grad and low_rank
+        *("weight_grad_kernels", "weight_grad_pack", "weight_grad_plan", "weight_grad_sample"),
+    },
+}
 ROOT_FILES = {"__init__.py", "__main__.py", "errors.py", "environment.py", "py.typed"}
 
 
@@ -129,13 +152,38 @@ def test_no_file_imports_in_a_circle() -> None:
         visit(module, ())
 
 
-def test_every_op_has_its_mirrors() -> None:
-    files = (PACKAGE / "ops").glob("*.py")
-    ops = {path.name for path in files if "torch.library.define" in path.read_text()}
-    assert len(ops) > 5
-    for folder in ("reference", "kernels"):
-        missing = ops - {path.name for path in (PACKAGE / folder).glob("*.py")}
-        assert not missing, f"{folder}/ lacks {sorted(missing)}"
+def ops() -> set[str]:
+    """Every op; a file `op_more` belongs to `op`, and is none."""
+    names = {path.stem for path in (PACKAGE / "ops").glob("*.py")} - OF_NO_OP["ops"]
+    return {name for name in names if not belongs(name, names - {name})}
+
+
+def belongs(name: str, owners: set[str]) -> bool:
+    return any(name == owner or name.startswith(f"{owner}_") for owner in owners)
+
+
+@pytest.mark.parametrize("folder", ["reference", "kernels", "native"])
+def test_every_op_has_its_views(folder: str) -> None:
+    files = {path.stem for path in (PACKAGE / folder).glob("*.py")} - {"__init__"}
+    assert ops() - files == WITHOUT[folder]
+    strangers = {name for name in files if not belongs(name, ops())}
+    assert strangers == OF_NO_OP[folder]
+
+
+def test_each_file_of_cpp_is_an_ops_or_a_named_one() -> None:
+    sources = {path.stem for path in (PACKAGE.parent / "csrc").glob("*.cpp")}
+    views = {path.stem for path in (PACKAGE / "native").glob("*.py")} & ops()
+    assert views <= sources
+    assert {name for name in sources if not belongs(name, ops())} == OF_NO_OP["csrc"]
+    assert sources & ops() == views
+
+
+def test_the_table_of_ops_says_which_views_each_has() -> None:
+    page = (PACKAGE.parent / "docs" / "KERNELS.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\|([^|]*)\|([^|]*)\|$", page, re.MULTILINE)
+    assert {name for name, _, _ in rows} == ops()
+    assert {name for name, card, _ in rows if "Triton" not in card} == WITHOUT["kernels"]
+    assert {name for name, _, cpu in rows if "C++" not in cpu} == WITHOUT["native"]
 
 
 def test_every_kernel_file_runs_in_the_interpreter() -> None:

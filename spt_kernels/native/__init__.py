@@ -8,8 +8,8 @@ from .add_sparse_rows import add_sparse_rows
 from .dropout import dropout
 from .fingerprint import fingerprint
 from .layout import DTYPE_NUMBERS
-from .lora import Shape as LoraShape
-from .lora import add_lora, lora_gradients
+from .low_rank import Shape as LoraShape
+from .low_rank import add_lora, lora_gradients
 from .module import (
     INSTRUCTION_SETS,
     available,
@@ -17,8 +17,8 @@ from .module import (
     limit_instruction_set,
     why_unavailable,
 )
-from .rebuild_layer_norm import launch as launch_rebuild_layer_norm
-from .rebuild_layer_norm import rebuild_layer_norm
+from .rebuild_input import launch as launch_rebuild_layer_norm
+from .rebuild_input import rebuild_layer_norm
 from .sparse_adamw import AdamWPlan, sparse_adamw
 from .sparse_weight_grad import (
     GELU,

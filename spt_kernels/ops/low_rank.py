@@ -7,6 +7,9 @@ once, with the dropout and every change of dtype on the way.
 Features may be in several ranges, as those of q, k and v, all of one width and evenly apart, each
 with a factor of its own: a `Span` says how many, how wide, how far from one to the next, and where
 the first starts.
+
+A card has kernels for factors of up to 32 columns in fp32 and 64 in 16 bits; for more, for fp64 and
+where all is dropped it runs the reference, as a CPU does (`low_rank_ways`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""What the ops of a low-rank update run where: the reference on a CPU, kernels on a card.
+"""What the ops of a low-rank update run where.
+
+On a card the kernels, which hold a row of a factor in registers: of up to 32 columns in fp32, of 64
+in 16 bits (`MOST_COLUMNS`). Of more columns, of fp64, and where all is dropped (a probability of 1)
+a card runs the reference, as a CPU does of everything. What a CPU has in C++ is for whole calls of
+a layer (`native.low_rank`), and no op.
 
 Layers launch from here, past the dispatcher; the registered ops (`low_rank`) are for people,
 compilers and whoever listens.

@@ -1,4 +1,7 @@
-"""The products of a LoRA too small for a library's calls, in C++: one call in each direction."""
+"""The products of a LoRA too small for a library's calls, in C++: one call in each direction.
+
+No registered op comes here: a layer's autograd function calls them in place of several ops.
+"""
 
 from __future__ import annotations
 
