@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import native
 from ..reference import dropout as reference
-from .launching import check_unrecorded, on_card, register
+from .launching import check_unrecorded, may_launch, on_card, register
 
 _UINT32 = 0xFFFFFFFF
 
@@ -61,6 +61,26 @@ def dropout_(input: Tensor, probability: float, seed: int | Tensor, first: int =
     if not input.is_contiguous():
         raise ValueError(f"input must be contiguous, got strides {input.stride()}")
     torch.ops.spt.dropout_(input, probability, *_seed_first_key(seed, first))
+    return input
+
+
+def launch_dropout(input: Tensor, probability: float, seed: int | Tensor, first: int = 0) -> Tensor:
+    """`dropout` without its checks, past the dispatcher where nobody listens."""
+    arguments = input, probability, *_seed_first_key(seed, first)
+    if may_launch(input):
+        return _out_of_place(*arguments)
+    return torch.ops.spt.dropout(*arguments)  # type: ignore[no-any-return]
+
+
+def launch_dropout_(
+    input: Tensor, probability: float, seed: int | Tensor, first: int = 0
+) -> Tensor:
+    """`dropout_` likewise."""
+    arguments = input, probability, *_seed_first_key(seed, first)
+    if may_launch(input):
+        _in_place(*arguments)
+    else:
+        torch.ops.spt.dropout_(*arguments)
     return input
 
 
