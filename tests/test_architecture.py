@@ -57,7 +57,7 @@ OF_NO_OP = {
         "sampled_tiles",  # of sparse_weight_grad
         *("squared_products", "squared_vector_grad"),  # of squared_grad
     },
-    "native": {"layout", "module"},
+    "native": {"activation", "layout", "module"},
     "csrc": {
         *("bindings", "instruction_set", "team"),
         "activation",  # inputs made on the way, of sparse_weight_grad and low_rank

@@ -115,7 +115,7 @@ def test_gradients_of_a_small_lora(
 
 
 def test_a_large_lora_takes_the_librarys_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "add_lora", never)
+    monkeypatch.setattr(native, "launch_lora", never)
     tuned = lora(rank=8)
     gradients(tuned, F.gelu, tokens(200, IN))
     with pytest.raises(AssertionError):

@@ -76,7 +76,7 @@ class SmallLowRankLinear(RebuildingFunction):
         """`[..., out]`, fp32."""
         y = F.linear(x, weight, bias)
         shape = y.numel() // sizes.of_layer[1], *sizes.of_layer
-        native.add_lora(shape, lora.scale, lora_a, lora_b, x, y)
+        native.launch_lora(shape, lora.scale, lora_a, lora_b, x, y)
         y = y.data
         recipe, kept = SavedInput.eager(x, _FP32)
         ctx.save_for_backward(lora_a, lora_b, weight if ctx.needs_input_grad[0] else None, *kept)
@@ -95,7 +95,9 @@ class SmallLowRankLinear(RebuildingFunction):
                 grad_x = None if weight is None else torch.matmul(grad_output, weight)
                 how = shape, lora.scale, lora_a, lora_b
                 source, activation, _ = packed
-                factors = native.lora_gradients(*how, grad_output, source, activation, grad_x)
+                factors = native.launch_lora_gradients(
+                    *how, grad_output, source, activation, grad_x
+                )
                 return grad_x, None, None, *factors, None, None
         tensors = grad_output, weight, lora_a, lora_b
         return *gradients_of(*tensors, lora, None, ctx.saved_input, kept, _FP32), None

@@ -21,7 +21,7 @@ class PackedInput(NamedTuple):
     Attributes:
         source: `[..., in]`, contiguous: what the activation is of.
         activation: what is done to it while it is read.
-        held: the tensors whose addresses are in there.
+        held: the tensors whose addresses are in there; the C++ has returned before this goes.
     """
 
     source: Tensor
@@ -48,7 +48,7 @@ def packed_input(
         ):
             return None
         held = mean, rstd, weight, bias
-        activation = (
+        fields = (
             native.LAYER_NORM,
             _NUMBERS[dtype],
             mean.data_ptr(),
@@ -56,10 +56,11 @@ def packed_input(
             0 if weight is None else weight.data_ptr(),
             0 if bias is None else bias.data_ptr(),
         )
+        activation = _new(native.Activation, fields)
     elif kind == "gelu":
         source = node._saved_self
         how = native.GELU if node._saved_approximate == "none" else native.TANH_GELU
-        activation = (how, _NUMBERS[dtype], 0, 0, 0, 0)
+        activation = _new(native.Activation, (how, _NUMBERS[dtype], 0, 0, 0, 0))
     elif kind == "function":
         return None
     else:
