@@ -95,6 +95,13 @@ def goes_as_on_card(tensor: Tensor) -> bool:
     return tensor.is_cuda or _AS_ON_CARD.get()
 
 
+def load_for_capture(device: torch.device) -> None:
+    """Load the kernel by which tables come to a card while a CUDA graph is captured."""
+    from ..kernels import address_table
+
+    address_table.load_for_capture(device)
+
+
 def on_card(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Triton launches on the current device; to make it so costs more than to find it so."""
     if torch.cuda.current_device() == device.index:

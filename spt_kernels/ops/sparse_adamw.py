@@ -96,6 +96,13 @@ def sparse_adamw(
             _update(some_entries, some_ids, place[0], stochastic_rounding, seed)
 
 
+def plan_on_card(*columns: Any, **how: Any) -> Any:
+    """Entries on a card kept from step to step, as `kernels.adamw_plan.AdamWPlan` takes them."""
+    from ..kernels.adamw_plan import AdamWPlan
+
+    return AdamWPlan(*columns, **how)
+
+
 def _update(
     entries: list[AdamWEntry], ids: list[int], device: torch.device, stochastic: bool, seed: int
 ) -> None:

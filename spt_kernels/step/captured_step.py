@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..layers import sparse_deltas, write_deltas
 from ..layers.autograd.mask_keys import MaskKeys
+from ..ops.launching import load_for_capture
 from .device_graph import DeviceGraph, refusing_waits
 from .held_model import HeldModel
 from .held_optimizer import HeldOptimizer
@@ -244,8 +245,6 @@ class CapturedStep:
     def _warm_up(self, stream: Any) -> None:
         step = self._step
         if sparse_deltas(step.model):
-            from ..kernels.address_table import load_for_capture
-
             load_for_capture(next(iter(self._inputs.values())).device)
         for n in range(_WARM_UPS):
             if n == 1:
