@@ -59,7 +59,7 @@ WITHOUT = {
     "native": {"shared_top_tau", "encode_derivative", "sparse_norm_grad"},
 }
 OF_NO_OP = {
-    "ops": {"__init__", "launching", "native_calls"},
+    "ops": {"__init__", "dtypes", "launching", "native_calls"},
     "reference": set(),
     "kernels": {
         *("card", "variant", "prepared_launch", "address_table"),  # of launches
@@ -226,6 +226,14 @@ def test_every_file_says_what_it_owns(path: Path) -> None:
     assert opening, f"{name_of(path)} opens with no docstring"
     assert opening.splitlines()[0].endswith((".", ":")), f"{name_of(path)}: one sentence, please"
     assert path.read_text().count("\n") <= 400, f"{name_of(path)} is asking to be two files"
+
+
+def test_the_dtypes_of_the_ops_are_written_once() -> None:
+    three = re.compile(
+        r"\(torch\.(float32|bfloat16|float16)(, torch\.(float32|bfloat16|float16)){2}\b"
+    )
+    files = {name_of(path) for path in FILES if three.search(path.read_text("utf-8"))}
+    assert files == {"ops/dtypes.py", "task/delta.py"}  # and those of a format
 
 
 def test_text_is_read_and_written_as_utf_8_in_any_locale() -> None:

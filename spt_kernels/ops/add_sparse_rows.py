@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .. import native
 from ..reference import add_sparse_rows as reference
+from .dtypes import FLOATS
 from .launching import check_unrecorded, may_launch, register
-from .write_delta import MAX_NUMEL, TARGET_DTYPES, mark_mutated
+from .write_delta import MAX_NUMEL, mark_mutated
 
 torch.library.define(
     "spt::add_sparse_rows",
@@ -85,7 +86,7 @@ def launch_sparse_rows(output: Tensor, input: Tensor, index: Tensor, values: Ten
 
 def _check_matrices(output: Tensor, input: Tensor) -> None:
     for name, matrix in (("output", output), ("input", input)):
-        if matrix.dtype not in TARGET_DTYPES or matrix.dtype != output.dtype:
+        if matrix.dtype not in FLOATS or matrix.dtype != output.dtype:
             raise TypeError(
                 f"{name} must be float32, bfloat16 or float16, and both of one dtype, got "
                 f"{matrix.dtype}"

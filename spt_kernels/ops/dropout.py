@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -90,6 +91,16 @@ def key_of(seed: Any) -> tuple[Any, Any]:
     return _mix(low ^ _mix(high ^ 0x9E3779B9)), _mix(high ^ _mix(low ^ 0x85EBCA6B))
 
 
+def threshold_of(probability: float) -> int:
+    """Below which the 32 bits of an element's hash drop it."""
+    return min(round(probability * 2**32), _UINT32)
+
+
+# For eager code: no compiler traces them, and forward and backward ask the same
+known_key_of = functools.lru_cache(1024)(key_of)
+known_threshold_of = functools.lru_cache(64)(threshold_of)
+
+
 def _seed_first_key(seed: int | Tensor, first: int) -> tuple[int, int, Tensor | None]:
     return (0, first, seed) if isinstance(seed, Tensor) else (seed, first, None)
 
@@ -132,15 +143,15 @@ def _run(
     if probability >= 1.0:
         output.zero_()
         return
-    threshold = min(round(probability * 2**32), _UINT32)
+    threshold = known_threshold_of(probability)
     if input.device.type == "cuda":
         from ..kernels import dropout as kernels
 
-        before, between = (0, 0) if key is not None else key_of(seed)
+        before, between = (0, 0) if key is not None else known_key_of(seed)
         with on_card(input.device):
             kernels.dropout(input, output, before, between, threshold, first, key)
     else:
-        before, between = key_of(seed) if key is None else key.tolist()
+        before, between = known_key_of(seed) if key is None else key.tolist()
         on_cpu = input.device.type == "cpu" and native.available()
         backend = native if on_cpu else reference
         backend.dropout(input, output, before, between, threshold, first)

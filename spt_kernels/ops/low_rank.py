@@ -21,10 +21,10 @@ from torch import Tensor
 
 from . import low_rank_ways as ways
 from .dropout import check_mask
+from .dtypes import FLOATS_AND_FP64
 from .launching import check_unrecorded, register
 from .low_rank_ways import NO_NORM, Activation, Norm, Span, seeded
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _DROPPED = "float probability, int seed, Tensor? key"
 
 # A `key` is given in place of the seed, which is then 0.
@@ -118,7 +118,7 @@ def low_rank_up(
     if bias is not None:
         _check_bias(base, bias, span)
     dtype = base.dtype if dtype is None else dtype
-    if dtype not in _FLOATS:
+    if dtype not in FLOATS_AND_FP64:
         raise TypeError(f"dtype: expected fp32, bf16, fp16 or fp64, got {dtype}")
     dropped = probability, *seeded(seed)
     return torch.ops.spt.low_rank_up(base, inner, factor, span, scale, *dropped, dtype, bias)
@@ -227,7 +227,7 @@ def _checked(
 
 
 def _check_activation(name: str, tensor: Tensor, probability: float, seed: int | Tensor) -> None:
-    if tensor.dtype not in _FLOATS:
+    if tensor.dtype not in FLOATS_AND_FP64:
         raise TypeError(f"{name}: expected fp32, bf16, fp16 or fp64, got {tensor.dtype}")
     if tensor.dim() != 2:
         raise ValueError(f"{name}: expected [tokens, features], got {list(tensor.shape)}")
@@ -242,7 +242,7 @@ def _check_inner(
     *,
     may_differ: bool = False,
 ) -> None:
-    if inner.dtype not in _FLOATS or (inner.dtype != activations.dtype and not may_differ):
+    if inner.dtype not in FLOATS_AND_FP64 or (inner.dtype != activations.dtype and not may_differ):
         raise TypeError(f"{name}: expected {activations.dtype}, got {inner.dtype}")
     if inner.device != activations.device:
         raise ValueError(f"{name}: expected device {activations.device}, got {inner.device}")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..reference import low_rank as reference
-from .dropout import key_of
+from .dropout import known_key_of, known_threshold_of
 from .launching import may_launch, on_card
 
 Span = tuple[int, int, int, int]
@@ -28,7 +28,6 @@ NO_NORM: Norm = (None, None, None, None)
 
 # Columns of a factor that the kernels take, as `kernels.low_rank_parts` has them
 MOST_COLUMNS = {torch.float32: 32, torch.bfloat16: 64, torch.float16: 64}
-_UINT32 = 0xFFFFFFFF
 
 
 def serves(dtype: torch.dtype, rank: int) -> bool:
@@ -145,11 +144,8 @@ def _given(probability: float, seed: int, key: Tensor | None) -> tuple[int, int,
     """The same as numbers, without a key that is in memory."""
     if probability == 0.0:
         return 0, 0, 0
-    before, between = _key_of(seed) if key is None else (0, 0)
-    return before, between, min(round(probability * 2**32), _UINT32)
-
-
-_key_of = functools.lru_cache(1024)(key_of)  # forward and backward have the same
+    before, between = known_key_of(seed) if key is None else (0, 0)
+    return before, between, known_threshold_of(probability)
 
 
 def down(

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from .. import native
 from ..reference import squared_grad as reference
+from .dtypes import FLOATS
 from .launching import on_card, register
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def accumulate_squared_grad(
@@ -139,7 +138,7 @@ def _require_fp32(name: str, tensor: Tensor, score: Tensor) -> None:
 
 
 def _require_activation(name: str, tensor: Tensor, score: Tensor) -> None:
-    if tensor.dtype not in _FLOATS:
+    if tensor.dtype not in FLOATS:
         raise TypeError(f"{name}: expected fp32, bf16 or fp16, got {tensor.dtype}")
     if tensor.device != score.device:
         raise ValueError(

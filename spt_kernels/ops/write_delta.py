@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .. import native
 from ..reference import write_delta as reference
+from .dtypes import FLOATS
 
-TARGET_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_NUMEL = 2**31  # flat positions are int32
 
 torch.library.define(
@@ -96,7 +96,7 @@ def check_layout(
     name: str, target: Tensor, advice: str = " (a channels-last weight needs .contiguous())"
 ) -> None:
     """Refuse, by name, a weight that no delta can be written into; `advice` is on its strides."""
-    if target.dtype not in TARGET_DTYPES:
+    if target.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, bfloat16 or float16, got {target.dtype}")
     if not target.is_contiguous():
         raise ValueError(

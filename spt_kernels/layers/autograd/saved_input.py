@@ -20,13 +20,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
+from ...ops.dtypes import FLOATS
 from ...ops.launching import is_plain
 from ...ops.rebuild_input import launch_gelu, launch_layer_norm, rebuild_gelu, rebuild_layer_norm
 from .graph_nodes import NODE_TYPES, KeptLayerNorm, is_kept, way_to
 from .recording import Recording, hooks_in_use, recording_of
 from .traced import made_again
 
-_REBUILDABLE = (torch.float32, torch.bfloat16, torch.float16)
 # Tensors that are what autograd takes them for; other subclasses may be anything
 _INSPECTED: tuple[type[Tensor], ...] = (Tensor, torch.nn.Parameter, FakeTensor)
 
@@ -184,8 +184,8 @@ def _chosen(
                 source is not None
                 and (kind != "function" or hasattr(producer, "spt_rebuild_output"))
                 and source.is_readable(producer)
-                and dtype in _REBUILDABLE
-                and x.dtype in _REBUILDABLE
+                and dtype in FLOATS
+                and x.dtype in FLOATS
                 and not _is_backward_compiled()
             ):
                 steps = _steps(x) if node_type.is_view else ()
