@@ -14,6 +14,7 @@ where all is dropped it runs the reference, as a CPU does (`low_rank_ways`).
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -288,20 +289,17 @@ def _check_norm(input: Tensor, activation: str, norm: Norm) -> None:
             )
 
 
-def _up_in_place_on_card(base: Tensor, *arguments: Any) -> None:
-    ways.up_in_place_on_card(base, *arguments)
-    if not base.is_inference():
+def _up_(card: bool, base: Tensor, *arguments: Any) -> None:
+    ways.up_(card, base, *arguments)
+    if card and not base.is_inference():
         torch.autograd.graph.increment_version(base)  # raw pointers were written through
 
 
-for _name, _on_cpu, _on_cuda in (
-    ("down", ways.down, ways.down_on_card),
-    ("up", ways.up, ways.up_on_card),
-    ("up_", ways.up_in_place, _up_in_place_on_card),
-    ("grad", ways.grad, ways.grad_on_card),
-):
-    register(f"spt::low_rank_{_name}", "cpu", _on_cpu)
-    register(f"spt::low_rank_{_name}", "cuda", _on_cuda)
+for _device, _card in (("cpu", False), ("cuda", True)):
+    register("spt::low_rank_down", _device, functools.partial(ways.down, _card))
+    register("spt::low_rank_up", _device, functools.partial(ways.up, _card))
+    register("spt::low_rank_up_", _device, functools.partial(_up_, _card))
+    register("spt::low_rank_grad", _device, functools.partial(ways.grad, _card))
 
 
 @torch.library.register_fake("spt::low_rank_down")
