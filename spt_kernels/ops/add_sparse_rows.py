@@ -11,8 +11,8 @@ from torch import Tensor
 from .. import native
 from ..reference import add_sparse_rows as reference
 from .dtypes import FLOATS
-from .launching import check_unrecorded, may_launch, register
-from .write_delta import MAX_NUMEL, mark_mutated
+from .launching import check_unrecorded, mark_mutated, may_launch, register
+from .write_delta import MAX_NUMEL
 
 torch.library.define(
     "spt::add_sparse_rows",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import native
 from ..reference import dropout as reference
-from .launching import check_unrecorded, may_launch, on_card, register
+from .launching import check_unrecorded, mark_mutated, may_launch, on_card, register
 
 _UINT32 = 0xFFFFFFFF
 
@@ -170,8 +170,7 @@ def _in_place(
     input: Tensor, probability: float, seed: int, first: int, key: Tensor | None = None
 ) -> None:
     _run(input, input, probability, seed, first, key)
-    if not input.is_inference():
-        torch.autograd.graph.increment_version(input)  # raw pointers were written through
+    mark_mutated((input,))
 
 
 for _device in ("cpu", "cuda"):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
+from itertools import filterfalse
 from typing import Any
 
 import torch
@@ -28,6 +29,14 @@ def register(op: str, device: str, launcher: Callable[..., Any]) -> None:
 
     # not as a decorator: what that leaves of a function cannot be called
     torch.library.register_kernel(op, device, undisturbed)
+
+
+def mark_mutated(tensors: Iterable[Tensor]) -> None:
+    """Tell autograd that raw pointers were written through: a saved tensor is then found stale.
+
+    Tensors of inference mode have no version, and autograd saves none of them.
+    """
+    torch.autograd.graph.increment_version([*filterfalse(Tensor.is_inference, tensors)])
 
 
 def check_unrecorded(name: str, written: Tensor) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from . import low_rank_ways as ways
 from .dropout import check_mask
 from .dtypes import FLOATS_AND_FP64
-from .launching import check_unrecorded, register
+from .launching import check_unrecorded, mark_mutated, register
 from .low_rank_ways import NO_NORM, Activation, Norm, Span, seeded
 
 _DROPPED = "float probability, int seed, Tensor? key"
@@ -291,8 +291,8 @@ def _check_norm(input: Tensor, activation: str, norm: Norm) -> None:
 
 def _up_(card: bool, base: Tensor, *arguments: Any) -> None:
     ways.up_(card, base, *arguments)
-    if card and not base.is_inference():
-        torch.autograd.graph.increment_version(base)  # raw pointers were written through
+    if card:  # torch's own calls mark what they write
+        mark_mutated((base,))
 
 
 for _device, _card in (("cpu", False), ("cuda", True)):

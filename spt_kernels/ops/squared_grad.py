@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import native
 from ..reference import squared_grad as reference
 from .dtypes import FLOATS
-from .launching import on_card, register
+from .launching import mark_mutated, on_card, register
 
 
 def accumulate_squared_grad(
@@ -177,7 +177,7 @@ def _matrix_cpu(score: Tensor, grad_output: Tensor, input: Tensor, scale: float)
         dense = score.contiguous()
         native.accumulate_squared_grad(dense, grad_output, input, scale)
         score.copy_(dense)
-    torch.autograd.graph.increment_version(score)  # autograd does not see what C++ writes
+    mark_mutated((score,))
 
 
 _vector_cpu = reference.accumulate_squared_vector_grad
@@ -188,7 +188,7 @@ def _matrix_cuda(score: Tensor, grad_output: Tensor, input: Tensor, scale: float
 
     with on_card(score.device):
         kernels.accumulate_squared_grad(score, grad_output, input, scale)
-    torch.autograd.graph.increment_version(score)  # autograd does not see what Triton writes
+    mark_mutated((score,))
 
 
 def _vector_cuda(
@@ -204,8 +204,7 @@ def _vector_cuda(
 
     with on_card(score.device):
         launch(score, grad_output, input, scale, mean, rstd, bias_score)
-    for written in (score,) if bias_score is None else (score, bias_score):
-        torch.autograd.graph.increment_version(written)
+    mark_mutated((score,) if bias_score is None else (score, bias_score))
 
 
 _KERNELS = {
