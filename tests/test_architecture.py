@@ -59,7 +59,7 @@ WITHOUT = {
     "native": {"shared_top_tau", "encode_derivative", "sparse_norm_grad"},
 }
 OF_NO_OP = {
-    "ops": {"__init__", "dtypes", "launching", "native_calls"},
+    "ops": {"__init__", "dtypes", "launching", "native_calls", "torch_internals"},
     "reference": set(),
     "kernels": {
         *("card", "variant", "prepared_launch", "address_table"),  # of launches
@@ -226,6 +226,28 @@ def test_every_file_says_what_it_owns(path: Path) -> None:
     assert opening, f"{name_of(path)} opens with no docstring"
     assert opening.splitlines()[0].endswith((".", ":")), f"{name_of(path)}: one sentence, please"
     assert path.read_text().count("\n") <= 400, f"{name_of(path)} is asking to be two files"
+
+
+# What of torch's own others than `ops/torch_internals.py` take: fake tensors, and calls on many
+# tensors, as torch's optimizers make them.
+PRIVATE_OF_TORCH = re.compile(r"torch\.(_subclasses\.fake_tensor|_foreach_\w+)$")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_what_is_private_of_torch_is_taken_in_one_place(path: Path) -> None:
+    if name_of(path) == "ops/torch_internals.py":
+        return
+    used = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch"):
+            used.add(f"{node.module}")
+            used |= {f"{node.module}.{name.name}" for name in node.names if name.name[0] == "_"}
+        elif isinstance(node, ast.Import):
+            used |= {name.name for name in node.names if name.name.startswith("torch.")}
+        elif isinstance(node, ast.Attribute):
+            used.add(ast.unparse(node))
+    own = {name for name in used if re.match(r"torch\._[^_]", name)}
+    assert {name for name in own if not PRIVATE_OF_TORCH.match(name)} == set()
 
 
 def test_the_dtypes_of_the_ops_are_written_once() -> None:

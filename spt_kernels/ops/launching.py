@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from .torch_internals import (
+    count_dispatch_modes,
+    is_any_autocast_enabled,
+    is_functorch_active,
+)
+from .torch_internals import is_transformed as is_transformed
 
 
 def register(op: str, device: str, launcher: Callable[..., Any]) -> None:
@@ -22,7 +28,7 @@ def register(op: str, device: str, launcher: Callable[..., Any]) -> None:
     """
 
     def undisturbed(*arguments: Any) -> Any:
-        if not (torch.is_grad_enabled() or torch._C._is_any_autocast_enabled()):
+        if not (torch.is_grad_enabled() or is_any_autocast_enabled()):
             return launcher(*arguments)  # as in a backward; to make it so costs more
         with torch.no_grad(), torch.autocast(device, enabled=False):
             return launcher(*arguments)
@@ -73,17 +79,9 @@ def is_plain(tensor: Tensor) -> bool:
         type(tensor) is Tensor
         and (tensor.is_cpu or tensor.is_cuda)
         and not tensor.is_neg()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
+        and count_dispatch_modes() == 0
+        and not is_functorch_active()
     )
-
-
-def is_transformed() -> bool:
-    """Whether a transform of `torch.func` or forward-mode differentiation is at work.
-
-    Our ops know nothing of these: they are refused, or what they add to a tangent is lost.
-    """
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 _AS_ON_CARD: ContextVar[bool] = ContextVar("spt_as_on_card", default=False)

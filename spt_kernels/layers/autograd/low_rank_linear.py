@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...ops.launching import is_plain, may_launch
 from ...ops.native_calls import available, launch_lora, launch_lora_gradients
+from ...ops.torch_internals import is_any_autocast_enabled
 from .lora_call import LoraCall
 from .lora_launches import grad_of_a_of_source
 from .packed_input import packed_input
@@ -132,7 +133,7 @@ def is_small(sizes: SmallSizes, x: Tensor, weight: Tensor, lora_a: Tensor, lora_
         and x.is_contiguous()
         and lora_a.is_contiguous()
         and lora_b.is_contiguous()
-        and not torch._C._is_any_autocast_enabled()
+        and not is_any_autocast_enabled()
         and is_plain(x)
     )
 
