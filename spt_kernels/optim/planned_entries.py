@@ -32,7 +32,8 @@ class PlannedEntries(Protocol):
             groups: of the optimizer, with the numbers as they are now.
             grads: fp32, contiguous, one for each entry.
             grad_scale: what they are to be divided by, in place; None: nothing.
-            found_inf: unless it is 0, nothing changes; None: 0.
+            found_inf: unless it is 0, nothing changes; None: 0. On a card alone, which does not
+                wait for it: on a CPU `PreparedStep` has read it, and it is None.
         """
         ...
 
@@ -66,6 +67,7 @@ class _OnCpu:
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> None:
+        assert found_inf is None  # whoever has one here has read it, and takes no step after it
         if grad_scale is not None:
             torch._foreach_div_(grads, grad_scale)
         numbers = [_numbers(group, float(group["lr"])) for group in groups]
