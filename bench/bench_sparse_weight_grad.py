@@ -171,9 +171,9 @@ def test_after_an_activation(benchmark: Any, after: str, images: int) -> None:
     mean, rstd = (each.flatten() for each in statistics)
     addresses = (mean.data_ptr(), rstd.data_ptr(), 0, 0)
     if after == "gelu":
-        activation = (native.GELU, 0, 0, 0, 0, 0)
+        activation = native.Activation(native.GELU, 0)
     else:
-        activation = (native.LAYER_NORM, 0, *addresses)
+        activation = native.Activation(native.LAYER_NORM, 0, *addresses)
 
     def made_first() -> Tensor:
         if after == "gelu":

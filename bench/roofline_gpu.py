@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from spt_kernels.costs.way_times import draw_mask
+from spt_kernels.costs.drawn_mask import draw_mask
 from spt_kernels.gradient_ways.gradient_cost import RATES, Way, Work, cheapest_way
 from spt_kernels.gradient_ways.tile_plan import TilePlan, plan_tiles
 from spt_kernels.kernels import squared_products

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from spt_kernels.costs.way_times import draw_mask
+from spt_kernels.costs.drawn_mask import draw_mask
 from spt_kernels.gradient_ways.tile_plan import plan_tiles
 from spt_kernels.kernels import sampled_tiles, squared_grad
 from spt_kernels.kernels import sparse_weight_grad as gradient_kernels

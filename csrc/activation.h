@@ -7,7 +7,7 @@
 
 namespace spt {
 
-// The numbers are those that spt_kernels/native/layout.py passes.
+// The numbers are those that spt_kernels/native/activation.py has.
 enum class ActivationKind : int { none = 0, gelu = 1, tanh_gelu = 2, layer_norm = 3 };
 
 struct Activation {

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..layers.autograd.plain_backward import plain_backward
 from ..layers.sparse_layer import SparseDeltaLayer
+from ..ops.dtypes import FLOATS
 from ..ops.encode_derivative import (
     FUNCTIONS,
     decode_derivative,
@@ -22,7 +23,6 @@ from .stand_in import StandIn
 
 _NAME = re.compile("gelu|silu|swish", re.IGNORECASE)
 _KNOWN = ("torch", "timm", "transformers")  # whose activations take one tensor
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class EncodedActivation(torch.autograd.Function):
@@ -81,7 +81,7 @@ class ApproximateActivation(StandIn):
 
     def saves(self, input: Tensor) -> bool:
         """Whether less is kept for such an input than by the exact activation."""
-        if input.dtype not in _FLOATS:
+        if input.dtype not in FLOATS:
             return False
         follower = self.follower
         share = follower.needed_share() if isinstance(follower, SparseDeltaLayer) else 0.0

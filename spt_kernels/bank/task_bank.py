@@ -28,6 +28,10 @@ from .preparation import banked
 from .residents import Residents
 from .switch import Switch
 
+# Shapes of images that a bank remembers how the model treats: where each image has its own, as many
+# would be kept as images come
+_MOST_LAYOUTS = 32
+
 
 class TaskBank:
     """Many tasks over one base model in memory.
@@ -345,9 +349,11 @@ class TaskBank:
 
     def _layout(self, images: Tensor) -> Layout:
         shape = tuple(images.shape[1:])
-        if shape not in self._layouts:
-            self._layouts[shape] = Layout.of(self.model, images)
-        return self._layouts[shape]
+        layout = self._layouts.pop(shape, None) or Layout.of(self.model, images)
+        self._layouts[shape] = layout  # behind those that were used before
+        if len(self._layouts) > _MOST_LAYOUTS:
+            del self._layouts[next(iter(self._layouts))]
+        return layout
 
     def _put(self, name: str, task: TaskFile, path: str | os.PathLike[str] | None) -> None:
         if not isinstance(name, str):

@@ -33,8 +33,8 @@ def tune(terminal: Terminal, device: str) -> int:
     from ..costs.rate_fit import fit_rates
     from ..costs.rate_store import store_of_user, store_rates
     from ..costs.way_times import N_CASES, time_tf32, time_ways
+    from ..gradient_ways.capability import capability_of
     from ..gradient_ways.gradient_cost import RATES
-    from ..kernels.card import capability_of
 
     path, machine = store_of_user(), describe(card)
     check_folder("rates", path.parent)

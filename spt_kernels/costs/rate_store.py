@@ -10,7 +10,7 @@ from typing import Any
 
 from ..files.atomic import write_atomically
 from ..gradient_ways.gradient_cost import CardRates
-from ..kernels.stored_rates import FORMAT, VARIABLE, rates_file, read_rates
+from ..gradient_ways.stored_rates import FORMAT, VARIABLE, rates_file, read_rates
 
 
 def store_of_user() -> Path:

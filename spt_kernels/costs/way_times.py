@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from ..gradient_ways.gradient_cost import Way, Work
 from ..gradient_ways.tile_plan import plan_tiles
 from ..kernels.sampled_tiles import by_tiles
 from ..kernels.sparse_weight_grad import by_dense, by_vectors
+from .drawn_mask import draw_mask
 
 Clock = Callable[[Callable[[], object]], float]  # a call -> what its kernels take, in microseconds
 
@@ -89,18 +89,6 @@ def time_tf32(device: torch.device, clock: Clock = graph_us, tokens: int = TOKEN
     finally:
         matmul.fp32_precision = before
     return us["ieee"] / us["tf32"]
-
-
-def draw_mask(rows: int, columns: int, density: float, share: float = 1.0) -> Tensor:
-    """Sorted positions, int32, drawn uniformly from a share of the rows and of the columns."""
-    generator = torch.Generator().manual_seed(0)
-    some_rows, some_columns = (
-        torch.randperm(size, generator=generator)[: math.ceil(share * size)]
-        for size in (rows, columns)
-    )
-    cells = (some_rows[:, None] * columns + some_columns).flatten()
-    chosen = torch.randperm(len(cells), generator=generator)[: int(density * rows * columns)]
-    return cells[chosen].sort().values.int()
 
 
 def _factors(

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 
+from ..gradient_ways.capability import CAPABILITIES as CAPABILITIES
+from ..gradient_ways.capability import capability_of as capability_of
+from ..gradient_ways.capability import nearest as nearest
+
 # Whether kernels run in Triton's interpreter, on the CPU: settled when they were defined
 INTERPRETED: bool = triton.knobs.runtime.interpret
-
-# Ten times the compute capability of the cards that launch configurations are made for: A100,
-# RTX 3090, H100 and H200.
-CAPABILITIES = (80, 86, 90)
 
 
 @dataclass(frozen=True)
@@ -42,22 +41,6 @@ class Launch:
     def options(self) -> dict[str, Any]:
         """What the compiler is told of it."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
-
-
-def capability_of(device: torch.device) -> int:
-    """The last of `CAPABILITIES` that the card has; the first for older ones and the CPU."""
-    if device.type != "cuda":
-        return CAPABILITIES[0]  # the interpreter runs there
-    major, minor = torch.cuda.get_device_capability(device)
-    if major == 12:
-        return 86  # GeForce of the Blackwell generation: as little shared memory as a 3090
-    return nearest(10 * major + minor, CAPABILITIES)
-
-
-def nearest(capability: int, known: Iterable[int]) -> int:
-    """The highest that is known and not above `capability`, else the lowest that is known."""
-    numbers = sorted(known)
-    return max((number for number in numbers if number <= capability), default=numbers[0])
 
 
 def cdiv(number: int, by: int) -> int:

@@ -15,7 +15,6 @@ from .rebuild_input import gelu
 from .token_split import split_tokens
 from .variant import POINTER, Variant, short_name
 
-# Short splits: few features make few programs, of which each waits for its first reads
 # By card: depth of pipelining, and programs on a multiprocessor
 _DEPTHS = {80: (3, 3), 86: (3, 2), 90: (4, 3)}
 
@@ -163,6 +162,7 @@ def _launch(columns: int, capability: int) -> Launch:
         num_warps=2 if columns >= 64 else 4,
         num_stages=num_stages,
         programs_per_sm=programs_per_sm,
+        # short splits: few features make few programs, of which each waits for its first reads
         least_tokens=128,
         most_splits=128,
     )

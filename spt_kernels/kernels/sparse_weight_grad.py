@@ -8,11 +8,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ..gradient_ways.gradient_cost import Way, Work, cheapest_way
+from ..gradient_ways.stored_rates import rates_on
 from ..gradient_ways.tile_plan import TilePlan
 from .card import Launch, cdiv
 from .prepared_launch import PreparedLaunches, alignment
 from .sampled_tiles import by_tiles
-from .stored_rates import rates_on
 from .take import take_entries
 from .token_split import split_tokens
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name

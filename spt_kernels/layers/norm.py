@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.dtypes import FLOATS
 from ..ops.launching import goes_as_on_card, is_transformed
-from ..ops.sparse_norm_grad import FLOATS
 from .autograd.autocast import is_any_autocast_on
 from .autograd.card_norm import CardLayerNorm, NormCall
 from .deltas.delta_holder import DeltaHolder

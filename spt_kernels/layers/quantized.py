@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..distributed.sharded import is_sharded
 from ..model.quantized import QuantizedMatrix, is_quantized, matrix_in
-from ..ops.add_sparse_rows import add_sparse_rows
+from ..ops.add_sparse_rows import launch_sparse_rows
 from .adapter import AdapterLinear
 from .autograd.autocast import is_cast
 from .autograd.lora_call import LoraCall
@@ -116,8 +116,7 @@ def _add_delta(y: Tensor, x: Tensor, delta: Tensor, pattern: DeltaPattern) -> No
         rows, columns = index // x.shape[1], index % x.shape[1]
         y.index_add_(1, rows, x[:, columns] * values)
         return
-    every = [(0, len(y))]
-    add_sparse_rows(y, x.contiguous(), every, [index], [torch.zeros_like(values)], [values])
+    launch_sparse_rows(y, x.contiguous(), index, values)
 
 
 class QuantizedLayer(LinearWithDeltas):

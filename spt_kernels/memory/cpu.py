@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..ops.encode_derivative import scratch_bytes as scratch_of_codes
+from ..ops.torch_internals import ConvBackend, select_conv_backend
 from .ledger import Ledger
 from .quantized import scratch_of_4_bits
 
-_BACKENDS: Any = torch._C._ConvBackend  # type: ignore[attr-defined]
 _FORWARD = torch.ops.aten.convolution.default
 _BACKWARD = torch.ops.aten.convolution_backward.default
 _ENCODE = torch.ops.spt.encode_derivative.default
@@ -39,14 +39,14 @@ class CpuLedger(Ledger):
             return scratch_of_4_bits(func, args)
         if input.dim() != 4 or weight.dim() != 4 or transposed:
             return 0
-        backend = torch._C._select_conv_backend(
+        backend = select_conv_backend(
             input, weight, bias, stride, padding, dilation, transposed, more, groups, bias_sizes
         )
-        if backend == _BACKENDS.Slow2d:
+        if backend == ConvBackend.Slow2d:
             sizes = zip(input.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
             positions = grad_positions or math.prod(_n_positions(*each) for each in sizes)
             return _unfolded_bytes(input, weight, stride, padding, positions)
-        if not wants_input or backend != _BACKENDS.Mkldnn:
+        if not wants_input or backend != ConvBackend.Mkldnn:
             return 0
         channels_last = input.is_contiguous(memory_format=torch.channels_last)
         # oneDNN wants its input dense, though only the shape counts for this gradient, and computes

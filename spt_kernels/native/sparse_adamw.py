@@ -59,7 +59,8 @@ def sparse_adamw(
 class AdamWPlan:
     """The entries of `sparse_adamw` kept from step to step, so that a step hands over little.
 
-    It holds addresses, not tensors: whoever has it compares `data_ptr()`s before each step.
+    It holds addresses, not tensors: whoever has it holds these, and compares `data_ptr()`s before
+    each step. What it is made of is checked; `step` trusts its caller.
 
     Args:
         params: see `sparse_adamw`, like all but the last two.
@@ -104,7 +105,7 @@ class AdamWPlan:
         stochastic_rounding: bool,
         seed: int,
     ) -> None:
-        """Take a step.
+        """Take a step; of the gradients nothing is checked.
 
         Args:
             grads: addresses of the gradients, fp32, contiguous, as long as their parameters.

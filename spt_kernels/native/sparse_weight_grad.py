@@ -5,19 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .activation import ITSELF, Activation
 from .layout import DTYPE_NUMBERS, check, check_matrix
 from .module import module
-
-# kind, dtype, mean, rstd, weight, bias of `Activation` in csrc/activation.h, tensors as addresses
-Activation = tuple[int, int, int, int, int, int]
-ITSELF: Activation = (0, 0, 0, 0, 0, 0)
-GELU, TANH_GELU, LAYER_NORM = 1, 2, 3
 
 
 class WeightGradPlan:
     """The entries of an index sorted into work, for any number of inputs.
 
-    Up to eight bytes an entry are held; the index is not needed any more.
+    Up to eight bytes an entry are held; the index is not needed any more. It is checked here;
+    `run` trusts its caller.
 
     Args:
         index: int32 `[nnz]`, flat positions in `[out_features, in_features]`.
@@ -45,15 +42,15 @@ class WeightGradPlan:
         strides: tuple[int, int],
         activation: Activation = ITSELF,
     ) -> Tensor:
-        """The gradient of what is known to have its layouts, dtypes and lengths.
+        """The gradient of what is known to have its layouts, dtypes and lengths: none is checked.
 
         Args:
             grad_output: `[..., out_features]`, fp32, bf16 or fp16; features lie side by side.
             input: `[..., in_features]`, likewise.
             tokens: how many each has.
             strides: elements from token to token of the two.
-            activation: what the weight was multiplied with, if that is not `input` itself; of
-                tensors which are held by whoever calls.
+            activation: what the weight was multiplied with, if that is not `input` itself; its
+                tensors are held by whoever calls.
 
         Returns:
             fp32 `[nnz]`, summed in fp32.

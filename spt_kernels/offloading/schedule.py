@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any, Protocol
 
-import torch
+from ..ops.torch_internals import current_graph_task, queue_callback
 
 
 class Block(Protocol):
@@ -114,10 +114,9 @@ class Schedule:
 
     def _task(self) -> int:
         """The number of the backward that is running, the end of which is told from then on."""
-        task = torch._C._current_graph_task_id()
+        task: int = current_graph_task()
         if task not in self._entered:
-            engine: Any = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
-            engine.queue_callback(functools.partial(self._end_backward, task))
+            queue_callback(functools.partial(self._end_backward, task))
         return task
 
     def _end_backward(self, task: int) -> None:
@@ -150,4 +149,4 @@ class Schedule:
 
 def in_backward() -> bool:
     """Whether autograd is running a backward in this thread."""
-    return torch._C._current_graph_task_id() != -1
+    return bool(current_graph_task() != -1)

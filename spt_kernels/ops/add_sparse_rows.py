@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .. import native
 from ..reference import add_sparse_rows as reference
-from .launching import check_unrecorded, register
-from .write_delta import MAX_NUMEL, TARGET_DTYPES, mark_mutated
+from .dtypes import FLOATS
+from .launching import check_unrecorded, mark_mutated, may_launch, register
+from .write_delta import MAX_NUMEL
 
 torch.library.define(
     "spt::add_sparse_rows",
@@ -71,9 +72,21 @@ def add_sparse_rows(
             torch.ops.spt.add_sparse_rows(output, input, starts, stops, *rows)
 
 
+def launch_sparse_rows(output: Tensor, input: Tensor, index: Tensor, values: Tensor) -> None:
+    """`add_sparse_rows` of values beside zeros for all tokens, which are known to fit.
+
+    Past the dispatcher where nobody listens.
+    """
+    rows = [index], [torch.zeros_like(values)], [values]
+    if may_launch(output) and index.device == values.device == output.device:
+        (_cuda if output.is_cuda else _cpu)(output, input, [0], [len(output)], *rows)
+    else:
+        add_sparse_rows(output, input, [(0, len(output))], *rows)
+
+
 def _check_matrices(output: Tensor, input: Tensor) -> None:
     for name, matrix in (("output", output), ("input", input)):
-        if matrix.dtype not in TARGET_DTYPES or matrix.dtype != output.dtype:
+        if matrix.dtype not in FLOATS or matrix.dtype != output.dtype:
             raise TypeError(
                 f"{name} must be float32, bfloat16 or float16, and both of one dtype, got "
                 f"{matrix.dtype}"

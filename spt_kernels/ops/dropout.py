@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from .. import native
 from ..reference import dropout as reference
-from .launching import check_unrecorded, on_card, register
+from .launching import check_unrecorded, mark_mutated, may_launch, on_card, register
 
 _UINT32 = 0xFFFFFFFF
 
@@ -64,10 +65,40 @@ def dropout_(input: Tensor, probability: float, seed: int | Tensor, first: int =
     return input
 
 
+def launch_dropout(input: Tensor, probability: float, seed: int | Tensor, first: int = 0) -> Tensor:
+    """`dropout` without its checks, past the dispatcher where nobody listens."""
+    arguments = input, probability, *_seed_first_key(seed, first)
+    if may_launch(input):
+        return _out_of_place(*arguments)
+    return torch.ops.spt.dropout(*arguments)  # type: ignore[no-any-return]
+
+
+def launch_dropout_(
+    input: Tensor, probability: float, seed: int | Tensor, first: int = 0
+) -> Tensor:
+    """`dropout_` likewise."""
+    arguments = input, probability, *_seed_first_key(seed, first)
+    if may_launch(input):
+        _in_place(*arguments)
+    else:
+        torch.ops.spt.dropout_(*arguments)
+    return input
+
+
 def key_of(seed: Any) -> tuple[Any, Any]:
     """The two words of a seed that go into the hash: ints of an int, int64 tensors of an int64."""
     low, high = seed & _UINT32, seed >> 32
     return _mix(low ^ _mix(high ^ 0x9E3779B9)), _mix(high ^ _mix(low ^ 0x85EBCA6B))
+
+
+def threshold_of(probability: float) -> int:
+    """Below which the 32 bits of an element's hash drop it."""
+    return min(round(probability * 2**32), _UINT32)
+
+
+# For eager code: no compiler traces them, and forward and backward ask the same
+known_key_of = functools.lru_cache(1024)(key_of)
+known_threshold_of = functools.lru_cache(64)(threshold_of)
 
 
 def _seed_first_key(seed: int | Tensor, first: int) -> tuple[int, int, Tensor | None]:
@@ -112,15 +143,15 @@ def _run(
     if probability >= 1.0:
         output.zero_()
         return
-    threshold = min(round(probability * 2**32), _UINT32)
+    threshold = known_threshold_of(probability)
     if input.device.type == "cuda":
         from ..kernels import dropout as kernels
 
-        before, between = (0, 0) if key is not None else key_of(seed)
+        before, between = (0, 0) if key is not None else known_key_of(seed)
         with on_card(input.device):
             kernels.dropout(input, output, before, between, threshold, first, key)
     else:
-        before, between = key_of(seed) if key is None else key.tolist()
+        before, between = known_key_of(seed) if key is None else key.tolist()
         on_cpu = input.device.type == "cpu" and native.available()
         backend = native if on_cpu else reference
         backend.dropout(input, output, before, between, threshold, first)
@@ -139,8 +170,7 @@ def _in_place(
     input: Tensor, probability: float, seed: int, first: int, key: Tensor | None = None
 ) -> None:
     _run(input, input, probability, seed, first, key)
-    if not input.is_inference():
-        torch.autograd.graph.increment_version(input)  # raw pointers were written through
+    mark_mutated((input,))
 
 
 for _device in ("cpu", "cuda"):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..reference import encode_derivative as reference
+from .dtypes import FLOATS
 from .launching import on_card, register
 
 FUNCTIONS = reference.FUNCTIONS
@@ -34,7 +35,6 @@ TWO_BITS: Mapping[str, tuple[float, float, float]] = {
 # at most, and 0 and 1, which they have far from zero, are exact
 STEPS, ZERO = 200, 26
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # Elements encoded or decoded at a time on a CPU, a multiple of 4: a derivative of all of them in
 # fp32 would be as large as what is to be saved
 _PIECE = 2**16
@@ -121,7 +121,7 @@ def four_levels(function: str) -> tuple[float, float, float, float]:
 
 
 def _check(tensor: Tensor, name: str, function: str, bits: int) -> None:
-    if tensor.dtype not in _FLOATS:
+    if tensor.dtype not in FLOATS:
         raise TypeError(f"{name}: expected fp32, bf16 or fp16, got {tensor.dtype}")
     if function not in FUNCTIONS:
         raise ValueError(f"function: expected one of {', '.join(FUNCTIONS)}, got {function!r}")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import native
 from ..reference import fingerprint as reference
+from .launching import register
 
 torch.library.define(
     "spt::fingerprint", "(Tensor[] tensors, Tensor[] indices, Tensor[] originals) -> Tensor"
@@ -89,18 +90,20 @@ def _checked(
     return tensor, index.contiguous(), original.detach().contiguous()
 
 
-@torch.library.register_kernel("spt::fingerprint", "cpu")
 def _cpu(tensors: list[Tensor], indices: list[Tensor], originals: list[Tensor]) -> Tensor:
     backend = native if native.available() else reference
     return backend.fingerprint(tensors, indices, originals)
 
 
-@torch.library.register_kernel("spt::fingerprint", "cuda")
 def _cuda(tensors: list[Tensor], indices: list[Tensor], originals: list[Tensor]) -> Tensor:
     from ..kernels import fingerprint as kernels
 
     with torch.cuda.device_of(tensors[0]):  # Triton launches on the current device
         return kernels.fingerprint(tensors, indices, originals)
+
+
+register("spt::fingerprint", "cpu", _cpu)
+register("spt::fingerprint", "cuda", _cuda)
 
 
 @torch.library.register_fake("spt::fingerprint")

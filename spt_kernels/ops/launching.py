@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
+from itertools import filterfalse
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from .torch_internals import (
+    count_dispatch_modes,
+    is_any_autocast_enabled,
+    is_functorch_active,
+)
+from .torch_internals import is_transformed as is_transformed
 
 
 def register(op: str, device: str, launcher: Callable[..., Any]) -> None:
@@ -21,13 +28,21 @@ def register(op: str, device: str, launcher: Callable[..., Any]) -> None:
     """
 
     def undisturbed(*arguments: Any) -> Any:
-        if not (torch.is_grad_enabled() or torch._C._is_any_autocast_enabled()):
+        if not (torch.is_grad_enabled() or is_any_autocast_enabled()):
             return launcher(*arguments)  # as in a backward; to make it so costs more
         with torch.no_grad(), torch.autocast(device, enabled=False):
             return launcher(*arguments)
 
     # not as a decorator: what that leaves of a function cannot be called
     torch.library.register_kernel(op, device, undisturbed)
+
+
+def mark_mutated(tensors: Iterable[Tensor]) -> None:
+    """Tell autograd that raw pointers were written through: a saved tensor is then found stale.
+
+    Tensors of inference mode have no version, and autograd saves none of them.
+    """
+    torch.autograd.graph.increment_version([*filterfalse(Tensor.is_inference, tensors)])
 
 
 def check_unrecorded(name: str, written: Tensor) -> None:
@@ -64,17 +79,9 @@ def is_plain(tensor: Tensor) -> bool:
         type(tensor) is Tensor
         and (tensor.is_cpu or tensor.is_cuda)
         and not tensor.is_neg()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
+        and count_dispatch_modes() == 0
+        and not is_functorch_active()
     )
-
-
-def is_transformed() -> bool:
-    """Whether a transform of `torch.func` or forward-mode differentiation is at work.
-
-    Our ops know nothing of these: they are refused, or what they add to a tangent is lost.
-    """
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 _AS_ON_CARD: ContextVar[bool] = ContextVar("spt_as_on_card", default=False)
@@ -93,6 +100,13 @@ def as_on_card() -> Iterator[None]:
 def goes_as_on_card(tensor: Tensor) -> bool:
     """Whether a tensor is on a card, or stands for one that is."""
     return tensor.is_cuda or _AS_ON_CARD.get()
+
+
+def load_for_capture(device: torch.device) -> None:
+    """Load the kernel by which tables come to a card while a CUDA graph is captured."""
+    from ..kernels import address_table
+
+    address_table.load_for_capture(device)
 
 
 def on_card(device: torch.device) -> contextlib.AbstractContextManager[Any]:

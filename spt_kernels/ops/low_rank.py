@@ -7,10 +7,14 @@ once, with the dropout and every change of dtype on the way.
 Features may be in several ranges, as those of q, k and v, all of one width and evenly apart, each
 with a factor of its own: a `Span` says how many, how wide, how far from one to the next, and where
 the first starts.
+
+A card has kernels for factors of up to 32 columns in fp32 and 64 in 16 bits; for more, for fp64 and
+where all is dropped it runs the reference, as a CPU does (`low_rank_ways`).
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -18,10 +22,10 @@ from torch import Tensor
 
 from . import low_rank_ways as ways
 from .dropout import check_mask
-from .launching import check_unrecorded, register
+from .dtypes import FLOATS_AND_FP64
+from .launching import check_unrecorded, mark_mutated, register
 from .low_rank_ways import NO_NORM, Activation, Norm, Span, seeded
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _DROPPED = "float probability, int seed, Tensor? key"
 
 # A `key` is given in place of the seed, which is then 0.
@@ -115,7 +119,7 @@ def low_rank_up(
     if bias is not None:
         _check_bias(base, bias, span)
     dtype = base.dtype if dtype is None else dtype
-    if dtype not in _FLOATS:
+    if dtype not in FLOATS_AND_FP64:
         raise TypeError(f"dtype: expected fp32, bf16, fp16 or fp64, got {dtype}")
     dropped = probability, *seeded(seed)
     return torch.ops.spt.low_rank_up(base, inner, factor, span, scale, *dropped, dtype, bias)
@@ -224,7 +228,7 @@ def _checked(
 
 
 def _check_activation(name: str, tensor: Tensor, probability: float, seed: int | Tensor) -> None:
-    if tensor.dtype not in _FLOATS:
+    if tensor.dtype not in FLOATS_AND_FP64:
         raise TypeError(f"{name}: expected fp32, bf16, fp16 or fp64, got {tensor.dtype}")
     if tensor.dim() != 2:
         raise ValueError(f"{name}: expected [tokens, features], got {list(tensor.shape)}")
@@ -239,7 +243,7 @@ def _check_inner(
     *,
     may_differ: bool = False,
 ) -> None:
-    if inner.dtype not in _FLOATS or (inner.dtype != activations.dtype and not may_differ):
+    if inner.dtype not in FLOATS_AND_FP64 or (inner.dtype != activations.dtype and not may_differ):
         raise TypeError(f"{name}: expected {activations.dtype}, got {inner.dtype}")
     if inner.device != activations.device:
         raise ValueError(f"{name}: expected device {activations.device}, got {inner.device}")
@@ -285,20 +289,17 @@ def _check_norm(input: Tensor, activation: str, norm: Norm) -> None:
             )
 
 
-def _up_in_place_on_card(base: Tensor, *arguments: Any) -> None:
-    ways.up_in_place_on_card(base, *arguments)
-    if not base.is_inference():
-        torch.autograd.graph.increment_version(base)  # raw pointers were written through
+def _up_(card: bool, base: Tensor, *arguments: Any) -> None:
+    ways.up_(card, base, *arguments)
+    if card:  # torch's own calls mark what they write
+        mark_mutated((base,))
 
 
-for _name, _on_cpu, _on_cuda in (
-    ("down", ways.down, ways.down_on_card),
-    ("up", ways.up, ways.up_on_card),
-    ("up_", ways.up_in_place, _up_in_place_on_card),
-    ("grad", ways.grad, ways.grad_on_card),
-):
-    register(f"spt::low_rank_{_name}", "cpu", _on_cpu)
-    register(f"spt::low_rank_{_name}", "cuda", _on_cuda)
+for _device, _card in (("cpu", False), ("cuda", True)):
+    register("spt::low_rank_down", _device, functools.partial(ways.down, _card))
+    register("spt::low_rank_up", _device, functools.partial(ways.up, _card))
+    register("spt::low_rank_up_", _device, functools.partial(_up_, _card))
+    register("spt::low_rank_grad", _device, functools.partial(ways.grad, _card))
 
 
 @torch.library.register_fake("spt::low_rank_down")

@@ -1,7 +1,14 @@
-"""What the ops of a low-rank update run where: the reference on a CPU, kernels on a card.
+"""What the ops of a low-rank update run where.
 
-Layers launch from here, past the dispatcher; the registered ops (`low_rank`) are for people,
-compilers and whoever listens.
+On a card the kernels, for factors of up to 32 columns in fp32 and 64 in 16 bits (`MOST_COLUMNS`):
+of more, registers would spill. For these, for fp64, and where all is dropped (a probability of 1) a
+card runs the reference, as a CPU does for everything. What a CPU has in C++ is for whole calls of a
+layer (`native.low_rank`), and no op.
+
+Layers launch from here (`launch_…`), past the dispatcher; the registered ops (`low_rank`) are for
+people, compilers and whoever listens. Both come to `down`, `up`, `up_` and `grad`: whether this is
+on a card, then the arguments of the schemas, of which a mask is a probability, a seed, and the key
+that is given in its place.
 """
 
 from __future__ import annotations
@@ -13,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..reference import low_rank as reference
-from .dropout import key_of
+from .dropout import known_key_of, known_threshold_of
 from .launching import may_launch, on_card
 
 Span = tuple[int, int, int, int]
@@ -23,7 +30,6 @@ NO_NORM: Norm = (None, None, None, None)
 
 # Columns of a factor that the kernels take, as `kernels.low_rank_parts` has them
 MOST_COLUMNS = {torch.float32: 32, torch.bfloat16: 64, torch.float16: 64}
-_UINT32 = 0xFFFFFFFF
 
 
 def serves(dtype: torch.dtype, rank: int) -> bool:
@@ -43,7 +49,7 @@ def launch_down(
     """`low_rank_down` without its checks, past the dispatcher where nobody listens."""
     arguments = input, factor, span, scale, probability, *seeded(seed)
     if may_launch(input) and type(factor) is Tensor:
-        return (down_on_card if input.is_cuda else down)(*arguments)
+        return down(input.is_cuda, *arguments)
     return torch.ops.spt.low_rank_down(*arguments)  # type: ignore[no-any-return]
 
 
@@ -61,7 +67,7 @@ def launch_up(
     """`low_rank_up` likewise."""
     arguments = base, inner, factor, span, scale, probability, *seeded(seed), dtype, bias
     if may_launch(base) and type(factor) is Tensor:
-        return (up_on_card if base.is_cuda else up)(*arguments)
+        return up(base.is_cuda, *arguments)
     return torch.ops.spt.low_rank_up(*arguments)  # type: ignore[no-any-return]
 
 
@@ -78,7 +84,7 @@ def launch_up_(
     """`low_rank_up_` likewise."""
     arguments = base, inner, factor, span, scale, probability, *seeded(seed), bias
     if may_launch(base) and type(factor) is Tensor:
-        (up_in_place_on_card if base.is_cuda else up_in_place)(*arguments)
+        up_(base.is_cuda, *arguments)
     else:
         torch.ops.spt.low_rank_up_(*arguments)
     return base
@@ -95,7 +101,7 @@ def launch_grad(
     """`low_rank_grad` likewise."""
     arguments = input, grad_inner, probability, *seeded(seed), activation, *norm
     if may_launch(input):
-        return (grad_on_card if input.is_cuda else grad)(*arguments)
+        return grad(input.is_cuda, *arguments)
     return torch.ops.spt.low_rank_grad(*arguments)  # type: ignore[no-any-return]
 
 
@@ -140,14 +146,12 @@ def _given(probability: float, seed: int, key: Tensor | None) -> tuple[int, int,
     """The same as numbers, without a key that is in memory."""
     if probability == 0.0:
         return 0, 0, 0
-    before, between = _key_of(seed) if key is None else (0, 0)
-    return before, between, min(round(probability * 2**32), _UINT32)
-
-
-_key_of = functools.lru_cache(1024)(key_of)  # forward and backward have the same
+    before, between = known_key_of(seed) if key is None else (0, 0)
+    return before, between, known_threshold_of(probability)
 
 
 def down(
+    card: bool,
     input: Tensor,
     factor: Tensor,
     span: Any,
@@ -156,24 +160,19 @@ def down(
     seed: int,
     key: Tensor | None,
 ) -> Tensor:
-    """`low_rank_down` by the reference."""
+    """`low_rank_down` on a CPU or a card, by its kernel there where that is for such tensors."""
+    if card and _is_served(input, factor.shape[1], probability):
+        kernels, _ = kernels_of_a_card()
+        dropped = _dropped(probability, seed, key)
+        with on_card(input.device):
+            return kernels.low_rank_down(input, factor, span, scale, dropped)  # type: ignore[no-any-return]
     if probability >= 1.0:
         return input.new_zeros(input.shape[0], span[0] * factor.shape[1])
     return reference.low_rank_down(input, factor, span, scale, _words(probability, seed, key))
 
 
-def down_on_card(*given: Any) -> Tensor:
-    """What `down` is given, by the kernel of `low_rank_down` where that is for such tensors."""
-    input, factor, span, scale, *mask = given
-    if not _is_served(input, factor.shape[1], mask[0]):
-        return down(*given)
-    kernels, _ = kernels_of_a_card()
-    with on_card(input.device):
-        made = kernels.low_rank_down(input, factor, span, scale, _dropped(*mask))
-    return made  # type: ignore[no-any-return]
-
-
 def up(
+    card: bool,
     base: Tensor,
     inner: Tensor,
     factor: Tensor,
@@ -185,7 +184,16 @@ def up(
     dtype: torch.dtype,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """`low_rank_up` by the reference."""
+    """`low_rank_up` likewise."""
+    is_served = card and _is_served(base, factor.shape[1], probability)
+    if is_served and dtype is not torch.float64:
+        kernels, _ = kernels_of_a_card()
+        dropped = _dropped(probability, seed, key)
+        output = torch.empty(base.shape, dtype=dtype, device=base.device)
+        with on_card(base.device):
+            tensors = base.contiguous(), output, inner, factor
+            kernels.low_rank_up(*tensors, span, scale, dropped, bias)
+        return output
     total = base if bias is None else base + bias
     if probability < 1.0:
         words = _words(probability, seed, key)
@@ -193,20 +201,8 @@ def up(
     return total.to(dtype, memory_format=torch.contiguous_format, copy=total is base)
 
 
-def up_on_card(*given: Any) -> Tensor:
-    """What `up` is given, likewise."""
-    base, inner, factor, span, scale, *mask, dtype = given[:9]
-    if dtype is torch.float64 or not _is_served(base, factor.shape[1], mask[0]):
-        return up(*given)
-    kernels, _ = kernels_of_a_card()
-    output = torch.empty(base.shape, dtype=dtype, device=base.device)
-    with on_card(base.device):
-        tensors = base.contiguous(), output, inner, factor
-        kernels.low_rank_up(*tensors, span, scale, _dropped(*mask), *given[9:])  # and a bias
-    return output
-
-
-def up_in_place(
+def up_(
+    card: bool,
     base: Tensor,
     inner: Tensor,
     factor: Tensor,
@@ -217,27 +213,21 @@ def up_in_place(
     key: Tensor | None,
     bias: Tensor | None = None,
 ) -> None:
-    """`low_rank_up_` by the reference."""
-    if probability < 1.0:
+    """`low_rank_up_` likewise. Its kernel leaves the version of `base`, as what was just made."""
+    if card and _is_served(base, factor.shape[1], probability):
+        kernels, _ = kernels_of_a_card()
+        dropped = _dropped(probability, seed, key)
+        with on_card(base.device):
+            kernels.low_rank_up(base, base, inner, factor, span, scale, dropped, bias)
+    elif probability < 1.0:
         words = _words(probability, seed, key)
         base.copy_(reference.low_rank_up(base, inner, factor, span, scale, words, bias))
     elif bias is not None:
         base.add_(bias)
 
 
-def up_in_place_on_card(*given: Any) -> None:
-    """What `up_in_place` is given, likewise; for what has just been made: it has no version."""
-    base, inner, factor, span, scale, probability, seed, key, *bias = given
-    if not _is_served(base, factor.shape[1], probability):
-        up_in_place(*given)
-        return
-    kernels, _ = kernels_of_a_card()
-    dropped = _dropped(probability, seed, key)
-    with on_card(base.device):
-        kernels.low_rank_up(base, base, inner, factor, span, scale, dropped, *bias)
-
-
 def grad(
+    card: bool,
     input: Tensor,
     grad_inner: Tensor,
     probability: float,
@@ -249,36 +239,19 @@ def grad(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """`low_rank_grad` by the reference."""
+    """`low_rank_grad` likewise."""
+    rank, norm = grad_inner.shape[1], (mean, rstd, weight, bias)
+    is_served = card and _is_served(grad_inner, rank, probability)
+    if is_served and input.dtype in MOST_COLUMNS:
+        _, kernels = kernels_of_a_card()
+        dropped = _dropped(probability, seed, key)
+        with on_card(input.device):
+            return kernels.low_rank_grad(input, grad_inner, dropped, activation, norm)  # type: ignore[no-any-return]
     if probability >= 1.0:
         wide = torch.promote_types(grad_inner.dtype, torch.float32)
-        return input.new_zeros(grad_inner.shape[1], input.shape[1], dtype=wide)
-    words, norm = _words(probability, seed, key), (mean, rstd, weight, bias)
+        return input.new_zeros(rank, input.shape[1], dtype=wide)
+    words = _words(probability, seed, key)
     return reference.low_rank_grad(input, grad_inner, words, activation, norm)
-
-
-def grad_on_card(
-    input: Tensor,
-    grad_inner: Tensor,
-    probability: float,
-    seed: int,
-    key: Tensor | None,
-    activation: Any = "none",
-    mean: Tensor | None = None,
-    rstd: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """`low_rank_grad` by its kernel, likewise."""
-    is_served = _is_served(grad_inner, grad_inner.shape[1], probability)
-    if not (is_served and input.dtype in MOST_COLUMNS):
-        norm = mean, rstd, weight, bias
-        return grad(input, grad_inner, probability, seed, key, activation, *norm)
-    _, kernels = kernels_of_a_card()
-    dropped = _dropped(probability, seed, key)
-    norm = mean, rstd, weight, bias
-    with on_card(input.device):
-        return kernels.low_rank_grad(input, grad_inner, dropped, activation, norm)
 
 
 def _is_served(activations: Tensor, columns: int, probability: float) -> bool:

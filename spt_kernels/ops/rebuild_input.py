@@ -15,9 +15,8 @@ from torch.nn import functional as F
 
 from .. import native
 from ..reference import rebuild_input as reference
+from .dtypes import FLOATS
 from .launching import on_card, register
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def rebuild_layer_norm(
@@ -97,11 +96,11 @@ def _require_floats(dtype: torch.dtype, input: Tensor, **others: Tensor | None) 
     for name, tensor in {"input": input, **others}.items():
         if tensor is None:
             continue
-        if tensor.dtype not in _FLOATS:
+        if tensor.dtype not in FLOATS:
             raise TypeError(f"{name}: expected fp32, bf16 or fp16, got {tensor.dtype}")
         if tensor.device != input.device:
             raise ValueError(f"{name}: expected device {input.device}, got {tensor.device}")
-    if dtype not in _FLOATS:
+    if dtype not in FLOATS:
         raise TypeError(f"dtype: expected fp32, bf16 or fp16, got {dtype}")
 
 

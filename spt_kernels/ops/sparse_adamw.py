@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .. import native
 from ..reference import sparse_adamw as reference
-from .write_delta import check_target, check_values, mark_mutated
+from .launching import mark_mutated, register
+from .write_delta import check_target, check_values
 
 # Columns of `hyper`, the fp64 table [entries, 8] in which the numbers reach every backend
 HYPER_COLUMNS = ("lr", "beta1", "beta2", "eps", "weight_decay", "step", "maximize", "entry_id")
@@ -96,6 +97,13 @@ def sparse_adamw(
             _update(some_entries, some_ids, place[0], stochastic_rounding, seed)
 
 
+def plan_on_card(*columns: Any, **how: Any) -> Any:
+    """Entries on a card kept from step to step, as `kernels.adamw_plan.AdamWPlan` takes them."""
+    from ..kernels.adamw_plan import AdamWPlan
+
+    return AdamWPlan(*columns, **how)
+
+
 def _update(
     entries: list[AdamWEntry], ids: list[int], device: torch.device, stochastic: bool, seed: int
 ) -> None:
@@ -165,14 +173,12 @@ def _validate(name: str, entry: AdamWEntry) -> None:
 
 
 # The kernels get what the schema lists, in its order.
-@torch.library.register_kernel("spt::sparse_adamw", "cpu")
 def _cpu(*arguments: Any) -> None:
     backend = native if native.available() else reference
     backend.sparse_adamw(*arguments)
     _mark_mutated(*arguments)
 
 
-@torch.library.register_kernel("spt::sparse_adamw", "cuda")
 def _cuda(*arguments: Any) -> None:
     from ..kernels import sparse_adamw as kernels
 
@@ -187,4 +193,6 @@ def _mark_mutated(*arguments: Any) -> None:
     mark_mutated([*params, *exp_avgs, *exp_avg_sqs, *targets])
 
 
+register("spt::sparse_adamw", "cpu", _cpu)
+register("spt::sparse_adamw", "cuda", _cuda)
 torch.library.register_fake("spt::sparse_adamw", lambda *arguments: None)

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from ..reference import sparse_norm_grad as reference
+from .dtypes import FLOATS
 from .launching import may_launch, on_card, register
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def sparse_norm_grad(

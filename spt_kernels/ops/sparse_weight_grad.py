@@ -12,12 +12,12 @@ from torch import Tensor
 
 from .. import native
 from ..reference import sparse_weight_grad as reference
+from .dtypes import FLOATS
 from .launching import on_card, register
 
 if TYPE_CHECKING:
     from ..gradient_ways.tile_plan import TilePlan
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 # Costs on a CPU, in multiplications of the dense product, fitted beside MKL. An entry's at one
 # token, which grows with what is kept in the cache: at no width, for each column, and at most. With
@@ -183,7 +183,7 @@ def sparse_weight_grad(grad_output: Tensor, input: Tensor, index: Tensor | Spars
         TypeError: a dtype is not one of those above.
         ValueError: a shape or device does not fit.
     """
-    if grad_output.dtype not in _FLOATS:
+    if grad_output.dtype not in FLOATS:
         raise TypeError(f"grad_output: expected fp32, bf16 or fp16, got {grad_output.dtype}")
     if input.dtype != grad_output.dtype:
         raise TypeError(

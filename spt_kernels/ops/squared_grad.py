@@ -12,9 +12,8 @@ from torch import Tensor
 
 from .. import native
 from ..reference import squared_grad as reference
-from .launching import on_card, register
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+from .dtypes import FLOATS
+from .launching import mark_mutated, on_card, register
 
 
 def accumulate_squared_grad(
@@ -139,7 +138,7 @@ def _require_fp32(name: str, tensor: Tensor, score: Tensor) -> None:
 
 
 def _require_activation(name: str, tensor: Tensor, score: Tensor) -> None:
-    if tensor.dtype not in _FLOATS:
+    if tensor.dtype not in FLOATS:
         raise TypeError(f"{name}: expected fp32, bf16 or fp16, got {tensor.dtype}")
     if tensor.device != score.device:
         raise ValueError(
@@ -178,7 +177,7 @@ def _matrix_cpu(score: Tensor, grad_output: Tensor, input: Tensor, scale: float)
         dense = score.contiguous()
         native.accumulate_squared_grad(dense, grad_output, input, scale)
         score.copy_(dense)
-    torch.autograd.graph.increment_version(score)  # autograd does not see what C++ writes
+    mark_mutated((score,))
 
 
 _vector_cpu = reference.accumulate_squared_vector_grad
@@ -189,7 +188,7 @@ def _matrix_cuda(score: Tensor, grad_output: Tensor, input: Tensor, scale: float
 
     with on_card(score.device):
         kernels.accumulate_squared_grad(score, grad_output, input, scale)
-    torch.autograd.graph.increment_version(score)  # autograd does not see what Triton writes
+    mark_mutated((score,))
 
 
 def _vector_cuda(
@@ -205,8 +204,7 @@ def _vector_cuda(
 
     with on_card(score.device):
         launch(score, grad_output, input, scale, mean, rstd, bias_score)
-    for written in (score,) if bias_score is None else (score, bias_score):
-        torch.autograd.graph.increment_version(written)
+    mark_mutated((score,) if bias_score is None else (score, bias_score))
 
 
 _KERNELS = {

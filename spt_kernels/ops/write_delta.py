@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .. import native
 from ..reference import write_delta as reference
+from .dtypes import FLOATS
+from .launching import mark_mutated, register
 
-TARGET_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_NUMEL = 2**31  # flat positions are int32
 
 torch.library.define(
@@ -96,7 +97,7 @@ def check_layout(
     name: str, target: Tensor, advice: str = " (a channels-last weight needs .contiguous())"
 ) -> None:
     """Refuse, by name, a weight that no delta can be written into; `advice` is on its strides."""
-    if target.dtype not in TARGET_DTYPES:
+    if target.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, bfloat16 or float16, got {target.dtype}")
     if not target.is_contiguous():
         raise ValueError(
@@ -120,14 +121,12 @@ def _check_index(name: str, index: Tensor, target: Tensor) -> None:
 
 
 # The kernels get what the schema lists, in its order.
-@torch.library.register_kernel("spt::write_delta", "cpu")
 def _cpu(targets: list[Tensor], *others: Any) -> None:
     backend = native if native.available() else reference
     backend.write_delta(targets, *others)
     mark_mutated(targets)
 
 
-@torch.library.register_kernel("spt::write_delta", "cuda")
 def _cuda(targets: list[Tensor], *others: Any) -> None:
     from ..kernels import write_delta as kernels
 
@@ -136,10 +135,6 @@ def _cuda(targets: list[Tensor], *others: Any) -> None:
     mark_mutated(targets)
 
 
+register("spt::write_delta", "cpu", _cpu)
+register("spt::write_delta", "cuda", _cuda)
 torch.library.register_fake("spt::write_delta", lambda *arguments: None)
-
-
-def mark_mutated(tensors: Sequence[Tensor]) -> None:
-    """Tell autograd that raw pointers were written through: a saved tensor is then found stale."""
-    tracked = [tensor for tensor in tensors if not tensor.is_inference()]
-    torch.autograd.graph.increment_version(tracked)

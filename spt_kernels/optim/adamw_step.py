@@ -13,8 +13,8 @@ from torch.optim.adamw import adamw
 
 from ..distributed.sharded import is_sharded, local_part
 from ..layers import SparseDelta, delta_of
+from ..ops.dtypes import FLOATS
 from ..ops.sparse_adamw import AdamWEntry, sparse_adamw
-from ..ops.write_delta import TARGET_DTYPES
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Member:
             and mean.is_contiguous()
             and square.is_contiguous()
             and param.device.type in ("cpu", "cuda")
-            and (self.delta is None or self.delta.target.dtype in TARGET_DTYPES)
+            and (self.delta is None or self.delta.target.dtype in FLOATS)
         )
 
 

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .. import native
 from ..ops.launching import on_card
+from ..ops.native_calls import AdamWPlan, available
+from ..ops.sparse_adamw import plan_on_card
 from .adamw_step import Member
 
 Groups = Sequence[dict[str, Any]]
@@ -31,7 +32,8 @@ class PlannedEntries(Protocol):
             groups: of the optimizer, with the numbers as they are now.
             grads: fp32, contiguous, one for each entry.
             grad_scale: what they are to be divided by, in place; None: nothing.
-            found_inf: unless it is 0, nothing changes; None: 0.
+            found_inf: unless it is 0, nothing changes; None: 0. On a card alone, which does not
+                wait for it: on a CPU `PreparedStep` has read it, and it is None.
         """
         ...
 
@@ -45,7 +47,7 @@ def plan_entries(groups: Groups, members: list[Member]) -> PlannedEntries | None
     """
     if members[0].param.device.type == "cuda":
         return _OnCuda(groups, members)
-    return _OnCpu(groups, members) if native.available() else None
+    return _OnCpu(groups, members) if available() else None
 
 
 def rounding(group: dict[str, Any]) -> tuple[bool, int]:
@@ -56,7 +58,7 @@ def rounding(group: dict[str, Any]) -> tuple[bool, int]:
 class _OnCpu:
     def __init__(self, groups: Groups, members: list[Member]) -> None:
         self._rounding = rounding(members[0].group)
-        self._plan = native.AdamWPlan(*_columns(members), **_counters(groups, members))
+        self._plan = AdamWPlan(*_columns(members), **_counters(groups, members))
 
     def step(
         self,
@@ -65,6 +67,7 @@ class _OnCpu:
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> None:
+        assert found_inf is None  # whoever has one here has read it, and takes no step after it
         if grad_scale is not None:
             torch._foreach_div_(grads, grad_scale)
         numbers = [_numbers(group, float(group["lr"])) for group in groups]
@@ -73,12 +76,10 @@ class _OnCpu:
 
 class _OnCuda:
     def __init__(self, groups: Groups, members: list[Member]) -> None:
-        from ..kernels.adamw_plan import AdamWPlan
-
         self._device = members[0].param.device
         stochastic, seed = rounding(members[0].group)
         with on_card(self._device):
-            self._plan = AdamWPlan(
+            self._plan = plan_on_card(
                 *_columns(members),
                 **_counters(groups, members),
                 n_groups=len(groups),

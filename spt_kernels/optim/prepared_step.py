@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from ..layers.deltas.sparse_delta import DeltaSlot, delta_of, leave_to_hook, slot_of
 from ..layers.deltas.written_state import memory_of
+from ..ops.torch_internals import count_dispatch_modes
 from .adamw_step import Member, fits_fused, leave, step_rest, unscale
 from .planned_entries import Groups, PlannedEntries, plan_entries, rounding
 
@@ -173,7 +174,7 @@ class PreparedStep:
 
 def is_listened_to() -> bool:
     """Whether a mode wants to see the op."""
-    return torch._C._len_torch_dispatch_stack() > 0
+    return count_dispatch_modes() > 0
 
 
 def _is_capturable(groups: Groups) -> bool:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from ..distributed.sharded import is_sharded
 from ..layers.deltas.sparse_delta import leave_to_hook
+from ..ops.launching import load_for_capture
 from .adamw_step import Member, fits_fused, leave, members_of, step_entries, step_rest, unscale
 from .groups import check_no_amsgrad, check_not_negative
 from .prepared_step import PreparedStep
@@ -193,8 +194,6 @@ class SparseAdamW(Optimizer):
         self._prepared = PreparedStep.of(self.param_groups, members) if again else None
         devices = {member.param.device for member in members if member.param.is_cuda}
         if devices and all(group["capturable"] for group in self.param_groups):
-            from ..kernels.address_table import load_for_capture
-
             for device in devices:
                 load_for_capture(device)
 

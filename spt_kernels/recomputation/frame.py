@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..layers.autograd.recording import Recording, recording_in_use, unpack
 from ..layers.running import Running
+from ..ops.torch_internals import hooks_in_use, pop_hooks, push_hooks
 from .attention import attention_of
 from .call import Call, Hooks, NormCall, tensors_in
 from .conditions import Conditions, NotRecomputable
@@ -56,7 +57,7 @@ class Frame(Recording):
     ) -> None:
         self.name, self.module = name, module
         self._until_attention = until_attention
-        self._outer: Hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+        self._outer: Hooks = hooks_in_use()
         tensors = tensors_in((*args, *kwargs.values()))
         self.device = _device_of(tensors, module)
         self._size = max((t.nbytes for t in tensors if has_storage(t)), default=0)
@@ -151,11 +152,11 @@ class Frame(Recording):
     def begin(self, running: Running) -> None:
         """From here on, what this thread saves goes through this frame."""
         self._running, self._handled = running, id(sys.exc_info()[1])
-        torch._C._autograd._push_saved_tensors_default_hooks(self.pack, unpack)
+        push_hooks(self.pack, unpack)
 
     def abandon(self) -> None:
         """The forward has failed: put things back as they were."""
-        torch._C._autograd._pop_saved_tensors_default_hooks()
+        pop_hooks()
         self._by_storage.clear()
         self._given.clear()
         self._entry = self._running = None

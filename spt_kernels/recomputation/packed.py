@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..layers.autograd.recording import Packed
+from ..ops.torch_internals import DisableTorchFunction
 
 _SPARSE = frozenset(
     {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
@@ -154,4 +155,4 @@ def unobserved() -> Any:
 
     To ask a parameter for its version is a call of a function of torch to them.
     """
-    return torch._C.DisableTorchFunction()
+    return DisableTorchFunction()

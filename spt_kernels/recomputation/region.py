@@ -12,6 +12,7 @@ from torch.utils.weak import TensorWeakRef
 
 from ..layers.autograd.recording import recording_in_use
 from ..layers.running import Running
+from ..ops.torch_internals import are_hooks_allowed, compiler_callback
 from .call import NormCall
 from .frame import Frame, drop_interrupted
 from .packed import unobserved
@@ -150,10 +151,10 @@ class Whose:
 
 def _is_compiled() -> bool:
     """Whether this runs between two graphs of a model that `torch.compile` has broken up."""
-    callback = torch._C._dynamo.eval_frame.get_eval_frame_callback()  # type: ignore[attr-defined]
+    callback = compiler_callback()
     return callback not in (None, False)
 
 
 def _may_have_hooks() -> bool:
     """Whether there may be hooks of saved tensors here; under `torch.func` there may not."""
-    return torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined, no-any-return]
+    return bool(are_hooks_allowed())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..layers.autograd.recording import Recording, unpack
+from ..ops.torch_internals import pop_hooks, push_hooks
 from .packed import Geometry, Kept, Slot, alone
 
 
@@ -35,13 +35,13 @@ class Replay(Recording):
 
     def run(self, args: Any, kwargs: Any) -> None:
         """Call the module; errors are those of `Frame.compute_again`."""
-        torch._C._autograd._push_saved_tensors_default_hooks(self.pack, unpack)
+        push_hooks(self.pack, unpack)
         try:
             self.module(*args, **kwargs)
         except _AllThere:
             return
         finally:
-            torch._C._autograd._pop_saved_tensors_default_hooks()
+            pop_hooks()
         raise RuntimeError(_differs(self._name))
 
     def pack(self, tensor: Tensor) -> Kept:

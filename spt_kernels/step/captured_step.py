@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..layers import sparse_deltas, write_deltas
 from ..layers.autograd.mask_keys import MaskKeys
+from ..ops.launching import load_for_capture
+from ..ops.torch_internals import next_hook_id
 from .device_graph import DeviceGraph, refusing_waits
 from .held_model import HeldModel
 from .held_optimizer import HeldOptimizer
@@ -146,7 +147,7 @@ class CapturedStep:
         self._model = HeldModel(step.model)
         self._deltas = list(sparse_deltas(step.model).values())
         self._versions = self._versions_now()
-        self._captured_at = self._looked_at = RemovableHandle.next_id  # of torch's next hook
+        self._captured_at = self._looked_at = next_hook_id()  # of torch's next hook
 
     def __call__(self, *batch: Tensor, **named: Tensor) -> Tensor:
         """Train on a batch, given as it was captured: tensors in order, or by name; its loss.
@@ -176,9 +177,9 @@ class CapturedStep:
 
     def _check_hooks(self) -> None:
         """Refuse new hooks; a look at all there are takes a millisecond, so not at each call."""
-        if self._looked_at != RemovableHandle.next_id:
+        if self._looked_at != next_hook_id():
             check_no_new_hooks(self._step, self._captured_at)
-            self._looked_at = RemovableHandle.next_id
+            self._looked_at = next_hook_id()
 
     def _follow_deltas(self) -> None:
         """Write what was changed in place since the last call, which no graph looks at."""
@@ -244,8 +245,6 @@ class CapturedStep:
     def _warm_up(self, stream: Any) -> None:
         step = self._step
         if sparse_deltas(step.model):
-            from ..kernels.address_table import load_for_capture
-
             load_for_capture(next(iter(self._inputs.values())).device)
         for n in range(_WARM_UPS):
             if n == 1:

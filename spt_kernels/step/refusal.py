@@ -132,7 +132,7 @@ def check_no_new_hooks(step: TrainingStep, since: int) -> None:
 
     Args:
         step: as it was captured.
-        since: `RemovableHandle.next_id` of then.
+        since: `next_hook_id` of then.
 
     Raises:
         RuntimeError: there is one; says on what.

@@ -27,6 +27,7 @@ from .frozen import FrozenState
 from .intact import drop_problem, merge_problem, task_problem
 from .transfer import capture, drop, fill, hold, put
 
+# of the format, whatever the ops take
 _SAVED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _Rest = ParamSpec("_Rest")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import spt_kernels as spt
-from spt_kernels.bank import mixed_batch
+from spt_kernels.bank import mixed_batch, task_bank
+from spt_kernels.bank.layout import Layout
 from spt_kernels.layers import sparse_deltas, write_deltas
 
 from ..task.test_delta import KINDS
@@ -130,6 +131,23 @@ def test_whatever_the_default_device_is(name: str, tmp_path: Path) -> None:
         alike = bank.run(x, [None, None, "unstructured", None])
         assert isinstance(alike, Tensor)
         torch.testing.assert_close(alike[2], truth[2], rtol=1e-4, atol=2e-5)
+
+
+def test_shapes_of_images_are_remembered_up_to_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def looked_at(model: nn.Module, like: Tensor) -> Layout:
+        asked.append(like.shape[-1])
+        return Layout({}, frozenset({"head.fc"}))
+
+    monkeypatch.setattr(task_bank, "_MOST_LAYOUTS", 2)
+    monkeypatch.setattr(Layout, "of", looked_at)
+    bank = bank_of(plain("convnext"), {"a": saved(tmp_path, "convnext", "lora", 0)})
+    for size in (64, 96, 64, 128, 64, 96, 128):
+        bank.run(torch.randn(2, 3, size, size), ["a", None], together=True)
+    assert asked == [64, 96, 128, 96, 128]  # 64 was used in between
 
 
 def test_one_task_keeps_what_is_in_use(tmp_path: Path) -> None:

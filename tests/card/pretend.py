@@ -138,8 +138,7 @@ def _is_another_mode_on() -> bool:
 @contextlib.contextmanager
 def pretended_card() -> Iterator[type[Pretence]]:
     """Within it there is one CUDA device; gives where the waits for it are counted."""
-    import triton
-
+    triton: Any = pytest.importorskip("triton", reason="Triton is not installed")
     from spt_kernels.kernels import address_table
 
     if torch.cuda.is_available():

@@ -52,7 +52,7 @@ def test_tune_shows_and_stores_what_was_fitted(
     pytest.importorskip("triton", reason="Triton is not installed")
     from spt_kernels.costs import way_times
     from spt_kernels.gradient_ways.gradient_cost import RATES
-    from spt_kernels.kernels.stored_rates import VARIABLE, rates_on, read_rates
+    from spt_kernels.gradient_ways.stored_rates import VARIABLE, rates_on, read_rates
     from tests.costs.planted import CPU, TOKENS, planted_clock
 
     planted = replace(RATES[90], tf32_gain=4.0)
@@ -85,7 +85,7 @@ def test_tune_on_a_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from spt_kernels.costs import way_times
-    from spt_kernels.kernels.stored_rates import VARIABLE, rates_on
+    from spt_kernels.gradient_ways.stored_rates import VARIABLE, rates_on
 
     monkeypatch.setattr(way_times, "SHAPES", ((512, 256), (1024, 512)))
     monkeypatch.setenv(VARIABLE, str(tmp_path / "rates.json"))

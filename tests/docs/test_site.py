@@ -83,13 +83,3 @@ def test_the_reference_names_all_that_is_public() -> None:
     for name in shown:
         module, _, attribute = name.rpartition(".")
         assert hasattr(importlib.import_module(module), attribute), name
-
-
-def test_every_op_is_told_of() -> None:
-    text = (ROOT / "docs" / "KERNELS.md").read_text()
-    ops = {path.stem for path in (ROOT / "spt_kernels" / "ops").glob("*.py")}
-    assert set(re.findall(r"^\| `(\w+)` \|", text, re.M)) == ops - {
-        "__init__",
-        "launching",
-        "low_rank_ways",
-    }

@@ -10,19 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-
-pytest.importorskip("triton", reason="Triton is not installed")
 
 from bench.cards import CARDS, Card
 from bench.gradient_model import rates_of
 from bench.measured import H100_WAYS, MeasuredWays
-from spt_kernels.costs.way_times import draw_mask
+from spt_kernels.costs.drawn_mask import draw_mask
 from spt_kernels.gradient_ways.gradient_cost import RATES, RATES_BY_NAME, Way, Work, cheapest_way
 from spt_kernels.gradient_ways.tile_plan import plan_tiles
-from spt_kernels.kernels import sparse_weight_grad
-from spt_kernels.kernels.card import Launch, capability_of
-from spt_kernels.kernels.token_split import split_tokens
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 # of two cards with one capability the rates are those of the first
@@ -103,45 +97,3 @@ def test_without_a_plan_no_tiles() -> None:
     for nnz in (10, 10**4, 10**6):
         way = cheapest_way(Work.of(None, nnz, (3072, 768)), RATES[90], is_fp32=True)
         assert way is (Way.DENSE if nnz > 10**5 else Way.VECTORS)
-
-
-@pytest.mark.parametrize(
-    ("capability", "taken_for"),
-    [
-        ((7, 5), 80),
-        ((8, 0), 80),
-        ((8, 6), 86),
-        ((8, 9), 86),
-        ((9, 0), 90),
-        ((10, 0), 90),
-        ((12, 0), 86),  # 99 KB of shared memory, not 227
-    ],
-    ids=lambda value: str(value),
-)
-def test_an_unlisted_card_is_taken_for_the_one_before(
-    capability: tuple[int, int], taken_for: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert capability_of(torch.device("cuda")) == taken_for
-    assert taken_for in RATES
-
-
-def test_torch_widens_a_product_as_the_dense_way_asks_it_to() -> None:
-    # on a card alone: here the call is traced without one
-    with FakeTensorMode():
-        left = torch.empty(8, 16, dtype=torch.bfloat16, device="cuda")
-        right = torch.empty(8, 4, dtype=torch.bfloat16, device="cuda")
-        product = sparse_weight_grad._product(left.T, right)
-        assert (product.dtype, product.shape) == (torch.float32, (16, 4))
-
-
-@pytest.mark.parametrize("programs", [1, 6, 48, 5000])
-@pytest.mark.parametrize("n_tokens", [1, 511, 1024, 12_608])
-def test_splits_cover_all_tokens_in_whole_blocks(n_tokens: int, programs: int) -> None:
-    launch = Launch(tokens=32, num_warps=4, num_stages=3, programs_per_sm=2)
-    splits, tokens = split_tokens(n_tokens, programs, launch, torch.device("cpu"))
-    assert tokens % 32 == 0
-    assert (splits - 1) * tokens < n_tokens <= splits * tokens
-    assert splits == 1 or tokens >= 512 - 32
-    # 16 programs are resident: with 5,000 a split gains nothing
-    assert programs < 5000 or splits == 1

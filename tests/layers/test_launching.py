@@ -13,8 +13,12 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spt_kernels import LoraLinear, LoraSpec, SparseDeltaLinear
+from spt_kernels import AdapterSpec, LoraLinear, LoraSpec, SparseDeltaLinear
+from spt_kernels.layers.adapter import AdapterLinear
+from spt_kernels.layers.lora import LoraConv2d
+from spt_kernels.layers.quantized import QuantizedDeltaLinear, QuantizedLoraLinear
 from spt_kernels.ops.launching import as_on_card, may_launch
+from tests.quantized import quantized
 
 from .truth import tokens
 
@@ -44,6 +48,54 @@ def test_a_dispatch_mode_sees_the_ops() -> None:
     with Log() as log:
         y.sum().backward()
     assert {"spt::sparse_weight_grad", "spt::rebuild_layer_norm"} <= log.seen
+
+
+LORA = LoraSpec(2, ((0, 20),), 24, dropout=0.5)
+BASES: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+    "delta": lambda: (layer(), tokens(5, 24)),
+    "lora": lambda: (LoraLinear(nn.Linear(24, 20), LORA), tokens(5, 24)),
+    "strided-lora": lambda: (LoraLinear(nn.Linear(24, 20), LORA), tokens(24, 5).t()),
+    "lora-of-ranges": lambda: (
+        LoraLinear(nn.Linear(24, 20), LoraSpec(2, ((0, 5), (9, 20)), 24, dropout=0.5)),
+        tokens(5, 24),
+    ),
+    "adapter": lambda: (
+        AdapterLinear(nn.Linear(24, 20), AdapterSpec(2, ((0, 20),))),
+        tokens(5, 24),
+    ),
+    "pointwise-lora": lambda: (LoraConv2d(nn.Conv2d(24, 20, 1), LORA), tokens(2, 24, 3, 3)),
+    "quantized-delta": lambda: (
+        QuantizedDeltaLinear(quantized(nn.Linear(24, 20)), INDEX),
+        tokens(5, 24),
+    ),
+    "quantized-lora": lambda: (
+        QuantizedLoraLinear(quantized(nn.Linear(24, 20)), LORA),
+        tokens(5, 24),
+    ),
+}
+
+
+@pytest.mark.parametrize("source", ["plain", "norm", "gelu"])
+@pytest.mark.parametrize("kind", BASES)
+def test_a_step_dispatches_no_op_of_ours(kind: str, source: str) -> None:
+    own, x = BASES[kind]()
+    make = {"plain": torch.clone, "norm": lambda x: F.layer_norm(x, x.shape[-1:]), "gelu": F.gelu}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        own(make[source](x.clone().requires_grad_())).square().sum().backward()
+    seen = {event.key for event in profile.key_averages()}
+    assert "aten::sum" in seen  # it listens
+    assert {name for name in seen if name.startswith("spt::")} == set()
+
+
+def test_a_dispatch_mode_sees_dropout_and_sparse_rows() -> None:
+    lora, delta = (
+        LoraLinear(nn.Linear(24, 20), LORA),
+        QuantizedDeltaLinear(quantized(nn.Linear(24, 20)), INDEX),
+    )
+    with Log() as log:
+        for own in (lora, delta):
+            own(tokens(5, 24).requires_grad_()).sum().backward()
+    assert {"spt::dropout", "spt::dropout_", "spt::add_sparse_rows"} <= log.seen
 
 
 def test_a_recorded_backward_computes_on_other_inputs_too() -> None:

@@ -205,7 +205,7 @@ def test_an_activation_is_done_on_the_way(
         number = native.GELU if kind == "gelu" else native.TANH_GELU
         y = F.gelu(x, approximate="none" if kind == "gelu" else "tanh")
         held = [0, 0, 0, 0]
-    activation = number, native.DTYPE_NUMBERS[dtype], *held
+    activation = native.Activation(number, native.DTYPE_NUMBERS[dtype], *held)
     plan = native.WeightGradPlan(index, out_features, in_features)
     actual = plan.run(grad_output, x, 300, (out_features, in_features), activation)
     rounded = y.to(dtype).float()
@@ -223,10 +223,12 @@ def test_gelu_over_all_its_range(any_code_path: str, approximate: str) -> None:
     grad_output, index = torch.ones(1, 1), torch.arange(len(x), dtype=torch.int32)
     number = native.GELU if approximate == "none" else native.TANH_GELU
     plan = native.WeightGradPlan(index, 1, len(x))
-    actual = plan.run(grad_output, x[None], 1, (1, len(x)), (number, 0, 0, 0, 0, 0))
+    actual = plan.run(grad_output, x[None], 1, (1, len(x)), native.Activation(number, 0))
     exact = F.gelu(x.double(), approximate=approximate).float()
     torch.testing.assert_close(actual, exact, rtol=3e-7, atol=3e-7)
-    nan = plan.run(grad_output, x[None] * float("nan"), 1, (1, len(x)), (number, 0, 0, 0, 0, 0))
+    nan = plan.run(
+        grad_output, x[None] * float("nan"), 1, (1, len(x)), native.Activation(number, 0)
+    )
     assert bool(nan.isnan().all())
 
 

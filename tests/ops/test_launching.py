@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spt_kernels import ops
+from spt_kernels import native, ops
 
 sparse_weight_grad = importlib.import_module("spt_kernels.ops.sparse_weight_grad")
 
@@ -94,6 +94,63 @@ def test_under_autocast(call: Callable[..., Tensor], device: str) -> None:
         found = call(*operands(device))
     assert found.dtype == expected.dtype
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_in_inference_mode(call: Callable[..., Tensor], device: str) -> None:
+    expected = call(*operands(device))
+    with torch.inference_mode():
+        found = call(*operands(device))
+    assert found.is_inference()  # a tensor without a version, into which some of these write
+    assert torch.equal(found, expected)
+
+
+def write(weight: Tensor) -> None:
+    index, values = positions(3, weight), torch.ones(3, device=weight.device)
+    ops.write_delta([weight], [index], [values], [values])
+
+
+def step(param: Tensor) -> None:
+    count = torch.ones((), device=param.device)
+    entry = ops.AdamWEntry(param, param + 1, param * 0, param * 0, count, 0.1, 0.9, 0.9, 1e-8, 0.0)
+    ops.sparse_adamw([entry])
+
+
+def add_rows(output: Tensor) -> None:
+    index, values = positions(3, output), torch.ones(3, device=output.device)
+    ops.add_sparse_rows(output, output + 1, [(0, 2)], [index], [values], [values * 2])
+
+
+WRITES: dict[str, Callable[[Tensor], object]] = {
+    "squared-grad": lambda x: ops.accumulate_squared_grad(x, x[None] + 1, x[None] + 1),
+    "squared-vector-grad": lambda x: ops.accumulate_squared_vector_grad(x[0], x[None] + 1, None),
+    "dropout": lambda x: ops.dropout_(x, 0.5, 1),
+    "low-rank-up": lambda x: ops.low_rank_up_(x, x[:, :2] + 1, x[:, :2] + 1),
+    "add-sparse-rows": add_rows,
+    "sparse-adamw": step,
+    "write-delta": write,
+}
+
+
+_IN_CPP = [WRITES[name] for name in ("squared-grad", "dropout", "add-sparse-rows", "write-delta")]
+
+
+@pytest.mark.parametrize("call", WRITES.values(), ids=WRITES)
+def test_what_is_written_into_has_another_version(
+    call: Callable[[Tensor], object], device: str
+) -> None:
+    x = torch.full((5, 5), 2.0, device=device)
+    before = x._version
+    call(x)
+    assert x._version > before
+    with torch.inference_mode():
+        same = torch.full((5, 5), 2.0, device=device)
+        call(same)
+        apart = torch.full((5, 5), 2.0, device=device)
+    assert torch.equal(x, same)
+    if native.available() and call in _IN_CPP:  # of torch's own calls none may write into it
+        call(apart)
+        assert torch.equal(x, apart)
 
 
 def test_what_autograd_follows_is_not_written_into(device: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...ops.torch_internals import is_any_autocast_enabled
+
 # Asked for once: `torch.compile` of torch 2.11 cannot trace the question
 _KINDS = frozenset(
     kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)
@@ -18,7 +20,7 @@ _AS_IT_IS: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 
 def is_any_autocast_on() -> bool:
     """Whether autocast is on for some device, told in a quarter of what asking for one takes."""
-    if torch._C._is_any_autocast_enabled():
+    if is_any_autocast_enabled():
         return True
     return _IS_MAC and torch.is_autocast_enabled("mps")  # which torch leaves out above
 

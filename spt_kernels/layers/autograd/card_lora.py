@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...ops.dtypes import FLOATS
 from ...ops.launching import is_plain, may_launch, on_card
 from ...ops.low_rank_ways import NO_NORM, covers_all, dropped_of, kernels_of_a_card, serves
 from .autocast import is_any_autocast_on
@@ -112,7 +113,7 @@ def dtype_on_card(
         len(lora.groups) == 1
         and lora.dropout < 1.0
         and serves(dtype, lora_a.shape[0])
-        and x.dtype in _FLOATS
+        and x.dtype in FLOATS
         and x.numel() > 0
         and lora_a.is_contiguous()
         and lora_b.is_contiguous()
@@ -120,6 +121,3 @@ def dtype_on_card(
         and is_plain(x)
     )
     return dtype if is_fit else None
-
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ... import native
 from ...ops.launching import may_launch
+from ...ops.native_calls import DTYPE_NUMBERS
 from ...ops.sparse_weight_grad import SparsePattern
 from .packed_input import packed_input
 from .saved_input import SavedInput, Tensors
 from .sparse_gradient import eager_sparse_gradient
-
-_DTYPES = native.DTYPE_NUMBERS
 
 
 def gradient_of_delta(
@@ -29,7 +27,7 @@ def gradient_of_delta(
         pattern: the entries.
     """
     plan = pattern.native_plan() if grad_output.is_cpu and may_launch(grad_output) else None
-    if plan is not None and grad_output.dtype in _DTYPES and grad_output.is_contiguous():
+    if plan is not None and grad_output.dtype in DTYPE_NUMBERS and grad_output.is_contiguous():
         wide, width = pattern.out_features, pattern.in_features
         tokens = grad_output.numel() // wide
         packed = packed_input(saved, kept, tokens, width)

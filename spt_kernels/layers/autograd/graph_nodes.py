@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
+from ...ops.torch_internals import is_alias_of
 from .recording import unpack
 
 _RESHAPES = frozenset({"ViewBackward0", "ReshapeAliasBackward0"})
@@ -224,4 +225,4 @@ def _place(x: Tensor, way: tuple[Any, ...], types: tuple[NodeType, ...]) -> tupl
 
 def _shares_storage(x: Tensor, saved: tuple[Any] | None) -> bool:
     tensor = None if saved is None else saved[0]
-    return isinstance(tensor, Tensor) and torch._C._is_alias_of(tensor, x)  # type: ignore[attr-defined]
+    return isinstance(tensor, Tensor) and is_alias_of(tensor, x)

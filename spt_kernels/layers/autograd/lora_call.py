@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...ops.dropout import dropout, dropout_
+from ...ops.dropout import launch_dropout, launch_dropout_
 from ...ops.low_rank_ways import covers_all
 from . import lora_launches
 from .autocast import cast, is_any_autocast_on, without_autocast
@@ -34,13 +34,13 @@ class LoraCall(LoraTerms):
 
     def dropped(self, x: Tensor, first: int = 0) -> Tensor:
         """`x` with zeros for the elements that this call drops, of which the first is `first`."""
-        return x if self.dropout == 0.0 else dropout(x, self.dropout, self.seed, first)
+        return x if self.dropout == 0.0 else launch_dropout(x, self.dropout, self.seed, first)
 
     def drop_(self, x: Tensor) -> Tensor:
         """`dropped`, in place where that can be."""
         if self.dropout == 0.0 or not x.is_contiguous():
             return self.dropped(x)
-        return dropout_(x, self.dropout, self.seed)
+        return launch_dropout_(x, self.dropout, self.seed)
 
     def takes_bias(self, x: Tensor, lora_a: Tensor, bias: Tensor | None) -> bool:
         """Whether `add_to` adds a bias in no more time, of a call with this input in its dtype."""

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ... import native
 from ...ops.launching import is_plain, may_launch
+from ...ops.native_calls import available, launch_lora, launch_lora_gradients
+from ...ops.torch_internals import is_any_autocast_enabled
 from .lora_call import LoraCall
 from .lora_launches import grad_of_a_of_source
 from .packed_input import packed_input
@@ -20,7 +21,7 @@ from .tuned_linear import linear_with_lora
 # multiplications of an input with a factor, above which those of a library are the faster ones
 _SMALL = 2**16
 _FP32 = torch.float32
-_HAS_CPP = native.available()
+_HAS_CPP = available()
 
 
 class LowRankLinear(RebuildingFunction):
@@ -76,7 +77,7 @@ class SmallLowRankLinear(RebuildingFunction):
         """`[..., out]`, fp32."""
         y = F.linear(x, weight, bias)
         shape = y.numel() // sizes.of_layer[1], *sizes.of_layer
-        native.add_lora(shape, lora.scale, lora_a, lora_b, x, y)
+        launch_lora(shape, lora.scale, lora_a, lora_b, x, y)
         y = y.data
         recipe, kept = SavedInput.eager(x, _FP32)
         ctx.save_for_backward(lora_a, lora_b, weight if ctx.needs_input_grad[0] else None, *kept)
@@ -95,7 +96,7 @@ class SmallLowRankLinear(RebuildingFunction):
                 grad_x = None if weight is None else torch.matmul(grad_output, weight)
                 how = shape, lora.scale, lora_a, lora_b
                 source, activation, _ = packed
-                factors = native.lora_gradients(*how, grad_output, source, activation, grad_x)
+                factors = launch_lora_gradients(*how, grad_output, source, activation, grad_x)
                 return grad_x, None, None, *factors, None, None
         tensors = grad_output, weight, lora_a, lora_b
         return *gradients_of(*tensors, lora, None, ctx.saved_input, kept, _FP32), None
@@ -132,7 +133,7 @@ def is_small(sizes: SmallSizes, x: Tensor, weight: Tensor, lora_a: Tensor, lora_
         and x.is_contiguous()
         and lora_a.is_contiguous()
         and lora_b.is_contiguous()
-        and not torch._C._is_any_autocast_enabled()
+        and not is_any_autocast_enabled()
         and is_plain(x)
     )
 

@@ -7,12 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ... import native
+from ...ops.native_calls import DTYPE_NUMBERS, GELU, ITSELF, LAYER_NORM, TANH_GELU, Activation
 from .graph_nodes import KeptLayerNorm
 from .saved_input import SavedInput, Tensors
 
 _FP32 = torch.float32
-_NUMBERS = native.DTYPE_NUMBERS
 
 
 class PackedInput(NamedTuple):
@@ -21,11 +20,11 @@ class PackedInput(NamedTuple):
     Attributes:
         source: `[..., in]`, contiguous: what the activation is of.
         activation: what is done to it while it is read.
-        held: the tensors whose addresses are in there.
+        held: the tensors whose addresses are in there; the C++ has returned before this goes.
     """
 
     source: Tensor
-    activation: native.Activation
+    activation: Activation
     held: tuple[Tensor | None, ...]
 
 
@@ -48,25 +47,26 @@ def packed_input(
         ):
             return None
         held = mean, rstd, weight, bias
-        activation = (
-            native.LAYER_NORM,
-            _NUMBERS[dtype],
+        fields = (
+            LAYER_NORM,
+            DTYPE_NUMBERS[dtype],
             mean.data_ptr(),
             rstd.data_ptr(),
             0 if weight is None else weight.data_ptr(),
             0 if bias is None else bias.data_ptr(),
         )
+        activation = _new(Activation, fields)
     elif kind == "gelu":
         source = node._saved_self
-        how = native.GELU if node._saved_approximate == "none" else native.TANH_GELU
-        activation = (how, _NUMBERS[dtype], 0, 0, 0, 0)
+        how = GELU if node._saved_approximate == "none" else TANH_GELU
+        activation = _new(Activation, (how, DTYPE_NUMBERS[dtype], 0, 0, 0, 0))
     elif kind == "function":
         return None
     else:
         (source,) = kept
         if source is None or source.dtype is not dtype:
             return None
-        activation = native.ITSELF
+        activation = ITSELF
     if (
         source.is_contiguous()
         and source.numel() == tokens * in_features > 0

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...ops.torch_internals import add_batch_dim, is_batch, remove_batch_dim
 from .autocast import is_any_autocast_on, without_autocast
 
 Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
 
-# Of `torch.autograd.grad`, whose vmap is another than that of `torch.func`
-_is_batch = torch._C._functorch.is_legacy_batchedtensor
 _MOST_LEVELS = 64  # that torch has
 
 
@@ -30,7 +29,7 @@ def plain_backward(backward: Backward) -> Backward:
 
     @functools.wraps(backward)
     def wrapper(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if not torch.compiler.is_compiling() and _is_batch(grad):
+        if not torch.compiler.is_compiling() and is_batch(grad):
             return _one_by_one(functools.partial(wrapper, ctx), grad)
         if torch.is_grad_enabled():  # unlike in an ordinary backward
             return _guarded(backward, ctx, grad)
@@ -63,18 +62,17 @@ def _one_by_one(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of each of a batch that `torch.autograd.grad` looks at as one, as such."""
     level = _level_of(batch)
-    grads = torch._remove_batch_dim(batch, level, 0, 0)  # [batch, ...]; it has its own size
+    grads = remove_batch_dim(batch, level, 0, 0)  # [batch, ...]; it has its own size
     found = zip(*map(gradients_of, grads), strict=True)
     return tuple(
-        None if each[0] is None else torch._add_batch_dim(torch.stack(each), 0, level)
-        for each in found
+        None if each[0] is None else add_batch_dim(torch.stack(each), 0, level) for each in found
     )
 
 
 def _level_of(batch: Tensor) -> int:
     """Which vmap made it; torch counts them in the thread of the call, a card's runs in another."""
     for level in range(1, _MOST_LEVELS + 1):
-        if not _is_batch(torch._remove_batch_dim(batch, level, 0, 0)):
+        if not is_batch(remove_batch_dim(batch, level, 0, 0)):
             return level
     raise NotImplementedError(
         "batches of gradients within one another reach a layer tuned or approximated by "

@@ -6,12 +6,11 @@ use, which torch keeps for each thread: the forward and the backward need share 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
+
+from ...ops.torch_internals import hooks_in_use
 
 
 class Packed(Protocol):
@@ -43,12 +42,6 @@ class Recording:
     def holds(self, x: Tensor) -> bool:
         """Whether something that shares the storage of `x` was saved here, so that `x` is free."""
         return False
-
-
-# The hooks of saved tensors that are asked first, as torch has them; None without any
-hooks_in_use: Callable[[], Any] = functools.partial(
-    torch._C._autograd._top_saved_tensors_default_hooks, False
-)
 
 
 def recording_in_use() -> Recording | None:

@@ -12,7 +12,6 @@ is then the activation before it. Edit under `torch.no_grad()` instead.
 
 from __future__ import annotations
 
-import sys
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,13 +19,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
+from ...ops.dtypes import FLOATS
 from ...ops.launching import is_plain
 from ...ops.rebuild_input import launch_gelu, launch_layer_norm, rebuild_gelu, rebuild_layer_norm
+from ...ops.torch_internals import hooks_in_use, is_backward_compiled
 from .graph_nodes import NODE_TYPES, KeptLayerNorm, is_kept, way_to
-from .recording import Recording, hooks_in_use, recording_of
+from .recording import Recording, recording_of
 from .traced import made_again
 
-_REBUILDABLE = (torch.float32, torch.bfloat16, torch.float16)
 # Tensors that are what autograd takes them for; other subclasses may be anything
 _INSPECTED: tuple[type[Tensor], ...] = (Tensor, torch.nn.Parameter, FakeTensor)
 
@@ -184,9 +184,9 @@ def _chosen(
                 source is not None
                 and (kind != "function" or hasattr(producer, "spt_rebuild_output"))
                 and source.is_readable(producer)
-                and dtype in _REBUILDABLE
-                and x.dtype in _REBUILDABLE
-                and not _is_backward_compiled()
+                and dtype in FLOATS
+                and x.dtype in FLOATS
+                and not is_backward_compiled()
             ):
                 steps = _steps(x) if node_type.is_view else ()
                 return _new(SavedInput, (kind, dtype, producer, steps)), True
@@ -198,12 +198,6 @@ def _chosen(
         if columns.numel() * dtype.itemsize < whole:
             return SavedInput("columns", dtype), True
     return SavedInput("tensor", dtype), False
-
-
-def _is_backward_compiled() -> bool:
-    """Whether compiled autograd is on; its module is there once something has been compiled."""
-    module = sys.modules.get("torch._dynamo.compiled_autograd")
-    return module is not None and getattr(module, "compiled_autograd_enabled", False)
 
 
 _new = tuple.__new__  # without the frame that a constructor in Python is

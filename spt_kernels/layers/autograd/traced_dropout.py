@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...ops.dropout import threshold_of
+
 _SIGN = 2**31
 
 
@@ -29,7 +31,7 @@ def dropped(x: Tensor, probability: float, words: Tensor | None) -> Tensor:
     h = (h ^ _shifted(h, 16)) * 0x7FEB352D
     h = (h ^ _shifted(h, 15)) * (0x846CA68B - 2**32)
     h = h ^ _shifted(h, 16)
-    return x * (h >= min(round(probability * 2**32), 2**32 - 1) - _SIGN)
+    return x * (h >= threshold_of(probability) - _SIGN)
 
 
 def _shifted(h: Tensor, bits: int) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...ops.dtypes import FLOATS
 from ...ops.launching import goes_as_on_card, is_transformed
-from ...ops.sparse_norm_grad import FLOATS, launch_sparse_norm_grad
+from ...ops.sparse_norm_grad import launch_sparse_norm_grad
 from ..deltas.sparse_delta import check_trained_whole
 from .autocast import is_cast, wide_dtype
 from .gradient_of_delta import gradient_of_delta

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from ...distributed.sharded import is_sharded
 from ...model.quantized import is_quantized
+from ...ops.dtypes import FLOATS_AND_FP64
 from ..keep_fp32 import keeping_fp32
 from .name_in_model import told_as
 from .position_index import CheckedIndex, checked_index
 from .saved_deltas import SavedDeltas, gather
 from .sparse_delta import tag
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class DeltaHolder(SavedDeltas):
@@ -80,7 +79,7 @@ class DeltaHolder(SavedDeltas):
         if target is None:
             raise ValueError(f"{name} was given, but the {type(self).__name__} has no {local}")
         beside = is_quantized(target)
-        if target.dtype not in DTYPES and not beside:
+        if target.dtype not in FLOATS_AND_FP64 and not beside:
             raise TypeError(f"{local} must be fp32, bf16, fp16 or fp64, got {target.dtype}")
         positions = checked_index(name, index, local, target).index  # [nnz] int32
         delta_name, index_name, original_name = self.delta_local_names(local)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from types import FunctionType
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ...ops.torch_internals import EnableTorchFunction
 
 _PARTS = ("_in_projection_packed", "_in_projection")  # which call `linear` as well
 
@@ -29,7 +30,7 @@ def attention(args: Any, kwargs: Any) -> Any:
 
     names = {**vars(F), "linear": linear, "has_torch_function": lambda tensors: False}
     names |= {name: _with_names(names[name], names) for name in _PARTS}
-    with torch._C._EnableTorchFunction():
+    with EnableTorchFunction():
         return _with_names(F.multi_head_attention_forward, names)(*args, **kwargs)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...ops import torch_internals
 from . import uses
 from .attention import attention
 from .call_names import INERT_CALLS, call_name
@@ -151,7 +152,7 @@ class Interception:
         if not found:
             return func(*args, **kwargs)
         # as in `torch.vmap`: what rows are is lost; where they are chosen: it is another each time
-        is_lost = torch._C._are_functorch_transforms_active()
+        is_lost = torch_internals.is_functorch_active()
         if is_lost or (watch.selections and watch.selections.hold_any((*args, *kwargs.values()))):
             return self._give_up(found, _run_frozen(func, args, kwargs, found))
         if recognize is None:
@@ -200,7 +201,7 @@ class Interception:
         """Run a backward pass, and note what arrives by another one within it."""
 
         def begin(_: Tensor) -> None:
-            self._task = torch._C._current_graph_task_id()
+            self._task = torch_internals.current_graph_task()
 
         loss.register_hook(begin)
         try:
@@ -209,7 +210,7 @@ class Interception:
             self._task = None
 
     def _note_arrival(self) -> None:
-        if self._task not in (None, torch._C._current_graph_task_id()):
+        if self._task not in (None, torch_internals.current_graph_task()):
             self.used_without_grad = True
 
     def _note_out_of_sight(self, name: str) -> None:
@@ -307,7 +308,7 @@ class Interception:
         if any(isinstance(o, Tensor) and _has_gradients(o) for o in outputs):
             if not torch.is_grad_enabled():  # none flows through this call
                 # of a backward pass it is no use, but a part of the gradient of one
-                self.used_without_grad |= torch._C._current_autograd_node() is None
+                self.used_without_grad |= torch_internals.current_node() is None
                 return output
             for parameter in parameters:
                 self.unrecognized.update(piece.name for piece in pieces_of(parameter))
@@ -364,7 +365,7 @@ def _statistics(output: Tensor) -> tuple[Tensor, ...]:
     if node is None or node.name() != "NativeLayerNormBackward0":
         return ()
     # to read what a hook has packed is to unpack it: a checkpoint would run again in mid-forward
-    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+    if torch_internals.hooks_in_use() is not None:
         return ()
     mean, rstd = node._saved_result1, node._saved_result2
     return (mean, rstd) if mean.dtype == torch.float32 else ()

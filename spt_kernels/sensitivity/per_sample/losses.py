@@ -140,7 +140,7 @@ class PerSampleLoss:
         """
         may_lack = self._check_labels(outputs, target)
         with_labels = self._with_labels(target, batch) if may_lack else None
-        if self._is_plain_cross_entropy(outputs, target):
+        if self._is_plain_cross_entropy(outputs):
             counted = batch if with_labels is None else len(with_labels)
             return F.cross_entropy(outputs, target, reduction="sum"), counted
         pairs = self._pairs(outputs, target, batch)
@@ -191,7 +191,7 @@ class PerSampleLoss:
         with torch.no_grad():
             return bool(self._call(zeros, label).isnan())
 
-    def _is_plain_cross_entropy(self, outputs: Any, target: Any) -> bool:
+    def _is_plain_cross_entropy(self, outputs: Any) -> bool:
         # with more dimensions its mean is over the positions of a sample as well
         is_plain = self._loss_fn is F.cross_entropy
         return is_plain and isinstance(outputs, Tensor) and outputs.ndim == 2

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ...model.quantized import QuantizedMatrix, quantized_matrices
+from ...ops.torch_internals import EnableTorchFunction
 
 
 @contextlib.contextmanager
@@ -65,7 +66,7 @@ class _QuantizedLinear(torch.autograd.Function):
     ) -> Tensor:
         # in an observed call subclasses are told of none, and a quantized weight of its own product
         plain = None if bias is None else bias.detach()
-        with torch._C._EnableTorchFunction():
+        with EnableTorchFunction():
             y = matrix.product(x.detach(), plain)
         ctx.matrix, ctx.x_dtype = matrix, x.dtype
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None)

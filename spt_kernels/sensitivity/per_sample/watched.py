@@ -8,9 +8,9 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from ...ops.torch_internals import DisableTorchFunctionSubclass
 from .parameter_state import PIECES, restore, states_of
 
 
@@ -68,7 +68,7 @@ class Watcher:
             cls: type, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
         ) -> Any:
             owner = find_owner()
-            with torch._C.DisableTorchFunctionSubclass():
+            with DisableTorchFunctionSubclass():
                 if owner is None:
                     return func(*args, **(kwargs or {}))
                 return run(owner, func, args, kwargs or {})
@@ -103,5 +103,5 @@ class Watcher:
 
 def _refuse(name: str, parameter: Tensor, reached: Callable[[str], None], grad: Tensor) -> None:
     reached(name)
-    with torch._C.DisableTorchFunctionSubclass():
+    with DisableTorchFunctionSubclass():
         parameter.requires_grad = False  # autograd then accumulates nothing

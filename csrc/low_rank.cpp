@@ -1,7 +1,7 @@
 // The products of a LoRA that is too small to be worth a library's calls, a token at a time.
 //
 // Compiled with -ffp-contract=fast: `x += a * b` is a fused multiply-add where there is one.
-#include "lora.h"
+#include "low_rank.h"
 
 #include <algorithm>
 #include <numeric>

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from ..gradient_ways.gradient_cost import RATES, RATES_BY_NAME, CardRates, Rates
-from .card import capability_of
+from .capability import capability_of
+from .gradient_cost import RATES, RATES_BY_NAME, CardRates, Rates
 
 VARIABLE = "SPT_KERNELS_RATES"  # names another file than the user's; empty: the shipped rates alone
 FORMAT = "spt_kernels.rates/1"

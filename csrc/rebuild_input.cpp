@@ -1,5 +1,5 @@
 // Makes the output of a LayerNorm again from what its backward keeps.
-#include "rebuild_layer_norm.h"
+#include "rebuild_input.h"
 
 #include <algorithm>
 

@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="Triton is not installed")
-
 from spt_kernels.costs.rate_store import store_of_user, store_rates
+from spt_kernels.gradient_ways import stored_rates
 from spt_kernels.gradient_ways.gradient_cost import RATES, RATES_BY_NAME, Way, Work, cheapest_way
-from spt_kernels.kernels import stored_rates
-from spt_kernels.kernels.stored_rates import rates_on, read_rates
+from spt_kernels.gradient_ways.stored_rates import rates_on, read_rates
 from tests.card.pretend import pretended_card
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")

@@ -1,4 +1,8 @@
-"""The products of a LoRA too small for a library's calls, in C++: one call in each direction."""
+"""The products of a LoRA too small for a library's calls, in C++: one call in each direction.
+
+No registered op comes here: a layer's autograd function calls them in place of several ops. They
+are small, so that one thread does all, the caller's.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .activation import Activation
 from .module import available, module
-from .sparse_weight_grad import Activation
 
 # tokens, features of input and output, rank, ranges; first feature, width and step of the ranges
 Shape = tuple[int, int, int, int, int, int, int, int]
@@ -17,10 +21,10 @@ Shape = tuple[int, int, int, int, int, int, int, int]
 _CPP: Any = module() if available() else None
 
 
-def add_lora(
+def launch_lora(
     shape: Shape, scale: float, lora_a: Tensor, lora_b: Tensor, input: Tensor, output: Tensor
 ) -> None:
-    """Add `scale · input aᵀ bᵀ` to ranges of the features of `output`.
+    """Add `scale · input aᵀ bᵀ` to ranges of the features of `output`; nothing is checked.
 
     Args:
         shape: of the call.
@@ -40,7 +44,7 @@ def add_lora(
     )
 
 
-def lora_gradients(
+def launch_lora_gradients(
     shape: Shape,
     scale: float,
     lora_a: Tensor,
@@ -52,14 +56,17 @@ def lora_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of both factors; that of the input, if it is given, is added to `grad_input`.
 
+    Nothing is checked, as in `launch_lora`.
+
     Args:
-        shape: as that of `add_lora`.
+        shape: as that of `launch_lora`.
         scale: likewise.
         lora_a: likewise.
         lora_b: likewise.
         grad_output: `[tokens, out]`.
         input: `[tokens, in]`.
-        activation: what the LoRA was given, if that is not `input` itself.
+        activation: what the LoRA was given, if that is not `input` itself; its tensors are held by
+            whoever calls.
         grad_input: `[tokens, in]`, is written; or None.
     """
     grad_a, grad_b = torch.empty_like(lora_a), torch.empty_like(lora_b)

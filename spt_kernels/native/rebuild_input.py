@@ -54,7 +54,7 @@ def launch(
     n_rows: int,
     n_columns: int,
 ) -> None:
-    """`rebuild_layer_norm` of what is known to have its layouts, dtypes and lengths."""
+    """`rebuild_layer_norm` of what is known to have its layouts: nothing is checked."""
     module().rebuild_layer_norm(
         input.data_ptr(),
         mean.data_ptr(),

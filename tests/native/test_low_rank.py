@@ -54,16 +54,16 @@ def test_against_autograd(
     h = F.gelu(x) if gelu else x
     y, grad_h = torch.zeros(tokens, n_out), torch.zeros(tokens, n_in)
     shape = tokens, *layer
-    activation = (native.GELU, 0, 0, 0, 0, 0) if gelu else native.ITSELF
-    native.add_lora(shape, 0.7, a, b, h, y)
-    grads = native.lora_gradients(shape, 0.7, a, b, grad_output, x, activation, grad_h)
-    without = native.lora_gradients(shape, 0.7, a, b, grad_output, x, activation, None)
+    activation = native.Activation(native.GELU, 0) if gelu else native.ITSELF
+    native.launch_lora(shape, 0.7, a, b, h, y)
+    grads = native.launch_lora_gradients(shape, 0.7, a, b, grad_output, x, activation, grad_h)
+    without = native.launch_lora_gradients(shape, 0.7, a, b, grad_output, x, activation, None)
     assert all(torch.equal(*pair) for pair in zip(grads, without, strict=True))
     actual = [y.clone(), grad_h.clone(), *grads]
     plain, truth = by_autograd(torch.float32), by_autograd(torch.float64)
     for own, dense, exact in zip(actual, plain, truth, strict=True):
         assert_within_budget(own, dense, exact)
-    native.add_lora(shape, 0.7, a, b, h, y)
-    native.lora_gradients(shape, 0.7, a, b, grad_output, x, activation, grad_h)
+    native.launch_lora(shape, 0.7, a, b, h, y)
+    native.launch_lora_gradients(shape, 0.7, a, b, grad_output, x, activation, grad_h)
     for twice, once in zip((y, grad_h), actual[:2], strict=True):
         torch.testing.assert_close(twice, 2 * once, rtol=1e-5, atol=1e-5)
