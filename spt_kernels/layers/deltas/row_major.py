@@ -38,7 +38,7 @@ def name_of_format(target: Tensor) -> str:
 
 
 def format_named(name: str | torch.memory_format) -> torch.memory_format:
-    """What `name_of_format` has named; models that were pickled before 0.8.4 hold it itself."""
+    """What `name_of_format` has named; models that were pickled before 0.9.0 hold it itself."""
     named: torch.memory_format = getattr(torch, name) if isinstance(name, str) else name
     return named
 
