@@ -195,9 +195,18 @@ def _parts(line: str, width: int) -> list[str]:
     line, goes_on = line.removesuffix(" \\"), line.endswith(" \\")
     parts = []
     while len(line) > width - 2 * goes_on:
-        end = line.rfind(" ", len(line) - len(line.lstrip()), width - 1)
+        end = _last_gap(line, width - 1)
         if end < 0:  # a word that is wider
             break
         parts.append(line[:end])
         line = " " * _CONTINUED + line[end + 1 :]
     return [f"{part} \\" for part in parts] + [f"{line} \\" if goes_on else line]
+
+
+def _last_gap(line: str, stop: int) -> int:
+    """Where the last space before `stop` is that parts two words for a shell; -1 where none is."""
+    indented = len(line) - len(line.lstrip())
+    end = line.rfind(" ", indented, stop)
+    while end >= 0 and line[:end].count('"') % 2:
+        end = line.rfind(" ", indented, end)
+    return end

@@ -15,6 +15,7 @@ from ..sensitivity import Sensitivity, skewed_sensitivity
 from .estimate import MemoryEstimate
 from .fit import LargestBatch, PeakByBatch
 from .made_up import check_called, puts_modules, uncalled_of
+from .step import Step
 
 _TABLE_LORA_RANK = 16  # the paper's
 # What a model, which is anybody's code, raises where it cannot be tuned so: one row's matter alone
@@ -234,8 +235,11 @@ def estimate_methods(
         What was found out about each method, and why others cannot tune this model.
 
     Raises:
-        ValueError: an unknown method, or one that budget, rank or block is not for.
+        TypeError: an argument that no step has.
+        ValueError: an unknown method, or one that budget, rank or block is not for; or what
+            `estimate_memory` refuses of the others.
     """
+    Step.of(how)  # what is no step is nobody's but the caller's
     batch, *image_shape = batch_shape
     rows, asked = Rows(model, image_shape), methods_of(tuple(methods), budget, rank, from_block)
     makers = {name: functools.partial(rows.of, method) for name, method in asked.items()}

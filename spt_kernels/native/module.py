@@ -12,7 +12,7 @@ try:
     _native = importlib.import_module("spt_kernels._native")
 except ModuleNotFoundError as error:  # installed without a compiler, which is allowed
     _import_error = error
-except ImportError as error:  # built for another Python or another system
+except ImportError as error:  # it is there, and built for another system
     _import_error = error
     warnings.warn(
         f"the C++ module of spt_kernels cannot be loaded, and a CPU does without it, slowly: "

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..distributed import Processes
+from ..model import ParameterInfo
 from ..model.digest import digests_of_model
 from .per_sample.batches import NoSamples
 from .per_sample.measurement import check_finite
@@ -106,14 +107,20 @@ def _combined(outlines: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
                 f"{first}: expected the same arguments in all of them"
             )
     infos = [part["info"] for part in parts.values()]
-    combined["info"] = {
-        # that the model calls the layer need not show in the samples of each process
-        name: next((i[name] for i in infos if not i[name].is_read), infos[0][name])
-        for name in infos[0]
-    }
+    combined["info"] = {name: _combined_info(name, list(parts.values())) for name in infos[0]}
     for field, among in (("fallback", any), ("idle", all)):
         combined[field] = tuple(
             name for name in infos[0] if among(name in part[field] for part in parts.values())
         )
     combined["num_samples"] = sum(part["num_samples"] for part in parts.values())
     return combined
+
+
+def _combined_info(name: str, parts: Sequence[Mapping[str, Any]]) -> ParameterInfo:
+    """What a parameter is to all processes, some of which may have no sample that uses it.
+
+    To these it looks as if nobody called its layer; to whom it is read, it is.
+    """
+    used: list[ParameterInfo] = [part["info"][name] for part in parts if name not in part["idle"]]
+    found = used or [parts[0]["info"][name]]
+    return next((info for info in found if info.is_read), found[0])

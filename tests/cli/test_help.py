@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 import spt_kernels
 from spt_kernels.cli.app import run
+from spt_kernels.cli.command import broken
 from tests.cli.test_commands import COMMANDS, complaint_of, output_of
 
 VIT = ["-m", "vit_tiny_patch16_224"]
@@ -48,6 +50,18 @@ def test_examples_may_be_copied_from_a_narrow_terminal(
         examples.append(examples_in(output_of([name, "--help"], capsys)))
     assert any(line.startswith("spt-kernels") for line in examples[-1])
     assert examples == [examples[-1]] * 3
+
+
+@pytest.mark.parametrize("width", range(30, 100, 5))
+def test_an_example_in_more_lines_is_the_same_command(width: int) -> None:
+    line = (
+        """  spt-kernels fit -m vit_base_patch16_224 --gib 4 --card "RTX 4060" --method full \\"""
+    )
+    parts = broken(line, width).split("\n")
+    assert all(part.endswith(" \\") for part in parts)
+    joined = "".join(part.removesuffix("\\") for part in parts)
+    assert shlex.split(joined) == shlex.split(line.removesuffix("\\"))
+    assert max(map(len, parts)) <= max(width, 6 + len("vit_base_patch16_224") + 2)
 
 
 def examples_in(text: str) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,24 +13,47 @@ from torch._vmap_internals import _vmap
 from torch.autograd.functional import jacobian
 
 from spt_kernels.approximation import approximate
+from spt_kernels.layers import AdapterLinear
 from spt_kernels.layers.autograd.plain_backward import plain_backward
+from spt_kernels.ops import low_rank_ways
 from spt_kernels.ops.launching import as_on_card
+from spt_kernels.plan import AdapterSpec
 
 from .test_gradcheck import LAYERS, sparse
+
+norms = sys.modules["spt_kernels.ops.sparse_norm_grad"]  # whose name is a function's as well
+WHOLE = AdapterSpec(2, ((0, 6),))
 
 
 def net(name: str) -> nn.Module:
     torch.manual_seed(0)
-    module = LAYERS[name]()
+    module = LAYERS[name]() if name in LAYERS else AdapterLinear(nn.Linear(4, 6), WHOLE)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return module
 
 
+def as_launched(implementation: Callable[..., object]) -> Callable[..., object]:
+    """What the reference does, where tensors have addresses, as launches of kernels ask them."""
+
+    def run(*arguments: object) -> object:
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                argument.contiguous().data_ptr()
+        return implementation(*arguments)
+
+    return run
+
+
 @pytest.mark.parametrize("on_card", [False, True])
-@pytest.mark.parametrize("name", LAYERS)
-def test_each_is_what_it_is_alone(name: str, on_card: bool) -> None:
+@pytest.mark.parametrize("name", [*LAYERS, "adapter on all rows"])
+def test_each_is_what_it_is_alone(
+    name: str, on_card: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(norms, "_on_cpu", as_launched(norms._on_cpu))
+    for way in ("down", "up", "up_", "grad"):
+        monkeypatch.setattr(low_rank_ways, way, as_launched(getattr(low_rank_ways, way)))
     module = net(name)
     x = torch.randn((2, 4, 1, 2) if name == "conv" else (2, 3, 4), requires_grad=True)
     with as_on_card() if on_card else contextlib.nullcontext():

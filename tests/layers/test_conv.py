@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -180,6 +181,17 @@ def test_a_weight_in_channels_last_is_so_again_when_it_is_plain(when: str) -> No
         untune(each)
         assert each.weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(twin.weight, expected)
+
+
+def test_a_layer_that_0_8_3_pickled_in_channels_last() -> None:
+    """Which held the format itself, that `torch.save` cannot write."""
+    conv = nn.Conv2d(4, 6, 3, padding=1).to(memory_format=torch.channels_last)
+    layer = SparseDeltaConv2d(conv, torch.tensor([3, 40]))
+    layer.__dict__["_spt_formats"] = {"weight": torch.channels_last}
+    again = pickle.loads(pickle.dumps(layer))
+    torch.save(again, io.BytesIO())
+    untune(again)
+    assert again.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_state_dict_in_channels_last_that_is_assigned() -> None:

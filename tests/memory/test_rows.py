@@ -41,3 +41,17 @@ def test_a_method_that_cannot_tune_the_model_is_told_of_and_the_others_stay() ->
     assert isinstance(missing["prompt-deep"], ValueError)
     with pytest.raises(ValueError, match="method: expected one of"):
         estimate_methods(tiny_vit(), SHAPE, ("fll",))
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "message"),
+    [
+        ({"dtyp": "bf16"}, TypeError, "dtyp: unexpected, .*; did you mean dtype"),
+        ({"dtype": "xx"}, ValueError, "dtype must be one of"),
+    ],
+)
+def test_what_is_nobodys_but_the_callers_is_raised(
+    how: dict[str, str], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        estimate_methods(tiny_vit(), SHAPE, ("linear",), **how)

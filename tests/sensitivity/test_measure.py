@@ -58,6 +58,25 @@ def test_what_batches_draw_at_random_is_drawn_once(n_without_label: int) -> None
     assert all(map(torch.equal, measured, alone))
 
 
+def test_a_look_at_samples_leaves_the_models_random_draws_alone() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(F.dropout(self.first(x), 0.5, training=True))
+
+    model, inputs, labels = Noisy(), torch.randn(4, 6), torch.randint(5, (4,))
+    torch.manual_seed(0)
+    measure(model, [(inputs[:2], labels[:2]), (inputs[2:], labels[2:])], head="second")
+    after = torch.rand(3)
+    torch.manual_seed(0)
+    for _ in range(2):
+        model(inputs[:2])
+    assert torch.equal(after, torch.rand(3))
+
+
 class Twice(nn.Module):
     """A Linear and a norm used twice, at different widths of tokens, and a weight shared by two."""
 

@@ -57,6 +57,11 @@ LOOKED_AT: dict[str, Use] = {
     "largest as a float": lambda m, x: note(m, x, float(m.layer.weight.abs().max())),
     "guard by a norm's weight": lambda m, x: x if m.norm.weight.mean() > -1 else 0 * x,
     "guard by an entry": lambda m, x: x if m.layer.weight[0, 0] < 1e9 else 0 * x,
+    "beside a matrix measured one by one": lambda m, x: note(
+        m,
+        torch.einsum("bi,oi->bo", x, m.weight),
+        (m.layer.weight - F.normalize(m.weight)).norm().item(),
+    ),
     "guard by a scale": lambda m, x: x * m.gamma if m.gamma.abs().sum() > 0 else x,
 }
 

@@ -81,6 +81,21 @@ def test_gradients_are_those_of_every_use(name: str) -> None:
         torch.testing.assert_close(delta.delta.grad, truth[key].flatten())
 
 
+def test_a_bias_whose_weight_is_left_out() -> None:
+    model = Reader(USES["a bias"])
+    images, labels = torch.randn(6, 3, 5, 5), torch.randint(5, (6,))
+    scores = spt.measure_sensitivity(
+        model, [(images, labels)], head="head", exclude=["*.weight"], progress=False
+    )
+    plan = Plan({"linear.bias": torch.arange(WIDTH)}, {}, dict(scores.info), head=())
+    plain = copy.deepcopy(model)
+    spt.apply(model, plan)
+    for net in (model, plain):
+        F.cross_entropy(net(images), labels).backward()
+    found = sparse_deltas(model)["linear.bias"].delta.grad
+    torch.testing.assert_close(found, plain.linear.bias.grad)
+
+
 def test_what_is_called_alone_is_tuned_as_ever() -> None:
     model = Reader(lambda m, x: m.conv(on_channels(x, m.norm)))
     batch = torch.randn(4, 3, 5, 5), torch.randint(5, (4,))

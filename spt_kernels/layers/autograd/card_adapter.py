@@ -13,7 +13,7 @@ from ...ops.low_rank_ways import covers_all, launch_down, launch_up
 from . import lora_launches
 from .autocast import without_autocast
 from .lora_terms import LoraTerms
-from .plain_backward import recorded_gradients
+from .plain_backward import one_at_a_time, recorded_gradients
 from .row_ranges import RangeGroup
 from .wide_product import wide_product
 
@@ -59,6 +59,7 @@ class CardAdapter(torch.autograd.Function):
         return out.view(y.shape).data  # no view, so that what follows may work on it in place
 
     @staticmethod
+    @one_at_a_time
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the base layer's output and of all parameters."""
         if torch.is_grad_enabled():  # they are to be differentiated themselves

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...ops.sparse_norm_grad import launch_sparse_norm_grad
 from .attach import AttachDelta
 from .autocast import without_autocast
-from .plain_backward import recorded_gradients
+from .plain_backward import one_at_a_time, recorded_gradients
 
 _layer_norm_backward: Any = torch.ops.aten.native_layer_norm_backward.default
 
@@ -59,6 +59,7 @@ class CardLayerNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @one_at_a_time
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the input and of both deltas."""
         if torch.is_grad_enabled():  # they are to be differentiated themselves

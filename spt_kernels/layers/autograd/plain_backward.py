@@ -23,8 +23,7 @@ def plain_backward(backward: Backward) -> Backward:
     Autocast, under which some call `backward`, must not change dtypes a second time. Nothing is
     recorded; torch's `once_differentiable` says nothing when only the saved tensors, and not the
     gradient that came in, depend on what is differentiated: a gradient penalty would lose terms in
-    silence. Of many gradients in one (`is_grads_batched`), of which kernels know nothing, each is
-    taken by itself.
+    silence. Of many gradients in one each is taken by itself, as `one_at_a_time` has it.
     """
 
     @functools.wraps(backward)
@@ -36,6 +35,18 @@ def plain_backward(backward: Backward) -> Backward:
         if is_any_autocast_on():
             with without_autocast(grad.device):
                 return backward(ctx, grad)
+        return backward(ctx, grad)
+
+    return wrapper
+
+
+def one_at_a_time(backward: Backward) -> Backward:
+    """Take each of many gradients in one (`is_grads_batched`), which kernels do not, by itself."""
+
+    @functools.wraps(backward)
+    def wrapper(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if is_batch(grad):
+            return _one_by_one(functools.partial(backward, ctx), grad)
         return backward(ctx, grad)
 
     return wrapper

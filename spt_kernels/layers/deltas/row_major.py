@@ -37,9 +37,9 @@ def name_of_format(target: Tensor) -> str:
     return str(format_of(target)).removeprefix("torch.")
 
 
-def format_named(name: str | torch.memory_format) -> torch.memory_format:
-    """What `name_of_format` has named; models that were pickled before 0.9.0 hold it itself."""
-    named: torch.memory_format = getattr(torch, name) if isinstance(name, str) else name
+def format_named(name: str) -> torch.memory_format:
+    """What `name_of_format` has named."""
+    named: torch.memory_format = getattr(torch, name)
     return named
 
 

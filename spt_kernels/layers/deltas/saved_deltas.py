@@ -142,6 +142,11 @@ class SavedDeltas(HeldDeltas):
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         fresh = state.pop("_spt_written", {})
+        if "_spt_formats" in state:  # by name; before 0.9.0 the formats themselves
+            named = {
+                own: str(kind).removeprefix("torch.") for own, kind in state["_spt_formats"].items()
+            }
+            state["_spt_formats"] = named
         super().__setstate__(state)
         self.__dict__["_spt_written"] = {local: self._new_state(local) for local in fresh}
         for local, delta in self.sparse_deltas().items():

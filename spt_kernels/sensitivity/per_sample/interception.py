@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -73,7 +74,8 @@ class Interception:
         used_without_grad: whether one was used where the graph of the loss does not lead to: while
             gradients were off, as in the first pass of a reentrant checkpoint, or in a graph that a
             function keeps for a backward pass of its own.
-        followed: names of those of which something was made that is followed in their place.
+        followed: names of those of which something was made that is followed in their place, with
+            the names of all of which the same was made.
 
     Args:
         parameters: that may be watched, by name.
@@ -83,7 +85,7 @@ class Interception:
     def __init__(self, parameters: Mapping[str, Tensor], constants: Iterable[Tensor] = ()) -> None:
         self.unrecognized: set[str] = set()
         self.used_without_grad = False
-        self.followed: set[str] = set()
+        self.followed: defaultdict[str, set[str]] = defaultdict(set)
         self._task: int | None = None  # of autograd's engine, while `backward` runs
         self._parameters = parameters
         self._watch: _Watch | None = None
@@ -167,7 +169,9 @@ class Interception:
             ):
                 made = self._derivations.run(func, args, kwargs)
                 if made is not NotImplemented:
-                    self.followed.update(_names_of(found))
+                    names = set(_names_of(found))
+                    for name in names:
+                        self.followed[name] |= names
                     return made
             elif recognize is None and use is None:
                 met = self._derivations.meetings(func, args, kwargs, watch.samples)

@@ -120,11 +120,17 @@ def probe(
                 derived.remove(name)
                 del observed[name]
         # what is made with one that no batch observes is not followed there, and so on
-        while lost := [name for name in derived if not records[name].made_with <= observed.keys()]:
+        made_with = {name: records[name].made_with for name in derived}
+        for name, others in interception.followed.items():
+            made_with[name] = made_with.get(name, set()) | others
+        dropped: set[str] = set()
+        while lost := [n for n in observed if not made_with.get(n, set()) <= observed.keys()]:
             for name in lost:
-                derived.remove(name)
+                derived.discard(name)
                 del observed[name]
-        used = [name for name in uncertain if name in comparison.used and name not in derived]
+            dropped.update(lost)
+        needed = (comparison.used & uncertain.keys() - derived) | dropped
+        used = [name for name in parameters if name in needed]
         if not used and not observed:
             raise _independent(loss)
         possible = {name: parameters[name] for name in tokens if name in used}
@@ -139,7 +145,7 @@ def probe(
     return Methods(
         observed,
         # also what a model only looks at the values of, which never comes to the loss
-        frozenset(derived | (interception.followed & observed.keys())),
+        frozenset(derived | (interception.followed.keys() & observed.keys())),
         tuple(expanded),
         tuple(one_by_one),
         idle,
