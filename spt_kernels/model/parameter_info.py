@@ -11,7 +11,7 @@ from torch import nn
 
 from ..files.json_kinds import COUNTS, FLAG, SIZE, TEXT, Kinds, check
 from ..files.json_kinds import Kind as JsonKind
-from .plain_layer import runs_as_conv2d, runs_as_linear
+from .plain_layer import is_class_of_linears, runs_as_conv2d
 from .quantized import is_of_a_quantizer, is_quantized, logical_shape, matrix_of
 
 Kind = Literal["linear", "pointwise", "functional", "conv2d", "norm", "bias", "other"]
@@ -222,8 +222,8 @@ def _kind(module: nn.Module, local: str, ndim: int, is_floating: bool) -> Kind:
             return "bias"
         # nor does torch's attention call its output projection; while a quantized model is measured
         # its weights are stood in for
-        is_layer = runs_as_linear(module) or is_of_a_quantizer(type(module))
-        return "linear" if is_layer else "functional"
+        kind = getattr(type(module), "_plain_class", None) or type(module)  # of a tuned one
+        return "linear" if is_class_of_linears(kind) or is_of_a_quantizer(kind) else "functional"
     if f"{type(module).__module__}.{type(module).__name__}" == _TRANSPOSED:
         return "bias" if local == "bias" else "functional"
     if isinstance(module, nn.Conv2d):

@@ -10,10 +10,14 @@ _TIMM_LINEAR = "timm.layers.linear.Linear"  # it only adds a cast under TorchScr
 
 def runs_as_linear(module: nn.Module) -> bool:
     """Whether the class of a module has the forward of `nn.Linear`, and is called for it."""
+    return is_class_of_linears(type(module))
+
+
+def is_class_of_linears(kind: type[nn.Module]) -> bool:
+    """`runs_as_linear` of the modules of a class."""
     # A subclass with a forward of its own (weight standardisation, ...) computes something else.
     # The attention of torch never calls the forward of its output projection.
-    kind = type(module)
-    if not isinstance(module, nn.Linear) or isinstance(module, _READ_BY_ATTENTION):
+    if not issubclass(kind, nn.Linear) or issubclass(kind, _READ_BY_ATTENTION):
         return False
     return kind.forward is nn.Linear.forward or f"{kind.__module__}.{kind.__name__}" == _TIMM_LINEAR
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import spt_kernels as spt
 from spt_kernels.layers import sparse_deltas
+from spt_kernels.model import describe
 from spt_kernels.plan import Plan
 
 WIDTH = 8
@@ -133,3 +134,13 @@ def test_a_linear_with_a_forward_of_its_own_trains_entries() -> None:
         F.cross_entropy(net(batch[0]), batch[1]).backward()
     truth = plain.get_parameter("2.weight").grad.flatten()[plan.unstructured["2.weight"]]
     torch.testing.assert_close(sparse_deltas(model)["2.weight"].delta.grad, truth)
+
+
+def test_a_tuned_model_is_described_as_it_was() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 8), nn.Linear(8, 5))
+    scores = {"0.weight": torch.rand(8, 6), "2.weight": torch.rand(8, 8)}
+    before = {name: info.kind for name, info in describe(model).items()}
+    made = spt.Sensitivity.from_tensors(scores, num_samples=1)
+    spt.apply(model, spt.allocate(made, 30, structured="lora", rank=1))
+    after = {name: info.kind for name, info in describe(model).items() if name in before}
+    assert after == before
