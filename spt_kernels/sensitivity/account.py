@@ -94,9 +94,7 @@ def account_of(
         seen = _seen(model, forward)
     shares: dict[tuple[str, Measured, Takes, str], list[int]] = {}
     for name, what in info.items():
-        kind: str = what.kind
-        if what.takes_modules and name in seen.read:
-            kind = "functional"
+        kind: str = what.read().kind if name in seen.read else what.kind
         measured: Measured = "no"
         takes: Takes = "nothing"
         why = ""

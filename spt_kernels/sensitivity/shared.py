@@ -106,13 +106,14 @@ def _combined(outlines: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
                 f"include, exclude: process {rank} has measured other parameters than process "
                 f"{first}: expected the same arguments in all of them"
             )
-    infos = [part["info"] for part in parts.values()]
-    combined["info"] = {name: _combined_info(name, list(parts.values())) for name in infos[0]}
+    every = list(parts.values())
+    names = list(combined["info"])
+    combined["info"] = {name: _combined_info(name, every) for name in names}
     for field, among in (("fallback", any), ("idle", all)):
         combined[field] = tuple(
-            name for name in infos[0] if among(name in part[field] for part in parts.values())
+            name for name in names if among(name in part[field] for part in every)
         )
-    combined["num_samples"] = sum(part["num_samples"] for part in parts.values())
+    combined["num_samples"] = sum(part["num_samples"] for part in every)
     return combined
 
 

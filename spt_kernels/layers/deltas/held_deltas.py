@@ -10,7 +10,7 @@ from torch import nn
 
 from ..tuned_class import Shown, plain_twin
 from .name_in_model import told_as
-from .row_major import format_named, name_of_format, put_into
+from .row_major import format_named, format_of, name_of_format, put_into
 from .sparse_delta import Owner, SparseDelta, owner_of, tag, write_deltas
 from .written_state import WrittenState
 
@@ -137,7 +137,7 @@ class HeldDeltas(Owner):
             assert target is not None
             if local not in self._spt_beside_names and not target.is_contiguous():
                 formats = self.__dict__.setdefault("_spt_formats", {})
-                formats[local] = name_of_format(target)
+                formats[local] = name_of_format(format_of(target))
                 put_into(target, torch.contiguous_format)
             values = (
                 self._parameters.get(f"{local}_fp32") if local in self._spt_whole_names else None

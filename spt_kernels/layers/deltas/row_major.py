@@ -32,9 +32,9 @@ def format_of(target: Tensor) -> torch.memory_format:
     return channels_last if is_last else torch.contiguous_format
 
 
-def name_of_format(target: Tensor) -> str:
-    """`format_of`, by name: `torch.save` writes no memory format."""
-    return str(format_of(target)).removeprefix("torch.")
+def name_of_format(memory_format: torch.memory_format | str) -> str:
+    """A format by its name, as `torch.save` writes no memory format; of a name that itself."""
+    return str(memory_format).removeprefix("torch.")
 
 
 def format_named(name: str) -> torch.memory_format:

@@ -12,6 +12,7 @@ from ...distributed.sharded import is_sharded
 from ...model.quantized import logical_numel
 from .held_deltas import HeldDeltas
 from .position_index import position_problem
+from .row_major import name_of_format
 from .sparse_delta import SparseDelta
 
 
@@ -143,10 +144,8 @@ class SavedDeltas(HeldDeltas):
         state = dict(state)
         fresh = state.pop("_spt_written", {})
         if "_spt_formats" in state:  # by name; before 0.9.0 the formats themselves
-            named = {
-                own: str(kind).removeprefix("torch.") for own, kind in state["_spt_formats"].items()
-            }
-            state["_spt_formats"] = named
+            held = state["_spt_formats"].items()
+            state["_spt_formats"] = {local: name_of_format(own) for local, own in held}
         super().__setstate__(state)
         self.__dict__["_spt_written"] = {local: self._new_state(local) for local in fresh}
         for local, delta in self.sparse_deltas().items():

@@ -38,7 +38,6 @@ class _Record:
     crosses: bool = False  # gradient at rows of the other sample
     arrives: bool = False  # gradient at rows of its own
     derived: bool = False  # it arrives at what is made of the parameter alone
-    made_with: set[str] = field(default_factory=set)  # those of which the same is made
 
 
 def probe(
@@ -120,10 +119,7 @@ def probe(
                 derived.remove(name)
                 del observed[name]
         # what is made with one that no batch observes is not followed there, and so on
-        made_with = {name: records[name].made_with for name in derived}
-        for name, others in interception.followed.items():
-            made_with[name] = made_with.get(name, set()) | others
-        dropped: set[str] = set()
+        made_with, dropped = interception.followed, set[str]()
         while lost := [n for n in observed if not made_with.get(n, set()) <= observed.keys()]:
             for name in lost:
                 derived.discard(name)
@@ -222,8 +218,6 @@ def _watch(
             record.arrives |= arrives
             record.crosses |= crosses
             record.derived |= role.derived and arrives
-            if role.derived:
-                record.made_with.update(part.name for part, made in arrival.parts if made.derived)
             if role.derived and arrives and keep:
                 [gradient] = arrival.factors(piece, role, own, own + 1).grad_output
                 before = gradients.get(piece.name)
