@@ -18,7 +18,7 @@ from ..ops.encode_derivative import (
     launch_decode,
     launch_encode,
 )
-from ..ops.launching import may_launch
+from ..ops.launching import is_transformed, may_launch
 from .stand_in import StandIn
 
 _NAME = re.compile("gelu|silu|swish", re.IGNORECASE)
@@ -70,7 +70,8 @@ class ApproximateActivation(StandIn):
 
     def __call__(self, input: Tensor) -> Tensor:
         """What the module gives, whatever is kept for the backward."""
-        if not (torch.is_grad_enabled() and input.requires_grad and self.saves(input)):
+        is_kept = torch.is_grad_enabled() and input.requires_grad and self.saves(input)
+        if not is_kept or is_transformed():  # transforms are of the exact one
             return self.plain(input)  # type: ignore[no-any-return]
         # somebody may look at what was there, or not at what is returned
         in_place = bool(getattr(self.module, "inplace", False))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..layers.autograd.plain_backward import plain_backward
 from ..layers.norm import affine_of
-from ..ops.launching import may_launch
+from ..ops.launching import is_transformed, may_launch
 from ..ops.rebuild_input import launch_layer_norm, rebuild_layer_norm
 from .stand_in import StandIn
 
@@ -76,7 +76,7 @@ class ApproximateLayerNorm(StandIn):
     def __call__(self, input: Tensor) -> Tensor:
         """What the module gives, whatever is kept for the backward."""
         module: Any = self.module
-        is_kept = torch.is_grad_enabled() and input.requires_grad
+        is_kept = torch.is_grad_enabled() and input.requires_grad and not is_transformed()
         # of 16 bits the input takes no more than the output would
         if not is_kept or input.dtype != torch.float32 or getattr(module, "_fast_norm", False):
             return self.plain(input)  # type: ignore[no-any-return]

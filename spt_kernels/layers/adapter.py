@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.launching import goes_as_on_card
+from ..ops.launching import goes_as_on_card, is_transformed
 from .autograd.card_adapter import CardAdapter, is_on_card
 from .autograd.row_ranges import groups_on
 from .autograd.traced_adapter import FrozenBase, TracedAdapter
@@ -116,6 +116,8 @@ class AdapterLinear(AdapterLayer, StructuredLinear):
     def forward(self, input: Tensor) -> Tensor:
         """The base layer's output, adapted."""
         ranges = self.__dict__["_spt_ranges"]
+        if is_transformed():
+            return self._adapted(self._with_deltas(input))
         if torch.compiler.is_compiling():
             y = self._traced_base(input)
             return add_to_rows(y, [self._traced_update(input, y, *places) for places in ranges])
@@ -158,7 +160,7 @@ class AdapterConv2d(AdapterLayer, StructuredConv2d):
     def _of_batch(self, x: Tensor) -> Tensor:
         y = self._base(x)
         ranges = self.__dict__["_spt_ranges"]
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and not is_transformed():
             tokens = self._tokens(x), y.movedim(1, -1)
             traced = [self._traced_update(*tokens, *places) for places in ranges]
             return add_to_rows(y, [(rows, update.movedim(-1, 1)) for rows, update in traced], 1)

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.launching import is_transformed
 from .autograd.sparse_gradient import DeltaPattern
 from .autograd.tuned_conv import ConvGeometry, TouchedGroups, TunedConv2d
+from .deltas.computed import computed
 from .deltas.position_index import CheckedIndex
 from .sparse_layer import SparseDeltaLayer, is_trained_whole
 from .tuned_class import share_contents
@@ -32,6 +34,11 @@ class ConvWithDeltas(SparseDeltaLayer, nn.Conv2d):
             else:
                 pattern = TouchedGroups.of(index, self.weight, how.groups)
         self.__dict__["_spt_pattern"] = pattern
+
+    def _transformed_base(self, x: Tensor) -> Tensor:
+        """The output with the deltas, as transforms of `torch.func` follow it."""
+        weight, bias = computed(self, "weight"), computed(self, "bias")
+        return F.conv2d(_padded(self, x), weight, bias, *geometry_of(self)[1:])
 
     def needed_share(self) -> float:
         """All of the input's channels, unless whole groups of them are not touched."""
@@ -78,6 +85,8 @@ class SparseDeltaConv2d(ConvWithDeltas):
     def forward(self, input: Tensor) -> Tensor:
         """What the plain convolution returns."""
         weight: Any
+        if is_transformed():
+            return self._transformed_base(input)
         if torch.compiler.is_compiling():
             weight, bias = self.weight, self.bias
         else:

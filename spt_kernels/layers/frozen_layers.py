@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.launching import is_transformed
 from .conv import ConvWithDeltas, frozen_conv2d
 from .in_place import tune_in_place
 from .linear import LinearWithDeltas, frozen_linear
@@ -25,6 +26,8 @@ class FrozenLinear(LinearWithDeltas):
 
     def forward(self, input: Tensor) -> Tensor:
         """`F.linear(input, weight, bias)`."""
+        if is_transformed():
+            return self._transformed_base(input)
         if torch.compiler.is_compiling():
             return F.linear(input, self.weight, self.bias)
         return frozen_linear(input, *self._own_parameters())
@@ -37,6 +40,8 @@ class FrozenConv2d(ConvWithDeltas):
 
     def forward(self, input: Tensor) -> Tensor:
         """What the plain convolution returns."""
+        if is_transformed():
+            return self._transformed_base(input)
         return frozen_conv2d(self, input)
 
 

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.launching import goes_as_on_card
+from ..ops.launching import goes_as_on_card, is_transformed
 from .autograd.autocast import is_cast
 from .autograd.sparse_gradient import DeltaPattern
 from .autograd.sparse_linear import SparseLinear
 from .autograd.tuned_linear import TunedLinear
+from .deltas.computed import computed
 from .deltas.position_index import CheckedIndex
 from .sparse_layer import SparseDeltaLayer, is_trained_whole
 from .tuned_class import share_contents
@@ -29,6 +30,10 @@ class LinearWithDeltas(SparseDeltaLayer, nn.Linear):
         if index is not None:
             pattern = DeltaPattern.of(index, self.out_features, self.in_features)
         self.__dict__["_spt_pattern"] = pattern
+
+    def _transformed_base(self, x: Tensor) -> Tensor:
+        """The output with the deltas, as transforms of `torch.func` follow it."""
+        return F.linear(x, computed(self, "weight"), computed(self, "bias"))
 
     def _traced_base(self, x: Tensor) -> Tensor:
         """The output with the deltas in code for a compiler, which need not keep a cast weight."""
@@ -92,6 +97,8 @@ class SparseDeltaLinear(LinearWithDeltas):
 
     def forward(self, input: Tensor) -> Tensor:
         """`F.linear(input, weight, bias)`."""
+        if is_transformed():
+            return self._transformed_base(input)
         if torch.compiler.is_compiling():
             return linear_in_general(self, input, self.weight, self.bias)
         self.write_stale_deltas()

@@ -6,10 +6,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..model.quantized import logical_shape
+from ..ops.launching import is_transformed
 from .autograd.autocast import without_autocast
 from .autograd.card_lora import CardLowRankLinear, dtype_on_card
 from .autograd.lora_call import LoraCall
@@ -79,6 +81,21 @@ class LoraLayer(StructuredLayer):
         dropout = own["_spt_spec"].dropout if self.training else 0.0
         return call._replace(dropout=dropout, seed=_seed_for(x)) if dropout else call
 
+    def _transformed_updates(self, x: Tensor) -> list[tuple[slice, Tensor]]:
+        """The update `[..., rows]` of `x` `[..., in]` in each range of rows, by torch's calls.
+
+        What is dropped is drawn by torch, as `torch.func.vmap` is told to with `randomness`.
+        """
+        own = self.__dict__
+        spec, (lora_a, lora_b) = own["_spt_spec"], self._new_parameters()
+        if self.training and spec.dropout:
+            x = F.dropout(x, spec.dropout)
+        low, up = lora_a.to(x.dtype), lora_b.to(x.dtype)
+        return [
+            (rows, spec.scale * F.linear(F.linear(x, low[part]), up[rows_of_b]))
+            for rows, rows_of_b, part in own["_spt_ranges"]
+        ]
+
     def _traced_update(self, x: Tensor) -> tuple[slice, Tensor]:
         """The update `[..., rows]` of `x` `[..., in]` in code for a compiler, and its rows."""
         own = self.__dict__
@@ -117,6 +134,8 @@ class LoraLinear(LoraLayer, StructuredLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """The base layer's output with the updates added."""
+        if is_transformed():
+            return add_to_rows(self._transformed_base(input), self._transformed_updates(input))
         if torch.compiler.is_compiling():
             # first the update: what is made again for it must not lie behind the base's product
             update = self._traced_update(input)
@@ -180,11 +199,15 @@ class LoraConv2d(LoraLayer, StructuredConv2d):
     """
 
     def _of_batch(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            rows, update = self._traced_update(self._tokens(x))
-            return add_to_rows(self._base(x), [(rows, update.movedim(-1, 1))], 1)
-        lora = PointwiseLora(self.__dict__["_spt_ranges"], self._this_call(x))
-        return self._base(x, *self._new_parameters(), lora)
+        if is_transformed():
+            updates = self._transformed_updates(self._tokens(x))
+        elif torch.compiler.is_compiling():
+            updates = [self._traced_update(self._tokens(x))]
+        else:
+            lora = PointwiseLora(self.__dict__["_spt_ranges"], self._this_call(x))
+            return self._base(x, *self._new_parameters(), lora)
+        moved = [(rows, update.movedim(-1, 1)) for rows, update in updates]
+        return add_to_rows(self._base(x), moved, 1)
 
     @classmethod
     def _check_base(cls, base: Any, spec: LoraSpec) -> None:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed.sharded import is_sharded
+from ..ops.torch_internals import is_transformed, is_wrapped, without_transforms
 from .autograd.attach import AttachDelta, AttachWhole
+from .deltas.computed import computed
 from .deltas.delta_holder import DeltaHolder
 from .deltas.position_index import CheckedIndex
 from .deltas.sparse_delta import check_trained_whole
@@ -25,6 +27,8 @@ def attached(holder: DeltaHolder, local: str) -> Tensor | None:
     delta = holder._parameters.get(state.name)
     if target is None or delta is None:
         target, delta = map(holder._own_parameter, (local, state.name))  # which says what is gone
+    if is_transformed():
+        return computed(holder, local)  # type: ignore[no-any-return]
     if not torch.is_grad_enabled():
         return target
     if target.requires_grad and state.index_name is not None:
@@ -50,7 +54,8 @@ class AttachedParameters(DeltaHolder):
                 if is_sharded(module._parameters.get(name)):  # type: ignore[arg-type]
                     return module._parameters[name]  # FSDP looks for its shard; no forward reads it
                 if "_spt_unread" in module.__dict__:
-                    module.take_in_edits()
+                    with without_transforms():
+                        module.take_in_edits()
                 module.write_stale_deltas()
             return attached(module, name)
 
@@ -72,6 +77,8 @@ class AttachedParameters(DeltaHolder):
         versions: dict[str, int] = self.__dict__.get("_spt_unread", {})
         deltas = self.sparse_deltas()
         for local, version in list(versions.items()):
+            if is_wrapped(deltas[local].delta):
+                continue  # given for this call alone
             if deltas[local].delta._version != version:  # it was trained or loaded since
                 del versions[local]
                 continue

@@ -8,14 +8,18 @@ copy of each matrix, which autograd would keep of some quantized layers, is neve
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distributed.sharded import is_sharded
 from ..model.quantized import QuantizedMatrix, is_quantized, matrix_in
 from ..ops.add_sparse_rows import launch_sparse_rows
+from ..ops.launching import is_transformed
+from ..ops.torch_internals import without_transforms
 from .adapter import AdapterLinear
 from .autograd.autocast import is_cast
 from .autograd.lora_call import LoraCall
@@ -23,6 +27,7 @@ from .autograd.plain_backward import plain_backward
 from .autograd.saved_input import RebuildingFunction
 from .autograd.sparse_gradient import DeltaPattern
 from .autograd.tuned_linear import keep_for_gradients, tuned_gradients
+from .deltas.computed import computed
 from .deltas.name_in_model import told_as
 from .deltas.position_index import CheckedIndex
 from .deltas.sparse_delta import check_trained_whole, tag
@@ -143,6 +148,17 @@ class QuantizedLayer(LinearWithDeltas):
             pattern = DeltaPattern.of(index, self.out_features, self.in_features)
         self.__dict__["_spt_pattern"] = pattern
 
+    def _transformed_base(self, x: Tensor) -> Tensor:
+        """The output with the deltas by a product of floats, as transforms follow it."""
+        matrix, delta = matrix_in(self), self._parameters.get(self._main_delta)
+        with contextlib.nullcontext() if torch.compiler.is_compiling() else without_transforms():
+            weight = matrix.dense(x.dtype)
+        if delta is not None:
+            index = self.sparse_deltas()["weight"].index.long()
+            values = delta.to(weight.dtype)
+            weight = weight.flatten().index_add(0, index, values).view(weight.shape)
+        return F.linear(x, weight, computed(self, "bias"))
+
     def _forward(self, x: Tensor, *of_lora: Any) -> Tensor:
         """The output with the deltas, and with a LoRA where one is given."""
         self.write_stale_deltas()
@@ -156,6 +172,9 @@ class QuantizedLayer(LinearWithDeltas):
             *(x, matrix, bias, delta, pattern, bias_delta, bias_index, lora_a, lora_b, lora)
         )
         return y
+
+    def _with_deltas(self, x: Tensor) -> Tensor:
+        return self._transformed_base(x) if is_transformed() else self._forward(x)
 
     def _check_not_trained(self, matrix: QuantizedMatrix) -> None:
         """Refuse to train quantized values: no step of an optimizer could be written into them."""
@@ -208,9 +227,9 @@ class QuantizedDeltaLinear(QuantizedLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """The plain layer's output with the product of the delta."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and not is_transformed():
             return self._traced_base(input)
-        return self._forward(input)
+        return self._with_deltas(input)
 
 
 class QuantizedLoraLinear(QuantizedLayer, LoraLinear):
@@ -220,7 +239,7 @@ class QuantizedLoraLinear(QuantizedLayer, LoraLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """The base layer's output with the updates added."""
-        if torch.compiler.is_compiling():
+        if is_transformed() or torch.compiler.is_compiling():
             return LoraLinear.forward(self, input)
         return self._forward(input, *self._new_parameters(), self._this_call(input))
 
@@ -234,9 +253,6 @@ class QuantizedAdapterLinear(QuantizedLayer, AdapterLinear):
     """`AdapterLinear` over a quantized weight; attributes and arguments are those of that."""
 
     _name_prefix = "QuantizedAdapter"
-
-    def _with_deltas(self, x: Tensor) -> Tensor:
-        return self._forward(x)
 
     @classmethod
     def _check_base(cls, base: Any, spec: Any) -> None:

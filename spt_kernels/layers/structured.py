@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model import is_pointwise
+from ..ops.launching import is_transformed
 from .autograd.row_ranges import ranges_of
 from .autograd.tuned_conv import TunedConv2d
 from .conv import ConvWithDeltas, geometry_of
@@ -158,6 +159,8 @@ class StructuredConv2d(StructuredLayer, ConvWithDeltas):
 
     def _base(self, x: Tensor, *lora: Any) -> Tensor:
         """The base layer's output `[batch, out, height, width]`, with a LoRA if one is given."""
+        if is_transformed():
+            return self._transformed_base(x)
         # the plain convolution would keep its input, for the gradient of a frozen weight
         y: Tensor = TunedConv2d.apply(
             *(x, self.weight, self.bias, *self.trained_tensors(), geometry_of(self)),

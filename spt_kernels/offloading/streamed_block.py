@@ -16,6 +16,7 @@ from ..layers import SparseDelta
 from ..layers.deltas.sparse_delta import write_into
 from ..layers.deltas.written_state import WrittenState
 from ..layers.running import Running
+from ..ops.launching import is_transformed
 from .matrix import Matrix
 from .pinned_tensors import PinnedTensors
 from .schedule import Schedule
@@ -247,6 +248,12 @@ class StreamedBlock:
         if torch.compiler.is_compiling():
             raise RuntimeError(
                 f"{self.name} is offloaded, which torch.compile cannot trace: bring it back with "
+                "spt.offload(model, 'nothing')"
+            )
+        if is_transformed():
+            raise RuntimeError(
+                f"{self.name} is offloaded, where neither transforms of torch.func nor "
+                "forward-mode differentiation can follow it: bring it back with "
                 "spt.offload(model, 'nothing')"
             )
         self._schedule.end_leftovers(but=self)

@@ -76,6 +76,13 @@ is_alias_of = _of_torch("_C._is_alias_of")
 is_batch = _of_torch("_C._functorch.is_legacy_batchedtensor")
 remove_batch_dim = _of_torch("_remove_batch_dim")
 add_batch_dim = _of_torch("_add_batch_dim")
+# of the transforms of `torch.func`: (tensor) -> bool, whether it is what one has made of another;
+# whether a batch that `vmap` looks at as one; and (tensor) -> that other
+is_wrapped = _of_torch("_C._functorch.is_functorch_wrapped_tensor")
+is_vmapped = _of_torch("_C._functorch.is_batchedtensor")
+unwrapped = _of_torch("_C._functorch.get_unwrapped")
+# a context: within it tensors that no transform was given are what they are outside of transforms
+without_transforms = _of_torch("_functorch.pyfunctorch.temporarily_clear_interpreter_stack")
 
 # ---- convolutions
 

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from spt_kernels.layers import SparseDeltaLinear, delta_of, restore_deltas, write_deltas
@@ -33,20 +33,6 @@ def test_parts_of_one_tensor_are_told_apart() -> None:
         layer.delta.data = values
         layer(tokens(3, 8))
         assert holds(layer)
-
-
-def test_transforms_of_torch_func_are_refused_by_name() -> None:
-    layer, x = sparse_linear(), tokens(3, 8)
-
-    def loss(delta: Tensor) -> Tensor:
-        return torch.func.functional_call(layer, {"delta": delta}, x).sum()
-
-    values = torch.randn(len(INDEX), requires_grad=True)
-    loss(values).backward()
-    with pytest.raises(RuntimeError, match=r"given by a transform of torch\.func"):
-        torch.func.grad(loss)(values.detach())
-    layer(tokens(3, 8))
-    assert holds(layer)
 
 
 class WritesThroughData(Optimizer):

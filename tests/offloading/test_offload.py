@@ -251,6 +251,15 @@ def test_second_derivatives_are_refused() -> None:
     loss.backward()
 
 
+def test_transforms_are_refused() -> None:
+    model, (images, labels) = tuned("spt-lora"), tiny_batch()
+    expected = model(images)
+    spt.offload(model)
+    with pytest.raises(RuntimeError, match=r"blocks\.0 is offloaded, where neither transforms"):
+        torch.func.grad(lambda x: F.cross_entropy(model(x), labels))(images)
+    assert torch.equal(model(images), expected)
+
+
 def test_a_backward_may_begin_within_a_block() -> None:
     found = []
     for is_offloaded in (False, True):

@@ -155,6 +155,25 @@ def opens_batches() -> None:
     assert torch.equal(found, torch.eye(3))
 
 
+def opens_what_transforms_make() -> None:
+    outside, seen = torch.ones(3), []
+
+    def look(x: Tensor) -> Tensor:
+        assert internals.is_wrapped(x)
+        assert not internals.is_wrapped(outside)
+        seen.append((internals.is_vmapped(x), internals.is_vmapped(internals.unwrapped(x))))
+        made = outside * 2  # seen by the transform
+        with internals.without_transforms():
+            assert not internals.is_functorch_active()
+            assert not internals.is_wrapped(outside * 2)
+        assert internals.is_functorch_active()
+        return (x * made).sum()
+
+    of_each = torch.vmap(torch.func.grad(look))(torch.ones(2, 3))
+    assert seen == [(False, True)]
+    assert torch.equal(of_each, torch.full((2, 3), 2.0))
+
+
 def tells_convolutions_apart() -> None:
     x, weight = torch.ones(1, 2, 5, 5), torch.ones(2, 2, 3, 3)
     how = [1, 1], [0, 0], [1, 1], False, [0, 0], 1
@@ -176,6 +195,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "is_alias_of": compares_storages,
     "next_hook_id": counts_hooks,
     "is_batch, remove_batch_dim, add_batch_dim": opens_batches,
+    "is_wrapped, is_vmapped, unwrapped, without_transforms": opens_what_transforms_make,
     "ConvBackend, select_conv_backend": tells_convolutions_apart,
 }
 

@@ -114,6 +114,6 @@ class _FirstDerivative(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         raise RuntimeError(
             "a layer tuned or approximated by spt_kernels has first derivatives only: its backward "
-            "cannot be differentiated again (create_graph=True, gradient penalties): use the plain "
-            "layer"
+            "cannot be differentiated again (create_graph=True, gradient penalties): take them by "
+            "torch.func, as grad of a grad, or use the plain layer"
         )

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ...ops.torch_internals import is_transformed
 from ..tuned_class import Shown, plain_twin
 from .name_in_model import told_as
 from .row_major import format_named, format_of, name_of_format, put_into
@@ -87,7 +88,7 @@ class HeldDeltas(Owner):
             written.by_optimizer = False
             if not written.matches(parameters.get(written.name)):
                 stale.append(local)
-        if stale:
+        if stale and not is_transformed():  # such a forward reads no weight, see `computed`
             deltas = self.sparse_deltas()
             write_deltas([deltas[local] for local in stale])
 

@@ -41,7 +41,9 @@ class WrittenState:
             is_where_it_was = delta.untyped_storage() is storage()
             own_offset: Any = delta.storage_offset()
             return is_where_it_was and delta._version == version and own_offset == offset
-        except (RuntimeError, NotImplementedError):
+        except NotImplementedError:  # given by a transform of torch.func: see `computed`
+            return False
+        except RuntimeError:
             return self.state == _state_of(delta)
 
     def record(self, delta: Tensor, *, by_optimizer: bool = False) -> None:
@@ -73,11 +75,4 @@ def _state_of(delta: Tensor) -> tuple[int, Memory]:
 
 def memory_of(tensor: Tensor) -> Memory:
     """What tells the memory of one tensor from that of another, be it where that was once."""
-    try:
-        storage = tensor.untyped_storage()
-    except NotImplementedError as error:
-        raise RuntimeError(
-            "what a tuned layer trains was given by a transform of torch.func (grad, vmap), which "
-            "the layer cannot follow: take gradients by torch.autograd"
-        ) from error
-    return weakref.ref(storage), int(tensor.storage_offset())
+    return weakref.ref(tensor.untyped_storage()), int(tensor.storage_offset())
