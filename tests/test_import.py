@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import spt_kernels as spt
+from spt_kernels import native
 from spt_kernels.layers.autograd import graph_nodes
 
 
@@ -77,6 +78,20 @@ def test_a_compiled_module_that_cannot_be_loaded_is_told(tmp_path: Path) -> None
         f"[warning] = [str(w.message) for w in seen if {str(broken)!r} in str(w.message)]\n"
         "assert 'C++ module of spt_kernels cannot be loaded' in warning\n"
         "assert 'reinstall' in str(spt.backends())\n"
+    )
+
+
+@pytest.mark.skipif(not native.available(), reason="there is no compiled module")
+def test_a_compiled_module_of_another_python_is_told() -> None:
+    run(
+        "import importlib.machinery, sys, warnings\n"
+        "sys.modules['spt_kernels._native'] = None\n"
+        "importlib.machinery.EXTENSION_SUFFIXES[:] = ['.cpython-39-x86_64-linux-gnu.so']\n"
+        "import torch, spt_kernels as spt\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    assert spt.ops.top_tau([torch.ones(2)], 1)[0].tolist() == [0]\n"
+        "[warning] = [str(w.message) for w in seen if 'C++ module' in str(w.message)]\n"
+        "assert f'this is Python {sys.version.split()[0]}, and of another one is' in warning\n"
     )
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from .all_or_nothing import all_or_nothing
 from .deltas.delta_holder import DeltaHolder
+from .deltas.held_values import gather
 from .deltas.late_optimizer import mark_dropped
-from .deltas.saved_deltas import gather
 from .deltas.sparse_delta import hold_values, restore_deltas, untag, write_deltas
 from .deltas.written_state import WrittenState
 from .tuned_class import (

@@ -62,7 +62,8 @@ class SparseDeltaLinear(LinearWithDeltas):
     of what it was: change it under `torch.no_grad()`.
 
     A delta that is changed by hand is in `weight` by the next forward, unless that is compiled, or
-    `delta.data` was written into, which leaves no trace: `layer.sparse_deltas()["weight"].write()`.
+    `delta.data` was written into, which leaves no trace and is found by the first forward after
+    `train()` or `eval()` has switched: `layer.sparse_deltas()["weight"].write()` writes at once.
 
     Attributes:
         weight: frozen, `[out, in]`, holds base + delta.

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.machinery
+import sys
 import warnings
+from pathlib import Path
 from types import ModuleType
+
+
+def _warn(problem: object) -> None:
+    warnings.warn(
+        f"the C++ module of spt_kernels cannot be loaded, and a CPU does without it, slowly: "
+        f"{problem}; reinstall spt_kernels here, with a C++17 compiler",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _of_another_python() -> list[str]:
+    """Paths of modules that lie beside this package, where none of them is for this Python."""
+    found = [*Path(__file__).parent.parent.glob("_native.*")]
+    modules = [path for path in found if path.suffix in (".so", ".pyd")]
+    own = {f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES}
+    return [] if any(path.name in own for path in modules) else [*map(str, modules)]
+
 
 _native: ModuleType | None = None
 _import_error: ImportError | None = None
@@ -12,14 +32,11 @@ try:
     _native = importlib.import_module("spt_kernels._native")
 except ModuleNotFoundError as error:  # installed without a compiler, which is allowed
     _import_error = error
+    if others := _of_another_python():
+        _warn(f"this is Python {sys.version.split()[0]}, and of another one is {others[0]}")
 except ImportError as error:  # it is there, and built for another system
     _import_error = error
-    warnings.warn(
-        f"the C++ module of spt_kernels cannot be loaded, and a CPU does without it, slowly: "
-        f"{error}; reinstall spt_kernels here, with a C++17 compiler",
-        RuntimeWarning,
-        stacklevel=1,
-    )
+    _warn(error)
 
 # in the order of InstructionSet in csrc/instruction_set.h
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..layers import AdapterLayer, SparseDelta
+from ..layers.deltas.held_values import holds
 from ..model.quantized import logical_shape, quantization
 from ..tuning import Tuning
 from .base_model import BaseModel
@@ -146,15 +147,10 @@ def _tuned_problem(now: BaseModel, tuning: Tuning) -> str | None:
     return None
 
 
-@torch.no_grad()
 def _holds(delta: SparseDelta) -> bool:
     """Whether the parameter is base + delta where it is tuned, or will be by the next forward."""
-    if delta.delta.shape != delta.index.shape or not delta.is_fresh or delta.beside:
-        return True
-    found = delta.target.reshape(-1)[delta.index.long()].double()
-    expected = delta.original.double() + delta.delta.double()
-    numbers = torch.finfo(delta.target.dtype)
-    return bool(((found - expected).abs() <= numbers.eps * expected.abs() + numbers.tiny).all())
+    is_told = delta.delta.shape == delta.index.shape and delta.is_fresh and not delta.beside
+    return holds(delta) if is_told else True
 
 
 def _same(index: torch.Tensor, positions: torch.Tensor) -> bool:

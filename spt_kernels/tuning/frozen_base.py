@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..distributed.sharded import is_sharded
 from ..layers import SparseDelta, sparse_deltas, tuned_modules
-from ..layers.deltas.saved_deltas import gather
+from ..layers.deltas.held_values import gather
 from ..layers.deltas.sparse_delta import hold_values
 from ..model.digest import digests_of
 from ..model.quantized import inner_tensors, is_quantized, logical_shape, quantization

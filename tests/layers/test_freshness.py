@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spt_kernels.layers import SparseDeltaLinear, delta_of, restore_deltas, write_deltas
@@ -120,6 +120,55 @@ def test_a_fresh_forward_does_not_write() -> None:
     for _ in range(3):
         layer(tokens(3, 8))
     assert layer.weight._version == version
+
+
+def copied_through_data(values: Tensor, layer: SparseDeltaLinear) -> None:
+    """As averages are copied to a model by torch_ema, diffusers and Lightning."""
+    version = layer.delta._version
+    layer.delta.data.copy_(values)
+    assert layer.delta._version == version
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("switch_first", [True, False])
+def test_an_average_that_is_copied_where_the_model_is_switched(
+    switch_first: bool, dtype: torch.dtype
+) -> None:
+    layer, x = sparse_linear(dtype), tokens(3, 8, dtype=dtype)
+    own = layer.delta.detach().clone()
+    layer(x)
+    for values, mode in ((own + 1, False), (own, True), (own - 1, False)):
+        if switch_first:
+            layer.train(mode)
+        copied_through_data(values, layer)
+        if not switch_first:
+            layer.train(mode)
+        layer(x)
+        expected = (layer.original.float() + values).to(dtype)
+        assert torch.equal(layer.weight.view(-1)[INDEX], expected)
+
+
+def test_a_switch_does_not_write_what_is_there() -> None:
+    layer = sparse_linear(torch.bfloat16)
+    with torch.no_grad():  # rounded to the other side, as stochastic rounding may have it
+        truth, held = layer.original.float() + layer.delta, layer.weight.view(-1)[INDEX]
+        side = torch.where(held.float() > truth, -torch.inf, torch.inf).bfloat16()
+        layer.weight.view(-1)[INDEX] = torch.nextafter(held, side)
+    layer.sparse_deltas()["weight"].mark_written()
+    held, version = layer.weight.detach().clone(), layer.weight._version
+    for mode in (False, True, True, False):
+        layer.train(mode)(tokens(2, 8, dtype=torch.bfloat16))
+    assert torch.equal(layer.weight, held)
+    assert layer.weight._version == version
+
+
+def test_a_switch_is_remembered_where_nothing_can_be_read() -> None:
+    layer = sparse_linear()
+    layer(tokens(2, 8))
+    copied_through_data(layer.delta.detach() + 1, layer.eval())
+    torch.vmap(layer)(tokens(2, 8))
+    layer(tokens(2, 8))
+    assert holds(layer)
 
 
 def test_an_edit_between_forward_and_backward_is_refused_as_for_a_plain_layer() -> None:

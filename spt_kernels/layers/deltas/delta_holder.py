@@ -12,9 +12,10 @@ from ...distributed.sharded import is_sharded
 from ...model.quantized import is_quantized
 from ...ops.dtypes import FLOATS_AND_FP64
 from ..keep_fp32 import keeping_fp32
+from .held_values import gather
 from .name_in_model import told_as
 from .position_index import CheckedIndex, checked_index
-from .saved_deltas import SavedDeltas, gather
+from .saved_deltas import SavedDeltas
 from .sparse_delta import tag
 
 
@@ -59,6 +60,16 @@ class DeltaHolder(SavedDeltas):
                 if state.name == name:
                     tag(value, self)  # type: ignore[arg-type]
                     state.is_sharded |= is_sharded(value)
+
+    def train(self, mode: bool = True) -> DeltaHolder:
+        """Switch as any module; the next forward looks whether it has the deltas that it should.
+
+        Averages are copied to a model through `.data`, which leaves no trace, where it is switched.
+        """
+        if mode is not self.training and self._spt_states:
+            self.__dict__["_spt_doubted"] = True
+        super().train(mode)
+        return self
 
     def _replicate_for_data_parallel(self) -> NoReturn:
         """Refuse copies of `nn.DataParallel`, whose parameters are plain attributes of each."""

@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ...ops.torch_internals import is_transformed
 from ..tuned_class import Shown, plain_twin
+from .held_values import holds
 from .name_in_model import told_as
 from .row_major import format_named, format_of, name_of_format, put_into
 from .sparse_delta import Owner, SparseDelta, owner_of, tag, write_deltas
@@ -83,6 +85,8 @@ class HeldDeltas(Owner):
         states = own.get("_spt_written")
         if not states:
             return
+        if "_spt_doubted" in own:
+            self._look_at_values()
         parameters, stale = own["_parameters"], []
         for local, written in states.items():
             written.by_optimizer = False
@@ -91,6 +95,22 @@ class HeldDeltas(Owner):
         if stale and not is_transformed():  # such a forward reads no weight, see `computed`
             deltas = self.sparse_deltas()
             write_deltas([deltas[local] for local in stale])
+
+    def _look_at_values(self) -> None:
+        """Forget what was written of deltas that have changed without a trace."""
+        told = [
+            delta
+            for delta in self.sparse_deltas().values()
+            if not (delta.beside or delta.is_away or delta.written.is_sharded)
+            and not isinstance(delta.target, FakeTensor)
+        ]
+        is_on_card = any(delta.target.is_cuda for delta in told)
+        if is_transformed() or (is_on_card and torch.cuda.is_current_stream_capturing()):
+            return  # nothing can be read here
+        del self.__dict__["_spt_doubted"]
+        for delta in told:
+            if delta.is_fresh and not holds(delta):
+                delta.written.forget()
 
     def _new_state(self, local: str) -> WrittenState:
         delta_name, index_name, _ = self.delta_local_names(local)

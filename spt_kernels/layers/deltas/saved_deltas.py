@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ...distributed.sharded import is_sharded
 from ...model.quantized import logical_numel
 from .held_deltas import HeldDeltas
+from .held_values import gather, holds
 from .position_index import position_problem
 from .row_major import name_of_format
-from .sparse_delta import SparseDelta
 
 
 class SavedDeltas(HeldDeltas):
@@ -95,7 +95,7 @@ class SavedDeltas(HeldDeltas):
                 else:
                     delta.original.copy_(gather(delta.target, delta.index))
             # of what is sharded no process knows whether another one has to write
-            if not is_sharded(delta.target) and _holds(delta):
+            if not is_sharded(delta.target) and holds(delta):
                 delta.written.record(delta.delta)
             else:
                 delta.write()
@@ -161,19 +161,3 @@ class SavedDeltas(HeldDeltas):
 
 def _are_equal(positions: Tensor, loaded: Tensor) -> bool:
     return not positions.is_meta and torch.equal(positions, loaded.to(positions))
-
-
-def gather(target: Tensor, index: Tensor) -> Tensor:
-    """The values of a tensor at flat positions: `[nnz]`."""
-    return target.detach().reshape(-1).index_select(0, index)
-
-
-@torch.no_grad()
-def _holds(delta: SparseDelta) -> bool:
-    """Whether the target holds base + delta already, up to one rounding, stochastic or not."""
-    if delta.target.device.type == "meta" or delta.index.numel() == 0:
-        return True
-    truth = delta.original.double() + delta.delta.double().view(-1)
-    error = (gather(delta.target, delta.index).double() - truth).abs()
-    numbers = torch.finfo(delta.target.dtype)
-    return bool((error <= numbers.eps * truth.abs() + numbers.tiny).all())

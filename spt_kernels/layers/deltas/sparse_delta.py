@@ -65,10 +65,11 @@ class SparseDelta:
     that the layer adds the product with. All else is told of the others here.
 
     `target` follows `delta` by itself when a `torch.optim.Optimizer` steps, and by the next eager
-    forward when the delta is changed in place or gets new `.data`. It cannot follow what writes
-    into `delta.data`, which leaves no trace, as an optimizer that is no such class does, or an
-    average that is copied to a model by `parameter.data.copy_`; and compiled forwards do not look.
-    Then call `write`, or `write_deltas` on the values of `sparse_deltas(model)`.
+    forward when the delta is changed in place or gets new `.data`. What writes into `delta.data`
+    leaves no trace: it is found by the first eager forward after the model is switched between
+    `train()` and `eval()`, about which averages are copied to a model. Elsewhere, as after an
+    optimizer that is no `torch.optim.Optimizer`, and where forwards are compiled, which do not
+    look, call `write`, or `write_deltas` on the values of `sparse_deltas(model)`.
 
     Attributes:
         target: the tensor, frozen; holds base + delta at `index` and base values elsewhere.
