@@ -99,7 +99,8 @@ def as_on_card() -> Iterator[None]:
 
 def goes_as_on_card(tensor: Tensor) -> bool:
     """Whether a tensor is on a card, or stands for one that is."""
-    return tensor.is_cuda or _AS_ON_CARD.get()
+    # of torch 2.11 and older no compiler traces the variable, and none runs within a rehearsal
+    return tensor.is_cuda or (not torch.compiler.is_compiling() and _AS_ON_CARD.get())
 
 
 def load_for_capture(device: torch.device) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import sparse_deltas, write_deltas
+from ..layers.lookup import settle_doubts
 from ..layers.autograd.mask_keys import MaskKeys
 from ..ops.launching import load_for_capture
 from ..ops.torch_internals import next_hook_id
@@ -91,6 +92,7 @@ def capture_step(
         accumulate=accumulate,
     )
     device = check_step(step, tensors, allow_hooks=allow_hooks)
+    settle_doubts(model)
     with torch.cuda.device(device):
         saved = SavedState(step, device)
         try:

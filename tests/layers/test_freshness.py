@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import copy
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from spt_kernels.layers import SparseDeltaLinear, delta_of, restore_deltas, write_deltas
+from spt_kernels.layers import (
+    SparseDelta,
+    SparseDeltaLinear,
+    delta_of,
+    restore_deltas,
+    write_deltas,
+)
 
 from .truth import INDEX, sparse_linear, tokens
+
+
+def of_weight(layer: SparseDeltaLinear) -> SparseDelta:
+    return layer.sparse_deltas()["weight"]
 
 
 def holds(layer: SparseDeltaLinear) -> bool:
@@ -50,14 +62,22 @@ class WritesThroughData(Optimizer):
 
 
 class MarksWritten(WritesThroughData):
-    """Writes something of its own into the weight, as stochastic rounding does."""
+    """Writes the weight itself, rounded to the other side, as stochastic rounding does."""
 
     def step(self, closure=None):  # type: ignore[no-untyped-def]
         super().step()
         for parameter in self.param_groups[0]["params"]:
             delta = delta_of(parameter)
-            delta.target.view(-1)[delta.index.long()] = 77.0
+            delta.target.view(-1)[delta.index.long()] = on_the_other_side(delta)
             delta.mark_written()
+
+
+def on_the_other_side(delta: SparseDelta) -> Tensor:
+    """Base + delta in 16 bits, rounded to the number beyond it that is not the nearest."""
+    truth = delta.original.float() + delta.delta.detach()
+    nearest = truth.to(delta.target.dtype)
+    beyond = torch.where(nearest.float() > truth, -torch.inf, torch.inf).to(nearest.dtype)
+    return torch.nextafter(nearest, beyond)
 
 
 @pytest.mark.parametrize(
@@ -82,14 +102,16 @@ def test_any_optimizer_is_followed_by_a_write(make) -> None:  # type: ignore[no-
 
 
 def test_what_an_optimizer_has_written_itself_stays() -> None:
-    layer = sparse_linear()
+    layer, x = sparse_linear(torch.bfloat16), tokens(3, 8, dtype=torch.bfloat16)
     optimizer = MarksWritten([layer.delta])
-    layer(tokens(3, 8)).sum().backward()
+    layer(x).sum().backward()
     optimizer.step()
-    layer(tokens(3, 8))
-    assert bool((layer.weight.view(-1)[INDEX] == 77.0).all())
+    for _ in range(3):
+        layer(x)
+        assert torch.equal(layer.weight.view(-1)[INDEX], on_the_other_side(of_weight(layer)))
     WritesThroughData([layer.delta]).step()
-    assert holds(layer)
+    expected = (layer.original.float() + layer.delta).bfloat16()
+    assert torch.equal(layer.weight.view(-1)[INDEX], expected)
 
 
 @pytest.mark.parametrize(
@@ -150,16 +172,63 @@ def test_an_average_that_is_copied_where_the_model_is_switched(
 
 def test_a_switch_does_not_write_what_is_there() -> None:
     layer = sparse_linear(torch.bfloat16)
-    with torch.no_grad():  # rounded to the other side, as stochastic rounding may have it
-        truth, held = layer.original.float() + layer.delta, layer.weight.view(-1)[INDEX]
-        side = torch.where(held.float() > truth, -torch.inf, torch.inf).bfloat16()
-        layer.weight.view(-1)[INDEX] = torch.nextafter(held, side)
-    layer.sparse_deltas()["weight"].mark_written()
+    with torch.no_grad():
+        layer.weight.view(-1)[INDEX] = on_the_other_side(of_weight(layer))
+    of_weight(layer).mark_written()
     held, version = layer.weight.detach().clone(), layer.weight._version
     for mode in (False, True, True, False):
         layer.train(mode)(tokens(2, 8, dtype=torch.bfloat16))
     assert torch.equal(layer.weight, held)
     assert layer.weight._version == version
+
+
+def test_what_is_validated_twice() -> None:
+    """Raw, then averaged, without training between."""
+    layer, x = sparse_linear(), tokens(3, 8)
+    layer.eval()(x)
+    copied_through_data(layer.delta.detach() + 1, layer)
+    layer.eval()(x)
+    assert holds(layer)
+
+
+@pytest.mark.parametrize("n_before", [1, 2])
+def test_a_loop_that_writes_through_data_is_refused(n_before: int) -> None:
+    layer, x = sparse_linear(), tokens(3, 8)
+    for _ in range(n_before):
+        layer(x).sum().backward()
+    copied_through_data(layer.delta.detach() - 0.1 * layer.delta.grad, layer)
+    with torch.no_grad():
+        layer(x)  # as a validation without eval() would
+    with pytest.raises(RuntimeError, match=r"of SparseDeltaLinear.weight was changed through `.da"):
+        layer(x)
+    write_deltas(layer.sparse_deltas().values())
+    layer(x)
+    assert holds(layer)
+
+
+def test_threads_settle_a_doubt_side_by_side() -> None:
+    layer, x = sparse_linear(), tokens(3, 8)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(40):
+                layer.eval()
+                calls = [pool.submit(layer, x) for _ in range(4)]
+                assert len({float(call.result().sum().detach()) for call in calls}) == 1
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_compiled_forwards_compute_with_what_was_changed_before_the_switch() -> None:
+    layer, x = sparse_linear(), tokens(3, 8)
+    compiled = torch.compile(layer, backend="eager")
+    compiled(x)
+    with torch.no_grad():
+        layer.delta.add_(1.0)
+    compiled.eval()
+    assert holds(layer)
+    torch.testing.assert_close(compiled(x), layer(x))
 
 
 def test_a_switch_is_remembered_where_nothing_can_be_read() -> None:

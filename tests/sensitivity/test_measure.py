@@ -504,8 +504,8 @@ def test_a_use_costs_few_calls_of_python() -> None:
     ours = (per_batch[1] - per_batch[0]) / 2
     plain = calls_of(lambda: F.cross_entropy(model(images), labels).backward())
     n_uses = 6 * (4 + 2) + 1
-    # 88 with torch 2.14, 96 with 2.11; a mode that sees all calls made it 680
-    assert ours <= plain + 100 * n_uses
+    # 99 with torch 2.14, 107 with 2.11; a mode that sees all calls made it 680
+    assert ours <= plain + 120 * n_uses
 
 
 def test_progress_is_reported_to_a_function() -> None:

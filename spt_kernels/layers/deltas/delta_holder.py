@@ -16,7 +16,11 @@ from .held_values import gather
 from .name_in_model import told_as
 from .position_index import CheckedIndex, checked_index
 from .saved_deltas import SavedDeltas
-from .sparse_delta import tag
+from .sparse_delta import tag, write_deltas
+
+# A loop that writes through `.data` does so in every step: few forwards tell, and a card, which a
+# look waits for, is left alone by all others
+_WATCHED = 2
 
 
 class DeltaHolder(SavedDeltas):
@@ -61,15 +65,18 @@ class DeltaHolder(SavedDeltas):
                     tag(value, self)  # type: ignore[arg-type]
                     state.is_sharded |= is_sharded(value)
 
-    def train(self, mode: bool = True) -> DeltaHolder:
-        """Switch as any module; the next forward looks whether it has the deltas that it should.
+    def train(self, mode: bool = True, *others: Any, **named: Any) -> Any:
+        """Switch as the plain module, and write what has changed, for forwards that are compiled.
 
-        Averages are copied to a model through `.data`, which leaves no trace, where it is switched.
+        The next forward that is not writes what has changed without a trace as well: it is here
+        that averages are copied to a model through `.data`.
         """
-        if mode is not self.training and self._spt_states:
-            self.__dict__["_spt_doubted"] = True
-        super().train(mode)
-        return self
+        if self._spt_states and not (mode and self.training):
+            stale = [d for d in self.sparse_deltas().values() if d.index.numel() and not d.is_fresh]
+            if stale and not torch.compiler.is_compiling():
+                write_deltas(stale)
+            self.doubt()
+        return super().train(mode, *others, **named)
 
     def _replicate_for_data_parallel(self) -> NoReturn:
         """Refuse copies of `nn.DataParallel`, whose parameters are plain attributes of each."""
@@ -119,6 +126,7 @@ class DeltaHolder(SavedDeltas):
         if len(values):
             self._spt_states[local].record(delta)
             self._tag(self.sparse_deltas()[local])
+            self.doubt(_WATCHED)
 
     def hold_whole(self, local: str, values: nn.Parameter | None = None) -> None:
         """Freeze a parameter of 16 bits and train `<local>_fp32`, its values in fp32, in its place.
@@ -144,6 +152,7 @@ class DeltaHolder(SavedDeltas):
         self._spt_states[local] = self._new_state(local)
         self._spt_states[local].record(own)
         self._tag(self.sparse_deltas()[local])
+        self.doubt(_WATCHED)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DeltaHolder:
         """Move or cast as any module, but keep deltas fp32 and write them into the cast weights."""

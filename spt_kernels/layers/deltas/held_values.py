@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 if TYPE_CHECKING:
     from .sparse_delta import SparseDelta
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
 def gather(target: Tensor, index: Tensor) -> Tensor:
     """The values of a tensor at flat positions: `[nnz]`."""
     return target.detach().reshape(-1).index_select(0, index)
+
+
+def can_be_looked_at(delta: SparseDelta) -> bool:
+    """Whether the target is here, whole, with values that may be read now."""
+    target = delta.target
+    if delta.beside or delta.is_away or delta.written.is_sharded or isinstance(target, FakeTensor):
+        return False
+    return not (target.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ...distributed.sharded import is_sharded
 from ...ops.write_delta import write_delta
+from .held_values import can_be_looked_at, holds
 from .late_optimizer import check_made_after
 from .name_in_model import told_as
 from .never_called import check_called
@@ -66,10 +67,10 @@ class SparseDelta:
 
     `target` follows `delta` by itself when a `torch.optim.Optimizer` steps, and by the next eager
     forward when the delta is changed in place or gets new `.data`. What writes into `delta.data`
-    leaves no trace: it is found by the first eager forward after the model is switched between
-    `train()` and `eval()`, about which averages are copied to a model. Elsewhere, as after an
-    optimizer that is no `torch.optim.Optimizer`, and where forwards are compiled, which do not
-    look, call `write`, or `write_deltas` on the values of `sparse_deltas(model)`.
+    leaves no trace: it is found by the first eager forward after `eval()`, or after a `train()`
+    that switches, about which averages are copied to a model. Elsewhere, as after an optimizer that
+    is no `torch.optim.Optimizer`, and where forwards are compiled, which do not look, call `write`,
+    or `write_deltas` on the values of `sparse_deltas(model)`.
 
     Attributes:
         target: the tensor, frozen; holds base + delta at `index` and base values elsewhere.
@@ -167,6 +168,22 @@ def hold_values(deltas: Iterable[SparseDelta], values: Iterable[Tensor]) -> None
     _write([replace(d, original=held) for d, held in pairs], restore=True)
     for d, _ in pairs:
         d.written.record(d.delta)
+
+
+@torch.no_grad()
+def hold_again(deltas: Iterable[SparseDelta]) -> None:
+    """Have targets hold their deltas also where these were changed without a trace.
+
+    What is there already stays, to the bit, and no version tells of a write.
+    """
+    # of 16 bits base + delta may be there as stochastic rounding, which draws anew, has left it
+    again = [
+        replace(d, target=d.target.data)
+        for d in deltas
+        if can_be_looked_at(d) and d.is_fresh
+        if d.target.dtype not in (torch.bfloat16, torch.float16) or not holds(d)
+    ]
+    _write(again, restore=False)
 
 
 @torch.no_grad()
