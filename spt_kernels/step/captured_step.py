@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import sparse_deltas, write_deltas
-from ..layers.lookup import settle_doubts
 from ..layers.autograd.mask_keys import MaskKeys
+from ..layers.lookup import settle_doubts
 from ..ops.launching import load_for_capture
 from ..ops.torch_internals import next_hook_id
 from .device_graph import DeviceGraph, refusing_waits

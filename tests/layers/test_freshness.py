@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.optim import Optimizer
 
 from spt_kernels.layers import (
     SparseDelta,
+    SparseDeltaConv2d,
     SparseDeltaLinear,
     delta_of,
     restore_deltas,
@@ -307,3 +309,39 @@ def test_a_layer_that_gets_no_gradient_this_time_is_no_error() -> None:
     layer(tokens(3, 8)).sum().backward()
     optimizer.step()
     assert holds(layer)
+
+
+@pytest.mark.parametrize("lost", [torch.nan, torch.inf, 1e6])
+def test_what_is_not_a_number_is_held_as_such(lost: float) -> None:
+    """A loss that is not finite is told of by whoever looks at it, and not by the layers."""
+    layer, x = sparse_linear(torch.float16), tokens(3, 8, dtype=torch.float16)
+    for _ in range(3):
+        layer(x)
+        with torch.no_grad():
+            layer.delta[2] = lost
+    assert not layer.weight.isfinite().all()
+
+
+def test_another_parameter_is_refused_where_the_tuned_one_is() -> None:
+    layer, x = sparse_linear(), tokens(3, 8)
+    expected = layer(x)
+    for other in (torch.full((6, 8), 7.0), torch.zeros(3, 8)):
+        with pytest.raises(ValueError, match=r"weight is tuned and cannot be another parameter"):
+            layer.weight = nn.Parameter(other, requires_grad=False)
+    assert torch.equal(layer(x), expected)
+    layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+    assert torch.equal(layer(x), expected)
+    layer.load_state_dict(layer.state_dict(), assign=True)
+    assert torch.equal(layer(x), expected)
+    conv = SparseDeltaConv2d(nn.Conv2d(2, 4, 1), torch.tensor([1, 3]))
+    norm = nn.BatchNorm2d(4).eval()
+    norm.running_var.fill_(4.0)
+    with pytest.raises(ValueError, match=r"weight is tuned and cannot be another parameter"):
+        fuse_conv_bn_eval(conv.eval(), norm)
+
+
+def test_positions_of_another_shape_are_never_written() -> None:
+    layer = sparse_linear()
+    layer._parameters["weight"] = nn.Parameter(torch.zeros(3, 8), requires_grad=False)
+    with pytest.raises(RuntimeError, match=r"tuned at positions of \[6, 8\], and is \[3, 8\] now"):
+        layer.sparse_deltas()["weight"].write()

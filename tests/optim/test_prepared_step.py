@@ -98,7 +98,9 @@ def first(run: Run) -> SparseDeltaLinear:
 
 def new_weight(run: Run) -> None:
     layer = first(run)
-    layer.weight = nn.Parameter(layer.weight.detach() + 1, requires_grad=False)
+    weight, index = layer.weight.detach() + 1, layer.index.long()
+    weight.view(-1)[index] = layer.weight.detach().view(-1)[index]
+    layer.weight = nn.Parameter(weight, requires_grad=False)
 
 
 def new_positions(run: Run) -> None:

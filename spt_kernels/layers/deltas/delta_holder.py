@@ -65,6 +65,29 @@ class DeltaHolder(SavedDeltas):
                     tag(value, self)  # type: ignore[arg-type]
                     state.is_sharded |= is_sharded(value)
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Refuse in the place of a tuned parameter one that does not hold what is tuned.
+
+        The next write would put base values of the one that was there into it.
+        """
+        before = self._parameters.get(name)
+        if before is not None and param is not None and name in self._spt_locals:
+            self._check_holds(name, before, param)
+        super().register_parameter(name, param)
+
+    def _check_holds(self, local: str, before: Tensor, param: nn.Parameter) -> None:
+        is_loading = "_spt_loading" in self.__dict__  # which gives it values of the same parameter
+        if param is before or is_loading or is_sharded(before) or is_sharded(param):
+            return
+        delta = self.sparse_deltas()[local]
+        is_alike = not delta.beside and param.shape == before.shape and param.dtype == before.dtype
+        if not (is_alike and _is_same_at(delta.index, before, param)):
+            raise ValueError(
+                f"{told_as(self)}.{local} is tuned and cannot be another parameter, in which "
+                "nothing is: put that there before measure_sensitivity, or once the task is merged "
+                "or unloaded"
+            )
+
     def train(self, mode: bool = True, *others: Any, **named: Any) -> Any:
         """Switch as the plain module, and write what has changed, for forwards that are compiled.
 
@@ -185,6 +208,12 @@ class DeltaHolder(SavedDeltas):
             elif delta.target.device.type != "meta":
                 delta.write()
         return self
+
+
+def _is_same_at(index: Tensor, before: Tensor, after: Tensor) -> bool:
+    if before.is_meta or after.is_meta:
+        return True
+    return torch.equal(gather(before, index), gather(after.to(before.device), index))
 
 
 def _tags_of(parameter: Tensor) -> dict[str, Any]:

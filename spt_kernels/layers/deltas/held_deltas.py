@@ -10,9 +10,9 @@ from torch import nn
 
 from ...ops.torch_internals import is_transformed
 from ..tuned_class import Shown, plain_twin
+from .held_values import can_be_looked_at, holds
 from .name_in_model import told_as
 from .row_major import format_named, format_of, name_of_format, put_into
-from .held_values import can_be_looked_at, holds
 from .sparse_delta import Owner, SparseDelta, hold_again, owner_of, tag, write_deltas
 from .written_state import WrittenState
 
@@ -127,14 +127,16 @@ class HeldDeltas(Owner):
             raise RuntimeError(
                 f"what is trained of {name} was changed through `.data` since the forward before, "
                 "which leaves no trace, and the layer would compute with what it was: change "
-                "parameters under torch.no_grad(), by a torch.optim.Optimizer, or call "
-                "spt_kernels.layers.write_deltas(sparse_deltas(model).values()) after each change"
+                "parameters in place under torch.no_grad(), or by a torch.optim.Optimizer; or "
+                "write_deltas(sparse_deltas(model).values()) of spt_kernels.layers after changes"
             )
 
     def _new_state(self, local: str) -> WrittenState:
         delta_name, index_name, _ = self.delta_local_names(local)
         if local not in self._spt_whole_names:
-            return WrittenState(delta_name, index_name)
+            state = WrittenState(delta_name, index_name)
+            state.shape = self._own_parameter(local).shape
+            return state
         # what is tied to another module's is written once for both
         shared: Any = owner_of(self._parameters[delta_name])  # type: ignore[arg-type]
         states = [] if shared is None else shared._spt_states.values()

@@ -48,9 +48,13 @@ class SavedDeltas(HeldDeltas):
             error_msgs.extend(problems)
             return
         own_unexpected: list[str] = []
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, own_unexpected, error_msgs
-        )
+        self.__dict__["_spt_loading"] = True  # what is assigned are the same parameter's values
+        try:
+            super()._load_from_state_dict(
+                state_dict, prefix, local_metadata, strict, missing_keys, own_unexpected, error_msgs
+            )
+        finally:
+            del self.__dict__["_spt_loading"]
         constants = self._constants()
         empty = [n for local in self._spt_empty_names for n in self.delta_local_names(local)]
         known = {prefix + name for name in constants}

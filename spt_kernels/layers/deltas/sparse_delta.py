@@ -203,6 +203,12 @@ def write_into(delta: SparseDelta, copy: Tensor) -> None:
 
 @torch.no_grad()
 def _write(deltas: list[SparseDelta], *, restore: bool) -> None:
+    for d in deltas:
+        if d.written.shape is not None and d.target.shape != d.written.shape:
+            raise RuntimeError(
+                f"{_target_name(d.delta)} is tuned at positions of {list(d.written.shape)}, and is "
+                f"{list(d.target.shape)} now: put back what was there"
+            )
     if any(is_sharded(d.target) for d in deltas):
         deltas = local_deltas(deltas, with_values=not restore)
     ours = [d for d in deltas if d.target.dtype != torch.float64]

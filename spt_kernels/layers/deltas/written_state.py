@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Memory = tuple[weakref.ref[Any], int]  # a storage, and where in it a tensor begins
@@ -17,11 +18,14 @@ class WrittenState:
     forward sees is gathered from them.
     """
 
-    __slots__ = ("by_optimizer", "index_name", "is_away", "is_sharded", "local", "name", "state")
+    __slots__ = (
+        *("by_optimizer", "index_name", "is_away", "is_sharded", "local", "name", "shape", "state"),
+    )
 
     def __init__(self, name: str = "", index_name: str | None = None) -> None:
         self.name = name  # of the delta in its module
         self.index_name = index_name  # of its positions; None where they are all
+        self.shape: torch.Size | None = None  # of the target that positions are of
         self.state: tuple[int, Memory] | None = None
         self.by_optimizer = False
         self.is_away = False  # the target is offloaded: whoever fetches it writes the delta
