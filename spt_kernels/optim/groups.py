@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..layers import delta_of, tuned_modules
 from ..layers.parameter import AttachedParameters
+from ..tuning import train_cast_heads
 
 # Trained tokens and tables have two or more dimensions, yet decay pulls them to no useful place
 _NEVER_DECAYED = ("_token", "pos_embed", "_position_bias_table")
@@ -22,6 +23,9 @@ def param_groups(model: nn.Module, weight_decay: float = 1e-4) -> list[dict[str,
     vectors, class and position tokens, and whatever the model lists in `no_weight_decay()`, are
     not decayed.
 
+    A head that was cast to 16 bits after `apply` is trained in fp32 from here on, in place, as one
+    is that `apply` has found in 16 bits.
+
     Args:
         model: tuned or plain; parameters that need no gradient are left out.
         weight_decay: of the first group; the paper's is 1e-4.
@@ -33,10 +37,12 @@ def param_groups(model: nn.Module, weight_decay: float = 1e-4) -> list[dict[str,
     Raises:
         TypeError: `model` is no module, or `weight_decay` no number.
         ValueError: nothing is trainable, or `weight_decay` is below 0.
+        RuntimeError: such a head is of a model that `DistributedDataParallel` has around it by now.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     check_not_negative("weight_decay", weight_decay)
+    train_cast_heads(model)
     named = sorted((name, p) for name, p in model.named_parameters() if p.requires_grad)
     if not named:
         raise ValueError("model has no trainable parameters: apply a plan to it first")

@@ -2,7 +2,7 @@
 
 from .frozen_base import FrozenBase, unwatch_state_dicts, watch_state_dicts
 from .tuning import Tuning, apply, apply_to_known, check_fits, replace_module
-from .whole import train_whole
+from .whole import train_cast_heads, train_whole
 
 __all__ = [
     "FrozenBase",
@@ -11,6 +11,7 @@ __all__ = [
     "apply_to_known",
     "check_fits",
     "replace_module",
+    "train_cast_heads",
     "train_whole",
     "unwatch_state_dicts",
     "watch_state_dicts",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from ..distributed.sharded import is_sharded
 from ..layers import attach_whole
+from ..layers.deltas.late_optimizer import mark_frozen
 
 
 def is_coarse(parameter: Tensor) -> bool:
@@ -34,3 +39,34 @@ def train_whole(model: nn.Module, name: str) -> None:
             values = module._parameters[f"{local}_fp32"]
     if values is None:
         parameter.requires_grad_(True)
+
+
+def train_cast_heads(model: nn.Module) -> None:
+    """Train heads in fp32 that were cast to 16 bits after `apply`, which has found them in 32.
+
+    Args:
+        model: tuned, or around one that is.
+
+    Raises:
+        RuntimeError: a process group shares the model already, and would not know of the values in
+            fp32; nothing is changed then.
+    """
+    tuned: list[tuple[nn.Module, Any]] = [
+        (m, m.spt_tuning) for m in model.modules() if getattr(m, "spt_tuning", None)
+    ]
+    cast = [
+        (part, name, parameter)
+        for part, tuning in tuned
+        for name, parameter in part.named_parameters()
+        if name in tuning.plan.head and parameter.requires_grad and is_coarse(parameter)
+        if not is_sharded(parameter)
+    ]
+    if cast and any(isinstance(m, DistributedDataParallel) for m in model.modules()):
+        raise RuntimeError(
+            f"{cast[0][1]} was cast to {str(cast[0][2].dtype).removeprefix('torch.')} after "
+            "spt.apply, and would be trained in that: cast the model before apply, or call "
+            "param_groups before DistributedDataParallel"
+        )
+    for part, name, parameter in cast:
+        train_whole(part, name)
+        mark_frozen([parameter], part)

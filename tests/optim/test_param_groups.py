@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 
+import spt_kernels as spt
+from spt_kernels import apply
 from spt_kernels.optim import SparseAdamW, param_groups
-from tests.models import tiny_vit
+from tests.models import tiny_batch, tiny_vit
+from tests.tuning.test_tuning import unstructured
 
 
 def test_param_groups_decay_matrices_only() -> None:
@@ -66,3 +72,47 @@ def test_param_groups_refuse_other_arguments() -> None:
         param_groups(tiny_vit(), weight_decay="0.1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="weight_decay must be at least 0, got -1"):
         param_groups(tiny_vit(), weight_decay=-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_head_that_is_cast_after_apply_is_trained_in_fp32(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    images, labels = tiny_batch()
+    found = []
+    for is_late in (False, True):
+        model: Any = tiny_vit() if is_late else tiny_vit().to(dtype)
+        apply(model, unstructured(model))
+        model = nn.ModuleDict({"inside": model.to(dtype)})
+        optimizer = SparseAdamW(param_groups(model), lr=1e-5)
+        model = model["inside"]
+        assert dict(model.named_parameters())["head.weight_fp32"].requires_grad
+        for _ in range(3):
+            F.cross_entropy(model(images.to(dtype)).float(), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        spt.save_delta(model, tmp_path / str(is_late))
+        found.append({n: p.detach() for n, p in model.named_parameters() if p.requires_grad})
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=0.01, atol=1e-4)
+    base = spt.unload(model)
+    assert type(base.head) is nn.Linear
+    assert torch.equal(base.head.weight, tiny_vit().head.weight.to(dtype))
+    loaded = spt.load_delta(base, tmp_path / "True")
+    assert torch.equal(loaded.head.weight, found[1]["head.weight_fp32"].to(dtype))
+
+
+def test_a_head_that_is_cast_and_shared_already_is_refused(tmp_path: Path) -> None:
+    model = tiny_vit()
+    apply(model, unstructured(model)).bfloat16()
+    names = [name for name, _ in model.named_parameters()]
+    rendezvous = f"file://{tmp_path / 'rendezvous'}"
+    dist.init_process_group("gloo", init_method=rendezvous, rank=0, world_size=1)
+    try:
+        shared = nn.parallel.DistributedDataParallel(model)
+        with pytest.raises(RuntimeError, match=r"head\.weight was cast to bfloat16 after"):
+            param_groups(shared)
+    finally:
+        dist.destroy_process_group()
+    assert [name for name, _ in model.named_parameters()] == names
