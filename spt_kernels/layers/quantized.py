@@ -23,6 +23,7 @@ from ..ops.torch_internals import without_transforms
 from .adapter import AdapterLinear
 from .autograd.autocast import is_cast
 from .autograd.lora_call import LoraCall
+from .autograd.own_memory import own_memory
 from .autograd.plain_backward import plain_backward
 from .autograd.saved_input import RebuildingFunction
 from .autograd.sparse_gradient import DeltaPattern
@@ -99,7 +100,7 @@ def _output(
     # Autocast does so for a float layer. A quantizer gives the dtype that it is given, and all that
     # follows would be computed and kept in twice the bytes.
     x, bias = _under_autocast(x, x), None if bias is None else _under_autocast(x, bias)
-    y = matrix.product(x, bias).contiguous()
+    y = own_memory(matrix.product(x, bias).contiguous())
     if y._is_view():
         y = y.data  # no view any more, so that what follows may work on it in place
     if delta is not None and pattern is not None:

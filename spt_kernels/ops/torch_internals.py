@@ -40,6 +40,10 @@ def _refuse(path: str, *_: Any, **__: Any) -> Any:
 
 # () -> int: modes of `TorchDispatchMode` that are on
 count_dispatch_modes = _of_torch("_C._len_torch_dispatch_stack")
+# () -> those modes, and the two of `create_selective_checkpoint_contexts`
+dispatch_modes = _of_torch("utils._python_dispatch._get_current_dispatch_mode_stack")
+CachingMode = _of_torch("utils.checkpoint._CachingTorchDispatchMode")
+CachedMode = _of_torch("utils.checkpoint._CachedTorchDispatchMode")
 # () -> bool: whether `vmap`, `grad` or another transform of `torch.func` is at work
 is_functorch_active = _of_torch("_C._are_functorch_transforms_active")
 # () -> bool: whether autocast is on for any device but MPS, in a quarter of the time of asking each

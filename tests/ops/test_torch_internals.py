@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from torch.utils.hooks import RemovableHandle
 
 from spt_kernels.ops import torch_internals as internals
@@ -30,6 +31,21 @@ def counts_modes() -> None:
     assert internals.count_dispatch_modes() == 0
     with TorchDispatchMode():
         assert internals.count_dispatch_modes() == 1
+
+
+def finds_what_keeps_outputs() -> None:
+    seen: list[type] = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.extend(type(mode) for mode in internals.dispatch_modes())
+        return x * x
+
+    def contexts() -> Any:
+        return create_selective_checkpoint_contexts([torch.ops.aten.mul.Tensor])
+
+    x = torch.ones(2, requires_grad=True)
+    checkpoint(look, x, use_reentrant=False, context_fn=contexts).sum().backward()
+    assert seen == [internals.CachingMode, internals.CachedMode]
 
 
 def knows_transforms() -> None:
@@ -184,6 +200,7 @@ def tells_convolutions_apart() -> None:
 
 CHECKS: dict[str, Callable[[], None]] = {
     "count_dispatch_modes": counts_modes,
+    "dispatch_modes, CachingMode, CachedMode": finds_what_keeps_outputs,
     "is_functorch_active": knows_transforms,
     "is_transformed": knows_forward_mode,
     "is_any_autocast_enabled": knows_autocast,

@@ -10,6 +10,7 @@ from ...ops.low_rank_ways import covers_all
 from . import lora_launches
 from .autocast import cast, is_any_autocast_on, without_autocast
 from .lora_terms import LoraTerms
+from .own_memory import own_memory
 from .row_ranges import Ranges, groups_of
 
 # The input with elements dropped is made in pieces of this size: at the moment when a forward needs
@@ -108,7 +109,7 @@ class LoraCall(LoraTerms):
             return torch.mm(flat, lora_a.t())
         step = max(1, _DROPPED_ELEMENTS // flat.shape[1])
         if len(flat) <= step:
-            return torch.mm(self.dropped(flat), lora_a.t()).mul_(self.kept_scale)
+            return own_memory(torch.mm(self.dropped(flat), lora_a.t())).mul_(self.kept_scale)
         inner = flat.new_empty(flat.shape[0], lora_a.shape[0])
         for start in range(0, flat.shape[0], step):
             some = self.dropped(flat[start : start + step], start * flat.shape[1])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .autocast import cast, without_autocast
 from .lora_call import LoraCall
+from .own_memory import own_memory
 from .row_ranges import Ranges
 
 # What is as large as an input or an output is made some samples at a time
@@ -41,7 +42,7 @@ class PointwiseLora(NamedTuple):
             ]
             inner = low[0] if len(low) == 1 else torch.cat(low)
             if self.call.dropout:
-                inner.mul_(self.call.kept_scale)
+                inner = own_memory(inner).mul_(self.call.kept_scale)
             for some in _parts(y):
                 for channels, own, part in self.ranges:
                     update = F.conv2d(inner[some, part], up[own])

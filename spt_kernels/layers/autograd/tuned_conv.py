@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..deltas.sparse_delta import check_trained_whole
 from .autocast import wide_dtype
+from .own_memory import own_memory
 from .plain_backward import plain_backward
 from .pointwise_lora import PointwiseLora
 from .saved_input import RebuildingFunction, SavedInput, Tensors
@@ -124,6 +125,7 @@ class TunedConv2d(RebuildingFunction):
         y = F.conv2d(x, weight, bias, how.stride, how.padding, how.dilation, how.groups)
         inner: Tensor | None = None
         if lora is not None and lora_a is not None and lora_b is not None:
+            y = own_memory(y)
             inner = lora.add_to(y, x, lora_a, lora_b, how.stride)
         saved: SavedInput | None = None
         kept: Tensors = ()

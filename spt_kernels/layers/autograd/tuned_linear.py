@@ -16,6 +16,7 @@ from ..deltas.sparse_delta import check_trained_whole
 from .autocast import is_cast, wide_dtype
 from .gradient_of_delta import gradient_of_delta
 from .lora_call import LoraCall
+from .own_memory import own_memory
 from .plain_backward import plain_backward
 from .saved_input import RebuildingFunction, SavedInput, Tensors
 from .sparse_gradient import DeltaPattern, sparse_gradient
@@ -198,7 +199,7 @@ def linear_with_lora(
         x = x.to(torch.get_autocast_dtype(x.device.type))
     # one that autocast would cast is added as it is
     late = bias if lora.takes_bias(x, lora_a, bias) else None
-    y = F.linear(x, weight, bias if late is None else None).contiguous()
+    y = own_memory(F.linear(x, weight, bias if late is None else None).contiguous())
     return y, lora.add_to(y, x, lora_a, lora_b, late)
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ...ops.torch_internals import is_transformed
+from ...ops.torch_internals import count_dispatch_modes, is_transformed
 from ..tuned_class import Shown, plain_twin
 from .held_values import can_be_looked_at, holds
 from .name_in_model import told_as
@@ -84,8 +84,8 @@ class HeldDeltas(Owner):
         states = own.get("_spt_written")
         if not states:
             return
-        if "_spt_doubted" in own and not is_transformed():
-            self._settle_doubts()
+        if "_spt_doubted" in own and not (is_transformed() or count_dispatch_modes()):
+            self._settle_doubts()  # which those who note each call must not see
         parameters, stale = own["_parameters"], []
         for local, written in states.items():
             written.by_optimizer = False

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-
-if TYPE_CHECKING:
-    from .sparse_delta import SparseDelta
 
 
 def gather(target: Tensor, index: Tensor) -> Tensor:
@@ -17,8 +14,8 @@ def gather(target: Tensor, index: Tensor) -> Tensor:
     return target.detach().reshape(-1).index_select(0, index)
 
 
-def can_be_looked_at(delta: SparseDelta) -> bool:
-    """Whether the target is here, whole, with values that may be read now."""
+def can_be_looked_at(delta: Any) -> bool:
+    """Whether the target of a `SparseDelta` is here, whole, with values that may be read now."""
     target = delta.target
     if delta.beside or delta.is_away or delta.written.is_sharded or isinstance(target, FakeTensor):
         return False
@@ -26,8 +23,8 @@ def can_be_looked_at(delta: SparseDelta) -> bool:
 
 
 @torch.no_grad()
-def holds(delta: SparseDelta) -> bool:
-    """Whether the target holds base + delta already, up to one rounding, stochastic or not.
+def holds(delta: Any) -> bool:
+    """Whether the target of a `SparseDelta` holds it already, up to one rounding, of any kind.
 
     It looks at the values, which waits for a card; a tensor on meta has none that could differ.
     """
