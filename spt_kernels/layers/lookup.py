@@ -6,7 +6,6 @@ from torch import nn
 
 from .deltas.delta_holder import DeltaHolder
 from .deltas.sparse_delta import SparseDelta, hold_again
-from .parameter import AttachedParameters
 
 
 def tuned_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -17,13 +16,9 @@ def tuned_modules(model: nn.Module) -> dict[str, nn.Module]:
 def settle_doubts(model: nn.Module) -> None:
     """Have all weights hold their deltas, and let no forward look whether they do.
 
-    For those who write each change themselves from here on, and may not wait for a card. Nor may a
-    graph hold what takes in edits of before the first step: it would do so in each.
+    For those who write each change themselves from here on, and may not wait for a card.
     """
     for module in tuned_modules(model).values():
-        if isinstance(module, AttachedParameters):
-            module.take_in_edits()
-            module.__dict__.pop("_spt_unread", None)
         hold_again(module.sparse_deltas().values())  # type: ignore[operator]
         module.__dict__.pop("_spt_doubted", None)
 

@@ -44,10 +44,14 @@ class PretendedGraph:
     @torch.no_grad()
     def replay(self) -> None:
         self.replays += 1
-        for call, made in self.recorder.calls:
-            again = list(tree_iter(call()))
-            for n, old in made.items():
-                old.held.copy_(getattr(again[n], "held", again[n]))  # then perhaps in a backward
+        Pretence.replays = True
+        try:
+            for call, made in self.recorder.calls:
+                again = list(tree_iter(call()))
+                for n, old in made.items():
+                    old.held.copy_(getattr(again[n], "held", again[n]))  # perhaps in a backward
+        finally:
+            Pretence.replays = False
 
 
 class _Recorder(TorchDispatchMode):

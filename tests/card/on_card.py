@@ -156,6 +156,7 @@ class Pretence(TorchDispatchMode):
     waits = 0  # how often the host has waited for values
     refused: int | str = 0  # the mode of debugging in which a wait raises
     recorder: Any = None  # of the graph that is being captured
+    replays = False  # whether a graph is being replayed
     leaving = False  # whether Python has asked for a copy on the CPU
 
     @classmethod
@@ -205,6 +206,8 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     held_args, held_kwargs = mapped(_held, args), mapped(_held, kwargs)
     if func.namespace == "spt" and on_card:
         result = _run_own(func, held_args, held_kwargs)
+        if not Pretence.replays:  # which no version tells of
+            torch.autograd.graph.increment_version(_written(func, args))
     elif func in _WIDE_PRODUCTS:  # which a CPU does not have
         left, right, dtype = held_args
         result = torch.matmul(left.to(dtype), right.to(dtype))
@@ -245,6 +248,14 @@ def mapped(change: Callable[[Any], Any], value: Any) -> Any:
     if kind is dict:
         return {key: mapped(change, part) for key, part in value.items()}
     return change(value)
+
+
+def _written(func: Any, args: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors that an op writes into, by its schema."""
+    named = zip(args, func._schema.arguments, strict=False)
+    return tensors_in(
+        tuple(part for part, own in named if own.alias_info and own.alias_info.is_write)
+    )
 
 
 def _held(leaf: Any) -> Any:
