@@ -74,7 +74,8 @@ def test_output_of_memory(capsys: pytest.CaptureFixture[str]) -> None:
     assert found is not None
     command, every = found.groups()
     assert max(len(line) for line in every.splitlines()) <= 80
-    some = ["linear", "spt-lora"]  # a row takes as long whatever the others are
+    # a row takes as long whatever the others are
+    some = ["linear", "adapter-8", "spt-lora"]
     assert app.run([*shlex.split(command)[1:], "--method", ",".join(some), "-q"]) == 0
     out = capsys.readouterr().out
     names = [row.split()[:1] for row in every.splitlines()]
@@ -88,7 +89,7 @@ def test_output_of_memory(capsys: pytest.CaptureFixture[str]) -> None:
         [float(figure.replace(",", "")) for figure in re.findall(number, text)]
         for text in (shown, out)
     ]
-    assert figures[0] == pytest.approx(figures[1], rel=0.03, abs=1)  # versions of torch differ
+    assert figures[0] == pytest.approx(figures[1], rel=0.01, abs=1)  # versions of torch differ
 
 
 def test_make_targets_exist() -> None:

@@ -61,6 +61,11 @@ def _tasks_in(root: Path) -> dict[str, Path]:
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
     found: dict[str, Path] = {}
+    if any((root / name).exists() for name in ("train", "train.txt")):
+        raise ValueError(
+            f"{root}: is one task; expected folders <group>/<task>/ with train/ and test/ in each, "
+            "or tune on it with `spt-kernels finetune`"
+        )
     for group in _folders(root):
         if (group / "train").is_dir() or (group / "train.txt").is_file():
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -54,12 +55,7 @@ _LET_SPEAK_SECONDS = 1.0
 _SHARED = ("finetune",)  # torchrun may start them
 _QUICK = ("plan", "inspect", "compare", "plot", "merge")  # they have no progress to show
 
-# What is not lost by a Ctrl-C
-_GOES_ON = {
-    "finetune": "--resume goes on with the run",
-    "segment": "--resume goes on with the run",
-    "benchmark": "the same command goes on",
-}
+_RESUMED = ("finetune", "segment")
 
 _HELP = """Adapt a pre-trained vision model with under 1 % of its parameters.
 
@@ -100,8 +96,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         if launched()[0]:  # the first process says it
             return INTERRUPTED
-        how = _GOES_ON.get(state.get("command", ""))
-        return _complain(f"stopped; {how}" if how else "stopped", INTERRUPTED)
+        return _complain(_stopped(state.get("command"), state.get("output")), INTERRUPTED)
     except _USAGE_ERROR as error:
         if state["debug"]:
             raise
@@ -168,6 +163,19 @@ def _show_version(asked: bool) -> None:
     if asked:
         print(__version__)
         raise typer.Exit
+
+
+def _stopped(command: str | None, output: Path | None) -> str:
+    """What to say of a Ctrl-C: what is not lost."""
+    if command == "benchmark":
+        return "stopped; the same command goes on"
+    if command not in _RESUMED or output is None:
+        return "stopped"
+    from ..finetuning.folder.run_folder import FILES
+
+    if not (output / FILES["config"]).is_file():
+        return "stopped before the run had begun; the same command starts it"
+    return "stopped; --resume goes on with the run"
 
 
 def _complain(message: str, code: int) -> int:

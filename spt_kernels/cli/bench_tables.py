@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 def cost_parts(result: Table7) -> list[Any]:
     """Everything to be shown, one after the other."""
-    parts = [_training_table(result), "", _demand_table(result), ""]
+    parts = [_training_table(result), ""]
+    if any(row.operators for row in result.rows):  # not where steps were not run
+        parts += [_demand_table(result), ""]
     if any(row.inference_peak_bytes for row in result.rows):
         parts += [_inference_table(result), ""]
     if result.sensitivity:

@@ -30,10 +30,10 @@ already (docs/BENCHMARK.md says how they must look):
   spt-kernels benchmark fgvc --root fgvc -m vit_base_patch16_224 \\
       -w ViT-B_16.npz -o runs/fgvc
 
-A suite of your own, photos/<group>/<task>/train/<class>/ and so on:
+A suite of your own, own/<group>/<task>/train/<class>/ and so on:
 
-  spt-kernels benchmark folders --root photos -m vit_base_patch16_224 \\
-      --pretrained -o runs/photos
+  spt-kernels benchmark folders --root own -m vit_base_patch16_224 \\
+      --pretrained -o runs/own
 
 The same command goes on after a kill. With more tasks, methods or seeds it
 adds to the folder; finished runs are never run again. A run that fails

@@ -102,6 +102,7 @@ def command(
             output = OutputOptions(**{f.name: values.pop(f.name) for f in fields(OutputOptions)})
             terminal = Terminal(as_json=output.as_json, quiet=output.quiet, debug=output.debug)
             context.obj |= {"debug": output.debug, "command": name}
+            context.obj["output"] = values.get("output")
             given = {n: values[n] for n in plain}
             for group, kind in groups.items():
                 given[group] = kind(**{f.name: values[f.name] for f in fields(kind)})

@@ -64,8 +64,8 @@ def _parts(made: Comparison) -> list[Any]:
         )
         for way in made.ways
     ]
-    columns = ("method", "trained", "file", f"{made.images}, %", "runs", "seconds", "peak memory")
-    notes = [f"Peak memory is of a training step, {made.peak}; seconds are of a run."]
+    columns = ("method", "trained", "file", f"{made.images}, %", "runs", "s", "peak")
+    notes = [f"Peak memory is of a training step, {made.peak}; seconds (s) are of a run."]
     if any(way.standard_error is not None for way in made.ways):
         notes.insert(0, "Accuracies are means ± their standard error over the runs.")
     notes += [

@@ -79,11 +79,14 @@ class FittingOptions(SizeOptions):
 
     def limit_bytes(self) -> int:
         """What a step may take."""
-        if self.gib is None or not 0 < self.gib < 2**20:
+        if self.gib is None:
+            raise ValueError("--gib: name the GiB of your card, as --gib 8")
+        if not 0 < self.gib < 2**20:
             raise ValueError(f"--gib: expected the GiB of a card, as 8, got {self.gib}")
         if not 0 <= self.reserve < self.gib:
             raise ValueError(
-                f"--reserve: expected GiB from 0 to less than --gib, got {self.reserve:g}"
+                f"--reserve: {self.reserve:g} GiB kept free (1 unless it is given) leave nothing "
+                f"of --gib {self.gib:g}: give less, as --reserve 0"
             )
         return int((self.gib - self.reserve) * 2**30)
 

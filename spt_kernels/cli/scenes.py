@@ -162,7 +162,11 @@ def _lines(scores: SegmentationScores) -> list[tuple[str, str]]:
 
 def _table(scores: SegmentationScores) -> Any:
     by_class = zip(scores.classes, scores.single.iou, scores.single.accuracy_by_class, strict=True)
-    rows = [(name, percent(iou), percent(share)) for name, iou, share in by_class]
+    rows = [
+        (name, percent(iou), percent(share))
+        for name, iou, share in by_class
+        if iou is not None or share is not None  # without pixels, true or predicted
+    ]
     return table(("class", "IoU", "accuracy"), rows)
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import textwrap
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,6 +150,16 @@ def shown_name(name: str, most: int = 24) -> str:
         after = most // 2
         name = f"{name[: most - 1 - after]}…{name[-after:]}"
     return name.replace("$", r"\$")
+
+
+def shown_names(names: Sequence[str], most: int = 24) -> list[str]:
+    """Each as `shown_name`; those that would look alike begin with their number among all."""
+    shown = [shown_name(name, most) for name in names]
+    alike = {one for one, count in Counter(shown).items() if count > 1}
+    return [
+        f"{n} {shown_name(name, most - len(f'{n} '))}" if one in alike else one
+        for n, (name, one) in enumerate(zip(names, shown, strict=True), 1)
+    ]
 
 
 def put_title(axes: Axes, text: str, letters: float = 9) -> None:

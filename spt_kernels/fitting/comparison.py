@@ -52,7 +52,7 @@ def compare_ways(
     scores. `spt-kernels fit` shows this.
 
     Args:
-        model: plain; neither changed nor copied.
+        model: plain; not changed. A copy without values is made, which its attributes must allow.
         batch_shape: `(batch, 3, height, width)`.
         methods: that are compared, by the names that they are told by.
         limit_bytes: that the accounted peak of a step may have.

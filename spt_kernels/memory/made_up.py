@@ -46,7 +46,7 @@ def made_up_sensitivity(
     """Scores as skewed as measured ones, for a model and the images that it takes.
 
     Args:
-        model: plain, neither changed nor copied; its parameters may be on the meta device.
+        model: plain, not changed; its parameters may be on the meta device.
         image_shape: of one input, `(3, height, width)`; or a batch that is a mapping, as
             `estimate_memory` has it.
         head: as `head_names` has it: by name, unless it is given.

@@ -69,8 +69,8 @@ def estimate_memory(
     the batch for a given memory.
 
     Args:
-        model: any module, plain or tuned already, by another library too; neither changed nor
-            copied. Its parameters may be on the meta device.
+        model: any module, plain or tuned already, by another library too; a copy without values is
+            made, which its attributes must allow. Its parameters may be on the meta device.
         batch_shape: shape of the input, `(batch, 3, height, width)`; or a batch as `model(**batch)`
             takes it, a mapping to tensors, of which only shapes and dtypes are read: they may be on
             the meta device.

@@ -221,7 +221,7 @@ def estimate_methods(
     """The accounted peak of a step of several methods side by side, as `spt-kernels memory` has it.
 
     Args:
-        model: plain; neither changed nor copied.
+        model: plain; not changed. A copy without values is made, which its attributes must allow.
         batch_shape: `(batch, 3, height, width)`.
         methods: names of `spt_kernels.methods`; none stands for all but baselines.
         budget: as for `estimate_memory`, of the methods that have one.

@@ -21,8 +21,8 @@ def tunable_parts(
     """Tell of every kind of parameter how it is measured, what may be put on it, what is frozen.
 
     Args:
-        model: plain, of timm, transformers or one's own; neither changed nor copied. Its parameters
-            may be on the meta device.
+        model: plain, of timm, transformers or one's own; not changed. A copy without values is
+            made, which its attributes must allow. Its parameters may be on the meta device.
         image_shape: of one input, `(3, height, width)`.
         head: as `measure_sensitivity` has it; by name, unless it is given.
 

@@ -63,6 +63,8 @@ def test_folders_that_are_no_benchmark_are_refused(tmp_path: Path) -> None:
     write_own(tmp_path)
     with pytest.raises(ValueError, match="is a task where a group was expected"):
         folder_tasks(tmp_path / "animals")
+    with pytest.raises(ValueError, match=r"is one task; expected folders <group>/<task>/ with"):
+        folder_tasks(tmp_path / "animals" / "pets")
     (tmp_path / "plants" / "pets").mkdir()
     with pytest.raises(ValueError, match="has the same name"):
         folder_tasks(tmp_path)

@@ -496,6 +496,19 @@ def test_what_befalls_a_run_is_told_in_one_line(
     assert streams.err.strip().count("\n") == 0  # after ^C the line starts afresh
 
 
+def test_a_run_that_is_stopped_before_it_begins_has_nothing_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spt_kernels.finetuning.pipeline.finetune", stop)
+    start = ["finetune", "-m", "vit_tiny_patch16_224", "--method", "full", "-d", "photos"]
+    assert run([*start, "-o", str(tmp_path / "run")]) == 130
+    said = "stopped before the run had begun; the same command starts it"
+    assert said in capsys.readouterr().err
+
+
 def test_a_run_on_scenes_without_memory_is_told_how_it_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -114,9 +114,12 @@ def test_one_that_fits_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "--gib: expected the GiB of a card, as 8, got None"),
+        ([], "--gib: name the GiB of your card, as --gib 8"),
         (["--gib", "0"], "--gib: expected"),
-        (["--gib", "2", "--reserve", "2"], "--reserve: expected GiB from 0 to less than --gib"),
+        (
+            ["--gib", "2", "--reserve", "2"],
+            "2 GiB kept free (1 unless it is given) leave nothing of --gib 2",
+        ),
         (["--gib", "2", "--dtype", "fp8"], "--dtype: expected of fp32, bf16-autocast, got 'fp8'"),
         (["--gib", "2", "--card", "abacus"], "--card: expected one of RTX 3060"),
         (["--gib", "2", "--method", "lorra"], "lora"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from spt_kernels.files.picture import shown_names
 from spt_kernels.finetuning import confusion_figure
 from tests.pictures import texts
 
@@ -71,3 +72,12 @@ def test_nonsense_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             confusion_figure(counts, names)
+
+
+def test_long_names_that_would_look_alike_are_numbered() -> None:
+    names = [f"class number {n} with a rather long name" for n in range(10)] + ["pansy"]
+    shown = shown_names(names)
+    assert len({*shown}) == 11
+    assert max(map(len, shown)) <= 24
+    assert shown[3].startswith("4 class num")
+    assert shown[-1] == "pansy"

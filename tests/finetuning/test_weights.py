@@ -219,6 +219,14 @@ def test_a_last_norm_that_pre_training_did_without_starts_afresh(
     assert "left out: norm." in notes
 
 
+def test_a_head_for_other_classes_is_left_out_and_told(tmp_path: Path, state: State) -> None:
+    told = "the head left out, as it is for other classes"
+    assert told not in built(tmp_path, state).weight_notes
+    base = built(tmp_path, {n: torch.cat([t, t]) if "head." in n else t for n, t in state.items()})
+    assert base.head_is_new
+    assert told in base.weight_notes
+
+
 def test_a_head_is_left_out_of_a_model_built_for_features(tmp_path: Path, state: State) -> None:
     base = built(tmp_path, state, num_classes=0)
     assert_holds(base.model, state)

@@ -267,6 +267,8 @@ def _notes(
         raw = group.inside.get(name)
         if name in own and name not in head and raw is not None and raw.shape != tensor.shape:
             yield f"{name} adapted from {tuple(raw.shape)} to {tuple(tensor.shape)}"
+    if any(n in group.inside and group.inside[n].shape != own[n].shape for n in head):
+        yield "the head left out, as it is for other classes"
     missing = [n for n, t in own.items() if n not in found and n not in head]
     missing = [n for n in missing if own[n].is_floating_point()]
     if missing:

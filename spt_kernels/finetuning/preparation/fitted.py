@@ -124,7 +124,8 @@ def samples_at_once(setting: Setting) -> int:
     if not found:
         raise ValueError(
             f"memory_bytes: sensitivity cannot be measured in {_gib(limit)}, one sample takes "
-            f"{_gib(found.estimate.peak_bytes)}; measure it elsewhere and give it with sensitivity"
+            f"{_gib(found.estimate.peak_bytes)}; measure it elsewhere and give "
+            "the file (`sensitivity`)"
         )
     return min(recipe.images_at_once(), found.batch)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ...files.picture import FAINT, INK, new_figure, shown_name
+from ...files.picture import FAINT, INK, new_figure, shown_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,9 +46,9 @@ def confusion_figure(
         raise ValueError("counts: expected at least one image, got none")
     right = sum(counts[i][i] for i in range(n))
     side = min(max(_FEWEST_INCHES, 0.34 * n if n <= _MOST_WITH_NUMBERS else 0.12 * n), _MOST_INCHES)
-    rows = [f"{shown_name(name)} ({total:,})" for name, total in zip(classes, totals, strict=True)]
+    columns = shown_names(classes)
+    rows = [f"{name} ({total:,})" for name, total in zip(columns, totals, strict=True)]
     letters = min(9.0, 0.8 * 72 * side / min(n, _MOST_WITH_NAMES))  # points
-    columns = [shown_name(name) for name in classes]
     # in inches: what names and labels take beside the matrix, and below it
     left, below = (0.5 + max(map(len, names)) * 0.6 * letters / 72 for names in (rows, columns))
     below = below if n > 2 else 0.6

@@ -86,7 +86,10 @@ class Setting:
         if self.base.weight_notes:
             found.append(f"weights: {'; '.join(self.base.weight_notes)}")
         if not self.base.head_is_new:
-            found.append("the head is that of the weights, as the classes are as many (new_head)")
+            found.append(
+                "the head is that of the weights, as the classes are as many; "
+                "--new-head (new_head=True) starts it afresh"
+            )
         if self.splits.is_held_out and self.job.images.layout is not None:
             found.append(
                 f"the data set has no validation images: {len(self.splits.val or ())} of those to "
