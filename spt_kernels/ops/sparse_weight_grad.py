@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -62,10 +62,8 @@ class SparsePattern:
     columns: Tensor
     _plan: tuple[Tensor, ...] = field(default=(), repr=False)
     _block: int = field(default=0, repr=False)
-    # of which version of `index`, and the plan
-    _native: tuple[int, native.WeightGradPlan | None] = field(
-        default=(-1, None), init=False, repr=False
-    )
+    # of which version of `index`, and the plan; no field, as torch 2.9 compiles none without `init`
+    _native: ClassVar[tuple[int, native.WeightGradPlan | None]] = (-1, None)
 
     @classmethod
     def build(cls, index: Tensor, out_features: int, in_features: int) -> SparsePattern:
@@ -128,8 +126,7 @@ class SparsePattern:
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: plans are made again where they are needed."""
-        state = {part.name: getattr(self, part.name) for part in fields(self)}
-        return {**state, "_native": (-1, None)}
+        return {part.name: getattr(self, part.name) for part in fields(self)}
 
     @functools.cached_property
     def _tile_plan(self) -> TilePlan | None:

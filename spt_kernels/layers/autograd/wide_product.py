@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ...ops.launching import goes_as_on_card
 from .autocast import cast
+
+_FAKES_KNOW_NONE = torch.torch_version.TorchVersion(torch.__version__) < "2.11"  # 2.9's fail
 
 
 def wide_product(left: Tensor, right: Tensor) -> Tensor:
     """`left @ right`, of matrices or of two batches of them; of 16 bits in fp32."""
     if gives_fp32(left):
+        if _FAKES_KNOW_NONE and isinstance(left, FakeTensor):
+            return left.new_empty(*left.shape[:-1], right.shape[-1], dtype=torch.float32)
         multiply = torch.mm if left.dim() == 2 else torch.bmm
         return multiply(left, right, out_dtype=torch.float32)
     product = left @ right
