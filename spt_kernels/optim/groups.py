@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..layers import delta_of, tuned_modules
 from ..layers.parameter import AttachedParameters
@@ -37,13 +38,15 @@ def param_groups(model: nn.Module, weight_decay: float = 1e-4) -> list[dict[str,
     Raises:
         TypeError: `model` is no module, or `weight_decay` no number.
         ValueError: nothing is trainable, or `weight_decay` is below 0.
-        RuntimeError: such a head is of a model that `DistributedDataParallel` has around it by now.
+        RuntimeError: `DistributedDataParallel` was made before something that is trained now, such
+            as the values of that head, and would not average its gradients.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     check_not_negative("weight_decay", weight_decay)
     train_cast_heads(model)
     named = sorted((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    _check_known(model, dict(named))
     if not named:
         raise ValueError("model has no trainable parameters: apply a plan to it first")
     for module in tuned_modules(model).values():
@@ -75,6 +78,20 @@ def _base(name: str, parameter: Tensor) -> str:
 def _wrapped(model: nn.Module) -> Any:
     """What is wrapped, as in DistributedDataParallel, if anything is."""
     return getattr(model, "module", None)
+
+
+def _check_known(model: nn.Module, trained: dict[str, nn.Parameter]) -> None:
+    """Refuse what a wrapper does not know of, as it was made before."""
+    for wrapper in model.modules():
+        if isinstance(wrapper, DistributedDataParallel):
+            known = {id(parameter) for parameter in wrapper._module_parameters}
+            for name, parameter in trained.items():
+                if id(parameter) not in known:
+                    raise RuntimeError(
+                        f"{name} is trained, and DistributedDataParallel, which was made before "
+                        "it, would not average its gradients: call spt.apply, casts to 16 bits and "
+                        "param_groups before DistributedDataParallel"
+                    )
 
 
 def _is_exempt(name: str, exempt: set[str]) -> bool:

@@ -21,6 +21,7 @@ from ..layers.deltas.held_values import gather
 from ..layers.deltas.sparse_delta import hold_values
 from ..model.digest import digests_of
 from ..model.quantized import inner_tensors, is_quantized, logical_shape, quantization
+from .whole import take_cast_heads
 
 _ARRIVES = "_spt_other_base"  # on a model, while a state dict of another base is loaded
 
@@ -143,6 +144,7 @@ def _before_loading(
 ) -> None:
     if any(map(is_sharded, model.parameters())):
         return  # no process has a whole parameter to compare
+    take_cast_heads(model, state_dict, prefix)
     kept: dict[str, Tensor] = {}
     rounded: list[tuple[SparseDelta, Tensor]] = []  # what weights of 16 bits hold of deltas
     held = {id(delta.target): delta for delta in sparse_deltas(model).values()}

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..distributed.sharded import is_sharded
 from ..layers import attach_whole
 from ..layers.deltas.late_optimizer import mark_frozen
+
+_EXACT = "_spt_exact"  # of a head's parameter: the values that it was loaded with
 
 
 def is_coarse(parameter: Tensor) -> bool:
@@ -46,27 +47,41 @@ def train_cast_heads(model: nn.Module) -> None:
 
     Args:
         model: tuned, or around one that is.
-
-    Raises:
-        RuntimeError: a process group shares the model already, and would not know of the values in
-            fp32; nothing is changed then.
     """
-    tuned: list[tuple[nn.Module, Any]] = [
-        (m, m.spt_tuning) for m in model.modules() if getattr(m, "spt_tuning", None)
-    ]
-    cast = [
-        (part, name, parameter)
-        for part, tuning in tuned
-        for name, parameter in part.named_parameters()
-        if name in tuning.plan.head and parameter.requires_grad and is_coarse(parameter)
-        if not is_sharded(parameter)
-    ]
-    if cast and any(isinstance(m, DistributedDataParallel) for m in model.modules()):
-        raise RuntimeError(
-            f"{cast[0][1]} was cast to {str(cast[0][2].dtype).removeprefix('torch.')} after "
-            "spt.apply, and would be trained in that: cast the model before apply, or call "
-            "param_groups before DistributedDataParallel"
-        )
-    for part, name, parameter in cast:
-        train_whole(part, name)
-        mark_frozen([parameter], part)
+    for part in model.modules():
+        for name, parameter in _heads(part):
+            if is_coarse(parameter):
+                _train_cast(part, name, parameter)
+
+
+def take_cast_heads(model: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Have a state dict of such heads fit a tuned model: one in fp32 takes their values in fp32.
+
+    A model that is cast only once it is loaded, as Lightning does it, trains these to the bit.
+    """
+    for name, parameter in _heads(model):
+        if f"{prefix}{name}_fp32" not in state_dict:
+            continue
+        if is_coarse(parameter):
+            _train_cast(model, name, parameter)
+        else:
+            values = state_dict[prefix + name] = state_dict.pop(f"{prefix}{name}_fp32")
+            setattr(parameter, _EXACT, values.detach().clone())
+
+
+def _heads(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Name -> the head's parameters of a tuned model, unless their values in fp32 are trained."""
+    tuning: Any = getattr(model, "spt_tuning", None)
+    if tuning is None:
+        return []
+    named = [(n, p) for n, p in model.named_parameters() if n in tuning.plan.head]
+    return [(name, own) for name, own in named if own.requires_grad and not is_sharded(own)]
+
+
+@torch.no_grad()
+def _train_cast(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    exact = vars(parameter).pop(_EXACT, None)
+    train_whole(model, name)
+    mark_frozen([parameter], model)
+    if exact is not None and torch.equal(exact.to(parameter), parameter):
+        model.get_parameter(f"{name}_fp32").copy_(exact)

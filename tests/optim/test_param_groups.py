@@ -103,16 +103,44 @@ def test_a_head_that_is_cast_after_apply_is_trained_in_fp32(
     assert torch.equal(loaded.head.weight, found[1]["head.weight_fp32"].to(dtype))
 
 
-def test_a_head_that_is_cast_and_shared_already_is_refused(tmp_path: Path) -> None:
+def test_what_is_trained_and_not_shared_is_refused(tmp_path: Path) -> None:
     model = tiny_vit()
     apply(model, unstructured(model)).bfloat16()
-    names = [name for name, _ in model.named_parameters()]
     rendezvous = f"file://{tmp_path / 'rendezvous'}"
     dist.init_process_group("gloo", init_method=rendezvous, rank=0, world_size=1)
     try:
         shared = nn.parallel.DistributedDataParallel(model)
-        with pytest.raises(RuntimeError, match=r"head\.weight was cast to bfloat16 after"):
+        with pytest.raises(RuntimeError, match=r"head\.bias_fp32 is trained, and Distributed"):
             param_groups(shared)
+        assert param_groups(nn.parallel.DistributedDataParallel(model))
     finally:
         dist.destroy_process_group()
-    assert [name for name, _ in model.named_parameters()] == names
+
+
+@pytest.mark.parametrize("is_cast_before", [True, False])
+def test_a_state_dict_of_a_head_that_was_cast_is_loaded(is_cast_before: bool) -> None:
+    saved, fresh = (apply(tiny_vit(), unstructured(tiny_vit())) for _ in range(2))
+    param_groups(saved.bfloat16())
+    with torch.no_grad():
+        dict(saved.named_parameters())["head.weight_fp32"].add_(0.01)
+    saved(tiny_batch()[0].bfloat16())
+    state = saved.state_dict()
+    around = nn.ModuleDict({"inside": fresh.bfloat16() if is_cast_before else fresh})
+    around.load_state_dict({f"inside.{name}": tensor for name, tensor in state.items()})
+    if not is_cast_before:
+        assert torch.equal(fresh.head.weight, state["head.weight_fp32"])
+    param_groups(around.bfloat16())
+    assert fresh.state_dict().keys() == state.keys()
+    for name, tensor in fresh.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+
+
+def test_a_head_that_is_trained_on_after_it_was_loaded_is_what_it_is_then() -> None:
+    saved, fresh = (apply(tiny_vit(), unstructured(tiny_vit())) for _ in range(2))
+    param_groups(saved.bfloat16())
+    fresh.load_state_dict(saved.state_dict())
+    with torch.no_grad():
+        fresh.head.weight.add_(1.0)
+    expected = fresh.head.weight.detach().bfloat16().float()
+    param_groups(fresh.bfloat16())
+    assert torch.equal(dict(fresh.named_parameters())["head.weight_fp32"], expected)
