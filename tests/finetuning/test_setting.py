@@ -97,7 +97,8 @@ def test_few_images_are_told(tmp_path: Path) -> None:
     assert "a single training image of green" in notes
     assert any(note.startswith("a batch of 64 is more than the 8 training") for note in notes)
     assert open_setting(replace(job, recipe=Recipe(batch_size=8))).training_notes() == [
-        "a single training image of green"
+        "weights: the head left out, as it is for other classes",
+        "a single training image of green",
     ]
     with pytest.raises(ValueError, match="train_images: expected at least one of each of the 3"):
         open_setting(replace(job, images=replace(source, train_images=2)))
