@@ -19,7 +19,14 @@ class WrittenState:
     """
 
     __slots__ = (
-        *("by_optimizer", "index_name", "is_away", "is_sharded", "local", "name", "shape", "state"),
+        "by_optimizer",
+        "index_name",
+        "is_away",
+        "is_sharded",
+        "local",
+        "name",
+        "shape",
+        "state",
     )
 
     def __init__(self, name: str = "", index_name: str | None = None) -> None:
