@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from .deltas.delta_holder import DeltaHolder
-from .deltas.sparse_delta import SparseDelta, hold_again
+from .deltas.doubt import settle_for_good
+from .deltas.sparse_delta import SparseDelta
 
 
 def tuned_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -19,8 +20,7 @@ def settle_doubts(model: nn.Module) -> None:
     For those who write each change themselves from here on, and may not wait for a card.
     """
     for module in tuned_modules(model).values():
-        hold_again(module.sparse_deltas().values())  # type: ignore[operator]
-        module.__dict__.pop("_spt_doubted", None)
+        settle_for_good(module)
 
 
 def sparse_deltas(model: nn.Module) -> dict[str, SparseDelta]:

@@ -46,7 +46,7 @@ def param_groups(model: nn.Module, weight_decay: float = 1e-4) -> list[dict[str,
     check_not_negative("weight_decay", weight_decay)
     train_cast_heads(model)
     named = sorted((name, p) for name, p in model.named_parameters() if p.requires_grad)
-    _check_known(model, dict(named))
+    _check_known(model)
     if not named:
         raise ValueError("model has no trainable parameters: apply a plan to it first")
     for module in tuned_modules(model).values():
@@ -80,18 +80,20 @@ def _wrapped(model: nn.Module) -> Any:
     return getattr(model, "module", None)
 
 
-def _check_known(model: nn.Module, trained: dict[str, nn.Parameter]) -> None:
+def _check_known(model: nn.Module) -> None:
     """Refuse what a wrapper does not know of, as it was made before."""
     for wrapper in model.modules():
-        if isinstance(wrapper, DistributedDataParallel):
-            known = {id(parameter) for parameter in wrapper._module_parameters}
-            for name, parameter in trained.items():
-                if id(parameter) not in known:
-                    raise RuntimeError(
-                        f"{name} is trained, and DistributedDataParallel, which was made before "
-                        "it, would not average its gradients: call spt.apply, casts to 16 bits and "
-                        "param_groups before DistributedDataParallel"
-                    )
+        if not isinstance(wrapper, DistributedDataParallel):
+            continue
+        known = {id(parameter) for parameter in wrapper._module_parameters}
+        for name, parameter in wrapper.module.named_parameters():
+            is_left_out = name in wrapper.parameters_to_ignore
+            if parameter.requires_grad and id(parameter) not in known and not is_left_out:
+                raise RuntimeError(
+                    f"{name} is trained, and DistributedDataParallel, which was made before it, "
+                    "would not average its gradients: call spt.apply, casts to 16 bits and "
+                    "param_groups before DistributedDataParallel"
+                )
 
 
 def _is_exempt(name: str, exempt: set[str]) -> bool:

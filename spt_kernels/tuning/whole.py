@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ..distributed.sharded import is_sharded
 from ..layers import attach_whole
-from ..layers.deltas.late_optimizer import mark_frozen
+from ..layers.deltas.late_optimizer import mark_cast, mark_frozen
 
-_EXACT = "_spt_exact"  # of a head's parameter: the values that it was loaded with
+_EXACT = "_spt_exact_heads"  # of a tuned model: the values that heads were loaded with
 
 
 def is_coarse(parameter: Tensor) -> bool:
@@ -52,36 +52,49 @@ def train_cast_heads(model: nn.Module) -> None:
         for name, parameter in _heads(part):
             if is_coarse(parameter):
                 _train_cast(part, name, parameter)
+        vars(part).pop(_EXACT, None)
 
 
 def take_cast_heads(model: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
-    """Have a state dict of such heads fit a tuned model: one in fp32 takes their values in fp32.
+    """Have a state dict with or without such heads' values in fp32 fit a tuned model.
 
-    A model that is cast only once it is loaded, as Lightning does it, trains these to the bit.
+    A head in fp32 takes these values; a model that is cast only once it is loaded, as Lightning
+    does it, then trains them to the bit. A head whose values are trained in fp32 takes those in 16
+    bits where there are no others, as version 0.9 has saved them.
     """
+    trained = dict(model.named_parameters())
+    for name in _head_names(model):
+        whole, key = f"{name}_fp32", f"{prefix}{name}"
+        if whole in trained and f"{key}_fp32" not in state_dict and key in state_dict:
+            state_dict[f"{key}_fp32"] = state_dict[key].float()
     for name, parameter in _heads(model):
-        if f"{prefix}{name}_fp32" not in state_dict:
+        values = state_dict.get(f"{prefix}{name}_fp32")
+        if values is None or values.shape != parameter.shape:
             continue
         if is_coarse(parameter):
             _train_cast(model, name, parameter)
         else:
-            values = state_dict[prefix + name] = state_dict.pop(f"{prefix}{name}_fp32")
-            setattr(parameter, _EXACT, values.detach().clone())
+            state_dict[prefix + name] = state_dict.pop(f"{prefix}{name}_fp32")
+            vars(model).setdefault(_EXACT, {})[name] = values.detach().clone()
+
+
+def _head_names(model: nn.Module) -> tuple[str, ...]:
+    tuning: Any = getattr(model, "spt_tuning", None)
+    return () if tuning is None else tuple(tuning.plan.head)
 
 
 def _heads(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Name -> the head's parameters of a tuned model, unless their values in fp32 are trained."""
-    tuning: Any = getattr(model, "spt_tuning", None)
-    if tuning is None:
-        return []
-    named = [(n, p) for n, p in model.named_parameters() if n in tuning.plan.head]
+    names = _head_names(model)
+    named = [(n, p) for n, p in model.named_parameters() if n in names] if names else []
     return [(name, own) for name, own in named if own.requires_grad and not is_sharded(own)]
 
 
 @torch.no_grad()
 def _train_cast(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    exact = vars(parameter).pop(_EXACT, None)
+    exact = vars(model).get(_EXACT, {}).get(name)
     train_whole(model, name)
     mark_frozen([parameter], model)
+    mark_cast(parameter, name)
     if exact is not None and torch.equal(exact.to(parameter), parameter):
         model.get_parameter(f"{name}_fp32").copy_(exact)

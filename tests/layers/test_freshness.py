@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
 
 from spt_kernels.layers import (
     SparseDelta,
@@ -193,19 +195,86 @@ def test_what_is_validated_twice() -> None:
     assert holds(layer)
 
 
-@pytest.mark.parametrize("n_before", [1, 2])
-def test_a_loop_that_writes_through_data_is_refused(n_before: int) -> None:
+def by_hand(layer: SparseDeltaLinear) -> None:
+    layer.delta.data -= 0.1 * layer.delta.grad
+    layer.zero_grad()
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("n_forwards", [1, 2, 3, 5])
+def test_a_loop_that_writes_through_data_is_refused(n_forwards: int, checkpointed: bool) -> None:
     layer, x = sparse_linear(), tokens(3, 8)
-    for _ in range(n_before):
-        layer(x).sum().backward()
-    copied_through_data(layer.delta.detach() - 0.1 * layer.delta.grad, layer)
-    with torch.no_grad():
-        layer(x)  # as a validation without eval() would
-    with pytest.raises(RuntimeError, match=r"of SparseDeltaLinear.weight was changed through `.da"):
-        layer(x)
+
+    def one_step() -> None:
+        for _ in range(n_forwards):
+            y = checkpoint(layer, x, use_reentrant=False) if checkpointed else layer(x)
+            y.square().sum().backward()
+
+    one_step()
+    by_hand(layer)
+    with pytest.raises(RuntimeError, match=r"SparseDeltaLinear.weight no longer holds what is tr"):
+        one_step()
     write_deltas(layer.sparse_deltas().values())
     layer(x)
     assert holds(layer)
+
+
+def test_a_loop_over_a_layer_that_is_called_three_times_is_refused() -> None:
+    layer, x = sparse_linear(), tokens(3, 8)
+    sum(layer(x).square().sum() for _ in range(3)).backward()  # type: ignore[union-attr]
+    by_hand(layer)
+    with pytest.raises(RuntimeError, match="no longer holds what is trained of it"):
+        layer(x)
+
+
+def test_a_teacher_that_is_averaged_through_data_is_followed() -> None:
+    student, x = sparse_linear(), tokens(3, 8)
+    teacher = copy.deepcopy(student).eval()
+    for _ in range(8):
+        with torch.no_grad():
+            for _ in range(2):
+                teacher(x)
+                held, truth = teacher.weight.view(-1)[INDEX], teacher.original + teacher.delta
+                torch.testing.assert_close(held, truth)  # the weights are averaged as well
+        student.delta.data.add_(1.0)
+        write_deltas(student.sparse_deltas().values())
+        for own, other in zip(teacher.parameters(), student.parameters(), strict=True):
+            own.data.mul_(0.5).add_(other.data, alpha=0.5)
+
+
+def test_tensors_of_one_call_are_left_alone() -> None:
+    layer, x = sparse_linear(), tokens(3, 8)
+    own, other = layer.weight.detach().clone(), torch.zeros(6, 8)
+    for mode in (torch.no_grad(), torch.enable_grad()):
+        for _ in range(3):
+            layer.eval()
+            with mode:
+                y = functional_call(layer, {"weight": other}, (x,))
+            assert torch.equal(y, layer.bias.expand(3, 6))
+            assert not other.any()
+    copied_through_data(layer.delta.detach() + 1, layer)
+    layer(x)
+    assert holds(layer)
+    assert not torch.equal(layer.weight, own)
+
+
+def test_inference_looks_a_few_times() -> None:
+    layer = sparse_linear()
+    with torch.no_grad():
+        for _ in range(6):
+            layer(tokens(3, 8))
+    assert "_spt_doubted" not in vars(layer)
+
+
+def test_a_switch_within_a_compiled_function_breaks_no_graph() -> None:
+    layer, x = sparse_linear(), tokens(3, 8)
+
+    def evaluated(x: Tensor) -> Tensor:
+        layer.eval()
+        return layer(x)
+
+    found = torch.compile(evaluated, backend="eager", fullgraph=True)(x)
+    torch.testing.assert_close(found, layer(x))
 
 
 def test_threads_settle_a_doubt_side_by_side() -> None:

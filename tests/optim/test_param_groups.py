@@ -110,15 +110,18 @@ def test_what_is_trained_and_not_shared_is_refused(tmp_path: Path) -> None:
     dist.init_process_group("gloo", init_method=rendezvous, rank=0, world_size=1)
     try:
         shared = nn.parallel.DistributedDataParallel(model)
-        with pytest.raises(RuntimeError, match=r"head\.bias_fp32 is trained, and Distributed"):
+        with pytest.raises(RuntimeError, match=r"head\.weight_fp32 is trained, and Distr"):
             param_groups(shared)
-        assert param_groups(nn.parallel.DistributedDataParallel(model))
+        own = nn.parallel.DistributedDataParallel(model)
+        beside = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+        assert param_groups(nn.ModuleList([own, beside, nn.Linear(2, 2)]))
     finally:
         dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("is_cast_before", [True, False])
-def test_a_state_dict_of_a_head_that_was_cast_is_loaded(is_cast_before: bool) -> None:
+def test_a_state_dict_of_a_head_that_was_cast_is_loaded(is_cast_before: bool, assign: bool) -> None:
     saved, fresh = (apply(tiny_vit(), unstructured(tiny_vit())) for _ in range(2))
     param_groups(saved.bfloat16())
     with torch.no_grad():
@@ -126,13 +129,49 @@ def test_a_state_dict_of_a_head_that_was_cast_is_loaded(is_cast_before: bool) ->
     saved(tiny_batch()[0].bfloat16())
     state = saved.state_dict()
     around = nn.ModuleDict({"inside": fresh.bfloat16() if is_cast_before else fresh})
-    around.load_state_dict({f"inside.{name}": tensor for name, tensor in state.items()})
+    loaded = {f"inside.{name}": tensor.clone() for name, tensor in state.items()}
+    around.load_state_dict(loaded, assign=assign)
     if not is_cast_before:
         assert torch.equal(fresh.head.weight, state["head.weight_fp32"])
     param_groups(around.bfloat16())
     assert fresh.state_dict().keys() == state.keys()
     for name, tensor in fresh.state_dict().items():
         assert torch.equal(tensor, state[name]), name
+
+
+def test_an_optimizer_of_a_head_that_was_not_cast_yet_is_refused() -> None:
+    model = apply(tiny_vit(), unstructured(tiny_vit()))
+    early = SparseAdamW(param_groups(model))
+    late = SparseAdamW(param_groups(model.bfloat16()))
+    for optimizer in (late, early):
+        model(tiny_batch()[0].bfloat16()).float().square().sum().backward()
+        if optimizer is early:
+            with pytest.raises(RuntimeError, match=r"holds head\.\w+, which was cast to 16 bits"):
+                early.step()
+        else:
+            late.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_state_dict_without_values_in_fp32_is_loaded(dtype: torch.dtype) -> None:
+    saved, fresh = (apply(tiny_vit(), unstructured(tiny_vit())) for _ in range(2))
+    with torch.no_grad():
+        saved.head.weight.add_(0.01)
+    state = saved.to(dtype).state_dict()
+    param_groups(fresh.bfloat16())
+    fresh.load_state_dict(state)
+    head = dict(fresh.named_parameters())["head.weight_fp32"]
+    assert torch.equal(head, saved.head.weight.float())
+
+
+def test_a_state_dict_that_does_not_fit_changes_no_head() -> None:
+    saved, fresh = (apply(tiny_vit(), unstructured(tiny_vit())).bfloat16() for _ in range(2))
+    param_groups(saved)
+    state = {n: t[:2] if n.startswith("head.") else t for n, t in saved.state_dict().items()}
+    names = [name for name, _ in fresh.named_parameters()]
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        fresh.load_state_dict(state)
+    assert [name for name, _ in fresh.named_parameters()] == names
 
 
 def test_a_head_that_is_trained_on_after_it_was_loaded_is_what_it_is_then() -> None:

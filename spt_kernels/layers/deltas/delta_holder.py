@@ -12,15 +12,12 @@ from ...distributed.sharded import is_sharded
 from ...model.quantized import is_quantized
 from ...ops.dtypes import FLOATS_AND_FP64
 from ..keep_fp32 import keeping_fp32
+from .doubt import WATCHED, doubt, doubt_again
 from .held_values import gather
 from .name_in_model import told_as
 from .position_index import CheckedIndex, checked_index
 from .saved_deltas import SavedDeltas
 from .sparse_delta import tag, write_deltas
-
-# A loop that writes through `.data` does so in every step: few forwards tell, and a card, which a
-# look waits for, is left alone by all others
-_WATCHED = 2
 
 
 class DeltaHolder(SavedDeltas):
@@ -89,16 +86,16 @@ class DeltaHolder(SavedDeltas):
             )
 
     def train(self, mode: bool = True, *others: Any, **named: Any) -> Any:
-        """Switch as the plain module, and write what has changed, for forwards that are compiled.
+        """Switch as the plain module, and write what has changed, as compiled forwards do not.
 
-        The next forward that is not writes what has changed without a trace as well: it is here
-        that averages are copied to a model through `.data`.
+        An eager forward after it also writes what was changed without a trace: it is here that
+        averages are copied to a model through `.data`.
         """
-        if self._spt_states and not (mode and self.training):
-            stale = [d for d in self.sparse_deltas().values() if d.index.numel() and not d.is_fresh]
-            if stale and not torch.compiler.is_compiling():
-                write_deltas(stale)
-            self.doubt()
+        if not torch.compiler.is_compiling() and self._spt_states and not (mode and self.training):
+            write_deltas(
+                d for d in self.sparse_deltas().values() if d.index.numel() and not d.is_fresh
+            )
+            doubt(self)
         return super().train(mode, *others, **named)
 
     def _replicate_for_data_parallel(self) -> NoReturn:
@@ -149,7 +146,7 @@ class DeltaHolder(SavedDeltas):
         if len(values):
             self._spt_states[local].record(delta)
             self._tag(self.sparse_deltas()[local])
-            self.doubt(_WATCHED)
+            doubt(self, WATCHED)
 
     def hold_whole(self, local: str, values: nn.Parameter | None = None) -> None:
         """Freeze a parameter of 16 bits and train `<local>_fp32`, its values in fp32, in its place.
@@ -175,7 +172,7 @@ class DeltaHolder(SavedDeltas):
         self._spt_states[local] = self._new_state(local)
         self._spt_states[local].record(own)
         self._tag(self.sparse_deltas()[local])
-        self.doubt(_WATCHED)
+        doubt(self, WATCHED)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DeltaHolder:
         """Move or cast as any module, but keep deltas fp32 and write them into the cast weights."""
@@ -207,13 +204,15 @@ class DeltaHolder(SavedDeltas):
                 delta.written.record(delta.delta)
             elif delta.target.device.type != "meta":
                 delta.write()
+        doubt_again(self)
         return self
 
 
 def _is_same_at(index: Tensor, before: Tensor, after: Tensor) -> bool:
     if before.is_meta or after.is_meta:
         return True
-    return torch.equal(gather(before, index), gather(after.to(before.device), index))
+    held, given = gather(before, index), gather(after.to(before.device), index)
+    return bool(((held == given) | (held.isnan() & given.isnan())).all())
 
 
 def _tags_of(parameter: Tensor) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from torch import nn
 
 from ...ops.torch_internals import count_dispatch_modes, is_transformed
 from ..tuned_class import Shown, plain_twin
-from .held_values import can_be_looked_at, holds
+from .doubt import settle
 from .name_in_model import told_as
 from .row_major import format_named, format_of, name_of_format, put_into
-from .sparse_delta import Owner, SparseDelta, hold_again, owner_of, tag, write_deltas
+from .sparse_delta import Owner, SparseDelta, owner_of, tag, write_deltas
 from .written_state import WrittenState
 
 _TAKES_OUT = "weight_norm, spectral_norm and pruning put others in its place"
@@ -85,7 +85,7 @@ class HeldDeltas(Owner):
         if not states:
             return
         if "_spt_doubted" in own and not (is_transformed() or count_dispatch_modes()):
-            self._settle_doubts()  # which those who note each call must not see
+            settle(self)  # which those who note each call must not see
         parameters, stale = own["_parameters"], []
         for local, written in states.items():
             written.by_optimizer = False
@@ -94,42 +94,6 @@ class HeldDeltas(Owner):
         if stale and not is_transformed():  # such a forward reads no weight, see `computed`
             deltas = self.sparse_deltas()
             write_deltas([deltas[local] for local in stale])
-
-    def doubt(self, n_watched: int | None = None) -> None:
-        """Have the next forward write what was changed without a trace until then.
-
-        Args:
-            n_watched: of how many forwards after it, that train, such a change is refused; None
-                leaves that as it is.
-        """
-        left = self.__dict__.get("_spt_doubted", (True, 0))[1] if n_watched is None else n_watched
-        self.__dict__["_spt_doubted"] = True, left
-
-    def _settle_doubts(self) -> None:
-        """Follow, or refuse, what was changed without a trace."""
-        own = self.__dict__
-        is_followed, left = own.get("_spt_doubted", (False, 0))  # another thread may be through
-        if is_followed:
-            hold_again(self.sparse_deltas().values())
-        elif left and torch.is_grad_enabled():
-            self._check_held()
-            left -= 1
-        if left:
-            own["_spt_doubted"] = False, left
-        else:
-            own.pop("_spt_doubted", None)
-
-    def _check_held(self) -> None:
-        for local, delta in self.sparse_deltas().items():
-            if not (can_be_looked_at(delta) and delta.is_fresh) or holds(delta):
-                continue
-            name = f"{told_as(self)}.{local}"
-            raise RuntimeError(
-                f"what is trained of {name} was changed through `.data` since the forward before, "
-                "which leaves no trace, and the layer would compute with what it was: change "
-                "parameters in place under torch.no_grad(), or by a torch.optim.Optimizer; or "
-                "write_deltas(sparse_deltas(model).values()) of spt_kernels.layers after changes"
-            )
 
     def _new_state(self, local: str) -> WrittenState:
         delta_name, index_name, _ = self.delta_local_names(local)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 _FROZEN_IN = "_spt_frozen_in"
 _DROPPED_BY = "_spt_dropped_by"
+_CAST = "_spt_cast"
 
 
 class _Tag:
@@ -40,6 +41,26 @@ def mark_dropped(parameters: Iterable[Tensor], layer: nn.Module) -> None:
     """Let `check_made_after` know what was trained in a layer that is plain now."""
     for parameter in parameters:
         setattr(parameter, _DROPPED_BY, _Tag(layer))
+
+
+def mark_cast(parameter: Tensor, name: str) -> None:
+    """Let `check_not_cast` know a head's parameter whose values in fp32 are trained from now on."""
+    setattr(parameter, _CAST, name)
+
+
+def check_not_cast(parameter: Tensor) -> None:
+    """Refuse an optimizer of a head of before it was trained in fp32, which it is no longer by it.
+
+    Raises:
+        RuntimeError: it is such a one.
+    """
+    name = getattr(parameter, _CAST, None)
+    if name is not None:
+        raise RuntimeError(
+            f"the optimizer holds {name}, which was cast to 16 bits after spt.apply, and whose "
+            f"values are trained in fp32 since a later param_groups or load_state_dict: make it "
+            f"anew after these, {_HOW}"
+        )
 
 
 def check_made_after(parameters: Iterable[Tensor]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...distributed.sharded import is_sharded
 from ...model.quantized import logical_numel
+from .doubt import doubt, doubt_again
 from .held_deltas import HeldDeltas
 from .held_values import gather, holds
 from .position_index import position_problem
@@ -103,6 +104,7 @@ class SavedDeltas(HeldDeltas):
                 delta.written.record(delta.delta)
             else:
                 delta.write()
+        doubt_again(self)
 
     def _follow_from_meta(self) -> None:
         """Put deltas without positions, which no state dict has, where their targets are by now."""
@@ -142,11 +144,13 @@ class SavedDeltas(HeldDeltas):
         state = dict(self.__dict__ if inherited is None else inherited())
         deltas = self.sparse_deltas()
         state["_spt_written"] = {local: deltas[local].is_fresh for local in self._spt_states}
+        if "_spt_doubted" in state:  # which knows tensors by what they are here
+            state["_spt_doubted"] = state["_spt_doubted"].left
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        fresh = state.pop("_spt_written", {})
+        fresh, left = state.pop("_spt_written", {}), state.pop("_spt_doubted", None)
         if "_spt_formats" in state:  # by name; before 0.9.0 the formats themselves
             held = state["_spt_formats"].items()
             state["_spt_formats"] = {local: name_of_format(own) for local, own in held}
@@ -161,6 +165,8 @@ class SavedDeltas(HeldDeltas):
                 self.__dict__[original_name] = delta.original.to(delta.target.dtype)
             if fresh.get(local):
                 delta.written.record(delta.delta)
+        if left is not None:
+            doubt(self, left)
 
 
 def _are_equal(positions: Tensor, loaded: Tensor) -> bool:

@@ -21,7 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from ...distributed.sharded import is_sharded
 from ...ops.write_delta import write_delta
 from .held_values import can_be_looked_at, holds
-from .late_optimizer import check_made_after
+from .late_optimizer import check_made_after, check_not_cast
 from .name_in_model import told_as
 from .never_called import check_called
 from .sharded_delta import local_deltas
@@ -70,7 +70,7 @@ class SparseDelta:
     leaves no trace: it is found by the first eager forward after `eval()`, or after a `train()`
     that switches, about which averages are copied to a model. Elsewhere, as after an optimizer that
     is no `torch.optim.Optimizer`, and where forwards are compiled, which do not look, call `write`,
-    or `write_deltas` on the values of `sparse_deltas(model)`.
+    or `write_deltas` on the values of `sparse_deltas(model)`; so for what FSDP has sharded.
 
     Attributes:
         target: the tensor, frozen; holds base + delta at `index` and base values elsewhere.
@@ -388,7 +388,12 @@ def _check_reached(parameters: list[Tensor]) -> None:
         return  # a step without a backward before it tells nothing
     without = []
     for parameter in parameters:
-        owner = owner_of(parameter) if parameter.grad is None and parameter.requires_grad else None
+        if parameter.grad is not None:
+            continue
+        if not parameter.requires_grad:
+            check_not_cast(parameter)
+            continue
+        owner = owner_of(parameter)
         if owner is not None and not owner.spt_was_called:
             without.append(owner)
     if without:
