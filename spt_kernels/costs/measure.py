@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..layers.lookup import settle_doubts
 from ..memory import estimate_memory, made_up_plan
 from ..methods import Method, tune
 from ..methods.tunable import Tunable
@@ -159,6 +160,7 @@ def make_step(
     model = tunable.model.train()
     if setting.step == CAPTURED:
         return _captured(tunable, (images, target), setting)
+    settle_doubts(model)  # the first steps of a loop that is not known take looks of their own
     optimizer = tunable.optimizer(fused=True)
     run = torch.compile(model) if setting.step == COMPILED else model
 
