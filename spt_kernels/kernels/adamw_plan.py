@@ -31,21 +31,22 @@ def adamw_numbers_kernel(
 
     The powers of a step are in double precision, once per entry rather than once per thread.
     """
+    # each address is made 64 bits wide first: the interpreter takes one that lies low for 32
     entry = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = entry < n_entries
-    counter_ptr = counters.to(tl.pointer_type(tl.int64)) + entry * 3
+    counter_ptr = counters.to(tl.int64).to(tl.pointer_type(tl.int64)) + entry * 3
     step_ptr = tl.load(counter_ptr, mask=mask, other=0).to(tl.pointer_type(tl.float32))
     group = tl.load(counter_ptr + 1, mask=mask, other=0)
     entry_id = tl.load(counter_ptr + 2, mask=mask, other=0)
 
     counted = 1.0
     if found_inf != 0:
-        found = tl.load(found_inf.to(tl.pointer_type(tl.float32)))
+        found = tl.load(found_inf.to(tl.int64).to(tl.pointer_type(tl.float32)))
         counted = tl.where(found == 0.0, 1.0, 0.0)
     steps = tl.load(step_ptr, mask=mask, other=0.0) + counted
     tl.store(step_ptr, steps, mask=mask)
 
-    groups = changing + 8 * n_entries  # 8 words each: six numbers, two addresses
+    groups = changing.to(tl.int64) + 8 * n_entries  # 8 words each: six numbers, two addresses
     group_ptr = groups.to(tl.pointer_type(tl.float64)) + group * 8
     beta1 = tl.load(group_ptr + 1, mask=mask, other=0.5)
     beta2 = tl.load(group_ptr + 2, mask=mask, other=0.5)
@@ -64,7 +65,7 @@ def adamw_numbers_kernel(
     lr = tl.where(is_wide, tl.load(wide_ptr, mask=is_wide, other=0.0), lr)
 
     t = tl.maximum(steps, 1.0).to(tl.float64)  # an entry that has never been updated is skipped
-    number_ptr = numbers.to(tl.pointer_type(tl.float64)) + entry * 10
+    number_ptr = numbers.to(tl.int64).to(tl.pointer_type(tl.float64)) + entry * 10
     tl.store(number_ptr + 0, 1.0 - 2.0 * maximize, mask=mask)
     tl.store(number_ptr + 1, 1.0 - lr * weight_decay, mask=mask)
     tl.store(number_ptr + 2, 1.0 - beta1, mask=mask)

@@ -71,22 +71,22 @@ def sparse_adamw_kernel(
     BLOCK: tl.constexpr,
 ):
     """One program updates one block of one entry. Addresses come as numbers, 0 for no scale."""
-    table_ptr = table.to(tl.pointer_type(tl.int64))
+    table_ptr = table.to(tl.int64).to(tl.pointer_type(tl.int64))
     entry = find_row(table_ptr, n_entries, 9).to(tl.int64)
     row_ptr = table_ptr + entry * 9
-    number_ptr = numbers.to(tl.pointer_type(tl.float64)) + entry * 10
+    number_ptr = numbers.to(tl.int64).to(tl.pointer_type(tl.float64)) + entry * 10
     step = tl.load(number_ptr + 8).to(tl.int64)
     offsets = (tl.program_id(0) - tl.load(row_ptr)) * BLOCK + tl.arange(0, BLOCK)
     mask = (offsets < tl.load(row_ptr + 1)) & (step >= 1)
 
-    grad_address = tl.load(grads.to(tl.pointer_type(tl.int64)) + entry)
+    grad_address = tl.load(grads.to(tl.int64).to(tl.pointer_type(tl.int64)) + entry)
     grad_ptr = grad_address.to(tl.pointer_type(tl.float32)) + offsets
     param_ptr = tl.load(row_ptr + 2).to(tl.pointer_type(tl.float32)) + offsets
     exp_avg_ptr = tl.load(row_ptr + 3).to(tl.pointer_type(tl.float32)) + offsets
     exp_avg_sq_ptr = tl.load(row_ptr + 4).to(tl.pointer_type(tl.float32)) + offsets
     grad = tl.load(grad_ptr, mask=mask, other=0.0)
     if grad_scale != 0:
-        grad = tl.div_rn(grad, tl.load(grad_scale.to(tl.pointer_type(tl.float32))))
+        grad = tl.div_rn(grad, tl.load(grad_scale.to(tl.int64).to(tl.pointer_type(tl.float32))))
         tl.store(grad_ptr, grad, mask=mask)
     grad *= tl.load(number_ptr + 0).to(tl.float32)
     param = tl.load(param_ptr, mask=mask, other=0.0) * tl.load(number_ptr + 1).to(tl.float32)
