@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ..memory import Work
+from ..ops.dtypes import FLOATS_OF_16_BITS
 
 # The shares of its figures that an H100 reaches in a step, and the least that a kernel takes there:
 # fitted to the kernel times of four steps of a ViT-B/16 (full and LoRA-16, batch 64, autocast and
@@ -49,7 +50,7 @@ class Card:
         return device if captured else max(device, work.launches * _HOST_SECONDS)
 
     def _products(self, flops: int, dtype: torch.dtype | None) -> float:
-        is_narrow = dtype in (torch.bfloat16, torch.float16)
+        is_narrow = dtype in FLOATS_OF_16_BITS
         rate = self.narrow_tflops * _OF_NARROW if is_narrow else self.fp32_tflops * _OF_FP32
         return flops / (rate * 1e12)
 

@@ -16,12 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from ..ops.dtypes import FLOATS, FLOATS_OF_16_BITS
 from ..ops.launching import as_on_card
 from ..ops.low_rank_ways import MOST_COLUMNS, serves
 from .ledger import Ledger
 from .quantized import scratch_of_4_bits
-
-_HALF = (torch.bfloat16, torch.float16)
 
 # What autocast computes in fp32 on CUDA but, on a CPU, in the dtype that it finds
 _IN_FP32 = frozenset(
@@ -149,7 +148,9 @@ class AsOnCuda(TorchFunctionMode):
 
 
 def _widened(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype in _HALF else value
+    return (
+        value.float() if isinstance(value, Tensor) and value.dtype in FLOATS_OF_16_BITS else value
+    )
 
 
 def _normalize(
@@ -181,9 +182,9 @@ def _attention(
         query, key, value = (t.to(low) if t.is_floating_point() else t for t in (query, key, value))
         if attn_mask is not None and attn_mask.is_floating_point():
             attn_mask = attn_mask.to(low)
-    plain = query.dim() == 4 and not enable_gqa and query.dtype in (torch.float32, *_HALF)
+    plain = query.dim() == 4 and not enable_gqa and query.dtype in FLOATS
     same = query.shape[-1] == key.shape[-1] == value.shape[-1]
-    half = query.dtype in _HALF
+    half = query.dtype in FLOATS_OF_16_BITS
     aten = torch.ops.aten
     if plain and same and half and attn_mask is None and query.shape[-1] <= 256:
         width = query.shape[-1]

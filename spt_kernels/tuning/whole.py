@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from ..distributed.sharded import is_sharded
 from ..layers import attach_whole
 from ..layers.deltas.late_optimizer import mark_cast, mark_frozen
+from ..ops.dtypes import FLOATS_OF_16_BITS
 
 _EXACT = "_spt_exact_heads"  # of a tuned model: the values that heads were loaded with
 
 
 def is_coarse(parameter: Tensor) -> bool:
     """Whether a parameter has 16 bits, which most steps of an optimizer are too small for."""
-    return parameter.dtype in (torch.bfloat16, torch.float16)
+    return parameter.dtype in FLOATS_OF_16_BITS
 
 
 def train_whole(model: nn.Module, name: str) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
+from ...ops.dtypes import FLOATS_OF_16_BITS
 from .held_values import can_be_looked_at, holds
 from .name_in_model import told_as
-from .sparse_delta import SparseDelta, hold_again
+from .sparse_delta import SparseDelta, write_untold
 
 # A loop that writes through `.data` does so in every step: few forwards tell, and a card, which a
 # look waits for, is left alone by all others. One forward may call a layer some times.
@@ -65,14 +66,14 @@ def settle(holder: Any) -> None:
         return  # another thread is through; or the tensors are those of this call alone
     left = now.left
     if now.is_followed:
-        hold_again(deltas.values())
+        _hold_again(deltas.values())
     else:
         looked_at = {n: d for n, d in deltas.items() if can_be_looked_at(d) and d.is_fresh}
-        changed = [local for local, delta in looked_at.items() if not holds(delta)]
+        changed = {local: delta for local, delta in looked_at.items() if not holds(delta)}
         if changed and torch.is_grad_enabled():
-            raise RuntimeError(_told(holder, changed[0]))
-        hold_again(deltas[local] for local in changed)
+            raise RuntimeError(_told(holder, next(iter(changed))))
         if changed:  # as a teacher is, in every step
+            write_untold(changed.values())
             left = WATCHED
         elif all(map(_is_new, deltas.values())):
             left -= 1
@@ -84,8 +85,19 @@ def settle(holder: Any) -> None:
 
 def settle_for_good(holder: Any) -> None:
     """Write what was changed without a trace, and let no forward look for that."""
-    hold_again(holder.sparse_deltas().values())
+    _hold_again(holder.sparse_deltas().values())
     holder.__dict__.pop(_NAME, None)
+
+
+def _hold_again(deltas: Iterable[SparseDelta]) -> None:
+    """Have targets hold their deltas; what is there already stays, to the bit."""
+    # of 16 bits base + delta may be there as stochastic rounding, which draws anew, has left it
+    write_untold(
+        d
+        for d in deltas
+        if can_be_looked_at(d) and d.is_fresh
+        if d.target.dtype not in FLOATS_OF_16_BITS or not holds(d)
+    )
 
 
 def _is_new(delta: SparseDelta) -> bool:

@@ -20,7 +20,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ...distributed.sharded import is_sharded
 from ...ops.write_delta import write_delta
-from .held_values import can_be_looked_at, holds
 from .late_optimizer import check_made_after, check_not_cast
 from .name_in_model import told_as
 from .never_called import check_called
@@ -171,19 +170,9 @@ def hold_values(deltas: Iterable[SparseDelta], values: Iterable[Tensor]) -> None
 
 
 @torch.no_grad()
-def hold_again(deltas: Iterable[SparseDelta]) -> None:
-    """Have targets hold their deltas also where these were changed without a trace.
-
-    What is there already stays, to the bit, and no version tells of a write.
-    """
-    # of 16 bits base + delta may be there as stochastic rounding, which draws anew, has left it
-    again = [
-        replace(d, target=d.target.data)
-        for d in deltas
-        if can_be_looked_at(d) and d.is_fresh
-        if d.target.dtype not in (torch.bfloat16, torch.float16) or not holds(d)
-    ]
-    _write(again, restore=False)
+def write_untold(deltas: Iterable[SparseDelta]) -> None:
+    """Write base + delta into targets, which no version of theirs tells of."""
+    _write([replace(d, target=d.target.data) for d in deltas], restore=False)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...model.head import in_few_words, parts_of
+from ...ops.dtypes import FLOATS_OF_16_BITS
 from .accumulator import Accumulator
 from .autograd import add_squared_gradients
 from .batches import Batch, Samples
@@ -21,7 +22,6 @@ from .observation import Arrival
 from .probe import expand, probe
 
 _FP16_LOSS_SCALE = 1024.0  # keeps small gradients in fp16's range, as a GradScaler would
-_LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 logger = logging.getLogger("spt_kernels")
 
@@ -88,7 +88,7 @@ class _Measurement:
         self._parameters = parameters = {name: every[name] for name in names}
         dtypes = _compute_dtypes(parameters)
         self._loss_scale = scale = _FP16_LOSS_SCALE if torch.float16 in dtypes else 1.0
-        tolerance = 0.1 if dtypes & set(_LOW_PRECISION) else 1e-3
+        tolerance = 0.1 if dtypes & set(FLOATS_OF_16_BITS) else 1e-3
         self._interception = Interception(parameters, [*model.parameters(), *model.buffers()])
 
         def attempt(batch: Batch) -> Methods | None:
