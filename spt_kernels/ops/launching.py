@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from .torch_internals import (
     count_dispatch_modes,
@@ -61,7 +62,16 @@ def may_launch(tensor: Tensor) -> bool:
     The registered ops are for those; each costs a second dispatch and a guard, more than all that
     an autograd function does else.
     """
-    return not torch.compiler.is_compiling() and is_plain(tensor)  # first: what traces stops here
+    # the first stops what traces, and is all that `torch.compiler.is_compiling` could add here:
+    # what exports otherwise does so with tensors of other types; then `is_plain`, without its frame
+    return (
+        not is_dynamo_compiling()
+        and type(tensor) is Tensor
+        and (tensor.is_cpu or tensor.is_cuda)
+        and not tensor.is_neg()
+        and count_dispatch_modes() == 0
+        and not is_functorch_active()
+    )
 
 
 def may_launch_all(tensors: Sequence[Tensor]) -> bool:

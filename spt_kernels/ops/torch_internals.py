@@ -113,5 +113,8 @@ def is_transformed() -> bool:
 
 def is_backward_compiled() -> bool:
     """Whether compiled autograd is on; its module is there once something has been compiled."""
-    module = sys.modules.get("torch._dynamo.compiled_autograd")
+    module = _loaded("torch._dynamo.compiled_autograd")
     return module is not None and getattr(module, "compiled_autograd_enabled", False)
+
+
+_loaded = sys.modules.get

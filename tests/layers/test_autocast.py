@@ -10,7 +10,7 @@ from spt_kernels.layers.autograd import autocast
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda", "mps", "xpu"])
 def test_is_found_on_and_left(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autocast, "_IS_MAC", True)
+    monkeypatch.setattr(autocast, "is_any_autocast_on", autocast._is_any_autocast_on)  # of a Mac
     device = torch.device(kind)
     assert not autocast.is_any_autocast_on()
     assert autocast.without_autocast(device) is autocast._AS_IT_IS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,15 +15,17 @@ from ...ops.torch_internals import is_any_autocast_enabled
 _KINDS = frozenset(
     kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)
 )
-_IS_MAC = torch.backends.mps.is_built()
 _AS_IT_IS: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 
 
-def is_any_autocast_on() -> bool:
-    """Whether autocast is on for some device, told in a quarter of what asking for one takes."""
-    if is_any_autocast_enabled():
-        return True
-    return _IS_MAC and torch.is_autocast_enabled("mps")  # which torch leaves out above
+def _is_any_autocast_on() -> bool:
+    return is_any_autocast_enabled() or torch.is_autocast_enabled("mps")  # which torch leaves out
+
+
+# () -> bool: whether autocast is on for some device, in a quarter of what asking for one takes
+is_any_autocast_on: Callable[[], bool] = (
+    _is_any_autocast_on if torch.backends.mps.is_built() else is_any_autocast_enabled
+)
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -60,6 +60,13 @@ class Kept:
         except UNREADABLE:
             return False
 
+    def lies_there(self, node: Any) -> bool:
+        """Whether the node itself has it, and no hook has put it elsewhere."""
+        try:
+            return hook_of(self._raw(node)) is None
+        except UNREADABLE:
+            return False
+
     def read(self, node: Any) -> tuple[Any] | None:
         """What it is; None when it cannot be had without side effects."""
         try:
@@ -113,14 +120,12 @@ class KeptLayerNorm(NamedTuple):
         if issubclass(type(node), BackwardCFunction):
             input, mean, rstd, weight, bias = node.saved_tensors
             return cls(input, mean, rstd, weight, bias, len(node.call.shape))
-        return cls(
-            node._saved_input,
-            node._saved_result1,
-            node._saved_result2,
-            node._saved_weight,
-            node._saved_bias,
-            len(node._saved_normalized_shape),
-        )
+        return cls(*_all_of_layer_norm(node), len(node._saved_normalized_shape))
+
+
+_all_of_layer_norm = attrgetter(
+    *("_saved_input", "_saved_result1", "_saved_result2", "_saved_weight", "_saved_bias")
+)
 
 
 class NodeType:
@@ -199,20 +204,32 @@ def way_to(node: Any) -> tuple[tuple[Any, ...], tuple[NodeType, ...], int, bool]
     return tuple(way), tuple(types), output, is_moved_alone
 
 
-def is_kept(x: Tensor, way: tuple[Any, ...], types: tuple[NodeType, ...]) -> bool:
-    """Whether a node on the way of `x` keeps it for its own backward, so that saving it is free."""
-    if types not in _PLACES:
+def is_kept(x: Tensor, way: tuple[Any, ...], types: tuple[NodeType, ...], output: int) -> bool:
+    """Whether a node on the way of `x` keeps it for its own backward, so that saving it is free.
+
+    Which node that is is a matter of the types on the way, and read from the first such way alone:
+    to read it takes a host as long as a product. Where a node has kept it that time alone, as a
+    product does whose other factor is trained, no more is lost than memory.
+
+    Args:
+        x: an activation.
+        way: its, from `way_to`, as all that follows.
+        types: of the nodes.
+        output: of which output of the last node it is a view.
+    """
+    place = _PLACES.get((types, output), _UNKNOWN)
+    if place is _UNKNOWN:
         # not to be remembered of nodes that could not be read
         for node, node_type in zip(way, types, strict=True):
             if any(kept.read(node) is None for kept in node_type.kept):
                 return False
-        _PLACES[types] = _place(x, way, types)
-    place = _PLACES[types]
-    return place is not None and _shares_storage(x, place[1].read(way[place[0]]))
+        place = _PLACES[types, output] = _place(x, way, types)
+    return place is not None and place[1].lies_there(way[place[0]])
 
 
-# Which node of a way keeps an activation: a matter of the types on it
-_PLACES: dict[tuple[NodeType, ...], tuple[int, Kept] | None] = {}
+# Which node of a way keeps an activation, by the types on it and the output that it begins with
+_PLACES: dict[tuple[tuple[NodeType, ...], int], tuple[int, Kept] | None] = {}
+_UNKNOWN: Any = object()
 
 
 def _place(x: Tensor, way: tuple[Any, ...], types: tuple[NodeType, ...]) -> tuple[int, Kept] | None:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...ops.launching import is_plain, may_launch
+from ...ops.launching import may_launch
 from ...ops.native_calls import available, launch_lora, launch_lora_gradients
-from ...ops.torch_internals import is_any_autocast_enabled
+from ...ops.torch_internals import count_dispatch_modes, is_any_autocast_enabled
 from .lora_call import LoraCall
 from .lora_launches import grad_of_a_of_source
 from .packed_input import packed_input
@@ -120,21 +120,26 @@ class SmallSizes(NamedTuple):
         (out_features, in_features), n_factors = weight.shape, lora_a.shape[0]
         rank = n_factors // n_ranges
         of_layer = in_features, out_features, rank, n_ranges, first, width, step
-        return cls(_SMALL // n_factors if len(lora.groups) == 1 else -1, of_layer)
+        is_for_cpp = _HAS_CPP and len(lora.groups) == 1
+        return cls(_SMALL // n_factors if is_for_cpp else -1, of_layer)
 
 
 def is_small(sizes: SmallSizes, x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor) -> bool:
-    """Whether `SmallLowRankLinear` may be applied to these; of those it has to look at each."""
+    """Whether `SmallLowRankLinear` may be applied to these; of those it has to look at each.
+
+    Whoever asks knows that no transform is at work, and nothing compiled.
+    """
     return (
         x.numel() <= sizes.most
-        and _HAS_CPP
         and x.is_cpu
         and x.dtype is weight.dtype is lora_a.dtype is lora_b.dtype is _FP32
         and x.is_contiguous()
         and lora_a.is_contiguous()
         and lora_b.is_contiguous()
         and not is_any_autocast_enabled()
-        and is_plain(x)
+        and type(x) is Tensor
+        and not x.is_neg()
+        and count_dispatch_modes() == 0
     )
 
 

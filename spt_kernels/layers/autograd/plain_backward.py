@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from ...ops.torch_internals import add_batch_dim, is_batch, remove_batch_dim
 from .autocast import is_any_autocast_on, without_autocast
@@ -28,7 +29,7 @@ def plain_backward(backward: Backward) -> Backward:
 
     @functools.wraps(backward)
     def wrapper(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if not torch.compiler.is_compiling() and is_batch(grad):
+        if not is_dynamo_compiling() and is_batch(grad):
             return _one_by_one(functools.partial(wrapper, ctx), grad)
         if torch.is_grad_enabled():  # unlike in an ordinary backward
             return _guarded(backward, ctx, grad)

@@ -1,6 +1,6 @@
 """`SavedInput`: what a layer keeps of its input for the backward, and how the input is had again.
 
-The activation itself is kept only when nothing better is at hand. After a GELU or a LayerNorm the
+The activation itself is kept where it is small, else only when nothing better is at hand. After a GELU or a LayerNorm the
 autograd graph holds the producer's own input anyway: its node is remembered, not what it saves, and
 in the backward, which comes to the producer last, one elementwise pass over that gives the input
 back. Autograd checks the versions of what is read there, and that no backward has freed it.
@@ -29,6 +29,10 @@ from .traced import made_again
 
 # Tensors that are what autograd takes them for; other subclasses may be anything
 _INSPECTED: tuple[type[Tensor], ...] = (Tensor, torch.nn.Parameter, FakeTensor)
+
+# Elements of an input that is kept whatever is at hand: to look for that and to make the input again
+# takes a host longer than its product does, and a hundred layers keep no more than 6 MiB by it
+SMALL = 2**14
 
 Tensors = tuple[Tensor | None, ...]
 Kind = Literal["tensor", "columns", "gelu", "layer_norm", "function"]
@@ -75,12 +79,14 @@ class SavedInput(NamedTuple):
         cls, x: Tensor, dtype: torch.dtype, columns: Tensor | None = None, dim: int = -1
     ) -> tuple[SavedInput, Tensors]:
         """`of` for those who know that nothing is compiled here."""
+        if x.numel() <= SMALL and not x._is_view():  # of what may be large
+            return _new(cls, ("tensor", dtype, None, ())), (x,)
         hooks = hooks_in_use()
         if hooks is None:
             recipe, as_it_is = _chosen(x, dtype, columns, dim, None)
         else:
             recipe, as_it_is = _chosen_under_hooks(x, dtype, columns, dim, recording_of(hooks))
-        kind = recipe.kind
+        kind = recipe[0]
         if kind == "columns":
             assert columns is not None
             return recipe, (x.index_select(dim, columns).to(dtype),)
@@ -174,23 +180,28 @@ def _chosen(
         node_type = NODE_TYPES[type(node)]
         if node_type.is_view:
             way, types, output, is_moved_alone = way_to(node)
+            producer, producer_type = way[-1], types[-1]
         else:
             way, types, output, is_moved_alone = (node,), (node_type,), x.output_nr, True
+            producer, producer_type = node, node_type
+        source = producer_type.source
         # An edit in place under no_grad leaves the node as it is, and only the version tells of it;
         # outputs after the first are others, such as the mean, which a LayerNorm gives as well
-        if is_moved_alone and output == 0 and x._version == 0:
-            producer, kind, source = way[-1], types[-1].kind, types[-1].source
-            if (
-                source is not None
-                and (kind != "function" or hasattr(producer, "spt_rebuild_output"))
-                and source.is_readable(producer)
-                and dtype in FLOATS
-                and x.dtype in FLOATS
-                and not is_backward_compiled()
-            ):
-                steps = _steps(x) if node_type.is_view else ()
-                return _new(SavedInput, (kind, dtype, producer, steps)), True
-        if is_kept(x, way, types) or (recording is not None and recording.holds(x)):
+        if (
+            source is not None
+            and output == 0
+            and is_moved_alone
+            and x._version == 0
+            and (producer_type.kind != "function" or hasattr(producer, "spt_rebuild_output"))
+            and source.is_readable(producer)
+            and dtype in FLOATS
+            and x.dtype in FLOATS
+            and not is_backward_compiled()
+        ):
+            steps = _steps(x) if node_type.is_view else ()
+            return _new(SavedInput, (producer_type.kind, dtype, producer, steps)), True
+        is_free = is_kept(x, way, types, output)
+        if is_free or (recording is not None and recording.holds(x)):
             return _new(SavedInput, ("tensor", dtype, None, ())), True
     # per element of the columns, against per element of the input in the narrower dtype
     if columns is not None:
