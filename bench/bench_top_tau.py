@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -111,7 +110,7 @@ def test_host_of_a_selection_on_a_card(benchmark: Any, monkeypatch: pytest.Monke
     # as if of each tensor one score were selected
     found = torch.tensor([1, 0, n, 0, 0, 0, 0, 0, *[1] * n, *[0] * n])
     monkeypatch.setattr(kernels, "_empty_state", lambda *_: found)
-    monkeypatch.setattr(pieces, "load", lambda *_, **__: defaultdict(lambda: lambda *_: None))
+    monkeypatch.setattr(pieces, "load", lambda *_, **__: lambda *_: None)
     monkeypatch.setattr(pieces, "_loaded", {})
     monkeypatch.setattr(importlib.import_module("spt_kernels.ops.top_tau"), "_cpu", kernels.top_tau)
     assert [p.numel() for p in ops.top_tau(scores, n)] == [1] * n

@@ -17,7 +17,7 @@ from torch import Tensor
 from .card import Launch, cdiv
 from .dropout import is_kept
 from .low_rank_parts import TOKENS, Dropped, blocks_of, shipped_ranks
-from .prepared_launch import PreparedLaunches, alignment
+from .prepared_launch import PreparedLaunches, addressed, pointer_to
 from .variant import POINTER, Variant, short_name
 
 Span = tuple[int, int, int, int]  # as `reference.low_rank` has them
@@ -178,13 +178,15 @@ def low_rank_down(
     input = input.contiguous()
     n_tokens, n_features = input.shape
     factor, rank, is_tall = _laid_out(factor, span[0])
-    output = input.new_empty(n_tokens, span[0] * rank)
-    if output.numel() == 0:
+    columns = span[0] * rank
+    output = input.new_empty(n_tokens, columns)
+    if n_tokens == 0 or columns == 0:
         return output
     words, key = dropped
-    tensors = output, input, factor, input if key is None else key
+    tensors = input, factor, input if key is None else key
+    pointers, aligned = addressed(*tensors)
     like = (
-        *("down", input.get_device(), alignment(*tensors), input.dtype, factor.dtype),
+        *("down", input.get_device(), aligned, input.dtype, factor.dtype),
         *(n_tokens, n_features, *span, rank, is_tall, words[2] > 0, key is None),
     )
     made = _launches.get(like)
@@ -195,13 +197,13 @@ def low_rank_down(
             like,
             down_kernel,
             cdiv(n_tokens, TOKENS) * n_ranges,
-            tensors,
-            (n_tokens, n_features, first, step, width, n_ranges * rank),
+            (output, *tensors),
+            (n_tokens, n_features, first, step, width, columns),
             (scale, *words),
             (rank, is_tall, *dropped.constants, *blocks.values()),
             **_DOWN.options,
         )
-    made.launch(*tensors, *made.sizes, scale, *words, *made.constants)
+    made.launch(pointer_to(output), *pointers, *made.sizes, scale, *words, *made.constants)
     return output
 
 
@@ -229,8 +231,9 @@ def low_rank_up(
     given_bias, given_key = base if bias is None else bias, base if key is None else key
     tensors = output, base, inner, factor, given_bias, given_key
     inner_stride = inner.stride(0)
+    pointers, aligned = addressed(*tensors)
     like = (
-        *("up", base.get_device(), alignment(*tensors), base.dtype, output.dtype, factor.dtype),
+        *("up", base.get_device(), aligned, base.dtype, output.dtype, factor.dtype),
         *(n_tokens, n_features, *span, rank, inner_stride, is_tall, words[2] > 0, key is None),
         None if bias is None else bias.dtype,
     )
@@ -252,7 +255,7 @@ def low_rank_up(
             ),
             **_UP.options,
         )
-    made.launch(*tensors, *made.sizes, scale, *words, *made.constants)
+    made.launch(*pointers, *made.sizes, scale, *words, *made.constants)
 
 
 def _laid_out(factor: Tensor, n_ranges: int) -> tuple[Tensor, int, bool]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .card import Launch, capability_of, cdiv
 from .dropout import is_kept
 from .low_rank_parts import TOKENS, Dropped, blocks_of, shipped_ranks
-from .prepared_launch import PreparedLaunches, alignment
+from .prepared_launch import PreparedLaunches, addressed, pointer_to
 from .rebuild_input import gelu
 from .token_split import split_tokens
 from .variant import POINTER, Variant, short_name
@@ -115,19 +115,27 @@ def low_rank_grad(
     input, grad_inner = input.contiguous(), grad_inner.contiguous()
     n_tokens, n_features = input.shape
     rank = grad_inner.shape[1]
-    if input.numel() == 0 or rank == 0:
+    if n_tokens == 0 or n_features == 0 or rank == 0:
         return torch.zeros(rank, n_features, dtype=torch.float32, device=input.device)
     words, key = dropped
-    mean, rstd, weight, bias = (None if each is None else each.contiguous() for each in norm)
-    given = (
-        *(input if mean is None else mean, input if rstd is None else rstd),
-        *(input if weight is None else weight, input if bias is None else bias),
-    )
-    sources = input, grad_inner, *given, input if key is None else key
+    mean, rstd, weight, bias = norm
+    in_memory = input if key is None else key
+    if mean is None or rstd is None:  # without one no kernel reads what stands for it
+        sources = input, grad_inner, input, input, input, input, in_memory
+        of_norm: tuple[torch.dtype, ...] = ()
+    else:
+        given = (
+            *(mean.contiguous(), rstd.contiguous()),
+            *(input if weight is None else weight.contiguous(),),
+            *(input if bias is None else bias.contiguous(),),
+        )
+        sources = input, grad_inner, *given, in_memory
+        of_norm = tuple([tensor.dtype for tensor in given])
+    pointers, aligned = addressed(*sources)
     like = (
-        *(input.get_device(), alignment(*sources), input.dtype, grad_inner.dtype, activation),
+        *(input.get_device(), aligned, input.dtype, grad_inner.dtype, activation),
         *(n_tokens, n_features, rank, words[2] > 0, key is None, weight is None, bias is None),
-        *[tensor.dtype for tensor in given],
+        of_norm,
     )
     made = _launches.get(like)
     if made is None:
@@ -149,8 +157,8 @@ def low_rank_grad(
             **launch.options,
         )
     splits = cdiv(n_tokens, made.sizes[1])  # of so many tokens each
-    partial = torch.empty(splits, rank, n_features, dtype=torch.float32, device=input.device)
-    made.launch(partial, *sources, *made.sizes, *words, *made.constants)
+    partial = input.new_empty(splits, rank, n_features, dtype=torch.float32)
+    made.launch(pointer_to(partial), *pointers, *made.sizes, *words, *made.constants)
     return partial.sum(0) if splits != 1 else partial[0]
 
 

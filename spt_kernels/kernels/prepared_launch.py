@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import triton
 from torch import Tensor
 
 from .card import INTERPRETED
@@ -30,22 +33,48 @@ def prepared_launch(
         options: what the compiler is told, `num_warps` for one.
 
     Returns:
-        A call that takes arguments like these and launches.
+        A call that takes arguments like these and launches. In the place of a tensor it takes the
+        address, unless kernels are interpreted: `addressed` gives what it takes.
     """
-    loaded = load(kernel, *arguments, **options)
-    return loaded[(n_programs, 1, 1)]  # type: ignore[no-any-return]
+    return functools.partial(load(kernel, *arguments, **options), n_programs)
 
 
-def load(kernel: Any, *arguments: Any, **options: int) -> Any:
-    """The kernel of a `prepared_launch`, which it is for any number of programs in brackets."""
-    return kernel if INTERPRETED else kernel.warmup(*arguments, grid=(1,), **options)
+def load(kernel: Any, *arguments: Any, **options: int) -> Callable[..., None]:
+    """The kernel of a `prepared_launch`, which takes the number of programs first."""
+    if INTERPRETED:
+        return lambda n_programs, *given: kernel[(n_programs, 1, 1)](*given)
+    return without_detours(kernel.warmup(*arguments, grid=(1,), **options))
+
+
+def without_detours(compiled: Any) -> Callable[..., None]:
+    """The launch of a compiled kernel on the current device, past what Triton does for listeners.
+
+    Its own tells hooks of each launch, with or without any that listen: three frames of Python and
+    a dictionary, on a slow host longer than the launch. Where one listens, as a profiler does, it
+    is told as ever.
+    """
+    compiled[(1, 1, 1)]  # loads it
+    driver = triton.runtime.driver.active
+    device, stream_on = driver.get_current_device(), driver.get_current_stream
+    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    runtime = triton.knobs.runtime
+
+    def launch(n_programs: int, *arguments: Any) -> None:
+        before, after = runtime.launch_enter_hook, runtime.launch_exit_hook
+        if getattr(before, "calls", before) or getattr(after, "calls", after):
+            compiled[(n_programs, 1, 1)](*arguments)
+        else:
+            stream = stream_on(device)
+            run(n_programs, 1, 1, stream, function, metadata, None, None, None, *arguments)
+
+    return launch
 
 
 class Prepared(NamedTuple):
     """A launch, and what of its arguments never changes.
 
     Attributes:
-        launch: takes tensors, numbers and constants, and launches.
+        launch: takes what `addressed` gives for tensors, numbers and constants, and launches.
         sizes: of the numbers, those that are settled.
         constants: what is compiled in.
     """
@@ -61,7 +90,7 @@ class PreparedLaunches:
     The layers of a model are alike, and so are its steps. An ordinary launch takes a slow host
     longer than all the rest of a layer's backward; that all is looked up by one key is why the key
     has to hold everything that Triton makes another kernel for: dtypes, sizes, constants and the
-    `alignment` of every tensor; and what settles the grid, and the device.
+    alignment of every tensor; and what settles the grid, and the device.
     """
 
     def __init__(self) -> None:
@@ -100,9 +129,22 @@ class PreparedLaunches:
         return made
 
 
-def alignment(*tensors: Tensor) -> int:
-    """Of which of these vectors of 16 bytes do not fit the address: a bit for each."""
+def addressed(*tensors: Tensor) -> tuple[Sequence[Any], int]:
+    """What prepared launches take for tensors, and their alignment, a part of every key.
+
+    Of a tensor Triton asks its method for the address, and the driver whether that is a card's; of
+    a number it asks nothing. The interpreter takes tensors alone. The alignment has a bit for each
+    tensor, set where vectors of 16 bytes do not fit its address; those that a launcher has made
+    itself need not be asked, for memory that torch gives fits.
+    """
+    addresses = [*map(address_of, tensors)]
     bits = 0
-    for tensor in tensors:
-        bits = 2 * bits + (tensor.data_ptr() % 16 != 0)
-    return bits
+    if functools.reduce(operator.or_, addresses, 0) % 16:  # seldom
+        for address in addresses:
+            bits = 2 * bits + (address % 16 != 0)
+    return tensors if INTERPRETED else addresses, bits
+
+
+address_of = Tensor.data_ptr
+# what a prepared launch takes for a tensor that the launcher has made
+pointer_to: Callable[[Tensor], Any] = (lambda tensor: tensor) if INTERPRETED else address_of

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .card import cdiv
-from .prepared_launch import PreparedLaunches, alignment
+from .prepared_launch import PreparedLaunches, addressed, pointer_to
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
 # 2,048 elements a program: 16 a thread, so that each reads whole 128-bit words. 128 columns divide
@@ -92,33 +92,39 @@ def rebuild_layer_norm(
     dtype: torch.dtype,
 ) -> Tensor:
     """See `spt_kernels.ops.rebuild_input.rebuild_layer_norm`."""
-    output = torch.empty(input.shape, dtype=dtype, device=input.device)
-    if output.numel() == 0:
+    shape, numel = input.shape, input.numel()
+    output = input.new_empty(shape, dtype=dtype)
+    if numel == 0:
         return output
-    n_cols = input.shape[input.dim() - normalized_ndim :].numel()
-    rows = input.reshape(-1, n_cols)  # [rows, cols], a view wherever there is one
-    if rows.stride(1) != 1:
-        rows = rows.contiguous()
-    tensors = (
+    n_cols = shape[-1] if normalized_ndim == 1 else shape[len(shape) - normalized_ndim :].numel()
+    if input.is_contiguous():
+        rows, stride = input, n_cols
+    else:
+        rows = input.reshape(-1, n_cols)  # [rows, cols], a view wherever there is one
+        if rows.stride(1) != 1:
+            rows = rows.contiguous()
+        stride = rows.stride(0)
+    given = (
         rows,
         mean.contiguous(),
         rstd.contiguous(),
-        weight.contiguous() if weight is not None else rows,
-        bias.contiguous() if bias is not None else rows,
-        output,
+        rows if weight is None else weight.contiguous(),
+        rows if bias is None else bias.contiguous(),
     )
-    sizes = rows.shape[0], n_cols, rows.stride(0)
+    sizes = numel // n_cols, n_cols, stride
     has = weight is not None, bias is not None
-    dtypes = rows.dtype, mean.dtype, rstd.dtype, tensors[3].dtype, tensors[4].dtype, dtype
-    key = input.get_device(), alignment(*tensors), sizes, has, dtypes
+    dtypes = *[tensor.dtype for tensor in given], dtype
+    pointers, aligned = addressed(*given)
+    key = input.get_device(), aligned, sizes, has, dtypes
     made = _launches.get(key)
     if made is None:
-        n_programs = cdiv(rows.shape[0], _ROWS) * cdiv(n_cols, _COLS)
+        n_programs = cdiv(sizes[0], _ROWS) * cdiv(n_cols, _COLS)
         constants = *has, _ROWS, _COLS
         made = _launches.prepare(
-            key, layer_norm_kernel, n_programs, tensors, sizes, (), constants, num_warps=_WARPS
+            *(key, layer_norm_kernel, n_programs, (*given, output), sizes, (), constants),
+            num_warps=_WARPS,
         )
-    made.launch(*tensors, *made.sizes, *made.constants)
+    made.launch(*pointers, pointer_to(output), *made.sizes, *made.constants)
     return output
 
 

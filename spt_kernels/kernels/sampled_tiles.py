@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..gradient_ways.tile_plan import STRIP_HEIGHT, TilePlan
 from .card import INTERPRETED, Launch, capability_of
-from .prepared_launch import PreparedLaunches, alignment
+from .prepared_launch import PreparedLaunches, addressed, pointer_to
 from .take import take_channels
 from .token_split import split_tokens
 from .transpose import transposed
@@ -172,14 +172,15 @@ def by_tiles(grad_output: Tensor, input: Tensor, plan: TilePlan) -> Tensor:
     partial = torch.empty(splits, nnz, dtype=torch.float32, device=input.device)
     listed = lists is not None
     given = plan.tiles if lists is None else lists
-    tensors = partial, left, right, given, plan.tiles, plan.order, plan.places
+    tensors = left, right, given, plan.tiles, plan.order, plan.places
+    pointers, aligned = addressed(*tensors)
     sizes = (
         *(n_tiles, nnz, len(input), tokens_per_split, left.shape[1], right.shape[1]),
         *(*left.stride(), *right.stride()),
     )
     key = (
         input.get_device(),
-        alignment(*tensors),
+        aligned,
         input.dtype,
         sizes,
         plan.block,
@@ -193,13 +194,13 @@ def by_tiles(grad_output: Tensor, input: Tensor, plan: TilePlan) -> Tensor:
             key,
             tile_kernel,
             n_tiles * parts * splits,
-            tensors,
+            (partial, *tensors),
             sizes,
             (),
             constants,
             **launch.options,
         )
-    made.launch(*tensors, *made.sizes, *made.constants)
+    made.launch(pointer_to(partial), *pointers, *made.sizes, *made.constants)
     return partial
 
 

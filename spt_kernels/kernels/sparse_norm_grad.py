@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .card import Launch, cdiv
-from .prepared_launch import PreparedLaunches, alignment
+from .prepared_launch import PreparedLaunches, addressed, pointer_to
 from .token_split import split_tokens
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
@@ -102,7 +102,8 @@ def sparse_norm_grad(
     )
     sizes = n_weights, n_biases, n_tokens, tokens_per_split, n_features
     dtypes = [each.dtype for each in tensors[:4]]
-    key = grad_output.get_device(), alignment(*tensors), sizes, *dtypes
+    pointers, aligned = addressed(*tensors)
+    key = grad_output.get_device(), aligned, sizes, *dtypes
     made = _launches.get(key)
     if made is None:
         made = _launches.prepare(
@@ -115,7 +116,7 @@ def sparse_norm_grad(
             (_ENTRIES, _LAUNCH.tokens),
             **_LAUNCH.options,
         )
-    made.launch(partial, *tensors, *made.sizes, *made.constants)
+    made.launch(pointer_to(partial), *pointers, *made.sizes, *made.constants)
     return partial.sum(0) if splits != 1 else partial[0]
 
 

@@ -11,7 +11,7 @@ from ..gradient_ways.gradient_cost import Way, Work, cheapest_way
 from ..gradient_ways.stored_rates import rates_on
 from ..gradient_ways.tile_plan import TilePlan
 from .card import Launch, cdiv
-from .prepared_launch import PreparedLaunches, alignment
+from .prepared_launch import PreparedLaunches, addressed, pointer_to
 from .sampled_tiles import by_tiles
 from .take import take_entries
 from .token_split import split_tokens
@@ -100,14 +100,16 @@ def sparse_weight_grad(
 
 def _way(plan: TilePlan | None, nnz: int, out_features: int, input: Tensor) -> Way:
     """The cheapest, estimated once for a plan: the estimate takes longer than its launch."""
-    allows_tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    is_fp32 = input.dtype is torch.float32
+    # asked for where it matters: the answer takes a host as long as a small launch
+    allows_tf32 = is_fp32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     key = out_features, input.shape[1], input.dtype, allows_tf32
     known = {} if plan is None else plan.ways
     if key not in known:
         known[key] = cheapest_way(
             Work.of(plan, nnz, (out_features, input.shape[1])),
             rates_on(input.device),
-            is_fp32=input.dtype == torch.float32,
+            is_fp32=is_fp32,
             allows_tf32=allows_tf32,
         )
     return known[key]
@@ -119,10 +121,11 @@ def by_vectors(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
     entry_blocks = cdiv(nnz, _ENTRIES)
     splits, tokens_per_split = split_tokens(len(input), entry_blocks, LAUNCH, input.device)
     partial = torch.empty(splits, nnz, dtype=torch.float32, device=input.device)
-    tensors = partial, grad_output, input, index
+    tensors = grad_output, input, index
+    pointers, aligned = addressed(*tensors)
     shapes = grad_output.shape[1], input.shape[1], *grad_output.stride(), *input.stride()
     sizes = nnz, len(input), tokens_per_split, *shapes
-    key = input.get_device(), alignment(*tensors), input.dtype, sizes, LAUNCH
+    key = input.get_device(), aligned, input.dtype, sizes, LAUNCH
     made = _launches.get(key)
     if made is None:
         constants = tuple(_BLOCKS.values())
@@ -130,13 +133,13 @@ def by_vectors(grad_output: Tensor, input: Tensor, index: Tensor) -> Tensor:
             key,
             vector_kernel,
             entry_blocks * splits,
-            tensors,
+            (partial, *tensors),
             sizes,
             (),
             constants,
             **LAUNCH.options,
         )
-    made.launch(*tensors, *made.sizes, *made.constants)
+    made.launch(pointer_to(partial), *pointers, *made.sizes, *made.constants)
     return partial
 
 

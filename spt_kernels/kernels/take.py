@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .card import cdiv
-from .prepared_launch import PreparedLaunches, alignment
+from .prepared_launch import PreparedLaunches, addressed, pointer_to
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
 _WARPS = 4
@@ -60,26 +59,28 @@ def channels_kernel(
 def take_entries(matrix: Tensor, index: Tensor) -> Tensor:
     """Entries `[nnz]` of a contiguous fp32 matrix at flat int32 positions; NaN outside of it."""
     nnz, numel = index.numel(), matrix.numel()
-    output = torch.empty(nnz, dtype=matrix.dtype, device=matrix.device)
+    output = matrix.new_empty(nnz)
     tensors = output, matrix, index
-    key = "entries", matrix.get_device(), alignment(*tensors), nnz, numel
+    pointers, aligned = addressed(matrix, index)
+    key = "entries", matrix.get_device(), aligned, nnz, numel
     made = _launches.get(key)
     if made is None:
         programs, constants = cdiv(nnz, _ENTRIES), (_ENTRIES,)
         made = _launches.prepare(
             key, entries_kernel, programs, tensors, (nnz, numel), (), constants, num_warps=_WARPS
         )
-    made.launch(*tensors, *made.sizes, *made.constants)
+    made.launch(pointer_to(output), *pointers, *made.sizes, *made.constants)
     return output
 
 
 def take_channels(input: Tensor, channels: Tensor) -> Tensor:
     """`[tokens, taken]` of `[tokens, channels]`, at int32 positions that lie in it."""
     n_tokens, n_taken = len(input), len(channels)
-    output = torch.empty(n_tokens, n_taken, dtype=input.dtype, device=input.device)
+    output = input.new_empty(n_tokens, n_taken)
     tensors = output, input, channels
     sizes = n_tokens, n_taken, *input.stride()
-    key = "channels", input.get_device(), alignment(*tensors), input.dtype, sizes
+    pointers, aligned = addressed(input, channels)
+    key = "channels", input.get_device(), aligned, input.dtype, sizes
     made = _launches.get(key)
     if made is None:
         programs = cdiv(n_tokens, _TOKENS) * cdiv(n_taken, _CHANNELS)
@@ -87,7 +88,7 @@ def take_channels(input: Tensor, channels: Tensor) -> Tensor:
         made = _launches.prepare(
             key, channels_kernel, programs, tensors, sizes, (), constants, num_warps=_WARPS
         )
-    made.launch(*tensors, *made.sizes, *made.constants)
+    made.launch(pointer_to(output), *pointers, *made.sizes, *made.constants)
     return output
 
 

@@ -129,7 +129,7 @@ class Pieces:
         if loaded is None:
             loaded = load(kernel, *arguments, *constants, num_warps=num_warps)
             _loaded[key] = loaded
-        loaded[(n_programs, 1, 1)](*arguments, *constants)
+        loaded(n_programs, *arguments, *constants)
 
     def launch_on_groups(
         self,

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .card import cdiv
-from .prepared_launch import PreparedLaunches, alignment
+from .prepared_launch import PreparedLaunches, addressed, pointer_to
 from .variant import FLOAT_DTYPES, POINTER, Variant, short_name
 
 _BLOCK, _WARPS = 64, 4
@@ -53,7 +53,8 @@ def transposed(matrix: Tensor) -> Tensor:
     output = torch.empty(n_channels, padded_tokens, dtype=matrix.dtype, device=matrix.device)
     if output.numel():
         sizes = n_tokens, n_channels, padded_tokens, *matrix.stride()
-        key = matrix.get_device(), alignment(matrix, output), matrix.dtype, sizes
+        pointers, aligned = addressed(matrix)
+        key = matrix.get_device(), aligned, matrix.dtype, sizes
         made = _launches.get(key)
         if made is None:
             n_programs = padded_tokens // _BLOCK * cdiv(n_channels, _BLOCK)
@@ -67,7 +68,7 @@ def transposed(matrix: Tensor) -> Tensor:
                 (_BLOCK,),
                 num_warps=_WARPS,
             )
-        made.launch(matrix, output, *made.sizes, *made.constants)
+        made.launch(*pointers, pointer_to(output), *made.sizes, *made.constants)
     return output
 
 

@@ -125,13 +125,14 @@ def dropped_of(probability: float, seed: int | Tensor) -> Any:
 
 def _dropped(probability: float, seed: int, key: Tensor | None) -> Any:
     if probability == 0.0:
-        return _nothing()
+        return nothing_dropped()
     kernels, _ = kernels_of_a_card()
     return kernels.Dropped(_given(probability, seed, key), key)
 
 
 @functools.cache
-def _nothing() -> Any:
+def nothing_dropped() -> Any:
+    """`dropped_of` a probability of 0."""
     kernels, _ = kernels_of_a_card()
     return kernels.Dropped((0, 0, 0))
 

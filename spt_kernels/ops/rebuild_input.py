@@ -7,6 +7,7 @@ gives the activation back.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -125,10 +126,8 @@ def launch_layer_norm(
 ) -> Tensor:
     """`rebuild_layer_norm` of what one LayerNorm keeps, on a CPU or a card."""
     if not input.is_cpu:
-        from ..kernels import rebuild_input as kernels
-
         with on_card(input.device):
-            return kernels.rebuild_layer_norm(
+            return _kernels().rebuild_layer_norm(  # type: ignore[no-any-return]
                 input, mean, rstd, weight, bias, normalized_ndim, dtype
             )
     if (
@@ -154,10 +153,16 @@ def launch_gelu(input: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
         return F.gelu(input, approximate=approximate)  # the very call of the forward
     if input.is_cpu:
         return reference.rebuild_gelu(input, approximate, dtype)
-    from ..kernels import rebuild_input as kernels
-
     with on_card(input.device):
-        return kernels.rebuild_gelu(input, approximate, dtype)
+        return _kernels().rebuild_gelu(input, approximate, dtype)  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _kernels() -> Any:
+    """The kernels of a card, imported where there is one; to ask for them again costs nothing."""
+    from ..kernels import rebuild_input
+
+    return rebuild_input
 
 
 def layer_norm_of_the_op(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -89,11 +90,17 @@ def _on_cpu(*given: Any) -> Tensor:
 
 
 def _on_card(*given: Any) -> Tensor:
-    from ..kernels import sparse_norm_grad as kernels
-
     dense: list[Any] = [each if each is None else each.contiguous() for each in given]
     with on_card(given[0].device):
-        return kernels.sparse_norm_grad(*dense)
+        return _kernels().sparse_norm_grad(*dense)  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _kernels() -> Any:
+    """The kernels of a card, imported where there is one; to ask for them again costs nothing."""
+    from ..kernels import sparse_norm_grad
+
+    return sparse_norm_grad
 
 
 torch.library.define(

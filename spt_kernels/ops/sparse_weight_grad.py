@@ -350,10 +350,18 @@ def _cuda(
 def _launch_on_card(
     grad_output: Tensor, input: Tensor, index: Tensor, tile_plan: TilePlan | None
 ) -> Tensor:
-    from ..kernels import sparse_weight_grad as kernels
-
     with on_card(input.device):
-        return kernels.sparse_weight_grad(grad_output, input, index, tile_plan)
+        return _kernels().sparse_weight_grad(  # type: ignore[no-any-return]
+            grad_output, input, index, tile_plan
+        )
+
+
+@functools.cache
+def _kernels() -> Any:
+    """The kernels of a card, imported where there is one; to ask for them again costs nothing."""
+    from ..kernels import sparse_weight_grad
+
+    return sparse_weight_grad
 
 
 register("spt::sparse_weight_grad", "cpu", _cpu)

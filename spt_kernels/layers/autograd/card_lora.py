@@ -10,10 +10,18 @@ from torch import Tensor
 
 from ...ops.dtypes import FLOATS
 from ...ops.launching import is_plain, may_launch, on_card
-from ...ops.low_rank_ways import NO_NORM, covers_all, dropped_of, kernels_of_a_card, serves
+from ...ops.low_rank_ways import (
+    NO_NORM,
+    covers_all,
+    dropped_of,
+    kernels_of_a_card,
+    nothing_dropped,
+    serves,
+)
+from ...ops.torch_internals import count_dispatch_modes
 from .autocast import is_any_autocast_on
 from .lora_call import LoraCall
-from .lora_launches import source_of
+from .lora_launches import grad_of_b, source_of
 from .low_rank_linear import gradients_of
 from .plain_backward import plain_backward
 from .saved_input import RebuildingFunction, SavedInput
@@ -45,10 +53,11 @@ class CardLowRankLinear(RebuildingFunction):
         flat_x, flat_y = low.reshape(-1, lora_a.shape[1]), y.view(-1, y.shape[-1])
         with on_card(x.device):
             all_of_x = 1, lora_a.shape[1], 0, 0
-            dropped = dropped_of(lora.dropout, lora.seed)
+            nothing = nothing_dropped()
+            dropped = dropped_of(lora.dropout, lora.seed) if lora.dropout else nothing
             inner = kernels.low_rank_down(flat_x, lora_a.t(), all_of_x, lora.kept_scale, dropped)
             kernels.low_rank_up(
-                *(flat_y, flat_y, inner, lora_b, span, lora.scale, dropped_of(0.0, 0)),
+                *(flat_y, flat_y, inner, lora_b, span, lora.scale, nothing),
                 bias if late else None,
             )
         y = y.data  # no view, so that what follows may work on it in place
@@ -78,7 +87,7 @@ class CardLowRankLinear(RebuildingFunction):
         (group,) = lora.groups
         with on_card(gy.device):
             scale = lora.scale * lora.kept_scale
-            grad_inner = kernels.low_rank_down(gy, lora_b, group.span, scale, dropped_of(0.0, 0))
+            grad_inner = kernels.low_rank_down(gy, lora_b, group.span, scale, nothing_dropped())
             source = source_of(saved)
             if source is not None and is_plain(source[0]):
                 grad_a = grads.low_rank_grad(source[0], grad_inner, dropped, *source[1:])
@@ -90,7 +99,7 @@ class CardLowRankLinear(RebuildingFunction):
                 else:
                     grad_a = wide_product(grad_inner.t(), flat)
                 del flat  # before the gradient of the same size is made
-            grad_b = lora.grad_of_b(gy, inner)
+            grad_b = grad_of_b(lora, gy, inner)
             if weight is None:
                 return None, None, None, grad_a, grad_b, None, None
             grad = torch.mm(gy, weight if weight.dtype is dtype else weight.to(dtype))
@@ -103,7 +112,10 @@ class CardLowRankLinear(RebuildingFunction):
 def dtype_on_card(
     lora: LoraCall, x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor
 ) -> torch.dtype | None:
-    """In which `CardLowRankLinear` computes with these; None where it is not for them."""
+    """In which `CardLowRankLinear` computes with these; None where it is not for them.
+
+    Whoever asks knows that no transform is at work, and nothing compiled.
+    """
     dtype = x.dtype
     if is_any_autocast_on() and torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda") if dtype is not torch.float64 else dtype
@@ -118,6 +130,9 @@ def dtype_on_card(
         and lora_a.is_contiguous()
         and lora_b.is_contiguous()
         and type(lora_a) is type(lora_b) is type(weight) is torch.nn.Parameter
-        and is_plain(x)
+        and type(x) is Tensor
+        and (x.is_cuda or x.is_cpu)
+        and not x.is_neg()
+        and count_dispatch_modes() == 0
     )
     return dtype if is_fit else None

@@ -120,7 +120,8 @@ class KeptLayerNorm(NamedTuple):
         if issubclass(type(node), BackwardCFunction):
             input, mean, rstd, weight, bias = node.saved_tensors
             return cls(input, mean, rstd, weight, bias, len(node.call.shape))
-        return cls(*_all_of_layer_norm(node), len(node._saved_normalized_shape))
+        input, mean, rstd, weight, bias = _all_of_layer_norm(node)
+        return cls(input, mean, rstd, weight, bias, len(node._saved_normalized_shape))
 
 
 _all_of_layer_norm = attrgetter(

@@ -1,9 +1,10 @@
 """`SavedInput`: what a layer keeps of its input for the backward, and how the input is had again.
 
-The activation itself is kept where it is small, else only when nothing better is at hand. After a GELU or a LayerNorm the
-autograd graph holds the producer's own input anyway: its node is remembered, not what it saves, and
-in the backward, which comes to the producer last, one elementwise pass over that gives the input
-back. Autograd checks the versions of what is read there, and that no backward has freed it.
+The activation itself is kept where it is small, else only when nothing better is at hand. After a
+GELU or a LayerNorm the autograd graph holds the producer's own input anyway: its node is
+remembered, not what it saves, and in the backward, which comes to the producer last, one
+elementwise pass over that gives the input back. Autograd checks the versions of what is read there,
+and that no backward has freed it.
 
 An activation that is edited between its producer and the layer is kept as it is: its version tells.
 Only other memory given to `activation.data`, or a write into that, leaves no trace; what is rebuilt
@@ -30,8 +31,8 @@ from .traced import made_again
 # Tensors that are what autograd takes them for; other subclasses may be anything
 _INSPECTED: tuple[type[Tensor], ...] = (Tensor, torch.nn.Parameter, FakeTensor)
 
-# Elements of an input that is kept whatever is at hand: to look for that and to make the input again
-# takes a host longer than its product does, and a hundred layers keep no more than 6 MiB by it
+# Elements of an input that is kept whatever is at hand: to look for that and to make the input
+# again takes a host longer than its product does, and a hundred layers keep at most 6 MiB by it
 SMALL = 2**14
 
 Tensors = tuple[Tensor | None, ...]

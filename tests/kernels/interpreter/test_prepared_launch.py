@@ -9,7 +9,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from spt_kernels.kernels import prepared_launch
-from spt_kernels.kernels.prepared_launch import PreparedLaunches, alignment
+from spt_kernels.kernels.prepared_launch import PreparedLaunches, addressed, pointer_to
 from spt_kernels.kernels.rebuild_input import layer_norm_kernel, rebuild_layer_norm
 
 
@@ -27,7 +27,13 @@ def test_a_launch_is_found_by_its_key_and_few_are_kept(monkeypatch: pytest.Monke
 def test_alignment_is_told_of_each_tensor() -> None:
     fits, odd = torch.zeros(8), torch.zeros(9)[1:]
     patterns = [(fits, fits), (fits, odd), (odd, fits), (odd, odd)]
-    assert [alignment(*pattern) for pattern in patterns] == [0, 1, 2, 3]
+    assert [addressed(*pattern)[1] for pattern in patterns] == [0, 1, 2, 3]
+
+
+def test_an_interpreter_takes_tensors_themselves() -> None:
+    x, y = torch.zeros(8), torch.zeros(4)
+    assert addressed(x, y)[0] == (x, y)
+    assert pointer_to(x) is x
 
 
 def test_layers_alike_share_a_launch_and_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
