@@ -6,6 +6,7 @@ nothing else. A library's takes a pass more for the dropout and for every change
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -172,12 +173,22 @@ def up_kernel(
 
 
 def low_rank_down(
-    input: Tensor, factor: Tensor, span: Span, scale: float, dropped: Dropped
+    input: Tensor,
+    factor: Tensor,
+    span: Span,
+    scale: float,
+    dropped: Dropped,
+    *,
+    is_across: bool = False,
 ) -> Tensor:
-    """See `spt_kernels.reference.low_rank`."""
+    """See `spt_kernels.reference.low_rank`; of an input of any dimensions, `[..., features]`.
+
+    A factor that `is_across` is given as `[rank, features]`, contiguous, of one range.
+    """
     input = input.contiguous()
-    n_tokens, n_features = input.shape
-    factor, rank, is_tall = _laid_out(factor, span[0])
+    *lengths, n_features = input.shape
+    n_tokens = math.prod(lengths)
+    factor, rank, is_tall = _laid_out(factor, span[0], is_across)
     columns = span[0] * rank
     output = input.new_empty(n_tokens, columns)
     if n_tokens == 0 or columns == 0:
@@ -216,16 +227,20 @@ def low_rank_up(
     scale: float,
     dropped: Dropped,
     bias: Tensor | None = None,
+    *,
+    is_across: bool = False,
 ) -> None:
     """See `spt_kernels.reference.low_rank`; into `output`, which may be `base`, both contiguous.
 
-    Features without a range are left alone.
+    They are `[..., features]`, of any dimensions. Features without a range are left alone. A factor
+    may be given as in `low_rank_down`.
     """
-    n_tokens, n_features = base.shape
+    *lengths, n_features = base.shape
+    n_tokens = math.prod(lengths)
     inner = inner if inner.stride(1) == 1 else inner.contiguous()  # a token's numbers side by side
     bias = None if bias is None else bias.contiguous()
-    factor, rank, is_tall = _laid_out(factor, span[0])
-    if base.numel() == 0 or factor.numel() == 0:
+    factor, rank, is_tall = _laid_out(factor, span[0], is_across)
+    if n_tokens == 0 or n_features == 0 or factor.numel() == 0:
         return
     words, key = dropped
     given_bias, given_key = base if bias is None else bias, base if key is None else key
@@ -258,8 +273,10 @@ def low_rank_up(
     made.launch(*pointers, *made.sizes, scale, *words, *made.constants)
 
 
-def _laid_out(factor: Tensor, n_ranges: int) -> tuple[Tensor, int, bool]:
+def _laid_out(factor: Tensor, n_ranges: int, is_across: bool) -> tuple[Tensor, int, bool]:
     """A factor as a kernel reads it, its rank, and whether its rows lie one after the other."""
+    if is_across:
+        return factor, factor.shape[0], False
     n_rows, rank = factor.shape
     strides = factor.stride()
     if strides == (rank, 1):

@@ -50,15 +50,15 @@ class CardLowRankLinear(RebuildingFunction):
         # one that autocast would cast is added as it is, by the update
         late = bias is not None and bias.dtype is not dtype and covers_all(span, bias.shape[0])
         y = F.linear(low, weight, None if late else bias).contiguous()
-        flat_x, flat_y = low.reshape(-1, lora_a.shape[1]), y.view(-1, y.shape[-1])
         with on_card(x.device):
             all_of_x = 1, lora_a.shape[1], 0, 0
             nothing = nothing_dropped()
             dropped = dropped_of(lora.dropout, lora.seed) if lora.dropout else nothing
-            inner = kernels.low_rank_down(flat_x, lora_a.t(), all_of_x, lora.kept_scale, dropped)
+            inner = kernels.low_rank_down(
+                low, lora_a, all_of_x, lora.kept_scale, dropped, is_across=True
+            )
             kernels.low_rank_up(
-                *(flat_y, flat_y, inner, lora_b, span, lora.scale, nothing),
-                bias if late else None,
+                y, y, inner, lora_b, span, lora.scale, nothing, bias if late else None
             )
         y = y.data  # no view, so that what follows may work on it in place
         recipe, kept_tensors = SavedInput.eager(x, dtype)
@@ -105,7 +105,9 @@ class CardLowRankLinear(RebuildingFunction):
             grad = torch.mm(gy, weight if weight.dtype is dtype else weight.to(dtype))
             grad_x = grad if x_dtype is dtype else torch.empty_like(grad, dtype=x_dtype)
             span = 1, lora_a.shape[1], 0, 0
-            kernels.low_rank_up(grad, grad_x, grad_inner, lora_a.t(), span, 1.0, dropped)
+            kernels.low_rank_up(
+                grad, grad_x, grad_inner, lora_a, span, 1.0, dropped, is_across=True
+            )
         return grad_x.view(*shape, lora_a.shape[1]), None, None, grad_a, grad_b, None, None
 
 

@@ -70,6 +70,18 @@ def test_up(n_tokens: int, rank: int, span: Any, dtype: torch.dtype) -> None:
         assert_within_budget(elsewhere, (plain + bias).float(), truth + bias)
 
 
+@pytest.mark.parametrize("shape", [(40,), (6, 40), (2, 3, 40), (2, 0, 40)], ids=str)
+def test_any_dimensions_and_a_factor_that_lies_across(shape: tuple[int, ...]) -> None:
+    x, across = made(*shape), made(4, 40)
+    flat, span, dropped = x.view(-1, 40), (1, 40, 0, 0), Dropped(WORDS)
+    inner = kernels.low_rank_down(x, across, span, 0.5, dropped, is_across=True)
+    assert torch.equal(inner, kernels.low_rank_down(flat, across.t(), span, 0.5, dropped))
+    outputs = poisoned(x), poisoned(flat)
+    kernels.low_rank_up(x, outputs[0], inner, across, span, 0.5, dropped, is_across=True)
+    kernels.low_rank_up(flat, outputs[1], inner, across.t(), span, 0.5, dropped)
+    assert torch.equal(outputs[0], outputs[1].view(shape))
+
+
 def test_a_key_in_memory_is_its_words() -> None:
     x, inner, factor = made(9, 40), made(9, 4), made(40, 4)
     span = (1, 40, 0, 0)
