@@ -3,9 +3,6 @@
 A fast card is done with a layer before Python has asked for the next one: there the step takes as
 long as its host does. Here the products are of width 48, and one thread runs all: what is timed is
 Python, autograd and the dispatcher. Ours train entries of all 48 matrices, or a LoRA instead.
-
-Inputs so narrow are kept and not made again (`saved_input.SMALL`); what the host of larger ones has
-to do besides is in the rows that are called so, with the arithmetic of making them again.
 """
 
 from __future__ import annotations
@@ -21,7 +18,6 @@ from spt_kernels import Sensitivity
 from spt_kernels.costs import CostSetting
 from spt_kernels.costs.measure import make_step
 from spt_kernels.finetuning.demo import one_thread
-from spt_kernels.layers.autograd import saved_input
 from spt_kernels.methods import Method, make_plan, tune
 from spt_kernels.model import candidate_names
 
@@ -40,7 +36,6 @@ METHODS = (
     Method("peft-lora-all", 22_272),  # of rank 4 as well
 )
 TARGETS = {"peft-lora-4": 1.15}
-LARGE = "as of large inputs"
 
 
 def stepper(method: Method) -> Callable[[], object]:
@@ -49,19 +44,6 @@ def stepper(method: Method) -> Callable[[], object]:
     scores = sensitivity_everywhere(model) if method.is_sensitivity_aware else None
     tunable = tune(model, method, make_plan(model, method, scores))
     return make_step(tunable, SETTING.image_shape(model), BATCH, SETTING)
-
-
-def as_of_large_inputs(step: Callable[[], object]) -> Callable[[], object]:
-    """A step for which no input is small."""
-
-    def run() -> None:
-        small, saved_input.SMALL = saved_input.SMALL, -1
-        try:
-            step()
-        finally:
-            saved_input.SMALL = small
-
-    return run
 
 
 def sensitivity_everywhere(model: nn.Module) -> Sensitivity:
@@ -86,9 +68,6 @@ def test_host_of_a_training_step(benchmark: Any) -> None:
             steps[method.name] = stepper(method)
         except ValueError as reason:
             print(f"{method.name}: left out, {reason}")
-    ours = {name: step for name, step in steps.items() if name.startswith("spt-")}
-    large = {f"{name}, {LARGE}": as_of_large_inputs(step) for name, step in ours.items()}
-    steps = ours | large | steps
     operators = {f"operators, {name}": count_operators(step) for name, step in steps.items()}
     contest = hold(
         benchmark,

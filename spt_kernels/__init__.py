@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .files.first_use import names_on_first_use
 
-__version__ = "0.10.0"
+__version__ = "0.10.1"
 
 # folder or file -> the public names that it has, in the order in which data flows
 _NAMES = {

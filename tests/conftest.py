@@ -45,19 +45,6 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _nothing_is_small() -> Iterator[None]:
-    """Layers treat the inputs of tests, which are small to be quick, as they treat large ones.
-
-    `tests/layers/test_small_inputs.py` has those that are small.
-    """
-    from spt_kernels.layers.autograd import saved_input
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saved_input, "SMALL", -1)
-        yield
-
-
-@pytest.fixture(autouse=True, scope="session")
 def _one_parser() -> Iterator[None]:
     """The command line's parser is built once, not for each of the tests' hundreds of calls."""
     from typer import main

@@ -15,7 +15,7 @@ from ..ops.launching import is_transformed
 from .autograd.autocast import without_autocast
 from .autograd.card_lora import CardLowRankLinear, dtype_on_card
 from .autograd.lora_call import LoraCall
-from .autograd.low_rank_linear import LowRankLinear, SmallLowRankLinear, SmallSizes, is_small
+from .autograd.low_rank_linear import LowRankLinear, SmallLowRankLinear, SmallSizes, small_shape
 from .autograd.mask_keys import draw_seed
 from .autograd.pointwise_lora import PointwiseLora
 from .autograd.traced_dropout import draw_words
@@ -163,8 +163,10 @@ class LoraLinear(LoraLayer, StructuredLinear):
             sizes = own.get("_spt_small_sizes")
             if sizes is None:
                 sizes = own["_spt_small_sizes"] = SmallSizes.of(weight, lora_a, call)
-            if call.dropout == 0.0 and is_small(sizes, input, weight, lora_a, lora_b):
-                return SmallLowRankLinear.apply(*factors, sizes)
+            if call.dropout == 0.0:
+                shape = small_shape(sizes, input, weight, lora_a, lora_b)
+                if shape is not None:
+                    return SmallLowRankLinear.apply(*factors, shape)
             if input.is_cuda:
                 dtype = dtype_on_card(call, input, weight, lora_a, lora_b)
                 if dtype is not None:

@@ -6,80 +6,27 @@ are small, so that one thread does all, the caller's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from .activation import Activation
 from .module import available, module
 
 # tokens, features of input and output, rank, ranges; first feature, width and step of the ranges
 Shape = tuple[int, int, int, int, int, int, int, int]
 
-# asked for once: each frame is felt in a step of so small a model
 _CPP: Any = module() if available() else None
 
+# The C++ functions themselves, as a frame around one would take as long as what it does. Of all
+# tensors they take the addresses, fp32 and contiguous on a CPU; whoever calls holds the tensors.
 
-def launch_lora(
-    shape: Shape, scale: float, lora_a: Tensor, lora_b: Tensor, input: Tensor, output: Tensor
-) -> None:
-    """Add `scale · input aᵀ bᵀ` to ranges of the features of `output`; nothing is checked.
+# (shape, scale, lora_a, lora_b, input, output) -> None: adds `scale · input aᵀ bᵀ` to ranges of
+# the features of `output`, `[tokens, out]`; `lora_a` is `[ranges · rank, in]`, `lora_b`
+# `[ranges · width, rank]` and `input` `[tokens, in]`.
+launch_lora: Callable[..., None] = getattr(_CPP, "add_lora", None)  # type: ignore[assignment]
 
-    Args:
-        shape: of the call.
-        scale: of the LoRA.
-        lora_a: `[ranges · rank, in]`, fp32 and contiguous on a CPU, as all of them.
-        lora_b: `[ranges · width, rank]`.
-        input: `[tokens, in]`.
-        output: `[tokens, out]`, is written.
-    """
-    _CPP.add_lora(
-        shape,
-        scale,
-        lora_a.data_ptr(),
-        lora_b.data_ptr(),
-        input.data_ptr(),
-        output.data_ptr(),
-    )
-
-
-def launch_lora_gradients(
-    shape: Shape,
-    scale: float,
-    lora_a: Tensor,
-    lora_b: Tensor,
-    grad_output: Tensor,
-    input: Tensor,
-    activation: Activation,
-    grad_input: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of both factors; that of the input, if it is given, is added to `grad_input`.
-
-    Nothing is checked, as in `launch_lora`.
-
-    Args:
-        shape: as that of `launch_lora`.
-        scale: likewise.
-        lora_a: likewise.
-        lora_b: likewise.
-        grad_output: `[tokens, out]`.
-        input: `[tokens, in]`.
-        activation: what the LoRA was given, if that is not `input` itself; its tensors are held by
-            whoever calls.
-        grad_input: `[tokens, in]`, is written; or None.
-    """
-    grad_a, grad_b = torch.empty_like(lora_a), torch.empty_like(lora_b)
-    _CPP.lora_gradients(
-        shape,
-        scale,
-        lora_a.data_ptr(),
-        lora_b.data_ptr(),
-        grad_output.data_ptr(),
-        input.data_ptr(),
-        *activation,
-        grad_a.data_ptr(),
-        grad_b.data_ptr(),
-        0 if grad_input is None else grad_input.data_ptr(),
-    )
-    return grad_a, grad_b
+# (shape, scale, lora_a, lora_b, grad_output, input, *activation, grad_a, grad_b, grad_input) ->
+# None: writes the gradients of both factors, and adds that of the input to `grad_input` unless its
+# address is 0. The LoRA was given `activation`, an `Activation`, of `input`.
+launch_lora_gradients: Callable[..., None] = getattr(  # type: ignore[assignment]
+    _CPP, "lora_gradients", None
+)

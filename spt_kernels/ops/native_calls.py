@@ -14,6 +14,7 @@ from ..native import LAYER_NORM as LAYER_NORM
 from ..native import TANH_GELU as TANH_GELU
 from ..native import Activation as Activation
 from ..native import AdamWPlan as AdamWPlan
+from ..native import LoraShape as LoraShape
 from ..native import available as available
 from ..native import launch_lora as launch_lora
 from ..native import launch_lora_gradients as launch_lora_gradients

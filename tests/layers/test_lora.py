@@ -17,6 +17,7 @@ from spt_kernels import LoraSpec
 from spt_kernels.layers import LoraLinear, SparseDeltaLinear, sparse_deltas, tuned_modules
 from spt_kernels.layers.autograd import tuned_linear
 from spt_kernels.layers.deltas.sparse_delta import owner_of
+from spt_kernels.ops.native_calls import available
 from tests.tolerance import assert_within_budget
 
 from .truth import INDEX, sparse_linear, tokens
@@ -132,7 +133,9 @@ def test_starts_as_the_base_layer() -> None:
     ids=["gelu", "layer_norm", "relu", "leaf"],
 )
 def test_what_is_saved(make, kind: str) -> None:  # type: ignore[no-untyped-def]
-    assert lora()(make(tokens(4, 8))).grad_fn.saved_input.kind == kind
+    assert lora()(make(tokens(8200, 8))).grad_fn.saved_input.kind == kind
+    if available():  # so little is kept, whatever made it
+        assert lora()(make(tokens(4, 8))).grad_fn.saved_input.kind == "tensor"
 
 
 @pytest.mark.parametrize("p", [0.5, 0.1, 1.0])

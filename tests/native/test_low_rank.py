@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,22 @@ def update(x: Tensor, a: Tensor, b: Tensor, layer: tuple[int, ...], scale: float
     return y
 
 
+Shape = tuple[int, int, int, int, int, int, int, int]
+
+
+def gradients(
+    shape: Shape, a: Tensor, b: Tensor, grad_output: Tensor, x: Tensor, how: Any, grad_x: Any
+) -> tuple[Tensor, Tensor]:
+    """Of both factors; that of the input, if it is given, is added to."""
+    found = torch.full_like(a, float("nan")), torch.full_like(b, float("nan"))
+    addresses = [tensor.data_ptr() for tensor in (a, b, grad_output, x)]
+    to = [tensor.data_ptr() for tensor in found]
+    native.launch_lora_gradients(
+        shape, 0.7, *addresses, *how, *to, 0 if grad_x is None else grad_x.data_ptr()
+    )
+    return found
+
+
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 @pytest.mark.parametrize("tokens", [1, 34])
 @pytest.mark.parametrize("gelu", [False, True], ids=["itself", "gelu"])
@@ -55,15 +73,16 @@ def test_against_autograd(
     y, grad_h = torch.zeros(tokens, n_out), torch.zeros(tokens, n_in)
     shape = tokens, *layer
     activation = native.Activation(native.GELU, 0) if gelu else native.ITSELF
-    native.launch_lora(shape, 0.7, a, b, h, y)
-    grads = native.launch_lora_gradients(shape, 0.7, a, b, grad_output, x, activation, grad_h)
-    without = native.launch_lora_gradients(shape, 0.7, a, b, grad_output, x, activation, None)
+    forward = [tensor.data_ptr() for tensor in (a, b, h, y)]
+    native.launch_lora(shape, 0.7, *forward)
+    grads = gradients(shape, a, b, grad_output, x, activation, grad_h)
+    without = gradients(shape, a, b, grad_output, x, activation, None)
     assert all(torch.equal(*pair) for pair in zip(grads, without, strict=True))
     actual = [y.clone(), grad_h.clone(), *grads]
     plain, truth = by_autograd(torch.float32), by_autograd(torch.float64)
     for own, dense, exact in zip(actual, plain, truth, strict=True):
         assert_within_budget(own, dense, exact)
-    native.launch_lora(shape, 0.7, a, b, h, y)
-    native.launch_lora_gradients(shape, 0.7, a, b, grad_output, x, activation, grad_h)
+    native.launch_lora(shape, 0.7, *forward)
+    gradients(shape, a, b, grad_output, x, activation, grad_h)
     for twice, once in zip((y, grad_h), actual[:2], strict=True):
         torch.testing.assert_close(twice, 2 * once, rtol=1e-5, atol=1e-5)

@@ -117,14 +117,20 @@ class KeptLayerNorm(NamedTuple):
     @classmethod
     def of(cls, node: Any) -> KeptLayerNorm:
         """Read from a node whose kind is `layer_norm`, in a backward that has not come to it."""
-        if issubclass(type(node), BackwardCFunction):
-            input, mean, rstd, weight, bias = node.saved_tensors
-            return cls(input, mean, rstd, weight, bias, len(node.call.shape))
-        input, mean, rstd, weight, bias = _all_of_layer_norm(node)
-        return cls(input, mean, rstd, weight, bias, len(node._saved_normalized_shape))
+        input, mean, rstd, weight, bias = tensors_of_layer_norm(node)
+        is_ours = isinstance(node, BackwardCFunction)
+        normalized = node.call.shape if is_ours else node._saved_normalized_shape
+        return cls(input, mean, rstd, weight, bias, len(normalized))
 
 
-_all_of_layer_norm = attrgetter(
+def tensors_of_layer_norm(node: Any) -> Any:
+    """Those of `KeptLayerNorm.of`, without the dimensions, which take as long to ask for again."""
+    if isinstance(node, BackwardCFunction):
+        return node.saved_tensors
+    return _kept_by_torchs(node)
+
+
+_kept_by_torchs = attrgetter(
     *("_saved_input", "_saved_result1", "_saved_result2", "_saved_weight", "_saved_bias")
 )
 
@@ -140,16 +146,18 @@ class NodeType:
         is_reshape: the output is the input in another shape.
         is_move: it is that, or a permutation.
         is_view: it may share its storage with the input.
+        is_rebuilt: it is a GELU or a LayerNorm of torch, whose output can be had again.
         kept: what such nodes keep, results first.
     """
 
-    __slots__ = ("is_move", "is_reshape", "is_view", "kept", "kind", "name", "source")
+    __slots__ = ("is_move", "is_rebuilt", "is_reshape", "is_view", "kept", "kind", "name", "source")
 
     def __init__(self, node_type: type, kind: Kind | None = None) -> None:
         self.name = node_type.__name__
         self.kind: Kind | None
         self.source: Kept | KeptBySelf | None
         self.kind, self.source = _SOURCES.get(self.name, (None, None))
+        self.is_rebuilt = self.source is not None
         if kind is not None:
             self.kind, self.source = kind, KeptBySelf()
         self.is_reshape = self.name in _RESHAPES

@@ -7,10 +7,23 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from ...ops.launching import may_launch
-from ...ops.native_calls import available, launch_lora, launch_lora_gradients
-from ...ops.torch_internals import count_dispatch_modes, is_any_autocast_enabled
+from ...ops.native_calls import (
+    ITSELF,
+    LoraShape,
+    available,
+    launch_lora,
+    launch_lora_gradients,
+)
+from ...ops.torch_internals import (
+    count_dispatch_modes,
+    hooks_in_use,
+    is_any_autocast_enabled,
+    is_batch,
+    is_functorch_active,
+)
+from .autocast import is_any_autocast_on
 from .lora_call import LoraCall
 from .lora_launches import grad_of_a_of_source
 from .packed_input import packed_input
@@ -22,6 +35,7 @@ from .tuned_linear import linear_with_lora
 _SMALL = 2**16
 _FP32 = torch.float32
 _HAS_CPP = available()
+_KEPT = SavedInput("tensor", _FP32)
 
 
 class LowRankLinear(RebuildingFunction):
@@ -60,7 +74,9 @@ class LowRankLinear(RebuildingFunction):
 class SmallLowRankLinear(RebuildingFunction):
     """`LowRankLinear` of calls that are small: the C++ does their products in one go.
 
-    The bottleneck is made again by the backward, sooner than it would be kept.
+    The bottleneck is made again by the backward, sooner than it would be kept. Not so the input,
+    which is kept whatever made it: to find out what could be made again takes longer than all that
+    the C++ does. With a factor of eight columns that is 32 KB at most.
     """
 
     @staticmethod
@@ -72,34 +88,66 @@ class SmallLowRankLinear(RebuildingFunction):
         lora_a: Tensor,
         lora_b: Tensor,
         lora: LoraCall,
-        sizes: SmallSizes,
+        shape: LoraShape,
     ) -> Tensor:
-        """`[..., out]`, fp32."""
+        """`[..., out]`, fp32, of the `shape` that `small_shape` gave."""
         y = F.linear(x, weight, bias)
-        shape = y.numel() // sizes.of_layer[1], *sizes.of_layer
-        launch_lora(shape, lora.scale, lora_a, lora_b, x, y)
+        address = x.data_ptr()
+        factors = lora_a.data_ptr(), lora_b.data_ptr()
+        launch_lora(shape, lora.scale, *factors, address, y.data_ptr())
         y = y.data
-        recipe, kept = SavedInput.eager(x, _FP32)
+        recipe, kept = _KEPT, (x,)
+        # hooks put what is kept elsewhere, and a view would keep all that it is a part of
+        if x._is_view() or hooks_in_use() is not None:
+            recipe, kept = SavedInput.eager(x, _FP32)  # type: ignore[assignment]
         ctx.save_for_backward(lora_a, lora_b, weight if ctx.needs_input_grad[0] else None, *kept)
-        ctx.saved_input, ctx.how = recipe, (lora, shape)
+        ctx.saved_input, ctx.how = recipe, (lora, shape, address)
         return y
 
     @staticmethod
-    @plain_backward
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the input and of both factors."""
+        # `plain_backward` and `may_launch` in one: each frame is felt here
+        if (
+            is_dynamo_compiling()
+            or torch.is_grad_enabled()
+            or is_any_autocast_on()
+            or type(grad_output) is not Tensor
+            or not grad_output.is_contiguous()
+            or grad_output.is_neg()
+            or is_batch(grad_output)
+            or count_dispatch_modes()
+            or is_functorch_active()
+        ):
+            return _small_in_general(ctx, grad_output)
         lora_a, lora_b, weight, *kept = ctx.saved_tensors
-        lora, shape = ctx.how
-        if grad_output.is_contiguous() and may_launch(grad_output):
+        lora, shape, address = ctx.how
+        if ctx.saved_input is _KEPT and kept[0].data_ptr() == address:
+            activation = ITSELF  # what the forward has looked at
+        else:
             packed = packed_input(ctx.saved_input, kept, shape[0], shape[1])
-            if packed is not None:
-                grad_x = None if weight is None else torch.matmul(grad_output, weight)
-                how = shape, lora.scale, lora_a, lora_b
-                source, activation, _ = packed
-                factors = launch_lora_gradients(*how, grad_output, source, activation, grad_x)
-                return grad_x, None, None, *factors, None, None
-        tensors = grad_output, weight, lora_a, lora_b
-        return *gradients_of(*tensors, lora, None, ctx.saved_input, kept, _FP32), None
+            if packed is None:
+                return _small_in_general(ctx, grad_output)
+            source, activation, _ = packed
+            address = source.data_ptr()
+        grad_x, address_of_x = None, 0
+        if weight is not None:
+            grad_x = torch.matmul(grad_output, weight)
+            address_of_x = grad_x.data_ptr()
+        grad_a, grad_b = torch.empty_like(lora_a), torch.empty_like(lora_b)
+        launch_lora_gradients(
+            *(shape, lora.scale, lora_a.data_ptr(), lora_b.data_ptr()),
+            *(grad_output.data_ptr(), address, *activation),
+            *(grad_a.data_ptr(), grad_b.data_ptr(), address_of_x),
+        )
+        return grad_x, None, None, grad_a, grad_b, None, None
+
+
+@plain_backward
+def _small_in_general(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    lora_a, lora_b, weight, *kept = ctx.saved_tensors
+    tensors = grad_output, weight, lora_a, lora_b
+    return *gradients_of(*tensors, ctx.how[0], None, ctx.saved_input, kept, _FP32), None
 
 
 class SmallSizes(NamedTuple):
@@ -120,17 +168,20 @@ class SmallSizes(NamedTuple):
         (out_features, in_features), n_factors = weight.shape, lora_a.shape[0]
         rank = n_factors // n_ranges
         of_layer = in_features, out_features, rank, n_ranges, first, width, step
-        is_for_cpp = _HAS_CPP and len(lora.groups) == 1
-        return cls(_SMALL // n_factors if is_for_cpp else -1, of_layer)
+        return cls(_SMALL // n_factors if len(lora.groups) == 1 else -1, of_layer)
 
 
-def is_small(sizes: SmallSizes, x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor) -> bool:
-    """Whether `SmallLowRankLinear` may be applied to these; of those it has to look at each.
+def small_shape(
+    sizes: SmallSizes, x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor
+) -> LoraShape | None:
+    """What the C++ is told of a call on these; None where it is not for `SmallLowRankLinear`.
 
     Whoever asks knows that no transform is at work, and nothing compiled.
     """
-    return (
-        x.numel() <= sizes.most
+    numel = x.numel()
+    if (
+        numel <= sizes.most
+        and _HAS_CPP
         and x.is_cpu
         and x.dtype is weight.dtype is lora_a.dtype is lora_b.dtype is _FP32
         and x.is_contiguous()
@@ -140,7 +191,10 @@ def is_small(sizes: SmallSizes, x: Tensor, weight: Tensor, lora_a: Tensor, lora_
         and type(x) is Tensor
         and not x.is_neg()
         and count_dispatch_modes() == 0
-    )
+    ):
+        of_layer = sizes.of_layer
+        return numel // of_layer[0], *of_layer
+    return None
 
 
 def gradients_of(

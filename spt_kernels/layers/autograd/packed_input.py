@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...ops.native_calls import DTYPE_NUMBERS, GELU, ITSELF, LAYER_NORM, TANH_GELU, Activation
-from .graph_nodes import KeptLayerNorm
+from .graph_nodes import tensors_of_layer_norm
 from .saved_input import SavedInput, Tensors
 
 _FP32 = torch.float32
@@ -35,10 +35,15 @@ def packed_input(
     kind, dtype, node, steps = saved
     source: Tensor | None
     held: tuple[Tensor | None, ...] = ()
-    if steps:
+    activation = ITSELF
+    if kind == "tensor" or kind == "columns":
+        (source,) = kept
+        if source is None or source.dtype is not dtype:
+            return None
+    elif steps:
         return None
-    if kind == "layer_norm":
-        source, mean, rstd, weight, bias, _ = KeptLayerNorm.of(node)
+    elif kind == "layer_norm":
+        source, mean, rstd, weight, bias = tensors_of_layer_norm(node)
         if (
             source.dtype is not _FP32
             or mean.numel() != tokens  # of more dimensions than one
@@ -60,13 +65,8 @@ def packed_input(
         source = node._saved_self
         how = GELU if node._saved_approximate == "none" else TANH_GELU
         activation = _new(Activation, (how, DTYPE_NUMBERS[dtype], 0, 0, 0, 0))
-    elif kind == "function":
-        return None
     else:
-        (source,) = kept
-        if source is None or source.dtype is not dtype:
-            return None
-        activation = ITSELF
+        return None
     if (
         source.is_contiguous()
         and source.numel() == tokens * in_features > 0

@@ -1,10 +1,9 @@
 """`SavedInput`: what a layer keeps of its input for the backward, and how the input is had again.
 
-The activation itself is kept where it is small, else only when nothing better is at hand. After a
-GELU or a LayerNorm the autograd graph holds the producer's own input anyway: its node is
-remembered, not what it saves, and in the backward, which comes to the producer last, one
-elementwise pass over that gives the input back. Autograd checks the versions of what is read there,
-and that no backward has freed it.
+The activation itself is kept only when nothing better is at hand. After a GELU or a LayerNorm the
+autograd graph holds the producer's own input anyway: its node is remembered, not what it saves, and
+in the backward, which comes to the producer last, one elementwise pass over that gives the input
+back. Autograd checks the versions of what is read there, and that no backward has freed it.
 
 An activation that is edited between its producer and the layer is kept as it is: its version tells.
 Only other memory given to `activation.data`, or a write into that, leaves no trace; what is rebuilt
@@ -30,10 +29,6 @@ from .traced import made_again
 
 # Tensors that are what autograd takes them for; other subclasses may be anything
 _INSPECTED: tuple[type[Tensor], ...] = (Tensor, torch.nn.Parameter, FakeTensor)
-
-# Elements of an input that is kept whatever is at hand: to look for that and to make the input
-# again takes a host longer than its product does, and a hundred layers keep at most 6 MiB by it
-SMALL = 2**14
 
 Tensors = tuple[Tensor | None, ...]
 Kind = Literal["tensor", "columns", "gelu", "layer_norm", "function"]
@@ -80,9 +75,21 @@ class SavedInput(NamedTuple):
         cls, x: Tensor, dtype: torch.dtype, columns: Tensor | None = None, dim: int = -1
     ) -> tuple[SavedInput, Tensors]:
         """`of` for those who know that nothing is compiled here."""
-        if x.numel() <= SMALL and not x._is_view():  # of what may be large
-            return _new(cls, ("tensor", dtype, None, ())), (x,)
         hooks = hooks_in_use()
+        if hooks is None and type(x) in _INSPECTED:
+            # what nearly every layer comes to, without a frame: right behind a GELU or LayerNorm
+            node: Any = x.grad_fn
+            made_by = NODE_TYPES[type(node)]
+            if (
+                made_by.is_rebuilt
+                and x._version == 0
+                and x.output_nr == 0
+                and made_by.source.is_readable(node)
+                and dtype in FLOATS
+                and x.dtype in FLOATS
+                and not is_backward_compiled()
+            ):
+                return _new(cls, (made_by.kind, dtype, node, ())), ()
         if hooks is None:
             recipe, as_it_is = _chosen(x, dtype, columns, dim, None)
         else:
