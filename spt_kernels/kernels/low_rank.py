@@ -183,7 +183,7 @@ def low_rank_down(
 ) -> Tensor:
     """See `spt_kernels.reference.low_rank`; of an input of any dimensions, `[..., features]`.
 
-    A factor that `is_across` is given as `[rank, features]`, contiguous, of one range.
+    A factor that `is_across` is given as `[rank, features]`, of one range.
     """
     input = input.contiguous()
     *lengths, n_features = input.shape
@@ -276,7 +276,7 @@ def low_rank_up(
 def _laid_out(factor: Tensor, n_ranges: int, is_across: bool) -> tuple[Tensor, int, bool]:
     """A factor as a kernel reads it, its rank, and whether its rows lie one after the other."""
     if is_across:
-        return factor, factor.shape[0], False
+        return factor.contiguous(), factor.shape[0], False
     n_rows, rank = factor.shape
     strides = factor.stride()
     if strides == (rank, 1):

@@ -90,7 +90,7 @@ class PreparedLaunches:
     The layers of a model are alike, and so are its steps. An ordinary launch takes a slow host
     longer than all the rest of a layer's backward; that all is looked up by one key is why the key
     has to hold everything that Triton makes another kernel for: dtypes, sizes, constants and the
-    alignment of every tensor; and what settles the grid, and the device.
+    alignment of every tensor that is given; and what settles the grid, and the device.
     """
 
     def __init__(self) -> None:
@@ -136,7 +136,13 @@ def addressed(*tensors: Tensor) -> tuple[Sequence[Any], int]:
     a number it asks nothing. The interpreter takes tensors alone. The alignment has a bit for each
     tensor, set where vectors of 16 bytes do not fit its address; those that a launcher has made
     itself need not be asked, for memory that torch gives fits.
+
+    Raises:
+        ValueError: they lie on several devices: a kernel would end the process's use of the card.
     """
+    if len(set(map(_number_of_device, tensors))) > 1:
+        devices = ", ".join(str(tensor.device) for tensor in tensors)
+        raise ValueError(f"tensors must lie on one device, got {devices}")
     addresses = [*map(address_of, tensors)]
     bits = 0
     if functools.reduce(operator.or_, addresses, 0) % 16:  # seldom
@@ -145,6 +151,7 @@ def addressed(*tensors: Tensor) -> tuple[Sequence[Any], int]:
     return tensors if INTERPRETED else addresses, bits
 
 
+_number_of_device = Tensor.get_device  # -1 is a CPU
 address_of = Tensor.data_ptr
 # what a prepared launch takes for a tensor that the launcher has made
 pointer_to: Callable[[Tensor], Any] = (lambda tensor: tensor) if INTERPRETED else address_of

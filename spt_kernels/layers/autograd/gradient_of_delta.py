@@ -26,12 +26,25 @@ def gradient_of_delta(
         kept: what it has saved itself.
         pattern: the entries.
     """
-    plan = pattern.native_plan() if grad_output.is_cpu and may_launch(grad_output) else None
-    if plan is not None and grad_output.dtype in DTYPE_NUMBERS and grad_output.is_contiguous():
-        wide, width = pattern.out_features, pattern.in_features
-        tokens = grad_output.numel() // wide
-        packed = packed_input(saved, kept, tokens, width)
+    if grad_output.is_cpu and may_launch(grad_output) and grad_output.is_contiguous():
+        packed = packed_gradient(grad_output, saved, kept, pattern)
         if packed is not None:
-            return plan.run(grad_output, packed.source, tokens, (wide, width), packed.activation)
+            return packed
     gy = grad_output.reshape(-1, pattern.out_features)  # [tokens, out]
     return eager_sparse_gradient(gy, saved.rebuild(kept), pattern)
+
+
+def packed_gradient(
+    grad_output: Tensor, saved: SavedInput, kept: Tensors, pattern: SparsePattern
+) -> Tensor | None:
+    """That by the C++, of a contiguous gradient on a CPU; None where it is not for such entries."""
+    plan = pattern.native_plan()
+    if plan is None or grad_output.dtype not in DTYPE_NUMBERS:
+        return None
+    wide, width = pattern.out_features, pattern.in_features
+    tokens = grad_output.numel() // wide
+    packed = packed_input(saved, kept, tokens, width)
+    if packed is None:
+        return None
+    source, activation, _ = packed
+    return plan.run(grad_output, source, tokens, (wide, width), activation)

@@ -217,8 +217,8 @@ def is_kept(x: Tensor, way: tuple[Any, ...], types: tuple[NodeType, ...], output
     """Whether a node on the way of `x` keeps it for its own backward, so that saving it is free.
 
     Which node that is is a matter of the types on the way, and read from the first such way alone:
-    to read it takes a host as long as a product. Where a node has kept it that time alone, as a
-    product does whose other factor is trained, no more is lost than memory.
+    to read it takes a host as long as a product. Should a node have kept it that time alone, no
+    more is lost than memory.
 
     Args:
         x: an activation.

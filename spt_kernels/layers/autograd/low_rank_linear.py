@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
 
+from ...ops.launching import may_launch
 from ...ops.native_calls import (
     ITSELF,
     LoraShape,
@@ -16,18 +16,11 @@ from ...ops.native_calls import (
     launch_lora,
     launch_lora_gradients,
 )
-from ...ops.torch_internals import (
-    count_dispatch_modes,
-    hooks_in_use,
-    is_any_autocast_enabled,
-    is_batch,
-    is_functorch_active,
-)
-from .autocast import is_any_autocast_on
+from ...ops.torch_internals import count_dispatch_modes, hooks_in_use, is_any_autocast_enabled
 from .lora_call import LoraCall
 from .lora_launches import grad_of_a_of_source
 from .packed_input import packed_input
-from .plain_backward import plain_backward
+from .plain_backward import is_ordinary, plain_backward
 from .saved_input import RebuildingFunction, SavedInput, Tensors
 from .tuned_linear import linear_with_lora
 
@@ -96,58 +89,57 @@ class SmallLowRankLinear(RebuildingFunction):
         factors = lora_a.data_ptr(), lora_b.data_ptr()
         launch_lora(shape, lora.scale, *factors, address, y.data_ptr())
         y = y.data
-        recipe, kept = _KEPT, (x,)
-        # hooks put what is kept elsewhere, and a view would keep all that it is a part of
-        if x._is_view() or hooks_in_use() is not None:
-            recipe, kept = SavedInput.eager(x, _FP32)  # type: ignore[assignment]
-        ctx.save_for_backward(lora_a, lora_b, weight if ctx.needs_input_grad[0] else None, *kept)
-        ctx.saved_input, ctx.how = recipe, (lora, shape, address)
+        if hooks_in_use() is not None:
+            address = -1  # of what they give back all has to be looked at
+        ctx.save_for_backward(lora_a, lora_b, weight if ctx.needs_input_grad[0] else None, x)
+        ctx.saved_input, ctx.how = _KEPT, (lora, shape, address)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the input and of both factors."""
-        # `plain_backward` and `may_launch` in one: each frame is felt here
-        if (
-            is_dynamo_compiling()
-            or torch.is_grad_enabled()
-            or is_any_autocast_on()
-            or type(grad_output) is not Tensor
-            or not grad_output.is_contiguous()
-            or grad_output.is_neg()
-            or is_batch(grad_output)
-            or count_dispatch_modes()
-            or is_functorch_active()
-        ):
-            return _small_in_general(ctx, grad_output)
-        lora_a, lora_b, weight, *kept = ctx.saved_tensors
-        lora, shape, address = ctx.how
-        if ctx.saved_input is _KEPT and kept[0].data_ptr() == address:
-            activation = ITSELF  # what the forward has looked at
-        else:
-            packed = packed_input(ctx.saved_input, kept, shape[0], shape[1])
-            if packed is None:
-                return _small_in_general(ctx, grad_output)
-            source, activation, _ = packed
-            address = source.data_ptr()
-        grad_x, address_of_x = None, 0
-        if weight is not None:
-            grad_x = torch.matmul(grad_output, weight)
-            address_of_x = grad_x.data_ptr()
-        grad_a, grad_b = torch.empty_like(lora_a), torch.empty_like(lora_b)
-        launch_lora_gradients(
-            *(shape, lora.scale, lora_a.data_ptr(), lora_b.data_ptr()),
-            *(grad_output.data_ptr(), address, *activation),
-            *(grad_a.data_ptr(), grad_b.data_ptr(), address_of_x),
-        )
-        return grad_x, None, None, grad_a, grad_b, None, None
+        if is_ordinary(grad_output):
+            return _small_gradients(ctx, grad_output, is_plain=True)
+        return _small_gradients_in_general(ctx, grad_output)
 
 
-@plain_backward
-def _small_in_general(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    lora_a, lora_b, weight, *kept = ctx.saved_tensors
-    tensors = grad_output, weight, lora_a, lora_b
-    return *gradients_of(*tensors, ctx.how[0], None, ctx.saved_input, kept, _FP32), None
+def _small_gradients(
+    ctx: Any, grad_output: Tensor, *, is_plain: bool = False
+) -> tuple[Tensor | None, ...]:
+    lora_a, lora_b, weight, x = ctx.saved_tensors
+    lora, shape, address = ctx.how
+    if not (
+        (is_plain or may_launch(grad_output))
+        and grad_output.is_contiguous()
+        # what the forward has looked at, or what looks the same
+        and (x.data_ptr() == address or _are_as_told(x, lora_a, lora_b, shape))
+    ):
+        tensors = grad_output, weight, lora_a, lora_b
+        return *gradients_of(*tensors, lora, None, _KEPT, (x,), _FP32), None
+    grad_x, address_of_grad_x = None, 0
+    if weight is not None:
+        grad_x = torch.matmul(grad_output, weight)
+        address_of_grad_x = grad_x.data_ptr()
+    grad_a, grad_b = torch.empty_like(lora_a), torch.empty_like(lora_b)
+    launch_lora_gradients(
+        *(shape, lora.scale, lora_a.data_ptr(), lora_b.data_ptr()),
+        *(grad_output.data_ptr(), x.data_ptr(), *ITSELF),
+        *(grad_a.data_ptr(), grad_b.data_ptr(), address_of_grad_x),
+    )
+    return grad_x, None, None, grad_a, grad_b, None, None
+
+
+_small_gradients_in_general = plain_backward(_small_gradients)
+
+
+def _are_as_told(x: Tensor, lora_a: Tensor, lora_b: Tensor, shape: LoraShape) -> bool:
+    """Whether what hooks give for saved tensors is what the C++ takes."""
+    return (
+        lora_a.dtype is lora_b.dtype is _FP32
+        and lora_a.is_contiguous()
+        and lora_b.is_contiguous()
+        and packed_input(_KEPT, (x,), shape[0], shape[1]) is not None
+    )
 
 
 class SmallSizes(NamedTuple):
@@ -183,7 +175,7 @@ def small_shape(
         numel <= sizes.most
         and _HAS_CPP
         and x.is_cpu
-        and x.dtype is weight.dtype is lora_a.dtype is lora_b.dtype is _FP32
+        and x.dtype is lora_a.dtype is lora_b.dtype is _FP32  # a weight that is not is refused
         and x.is_contiguous()
         and lora_a.is_contiguous()
         and lora_b.is_contiguous()

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from ...ops.torch_internals import add_batch_dim, is_batch, remove_batch_dim
+from ...ops.torch_internals import (
+    add_batch_dim,
+    count_dispatch_modes,
+    is_batch,
+    is_functorch_active,
+    remove_batch_dim,
+)
 from .autocast import is_any_autocast_on, without_autocast
 
 Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
@@ -39,6 +45,24 @@ def plain_backward(backward: Backward) -> Backward:
         return backward(ctx, grad)
 
     return wrapper
+
+
+def is_ordinary(grad: Tensor) -> bool:
+    """Whether `plain_backward` would do nothing, and `may_launch` say yes: for those without it.
+
+    It is one frame in place of five, which small layers on a CPU take longer for than for products.
+    """
+    return not (
+        is_dynamo_compiling()  # first, as what traces stops here
+        or torch.is_grad_enabled()
+        or is_any_autocast_on()
+        or type(grad) is not Tensor
+        or not (grad.is_cpu or grad.is_cuda)
+        or grad.is_neg()
+        or is_batch(grad)
+        or count_dispatch_modes()
+        or is_functorch_active()
+    )
 
 
 def one_at_a_time(backward: Backward) -> Backward:

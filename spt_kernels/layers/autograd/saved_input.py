@@ -79,7 +79,7 @@ class SavedInput(NamedTuple):
         if hooks is None and type(x) in _INSPECTED:
             # what nearly every layer comes to, without a frame: right behind a GELU or LayerNorm
             node: Any = x.grad_fn
-            made_by = NODE_TYPES[type(node)]
+            made_by: Any = NODE_TYPES[type(node)]
             if (
                 made_by.is_rebuilt
                 and x._version == 0
