@@ -16,10 +16,9 @@ from ...ops.native_calls import (
     launch_lora,
     launch_lora_gradients,
 )
-from ...ops.torch_internals import count_dispatch_modes, hooks_in_use, is_any_autocast_enabled
+from ...ops.torch_internals import count_dispatch_modes, is_any_autocast_enabled
 from .lora_call import LoraCall
 from .lora_launches import grad_of_a_of_source
-from .packed_input import packed_input
 from .plain_backward import is_ordinary, plain_backward
 from .saved_input import RebuildingFunction, SavedInput, Tensors
 from .tuned_linear import linear_with_lora
@@ -85,14 +84,12 @@ class SmallLowRankLinear(RebuildingFunction):
     ) -> Tensor:
         """`[..., out]`, fp32, of the `shape` that `small_shape` gave."""
         y = F.linear(x, weight, bias)
-        address = x.data_ptr()
-        factors = lora_a.data_ptr(), lora_b.data_ptr()
-        launch_lora(shape, lora.scale, *factors, address, y.data_ptr())
+        launch_lora(
+            *(shape, lora.scale, lora_a.data_ptr(), lora_b.data_ptr(), x.data_ptr(), y.data_ptr())
+        )
         y = y.data
-        if hooks_in_use() is not None:
-            address = -1  # of what they give back all has to be looked at
         ctx.save_for_backward(lora_a, lora_b, weight if ctx.needs_input_grad[0] else None, x)
-        ctx.saved_input, ctx.how = _KEPT, (lora, shape, address)
+        ctx.saved_input, ctx.how = _KEPT, (lora, shape)
         return y
 
     @staticmethod
@@ -107,12 +104,17 @@ def _small_gradients(
     ctx: Any, grad_output: Tensor, *, is_plain: bool = False
 ) -> tuple[Tensor | None, ...]:
     lora_a, lora_b, weight, x = ctx.saved_tensors
-    lora, shape, address = ctx.how
+    lora, shape = ctx.how
     if not (
         (is_plain or may_launch(grad_output))
         and grad_output.is_contiguous()
-        # what the forward has looked at, or what looks the same
-        and (x.data_ptr() == address or _are_as_told(x, lora_a, lora_b, shape))
+        # hooks may have put others in the places of those that the forward has looked at
+        and x.dtype is _FP32
+        and x.is_contiguous()
+        and x.numel() == shape[0] * shape[1]
+        and type(x) is Tensor
+        and not x.is_neg()
+        and (type(lora_a) is type(lora_b) is torch.nn.Parameter or _are_taken(lora_a, lora_b))
     ):
         tensors = grad_output, weight, lora_a, lora_b
         return *gradients_of(*tensors, lora, None, _KEPT, (x,), _FP32), None
@@ -132,14 +134,9 @@ def _small_gradients(
 _small_gradients_in_general = plain_backward(_small_gradients)
 
 
-def _are_as_told(x: Tensor, lora_a: Tensor, lora_b: Tensor, shape: LoraShape) -> bool:
-    """Whether what hooks give for saved tensors is what the C++ takes."""
-    return (
-        lora_a.dtype is lora_b.dtype is _FP32
-        and lora_a.is_contiguous()
-        and lora_b.is_contiguous()
-        and packed_input(_KEPT, (x,), shape[0], shape[1]) is not None
-    )
+def _are_taken(*factors: Tensor) -> bool:
+    """Whether factors, of which hooks have given at least one, are what the C++ takes."""
+    return all(factor.dtype is _FP32 and factor.is_contiguous() for factor in factors)
 
 
 class SmallSizes(NamedTuple):
