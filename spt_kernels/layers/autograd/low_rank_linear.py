@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...ops.launching import may_launch
 from ...ops.native_calls import (
     ITSELF,
     LoraShape,
@@ -19,7 +18,7 @@ from ...ops.native_calls import (
 from ...ops.torch_internals import count_dispatch_modes, is_any_autocast_enabled
 from .lora_call import LoraCall
 from .lora_launches import grad_of_a_of_source
-from .plain_backward import is_ordinary, plain_backward
+from .plain_backward import plain_backward, quick_backward
 from .saved_input import RebuildingFunction, SavedInput, Tensors
 from .tuned_linear import linear_with_lora
 
@@ -93,45 +92,35 @@ class SmallLowRankLinear(RebuildingFunction):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    @quick_backward
+    def backward(ctx: Any, grad_output: Tensor, is_plain: bool) -> tuple[Tensor | None, ...]:
         """Gradients of the input and of both factors."""
-        if is_ordinary(grad_output):
-            return _small_gradients(ctx, grad_output, is_plain=True)
-        return _small_gradients_in_general(ctx, grad_output)
-
-
-def _small_gradients(
-    ctx: Any, grad_output: Tensor, *, is_plain: bool = False
-) -> tuple[Tensor | None, ...]:
-    lora_a, lora_b, weight, x = ctx.saved_tensors
-    lora, shape = ctx.how
-    if not (
-        (is_plain or may_launch(grad_output))
-        and grad_output.is_contiguous()
-        # hooks may have put others in the places of those that the forward has looked at
-        and x.dtype is _FP32
-        and x.is_contiguous()
-        and x.numel() == shape[0] * shape[1]
-        and type(x) is Tensor
-        and not x.is_neg()
-        and (type(lora_a) is type(lora_b) is torch.nn.Parameter or _are_taken(lora_a, lora_b))
-    ):
-        tensors = grad_output, weight, lora_a, lora_b
-        return *gradients_of(*tensors, lora, None, _KEPT, (x,), _FP32), None
-    grad_x, address_of_grad_x = None, 0
-    if weight is not None:
-        grad_x = torch.matmul(grad_output, weight)
-        address_of_grad_x = grad_x.data_ptr()
-    grad_a, grad_b = torch.empty_like(lora_a), torch.empty_like(lora_b)
-    launch_lora_gradients(
-        *(shape, lora.scale, lora_a.data_ptr(), lora_b.data_ptr()),
-        *(grad_output.data_ptr(), x.data_ptr(), *ITSELF),
-        *(grad_a.data_ptr(), grad_b.data_ptr(), address_of_grad_x),
-    )
-    return grad_x, None, None, grad_a, grad_b, None, None
-
-
-_small_gradients_in_general = plain_backward(_small_gradients)
+        lora_a, lora_b, weight, x = ctx.saved_tensors
+        lora, shape = ctx.how
+        if not (
+            is_plain
+            and grad_output.is_contiguous()
+            # hooks may have put others in the places of those that the forward has looked at
+            and x.dtype is _FP32
+            and x.is_contiguous()
+            and x.numel() == shape[0] * shape[1]
+            and type(x) is Tensor
+            and not x.is_neg()
+            and (type(lora_a) is type(lora_b) is torch.nn.Parameter or _are_taken(lora_a, lora_b))
+        ):
+            tensors = grad_output, weight, lora_a, lora_b
+            return *gradients_of(*tensors, lora, None, _KEPT, (x,), _FP32), None
+        grad_x, address_of_grad_x = None, 0
+        if weight is not None:
+            grad_x = torch.matmul(grad_output, weight)
+            address_of_grad_x = grad_x.data_ptr()
+        grad_a, grad_b = torch.empty_like(lora_a), torch.empty_like(lora_b)
+        launch_lora_gradients(
+            *(shape, lora.scale, lora_a.data_ptr(), lora_b.data_ptr()),
+            *(grad_output.data_ptr(), x.data_ptr(), *ITSELF),
+            *(grad_a.data_ptr(), grad_b.data_ptr(), address_of_grad_x),
+        )
+        return grad_x, None, None, grad_a, grad_b, None, None
 
 
 def _are_taken(*factors: Tensor) -> bool:

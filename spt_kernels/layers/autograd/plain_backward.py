@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
+from ...ops.launching import may_launch
 from ...ops.torch_internals import (
     add_batch_dim,
     count_dispatch_modes,
@@ -20,6 +21,7 @@ from ...ops.torch_internals import (
 from .autocast import is_any_autocast_on, without_autocast
 
 Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
+QuickBackward = Callable[[Any, Tensor, bool], tuple[Tensor | None, ...]]
 
 _MOST_LEVELS = 64  # that torch has
 
@@ -47,11 +49,22 @@ def plain_backward(backward: Backward) -> Backward:
     return wrapper
 
 
-def is_ordinary(grad: Tensor) -> bool:
-    """Whether `plain_backward` would do nothing, and `may_launch` say yes: for those without it.
+def quick_backward(backward: QuickBackward) -> Backward:
+    """`plain_backward` for layers so small that each frame is felt: one in place of five.
 
-    It is one frame in place of five, which small layers on a CPU take longer for than for products.
+    The backward is told whether its gradient is one that `may_launch` says yes to.
     """
+    in_general = plain_backward(lambda ctx, grad: backward(ctx, grad, may_launch(grad)))
+
+    @functools.wraps(backward)
+    def wrapper(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return backward(ctx, grad, True) if _is_ordinary(grad) else in_general(ctx, grad)
+
+    return wrapper
+
+
+def _is_ordinary(grad: Tensor) -> bool:
+    """Whether `plain_backward` would do nothing, and `may_launch` say yes."""
     return not (
         is_dynamo_compiling()  # first, as what traces stops here
         or torch.is_grad_enabled()

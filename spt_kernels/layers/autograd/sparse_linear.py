@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...ops.launching import may_launch
 from .gradient_of_delta import packed_gradient
-from .plain_backward import is_ordinary, plain_backward
+from .plain_backward import quick_backward
 from .saved_input import RebuildingFunction, SavedInput
 from .sparse_gradient import DeltaPattern, eager_sparse_gradient
 from .wide_product import product_in
@@ -41,38 +40,28 @@ class SparseLinear(RebuildingFunction):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    @quick_backward
+    def backward(ctx: Any, grad_output: Tensor, is_plain: bool) -> tuple[Tensor | None, ...]:
         """Gradients of the input and of the delta; never one of the whole weight."""
-        if is_ordinary(grad_output):
-            return _gradients(ctx, grad_output, is_plain=True)
-        return _gradients_in_general(ctx, grad_output)
-
-
-def _gradients(
-    ctx: Any, grad_output: Tensor, *, is_plain: bool = False
-) -> tuple[Tensor | None, ...]:
-    weight, *kept = ctx.saved_tensors
-    recipe: SavedInput = ctx.saved_input
-    pattern, x_dtype = ctx.how
-    entries = pattern.compacted if recipe.kind == "columns" else pattern.whole
-    is_dense = grad_output.is_contiguous()
-    grad_delta = None
-    if is_dense and grad_output.is_cpu and (is_plain or may_launch(grad_output)):
-        grad_delta = packed_gradient(grad_output, recipe, kept, entries)
-    if grad_delta is None:
-        gy = grad_output.reshape(-1, entries.out_features)  # [tokens, out]
-        grad_delta = eager_sparse_gradient(gy, recipe.rebuild(kept), entries)
-    if weight is None:
-        return None, None, None, grad_delta, None
-    if weight.dtype is not grad_output.dtype:
-        weight = weight.to(grad_output.dtype)
-    if is_dense and grad_output.dtype is x_dtype:
-        grad_x = torch.matmul(grad_output, weight)  # of others it may make one for each row
-    else:
-        gy = grad_output.reshape(-1, entries.out_features)
-        flat = product_in(x_dtype, gy, weight)
-        grad_x = flat.view(*grad_output.shape[:-1], pattern.whole.in_features)
-    return grad_x, None, None, grad_delta, None
-
-
-_gradients_in_general = plain_backward(_gradients)
+        weight, *kept = ctx.saved_tensors
+        recipe: SavedInput = ctx.saved_input
+        pattern, x_dtype = ctx.how
+        entries = pattern.compacted if recipe.kind == "columns" else pattern.whole
+        is_dense = grad_output.is_contiguous()
+        grad_delta = None
+        if is_plain and is_dense and grad_output.is_cpu:
+            grad_delta = packed_gradient(grad_output, recipe, kept, entries)
+        if grad_delta is None:
+            gy = grad_output.reshape(-1, entries.out_features)  # [tokens, out]
+            grad_delta = eager_sparse_gradient(gy, recipe.rebuild(kept), entries)
+        if weight is None:
+            return None, None, None, grad_delta, None
+        if weight.dtype is not grad_output.dtype:
+            weight = weight.to(grad_output.dtype)
+        if is_dense and grad_output.dtype is x_dtype:
+            grad_x = torch.matmul(grad_output, weight)  # of others it may make one for each row
+        else:
+            gy = grad_output.reshape(-1, entries.out_features)
+            flat = product_in(x_dtype, gy, weight)
+            grad_x = flat.view(*grad_output.shape[:-1], pattern.whole.in_features)
+        return grad_x, None, None, grad_delta, None
